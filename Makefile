@@ -1,0 +1,29 @@
+# Each target works from a fresh clone that has Python (3.11 to 3.13), pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow check clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## train and compare on the bundled icons, with pictures in divcon-demo/
+	$(BIN)/divcon demo --out divcon-demo
+
+test: $(VENV)/.installed  ## the default suite
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed  ## all tests, the long ones too
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+check: $(VENV)/.installed  ## style, types, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist divcon-demo

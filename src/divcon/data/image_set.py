@@ -1,0 +1,234 @@
+"""The two values that all data comes as: a labelled set of images, and a benchmark made of such sets."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from divcon.errors import DataError, ImageError
+
+LEAVE_ONE_OUT = "leave-one-out"
+QUERY_GALLERY = "query-gallery"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """N labelled images, by path or as encoded bytes.
+
+    ``rows`` identifies an image within its source (the row of the table, or the place in the sorted folder): two
+    sets read from the same source hold the same image where they hold the same row.
+    """
+
+    labels: np.ndarray
+    """(N,) int64, each an index into ``label_names``."""
+    label_names: tuple[str, ...]
+    """The names of all classes of the source, those that this set has no image of included."""
+    paths: pa.Array
+    """(N,) strings, as the source gives them: relative to ``root``, or absolute."""
+    rows: np.ndarray
+    """(N,) int64, unique."""
+    source: str
+    """The table or folder that the rows count in, for messages."""
+    root: str = ""
+    """The folder that relative paths start from."""
+    encoded: pa.Array | pa.ChunkedArray | None = None
+    """The source's column of encoded images (PNG, JPEG, ... bytes), indexed by ``rows``; None: files are opened."""
+    boxes: np.ndarray | None = None
+    """(N, 4) int64, the part of each image to use: left, top, right, bottom in pixels; a negative left: all of it."""
+    cameras: np.ndarray | None = None
+    """(N,) int64. A query ignores gallery images of its own label and camera."""
+    groups: np.ndarray | None = None
+    """(N,) int64. A query ignores gallery images of its own group (a video sequence, say); -1 has none."""
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        for name in ("paths", "rows", "boxes", "cameras", "groups"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise ValueError(f"ImageSet: {name} has {len(value)} entries for {n} labels")
+        if n and (self.labels.min() < 0 or self.labels.max() >= len(self.label_names)):
+            raise ValueError("ImageSet: a label is outside label_names")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self)} images, {self.num_classes} classes, {self.source!r})"
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """The labels that have an image here, sorted, (C,) int64."""
+        return np.unique(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def subset(self, indices: np.ndarray) -> ImageSet:
+        """The images at ``indices`` (int or bool), in that order."""
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            indices = np.flatnonzero(indices)
+
+        def take(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[indices]
+
+        return replace(
+            self,
+            labels=self.labels[indices],
+            rows=self.rows[indices],
+            paths=self.paths.take(pa.array(indices, type=pa.int64())),
+            boxes=take(self.boxes),
+            cameras=take(self.cameras),
+            groups=take(self.groups),
+        )
+
+    def of_classes(self, classes: np.ndarray) -> ImageSet:
+        """The images whose label is among ``classes``."""
+        return self.subset(np.isin(self.labels, classes))
+
+    def path(self, i: int) -> str:
+        """The path of image i as the source gives it."""
+        return self.paths[int(i)].as_py()
+
+    def label_name(self, i: int) -> str:
+        return self.label_names[self.labels[i]]
+
+    def where(self, i: int) -> str:
+        """Image i in words, for messages: the table and line that name it, and its path."""
+        return f"{where_in(self.source, int(self.rows[i]))}{self.path(i)}"
+
+    def open(self, i: int) -> Image.Image:
+        """Image i, decoded, as RGB on white.
+
+        Raises:
+            ImageError: the file is missing, or does not decode; the message names it.
+        """
+        try:
+            if self.encoded is None:
+                with Image.open(Path(self.root, self.path(i))) as image:
+                    return self._cropped(_to_rgb(image), i)
+            with Image.open(io.BytesIO(self.encoded[int(self.rows[i])].as_py())) as image:
+                return self._cropped(_to_rgb(image), i)
+        except FileNotFoundError:
+            raise ImageError(f"{self.where(i)}: there is no such file") from None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ImageError(f"{self.where(i)}: this image does not decode ({error})") from None
+
+    def _cropped(self, image: Image.Image, i: int) -> Image.Image:
+        if self.boxes is None or self.boxes[i][0] < 0:
+            return image
+        left, top, right, bottom = (int(v) for v in self.boxes[i])
+        if not (left < right <= image.width and top < bottom <= image.height and top >= 0):
+            raise ValueError(f"the box {left},{top},{right},{bottom} is outside its {image.width} x {image.height} pixels")
+        return image.crop((left, top, right, bottom))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent becomes white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def where_in(source: str, row: int) -> str:
+    """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet, nothing of a folder."""
+    if source.endswith(".csv"):
+        return f"{source} line {csv_line(source, row)}: "
+    if source.endswith(".parquet"):
+        return f"{source} row {row}: "
+    return ""
+
+
+def csv_line(source: str, row: int) -> int:
+    """The line (from 1) on which record ``row`` (from 0, after the header) of a CSV ends; quoted newlines are counted."""
+    with Path(source).open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.reader(file)
+        records = (record for record in reader if record)
+        next(records, None)
+        for number, _ in enumerate(records):
+            if number == row:
+                return reader.line_num
+    return row + 2
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """What a model is trained on and what it is then asked: train classes, and queries against a gallery of others.
+
+    ``query is gallery`` means leave-one-out: each image searches among all the others.
+    """
+
+    name: str
+    train: ImageSet
+    query: ImageSet
+    gallery: ImageSet
+    recall_at: tuple[int, ...] = (1, 2, 4, 8, 10)
+    flip: bool = True
+    """Whether a mirrored image is still of its class, so that training may flip."""
+    validation: ImageSet | None = None
+    """Images of classes kept for model selection, where the source names them; otherwise they are held out of train."""
+    notes: tuple[str, ...] = field(default=())
+    """What the reader found that the user should know."""
+
+    def __post_init__(self) -> None:
+        for name, other in (("query", self.query), ("gallery", self.gallery), ("validation", self.validation)):
+            if other is not None:
+                _check_disjoint(self.train, other, name)
+
+    @property
+    def protocol(self) -> str:
+        return LEAVE_ONE_OUT if self.query is self.gallery else QUERY_GALLERY
+
+    @cached_property
+    def split_hash(self) -> str:
+        """16 hexadecimal digits of what is asked of a model: every query and gallery image with its label.
+        Two results can be compared where protocol and hash are the same."""
+        digest = hashlib.sha256(self.protocol.encode())
+        for role, images in (("query", self.query), ("gallery", self.gallery)):
+            lines = (f"{images.label_name(i)}\t{images.path(i)}" for i in range(len(images)))
+            digest.update(f"\n{role}\n".encode() + "\n".join(sorted(lines)).encode())
+        return digest.hexdigest()[:16]
+
+    def with_validation(self, fraction: float = 0.1, seed: int = 0) -> Benchmark:
+        """The same with validation classes: those that the source names, or else ``fraction`` of the train classes,
+        drawn by ``seed`` and taken out of ``train``.
+
+        Raises:
+            DataError: too few classes to hold any out.
+        """
+        if self.validation is not None:
+            return self
+        classes = self.train.classes
+        held = max(2, round(fraction * len(classes)))
+        if len(classes) - held < 2:
+            raise DataError(
+                f"{self.train.source}: {len(classes)} train classes are too few to hold {held} out for validation; "
+                "train without validation classes (--no-validation)"
+            )
+        chosen = np.random.default_rng([seed, 0x5EED]).permutation(classes)[:held]
+        out = np.isin(self.train.labels, chosen)
+        return replace(self, train=self.train.subset(~out), validation=self.train.subset(out))
+
+
+def _check_disjoint(train: ImageSet, other: ImageSet, name: str) -> None:
+    names = {train.label_names[c]: c for c in train.classes}
+    shared = [other.label_names[c] for c in other.classes if other.label_names[c] in names]
+    if shared:
+        first = shared[0]
+        i = int(np.flatnonzero(train.labels == names[first])[0])
+        j = int(np.flatnonzero(other.labels == other.label_names.index(first))[0])
+        raise DataError(
+            f"{len(shared)} classes are both in train and in {name}, for example {first!r} ({train.where(i)}; "
+            f"{other.where(j)}): an embedding is judged on classes never seen in training, so give each class one split"
+        )

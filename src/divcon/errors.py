@@ -1,0 +1,46 @@
+"""What a user is told when their data or options cannot be used: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DivconError(Exception):
+    """Base of all errors that are the input's, not the program's; the command line prints them without a trace."""
+
+
+class DataError(DivconError):
+    """The user's images, labels or tables cannot be used as they are."""
+
+
+class ImageError(DataError):
+    """One image does not decode."""
+
+
+class ConfigError(DivconError):
+    """An option or a combination of options cannot work."""
+
+
+class WeightsError(DivconError):
+    """Pretrained or saved weights cannot be had or do not fit."""
+
+
+class RunError(DivconError):
+    """A run folder cannot be used as asked."""
+
+
+class NonFiniteError(DivconError):
+    """A loss, feature or vector is NaN or infinite."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The text for an unknown name: ``unknown loss 'Tripet'; did you mean 'TripletMarginLoss'?``"""
+    known = sorted(known)
+    by_fold = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.casefold(), by_fold, n=3, cutoff=0.5)
+    if near:
+        return f"unknown {kind} {name!r}; did you mean {' or '.join(repr(by_fold[n]) for n in near)}?"
+    if len(known) <= 20:
+        return f"unknown {kind} {name!r}; known: {', '.join(known)}"
+    return f"unknown {kind} {name!r}"
