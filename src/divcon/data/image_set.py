@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from divcon.data.table_file import CSV_SUFFIXES, PARQUET_SUFFIXES, csv_line
 from divcon.errors import DataError, ImageError
 
 LEAVE_ONE_OUT = "leave-one-out"
@@ -47,6 +47,8 @@ class ImageSet:
     """(N,) int64. A query ignores gallery images of its own label and camera."""
     groups: np.ndarray | None = None
     """(N,) int64. A query ignores gallery images of its own group (a video sequence, say); -1 has none."""
+    flip: bool = True
+    """Whether a mirrored image is still of its class, so that training may flip."""
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -103,8 +105,9 @@ class ImageSet:
         return self.label_names[self.labels[i]]
 
     def where(self, i: int) -> str:
-        """Image i in words, for messages: the table and line that name it, and its path."""
-        return f"{where_in(self.source, int(self.rows[i]))}{self.path(i)}"
+        """Image i in words, for messages: the table and line that name it and the path given there, or its whole path."""
+        table = where_in(self.source, int(self.rows[i]))
+        return f"{table}{self.path(i)}" if table else str(Path(self.root, self.path(i)))
 
     def open(self, i: int) -> Image.Image:
         """Image i, decoded, as RGB on white.
@@ -128,7 +131,9 @@ class ImageSet:
             return image
         left, top, right, bottom = (int(v) for v in self.boxes[i])
         if not (left < right <= image.width and top < bottom <= image.height and top >= 0):
-            raise ValueError(f"the box {left},{top},{right},{bottom} is outside its {image.width} x {image.height} pixels")
+            raise ValueError(
+                f"the box {left},{top},{right},{bottom} is outside its {image.width} x {image.height} pixels"
+            )
         return image.crop((left, top, right, bottom))
 
 
@@ -143,23 +148,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def where_in(source: str, row: int) -> str:
     """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet, nothing of a folder."""
-    if source.endswith(".csv"):
+    suffix = Path(source).suffix.lower()
+    if suffix in CSV_SUFFIXES:
         return f"{source} line {csv_line(source, row)}: "
-    if source.endswith(".parquet"):
+    if suffix in PARQUET_SUFFIXES:
         return f"{source} row {row}: "
     return ""
-
-
-def csv_line(source: str, row: int) -> int:
-    """The line (from 1) on which record ``row`` (from 0, after the header) of a CSV ends; quoted newlines are counted."""
-    with Path(source).open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.reader(file)
-        records = (record for record in reader if record)
-        next(records, None)
-        for number, _ in enumerate(records):
-            if number == row:
-                return reader.line_num
-    return row + 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,17 +168,18 @@ class Benchmark:
     query: ImageSet
     gallery: ImageSet
     recall_at: tuple[int, ...] = (1, 2, 4, 8, 10)
-    flip: bool = True
-    """Whether a mirrored image is still of its class, so that training may flip."""
     validation: ImageSet | None = None
     """Images of classes kept for model selection, where the source names them; otherwise they are held out of train."""
     notes: tuple[str, ...] = field(default=())
     """What the reader found that the user should know."""
 
     def __post_init__(self) -> None:
-        for name, other in (("query", self.query), ("gallery", self.gallery), ("validation", self.validation)):
-            if other is not None:
-                _check_disjoint(self.train, other, name)
+        test = (("query", self.query), ("gallery", self.gallery))
+        for name, other in test:
+            _check_disjoint(self.train, "train", other, name)
+        if self.validation is not None:
+            for name, other in (("train", self.train), *test):
+                _check_disjoint(self.validation, "validation", other, name)
 
     @property
     def protocol(self) -> str:
@@ -221,14 +216,16 @@ class Benchmark:
         return replace(self, train=self.train.subset(~out), validation=self.train.subset(out))
 
 
-def _check_disjoint(train: ImageSet, other: ImageSet, name: str) -> None:
-    names = {train.label_names[c]: c for c in train.classes}
-    shared = [other.label_names[c] for c in other.classes if other.label_names[c] in names]
-    if shared:
-        first = shared[0]
-        i = int(np.flatnonzero(train.labels == names[first])[0])
-        j = int(np.flatnonzero(other.labels == other.label_names.index(first))[0])
-        raise DataError(
-            f"{len(shared)} classes are both in train and in {name}, for example {first!r} ({train.where(i)}; "
-            f"{other.where(j)}): an embedding is judged on classes never seen in training, so give each class one split"
-        )
+def _check_disjoint(part: ImageSet, name: str, other: ImageSet, other_name: str) -> None:
+    label_of = {other.label_names[c]: c for c in other.classes}
+    shared = [c for c in part.classes if part.label_names[c] in label_of]
+    if not shared:
+        return
+    label = part.label_names[shared[0]]
+    i = int(np.flatnonzero(part.labels == shared[0])[0])
+    j = int(np.flatnonzero(other.labels == label_of[label])[0])
+    number = "1 class is" if len(shared) == 1 else f"{len(shared):,} classes are"
+    raise DataError(
+        f"{number} both in {name} and in {other_name}, for example {label!r} ({part.where(i)}; {other.where(j)}): an "
+        "embedding is judged on classes never seen in training, so give each class one split"
+    )

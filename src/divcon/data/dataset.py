@@ -1,0 +1,121 @@
+"""Decoding in worker processes: images in, batches of pixels out, the same whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from divcon.data.image_set import ImageSet
+from divcon.data.transforms import Transform
+from divcon.errors import ImageError
+
+Key = int | tuple[int, int, int]
+"""An image to see as evaluation does (its index), or as training does: (index, epoch, position in the epoch)."""
+
+Pixels = tuple[torch.Tensor, torch.Tensor]
+"""(B, 3, size, size) uint8, and the (B,) int64 indices of the images."""
+
+
+class Decoded(Dataset):
+    """The images of a set, decoded and transformed.
+
+    Augmentation draws from (seed, epoch, position) alone, and leaves the process's generator as it was. An image that
+    does not decode is returned as its `ImageError`, to be raised in the main process by `batches_of`: raised in a worker
+    it would come wrapped in the worker's trace.
+    """
+
+    def __init__(
+        self, images: ImageSet, evaluation: Transform, training: Transform | None = None, seed: int = 0
+    ) -> None:
+        self.images = images
+        self.evaluation = evaluation
+        self.training = training
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int] | ImageError:
+        try:
+            if not isinstance(key, tuple):
+                return self.evaluation(self.images.open(key)), key
+            index, epoch, position = key
+            image = self.images.open(index)
+        except ImageError as error:
+            return error
+        if self.training is None:
+            raise ValueError("Decoded: a training key, and no training transform")
+        state = torch.get_rng_state()
+        words = np.random.SeedSequence([self.seed, epoch, position]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]))
+        try:
+            return self.training(image), index
+        finally:
+            torch.set_rng_state(state)
+
+
+def collate(items: Sequence[tuple[torch.Tensor, int] | ImageError]) -> Pixels | ImageError:
+    """Stack a batch; one image that does not decode stands for the whole."""
+    for item in items:
+        if isinstance(item, ImageError):
+            return item
+    pixels, indices = zip(*items, strict=True)  # type: ignore[arg-type]
+    return torch.stack(pixels), torch.tensor(indices)
+
+
+def batches_of(loader: DataLoader | Iterable[Pixels | ImageError]) -> Iterator[Pixels]:
+    """The batches of a loader that collates with `collate`.
+
+    Raises:
+        ImageError: an image does not decode; the message names it.
+    """
+    for batch in loader:
+        if isinstance(batch, ImageError):
+            raise ImageError(*batch.args)
+        yield batch
+
+
+def evaluation_batches(
+    images: ImageSet, transform: Transform, *, batch_size: int, workers: int, pin_memory: bool = False
+) -> Iterator[Pixels]:
+    """All images in order, as evaluation sees them.
+
+    Raises:
+        ImageError: an image does not decode; the message names it.
+    """
+    loader = DataLoader(
+        Decoded(images, transform),
+        batch_size=batch_size,
+        num_workers=min(workers, -(-len(images) // batch_size)),
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        # Its own generator: a loader draws a seed for its workers, which must not shift anybody's random numbers.
+        generator=torch.Generator(),
+    )
+    return batches_of(loader)
+
+
+class _Undecodable(Dataset):
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> str | None:
+        try:
+            self.images.open(index)
+        except ImageError as error:
+            return str(error)
+        return None
+
+
+def undecodable(images: ImageSet, *, workers: int = 0) -> Iterator[tuple[int, str | None]]:
+    """Decode every image once: yields each index with None, or with what is wrong with that image."""
+    loader = DataLoader(
+        _Undecodable(images), batch_size=64, num_workers=workers, collate_fn=list, generator=torch.Generator()
+    )
+    yield from enumerate(message for batch in loader for message in batch)

@@ -1,0 +1,35 @@
+"""The icons benchmark, once it is built (``divcon.data.icons`` builds it)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from divcon.data.icons import ICONS_FILE, IconCounts
+from divcon.data.image_set import Benchmark
+from divcon.data.table import read_table
+from divcon.errors import DataError
+
+
+def read_icons(root: str | os.PathLike[str], *, name: str = "icons") -> Benchmark:
+    """The benchmark in ``root``, a folder that ``divcon data icons`` made, or its icons.parquet.
+
+    Leave-one-out over the test classes; no flip, because left and right arrows are different classes.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(root)
+    path = path / ICONS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there is no such file; `divcon data icons PACKAGE_DIR --out {path.parent}` makes it"
+        )
+    benchmark = read_table(path, flip=False)
+    counts = (pq.read_schema(path).metadata or {}).get(b"divcon_icons")
+    notes = (*benchmark.notes, str(IconCounts(**json.loads(counts)))) if counts else benchmark.notes
+    return replace(benchmark, name=name, notes=notes)

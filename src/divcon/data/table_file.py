@@ -1,0 +1,161 @@
+"""A CSV or parquet file as an Arrow table of the columns that describe images, and errors that name the line."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from divcon.errors import DataError
+
+CSV_SUFFIXES = (".csv", ".tsv")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+TABLE_SUFFIXES = CSV_SUFFIXES + PARQUET_SUFFIXES
+
+BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
+"""Left, top, right, bottom, under open-metric-learning's names."""
+COLUMNS = ("path", "label", "split", "is_query", "is_gallery", "camera", "sequence", "image", *BOX_COLUMNS)
+"""All that is read; other columns may be there."""
+
+_MIXED_UP = "a table is a CSV in UTF-8 or a parquet file"
+
+
+def load_table(path: Path) -> pa.Table:
+    """The columns among COLUMNS that the file has, row for row; of a CSV as text, with null for empty fields.
+
+    A CSV may be separated by commas, semicolons or tabs, and start with a byte order mark.
+
+    Raises:
+        DataError: no such file, not such a table, no rows, rows of unequal length, text that is not UTF-8.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    table = _load_csv(path) if path.suffix.lower() in CSV_SUFFIXES else _load_parquet(path)
+    if not len(table):
+        raise DataError(f"{path}: the table has no rows")
+    return table
+
+
+def require_columns(path: Path, table: pa.Table, names: Iterable[str], hint: str) -> None:
+    """Raise DataError if a column is missing, naming those the file has."""
+    missing = [name for name in names if name not in table.column_names]
+    if not missing:
+        return
+    present = column_names(path)
+    by_fold = {name.strip().casefold(): name for name in present}
+    near = difflib.get_close_matches(missing[0], by_fold, n=1, cutoff=0.5)
+    advice = f"rename {by_fold[near[0]]!r}, if that is it" if near else hint
+    raise DataError(
+        f"{path}: there is no column {missing[0]!r} among {', '.join(map(repr, present[:20]))}; {advice}"
+    )
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of all columns of the file."""
+    if path.suffix.lower() in CSV_SUFFIXES:
+        return _header(path)
+    return pq.read_schema(path).names
+
+
+def csv_line(source: str | Path, row: int) -> int:
+    """The line (from 1) on which record ``row`` (from 0, after the header) of a CSV ends; quoted newlines are counted,
+    blank lines are no records."""
+    with Path(source).open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file, delimiter=_delimiter(Path(source)))
+        records = (record for record in reader if record)
+        next(records, None)
+        for number, _ in enumerate(records):
+            if number == row:
+                return reader.line_num
+    return row + 2
+
+
+def _load_csv(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        start = file.read(8192)
+    if not start.strip():
+        raise DataError(f"{path}: the file is empty")
+    if b"\0" in start:
+        raise DataError(f"{path}: this is not text in UTF-8, so no CSV; {_MIXED_UP}")
+    header = _header(path)
+    wanted = [name for name in COLUMNS if name in header]
+    twice = next((name for name in wanted if header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: there are two columns {twice!r}; keep one")
+    if not wanted:
+        # Arrow reads every column when none is named.
+        wanted = header
+    try:
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=wanted,
+                column_types=dict.fromkeys(wanted, pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowException as error:
+        raise DataError(_what_is_wrong(path, error)) from None
+
+
+def _load_parquet(path: Path) -> pa.Table:
+    try:
+        names = pq.read_schema(path).names
+        return pq.read_table(path, columns=[name for name in COLUMNS if name in names])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: this is not a parquet file ({_first_line(error)}); {_MIXED_UP}") from None
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            records = csv.reader(file, delimiter=_delimiter(path))
+            return next((record for record in records if record), [])
+    except UnicodeDecodeError as error:
+        raise DataError(_what_is_wrong(path, error)) from None
+    except csv.Error as error:
+        raise DataError(f"{path}: this is not a CSV ({error}); {_MIXED_UP}") from None
+
+
+def _delimiter(path: Path) -> str:
+    """Comma, semicolon or tab: what the header has most of."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = next((line for line in file if line.strip()), "")
+    return max(",;\t", key=header.count)
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Where a CSV cannot be read and why; Arrow's own message counts in its blocks."""
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError as bad:
+        line = content.count(b"\n", 0, bad.start) + 1
+        return (
+            f"{path} line {line}: this is not UTF-8 (byte 0x{content[bad.start]:02x}); save the file as UTF-8"
+        )
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=_delimiter(path), strict=True)
+            records = (record for record in reader if record)
+            width = len(next(records, []))
+            for record in records:
+                if len(record) != width:
+                    return (
+                        f"{path} line {reader.line_num}: {len(record)} fields, where the header has {width}; put a "
+                        "field that contains the separator in double quotes"
+                    )
+    except csv.Error as bad:
+        return f"{path}: this is not a CSV ({bad})"
+    return f"{path}: this is not a CSV that can be read ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,45 @@
+"""From a decoded image to what the backbone sees: (3, size, size) uint8; the model normalises whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+EVAL_RESIZE = 256 / 224
+"""The shorter side is resized to this many times the crop (2019: 256 for crops of 224)."""
+
+
+def train_transform(
+    size: int, *, interpolation: str = "bilinear", min_scale: float = 0.08, flip: bool = True
+) -> Transform:
+    """A random crop of ``min_scale`` to all of the area, resized, and mirrored half of the time where ``flip``; draws
+    from torch's global generator."""
+    steps: list[torch.nn.Module] = [
+        v2.RandomResizedCrop(size, scale=(min_scale, 1.0), interpolation=InterpolationMode(interpolation))
+    ]
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+class EvalTransform:
+    """The centre: the shorter side resized to 256/224 of ``size``, then cropped. An image that is ``size`` x ``size``
+    already is taken whole, since cropping it would only lose its border."""
+
+    def __init__(self, size: int, *, interpolation: str = "bilinear") -> None:
+        self.size = size
+        self.interpolation = InterpolationMode(interpolation)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        if image.size != (self.size, self.size):
+            image = functional.resize(
+                image, [round(self.size * EVAL_RESIZE)], interpolation=self.interpolation
+            )
+            image = functional.center_crop(image, [self.size, self.size])
+        return functional.pil_to_tensor(image)
