@@ -25,9 +25,9 @@ _LAYOUT = "images lie in one folder a class, ROOT/CLASS/*, or ROOT/train/CLASS/*
 def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark:
     """A benchmark from ``root/CLASS/*``, or from ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    Images in folders below a class are of that class. Without a split, the first half of the sorted classes trains.
-    ``validation`` (or ``val``) beside train and test is for model selection; with train alone it is the test part.
-    Hidden files and what is no image are skipped, and a note counts them.
+    Images in folders below a class are of that class. Without a split, the first half of the sorted classes
+    trains. ``validation`` (or ``val``) beside train and test is for model selection; with train alone it is
+    the test part. Hidden files and what is no image are skipped, and a note counts them.
 
     Args:
         flip: whether a mirrored image is still of its class, so that training may flip.
@@ -110,9 +110,7 @@ def _image_set(root: Path | None, names: list[str] | None, paths: list[str]) -> 
     label_names = ("",) if names is None else sorted_names(names)
     place = {name: i for i, name in enumerate(label_names)}
     return ImageSet(
-        labels=np.zeros(len(paths), np.int64)
-        if names is None
-        else np.array([place[n] for n in names], np.int64),
+        labels=np.zeros(len(paths), np.int64) if names is None else np.array([place[n] for n in names], np.int64),
         label_names=label_names,
         paths=pa.array(paths, pa.string()),
         rows=np.arange(len(paths), dtype=np.int64),

@@ -1,4 +1,5 @@
-"""The icon sets in an unpacked npm package ``@iconify/json``: which there are, who drew them, under which licence."""
+"""The icon sets in an unpacked npm package ``@iconify/json``: which there are, who drew them, under which
+licence."""
 
 from __future__ import annotations
 
@@ -67,16 +68,13 @@ class IconPackage:
                 found = _json(manifest)
                 if found.get("name") == PACKAGE:
                     return cls(place, str(found.get("version", "unknown")))
-                raise DataError(
-                    f"{place}: this is the package {found.get('name')}, not {PACKAGE}; {_HOW_TO_GET}"
-                )
-        what = (
-            "there is no such folder" if not Path(folder).exists() else f"this is not the unpacked {PACKAGE}"
-        )
+                raise DataError(f"{place}: this is the package {found.get('name')}, not {PACKAGE}; {_HOW_TO_GET}")
+        what = "there is no such folder" if not Path(folder).exists() else f"this is not the unpacked {PACKAGE}"
         raise DataError(f"{folder}: {what}; {_HOW_TO_GET}")
 
     def sets(self, *, permissive: bool = False) -> list[IconSet]:
-        """All icon sets that are not emoji, by prefix; ``permissive``: only those whose licence is among PERMISSIVE.
+        """All icon sets that are not emoji, by prefix; ``permissive``: only those whose licence is among
+        PERMISSIVE.
 
         Raises:
             DataError: there are none, or a file is not an icon set.
@@ -90,20 +88,16 @@ class IconPackage:
                 info = listed.get(content["prefix"]) or content.get("info", {})
                 sets.append(IconSet(content["prefix"], path, info, tuple(sorted(content["icons"]))))
             except KeyError as missing:
-                raise DataError(
-                    f"{path}: this is not an icon set, {missing} is missing; {_HOW_TO_GET}"
-                ) from None
+                raise DataError(f"{path}: this is not an icon set, {missing} is missing; {_HOW_TO_GET}") from None
         sets = [s for s in sets if not s.is_emoji and (not permissive or s.licence in PERMISSIVE)]
         if not sets:
             raise DataError(f"{self.folder}: there are no icon sets to draw; {_HOW_TO_GET}")
         return sorted(sets, key=lambda s: s.prefix)
 
 
-def attribution(
-    version: str, sets: list[IconSet], images_by_set: Counter[str], options: str, counts: str
-) -> str:
-    """The text of ATTRIBUTION.md: how the file beside it was made, and of each icon set that has a drawing in it the
-    name, author, licence and number of images."""
+def attribution(version: str, sets: list[IconSet], images_by_set: Counter[str], options: str, counts: str) -> str:
+    """The text of ATTRIBUTION.md: how the file beside it was made, and of each icon set that has a drawing in
+    it the name, author, licence and number of images."""
     info = {icon_set.prefix: icon_set.info for icon_set in sets}
     command = " ".join(f"divcon data icons PACKAGE_DIR --out DIR {options}".split())
     lines = [
@@ -117,8 +111,8 @@ def attribution(
         "",
         f"Counted on the way: {counts}{', before classes were sampled' if '--classes' in options else ''}.",
         "",
-        "Each drawing was rendered from its SVG as it is, black where it has no colour of its own. It stays under the",
-        "licence of its icon set. The sets, their authors and licences, and the number of images here:",
+        "Each drawing was rendered from its SVG as it is, black where it has no colour of its own. It stays",
+        "under the licence of its icon set. The sets, authors, licences and the number of images here:",
         "",
         "| set | name | author | licence | SPDX | images |",
         "|---|---|---|---|---|---|",

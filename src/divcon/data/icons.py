@@ -1,7 +1,8 @@
 """The icons benchmark: what many people draw under the same name.
 
-A class is an icon name that 4 to 40 icon sets draw, an image is one set's drawing. Like Stanford Online Products it
-has thousands of classes of a few images each, and any machine can build it, from the npm package ``@iconify/json``.
+A class is an icon name that 4 to 40 icon sets draw, an image is one set's drawing. Like Stanford Online
+Products it has thousands of classes of a few images each, and any machine can build it, from the npm package
+``@iconify/json``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ ATTRIBUTION_FILE = "ATTRIBUTION.md"
 
 MIN_IMAGES, MAX_IMAGES = 4, 40
 STYLE_WORDS = frozenset(
-    ["outline", "outlined", "fill", "filled", "solid", "line", "linear", "bold", "thin", "light", "regular", "duotone", "twotone", "broken", "rounded", "round", "sharp", "alt", "variant"]
+    {"outline", "outlined", "fill", "filled", "solid", "line", "linear", "bold", "thin", "light", "regular"}
+    | {"duotone", "twotone", "broken", "rounded", "round", "sharp", "alt", "variant"}
 )
 _BATCH = 2_000
 
@@ -60,9 +62,10 @@ class IconCounts:
     def __str__(self) -> str:
         return (
             f"{self.sets} icon sets, {self.names:,} names drawn by {MIN_IMAGES} to {MAX_IMAGES} of them, "
-            f"{self.drawings:,} drawings; dropped {self.unrenderable:,} that cannot be drawn, {self.blank:,} blank, "
-            f"{self.repeated:,} repeated, {self.ambiguous:,} found under two names, {self.in_small_classes:,} of "
-            f"names with fewer than {MIN_IMAGES} left; {self.classes:,} classes and {self.images:,} images remain"
+            f"{self.drawings:,} drawings; dropped {self.unrenderable:,} that cannot be drawn, "
+            f"{self.blank:,} blank, {self.repeated:,} repeated, {self.ambiguous:,} found under two names, "
+            f"{self.in_small_classes:,} of names with fewer than {MIN_IMAGES} left; {self.classes:,} classes "
+            f"and {self.images:,} images remain"
         )
 
 
@@ -86,7 +89,8 @@ def build_icons(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw the icons benchmark into ``out_dir``: ``icons.parquet``, and ``ATTRIBUTION.md`` which names each icon set.
+    """Draw the icons benchmark into ``out_dir``: ``icons.parquet``, and ``ATTRIBUTION.md`` which names each
+    icon set.
 
     The same package and options give the same bytes, whatever ``processes`` is.
 
@@ -95,13 +99,15 @@ def build_icons(
         classes: how many classes to keep, drawn by ``seed`` after everything that is dropped; None: all.
         licences: "permissive" uses only sets under MIT, Apache, BSD, ISC, Unlicense or CC0.
         size: height and width in pixels.
-        processes: how many draw at once; more than one needs a caller that Python can import without side effects.
+        processes: how many draw at once; more than one needs a caller that Python can import without side
+            effects.
 
     Returns:
         The path of ``icons.parquet``; columns ``path``, ``image`` (PNG), ``label``, ``split``, ``icon_set``.
 
     Raises:
-        DataError: ``package_dir`` is not that package, resvg-py is not installed, or fewer classes than asked for.
+        DataError: ``package_dir`` is not that package, resvg-py is not installed, or fewer classes than asked
+            for.
     """
     require_resvg()
     package = IconPackage.open(package_dir)
@@ -122,7 +128,8 @@ def build_icons(
 
 
 def stem(name: str) -> str:
-    """The name without its last dash-separated parts that are digits or a style: ``home-outline-2`` gives ``home``.
+    """The name without its last dash-separated parts that are digits or a style: ``home-outline-2`` gives
+    ``home``.
 
     The first part always stays.
     """
@@ -133,7 +140,8 @@ def stem(name: str) -> str:
 
 
 def split_of(name: str) -> str:
-    """``train`` or ``test``: by the name's stem, so that ``home`` and ``home-outline`` are on the same side."""
+    """``train`` or ``test``: by the name's stem, so that ``home`` and ``home-outline`` are on the same
+    side."""
     return "train" if hashlib.sha1(stem(name).encode()).digest()[0] % 2 == 0 else "test"
 
 
@@ -218,8 +226,8 @@ def _mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def _sample(drawings: list[_Drawing], classes: int, seed: int) -> list[_Drawing]:
-    """The drawings of ``classes`` classes: those whose sha1 with the seed comes first, so that no library's random
-    numbers decide and a larger sample contains the smaller."""
+    """The drawings of ``classes`` classes: those whose sha1 with the seed comes first, so that no library's
+    random numbers decide and a larger sample contains the smaller."""
     names = {drawing.name for drawing in drawings}
     if not 1 <= classes <= len(names):
         raise DataError(f"--classes {classes}: there are {len(names):,} classes to choose from")
@@ -241,20 +249,21 @@ def _table(drawings: list[_Drawing]) -> pa.Table:
 
 def _write_parquet(table: pa.Table, counts: IconCounts, path: Path) -> None:
     # Everything that could change from one writer's defaults to the next is said.
-    pq.write_table(
-        table.replace_schema_metadata({"divcon_icons": json.dumps(asdict(counts))}),
-        path,
-        version="2.6",
-        data_page_version="1.0",
-        row_group_size=8_192,
-        use_dictionary=["label", "split", "icon_set"],
-        compression={name: "NONE" if name == "image" else "ZSTD" for name in table.column_names},
-        write_statistics=False,
-    )
+    options: dict[str, Any] = {
+        "version": "2.6",
+        "data_page_version": "1.0",
+        "row_group_size": 8_192,
+        "use_dictionary": ["label", "split", "icon_set"],
+        "compression": {name: "NONE" if name == "image" else "ZSTD" for name in table.column_names},
+        "write_statistics": False,
+    }
+    metadata = {"divcon_icons": json.dumps(asdict(counts))}
+    pq.write_table(table.replace_schema_metadata(metadata), path, **options)
 
 
 def _write_beside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write to a file beside ``path`` and rename, so that no half-written file is ever there under its name."""
+    """Write to a file beside ``path`` and rename, so that no half-written file is ever there under its
+    name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)

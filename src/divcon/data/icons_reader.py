@@ -26,10 +26,12 @@ def read_icons(root: str | os.PathLike[str], *, name: str = "icons") -> Benchmar
     path = Path(root)
     path = path / ICONS_FILE if path.is_dir() else path
     if not path.is_file():
-        raise DataError(
-            f"{path}: there is no such file; `divcon data icons PACKAGE_DIR --out {path.parent}` makes it"
-        )
+        raise DataError(f"{path}: there is no such file; `divcon data icons PACKAGE_DIR --out {path.parent}` makes it")
     benchmark = read_table(path, flip=False)
-    counts = (pq.read_schema(path).metadata or {}).get(b"divcon_icons")
-    notes = (*benchmark.notes, str(IconCounts(**json.loads(counts)))) if counts else benchmark.notes
-    return replace(benchmark, name=name, notes=notes)
+    metadata = (pq.read_schema(path).metadata or {}).get(b"divcon_icons")
+    if metadata is None:
+        return replace(benchmark, name=name)
+    counts = IconCounts(**json.loads(metadata))
+    here = len(benchmark.train.label_names)
+    sampled = f"; {here:,} of these classes are here" if here < counts.classes else ""
+    return replace(benchmark, name=name, notes=(*benchmark.notes, f"{counts}{sampled}"))

@@ -23,8 +23,8 @@ QUERY_GALLERY = "query-gallery"
 class ImageSet:
     """N labelled images, by path or as encoded bytes.
 
-    ``rows`` identifies an image within its source (the row of the table, or the place in the sorted folder): two
-    sets read from the same source hold the same image where they hold the same row.
+    ``rows`` identifies an image within its source (the row of the table, or the place in the sorted folder):
+    two sets read from the same source hold the same image where they hold the same row.
     """
 
     labels: np.ndarray
@@ -40,9 +40,11 @@ class ImageSet:
     root: str = ""
     """The folder that relative paths start from."""
     encoded: pa.Array | pa.ChunkedArray | None = None
-    """The source's column of encoded images (PNG, JPEG, ... bytes), indexed by ``rows``; None: files are opened."""
+    """The source's column of encoded images (PNG, JPEG, ... bytes), indexed by ``rows``; None: files are
+    opened."""
     boxes: np.ndarray | None = None
-    """(N, 4) int64, the part of each image to use: left, top, right, bottom in pixels; a negative left: all of it."""
+    """(N, 4) int64, the part of each image to use: left, top, right, bottom in pixels; a negative left: all
+    of it."""
     cameras: np.ndarray | None = None
     """(N,) int64. A query ignores gallery images of its own label and camera."""
     groups: np.ndarray | None = None
@@ -105,7 +107,8 @@ class ImageSet:
         return self.label_names[self.labels[i]]
 
     def where(self, i: int) -> str:
-        """Image i in words, for messages: the table and line that name it and the path given there, or its whole path."""
+        """Image i in words, for messages: the table and line that name it and the path given there, or its
+        whole path."""
         table = where_in(self.source, int(self.rows[i]))
         return f"{table}{self.path(i)}" if table else str(Path(self.root, self.path(i)))
 
@@ -147,7 +150,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def where_in(source: str, row: int) -> str:
-    """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet, nothing of a folder."""
+    """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet, nothing of a
+    folder."""
     suffix = Path(source).suffix.lower()
     if suffix in CSV_SUFFIXES:
         return f"{source} line {csv_line(source, row)}: "
@@ -158,7 +162,8 @@ def where_in(source: str, row: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """What a model is trained on and what it is then asked: train classes, and queries against a gallery of others.
+    """What a model is trained on and what it is then asked: train classes, and queries against a gallery of
+    others.
 
     ``query is gallery`` means leave-one-out: each image searches among all the others.
     """
@@ -169,7 +174,8 @@ class Benchmark:
     gallery: ImageSet
     recall_at: tuple[int, ...] = (1, 2, 4, 8, 10)
     validation: ImageSet | None = None
-    """Images of classes kept for model selection, where the source names them; otherwise they are held out of train."""
+    """Images of classes kept for model selection, where the source names them; otherwise they are held out of
+    train."""
     notes: tuple[str, ...] = field(default=())
     """What the reader found that the user should know."""
 
@@ -196,8 +202,8 @@ class Benchmark:
         return digest.hexdigest()[:16]
 
     def with_validation(self, fraction: float = 0.1, seed: int = 0) -> Benchmark:
-        """The same with validation classes: those that the source names, or else ``fraction`` of the train classes,
-        drawn by ``seed`` and taken out of ``train``.
+        """The same with validation classes: those that the source names, or else ``fraction`` of the train
+        classes, drawn by ``seed`` and taken out of ``train``.
 
         Raises:
             DataError: too few classes to hold any out.
@@ -208,8 +214,8 @@ class Benchmark:
         held = max(2, round(fraction * len(classes)))
         if len(classes) - held < 2:
             raise DataError(
-                f"{self.train.source}: {len(classes)} train classes are too few to hold {held} out for validation; "
-                "train without validation classes (--no-validation)"
+                f"{self.train.source}: {len(classes)} train classes are too few to hold {held} out for "
+                "validation; train without validation classes (--no-validation)"
             )
         chosen = np.random.default_rng([seed, 0x5EED]).permutation(classes)[:held]
         out = np.isin(self.train.labels, chosen)
@@ -226,6 +232,7 @@ def _check_disjoint(part: ImageSet, name: str, other: ImageSet, other_name: str)
     j = int(np.flatnonzero(other.labels == label_of[label])[0])
     number = "1 class is" if len(shared) == 1 else f"{len(shared):,} classes are"
     raise DataError(
-        f"{number} both in {name} and in {other_name}, for example {label!r} ({part.where(i)}; {other.where(j)}): an "
-        "embedding is judged on classes never seen in training, so give each class one split"
+        f"{number} both in {name} and in {other_name}, for example {label!r} ({part.where(i)}; "
+        f"{other.where(j)}): an embedding is judged on classes never seen in training, so give each class one "
+        "split"
     )

@@ -17,20 +17,20 @@ from divcon.data.table_file import TABLE_SUFFIXES
 from divcon.errors import ConfigError, DataError, unknown
 
 
-def read(
-    name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, **options: Any
-) -> Benchmark:
+def read(name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, **options: Any) -> Benchmark:
     """Read labelled images: train classes, and queries and a gallery of other classes.
 
     Args:
-        name_or_path: ``"demo"`` (bundled icons), ``"icons"``, a folder with one folder a class (``read_folder``), or
-            a CSV or parquet (``read_table``). A name goes before a folder of the same name; ``./icons`` is the folder.
+        name_or_path: ``"demo"`` (bundled icons), ``"icons"``, a folder with one folder a class
+            (``read_folder``), or a CSV or parquet (``read_table``). A name goes before a folder of the same
+            name; ``./icons`` is the folder.
         root: where a named data set lies, or the folder that a table's relative paths start from.
-        options: of the reader: a table or folder takes ``flip=False`` where a mirrored image is of another class, a
-            table takes ``check_files=False`` to leave the files unchecked.
+        options: of the reader: a table or folder takes ``flip=False`` where a mirrored image is of another
+            class, a table takes ``check_files=False`` to leave the files unchecked.
 
     Raises:
-        DataError: no such name or path, or the reader's own errors, which say what is wrong, where, and what to do.
+        DataError: no such name or path, or the reader's own errors, which say what is wrong, where, and what
+            to do.
         ConfigError: the reader has no such option.
     """
     name = os.fspath(name_or_path)
@@ -54,7 +54,8 @@ def read(
 
 
 def read_demo() -> Benchmark:
-    """The icons that come with the package: permissive licences only, each named in ATTRIBUTION.md beside them."""
+    """The icons that come with the package: permissive licences only, each named in ATTRIBUTION.md beside
+    them."""
     folder = resources.files("divcon.data") / "demo"
     with resources.as_file(folder) as path:
         return read_icons(path, name="demo")
@@ -62,9 +63,7 @@ def read_demo() -> Benchmark:
 
 def _named_icons(root: str | os.PathLike[str] | None = None) -> Benchmark:
     if root is None:
-        raise DataError(
-            "icons: say where they are: the folder that `divcon data icons PACKAGE_DIR --out DIR` made"
-        )
+        raise DataError("icons: say where they are: the folder that `divcon data icons PACKAGE_DIR --out DIR` made")
     return read_icons(root)
 
 
@@ -76,7 +75,5 @@ def _call(reader: Callable[..., Benchmark], name: str, options: dict[str, Any], 
     known = list(inspect.signature(reader).parameters)[len(arguments) :]
     for option in options:
         if option not in known:
-            raise ConfigError(
-                f"{name}: {unknown('option', option, known) if known else f'it takes no {option}'}"
-            )
+            raise ConfigError(f"{name}: {unknown('option', option, known) if known else f'it takes no {option}'}")
     return reader(*arguments, **options)

@@ -1,4 +1,5 @@
-"""What all readers do with classes: order their names, share them out, and check that they can be trained and judged."""
+"""What all readers do with classes: order their names, share them out, and check that they can be trained and
+judged."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def first_half(labels: np.ndarray, source: str) -> np.ndarray:
-    """Which images are of the first half of the classes, the middle one included: (N,) bool for (N,) int64 labels.
+    """Which images are of the first half of the classes, the middle one included: (N,) bool for (N,) int64
+    labels.
 
     Raises:
         DataError: fewer than four classes.
@@ -28,8 +30,8 @@ def first_half(labels: np.ndarray, source: str) -> np.ndarray:
     classes = np.unique(labels)
     if len(classes) < 4:
         raise DataError(
-            f"{source}: {_classes(len(classes))}; without a split, half of the classes train and half test, and both "
-            "need two: give at least four, or a split"
+            f"{source}: {_classes(len(classes))}; without a split, half of the classes train and half test, "
+            "and both need two: give at least four, or a split"
         )
     return np.isin(labels, classes[: (len(classes) + 1) // 2])
 
@@ -64,8 +66,8 @@ def _check_pairs(images: ImageSet, part: str, consequence: str) -> list[str]:
     classes, sizes = np.unique(images.labels, return_counts=True)
     if (sizes >= 2).sum() < 2:
         raise DataError(
-            f"{images.source}: {part} has {_classes(len(classes))}, {(sizes >= 2).sum()} of them with two images or "
-            "more; it needs at least two such classes"
+            f"{images.source}: {part} has {_classes(len(classes))}, {(sizes >= 2).sum()} of them with two "
+            "images or more; it needs at least two such classes"
         )
     single = classes[sizes == 1]
     if not len(single):
@@ -84,9 +86,7 @@ def _check_matches(query: ImageSet, gallery: ImageSet) -> list[str]:
     if unmatched.all():
         raise DataError(f"{query.source}: no query has an image of its class in the gallery")
     if unmatched.any():
-        return [
-            f"test: {unmatched.sum():,} queries have no match in the gallery and are left out of the means"
-        ]
+        return [f"test: {unmatched.sum():,} queries have no match in the gallery and are left out of the means"]
     return []
 
 

@@ -18,8 +18,8 @@ NEAR_WHITE = 254
 def svg_text(icon: Mapping[str, Any], defaults: Mapping[str, Any], size: int) -> str:
     """The icon as a ``size`` x ``size`` SVG, centred, in black where it has no colour of its own.
 
-    ``icon`` holds the drawing's ``body``; ``left``, ``top``, ``width`` and ``height`` are its own, or else those of
-    its set (``defaults``), or else 0, 0, 16, 16.
+    ``icon`` holds the drawing's ``body``; ``left``, ``top``, ``width`` and ``height`` are its own, or else
+    those of its set (``defaults``), or else 0, 0, 16, 16.
     """
     box = [icon.get(key, defaults.get(key, default)) for key, default in _BOX.items()]
     return (
@@ -52,7 +52,8 @@ def is_blank(pixels: np.ndarray) -> bool:
 
 
 def to_png(pixels: np.ndarray) -> bytes:
-    """The (H, W, 3) uint8 pixels as a PNG: grey levels, a palette of up to 256 colours, or RGB, always exact."""
+    """The (H, W, 3) uint8 pixels as a PNG: grey levels, a palette of up to 256 colours, or RGB, always
+    exact."""
     buffer = io.BytesIO()
     _smallest_mode(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -67,9 +68,7 @@ def _smallest_mode(pixels: np.ndarray) -> Image.Image:
     if len(colours) > 256:
         return Image.fromarray(pixels)
     image = Image.fromarray(places.reshape(red.shape).astype(np.uint8)).convert("L")
-    image.putpalette(
-        np.stack([colours >> 16, colours >> 8 & 255, colours & 255], 1).astype(np.uint8).tobytes()
-    )
+    image.putpalette(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], 1).astype(np.uint8).tobytes())
     return image
 
 
@@ -82,7 +81,5 @@ def require_resvg() -> Any:
     try:
         import resvg_py
     except ImportError:
-        raise DataError(
-            'icons are drawn by resvg-py, which is not installed: pip install "divcon[icons]"'
-        ) from None
+        raise DataError('icons are drawn by resvg-py, which is not installed: pip install "divcon[icons]"') from None
     return resvg_py

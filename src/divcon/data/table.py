@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from divcon.data.image_set import Benchmark, ImageSet, where_in
 from divcon.data.split import checked_benchmark, first_half, sorted_names
 from divcon.data.table_columns import boxes_of, codes_of, encoded_of, flags_of, reject, texts_of
 from divcon.data.table_file import load_table, require_columns
 from divcon.errors import DataError
+
+pc: Any = pyarrow.compute
+"""Any, because its functions are made at import and type checkers see none."""
 
 SPLITS = ("train", "test", "validation", "val", "query", "gallery")
 
@@ -26,16 +30,18 @@ def read_table(
     check_files: bool = True,
     flip: bool = True,
 ) -> Benchmark:
-    """A benchmark from a CSV or parquet with the columns ``path,label[,split][,is_query,is_gallery][,camera]``.
+    """A benchmark from a CSV or parquet with the columns
+    ``path,label[,split][,is_query,is_gallery][,camera]``.
 
-    - ``split``: train, test, validation (or val), query, gallery. Validation rows are the test part where there is no
-      other, as open-metric-learning means them; otherwise they are for model selection. Without ``split``, the rows
-      that are query or gallery are the test part; without those columns too, the first half of the sorted classes
-      trains.
+    - ``split``: train, test, validation (or val), query, gallery. Validation rows are the test part where
+      there is no other, as open-metric-learning means them; otherwise they are for model selection. Without
+      ``split``, the rows that are query or gallery are the test part; without those columns too, the first
+      half of the sorted classes trains.
     - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. Where all are both, the protocol is
       leave-one-out.
     - ``x_1,y_1,x_2,y_2``: the part of the image to use: left, top, right, bottom in pixels; empty: all of it.
-    - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and camera.
+    - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and
+      camera.
     - ``image`` (parquet): encoded images in place of files, as bytes or as a struct with the field ``bytes``.
 
     A row that repeats an earlier row's image (path and box) in the same part is left out, and a note says so.
@@ -55,23 +61,23 @@ def read_table(
         path,
         table,
         ["label"] if has_images else ["path", "label"],
-        "a table needs the columns path and label (split, is_query, is_gallery, camera and boxes may be there)",
+        "a table needs the columns path and label",
     )
     images = replace(_image_set(path, table, root), flip=flip)
     if check_files:
         check_paths(images)
-    train, validation, query, gallery, notes = _parts(path, table, images.labels)
+    *parts, notes = _parts(path, table, images.labels)
     if not has_images:
-        train, validation, query, gallery, repeated = _without_repeats(
-            images, train, validation, query, gallery
-        )
+        first_rows = _first_rows(images)
+        once = [_once(part, first_rows) for part in parts]
+        repeated = np.any([part & ~kept for part, kept in zip(parts, once, strict=True)], axis=0).sum()
         if repeated:
             notes.append(f"{repeated:,} rows repeat the image of an earlier row and are left out")
-    leave_one_out = bool((query == gallery).all())
+        # An image that is a query in one row and in the gallery in another must not find itself.
+        parts, images = once, replace(images, rows=first_rows)
+    train, validation, query, gallery = parts
     query_set = images.subset(query)
-    gallery_set = query_set if leave_one_out else images.subset(gallery)
-    if not leave_one_out and not has_images:
-        gallery_set = _with_rows_of(query_set, gallery_set)
+    gallery_set = query_set if (query == gallery).all() else images.subset(gallery)
     return checked_benchmark(
         path.stem,
         images.subset(train),
@@ -108,8 +114,8 @@ def check_paths(images: ImageSet) -> None:
     missing = [i for i, p in enumerate(images.paths.to_pylist()) if not exists(os.path.join(images.root, p))]  # noqa: PTH118
     if missing:
         raise DataError(
-            f"{images.where(missing[0])}: there is no such file ({len(missing):,} of {len(images):,} are missing); "
-            f"relative paths start from {images.root or '.'}: another folder can be given as the root"
+            f"{images.where(missing[0])}: there is no such file ({len(missing):,} of {len(images):,} are "
+            f"missing); relative paths start from {images.root or '.'}: another folder can be given as the root"
         )
 
 
@@ -164,9 +170,7 @@ def _parts(
     source, columns = str(path), table.column_names
     flags = {"is_query", "is_gallery"} & set(columns)
     if len(flags) == 1:
-        require_columns(
-            path, table, ["is_query", "is_gallery"], "give both is_query and is_gallery, or neither"
-        )
+        require_columns(path, table, ["is_query", "is_gallery"], "give both is_query and is_gallery, or neither")
     if "split" not in columns and not flags:
         train = first_half(labels, source)
         counts = f"{len(np.unique(labels[train])):,} train, the other {len(np.unique(labels[~train])):,} test"
@@ -189,8 +193,8 @@ def _parts(
         test, validation = validation, np.zeros_like(validation)
     if not test.any():
         raise DataError(
-            f"{source}: all rows are train, so there is nothing to judge the embedding on; mark rows as test, or "
-            "leave the column split out and half of the classes are"
+            f"{source}: all rows are train, so there is nothing to judge the embedding on; mark rows as test, "
+            "or leave the column split out and half of the classes are"
         )
     plain = test & (split != "query") & (split != "gallery")
     notes = []
@@ -216,54 +220,32 @@ def _splits(table: pa.Table, source: str) -> np.ndarray:
     return np.array(SPLITS)[places.to_numpy()]
 
 
-def _without_repeats(images: ImageSet, *parts: np.ndarray) -> tuple[np.ndarray | int, ...]:
-    """The parts (bool masks of the rows) without the rows whose image an earlier row of the part has; and how many
-    rows that left out.
+def _first_rows(images: ImageSet) -> np.ndarray:
+    """(N,) int64: the first row that has the same path and box as row i.
 
     Raises:
         DataError: an image has two labels.
     """
-    image = _image_codes(images)
-    _, first, of_row = np.unique(image, return_index=True, return_inverse=True)
-    clash = images.labels != images.labels[first[of_row]]
+    codes = codes_of(images.paths)
+    if images.boxes is not None:
+        codes = np.unique(np.column_stack([codes, images.boxes]), axis=0, return_inverse=True)[1].reshape(-1)
+    _, first, of_row = np.unique(codes, return_index=True, return_inverse=True)
+    first_rows = first[of_row]
+    clash = images.labels != images.labels[first_rows]
     if clash.any():
         row = int(np.argmax(clash))
-        other = int(first[of_row[row]])
+        other = int(first_rows[row])
         raise DataError(
-            f"{images.where(row)} has the label {images.label_name(row)!r}, and {images.label_name(other)!r} in "
-            f"{where_in(images.source, other).rstrip(': ')}; give each image one label"
+            f"{images.where(row)} has the label {images.label_name(row)!r}, and "
+            f"{images.label_name(other)!r} in {where_in(images.source, other).rstrip(': ')}; give each image "
+            "one label"
         )
-    kept, left_out = [], np.zeros(len(images), bool)
-    for part in parts:
-        rows = np.flatnonzero(part)
-        _, firsts = np.unique(image[rows], return_index=True)
-        once = np.zeros_like(part)
-        once[rows[firsts]] = True
-        left_out |= part & ~once
-        kept.append(once)
-    return *kept, int(left_out.sum())
+    return first_rows
 
 
-def _image_codes(images: ImageSet) -> np.ndarray:
-    """(N,) int64, equal where path and box are."""
-    codes = codes_of(images.paths)
-    if images.boxes is None:
-        return codes
-    return np.unique(np.column_stack([codes, images.boxes]), axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def _with_rows_of(query: ImageSet, gallery: ImageSet) -> ImageSet:
-    """The gallery with the query's row for each image that both have under two rows, so that none finds itself."""
-    both = replace(
-        query,
-        labels=np.concatenate([query.labels, gallery.labels]),
-        rows=np.concatenate([query.rows, gallery.rows]),
-        paths=pa.concat_arrays([query.paths, gallery.paths]),
-        boxes=None if query.boxes is None else np.concatenate([query.boxes, gallery.boxes]),
-        cameras=None,
-        groups=None,
-    )
-    image = _image_codes(both)
-    found, places = np.unique(image, return_index=True)
-    first = places[np.searchsorted(found, image[len(query) :])]
-    return replace(gallery, rows=np.where(first < len(query), both.rows[first], gallery.rows))
+def _once(part: np.ndarray, first_rows: np.ndarray) -> np.ndarray:
+    """The part, (N,) bool, without the rows whose image an earlier row of it has."""
+    rows = np.flatnonzero(part)
+    once = np.zeros_like(part)
+    once[rows[np.unique(first_rows[rows], return_index=True)[1]]] = True
+    return once

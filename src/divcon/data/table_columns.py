@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from divcon.data.image_set import where_in
 from divcon.data.table_file import BOX_COLUMNS, require_columns
 from divcon.errors import DataError
+
+pc: Any = pyarrow.compute
+"""Any, because its functions are made at import and type checkers see none."""
 
 _TRUE = ("true", "1", "1.0")
 _FALSE = ("false", "0", "0.0")
@@ -30,9 +34,7 @@ def texts_of(column: pa.ChunkedArray) -> pa.Array:
     """The values as text, in one piece; whole numbers without a decimal point."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return pa.chunked_array(
-        [chunk.cast(pa.string()) for chunk in column.chunks], pa.string()
-    ).combine_chunks()
+    return pa.chunked_array([chunk.cast(pa.string()) for chunk in column.chunks], pa.string()).combine_chunks()
 
 
 def codes_of(texts: pa.Array) -> np.ndarray:
@@ -62,16 +64,13 @@ def boxes_of(path: Path, table: pa.Table) -> np.ndarray | None:
     empty = np.isnan(boxes)
     if empty.all():
         return None
-    reject(source, empty.any(1) & ~empty.all(1), "the box has an empty side", "fill in all four or none")
-    whole = empty.all(1)
-    left, top, right, bottom = np.where(whole, 0, boxes.T)
-    bad = ~whole & (
-        (left < 0) | (top < 0) | (left >= right) | (top >= bottom) | (boxes != np.rint(boxes)).any(1)
-    )
+    whole = np.all(empty, axis=1)
+    reject(source, np.any(empty, axis=1) & ~whole, "the box has an empty side", "fill in all four or none")
+    left, top, right, bottom = boxes.T
+    wrong = (left < 0) | (top < 0) | (left >= right) | (top >= bottom) | (boxes != np.rint(boxes)).any(1)
+    bad = np.logical_and(~whole, wrong)
     if bad.any():
-        sides_text = ", ".join(
-            f"{n} {v:g}" for n, v in zip(BOX_COLUMNS, boxes[int(np.argmax(bad))], strict=True)
-        )
+        sides_text = ", ".join(f"{n} {v:g}" for n, v in zip(BOX_COLUMNS, boxes[int(np.argmax(bad))], strict=True))
         reject(
             source,
             bad,
@@ -96,8 +95,8 @@ def encoded_of(table: pa.Table, source: str) -> tuple[pa.ChunkedArray, pa.Array 
             column = pc.struct_field(column, "bytes")
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         raise DataError(
-            f"{source}: the column 'image' holds {column.type}, not encoded images (bytes of PNG, JPEG, ...); files are "
-            "named in the column 'path'"
+            f"{source}: the column 'image' holds {column.type}, not encoded images (bytes of PNG, JPEG, ...); "
+            "files are named in the column 'path'"
         )
     reject(source, column.is_null().to_numpy(), "the image has no bytes", "take the row out")
     return column, paths

@@ -1,4 +1,5 @@
-"""A CSV or parquet file as an Arrow table of the columns that describe images, and errors that name the line."""
+"""A CSV or parquet file as an Arrow table of the columns that describe images, and errors that name the
+line."""
 
 from __future__ import annotations
 
@@ -50,9 +51,7 @@ def require_columns(path: Path, table: pa.Table, names: Iterable[str], hint: str
     by_fold = {name.strip().casefold(): name for name in present}
     near = difflib.get_close_matches(missing[0], by_fold, n=1, cutoff=0.5)
     advice = f"rename {by_fold[near[0]]!r}, if that is it" if near else hint
-    raise DataError(
-        f"{path}: there is no column {missing[0]!r} among {', '.join(map(repr, present[:20]))}; {advice}"
-    )
+    raise DataError(f"{path}: there is no column {missing[0]!r} among {', '.join(map(repr, present[:20]))}; {advice}")
 
 
 def column_names(path: Path) -> list[str]:
@@ -63,8 +62,8 @@ def column_names(path: Path) -> list[str]:
 
 
 def csv_line(source: str | Path, row: int) -> int:
-    """The line (from 1) on which record ``row`` (from 0, after the header) of a CSV ends; quoted newlines are counted,
-    blank lines are no records."""
+    """The line (from 1) on which record ``row`` (from 0, after the header) of a CSV ends; quoted newlines are
+    counted, blank lines are no records."""
     with Path(source).open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file, delimiter=_delimiter(Path(source)))
         records = (record for record in reader if record)
@@ -138,9 +137,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         content.decode("utf-8-sig")
     except UnicodeDecodeError as bad:
         line = content.count(b"\n", 0, bad.start) + 1
-        return (
-            f"{path} line {line}: this is not UTF-8 (byte 0x{content[bad.start]:02x}); save the file as UTF-8"
-        )
+        return f"{path} line {line}: this is not UTF-8 (byte 0x{content[bad.start]:02x}); save the file as UTF-8"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter=_delimiter(path), strict=True)
@@ -149,8 +146,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
             for record in records:
                 if len(record) != width:
                     return (
-                        f"{path} line {reader.line_num}: {len(record)} fields, where the header has {width}; put a "
-                        "field that contains the separator in double quotes"
+                        f"{path} line {reader.line_num}: {len(record)} fields, where the header has {width}; "
+                        "put a field that contains the separator in double quotes"
                     )
     except csv.Error as bad:
         return f"{path}: this is not a CSV ({bad})"
