@@ -12,13 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.image_set import Benchmark, ImageSet
-from divcon.data.split import checked_benchmark, first_half, sorted_names
+from divcon.data.split import checked_benchmark, counted, first_half, sorted_names
 from divcon.data.table import images_in_table
 from divcon.data.table_file import TABLE_SUFFIXES
 from divcon.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_FOLDERS = ("train", "test", "validation", "val")
+_HIDDEN = ("hidden file", "hidden files")
+_LOOSE = ("image beside the class folders", "images beside the class folders")
+_OTHER = ("file that is no image", "files that are no images")
 _LAYOUT = "images lie in one folder a class, ROOT/CLASS/*, or ROOT/train/CLASS/* and ROOT/test/CLASS/*"
 
 
@@ -41,7 +44,7 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
     folders = _folders_in(root)
     split = "train" in folders and len(folders) > 1 and set(folders) <= set(SPLIT_FOLDERS)
     parts = folders if split else [""]
-    skipped: Counter[str] = Counter()
+    skipped: Counter[tuple[str, str]] = Counter()
     found = [
         (part, label, path)
         for part in parts
@@ -52,7 +55,7 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
         raise DataError(f"{root}: no images found ({', '.join(IMAGE_SUFFIXES)}); {_LAYOUT}")
     images = _image_set(root, [label for _, label, _ in found], [path for _, _, path in found])
     images = replace(images, flip=flip)
-    notes = [f"{n:,} {what} skipped" for what, n in sorted(skipped.items())]
+    notes = [f"skipped: {counted(n, *what)}" for what, n in sorted(skipped.items())]
     if not split:
         train = first_half(images.labels, str(root))
         test = images.subset(~train)
@@ -119,7 +122,7 @@ def _image_set(root: Path | None, names: list[str] | None, paths: list[str]) -> 
     )
 
 
-def _class_folders(root: Path, part: str, skipped: Counter[str]) -> list[str]:
+def _class_folders(root: Path, part: str, skipped: Counter[tuple[str, str]]) -> list[str]:
     """The class folders in ``root/part``, sorted.
 
     Raises:
@@ -130,11 +133,11 @@ def _class_folders(root: Path, part: str, skipped: Counter[str]) -> list[str]:
     loose = [entry.name for entry in os.scandir(here) if entry.is_file() and not entry.name.startswith(".")]
     images = sum(_is_image(name) for name in loose)
     if images and not folders:
-        raise DataError(f"{here}: {images:,} images, but no labels; {_LAYOUT}")
+        raise DataError(f"{here}: {counted(images, 'image')}, but no labels; {_LAYOUT}")
     if images:
-        skipped["images beside the class folders"] += images
+        skipped[_LOOSE] += images
     if len(loose) > images:
-        skipped["files that are no images"] += len(loose) - images
+        skipped[_OTHER] += len(loose) - images
     return folders
 
 
@@ -145,7 +148,7 @@ def _all_under(folder: Path) -> list[str]:
     return paths
 
 
-def _images_under(root: Path, folder: str, skipped: Counter[str]) -> Iterable[str]:
+def _images_under(root: Path, folder: str, skipped: Counter[tuple[str, str]]) -> Iterable[str]:
     """The images below ``root/folder`` in order, relative to ``root``, with forward slashes."""
     seen = set()
     found = []
@@ -159,11 +162,11 @@ def _images_under(root: Path, folder: str, skipped: Counter[str]) -> Iterable[st
         folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in files:
             if _is_hidden(name):
-                skipped["hidden files"] += 1
+                skipped[_HIDDEN] += 1
             elif _is_image(name):
                 found.append(Path(here, name).relative_to(root).as_posix())
             else:
-                skipped["files that are no images"] += 1
+                skipped[_OTHER] += 1
     return sorted(found)
 
 

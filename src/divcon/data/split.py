@@ -86,9 +86,15 @@ def _check_matches(query: ImageSet, gallery: ImageSet) -> list[str]:
     if unmatched.all():
         raise DataError(f"{query.source}: no query has an image of its class in the gallery")
     if unmatched.any():
-        return [f"test: {unmatched.sum():,} queries have no match in the gallery and are left out of the means"]
+        number = counted(unmatched.sum(), "query", "queries")
+        return [f"test: {number} without a match in the gallery, left out of the means"]
     return []
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """``1 image``, ``1,200 images``."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
 def _classes(n: int) -> str:
-    return "1 class" if n == 1 else f"{n:,} classes"
+    return counted(n, "class", "classes")

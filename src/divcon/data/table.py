@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from divcon.data.image_set import Benchmark, ImageSet, where_in
-from divcon.data.split import checked_benchmark, first_half, sorted_names
+from divcon.data.split import checked_benchmark, counted, first_half, sorted_names
 from divcon.data.table_columns import boxes_of, codes_of, encoded_of, flags_of, reject, texts_of
 from divcon.data.table_file import load_table, require_columns
 from divcon.errors import DataError
@@ -72,7 +72,7 @@ def read_table(
         once = [_once(part, first_rows) for part in parts]
         repeated = np.any([part & ~kept for part, kept in zip(parts, once, strict=True)], axis=0).sum()
         if repeated:
-            notes.append(f"{repeated:,} rows repeat the image of an earlier row and are left out")
+            notes.append(f"left out: {counted(repeated, 'row')} with the image of an earlier row")
         # An image that is a query in one row and in the gallery in another must not find itself.
         parts, images = once, replace(images, rows=first_rows)
     train, validation, query, gallery = parts
@@ -202,7 +202,7 @@ def _parts(
         reject(source, plain & ~known, "is_query or is_gallery is empty in a test row", "write True or False")
         neither = plain & ~query & ~gallery
         if neither.any():
-            notes.append(f"{neither.sum():,} test rows are neither query nor gallery and are left out")
+            notes.append(f"left out: {counted(neither.sum(), 'test row')}, neither query nor gallery")
     else:
         query = gallery = plain
     query, gallery = (plain & query) | (split == "query"), (plain & gallery) | (split == "gallery")

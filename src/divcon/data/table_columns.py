@@ -26,7 +26,7 @@ def reject(source: str, bad: np.ndarray, problem: str, advice: str) -> None:
     """Raise DataError for the first of the ``bad`` rows, (N,) bool, if there are any."""
     rows = np.flatnonzero(bad)
     if len(rows):
-        more = f" (as in {len(rows) - 1:,} more rows)" if len(rows) > 1 else ""
+        more = f" (in {len(rows):,} rows)" if len(rows) > 1 else ""
         raise DataError(f"{where_in(source, int(rows[0]))}{problem}{more}; {advice}")
 
 

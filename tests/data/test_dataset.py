@@ -1,0 +1,96 @@
+"""Decoding in workers: the same pixels whatever their number, and errors that keep their words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from divcon.data.dataset import Decoded, batches_of, collate, evaluation_batches, undecodable
+from divcon.data.folder import images_of
+from divcon.data.transforms import EvalTransform, train_transform
+from divcon.errors import ImageError
+
+PATHS = [f"{i:02d}.png" for i in range(12)]
+
+
+@pytest.fixture
+def images(make_images):
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    root = make_images(PATHS)
+    for path in PATHS:
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(root / path)
+    return images_of(root)
+
+
+def batch(images, keys, workers: int, seed: int = 0) -> torch.Tensor:
+    dataset = Decoded(images, EvalTransform(16), train_transform(16), seed)
+    loader = DataLoader(dataset, batch_sampler=[keys[:5], keys[5:]], num_workers=workers, collate_fn=collate)
+    return torch.cat([pixels for pixels, _ in batches_of(loader)])
+
+
+def test_workers_change_nothing(images):
+    keys = [(i, 3, i * 7) for i in range(12)]
+    alone = batch(images, keys, 0)
+    assert alone.shape == (12, 3, 16, 16) and alone.dtype == torch.uint8
+    assert torch.equal(alone, batch(images, keys, 2))
+
+
+def test_augmentation_draws_from_seed_epoch_and_position_alone(images):
+    def one(seed, epoch, position):
+        return batch(images, [(0, epoch, position)] * 6, 0, seed)[0]
+
+    torch.manual_seed(1)
+    first = one(0, 0, 0)
+    torch.manual_seed(2)
+    assert torch.equal(first, one(0, 0, 0))
+    others = [one(1, 0, 0), one(0, 1, 0), one(0, 0, 1)]
+    assert not any(torch.equal(first, other) for other in others)
+
+
+def test_the_process_generator_is_left_as_it_was(images):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    dataset = Decoded(images, EvalTransform(16), train_transform(16))
+    dataset[(0, 1, 2)], dataset[0]
+    list(evaluation_batches(images, EvalTransform(16), batch_size=5, workers=0))
+    list(undecodable(images))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_gives_all_images_in_order(images, workers):
+    batches = list(evaluation_batches(images, EvalTransform(16), batch_size=5, workers=workers))
+    assert [len(indices) for _, indices in batches] == [5, 5, 2]
+    assert torch.cat([indices for _, indices in batches]).tolist() == list(range(12))
+    expected = torch.stack([EvalTransform(16)(images.open(i)) for i in range(12)])
+    assert torch.equal(torch.cat([pixels for pixels, _ in batches]), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_does_not_decode_is_named_in_the_main_process(images, workers, tmp_path):
+    (tmp_path / "images" / "07.png").write_bytes(b"no image")
+    with pytest.raises(ImageError) as caught:
+        list(evaluation_batches(images, EvalTransform(16), batch_size=5, workers=workers))
+    assert str(caught.value).startswith(str(tmp_path / "images" / "07.png"))
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_undecodable_images_are_found(images, workers, tmp_path):
+    (tmp_path / "images" / "03.png").write_bytes(b"")
+    (tmp_path / "images" / "09.png").unlink()
+    found = dict(undecodable(images, workers=workers))
+    assert len(found) == 12
+    bad = {i: message for i, message in found.items() if message}
+    assert list(bad) == [3, 9]
+    assert "03.png: this image does not decode" in bad[3] and "09.png: there is no such file" in bad[9]
+
+
+def test_a_training_key_without_a_training_transform(images):
+    with pytest.raises(ValueError, match="no training transform"):
+        Decoded(images, EvalTransform(16))[(0, 0, 0)]
