@@ -23,8 +23,8 @@ class Decoded(Dataset):
     """The images of a set, decoded and transformed.
 
     Augmentation draws from (seed, epoch, position) alone, and leaves the process's generator as it was. An image that
-    does not decode is returned as its `ImageError`, to be raised in the main process by `batches_of`: raised in a worker
-    it would come wrapped in the worker's trace.
+    does not decode is returned as its `ImageError`, to be raised in the main process by `batches_of`: raised in a
+    worker it would come wrapped in the worker's trace.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class Decoded(Dataset):
             raise ValueError("Decoded: a training key, and no training transform")
         state = torch.get_rng_state()
         words = np.random.SeedSequence([self.seed, epoch, position]).generate_state(1, np.uint64)
-        torch.manual_seed(int(words[0]))
+        # torch.manual_seed formats the stack for every device not yet started: as long as decoding an icon takes.
+        torch.default_generator.manual_seed(int(words[0]))
         try:
             return self.training(image), index
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,9 +38,9 @@ class EvalTransform:
         self.interpolation = InterpolationMode(interpolation)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
+        # Any: torchvision's types say that only tensors come out.
+        seen: Any = image
         if image.size != (self.size, self.size):
-            image = functional.resize(
-                image, [round(self.size * EVAL_RESIZE)], interpolation=self.interpolation
-            )
-            image = functional.center_crop(image, [self.size, self.size])
-        return functional.pil_to_tensor(image)
+            seen = functional.resize(seen, [round(self.size * EVAL_RESIZE)], interpolation=self.interpolation)
+            seen = functional.center_crop(seen, [self.size, self.size])
+        return functional.pil_to_tensor(seen)
