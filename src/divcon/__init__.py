@@ -1,1 +1,78 @@
-"""divcon"""
+"""divcon: deep metric learning by divide and conquer.
+
+import divcon as dc
+
+data = dc.read("demo")
+model = dc.EmbeddingModel("tf_efficientnet_lite0", embedding_dim=128, num_learners=4, image_size=64)
+for epoch in dc.train(model, data.train, dc.TrainConfig(epochs=12)):
+    print(epoch.number, epoch.phase, epoch.loss, epoch.division.sizes)
+print(dc.evaluate(model, data))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from divcon.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+    from divcon.data.image_set import Benchmark, ImageSet
+    from divcon.data.read import read
+    from divcon.divide.division import Division, divide
+    from divcon.errors import DivconError
+    from divcon.evaluate.protocol import evaluate
+    from divcon.evaluate.retrieval import retrieval_metrics
+    from divcon.models import EmbeddingModel
+    from divcon.run import run
+    from divcon.train.loop import train
+
+__version__ = "0.1.0"
+
+# Imported at first use: PyTorch takes seconds, and `divcon --help` does not need it.
+_HOME = {
+    "Benchmark": "divcon.data.image_set",
+    "DataConfig": "divcon.config",
+    "Division": "divcon.divide.division",
+    "DivconError": "divcon.errors",
+    "EmbeddingModel": "divcon.models",
+    "ImageSet": "divcon.data.image_set",
+    "ModelConfig": "divcon.config",
+    "RunConfig": "divcon.config",
+    "TrainConfig": "divcon.config",
+    "read": "divcon.data.read",
+    "retrieval_metrics": "divcon.evaluate.retrieval",
+}
+# Rooms that are called like the function they hold (see callable_module).
+_ROOMS = ("divide", "evaluate", "run", "train")
+
+__all__ = [
+    "Benchmark",
+    "DataConfig",
+    "DivconError",
+    "Division",
+    "EmbeddingModel",
+    "ImageSet",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "divide",
+    "evaluate",
+    "read",
+    "retrieval_metrics",
+    "run",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"divcon.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'divcon' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -71,9 +71,11 @@ class TestReadFolder:
         elsewhere = make_images(["1.png", "2.png"], folder="elsewhere")
         (root / "e").symlink_to(elsewhere)
         (root / "a" / "again").symlink_to(root / "a")
+        (root / "b" / "more").symlink_to(elsewhere)
         data = read_folder(root)
         assert data.train.num_classes == 3 and data.query.num_classes == 2
-        assert names(data.train)[:2] == ["a/1.png", "a/2.png"] and len(data.train) == 6
+        assert names(data.train)[:2] == ["a/1.png", "a/2.png"] and len(data.train) == 8
+        assert "b/more/1.png" in names(data.train)
 
     def test_order_does_not_depend_on_the_file_system(self, make_images):
         assert names(read_folder(make_images(FOUR)).train) == names(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,6 +107,11 @@ def test_a_missing_file(tmp_path):
 def test_not_a_parquet(tmp_path):
     (tmp_path / "t.parquet").write_text("path,label\na,b\n")
     assert "t.parquet: this is not a parquet file" in error_of(tmp_path / "t.parquet")
+
+
+def test_a_parquet_column_of_lists(tmp_path):
+    pq.write_table(pa.table({"path": ["a"], "label": [[1, 2]]}), tmp_path / "t.parquet")
+    assert "the column 'label' holds list" in error_of(tmp_path / "t.parquet")
 
 
 def test_columns_that_are_missing_are_named(tmp_path):

@@ -15,7 +15,7 @@ from divcon.evaluate import clustering
 from divcon.evaluate.clustering import adjusted_mutual_information, clustering_metrics
 
 
-def clustered(num_classes=20, per_class=30, size=16, spread=0.5, seed=0):
+def clustered(num_classes=20, per_class=15, size=16, spread=0.5, seed=0):
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.repeat(np.arange(num_classes), per_class))
     points = generator.standard_normal((num_classes, size))[labels]
@@ -65,8 +65,8 @@ def test_adjusted_mutual_information_is_scikit_learns_at_unequal_sizes():
 @pytest.mark.parametrize("spread", [0.6, 1.2])
 def test_scikit_learns_kmeans_scores_alike(spread):
     points, labels = clustered(spread=spread)
-    found = clustering_metrics(points, labels, seeds=range(8))
-    theirs = [KMeans(20, init="random", n_init=1, random_state=seed).fit_predict(points) for seed in range(8)]
+    found = clustering_metrics(points, labels, seeds=range(5))
+    theirs = [KMeans(20, init="random", n_init=1, random_state=seed).fit_predict(points) for seed in range(5)]
     nmi = np.mean([normalized_mutual_info_score(labels, clusters) for clusters in theirs])
     ami = np.mean([adjusted_mutual_info_score(labels, clusters) for clusters in theirs])
     assert found["nmi"] == pytest.approx(nmi, abs=0.03)

@@ -75,7 +75,7 @@ def tied_tasks(draw):
 
 
 @given(tied_tasks(), st.sampled_from([1024, 0.0001]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_integer_vectors_score_exactly_as_in_loops(task, memory_mb):
     (query, columns), (gallery, others), used = task
     leave_one_out = query is gallery
@@ -126,7 +126,7 @@ def test_real_vectors_score_as_in_loops(spread):
 
 def test_classes_of_very_unequal_sizes_score_as_in_loops():
     generator = np.random.default_rng(3)
-    labels = generator.permutation(np.repeat(np.arange(5), [1, 2, 10, 40, 90]))
+    labels = generator.permutation(np.repeat(np.arange(5), [1, 2, 10, 50, 70]))
     points = generator.standard_normal((len(labels), 3)) + labels[:, None] / 3
     expected, _ = slow_metrics(points, labels, points, labels, lambda i, j: i != j)
     expected.pop("map")

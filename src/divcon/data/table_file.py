@@ -107,9 +107,13 @@ def _load_csv(path: Path) -> pa.Table:
 def _load_parquet(path: Path) -> pa.Table:
     try:
         names = pq.read_schema(path).names
-        return pq.read_table(path, columns=[name for name in COLUMNS if name in names])
+        table = pq.read_table(path, columns=[name for name in COLUMNS if name in names])
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: this is not a parquet file ({_first_line(error)}); {_MIXED_UP}") from None
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name != "image" and pa.types.is_nested(column.type):
+            raise DataError(f"{path}: the column {name!r} holds {column.type}; give it one text or number a row")
+    return table
 
 
 def _header(path: Path) -> list[str]:

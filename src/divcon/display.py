@@ -1,0 +1,152 @@
+"""What a person sees while a run goes on: one bar with rate and time left, and a line an epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from divcon.config import RunConfig
+from divcon.data.image_set import Benchmark
+from divcon.train.report import Progress as RunProgress
+
+
+class Display:
+    """What a run tells of itself; a subclass says where to."""
+
+    def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
+        """The run starts, or goes on after ``epochs_done``."""
+        raise NotImplementedError
+
+    def progress(self, progress: RunProgress) -> None:
+        """After each batch of whatever stage."""
+        raise NotImplementedError
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """After each epoch, with its line of ``metrics.jsonl``."""
+        raise NotImplementedError
+
+    def warn(self, message: str) -> None:
+        raise NotImplementedError
+
+    def end(self, out: Path, kept_epoch: int | None) -> None:
+        """The run is over and its model kept."""
+        raise NotImplementedError
+
+
+class Quiet(Display):
+    """Says nothing."""
+
+    def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
+        pass
+
+    def progress(self, progress: RunProgress) -> None:
+        pass
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        pass
+
+    def end(self, out: Path, kept_epoch: int | None) -> None:
+        pass
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left of the whole run, from the time that its epochs took so far: dividing and evaluating included."""
+
+    def render(self, task: Task) -> Text:
+        done = task.completed - task.fields["before"]
+        if not done or task.elapsed is None or task.total is None:
+            return Text("time left --", style="progress.remaining")
+        seconds = int(task.elapsed / done * (task.total - task.completed))
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        return Text(f"time left {hours}:{minutes:02d}:{seconds % 60:02d}", style="progress.remaining")
+
+
+class Bar(Display):
+    """A bar on a terminal; elsewhere, a line an epoch. A context manager: leaving it takes the bar away."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            _TimeLeft(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=None, detail="", before=0)
+        self._epochs = 0
+        self._head_printed = False
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
+        self._epochs = config.train.epochs
+        self._bar.reset(self._task, total=self._epochs, completed=epochs_done, before=epochs_done)
+        model = config.model
+        self.console.print(
+            f"[bold]{data.name}[/]: {len(data.train):,} images of {data.train.num_classes:,} classes to train on"
+            + (f", {data.validation.num_classes:,} classes held out for validation" if data.validation else "")
+            + f"; {model.method}, {model.num_learners} learner{'s' * (model.num_learners > 1)}, "
+            f"D {model.embedding_dim}, {model.backbone} at {model.image_size} px"
+        )
+        for note in data.notes:
+            self.warn(note)
+        if epochs_done:
+            self.console.print(f"going on after {epochs_done} of {self._epochs} epochs")
+
+    def progress(self, progress: RunProgress) -> None:
+        share = progress.done / max(1, progress.total)
+        if progress.stage == "check":
+            self._bar.update(self._task, description="decoding each image once", total=1, completed=share)
+            return
+        completed = progress.epoch + {"divide": 0.0, "train": share, "evaluate": 1.0}[progress.stage]
+        what = f"epoch {progress.epoch + 1}/{self._epochs} "
+        detail = f"{progress.done:,}/{progress.total:,} images"
+        if progress.stage == "train":
+            what += f"[bold]{progress.phase}[/]"
+            if len(progress.sizes) > 1:
+                sizes = " ".join(map(str, progress.sizes[:8])) + (" ..." if len(progress.sizes) > 8 else "")
+                what += f" learners {sizes}"
+            detail += f" loss {progress.loss:.3f} {progress.images_per_second:,.0f} images/s"
+        else:
+            what += {"divide": "dividing", "evaluate": "evaluating"}[progress.stage]
+        self._bar.update(self._task, description=what, completed=completed, detail=detail)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        if not self._head_printed:
+            self._head_printed = True
+            self.console.print(
+                "[dim]epoch  phase     loss   recall@1  learner sizes (left out)         "
+                "dividing, training, evaluating[/]"
+            )
+        score = f"{100 * line['validation']['recall_at_1']:7.1f}" if "validation" in line else "      -"
+        sizes = " ".join(map(str, line["sizes"][:8])) + (" ..." if len(line["sizes"]) > 8 else "")
+        sizes += f" ({line['left_out']})" if line["left_out"] else ""
+        seconds = ", ".join(f"{line[f'seconds_{what}']:.1f}" for what in ("dividing", "training", "evaluating"))
+        self.console.print(
+            f"{line['epoch']:5d}  {line['phase']:9s} {line['loss']:.3f} {score}   {sizes:<32s} {seconds} s"
+        )
+        for warning in line["warnings"]:
+            self.warn(warning)
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"[yellow]note:[/] {message}", markup=True)
+
+    def end(self, out: Path, kept_epoch: int | None) -> None:
+        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}")

@@ -1,0 +1,165 @@
+"""The central value: which learner each training image belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from scipy.optimize import linear_sum_assignment
+
+from divcon.divide.kmeans import kmeans
+from divcon.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """N images divided among K learners."""
+
+    learner: np.ndarray
+    """(N,) int64: the learner of each image; -1 sits out until the next division."""
+    centroids: np.ndarray
+    """(K, F) float32: row k is the centre of learner k's cluster."""
+
+    def __post_init__(self) -> None:
+        learner = np.asarray(self.learner, dtype=np.int64)
+        object.__setattr__(self, "learner", learner)
+        object.__setattr__(self, "centroids", np.asarray(self.centroids, dtype=np.float32))
+        if learner.ndim != 1 or self.centroids.ndim != 2:
+            raise ValueError("Division: learner must be (N,) and centroids (K, F)")
+        if len(learner) and not (learner.min() >= -1 and learner.max() < self.num_learners):
+            raise ValueError(f"Division: a learner is outside -1 .. {self.num_learners - 1}")
+
+    @classmethod
+    def whole(cls, labels: np.ndarray) -> Division:
+        """All images to one learner, those without a positive pair left out."""
+        return cls(np.zeros(len(labels), np.int64), np.zeros((1, 0), np.float32)).without_singletons(labels)
+
+    @property
+    def num_learners(self) -> int:
+        return len(self.centroids)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Images of each learner."""
+        return tuple(np.bincount(self.learner[self.learner >= 0], minlength=self.num_learners).tolist())
+
+    @property
+    def num_left_out(self) -> int:
+        return int((self.learner < 0).sum())
+
+    def indices(self, learner: int) -> np.ndarray:
+        """The images of one learner, ascending, (n,) int64."""
+        return np.flatnonzero(self.learner == learner)
+
+    def overlap(self, other: Division) -> np.ndarray:
+        """(K, K') int64: images that are with learner k here and with learner k' in ``other``."""
+        if len(self.learner) != len(other.learner):
+            raise ValueError(f"divisions of {len(self.learner)} and of {len(other.learner)} images do not compare")
+        both = (self.learner >= 0) & (other.learner >= 0)
+        pairs = self.learner[both] * other.num_learners + other.learner[both]
+        counts = np.bincount(pairs, minlength=self.num_learners * other.num_learners)
+        return counts.reshape(self.num_learners, other.num_learners)
+
+    def matched_to(self, previous: Division) -> Division:
+        """The same clusters, numbered so that each learner keeps as many of its previous images as a one-to-one
+        numbering allows (linear assignment; 2019, section 3.2, "to maintain consistency")."""
+        if self.num_learners != previous.num_learners:
+            raise ValueError(f"{self.num_learners} clusters cannot be matched to {previous.num_learners} learners")
+        clusters, learners = linear_sum_assignment(self.overlap(previous), maximize=True)
+        # new_number[c] is the learner that cluster c goes to: the assignment itself, not its inverse.
+        new_number = np.empty(self.num_learners, np.int64)
+        new_number[clusters] = learners
+        centroids = np.empty_like(self.centroids)
+        centroids[new_number] = self.centroids
+        return Division(np.where(self.learner >= 0, new_number[self.learner], -1), centroids)
+
+    def without_singletons(self, labels: np.ndarray) -> Division:
+        """The same, leaving out each image that is its class's only one in its cluster: it has no positive pair."""
+        _, group, count = _groups(self.learner, labels)
+        return replace(self, learner=np.where(count[group] >= 2, self.learner, -1))
+
+    def kept_pairs(self, labels: np.ndarray) -> float:
+        """The share of all positive pairs (two images of a class) whose images are with the same learner."""
+        learner, _, count = _groups(self.learner, labels)
+        within = (count * (count - 1) / 2)[learner >= 0].sum()
+        sizes = np.bincount(labels)
+        pairs = (sizes * (sizes - 1) / 2).sum()
+        return float(within / pairs) if pairs else 0.0
+
+    def classes_per_learner(self, labels: np.ndarray) -> tuple[int, ...]:
+        """Classes that each learner has images of."""
+        learner, _, _ = _groups(self.learner, labels)
+        return tuple(np.bincount(learner[learner >= 0], minlength=self.num_learners).tolist())
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors."""
+        save_file({"learner": self.learner, "centroids": self.centroids}, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Division:
+        return cls(**load_file(path))
+
+
+def _groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The (learner, class) groups: the learner of each group (G,), the group of each image (N,), its images (G,)."""
+    width = int(labels.max()) + 1 if len(labels) else 1
+    keys, group, count = np.unique((learner + 1) * width + labels, return_inverse=True, return_counts=True)
+    return keys // width - 1, group, count
+
+
+def divide(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_learners: int,
+    *,
+    by: Literal["image", "class", "random"] = "image",
+    seed: int | tuple[int, ...] = 0,
+    previous: Division | None = None,
+    device: str | torch.device = "cpu",
+) -> Division:
+    """Divide the training images among the learners (2019, section 3.1): cluster, match to the previous division,
+    leave out what has no positive pair.
+
+    Args:
+        features: (N, F) float, the backbone's pooled features; they are L2-normalised here.
+        labels: (N,) int.
+        by: ``image``: k-means on the images. ``class``: k-means on the class means, a class stays whole.
+            ``random``: equal parts at random.
+        previous: the division that the new one is matched to.
+
+    Raises:
+        DataError: more learners than distinct images (or classes, by class).
+        NonFiniteError: a feature is NaN or infinite.
+    """
+    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    if by == "image":
+        clusters = kmeans(features, num_learners, seed=seed, device=device)
+        learner, centroids = clusters.assignment, clusters.centroids
+    elif by == "class":
+        means, class_of = _class_means(features, labels)
+        if num_learners > len(means):
+            raise DataError(f"{len(means)} classes cannot be divided among {num_learners} learners by class")
+        clusters = kmeans(means, num_learners, seed=seed, device=device)
+        learner, centroids = clusters.assignment[class_of], clusters.centroids
+    else:
+        if num_learners > len(features):
+            raise DataError(f"{len(features)} images cannot be divided among {num_learners} learners")
+        learner = np.random.default_rng(seed).permutation(len(features)) % num_learners
+        centroids = _class_means(features, learner)[0]
+    division = Division(learner, centroids)
+    if previous is not None:
+        division = division.matched_to(previous)
+    return division.without_singletons(labels)
+
+
+def _class_means(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean feature of each class, (C, F), and the class of each image, (N,)."""
+    _, class_of, count = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(class_of, kind="stable")
+    sums = np.add.reduceat(features[order], np.cumsum(count) - count, axis=0, dtype=np.float64)
+    return (sums / count[:, None]).astype(np.float32), class_of

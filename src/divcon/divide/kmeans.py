@@ -1,0 +1,143 @@
+"""k-means on all points, seeded, in blocks; the same code on every device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from divcon.errors import DataError, NonFiniteError
+
+BLOCK_ELEMENTS = 1 << 24  # floats of a block's distances and one-hot assignment: 64 MB each
+
+
+@dataclass(frozen=True, eq=False)
+class KMeans:
+    """A clustering of N points of F features into K clusters."""
+
+    assignment: np.ndarray
+    """(N,) int64, each point's nearest centroid."""
+    centroids: np.ndarray
+    """(K, F) float32."""
+    inertia: float
+    """Sum over the points of the squared distance to their centroid."""
+    iterations: int
+
+
+def kmeans(
+    points: np.ndarray | torch.Tensor,
+    num_clusters: int,
+    *,
+    seed: int | tuple[int, ...] = 0,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    device: str | torch.device = "cpu",
+) -> KMeans:
+    """Lloyd's algorithm from a greedy k-means++ start (Arthur and Vassilvitskii 2007), over all points.
+
+    A cluster that empties starts again at the point that is farthest from its centroid.
+
+    Args:
+        points: (N, F) float.
+        num_clusters: K.
+        seed: decides the start; the same seed gives the same clustering on the same device.
+        tolerance: stop when the centroids' squared moves add up to less than this share of the points' mean variance.
+
+    Raises:
+        DataError: fewer distinct points than clusters.
+        NonFiniteError: a point has a NaN or an infinite value; the message names the rows.
+    """
+    if torch.device(device).type == "mps":
+        device = "cpu"  # MPS has no float64, which the sums below need
+    x = torch.as_tensor(points, dtype=torch.float32, device=device)
+    n = len(x)
+    finite = torch.isfinite(x).all(dim=1)
+    if not finite.all():
+        rows = torch.nonzero(~finite).flatten()[:5].tolist()
+        raise NonFiniteError(f"k-means: {int((~finite).sum())} of {n} rows hold NaN or Inf, first rows {rows}")
+    if num_clusters > n:
+        raise DataError(f"k-means: {n} points cannot be divided into {num_clusters} clusters")
+
+    mean = x.double().mean(dim=0).float()
+    x = x - mean  # distances of centred points lose fewer digits
+    norms = (x * x).sum(dim=1)
+    centroids = _plus_plus(x, norms, num_clusters, np.random.default_rng(seed))
+    threshold = tolerance * float(norms.double().mean()) / x.shape[1]
+
+    iterations = 0
+    assignment, distances = _assign(x, norms, centroids)
+    while iterations < max_iterations:
+        iterations += 1
+        moved = _means(x, assignment, distances, num_clusters)
+        shift = float(((moved - centroids).double() ** 2).sum())
+        centroids = moved
+        previous = assignment
+        assignment, distances = _assign(x, norms, centroids)
+        if shift <= threshold or torch.equal(assignment, previous):
+            break
+    return KMeans(
+        assignment=assignment.cpu().numpy(),
+        centroids=(centroids + mean).cpu().numpy(),
+        inertia=float(distances.double().sum()),
+        iterations=iterations,
+    )
+
+
+def _squared_distances(x: torch.Tensor, norms: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    squared = torch.addmm((centroids * centroids).sum(dim=1)[None], x, centroids.T, alpha=-2)
+    return squared.add_(norms[:, None]).clamp_(min=0)
+
+
+def _assign(x: torch.Tensor, norms: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each point's nearest centroid, (N,) int64, and the squared distance to it, (N,)."""
+    rows = max(1, BLOCK_ELEMENTS // len(centroids))
+    parts = [
+        _squared_distances(x[i : i + rows], norms[i : i + rows], centroids).min(dim=1) for i in range(0, len(x), rows)
+    ]
+    return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
+
+
+def _means(x: torch.Tensor, assignment: torch.Tensor, distances: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    """The mean of each cluster's points, (K, F); empty clusters take the points farthest from their centroids."""
+    # A product with one-hot rows adds in a fixed order on every device, which scattered adds do not.
+    rows = max(1, BLOCK_ELEMENTS // num_clusters)
+    sums = torch.zeros(num_clusters, x.shape[1], dtype=torch.float64, device=x.device)
+    for i in range(0, len(x), rows):
+        one_hot = torch.nn.functional.one_hot(assignment[i : i + rows], num_clusters).to(x.dtype)
+        sums += (one_hot.T @ x[i : i + rows]).double()
+    counts = torch.bincount(assignment, minlength=num_clusters).double()
+    empty = torch.nonzero(counts == 0).flatten()
+    if len(empty):
+        for cluster, point in zip(empty.tolist(), torch.topk(distances, len(empty)).indices.tolist(), strict=True):
+            donor = int(assignment[point])
+            sums[donor] -= x[point]
+            counts[donor] -= 1
+            sums[cluster], counts[cluster] = x[point].double(), 1
+    return (sums / counts.clamp(min=1)[:, None]).float()
+
+
+def _plus_plus(x: torch.Tensor, norms: torch.Tensor, num_clusters: int, rng: np.random.Generator) -> torch.Tensor:
+    """Starting centroids: each the best of a few points that are drawn in proportion to their squared distance from
+    those already chosen."""
+    trials = 2 + int(math.log(num_clusters))
+    chosen = [int(rng.integers(len(x)))]
+    nearest = _squared_distances(x, norms, x[chosen])[:, 0]
+    # Rounding leaves a little distance between equal points: what is this near is the same point.
+    floor = 1e-6 * float(norms.max())
+    while len(chosen) < num_clusters:
+        nearest = torch.where(nearest <= floor, 0.0, nearest)
+        cumulative = np.cumsum(nearest.cpu().numpy(), dtype=np.float64)
+        if cumulative[-1] == 0:
+            raise DataError(
+                f"k-means: only {len(chosen)} distinct points, which cannot be divided into {num_clusters} clusters"
+            )
+        # side="right" never lands on a point of weight zero.
+        drawn = np.searchsorted(cumulative, rng.random(trials) * cumulative[-1], side="right")
+        candidates = np.minimum(drawn, len(x) - 1)
+        distances = torch.minimum(_squared_distances(x, norms, x[candidates]), nearest[:, None])
+        best = int(distances.sum(dim=0).argmin())
+        chosen.append(int(candidates[best]))
+        nearest = distances[:, best]
+    return x[chosen]

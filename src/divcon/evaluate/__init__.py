@@ -1,0 +1,17 @@
+"""Evaluate: arrays in, numbers out. ``divcon.evaluate(...)`` is the function `evaluate`, of a model on a benchmark."""
+
+from divcon.callable_module import make_callable
+from divcon.evaluate.clustering import clustering_metrics
+from divcon.evaluate.intervals import bootstrap_difference, bootstrap_interval
+from divcon.evaluate.protocol import evaluate
+from divcon.evaluate.retrieval import retrieval_metrics
+
+__all__ = [
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "clustering_metrics",
+    "evaluate",
+    "retrieval_metrics",
+]
+
+make_callable(__name__)

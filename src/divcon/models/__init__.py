@@ -1,0 +1,7 @@
+"""Models: a timm backbone and the head that K learners share."""
+
+from divcon.models.backbone import create_backbone
+from divcon.models.embedding_model import EmbeddingModel
+from divcon.models.head import SliceHead, SubspaceHead, create_head
+
+__all__ = ["EmbeddingModel", "SliceHead", "SubspaceHead", "create_backbone", "create_head"]

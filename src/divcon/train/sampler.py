@@ -1,0 +1,140 @@
+"""Which images each batch of an epoch holds: one class-balanced stream a learner, the learners taking turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from divcon.divide import Division
+from divcon.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The images of one step, all from one learner's cluster."""
+
+    learner: int
+    indices: np.ndarray
+    """(B,) int64 into the training images."""
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """All batches of an epoch."""
+
+    batches: list[Batch]
+    warnings: tuple[str, ...]
+    """Learners that sit the epoch out, and batches that could not be filled."""
+
+    @property
+    def distinct_images(self) -> float:
+        """Mean number of distinct images a batch."""
+        return float(np.mean([len(np.unique(batch.indices)) for batch in self.batches]))
+
+
+def plan_epoch(
+    division: Division,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    images_per_class: int,
+    seed: int,
+    epoch: int,
+) -> EpochPlan:
+    """N // B batches, a function of the arguments alone.
+
+    Args:
+        labels: (N,) int64, of all training images.
+        batch_size: B; a batch has B // M classes of M images. A cluster with fewer classes gives more images a class.
+        images_per_class: M; a class with fewer images in its cluster repeats them (as the 2019 code does).
+
+    Raises:
+        DataError: no learner has two classes with a positive pair.
+    """
+    num_batches = max(1, len(labels) // batch_size)
+    streams: list[tuple[int, Iterator[np.ndarray]]] = []
+    warnings: list[str] = []
+    for learner in range(division.num_learners):
+        indices = division.indices(learner)
+        by_class = _by_class(indices, labels[indices])
+        if len(by_class) < 2:
+            warnings.append(
+                f"learner {learner} sits epoch {epoch} out: its {len(indices)} images are of {len(by_class)} "
+                "classes with a positive pair, and a batch needs two"
+            )
+            continue
+        size = sum(_images_per_class(by_class, batch_size, images_per_class))
+        if len(by_class) < batch_size // images_per_class and size < batch_size:
+            warnings.append(
+                f"learner {learner} has batches of {size} images, not {batch_size}: its cluster has {len(by_class)} "
+                f"classes, {len(indices)} images"
+            )
+        rng = np.random.default_rng([seed, epoch, learner])
+        streams.append((learner, _stream(by_class, batch_size, images_per_class, rng)))
+    if not streams:
+        raise DataError(
+            "no learner has two classes with two images each, so no batch has both a positive and a negative pair; "
+            "use fewer learners (--learners), divide by class (--divide-by class), or give more images a class"
+        )
+    # Turns go on across epochs, so that no learner is always the one with a batch more.
+    turns = ((epoch * num_batches + number) % len(streams) for number in range(num_batches))
+    return EpochPlan([Batch(streams[t][0], next(streams[t][1])) for t in turns], tuple(warnings))
+
+
+def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """The images of each class that has at least two."""
+    order = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    pairs = zip(starts, counts, strict=True)
+    return [indices[order[start : start + count]] for start, count in pairs if count >= 2]
+
+
+def _images_per_class(by_class: list[np.ndarray], batch_size: int, images_per_class: int) -> list[int]:
+    """How many images each class gives to a batch that holds them all: M, and what places are left go one by one to
+    classes that have images left."""
+    take = [images_per_class] * len(by_class)
+    left = batch_size - sum(take)
+    open_classes = [c for c, images in enumerate(by_class) if len(images) > images_per_class]
+    while left > 0 and open_classes:
+        for c in open_classes[:left]:
+            take[c] += 1
+        left -= min(left, len(open_classes))
+        open_classes = [c for c in open_classes if len(by_class[c]) > take[c]]
+    return take
+
+
+def _stream(
+    by_class: list[np.ndarray], batch_size: int, images_per_class: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    num_classes = batch_size // images_per_class
+    images = [_Deck(members, rng) for members in by_class]
+    if len(by_class) < num_classes:
+        take = _images_per_class(by_class, batch_size, images_per_class)
+        while True:
+            yield np.concatenate([deck.deal(n) for deck, n in zip(images, take, strict=True)])
+    classes = _Deck(np.arange(len(by_class)), rng)
+    while True:
+        yield np.concatenate([images[c].deal(images_per_class) for c in classes.deal(num_classes)])
+
+
+class _Deck:
+    """Cards dealt at random, every one once before any comes twice; a hand repeats a card only where it is larger than
+    the deck."""
+
+    def __init__(self, cards: np.ndarray, rng: np.random.Generator) -> None:
+        self._cards = cards
+        self._rng = rng
+        self._pile = iter(())
+
+    def deal(self, number: int) -> np.ndarray:
+        hand = list(islice(self._pile, number))
+        while len(hand) < number:
+            fresh = self._rng.permutation(self._cards)
+            # What is in the hand from the last round goes to the end of this one.
+            last = np.isin(fresh, hand[-len(fresh) :] if len(hand) < len(fresh) else [])
+            self._pile = iter(np.concatenate([fresh[~last], fresh[last]]).tolist())
+            hand += islice(self._pile, number - len(hand))
+        return np.array(hand, dtype=np.int64)
