@@ -59,9 +59,7 @@ class Exclusion:
     """Each (Q,) and (G,) int64; a negative code is shared with nothing."""
 
     @classmethod
-    def equal(
-        cls, query_codes: Sequence[int] | np.ndarray, gallery_codes: Sequence[int] | np.ndarray
-    ) -> Exclusion:
+    def equal(cls, query_codes: Sequence[int] | np.ndarray, gallery_codes: Sequence[int] | np.ndarray) -> Exclusion:
         """Items whose code equals the query's: (Q,) and (G,) ints, a negative one is shared with nothing."""
         query, gallery = np.asarray(query_codes, np.int64), np.asarray(gallery_codes, np.int64)
         # Small numbers in place of the caller's: products of codes then stay within 64 bits.

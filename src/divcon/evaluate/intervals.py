@@ -62,9 +62,7 @@ def bootstrap_difference(
     """
     a, b = _values(values_a), _values(values_b)
     if a.shape != b.shape:
-        raise ValueError(
-            f"{len(a)} values of the one and {len(b)} of the other: give the same queries of both"
-        )
+        raise ValueError(f"{len(a)} values of the one and {len(b)} of the other: give the same queries of both")
     return bootstrap_interval(a - b, classes, level=level, draws=draws, seed=seed)
 
 

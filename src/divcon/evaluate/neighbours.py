@@ -50,9 +50,7 @@ def as_vectors(values: object, name: str) -> np.ndarray:
         values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     vectors = np.asarray(values)
     if vectors.ndim != 2:
-        raise ValueError(
-            f"{name}: an array of shape (N, D) is needed, one of shape {vectors.shape} was given"
-        )
+        raise ValueError(f"{name}: an array of shape (N, D) is needed, one of shape {vectors.shape} was given")
     if not vectors.size:
         raise ValueError(f"{name}: there are no vectors in an array of shape {vectors.shape}")
     if vectors.dtype.kind not in "fiub":
@@ -64,9 +62,7 @@ def as_vectors(values: object, name: str) -> np.ndarray:
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         shown = ", ".join(str(row) for row in broken[:10]) + (", ..." if len(broken) > 10 else "")
-        raise NonFiniteError(
-            f"{name}: {len(broken)} of {len(vectors)} rows hold NaN or infinite values: {shown}"
-        )
+        raise NonFiniteError(f"{name}: {len(broken)} of {len(vectors)} rows hold NaN or infinite values: {shown}")
     return np.ascontiguousarray(vectors)
 
 
@@ -106,9 +102,7 @@ def neighbour_blocks(
     """
     query_vectors, gallery_vectors = as_vectors(query, "query"), as_vectors(gallery, "gallery")
     if query_vectors.shape[1] != gallery_vectors.shape[1]:
-        raise ValueError(
-            f"queries have {query_vectors.shape[1]} dimensions, gallery items {gallery_vectors.shape[1]}"
-        )
+        raise ValueError(f"queries have {query_vectors.shape[1]} dimensions, gallery items {gallery_vectors.shape[1]}")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     if metric not in METRICS:
@@ -170,9 +164,7 @@ def _blocks(space: Space, k: int, exclude: Exclusion, distances: bool) -> Iterat
         start = stop
 
 
-def _search(
-    space: Space, rows: np.ndarray, k: int, reach: int, exclude: Exclusion, excluded: np.ndarray
-) -> np.ndarray:
+def _search(space: Space, rows: np.ndarray, k: int, reach: int, exclude: Exclusion, excluded: np.ndarray) -> np.ndarray:
     """(q, k): the neighbours of the queries at ``rows`` from ``reach`` candidates each; where these leave the
     k-th place open, because a tie may run on beyond them, from the whole gallery."""
     values, items, error = space.quick(rows, reach)
@@ -214,9 +206,7 @@ def _ranking(space: Space, rows: np.ndarray, reach: int) -> np.ndarray:
     return ranked
 
 
-def _settle(
-    space: Space, rows: np.ndarray, items: np.ndarray, allowed: np.ndarray, blurred: np.ndarray
-) -> None:
+def _settle(space: Space, rows: np.ndarray, items: np.ndarray, allowed: np.ndarray, blurred: np.ndarray) -> None:
     """Puts each run of items that were not told apart into its exact order, equal ones by index; in place.
 
     ``blurred`` (q, m - 1): whether an item and the next of its row are in one run. ``allowed`` moves along.

@@ -71,9 +71,7 @@ def retrieval_metrics(
         DataError: no query has a match.
     """
     if any(k < 1 for k in (*recall_at, *precision_at)):
-        raise ValueError(
-            f"recall_at and precision_at must be at least 1: {tuple(recall_at)}, {tuple(precision_at)}"
-        )
+        raise ValueError(f"recall_at and precision_at must be at least 1: {tuple(recall_at)}, {tuple(precision_at)}")
     task = _Task.of(
         as_vectors(embeddings, "embeddings"),
         None
@@ -89,9 +87,7 @@ def retrieval_metrics(
     matches = task.exclude.admissible(task.query_labels, task.gallery_labels)
     asked = np.flatnonzero(matches)
     if not len(asked):
-        raise DataError(
-            f"none of the {len(matches)} queries has a match: the gallery has no other item of its class"
-        )
+        raise DataError(f"none of the {len(matches)} queries has a match: the gallery has no other item of its class")
     scores: dict[str, np.ndarray] = {}
     for queries, k in _by_depth(matches, asked, max((*recall_at, *precision_at, 1)), len(task.gallery), map):
         blocks = neighbour_blocks(
@@ -129,9 +125,7 @@ class _Task:
     exclude: Exclusion
 
     @classmethod
-    def of(
-        cls, query: np.ndarray, gallery: np.ndarray | None, columns: dict[str, tuple[object, object]]
-    ) -> _Task:
+    def of(cls, query: np.ndarray, gallery: np.ndarray | None, columns: dict[str, tuple[object, object]]) -> _Task:
         """From vectors (no gallery: leave-one-out) and what is known of each query and gallery item."""
         items = query if gallery is None else gallery
         if columns["labels"][0] is None:
