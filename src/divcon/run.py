@@ -162,7 +162,7 @@ def resumed_config(out: str | Path, asked: RunConfig) -> tuple[RunConfig, dict[s
 
 
 def run_source(out: str | Path) -> dict[str, Any] | None:
-    """What the run in ``out`` read its data from: ``data`` and ``root`` of `divcon.read`; None where it is not known."""
+    """What the run in ``out`` read its data from, as `divcon.read` takes it; None where it does not say."""
     path = Path(out) / "config.json"
     return _read_config(path)[1].get("source") if path.exists() else None
 

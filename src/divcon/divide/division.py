@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from safetensors.numpy import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
@@ -56,7 +57,7 @@ class Division:
         """The images of one learner, ascending, (n,) int64."""
         return np.flatnonzero(self.learner == learner)
 
-    def overlap(self, other: Division) -> np.ndarray:
+    def overlap(self, other: Division) -> Int64[np.ndarray, "K K2"]:
         """(K, K') int64: images that are with learner k here and with learner k' in ``other``."""
         if len(self.learner) != len(other.learner):
             raise ValueError(f"divisions of {len(self.learner)} and of {len(other.learner)} images do not compare")
@@ -113,8 +114,8 @@ def _groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def divide(
-    features: np.ndarray,
-    labels: np.ndarray,
+    features: Float[np.ndarray, "N F"],
+    labels: Int64[np.ndarray, "N"],
     num_learners: int,
     *,
     by: Literal["image", "class", "random"] = "image",

@@ -38,7 +38,7 @@ def evaluate(
             head, L2-normalised (``features``).
         per_query: also ``per_query``: for each query its path, label, and scores.
         map: also mean average precision over the full ranking.
-        recall_at: the k of Recall@k; None: the benchmark's.
+        recall_at: the k of Recall@k, beside 1; None: the benchmark's.
 
     Returns:
         ``recall_at_1`` ..., ``precision_at_1``, ``r_precision``, ``map_at_r`` (see
@@ -76,7 +76,8 @@ def evaluate(
             _label_names(query),
             **({} if gallery is query else {"gallery_embeddings": items, "gallery_labels": _label_names(gallery)}),
             **_identities(query, gallery),
-            recall_at=recall_at or data.recall_at,
+            recall_at=sorted({1, *(recall_at or data.recall_at)}),
+            device=model.device,
             **more,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ class EmbeddingModel(nn.Module):
     def eval_transform(self) -> EvalTransform:
         return EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
 
-    def forward(self, images: Tensor, learner: int | None = None) -> Tensor:
+    def forward(self, images: Float[Tensor, "B C H W"], learner: int | None = None) -> Float[Tensor, "B d"]:
         """(B, 3, H, W) normalised images to embeddings of length one: (B, D), or learner k's (B, d_k)."""
         return self.head(self.backbone(images), learner=learner)
 
@@ -109,7 +110,7 @@ class EmbeddingModel(nn.Module):
                     module.eval()
         return self
 
-    def normalize(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: UInt8[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
         """(B, 3, H, W) uint8 pixels to what the backbone was trained on, float32."""
         return (pixels.float() / 255 - self._mean) / self._std
 
@@ -154,7 +155,7 @@ class EmbeddingModel(nn.Module):
         return self.pool(counted(), len(images))
 
     @torch.inference_mode()
-    def embed(self, features: np.ndarray, learner: int | None = None) -> np.ndarray:
+    def embed(self, features: Float32[np.ndarray, "N F"], learner: int | None = None) -> Float32[np.ndarray, "N d"]:
         """The embeddings of pooled features: (N, F) to (N, D), or learner k's (N, d_k), float32 of length one."""
         self.head.eval()
         parts = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,16 +26,16 @@ class SubspaceHead(nn.Module, ABC):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(num_features, embedding_dim)
 
-    def forward(self, features: Tensor, learner: int | None = None) -> Tensor:
+    def forward(self, features: Float[Tensor, "B F"], learner: int | None = None) -> Float[Tensor, "B d"]:
         features = self.dropout(features)
         return self.full(features) if learner is None else self.subspace(features, learner)
 
     @abstractmethod
-    def full(self, features: Tensor) -> Tensor:
+    def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         """The full embedding, (B, D), each row of length one."""
 
     @abstractmethod
-    def subspace(self, features: Tensor, learner: int) -> Tensor:
+    def subspace(self, features: Float[Tensor, "B F"], learner: int) -> Float[Tensor, "B d"]:
         """Learner k's embedding, (B, d_k), each row of length one."""
 
     @abstractmethod
@@ -63,11 +64,11 @@ class SliceHead(SubspaceHead):
             nn.init.xavier_normal_(self.linear.weight.data[part])
         nn.init.zeros_(self.linear.bias)
 
-    def subspace(self, features: Tensor, learner: int) -> Tensor:
+    def subspace(self, features: Float[Tensor, "B F"], learner: int) -> Float[Tensor, "B d"]:
         part = self._slices[learner]
         return F.normalize(F.linear(features, self.linear.weight[part], self.linear.bias[part]), dim=1)
 
-    def full(self, features: Tensor) -> Tensor:
+    def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         parts = self.linear(features).split(self._sizes, dim=1)
         return torch.cat([F.normalize(part, dim=1) for part in parts], dim=1) / self.num_learners**0.5
 

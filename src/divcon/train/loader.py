@@ -79,7 +79,7 @@ class TrainLoader:
             on_progress(Progress("divide", epoch, done, n))
 
     def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """An epoch's batches, each with its normalised (B, 3, size, size) float32 images and (B,) labels, on the device.
+        """An epoch's batches, each with its normalised (B, 3, size, size) float32 images and (B,) labels on the device.
 
         Raises:
             ImageError: an image does not decode.

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from divcon.train.miner import DistanceWeightedMiner
 DISTANCE_WEIGHTED = "distance-weighted"
 
 _WITHOUT_LABELS = {
+    "ManifoldLoss": "draws classes of its own and takes no labels",
     "VICRegLoss": "compares two views of an image and takes no labels",
     "SelfSupervisedLoss": "compares two views of an image and takes no labels",
     "CrossBatchMemory": "wraps another loss",
@@ -37,7 +39,7 @@ class Objective(nn.Module):
         self.loss = loss
         self.miner = miner
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Float[Tensor, "B D"], labels: Int64[Tensor, "B"]) -> Float[Tensor, ""]:
         """The loss, a scalar, of (B, d) embeddings and their (B,) labels."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
@@ -57,7 +59,7 @@ def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int)
     dims = [head.subspace_dim(k) for k in range(head.num_learners)] + [head.embedding_dim]
     return nn.ModuleList(
         Objective(
-            _create(_loss_class(config.loss), config.loss_options, embedding_size=dim, num_classes=num_classes),
+            _create_loss(config, dim, num_classes),
             _create_miner(config),
         )
         for dim in dims
@@ -98,23 +100,32 @@ def _create_miner(config: TrainConfig) -> nn.Module | None:
             raise ConfigError(f"--miner-options are given, but loss {config.loss} has no miner; name one with --miner")
         return None
     if name == DISTANCE_WEIGHTED:
-        return _create(DistanceWeightedMiner, config.miner_options)
+        return _create(DistanceWeightedMiner, config.miner_options, "miner")
     if name not in miner_names():
         raise ConfigError(unknown("miner", name, miner_names()))
-    return _create(getattr(pml_miners, name), config.miner_options)
+    return _create(getattr(pml_miners, name), config.miner_options, "miner")
 
 
-def _create(kind: type[nn.Module], options: dict[str, Any], **sizes: int) -> nn.Module:
+def _create_loss(config: TrainConfig, dim: int, num_classes: int) -> nn.Module:
+    kind = _loss_class(config.loss)
+    sizes = {"embedding_size": dim, "descriptors_dim": dim, "num_classes": num_classes}
+    known = _arguments(kind)
+    # MarginLoss takes num_classes for one beta a class, which without learn_beta is a constant by another name.
+    filled = {} if kind is pml_losses.MarginLoss else {name: size for name, size in sizes.items() if name in known}
+    return _create(kind, {**filled, **config.loss_options}, "loss")
+
+
+def _create(kind: type[nn.Module], options: dict[str, Any], what: str) -> nn.Module:
     known = _arguments(kind)
     for option in options:
         if option not in known:
             raise ConfigError(unknown(f"argument of {kind.__name__}", option, known))
-    # MarginLoss takes num_classes for one beta a class, which without learn_beta is a constant by another name.
-    filled = {} if kind is pml_losses.MarginLoss else {k: v for k, v in sizes.items() if k in known}
     try:
-        return kind(**{**filled, **options})
+        return kind(**options)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{kind.__name__} cannot be made with {options}: {error}") from error
+        raise ConfigError(
+            f"{kind.__name__} cannot be made of {options} ({error}); give its arguments as --{what}-options.NAME VALUE"
+        ) from error
 
 
 def _arguments(kind: type[nn.Module]) -> set[str]:

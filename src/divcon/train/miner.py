@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 
@@ -27,7 +28,9 @@ class DistanceWeightedMiner(nn.Module):
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
 
     @torch.no_grad()
-    def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, embeddings: Float[Tensor, "B D"], labels: Int64[Tensor, "B"]
+    ) -> tuple[Int64[Tensor, "T"], Int64[Tensor, "T"], Int64[Tensor, "T"]]:
         """Triplets of (B, D) embeddings of length one and their (B,) labels.
 
         Returns:
@@ -42,7 +45,7 @@ class DistanceWeightedMiner(nn.Module):
             return anchors, positives, anchors
         return anchors, positives, torch.multinomial(weights[anchors], 1).flatten()
 
-    def weights(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def weights(self, embeddings: Float[Tensor, "B D"], labels: Int64[Tensor, "B"]) -> Float[Tensor, "B B"]:
         """(B, B) float32: row i holds the weights with which anchor i draws its negatives; zero for its own class."""
         embeddings = embeddings.float()
         dim = embeddings.shape[1]

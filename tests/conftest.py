@@ -1,0 +1,79 @@
+"""What all tests share: shapes checked at run time, the bundled icons, a small model."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached for the network would not be the same test everywhere
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    [f"divcon.{name}" for name in ("divide", "models", "train.miner", "train.losses")], "beartype.beartype"
+)
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import divcon as dc
+from divcon.data.image_set import Benchmark, ImageSet
+
+
+@pytest.fixture(scope="session")
+def demo() -> Benchmark:
+    return dc.read("demo")
+
+
+@pytest.fixture(scope="session")
+def few(demo: Benchmark) -> Benchmark:
+    """Real images of 24 train and 24 test classes."""
+    train = demo.train.of_classes(demo.train.classes[:24])
+    test = demo.query.of_classes(demo.query.classes[:24])
+    return Benchmark("few", train, test, test)
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., dc.EmbeddingModel]:
+    """A small network with random weights, the same each time."""
+
+    def make(num_learners: int = 2, embedding_dim: int = 16, seed: int = 0, **options: object) -> dc.EmbeddingModel:
+        torch.manual_seed(seed)
+        return dc.EmbeddingModel("test_resnet", embedding_dim, num_learners, pretrained=False, image_size=32, **options)
+
+    return make
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, few: Benchmark) -> Path:
+    """``root/CLASS/*.png`` of 8 classes with 5 real images each."""
+    root = tmp_path / "photos"
+    classes = [c for c in few.train.classes if (few.train.labels == c).sum() >= 5][:8]
+    for number, label in enumerate(classes):
+        (root / f"class{number}").mkdir(parents=True)
+        for place, index in enumerate(np.flatnonzero(few.train.labels == label)[:5]):
+            few.train.open(index).save(root / f"class{number}" / f"{place}.png")
+    return root
+
+
+@pytest.fixture
+def subset() -> Callable[[ImageSet, int], ImageSet]:
+    """The first classes of a set."""
+    return lambda images, classes: images.of_classes(images.classes[:classes])
+
+
+@pytest.fixture
+def broken_png() -> Callable[[Path], None]:
+    """Overwrite an image with one that is cut off in the middle."""
+
+    def breaks(path: Path) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:200])
+
+    return breaks
