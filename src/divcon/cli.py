@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
 
 from divcon import __version__
 from divcon.config import Device, OnBadImage, RunConfig
-from divcon.errors import ConfigError, DataError, DivconError
+from divcon.errors import ConfigError, DivconError
+from divcon.files import written_whole
 
 app = App(
     name="divcon",
@@ -127,6 +127,7 @@ def evaluate(
         An image that does not decode: stop with its name, or skip it.
     """
     from divcon.data.read import read
+    from divcon.display import print_scores
     from divcon.evaluate.protocol import evaluate as evaluate_model
     from divcon.models import EmbeddingModel
     from divcon.run import run_source, without_undecodable
@@ -153,8 +154,9 @@ def evaluate(
         workers=workers,
     )
     if json_file is not None:
-        _write(json_file, json.dumps(result, indent=1) + "\n")
-    _print_scores(result)
+        with written_whole(json_file) as beside:
+            beside.write_text(json.dumps(result, indent=1) + "\n")
+    print_scores(result, console)
 
 
 @app.command
@@ -244,6 +246,7 @@ def icons(
             classes=classes,
             seed=seed,
             licences="permissive" if permissive else "any",
+            processes=min(4, os.cpu_count() or 1),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(f"{path}\ntrain with: divcon train icons {out} --size 64 --out runs/icons")
@@ -273,42 +276,7 @@ def _absolute(data: str) -> str:
     """A path as it will be found from another working directory; a data set's name as it is."""
     from divcon.data.read import NAMED
 
-    return data if data in NAMED else str(Path(data).absolute())
-
-
-def _print_scores(result: dict[str, Any]) -> None:
-    lost = result["num_queries_without_match"]
-    console.print(
-        f"{result['benchmark']}, {result['protocol']}, split {result['split_hash']}: "
-        f"{result['num_queries']:,} queries of {result['num_classes']:,} classes, gallery {result['num_gallery']:,}"
-        + (f"; {lost:,} queries without a match are left out" if lost else "")
-    )
-    rows = [("embedding", result)]
-    if "learners" in result:
-        rows += [(f"learner {k}", scores) for k, scores in enumerate(result["learners"])]
-        rows.append(("pooled features", result["features"]))
-    names = [n for n, v in result.items() if isinstance(v, float) and not n.endswith("_std")]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("%")
-    for name in names:
-        table.add_column(name, justify="right")
-    for label, scores in rows:
-        cells = [f"{100 * scores[name]:.1f}" if name in scores else "-" for name in names]
-        table.add_row(label, *cells)
-    console.print(table)
-    low, high = result["recall_at_1_interval"]
-    console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} (bootstrap over classes)")
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".new")
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error})") from error
+    return str(Path(data).absolute()) if data not in NAMED and Path(data).exists() else data
 
 
 def main(arguments: list[str] | None = None) -> None:

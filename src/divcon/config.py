@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from cyclopts import Parameter
 
 from divcon.errors import ConfigError, RunError, unknown
+from divcon.files import written_whole
 
 Method = Literal["single", "slices"]
 DivideBy = Literal["image", "class", "random"]
@@ -213,17 +214,22 @@ class RunConfig:
         types = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
         for name in values.keys() - types.keys():
             raise RunError(f"{source}: {unknown('part', name, types)}")
-        return cls(**{name: from_dict(types[name], values.get(name, {}), source) for name in types})
+        return cls(**{name: _from_dict(types[name], values.get(name, {}), source) for name in types})
 
     def save(self, path: Path, **more: Any) -> None:
-        """Write as JSON, with ``more`` beside the settings (what the run read, say)."""
-        path.write_text(json.dumps({**self.to_dict(), **more}, indent=2) + "\n")
+        """Write as JSON, with ``more`` beside the settings (what the run read, say).
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with written_whole(path) as beside:
+            beside.write_text(json.dumps({**self.to_dict(), **more}, indent=2) + "\n")
 
 
 C = TypeVar("C", ModelConfig, TrainConfig, DataConfig)
 
 
-def from_dict(kind: type[C], values: dict[str, Any], source: str) -> C:
+def _from_dict(kind: type[C], values: dict[str, Any], source: str) -> C:
     known = {f.name for f in dataclasses.fields(kind)}
     for name in values.keys() - known:
         raise RunError(f"{source}: {unknown('setting', name, known)}")

@@ -62,9 +62,8 @@ def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> 
 
     held = data.with_validation(0.2, seed)
     assert held.validation is not None
-    validation = _scores(
-        _unit(untrained.features(held.validation)), Benchmark("demo", held.train, *[held.validation] * 2)
-    )
+    judged = Benchmark("validation", held.train, held.validation, held.validation)
+    validation = _scores(_unit(untrained.features(judged.query)), judged)
     lines = {method: read_metrics(out / method) for method in METHODS}
     recall_curve(out / "recall_by_epoch.png", lines, validation["recall_at_1"])
     divided = [line["epoch"] for line in lines["slices"] if line["redivided"] and line["phase"] != "finetune"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 from divcon.config import RunConfig
@@ -150,3 +151,28 @@ class Bar(Display):
 
     def end(self, out: Path, kept_epoch: int | None) -> None:
         self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}")
+
+
+def print_scores(result: dict[str, Any], console: Console) -> None:
+    """What `divcon.evaluate` gave, for people."""
+    lost = result["num_queries_without_match"]
+    console.print(
+        f"{result['benchmark']}, {result['protocol']}, split {result['split_hash']}: "
+        f"{result['num_queries']:,} queries of {result['num_classes']:,} classes, gallery {result['num_gallery']:,}"
+        + (f"; {lost:,} queries without a match are left out" if lost else "")
+    )
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in result.items():
+        if isinstance(value, float) and not name.endswith("_std"):
+            spread = f"± {100 * result[f'{name}_std']:.1f}" if f"{name}_std" in result else ""
+            table.add_row(name, f"{100 * value:5.1f} %", spread)
+    console.print(table)
+    if "learners" in result:
+        rows = [(f"learner {k}", scores) for k, scores in enumerate(result["learners"])]
+        names = ("recall_at_1", "r_precision", "map_at_r")
+        table = Table("alone", *names, box=None, pad_edge=False)
+        for label, scores in [*rows, ("pooled features", result["features"])]:
+            table.add_row(label, *(f"{100 * scores[name]:.1f} %" for name in names))
+        console.print(table)
+    low, high = result["recall_at_1_interval"]
+    console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} (bootstrap over classes)")

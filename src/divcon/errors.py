@@ -30,6 +30,10 @@ class RunError(DivconError):
     """A run folder cannot be used as asked."""
 
 
+class OutputError(DivconError):
+    """A file cannot be written."""
+
+
 class NonFiniteError(DivconError):
     """A loss, feature or vector is NaN or infinite."""
 

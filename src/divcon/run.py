@@ -27,6 +27,7 @@ from divcon.data.image_set import Benchmark, ImageSet
 from divcon.display import Display, Quiet
 from divcon.errors import DataError, RunError
 from divcon.evaluate.protocol import evaluate
+from divcon.files import written_whole
 from divcon.models import EmbeddingModel
 from divcon.train.checkpoint import MAY_CHANGE, read_checkpoint
 from divcon.train.loop import train
@@ -68,6 +69,8 @@ def run(
     config = config or RunConfig()
     display = display or Quiet()
     out = Path(out)
+    if not len(data.train):
+        raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
     if config.data.on_bad_image == "skip":
         data = without_undecodable(data, config.train.workers, display.warn, display.progress)
     if config.data.validation:
@@ -239,10 +242,9 @@ def _open(out: Path, config: RunConfig, data: Benchmark, source: dict[str, Any] 
         raise RunError(f"{out}: is not empty and holds no run; give another folder (--out)")
     (out / "divisions").mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        beside = path.with_name("config.json.new")
         packages = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy")
         config.save(
-            beside,
+            path,
             source=source,
             benchmark=data.name,
             protocol=data.protocol,
@@ -250,7 +252,6 @@ def _open(out: Path, config: RunConfig, data: Benchmark, source: dict[str, Any] 
             versions={"divcon": version("divcon"), "python": platform.python_version()}
             | {name: version(name) for name in packages},
         )
-        beside.replace(path)
     checkpoint = out / CHECKPOINT
     return read_checkpoint(checkpoint)["epochs_done"] if checkpoint.exists() else 0
 
@@ -264,9 +265,8 @@ def _is_kept(line: dict[str, Any], before: list[dict[str, Any]], last: bool, jud
 def _metrics_until(path: Path, epochs_done: int) -> list[dict[str, Any]]:
     """The lines of the epochs that the checkpoint holds; later ones are dropped from the file, to be written again."""
     lines = [line for line in read_metrics(path.parent) if line["epoch"] < epochs_done]
-    beside = path.with_name(path.name + ".new")
-    beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    beside.replace(path)
+    with written_whole(path) as beside:
+        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 

@@ -55,9 +55,7 @@ def test_phases_divisions_and_what_is_reported(straight: tuple, few: Benchmark) 
             report.division.kept_pairs(np.unique(few.train.labels, return_inverse=True)[1])
         )
         assert math.isfinite(line["loss"])
-        assert line["loss"] == pytest.approx(
-            np.average(list(line["learner_loss"]), weights=counts(report)), rel=1e-5
-        )
+        assert line["loss"] == pytest.approx(np.average(list(line["learner_loss"]), weights=counts(report)), rel=1e-5)
     assert reports[0].changed is None
     assert 0 <= reports[2].changed <= 1
     assert 0 <= reports[2].nmi_previous <= 1

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from divcon.data.icon_sets import IconPackage, IconSet, attribution
 from divcon.data.svg import is_blank, render, require_resvg, svg_text, to_png
 from divcon.errors import DataError
+from divcon.files import written_whole
 
 ICONS_FILE = "icons.parquet"
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
@@ -116,14 +117,14 @@ def build_icons(
     if classes is not None:
         drawn = _sample(drawn, classes, seed)
     out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    table = _table(drawn)
-    _write_beside(out / ICONS_FILE, partial(_write_parquet, table, counts))
+    with written_whole(out / ICONS_FILE) as path:
+        _write_parquet(_table(drawn), counts, path)
     images_by_set = Counter(drawing.icon_set for drawing in drawn)
     options = f"--classes {classes} --seed {seed}" if classes is not None else ""
     options += " --permissive" if licences == "permissive" else ""
     text = attribution(package.version, sets, images_by_set, options.strip(), str(counts))
-    _write_beside(out / ATTRIBUTION_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    with written_whole(out / ATTRIBUTION_FILE) as path:
+        path.write_text(text, encoding="utf-8")
     return out / ICONS_FILE
 
 
@@ -259,14 +260,3 @@ def _write_parquet(table: pa.Table, counts: IconCounts, path: Path) -> None:
     }
     metadata = {"divcon_icons": json.dumps(asdict(counts))}
     pq.write_table(table.replace_schema_metadata(metadata), path, **options)
-
-
-def _write_beside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write to a file beside ``path`` and rename, so that no half-written file is ever there under its
-    name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

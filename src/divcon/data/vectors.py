@@ -9,25 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divcon.data.image_set import ImageSet
-from divcon.errors import DataError
+from divcon.files import written_whole
 
 
 def write_vectors(path: str | Path, images: ImageSet, embeddings: np.ndarray) -> None:
     """Write the (N, D) float32 embeddings of N images, whole or not at all.
 
     Raises:
-        DataError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
-    path = Path(path)
     columns = {"path": images.paths}
     if images.label_names != ("",):
         columns["label"] = pa.array(images.label_names).take(pa.array(images.labels))
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    beside = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as beside:
         pq.write_table(pa.table(columns), beside)
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error})") from error

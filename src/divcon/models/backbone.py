@@ -7,12 +7,13 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
 from torch import nn
 
 from divcon.errors import ConfigError, WeightsError, unknown
@@ -55,7 +56,7 @@ def create_backbone(
     bundled_file = bundled() if bundled else None
     from_timm = pretrained and weights is None and bundled_file is None
     # Models with a fixed grid of patches must be told the size; others do not know the argument.
-    sized = {} if "fixed_input_size" not in _config(name) else {"img_size": image_size}
+    sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
     try:
         backbone = timm.create_model(name, pretrained=from_timm, num_classes=0, **sized)
     except Exception as error:
@@ -71,10 +72,9 @@ def create_backbone(
     return backbone, Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
 
 
-def _config(name: str) -> dict:
-    """What timm's configuration of a model says of a fixed size, empty where any size will do."""
+def _has_fixed_size(name: str) -> bool:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return {"fixed_input_size": True} if config is not None and config.fixed_input_size else {}
+    return config is not None and bool(config.fixed_input_size)
 
 
 def _no_weights(name: str, error: Exception) -> str:
@@ -115,11 +115,14 @@ def _load_in_order(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> Non
 
 
 def _load_file(backbone: nn.Module, path: Path) -> None:
+    weights: dict[str, Any]
     try:
         if path.suffix == ".safetensors":
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(weights, dict):
+            raise EOFError(f"it holds {type(weights).__name__}, not a dictionary of tensors")
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such file of weights") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -127,7 +130,8 @@ def _load_file(backbone: nn.Module, path: Path) -> None:
             f"{path}: cannot be read as weights ({str(error).splitlines()[0]}); it must be a .safetensors file, or a "
             "file that torch.save wrote of tensors only"
         ) from None
-    weights = weights.get("state_dict", weights)
+    nested = weights.get("state_dict")
+    weights = nested if isinstance(nested, dict) else weights
     own = backbone.state_dict()
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]

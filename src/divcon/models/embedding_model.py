@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from divcon.data.folder import images_of
 from divcon.data.image_set import ImageSet
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, WeightsError
+from divcon.files import written_whole
 from divcon.models.backbone import create_backbone
 from divcon.models.head import create_head
 
@@ -43,6 +44,9 @@ class EmbeddingModel(nn.Module):
         WeightsError: the weights cannot be had; the message says what can be done without network.
     """
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(
         self,
         backbone: str = "resnet50.tv_in1k",
@@ -61,7 +65,8 @@ class EmbeddingModel(nn.Module):
             backbone, pretrained=pretrained, weights=weights, image_size=image_size
         )
         self.backbone = network
-        self.head = create_head(method, network.num_features, embedding_dim, num_learners, dropout)
+        self._num_features = cast(int, network.num_features)
+        self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout)
         self.image_size = image_size
         self.freeze_batch_norm = pretrained or weights is not None
         self._made_with = {
@@ -87,7 +92,7 @@ class EmbeddingModel(nn.Module):
     @property
     def num_features(self) -> int:
         """F."""
-        return self.backbone.num_features  # type: ignore[return-value]
+        return self._num_features
 
     @property
     def device(self) -> torch.device:
@@ -190,18 +195,18 @@ class EmbeddingModel(nn.Module):
         return self.embed(pooled, learner)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, each beside and then renamed, so that a stop in the middle
-        leaves a model that loads."""
+        """Write ``config.json`` and ``model.safetensors``, each whole or not at all.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {"format": FORMAT, **self._made_with, "freeze_batch_norm": self.freeze_batch_norm}
-        beside = folder / "model.safetensors.new"
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, beside)
-        beside_config = folder / "config.json.new"
-        beside_config.write_text(json.dumps(config, indent=2) + "\n")
-        beside.replace(folder / "model.safetensors")
-        beside_config.replace(folder / "config.json")
+        with written_whole(folder / "model.safetensors") as beside:
+            save_file(weights, beside)
+        with written_whole(folder / "config.json") as beside:
+            beside.write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> EmbeddingModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 from divcon.config import TrainConfig
 from divcon.divide import Division
 from divcon.errors import RunError
+from divcon.files import written_whole
 
 FORMAT = 1
 MAY_CHANGE = {"workers", "device"}
@@ -34,7 +34,11 @@ class TrainState:
     epochs_done: int = 0
 
     def save(self, path: Path, config: TrainConfig, num_images: int) -> None:
-        """Write beside ``path``, then rename over it."""
+        """Write, whole or not at all.
+
+        Raises:
+            OutputError: the file cannot be written; the previous one is kept.
+        """
         division = self.division
         content = {
             "format": FORMAT,
@@ -52,17 +56,8 @@ class TrainState:
                 "centroids": torch.from_numpy(division.centroids),
             },
         }
-        beside = path.with_name(path.name + ".new")
-        try:
-            with beside.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except OSError as error:
-            raise RunError(
-                f"{path}: the checkpoint could not be written ({error}); the previous one is kept"
-            ) from error
+        with written_whole(path) as beside:
+            torch.save(content, beside)
 
     def load(self, path: Path, config: TrainConfig, num_images: int) -> None:
         """Go on from ``path``.

@@ -75,12 +75,11 @@ def train(
             started = time.perf_counter()
             previous = state.division
             if phase is Phase.FINETUNE:
-                if previous is None or previous.num_learners > 1:
-                    state.division = Division.whole(labels)
+                division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
                 with fabric.autocast():
                     features = model.pool(loader.all_images(epoch, on_progress), len(images))
-                state.division = divide(
+                division = divide(
                     features,
                     labels,
                     model.num_learners,
@@ -89,12 +88,15 @@ def train(
                     previous=previous,
                     device=fabric.device,
                 )
-            report.divided(state.division, previous, labels, time.perf_counter() - started)
+            else:
+                division = previous
+            state.division = division
+            report.divided(division, previous, labels, time.perf_counter() - started)
 
             # Train the learners in turn, or conquer.
             started = time.perf_counter()
             plan = plan_epoch(
-                state.division,
+                division,
                 labels,
                 batch_size=config.batch_size,
                 images_per_class=config.images_per_class,

@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from divcon.errors import OutputError
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, which becomes ``path`` when the block ends; its folder is made.
+
+    A block that fails leaves what was there before, and nothing beside it.
+
+    Raises:
+        OutputError: the file cannot be written; the message names it and says why.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); what was there is kept") from error
+    finally:
+        if beside.exists():
+            beside.unlink()

@@ -1,0 +1,94 @@
+"""The house: what is public, what may import what, how long files are, what the repository must not name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import divcon as dc
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_public_names_are_pinned() -> None:
+    assert sorted(dc.__all__, key=str.casefold) == [
+        "Benchmark",
+        "DataConfig",
+        "DivconError",
+        "divide",
+        "Division",
+        "EmbeddingModel",
+        "evaluate",
+        "ImageSet",
+        "ModelConfig",
+        "read",
+        "retrieval_metrics",
+        "run",
+        "RunConfig",
+        "train",
+        "TrainConfig",
+    ]
+    for name in dc.__all__:
+        assert callable(getattr(dc, name)), name
+
+
+def test_rooms_called_like_their_function_are_both() -> None:
+    import divcon.divide
+    import divcon.evaluate
+    import divcon.train
+
+    assert divcon.divide.Division is dc.Division
+    assert divcon.evaluate.retrieval_metrics is dc.retrieval_metrics
+    assert inspect.isgeneratorfunction(divcon.train.loop.train)
+    for room in ("divide", "evaluate", "run", "train"):
+        assert inspect.ismodule(getattr(dc, room))
+
+
+def test_rooms_import_one_way() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).exists()]
+
+
+def test_files_are_under_300_lines() -> None:
+    long = {str(path): n for path in tracked("src/**/*.py") if (n := len(path.read_text().splitlines())) >= 300}
+    assert not long
+
+
+def test_the_loop_fits_in_150_lines() -> None:
+    assert len((ROOT / "src/divcon/train/loop.py").read_text().splitlines()) <= 150
+
+
+def test_every_public_function_says_what_it_does() -> None:
+    import importlib
+    import pkgutil
+
+    missing = []
+    for module in pkgutil.walk_packages(dc.__path__, "divcon."):
+        loaded = importlib.import_module(module.name)
+        missing += [] if loaded.__doc__ else [module.name]
+        for name, value in vars(loaded).items():
+            own = getattr(value, "__module__", None) == module.name
+            if own and not name.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
+                missing += [] if inspect.getdoc(value) else [f"{module.name}.{name}"]
+    assert not missing
+
+
+def test_the_repository_names_no_registry_and_no_machine() -> None:
+    wrong = re.compile(r"index-url|https?://(pypi|files\.pythonhosted|registry\.npmjs)|[ \"'=(]/(root|home|work|opt)/")
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in tracked()
+        if path.suffix in {".py", ".toml", ".md", ".yml", ".txt", ""} and path.name != Path(__file__).name
+        for line in path.read_text(errors="ignore").splitlines()
+        if wrong.search(line)
+    ]
+    assert not found

@@ -1,0 +1,236 @@
+"""A run's folder: what is in it, what is kept, and that kills, stops and mistakes lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import divcon as dc
+from divcon.data.image_set import Benchmark
+from divcon.display import Quiet
+from divcon.errors import DataError, RunError
+from divcon.run import CHECKPOINT, kept_epoch, read_metrics, resumed_config, run_source
+
+MODEL = dc.ModelConfig(num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32)
+TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0)
+CONFIG = dc.RunConfig(MODEL, TRAIN)
+WITHOUT = replace(CONFIG, data=dc.DataConfig(validation=False))
+
+
+def timeless(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
+
+
+class Stop(Quiet):
+    """Stops a run in the middle of an epoch, as Ctrl-C does."""
+
+    def __init__(self, epoch: int, stage: str = "train") -> None:
+        self.at = (epoch, stage)
+
+    def progress(self, progress: object) -> None:
+        if (progress.epoch, progress.stage) == self.at and progress.done > 0:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def straight(few: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("straight") / "run"
+    dc.run(few, out, CONFIG, source={"data": "few", "root": None})
+    return out
+
+
+def test_the_folder_holds_what_the_run_was_and_gave(straight: Path, few: Benchmark) -> None:
+    assert sorted(p.name for p in straight.iterdir()) == [
+        "checkpoint",
+        "config.json",
+        "divisions",
+        "metrics.jsonl",
+        "model",
+    ]
+    record = json.loads((straight / "config.json").read_text())
+    assert record["split_hash"] == few.split_hash
+    assert record["protocol"] == "leave-one-out"
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    assert dc.RunConfig.from_dict({k: record[k] for k in ("model", "train", "data")}) == CONFIG
+    assert run_source(straight) == {"data": "few", "root": None}
+    lines = read_metrics(straight)
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert [p.name for p in sorted((straight / "divisions").iterdir())] == [
+        f"epoch_{line['epoch']:04d}.safetensors" for line in lines if line["redivided"]
+    ]
+    division = dc.Division.load(straight / "divisions" / "epoch_0000.safetensors")
+    assert list(division.sizes) == lines[0]["sizes"]
+    for line in lines:
+        names = {"loss", "learner_loss", "sizes", "classes", "left_out", "kept_pairs", "distinct_images", "changed"}
+        names |= {"nmi_previous", "seconds_dividing", "seconds_training", "seconds_evaluating"}
+        assert names <= line.keys()
+        assert line["validation"]["num_queries"] > 0
+
+
+def test_the_best_epoch_on_validation_classes_is_kept(straight: Path, few: Benchmark) -> None:
+    lines = read_metrics(straight)
+    scores = [line["validation"]["recall_at_1"] for line in lines]
+    assert kept_epoch(lines) == int(np.argmax(scores))
+    held = few.with_validation(0.1, 0).validation
+    model = dc.EmbeddingModel.load(straight)
+    assert dc.evaluate(model, held, clustering=False)["recall_at_1"] == pytest.approx(max(scores), abs=1e-6)
+    assert not set(few.query.labels) & set(held.labels)
+
+
+def test_without_validation_all_classes_train_and_the_last_epoch_is_kept(few: Benchmark, tmp_path: Path) -> None:
+    model = dc.run(few, tmp_path / "run", WITHOUT)
+    lines = read_metrics(tmp_path / "run")
+    assert all("validation" not in line for line in lines)
+    assert lines[0]["sizes"] != []
+    assert sum(lines[0]["sizes"]) + lines[0]["left_out"] == len(few.train)
+    last = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["model"]
+    assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("epoch", "stage"), [(0, "divide"), (0, "train"), (1, "train"), (1, "evaluate"), (2, "train")])
+def test_stopped_and_resumed_it_is_as_if_never_stopped(
+    straight: Path, few: Benchmark, tmp_path: Path, epoch: int, stage: str
+) -> None:
+    out = tmp_path / "run"
+    stop = Stop(epoch, stage)
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, CONFIG, display=stop)
+    dc.run(few, out, replace(CONFIG, train=replace(TRAIN, workers=2)), resume=True)
+    assert timeless(read_metrics(out)) == timeless(read_metrics(straight))
+    for name in ("model/model.safetensors", "divisions/epoch_0000.safetensors"):
+        assert (out / name).read_bytes() == (straight / name).read_bytes()
+    mine, theirs = (torch.load(p / CHECKPOINT, weights_only=True) for p in (out, straight))
+    for part in ("model", "objectives"):
+        assert all(torch.equal(value, theirs[part][name]) for name, value in mine[part].items())
+
+
+def test_killed_at_any_moment_and_resumed_it_is_the_same(straight: Path, tmp_path: Path, few: Benchmark) -> None:
+    """SIGKILL, which no handler sees, at five moments of one run."""
+    out = tmp_path / "run"
+    program = (
+        "import divcon as dc, sys\n"
+        "from divcon.data.image_set import Benchmark\n"
+        "from tests_config import CONFIG\n"
+        "d = dc.read('demo')\n"
+        "test = d.query.of_classes(d.query.classes[:24])\n"
+        "few = Benchmark('few', d.train.of_classes(d.train.classes[:24]), test, test)\n"
+        f"dc.run(few, {str(out)!r}, CONFIG, resume=True, source={{'data': 'few', 'root': None}})\n"
+    )
+    (tmp_path / "tests_config.py").write_text(
+        f"import divcon as dc\nCONFIG = dc.RunConfig.from_dict({CONFIG.to_dict()!r})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", program], env=environment)
+        before = len(read_metrics(out))
+        deadline = time.monotonic() + 120
+        # From its start to a moment within the epoch after the next.
+        while process.poll() is None and len(read_metrics(out)) <= before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(float(rng.uniform(0, 0.6)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert timeless(read_metrics(out)) == timeless(read_metrics(straight))
+    assert (out / "model" / "model.safetensors").read_bytes() == (straight / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_line_that_a_stop_cut_short_is_dropped_and_written_again(
+    straight: Path, few: Benchmark, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, CONFIG, display=Stop(2))
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "loss"')
+    dc.run(few, out, CONFIG, resume=True)
+    assert timeless(read_metrics(out)) == timeless(read_metrics(straight))
+
+
+def test_what_would_overwrite_or_mix_runs_is_refused(straight: Path, few: Benchmark, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
+    with pytest.raises(RunError, match="holds a run already; go on with it"):
+        dc.run(few, straight, CONFIG)
+    with pytest.raises(RunError, match="other model or data settings"):
+        dc.run(few, straight, WITHOUT, resume=True)
+    with pytest.raises(RunError, match="epochs: 3 then, 9 now"):
+        dc.run(few, straight, replace(CONFIG, train=replace(TRAIN, epochs=9)), resume=True)
+    other = few.query.of_classes(few.query.classes[:12])
+    with pytest.raises(RunError, match="the data has changed"):
+        dc.run(Benchmark("few", few.train, other, other), straight, CONFIG, resume=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        dc.run(few, tmp_path, CONFIG)
+    assert before == {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
+
+
+def test_a_resume_takes_the_run_s_settings_and_refuses_others(straight: Path) -> None:
+    found, source = resumed_config(straight, dc.RunConfig())
+    assert found == CONFIG
+    assert source == {"data": "few", "root": None}
+    found, _ = resumed_config(straight, replace(dc.RunConfig(), train=dc.TrainConfig(workers=3)))
+    assert found.train.workers == 3
+    with pytest.raises(RunError, match=r"--dim is 16 in the run, 64 now"):
+        resumed_config(straight, dc.RunConfig(dc.ModelConfig(embedding_dim=64)))
+    (straight.parent / "damaged").mkdir()
+    (straight.parent / "damaged" / "config.json").write_text('{"model": 3')
+    with pytest.raises(RunError, match="damaged"):
+        resumed_config(straight.parent / "damaged", dc.RunConfig())
+
+
+def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
+    image_folder: Path, broken_png: Callable[[Path], None], tmp_path: Path
+) -> None:
+    data = dc.read(image_folder)
+    broken_png(image_folder / "class1" / "0.png")
+    warned: list[str] = []
+
+    class Hears(Quiet):
+        def warn(self, message: str) -> None:
+            warned.append(message)
+
+    config = replace(
+        WITHOUT, train=replace(TRAIN, epochs=1, batch_size=8), data=dc.DataConfig(validation=False, on_bad_image="skip")
+    )
+    dc.run(data, tmp_path / "run", config, display=Hears())
+    assert len(warned) == 1
+    assert "class1/0.png" in warned[0]
+    line = read_metrics(tmp_path / "run")[0]
+    assert sum(line["sizes"]) + line["left_out"] == len(data.train) - 1
+
+
+def test_init_goes_on_from_a_model_on_other_classes(
+    straight: Path, few: Benchmark, tmp_path: Path, demo: Benchmark
+) -> None:
+    new = demo.train.of_classes(demo.train.classes[30:50])
+    other = Benchmark("other", new, few.query, few.query)
+    frozen = replace(WITHOUT, train=replace(TRAIN, epochs=1, lr=0.0, head_lr=0.0))
+    model = dc.run(other, tmp_path / "run", frozen, init=straight / "model")
+    begun = dc.EmbeddingModel.load(straight)
+    for name, value in begun.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_data_without_train_images_is_refused(few: Benchmark, tmp_path: Path) -> None:
+    nothing = Benchmark("test only", few.train.subset(np.empty(0, np.int64)), few.query, few.query)
+    with pytest.raises(DataError, match="no train images; it can be evaluated on"):
+        dc.run(nothing, tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_classes_for_validation_say_what_to_do(few: Benchmark, tmp_path: Path) -> None:
+    three = few.train.of_classes(few.train.classes[:3])
+    with pytest.raises(DataError, match="--no-validation"):
+        dc.run(Benchmark("three", three, few.query, few.query), tmp_path / "run", CONFIG)
