@@ -253,7 +253,7 @@ def icons(
 
 
 @app.command
-def demo(*, out: Path = Path("divcon-demo"), epochs: int = 10, seed: int = 0, workers: Workers = 1) -> None:
+def demo(*, out: Path = Path("divcon-demo"), epochs: int = 8, seed: int = 0, workers: Workers = 1) -> None:
     """Train one metric, and divide and conquer, on the bundled icons; compare them on classes never seen. Minutes on a
     laptop, no network.
 

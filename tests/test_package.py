@@ -1,0 +1,34 @@
+"""The wheel: what is in it, and that it works where it is installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_carries_the_demo_and_installs_clean(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "divcon/data/demo/icons.parquet" in names
+    assert "divcon/data/demo/ATTRIBUTION.md" in names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert not [name for name in names if "test" in name or name.endswith(".pyc")]
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", target, wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    program = "import divcon; print(divcon.__file__); print(len(divcon.read('demo').train))"
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    where, number = done.stdout.split()
+    assert Path(where).is_relative_to(target)
+    assert int(number) > 1000
