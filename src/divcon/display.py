@@ -98,7 +98,7 @@ class Bar(Display):
 
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         self._epochs = config.train.epochs
-        self._bar.reset(self._task, total=self._epochs, completed=epochs_done, before=epochs_done)
+        self._bar.reset(self._task, total=self._epochs, completed=epochs_done, before=epochs_done, detail="")
         model = config.model
         self.console.print(
             f"[bold]{data.name}[/]: {len(data.train):,} images of {data.train.num_classes:,} classes to train on"

@@ -1,0 +1,35 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from divcon.errors import OutputError
+from divcon.files import written_whole
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    with written_whole(path) as beside:
+        beside.write_text("first")
+    with pytest.raises(KeyError), written_whole(path) as beside:
+        beside.write_text("half")
+        raise KeyError
+    assert path.read_text() == "first"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+    with written_whole(path) as beside:
+        beside.write_text("second")
+        assert path.read_text() == "first"
+    assert path.read_text() == "second"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(OutputError, match=r"file/inside\.txt: cannot be written"),
+        written_whole(tmp_path / "file" / "inside.txt") as beside,
+    ):
+        beside.write_text("never")
+    assert (tmp_path / "file").read_text() == "mine"
