@@ -72,7 +72,7 @@ class TestDemo:
         assert (data.train.num_classes, len(data.train)) == (292, 1989)
         assert (data.query.num_classes, len(data.query)) == (308, 2047)
         assert data.name == "demo" and data.query is data.gallery and not data.train.flip
-        assert any("600 of these classes are here" in note for note in data.notes)
+        assert any("600 of 6,670 classes that 152 icon sets draw" in note for note in data.notes)
 
     def test_every_class_has_4_to_40_images_and_its_split(self, data):
         for part, images in (("train", data.train), ("test", data.query)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from divcon.data.icons import ICONS_FILE, IconCounts
+from divcon.data.icons import ATTRIBUTION_FILE, ICONS_FILE, IconCounts
 from divcon.data.image_set import Benchmark
 from divcon.data.table import read_table
 from divcon.errors import DataError
@@ -33,5 +33,5 @@ def read_icons(root: str | os.PathLike[str], *, name: str = "icons") -> Benchmar
         return replace(benchmark, name=name)
     counts = IconCounts(**json.loads(metadata))
     here = len(benchmark.train.label_names)
-    sampled = f"; {here:,} of these classes are here" if here < counts.classes else ""
-    return replace(benchmark, name=name, notes=(*benchmark.notes, f"{counts}{sampled}"))
+    note = f"{here:,} of {counts.classes:,} classes that {counts.sets} icon sets draw; {ATTRIBUTION_FILE} names them"
+    return replace(benchmark, name=name, notes=(*benchmark.notes, note))
