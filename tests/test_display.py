@@ -10,7 +10,7 @@ from rich.console import Console
 import divcon as dc
 from divcon.data.image_set import Benchmark
 from divcon.display import Bar
-from divcon.run import read_metrics
+from divcon.run_folder import RunFolder
 
 CONFIG = dc.RunConfig(
     dc.ModelConfig(num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32),
@@ -43,7 +43,7 @@ def test_elsewhere_each_epoch_is_a_line(few: Benchmark, tmp_path: Path) -> None:
         dc.run(few, tmp_path / "run", CONFIG, display=bar)
     lines = screen.getvalue().splitlines()
     epochs = [line.split() for line in lines if line.split()[:1] in (["0"], ["1"])]
-    for words, line in zip(epochs, read_metrics(tmp_path / "run"), strict=True):
+    for words, line in zip(epochs, RunFolder(tmp_path / "run").lines(), strict=True):
         assert words[:3] == [str(line["epoch"]), line["phase"], f"{line['loss']:.3f}"]
         assert words[3] == f"{100 * line['validation']['recall_at_1']:.1f}"
         assert words[4:6] == [str(size) for size in line["sizes"]]

@@ -19,13 +19,18 @@ import torch
 import divcon as dc
 from divcon.data.image_set import Benchmark
 from divcon.display import Quiet
-from divcon.errors import DataError, RunError
-from divcon.run import CHECKPOINT, kept_epoch, read_metrics, resumed_config, run_source
+from divcon.errors import ConfigError, DataError, OutputError, RunError
+from divcon.run import check_unseen, kept_epoch
+from divcon.run_folder import RunFolder
 
 MODEL = dc.ModelConfig(num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32)
 TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0)
 CONFIG = dc.RunConfig(MODEL, TRAIN)
 WITHOUT = replace(CONFIG, data=dc.DataConfig(validation=False))
+
+
+def lines_of(out: Path) -> list[dict]:
+    return RunFolder(out).lines()
 
 
 def timeless(lines: list[dict]) -> list[dict]:
@@ -51,20 +56,15 @@ def straight(few: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_holds_what_the_run_was_and_gave(straight: Path, few: Benchmark) -> None:
-    assert sorted(p.name for p in straight.iterdir()) == [
-        "checkpoint",
-        "config.json",
-        "divisions",
-        "metrics.jsonl",
-        "model",
-    ]
+    expected = ["checkpoint", "classes.json", "config.json", "divisions", "metrics.jsonl", "model"]
+    assert sorted(p.name for p in straight.iterdir()) == expected
     record = json.loads((straight / "config.json").read_text())
     assert record["split_hash"] == few.split_hash
     assert record["protocol"] == "leave-one-out"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
     assert dc.RunConfig.from_dict({k: record[k] for k in ("model", "train", "data")}) == CONFIG
-    assert run_source(straight) == {"data": "few", "root": None}
-    lines = read_metrics(straight)
+    assert record["source"] == {"data": "few", "root": None}
+    lines = lines_of(straight)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert [p.name for p in sorted((straight / "divisions").iterdir())] == [
         f"epoch_{line['epoch']:04d}.safetensors" for line in lines if line["redivided"]
@@ -79,7 +79,7 @@ def test_the_folder_holds_what_the_run_was_and_gave(straight: Path, few: Benchma
 
 
 def test_the_best_epoch_on_validation_classes_is_kept(straight: Path, few: Benchmark) -> None:
-    lines = read_metrics(straight)
+    lines = lines_of(straight)
     scores = [line["validation"]["recall_at_1"] for line in lines]
     assert kept_epoch(lines) == int(np.argmax(scores))
     held = few.with_validation(0.1, 0).validation
@@ -90,11 +90,11 @@ def test_the_best_epoch_on_validation_classes_is_kept(straight: Path, few: Bench
 
 def test_without_validation_all_classes_train_and_the_last_epoch_is_kept(few: Benchmark, tmp_path: Path) -> None:
     model = dc.run(few, tmp_path / "run", WITHOUT)
-    lines = read_metrics(tmp_path / "run")
+    lines = lines_of(tmp_path / "run")
     assert all("validation" not in line for line in lines)
     assert lines[0]["sizes"] != []
     assert sum(lines[0]["sizes"]) + lines[0]["left_out"] == len(few.train)
-    last = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["model"]
+    last = torch.load(tmp_path / "run" / "checkpoint", weights_only=True)["model"]
     assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
 
 
@@ -107,10 +107,10 @@ def test_stopped_and_resumed_it_is_as_if_never_stopped(
     with pytest.raises(KeyboardInterrupt):
         dc.run(few, out, CONFIG, display=stop)
     dc.run(few, out, replace(CONFIG, train=replace(TRAIN, workers=2)), resume=True)
-    assert timeless(read_metrics(out)) == timeless(read_metrics(straight))
+    assert timeless(lines_of(out)) == timeless(lines_of(straight))
     for name in ("model/model.safetensors", "divisions/epoch_0000.safetensors"):
         assert (out / name).read_bytes() == (straight / name).read_bytes()
-    mine, theirs = (torch.load(p / CHECKPOINT, weights_only=True) for p in (out, straight))
+    mine, theirs = (torch.load(p / "checkpoint", weights_only=True) for p in (out, straight))
     for part in ("model", "objectives"):
         assert all(torch.equal(value, theirs[part][name]) for name, value in mine[part].items())
 
@@ -134,16 +134,16 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same(straight: Path, tmp_pat
     rng = np.random.default_rng(0)
     for _ in range(5):
         process = subprocess.Popen([sys.executable, "-c", program], env=environment)
-        before = len(read_metrics(out))
+        before = len(lines_of(out))
         deadline = time.monotonic() + 120
         # From its start to a moment within the epoch after the next.
-        while process.poll() is None and len(read_metrics(out)) <= before and time.monotonic() < deadline:
+        while process.poll() is None and len(lines_of(out)) <= before and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(float(rng.uniform(0, 0.6)))
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-    assert timeless(read_metrics(out)) == timeless(read_metrics(straight))
+    assert timeless(lines_of(out)) == timeless(lines_of(straight))
     assert (out / "model" / "model.safetensors").read_bytes() == (straight / "model" / "model.safetensors").read_bytes()
 
 
@@ -156,16 +156,16 @@ def test_a_line_that_a_stop_cut_short_is_dropped_and_written_again(
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "loss"')
     dc.run(few, out, CONFIG, resume=True)
-    assert timeless(read_metrics(out)) == timeless(read_metrics(straight))
+    assert timeless(lines_of(out)) == timeless(lines_of(straight))
 
 
 def test_what_would_overwrite_or_mix_runs_is_refused(straight: Path, few: Benchmark, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
     with pytest.raises(RunError, match="holds a run already; go on with it"):
         dc.run(few, straight, CONFIG)
-    with pytest.raises(RunError, match="other model or data settings"):
+    with pytest.raises(RunError, match="--validation is True in the run, False now"):
         dc.run(few, straight, WITHOUT, resume=True)
-    with pytest.raises(RunError, match="epochs: 3 then, 9 now"):
+    with pytest.raises(RunError, match="--epochs is 3 in the run, 9 now"):
         dc.run(few, straight, replace(CONFIG, train=replace(TRAIN, epochs=9)), resume=True)
     other = few.query.of_classes(few.query.classes[:12])
     with pytest.raises(RunError, match="the data has changed"):
@@ -176,18 +176,122 @@ def test_what_would_overwrite_or_mix_runs_is_refused(straight: Path, few: Benchm
     assert before == {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
 
 
-def test_a_resume_takes_the_run_s_settings_and_refuses_others(straight: Path) -> None:
-    found, source = resumed_config(straight, dc.RunConfig())
+def test_a_resume_takes_the_run_s_settings_and_refuses_others(straight: Path, tmp_path: Path) -> None:
+    folder = RunFolder(straight)
+    found, record = folder.resumed(dc.RunConfig())
     assert found == CONFIG
-    assert source == {"data": "few", "root": None}
-    found, _ = resumed_config(straight, replace(dc.RunConfig(), train=dc.TrainConfig(workers=3)))
+    assert record["source"] == {"data": "few", "root": None}
+    found, _ = folder.resumed(replace(dc.RunConfig(), train=dc.TrainConfig(workers=3)))
     assert found.train.workers == 3
     with pytest.raises(RunError, match=r"--dim is 16 in the run, 64 now"):
-        resumed_config(straight, dc.RunConfig(dc.ModelConfig(embedding_dim=64)))
-    (straight.parent / "damaged").mkdir()
-    (straight.parent / "damaged" / "config.json").write_text('{"model": 3')
+        folder.resumed(dc.RunConfig(dc.ModelConfig(embedding_dim=64)))
+    # What is given counts, at its default too.
+    with pytest.raises(RunError, match=r"--dim is 16 in the run, 128 now"):
+        folder.resumed(dc.RunConfig(), given={"embedding_dim"})
+    assert folder.resumed(dc.RunConfig(), given={"workers"})[0].train.workers == dc.TrainConfig().workers
+    with pytest.raises(RunError, match="no run here to resume"):
+        RunFolder(tmp_path).resumed(dc.RunConfig())
+    (tmp_path / "config.json").write_text('{"model": 3')
     with pytest.raises(RunError, match="damaged"):
-        resumed_config(straight.parent / "damaged", dc.RunConfig())
+        RunFolder(tmp_path).resumed(dc.RunConfig())
+
+
+def test_before_the_first_epoch_is_done_a_folder_may_be_begun_anew(
+    few: Benchmark, tmp_path: Path, straight: Path
+) -> None:
+    out = tmp_path / "run"
+    wrong = replace(CONFIG, train=replace(TRAIN, loss="MarginLos"))
+    with pytest.raises(ConfigError, match="did you mean 'MarginLoss'"):
+        dc.run(few, out, wrong)
+    assert not out.exists()
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, replace(CONFIG, train=replace(TRAIN, lr=1.0)), display=Stop(0))
+    dc.run(few, out, CONFIG)
+    assert timeless(lines_of(out)) == timeless(lines_of(straight))
+    assert RunFolder(out).read()[0] == CONFIG
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_that_began_from_a_model_is_resumed_as_such(
+    straight: Path, few: Benchmark, tmp_path: Path, epoch: int
+) -> None:
+    dc.run(few, tmp_path / "whole", CONFIG, init=straight)
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, tmp_path / "parts", CONFIG, init=straight, display=Stop(epoch))
+    dc.run(few, tmp_path / "parts", CONFIG, resume=True)
+    assert timeless(lines_of(tmp_path / "parts")) == timeless(lines_of(tmp_path / "whole"))
+    mine, theirs = (torch.load(tmp_path / p / "checkpoint", weights_only=True)["model"] for p in ("parts", "whole"))
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+def test_changed_labels_are_noticed(few: Benchmark, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, CONFIG, display=Stop(1))
+    labels = few.train.labels.copy()
+    held = few.with_validation(0.1, 0).validation.labels
+    first, second = (np.flatnonzero(~np.isin(labels, held))[i] for i in (0, -1))
+    labels[first], labels[second] = labels[second], labels[first]
+    with pytest.raises(RunError, match="images or their labels have changed"):
+        dc.run(Benchmark("few", replace(few.train, labels=labels), few.query, few.query), out, CONFIG, resume=True)
+
+
+def test_a_damaged_checkpoint_is_said(straight: Path, few: Benchmark, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(straight, tmp_path / "run")
+    whole = (straight / "checkpoint").read_bytes()
+    for content in (whole[:1000], whole[: len(whole) // 2], b"", b"text"):
+        (tmp_path / "run" / "checkpoint").write_bytes(content)
+        with pytest.raises(RunError, match="the checkpoint is damaged"):
+            dc.run(few, tmp_path / "run", CONFIG, resume=True)
+
+
+def test_a_full_disk_is_an_error_and_keeps_the_last_checkpoint(
+    few: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, CONFIG, display=Stop(1))
+    before = (out / "checkpoint").read_bytes()
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name == "checkpoint.new":
+            write(path, bytes(content)[:1000])
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match=r"checkpoint: cannot be written \(No space left"):
+        dc.run(few, out, CONFIG, resume=True)
+    assert (out / "checkpoint").read_bytes() == before
+    assert not (out / "checkpoint.new").exists()
+
+
+def test_scores_of_classes_that_were_trained_on_are_doubted(straight: Path, few: Benchmark, demo: Benchmark) -> None:
+    assert check_unseen(straight, few, source_given=False) is None
+    seen = Benchmark("seen", few.query, few.train, few.train)
+    with pytest.raises(RunError, match="its data has changed since it was trained"):
+        check_unseen(straight, seen, source_given=False)
+    assert "24 of the test classes have names that the model was trained on" in check_unseen(straight, seen, True)
+
+
+def test_validation_classes_have_pairs_and_no_validation_takes_them_all(few: Benchmark, tmp_path: Path) -> None:
+    images = few.train
+    singles = [int(np.flatnonzero(images.labels == c)[0]) for c in images.classes[:15]]
+    rest = np.flatnonzero(~np.isin(images.labels, images.classes[:15]))
+    mixed = Benchmark("mixed", images.subset(np.r_[singles, rest]), few.query, few.query)
+    for seed in range(10):
+        held = mixed.with_validation(0.1, seed).validation
+        assert all((held.labels == c).sum() >= 2 for c in held.classes)
+    named = few.with_validation(0.2, 3)
+    assert named.with_validation(0.5, 9) is named
+    joined = named.without_validation()
+    assert joined.validation is None
+    assert sorted(joined.train.rows.tolist()) == sorted(images.rows.tolist())
+    labels = dict(zip(joined.train.rows.tolist(), joined.train.labels.tolist(), strict=True))
+    assert labels == dict(zip(images.rows.tolist(), images.labels.tolist(), strict=True))
 
 
 def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
@@ -207,7 +311,7 @@ def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
     dc.run(data, tmp_path / "run", config, display=Hears())
     assert len(warned) == 1
     assert "class1/0.png" in warned[0]
-    line = read_metrics(tmp_path / "run")[0]
+    line = lines_of(tmp_path / "run")[0]
     assert sum(line["sizes"]) + line["left_out"] == len(data.train) - 1
 
 

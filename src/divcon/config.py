@@ -81,7 +81,7 @@ class TrainConfig:
     epochs: int = 60
     """Epochs; each is N // batch-size batches (N: training images), whatever the method and the number of learners."""
     batch_size: int = 80
-    """B, images a batch."""
+    """B, images a batch; a multiple of images-per-class."""
     images_per_class: int = 4
     """M, images of each class in a batch; a batch has B // M classes."""
     redivide_every: int = 2
@@ -148,13 +148,20 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} holds fewer than two classes of --images-per-class "
                 f"{self.images_per_class}: a batch without two classes has no negatives"
             )
+        if self.batch_size % self.images_per_class:
+            raise ConfigError(
+                f"--batch-size {self.batch_size} is not a multiple of --images-per-class {self.images_per_class}"
+            )
         for name in ("lr", "head_lr", "weight_decay", "warmup_epochs", "lr_gamma"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)}: must not be negative")
         if not 0 < self.crop_scale <= 1:
             raise ConfigError(f"--crop-scale {self.crop_scale}: must be above 0 and at most 1")
+        for name in ("joint_epoch", "finetune_epoch"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: must not be negative")
         joint, finetune = self.phase_starts
-        if not 0 <= joint <= finetune:
+        if joint > finetune:
             raise ConfigError(
                 f"--joint-epoch {joint} comes after --finetune-epoch {finetune}: the phases are subspace, joint, "
                 "finetune"
@@ -174,7 +181,8 @@ class DataConfig:
 
     validation: bool = True
     """Hold validation classes out of the training classes and keep the best epoch by their Recall@1.
-    --no-validation trains on all classes and keeps the last epoch, as the papers do."""
+    --no-validation trains on all of them, those that the data names for validation too, and keeps the last epoch, as
+    the papers do."""
     validation_fraction: float = 0.1
     """Share of the training classes that is held out, where the data does not name validation classes."""
     evaluate_every: int = 1

@@ -14,12 +14,13 @@ from divcon.data.image_set import Benchmark
 from divcon.data.read import read
 from divcon.display import Bar
 from divcon.divide import Division
-from divcon.errors import RunError
 from divcon.evaluate.intervals import bootstrap_difference, bootstrap_interval
+from divcon.evaluate.protocol import normalized
 from divcon.evaluate.retrieval import retrieval_metrics
 from divcon.models import EmbeddingModel
 from divcon.report import cluster_sheet, neighbour_sheet, recall_curve
-from divcon.run import read_metrics, run
+from divcon.run import run
+from divcon.run_folder import RunFolder
 
 BACKBONE = "tf_efficientnet_lite0"
 METHODS = {"single": 1, "slices": 4}
@@ -28,22 +29,19 @@ METHODS = {"single": 1, "slices": 4}
 
 def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> dict[str, Any]:
     """Train both methods for ``epochs``, keep each one's best epoch on validation classes, and score both and the
-    untrained features on the test classes; pictures go to ``out``.
+    untrained features on the test classes; pictures go to ``out``. One that was stopped goes on.
 
     Returns:
         By name, ``recall_at_1``, its 95 % interval, ``r_precision``, ``map_at_r``; and under ``difference`` the
         interval of Recall@1 of slices less single, over the same classes.
 
     Raises:
-        RunError: ``out`` holds something else already.
+        RunError: ``out`` holds something else, or a demo with other settings.
         WeightsError: the backbone's weights are not installed.
     """
-    for method in METHODS:
-        if (out / method).exists():
-            raise RunError(f"{out}: holds a demo already; remove it, or give another folder (--out)")
     data = read("demo")
     untrained = EmbeddingModel(BACKBONE, image_size=64)
-    features = _unit(untrained.features(data.query))
+    features = normalized(untrained.features(data.query))
     scores = {"untrained features": _scores(features, data)}
     out.mkdir(parents=True, exist_ok=True)
 
@@ -56,15 +54,15 @@ def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> 
         )
         notes.rule(f"{method}: {learners} learner{'s' * (learners > 1)}")
         with Bar(notes) as bar:
-            model = run(data, out / method, config, source={"data": "demo", "root": None}, display=bar)
+            model = run(data, out / method, config, resume=True, source={"data": "demo", "root": None}, display=bar)
         embeddings[method] = model.encode(data.query)
         scores[method] = _scores(embeddings[method], data)
 
     held = data.with_validation(0.2, seed)
     assert held.validation is not None
     judged = Benchmark("validation", held.train, held.validation, held.validation)
-    validation = _scores(_unit(untrained.features(judged.query)), judged)
-    lines = {method: read_metrics(out / method) for method in METHODS}
+    validation = _scores(normalized(untrained.features(judged.query)), judged)
+    lines = {method: RunFolder(out / method).lines() for method in METHODS}
     recall_curve(out / "recall_by_epoch.png", lines, validation["recall_at_1"])
     divided = [line["epoch"] for line in lines["slices"] if line["redivided"] and line["phase"] != "finetune"]
     if divided:
@@ -112,7 +110,3 @@ def _scores(embeddings: np.ndarray, data: Benchmark) -> dict[str, Any]:
         "interval": list(bootstrap_interval(hits, labels)),
         "hits": hits,
     }
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -101,13 +102,20 @@ class Bar(Display):
         self._bar.reset(self._task, total=self._epochs, completed=epochs_done, before=epochs_done, detail="")
         model = config.model
         self.console.print(
-            f"[bold]{data.name}[/]: {len(data.train):,} images of {data.train.num_classes:,} classes to train on"
+            f"[bold]{escape(data.name)}[/]: {len(data.train):,} images of {data.train.num_classes:,} classes to train "
+            "on"
             + (f", {data.validation.num_classes:,} classes held out for validation" if data.validation else "")
             + f"; {model.method}, {model.num_learners} learner{'s' * (model.num_learners > 1)}, "
-            f"D {model.embedding_dim}, {model.backbone} at {model.image_size} px"
+            f"D {model.embedding_dim}, {escape(model.backbone)} at {model.image_size} px"
         )
         for note in data.notes:
             self.warn(note)
+        joint, finetune = config.train.phase_starts
+        if model.num_learners > 1 and min(joint, finetune) >= self._epochs:
+            self.warn(
+                f"nothing conquers: --finetune-epoch {finetune} is not below --epochs {self._epochs}, so no loss ever "
+                "sees the full embedding"
+            )
         if epochs_done:
             self.console.print(f"going on after {epochs_done} of {self._epochs} epochs")
 
@@ -147,10 +155,10 @@ class Bar(Display):
             self.warn(warning)
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]note:[/] {message}", markup=True)
+        self.console.print(Text.assemble(("note: ", "yellow"), message))
 
     def end(self, out: Path, kept_epoch: int | None) -> None:
-        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}")
+        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}", markup=False)
 
 
 def print_scores(result: dict[str, Any], console: Console) -> None:

@@ -30,6 +30,7 @@ def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrai
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise ConfigError('the curve is drawn with matplotlib: pip install "divcon[demo]"') from None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -42,7 +43,7 @@ def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrai
         conquered = [line["epoch"] for line in lines if line["phase"] == "finetune"]
         if conquered and conquered[0] > 0:
             axes.axvline(conquered[0] + 0.5, color=color, linestyle=":", label=f"{name} conquers")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("Recall@1 on validation classes, %")
     axes.grid(alpha=0.3)

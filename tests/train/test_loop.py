@@ -120,7 +120,7 @@ def test_a_resume_with_other_settings_or_data_is_refused(few: Benchmark, tiny_mo
     with pytest.raises(RunError, match=r"batch_size: 16 then, 20 now"):
         next(dc.train(tiny_model(), few.train, replace(CONFIG, batch_size=20), checkpoint=file))
     fewer = few.train.subset(np.arange(len(few.train) - 1))
-    with pytest.raises(RunError, match=f"{len(few.train)} images, and there are {len(fewer)} now"):
+    with pytest.raises(RunError, match="images or their labels have changed"):
         next(dc.train(tiny_model(), fewer, CONFIG, checkpoint=file))
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
@@ -239,15 +239,15 @@ def test_a_loss_that_turns_nan_stops_and_names_learner_and_batch(
     forward = Objective.forward
 
     def broken(self: Objective, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
+        calls.append(1)  # the first is the trial before anything is trained
         loss = forward(self, embeddings, labels)
-        return loss * torch.nan if len(calls) == len(few.train) // 16 + 3 else loss
+        return loss * torch.nan if len(calls) == 1 + len(few.train) // 16 + 3 else loss
 
     monkeypatch.setattr(Objective, "forward", broken)
     model = tiny_model()
     training = dc.train(model, few.train, CONFIG, checkpoint=file)
     next(training)
-    with pytest.raises(NonFiniteError, match=r"the loss of learner \d is nan in epoch 1, batch 2 .*--lr"):
+    with pytest.raises(NonFiniteError, match=r"learner \d, epoch 1, batch 2 .*the loss is nan.*--lr"):
         next(training)
     assert all(torch.isfinite(value).all() for value in weights(model).values())
     assert torch.load(file, weights_only=True)["epochs_done"] == 1
@@ -257,7 +257,7 @@ def test_what_cannot_be_trained_is_refused(few: Benchmark, tiny_model: Make) -> 
     one = few.train.of_classes(few.train.classes[:1])
     with pytest.raises(DataError, match="1 class to train on; metric learning needs two"):
         next(dc.train(tiny_model(), one, CONFIG))
-    with pytest.raises(DataError, match="cannot be divided into"):
+    with pytest.raises(DataError, match="--learners 16: the 10 training images"):
         next(dc.train(tiny_model(num_learners=16), few.train.subset(np.arange(10)), CONFIG))
     with pytest.raises(ConfigError, match="fp16 needs CUDA"):
         next(dc.train(tiny_model(), few.train, replace(CONFIG, precision="fp16", device="cpu")))

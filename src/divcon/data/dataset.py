@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from divcon.data.image_set import ImageSet
+from divcon.data.image_set import Benchmark, ImageSet
 from divcon.data.transforms import Transform
-from divcon.errors import ImageError
+from divcon.errors import DataError, ImageError
 
 Key = int | tuple[int, int, int]
 """An image to see as evaluation does (its index), or as training does: (index, epoch, position in the epoch)."""
@@ -120,3 +121,49 @@ def undecodable(images: ImageSet, *, workers: int = 0) -> Iterator[tuple[int, st
         _Undecodable(images), batch_size=64, num_workers=workers, collate_fn=list, generator=torch.Generator()
     )
     yield from enumerate(message for batch in loader for message in batch)
+
+
+def decodable(
+    images: ImageSet,
+    workers: int,
+    warn: Callable[[str], None],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ImageSet:
+    """The images that decode; ``warn`` names the others. Every image is decoded once.
+
+    Raises:
+        DataError: none decodes.
+    """
+    keep = np.ones(len(images), bool)
+    for index, message in undecodable(images, workers=workers):
+        on_progress(index + 1, len(images))
+        if message is not None:
+            keep[index] = False
+            warn(f"left out: {message}")
+    if not keep.any():
+        raise DataError(f"{images.source or 'the images given'}: none of the {len(images)} images decodes")
+    return images if keep.all() else images.subset(keep)
+
+
+def only_decodable(
+    data: Benchmark,
+    parts: Sequence[str],
+    workers: int,
+    warn: Callable[[str], None],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Benchmark:
+    """The benchmark whose ``parts`` (of train, query, gallery, validation) hold only images that decode.
+
+    Raises:
+        DataError: none of a part's images decodes.
+    """
+    found: dict[int, ImageSet] = {}
+    changed = {}
+    for part in parts:
+        images = getattr(data, part)
+        if images is not None and len(images):
+            # Query and gallery may be one set, and must stay one.
+            if id(images) not in found:
+                found[id(images)] = decodable(images, workers, warn, on_progress)
+            changed[part] = found[id(images)]
+    return replace(data, **changed)

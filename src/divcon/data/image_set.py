@@ -95,6 +95,25 @@ class ImageSet:
             groups=take(self.groups),
         )
 
+    def joined(self, other: ImageSet) -> ImageSet:
+        """The images of both, which come from one source."""
+
+        def both(name: str) -> np.ndarray | None:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            return None if mine is None else np.concatenate([mine, theirs])
+
+        names = ("labels", "rows", "boxes", "cameras", "groups")
+        paths = pa.chunked_array([self.paths, other.paths]).combine_chunks()
+        return replace(self, paths=paths, **{name: both(name) for name in names})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of every image's path and label, in order."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths.to_pylist(), self.labels.tolist(), strict=True):
+            digest.update(f"{path}\t{self.label_names[label]}\n".encode())
+        return digest.hexdigest()[:16]
+
     def of_classes(self, classes: np.ndarray) -> ImageSet:
         """The images whose label is among ``classes``."""
         return self.subset(np.isin(self.labels, classes))
@@ -141,7 +160,12 @@ class ImageSet:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent becomes white."""
+    """RGB; what is transparent becomes white, and 16 bits a channel become 8."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it as PNG, JPEG or WebP")
+    if image.mode.startswith("I"):
+        # Pillow would cut these values off at 255.
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -210,16 +234,24 @@ class Benchmark:
         """
         if self.validation is not None:
             return self
-        classes = self.train.classes
+        # A class of one image has no match to be judged by.
+        classes, counts = np.unique(self.train.labels, return_counts=True)
+        classes = classes[counts >= 2]
         held = max(2, round(fraction * len(classes)))
         if len(classes) - held < 2:
             raise DataError(
-                f"{self.train.source}: {len(classes)} train classes are too few to hold {held} out for "
-                "validation; train without validation classes (--no-validation)"
+                f"{self.train.source}: {len(classes)} train classes of two images and more are too few to hold "
+                f"{held} out for validation; train without validation classes (--no-validation)"
             )
         chosen = np.random.default_rng([seed, 0x5EED]).permutation(classes)[:held]
         out = np.isin(self.train.labels, chosen)
         return replace(self, train=self.train.subset(~out), validation=self.train.subset(out))
+
+    def without_validation(self) -> Benchmark:
+        """The same with the validation classes that the source names among those to train on."""
+        if self.validation is None:
+            return self
+        return replace(self, train=self.train.joined(self.validation), validation=None)
 
 
 def _check_disjoint(part: ImageSet, name: str, other: ImageSet, other_name: str) -> None:

@@ -13,12 +13,15 @@ from divcon.files import written_whole
 
 
 def write_vectors(path: str | Path, images: ImageSet, embeddings: np.ndarray) -> None:
-    """Write the (N, D) float32 embeddings of N images, whole or not at all.
+    """Write the (N, D) float32 embeddings of N images, whole or not at all; paths as they can be opened from here.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    columns = {"path": images.paths}
+    paths = images.paths
+    if images.encoded is None and images.root:
+        paths = pa.array([str(Path(images.root, path)) for path in paths.to_pylist()])
+    columns = {"path": paths}
     if images.label_names != ("",):
         columns["label"] = pa.array(images.label_names).take(pa.array(images.labels))
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))

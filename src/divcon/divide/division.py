@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from scipy.optimize import linear_sum_assignment
 
 from divcon.divide.kmeans import kmeans
 from divcon.errors import DataError
+from divcon.files import written_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +99,13 @@ class Division:
         return tuple(np.bincount(learner[learner >= 0], minlength=self.num_learners).tolist())
 
     def save(self, path: str | Path) -> None:
-        """Write as safetensors."""
-        save_file({"learner": self.learner, "centroids": self.centroids}, path)
+        """Write as safetensors, whole or not at all.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with written_whole(path) as beside:
+            beside.write_bytes(save({"learner": self.learner, "centroids": self.centroids}))
 
     @classmethod
     def load(cls, path: str | Path) -> Division:

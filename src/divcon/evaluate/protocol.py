@@ -91,7 +91,7 @@ def evaluate(
         result |= clustering_metrics(model.embed(np.concatenate(both)), labels)
     if parts:
         result["learners"] = [scores(lambda f, k=k: model.embed(f, k)) for k in range(model.num_learners)]
-        result["features"] = scores(_normalized)
+        result["features"] = scores(normalized)
     result |= {
         "benchmark": data.name,
         "protocol": data.protocol,
@@ -126,5 +126,6 @@ def _identities(query: ImageSet, gallery: ImageSet) -> dict[str, Any]:
     return sides
 
 
-def _normalized(features: np.ndarray) -> np.ndarray:
+def normalized(features: np.ndarray) -> np.ndarray:
+    """(N, F) features, each row of length one."""
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

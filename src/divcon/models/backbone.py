@@ -127,7 +127,7 @@ def _load_file(backbone: nn.Module, path: Path) -> None:
         raise WeightsError(f"{path}: there is no such file of weights") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise WeightsError(
-            f"{path}: cannot be read as weights ({str(error).splitlines()[0]}); it must be a .safetensors file, or a "
+            f"{path}: cannot be read as weights ({type(error).__name__}); it must be a .safetensors file, or a "
             "file that torch.save wrote of tensors only"
         ) from None
     nested = weights.get("state_dict")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from divcon.data.dataset import Pixels, evaluation_batches
@@ -69,7 +69,7 @@ class EmbeddingModel(nn.Module):
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout)
         self.image_size = image_size
         self.freeze_batch_norm = pretrained or weights is not None
-        self._made_with = {
+        self.made_with = {
             "backbone": backbone,
             "embedding_dim": embedding_dim,
             "num_learners": num_learners,
@@ -201,10 +201,10 @@ class EmbeddingModel(nn.Module):
             OutputError: a file cannot be written.
         """
         folder = Path(folder)
-        config = {"format": FORMAT, **self._made_with, "freeze_batch_norm": self.freeze_batch_norm}
+        config = {"format": FORMAT, **self.made_with, "freeze_batch_norm": self.freeze_batch_norm}
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with written_whole(folder / "model.safetensors") as beside:
-            save_file(weights, beside)
+            beside.write_bytes(save(weights))
         with written_whole(folder / "config.json") as beside:
             beside.write_text(json.dumps(config, indent=2) + "\n")
 
@@ -216,7 +216,7 @@ class EmbeddingModel(nn.Module):
             WeightsError: no model there, or a damaged one.
         """
         folder = Path(folder)
-        if not (folder / "config.json").exists() or (folder / "model").is_dir():
+        if (folder / "model").is_dir() or (folder / "metrics.jsonl").exists():
             folder = folder / "model"
         config = _read_config(folder)
         frozen = config.pop("freeze_batch_norm")
@@ -228,31 +228,41 @@ class EmbeddingModel(nn.Module):
         model.freeze_batch_norm = frozen
         return model.to(device).eval()
 
-    def adopt(self, other: EmbeddingModel) -> None:
+    def adopt(self, other: EmbeddingModel) -> bool:
         """Go on from another model of the same backbone: its backbone, and its head where method and sizes agree.
 
+        Returns:
+            Whether the head was taken too.
+
         Raises:
-            ConfigError: the other's backbone is another one.
+            ConfigError: the other's backbone is another one, or was made for another image size.
         """
-        mine, theirs = self._made_with, other._made_with
+        mine, theirs = self.made_with, other.made_with
         if mine["backbone"] != theirs["backbone"]:
             raise ConfigError(
                 f"the model to start from has backbone {theirs['backbone']}, and this run {mine['backbone']}: "
                 f"give --backbone {theirs['backbone']}"
             )
-        self.backbone.load_state_dict(other.backbone.state_dict())
-        if all(mine[name] == theirs[name] for name in ("method", "embedding_dim", "num_learners")):
+        try:
+            self.backbone.load_state_dict(other.backbone.state_dict())
+        except RuntimeError:
+            raise ConfigError(
+                f"the model to start from sees {theirs['image_size']} pixels, and its backbone cannot be used at "
+                f"{mine['image_size']}: give --size {theirs['image_size']}"
+            ) from None
+        same = all(mine[name] == theirs[name] for name in ("method", "embedding_dim", "num_learners"))
+        if same:
             self.head.load_state_dict(other.head.state_dict())
         self.freeze_batch_norm = True
+        return same
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
-        raise WeightsError(
-            f"{folder}: no model there (config.json is missing); a run's model is in its folder model/"
-        ) from None
+        begun = "; its run has not kept an epoch yet: go on with --resume" if folder.name == "model" else ""
+        raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
     except ValueError as error:
         raise WeightsError(f"{folder / 'config.json'}: damaged ({error})") from None
     if not isinstance(config, dict) or config.pop("format", None) != FORMAT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from divcon.config import TrainConfig
 from divcon.divide import Division
 from divcon.errors import RunError
 from divcon.files import written_whole
+from divcon.models import EmbeddingModel
 
 FORMAT = 1
 MAY_CHANGE = {"workers", "device"}
@@ -25,7 +26,7 @@ MAY_CHANGE = {"workers", "device"}
 class TrainState:
     """What training changes. Random numbers are not part of it: each epoch draws its own from (seed, epoch)."""
 
-    model: nn.Module
+    model: EmbeddingModel
     objectives: nn.Module
     optimizer: torch.optim.Optimizer
     precision: Any
@@ -33,7 +34,7 @@ class TrainState:
     division: Division | None = None
     epochs_done: int = 0
 
-    def save(self, path: Path, config: TrainConfig, num_images: int) -> None:
+    def save(self, path: Path, config: TrainConfig, images: str) -> None:
         """Write, whole or not at all.
 
         Raises:
@@ -44,7 +45,8 @@ class TrainState:
             "format": FORMAT,
             "epochs_done": self.epochs_done,
             "config": dataclasses.asdict(config),
-            "num_images": num_images,
+            "images": images,
+            "freeze_batch_norm": self.model.freeze_batch_norm,
             "model": self.model.state_dict(),
             "objectives": self.objectives.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -56,10 +58,13 @@ class TrainState:
                 "centroids": torch.from_numpy(division.centroids),
             },
         }
+        # By way of memory: PyTorch's own writer says of a full disk only that an assertion failed.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
         with written_whole(path) as beside:
-            torch.save(content, beside)
+            beside.write_bytes(buffer.getbuffer())
 
-    def load(self, path: Path, config: TrainConfig, num_images: int) -> None:
+    def load(self, path: Path, config: TrainConfig, images: str) -> None:
         """Go on from ``path``.
 
         Raises:
@@ -71,11 +76,9 @@ class TrainState:
         if changed:
             listed = "; ".join(f"{name}: {saved.get(name)} then, {asked[name]} now" for name in changed)
             raise RunError(f"{path}: cannot go on with other settings than it began with ({listed})")
-        if content["num_images"] != num_images:
-            raise RunError(
-                f"{path}: was trained on {content['num_images']} images, and there are {num_images} now; "
-                "resume with the same data"
-            )
+        if content["images"] != images:
+            raise RunError(f"{path}: the training images or their labels have changed since; resume with the same data")
+        self.model.freeze_batch_norm = content["freeze_batch_norm"]
         self.model.load_state_dict(content["model"])
         self.objectives.load_state_dict(content["objectives"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -94,8 +97,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise RunError(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # PyTorch's reader fails in a dozen ways on bytes that are not its own
+        raise RunError(
+            f"{path}: the checkpoint is damaged ({type(error).__name__}); begin anew in another --out, from the model "
+            "that is kept with --init"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"{path}: not a checkpoint of this version of divcon")
     return content

@@ -12,20 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from divcon.config import TrainConfig
 from divcon.data.image_set import ImageSet
 from divcon.divide import Division, divide
-from divcon.errors import DataError
 from divcon.models import EmbeddingModel
 from divcon.train.checkpoint import TrainState
-from divcon.train.device import create_fabric
 from divcon.train.loader import TrainLoader
-from divcon.train.losses import create_objectives
 from divcon.train.report import EpochReport, LossRecord, Progress
 from divcon.train.sampler import plan_epoch
 from divcon.train.schedule import Phase, lr_factor, phase_at
+from divcon.train.setup import check, seed_epoch, set_up
 
 
 def train(
@@ -54,20 +51,16 @@ def train(
         RunError: the checkpoint is damaged, or of another training.
     """
     config = config or TrainConfig()
+    fabric, objectives = check(model, images, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
-    if len(images) == 0 or labels.max() == 0:
-        raise DataError(f"{images.source}: {images.num_classes} class to train on; metric learning needs two at least")
-
-    fabric = create_fabric(config)
-    objectives = create_objectives(config, model.head, num_classes=int(labels.max()) + 1)
-    network, optimizer, objectives = _set_up(fabric, model, objectives, config)
+    network, optimizer, objectives = set_up(fabric, model, objectives, config)
     state = TrainState(model, objectives, optimizer, fabric.strategy.precision)
     if checkpoint is not None and Path(checkpoint).exists():
-        state.load(Path(checkpoint), config, len(images))
+        state.load(Path(checkpoint), config, images.fingerprint)
 
     with TrainLoader(model, images, config, fabric.device) as loader:
         for epoch in range(state.epochs_done, config.epochs):
-            _seed_epoch(config.seed, epoch)
+            seed_epoch(config.seed, epoch)
             phase = phase_at(epoch, config, model.num_learners)
             report = EpochReport(epoch, phase)
 
@@ -109,7 +102,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_lr"] * lr_factor(epoch + number / len(plan.batches), config)
                 learner = batch.learner if phase is Phase.SUBSPACE else None
-                embeddings = network(pixels, learner=learner)
+                embeddings = record.checked(network(pixels, learner=learner))
                 loss = objectives[-1 if learner is None else learner](embeddings, targets)
                 record.add(loss)
                 optimizer.zero_grad()
@@ -121,26 +114,4 @@ def train(
             yield report
             state.epochs_done = epoch + 1
             if checkpoint is not None:
-                state.save(Path(checkpoint), config, len(images))
-
-
-def _set_up(fabric, model, objectives, config):
-    """The model, its objectives and Adam over both, on Fabric's device."""
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
-    own = [p for p in objectives.parameters() if p.requires_grad]
-    groups = [
-        {"params": list(model.backbone.parameters()), "lr": config.lr},
-        {"params": list(model.head.parameters()) + own, "lr": config.head_lr},
-    ]
-    objectives.to(fabric.device)
-    optimizer = torch.optim.Adam(groups, weight_decay=config.weight_decay)
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
-    network, optimizer = fabric.setup(model, optimizer)
-    return network, optimizer, objectives
-
-
-def _seed_epoch(seed: int, epoch: int) -> None:
-    """Dropout and mining draw from the global generator: started anew, an epoch depends on no epoch before it."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
+                state.save(Path(checkpoint), config, images.fingerprint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -57,13 +58,22 @@ def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int)
         ConfigError: an unknown loss, miner or argument (the nearest names are suggested), or one that takes no labels.
     """
     dims = [head.subspace_dim(k) for k in range(head.num_learners)] + [head.embedding_dim]
-    return nn.ModuleList(
-        Objective(
-            _create_loss(config, dim, num_classes),
-            _create_miner(config),
-        )
-        for dim in dims
-    )
+    objectives = nn.ModuleList(Objective(_create_loss(config, dim, num_classes), _create_miner(config)) for dim in dims)
+    _try(objectives[-1], head.embedding_dim, config)
+    return objectives
+
+
+def _try(objective: nn.Module, dim: int, config: TrainConfig) -> None:
+    """A step on random embeddings: what an argument of the wrong kind does shows here, and not in the first epoch."""
+    with torch.random.fork_rng(devices=[]):
+        embeddings = nn.functional.normalize(torch.randn(8, dim), dim=1).requires_grad_()
+        try:
+            copy.deepcopy(objective)(embeddings, torch.arange(8) // 4)
+        except Exception as error:
+            raise ConfigError(
+                f"{config.loss} with miner {config.miner} cannot compute a loss ({error}); look at its arguments: "
+                f"{config.loss_options} {config.miner_options}"
+            ) from error
 
 
 def loss_names() -> list[str]:

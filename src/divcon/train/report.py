@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -49,17 +49,29 @@ class LossRecord:
             self._waiting.clear()
             self._check()
 
+    def checked(self, embeddings: Tensor) -> Tensor:
+        """The embeddings of the next batch as they are, looked at on the CPU before a loss or miner stumbles over them.
+
+        Raises:
+            NonFiniteError: they hold NaN or infinite values.
+        """
+        if self._every == 1 and not torch.isfinite(embeddings).all():
+            self._stop(len(self.values), "the embeddings hold NaN or infinite values")
+        return embeddings
+
     def _check(self) -> None:
         wrong = np.flatnonzero(~np.isfinite(self.values))
         if len(wrong):
-            number = int(wrong[0])
-            batch = self._plan.batches[number]
-            names = ", ".join(self._images.path(i) for i in batch.indices[:3])
-            raise NonFiniteError(
-                f"the loss of learner {batch.learner} is {self.values[number]} in epoch {self._epoch}, batch {number} "
-                f"({len(batch.indices)} images: {names} ...); training stops, and the last checkpoint stays as it is. "
-                "A smaller --lr or --head-lr, --warmup-epochs, or --precision fp32 may help"
-            )
+            self._stop(int(wrong[0]), f"the loss is {self.values[int(wrong[0])]}")
+
+    def _stop(self, number: int, what: str) -> NoReturn:
+        batch = self._plan.batches[number]
+        names = ", ".join(self._images.path(i) for i in batch.indices[:3])
+        raise NonFiniteError(
+            f"learner {batch.learner}, epoch {self._epoch}, batch {number} ({len(batch.indices)} images: {names} ...): "
+            f"{what}; training stops, and the last checkpoint stays as it is. A smaller --lr or --head-lr, "
+            "--warmup-epochs, or --precision fp32 may help"
+        )
 
     @property
     def images_done(self) -> tuple[int, int]:

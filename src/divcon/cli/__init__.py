@@ -1,0 +1,29 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.text import Text
+
+from divcon.cli import data, train, use
+from divcon.cli.app import app, notes, words
+from divcon.errors import DivconError
+
+__all__ = ["data", "main", "train", "use"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; errors of the input are one line and exit code 2."""
+    # Before PyTorch loads: its threads spin while they wait for each other, and where decoding workers or other
+    # programs need the same cores, a step then takes two to three times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words[:] = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments)
+    except DivconError as error:
+        notes.print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

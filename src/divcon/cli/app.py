@@ -1,0 +1,39 @@
+"""What all commands share: the application, where they print, options that several have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+from divcon import __version__
+from divcon.config import Device, OnBadImage
+
+app = App(
+    name="divcon",
+    help="Deep metric learning by divide and conquer: train an embedding on labelled images, and judge it on classes "
+    "it never saw.",
+    version=__version__,
+)
+data_app = App(name="data", help="Build data sets.")
+app.command(data_app)
+
+console = Console(highlight=False, soft_wrap=True, markup=False)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Workers = Annotated[
+    int, Parameter(help="Processes that decode images; 0: none beside the main one.", validator=Number(gte=0))
+]
+BatchSize = Annotated[int, Parameter(help="Images a batch; lower it where memory runs out.", validator=Number(gte=1))]
+DeviceOption = Annotated[Device, Parameter(help="Where to compute: auto takes cuda, then mps, then cpu.")]
+BadImage = Annotated[OnBadImage, Parameter(help="An image that does not decode: stop with its name, or skip it.")]
+
+words: list[str] = []
+"""The command line, word by word: how a command tells what was given from what is at its default."""
+
+
+def note(message: str) -> None:
+    """Print something that a person should know, as it is."""
+    notes.print(f"note: {message}", markup=False)

@@ -1,0 +1,136 @@
+"""``divcon evaluate`` and ``divcon encode``: what a trained model is used for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note
+from divcon.errors import ConfigError
+from divcon.files import check_writable, written_whole
+
+
+@app.command
+def evaluate(
+    run: Path,
+    data: str | None = None,
+    root: Path | None = None,
+    *,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    clustering: bool = True,
+    parts: Annotated[bool, Parameter(negative=())] = False,
+    mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
+    on_bad_image: BadImage = "stop",
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a run's model on the test classes of a data set.
+
+    divcon evaluate runs/demo demo --json scores.json
+
+    Parameters
+    ----------
+    run
+        A run folder, or a model folder.
+    data
+        As in train; left out, what the run was trained on.
+    root
+        As in train.
+    json_file
+        Write the scores here too, with those of every query.
+    clustering
+        NMI and AMI, which cost more than the rest.
+    parts
+        Also each learner's subspace alone, and the pooled features before the head.
+    mean_average_precision
+        Also mean average precision over the full ranking.
+    """
+    from divcon.data.dataset import only_decodable
+    from divcon.data.read import read
+    from divcon.display import print_scores
+    from divcon.evaluate.protocol import evaluate as evaluate_model
+    from divcon.models import EmbeddingModel
+    from divcon.run import check_unseen
+    from divcon.run_folder import RunFolder
+    from divcon.train.device import resolve_device
+
+    if json_file is not None:
+        check_writable(json_file)
+    model = EmbeddingModel.load(run, device=resolve_device(device))
+    found = RunFolder(run).read()
+    source = found[1].get("source") if found else None
+    if data is None and source is None:
+        raise ConfigError(f"{run}: does not say what it was trained on; give DATA")
+    benchmark = read(source["data"], source["root"]) if data is None and source else read(data or "", root)
+    doubt = check_unseen(run, benchmark, source_given=data is not None)
+    if doubt:
+        note(doubt)
+    if on_bad_image == "skip":
+        benchmark = only_decodable(benchmark, ("query", "gallery"), workers, note)
+    result = evaluate_model(
+        model,
+        benchmark,
+        clustering=clustering,
+        parts=parts,
+        map=mean_average_precision,
+        per_query=json_file is not None,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    print_scores(result, console)
+    if json_file is not None:
+        with written_whole(json_file) as beside:
+            beside.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@app.command
+def encode(
+    run: Path,
+    images: Annotated[list[Path], Parameter(consume_multiple=True)],
+    /,
+    *,
+    out: Path,
+    learner: int | None = None,
+    on_bad_image: BadImage = "stop",
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Embed images with a run's model, into a parquet of path and embedding.
+
+    divcon encode runs/products photos/ --out vectors.parquet
+
+    Parameters
+    ----------
+    run
+        A run folder, or a model folder.
+    images
+        Images, folders (with all below them), or a CSV or parquet with a column path.
+    out
+        The parquet: path (as it can be opened from here), label where there is one, embedding (D float32, of length
+        one).
+    learner
+        Embed with this learner's subspace alone.
+    """
+    from divcon.data.dataset import decodable
+    from divcon.data.folder import images_of
+    from divcon.data.vectors import write_vectors
+    from divcon.models import EmbeddingModel
+    from divcon.train.device import resolve_device
+
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out {out}: vectors are written as parquet; give a name that ends in .parquet")
+    check_writable(out)
+    model = EmbeddingModel.load(run, device=resolve_device(device))
+    if learner is not None and not 0 <= learner < model.num_learners:
+        raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
+    found = images_of(images[0] if len(images) == 1 else images)
+    if on_bad_image == "skip":
+        found = decodable(found, workers, note)
+    embeddings = model.encode(found, learner=learner, batch_size=batch_size, workers=workers)
+    write_vectors(out, found, embeddings)
+    console.print(f"{len(found):,} embeddings of {embeddings.shape[1]} dimensions in {out}")

@@ -1,0 +1,191 @@
+"""A run's folder: what is in it, and when it may be begun, gone on with, or must be left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Collection
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from divcon.config import RunConfig, flag
+from divcon.data.image_set import Benchmark
+from divcon.errors import OutputError, RunError
+from divcon.files import written_whole
+from divcon.train.checkpoint import MAY_CHANGE, read_checkpoint
+
+
+class RunFolder:
+    """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint`` and ``model/``.
+
+    Until the first epoch is done there is nothing to lose: a folder without ``checkpoint`` may be begun anew, with
+    other settings too.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.classes = self.path / "classes.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.divisions = self.path / "divisions"
+        self.checkpoint = self.path / "checkpoint"
+        self.model = self.path / "model"
+
+    def epochs_done(self) -> int:
+        return read_checkpoint(self.checkpoint)["epochs_done"] if self.checkpoint.exists() else 0
+
+    def read(self) -> tuple[RunConfig, dict[str, Any]] | None:
+        """The run's settings, and all of ``config.json``: ``source``, ``init``, ``split_hash``, ``versions``; None
+        where no run was begun (a model's folder has a ``config.json`` of its own).
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.config.exists():
+            return None
+        try:
+            record = json.loads(self.config.read_text())
+            if "format" in record:
+                return None
+            parts = {f.name: record[f.name] for f in dataclasses.fields(RunConfig)}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise RunError(f"{self.config}: damaged, or not of a divcon run ({error})") from None
+        return RunConfig.from_dict(parts, str(self.config)), record
+
+    def check(self, config: RunConfig, data: Benchmark, resume: bool) -> int:
+        """How many epochs are done; nothing is written.
+
+        Raises:
+            RunError: a run is here and ``resume`` is not asked for, or it has other settings or data; or something
+                else is here.
+        """
+        found = self.read()
+        if found is None:
+            if self.path.exists() and not self.path.is_dir():
+                raise RunError(f"{self.path}: is a file; give a folder (--out)")
+            if self.path.exists() and any(self.path.iterdir()):
+                raise RunError(f"{self.path}: is not empty and holds no run; give another folder (--out)")
+            return 0
+        if not self.checkpoint.exists():
+            return 0
+        saved, record = found
+        if not resume:
+            raise RunError(f"{self.path}: holds a run already; go on with it (--resume), or give another --out")
+        if record.get("split_hash") != data.split_hash:
+            raise RunError(
+                f"{self.path}: the data has changed since the run began (split {record.get('split_hash')} then, "
+                f"{data.split_hash} now); resume with the same data"
+            )
+        wrong = _differences(saved, config)
+        if wrong:
+            raise RunError(f"{self.path}: cannot resume with other settings ({'; '.join(wrong)})")
+        return self.epochs_done()
+
+    def begin(self, config: RunConfig, data: Benchmark, source: dict[str, Any] | None, init: Path | None) -> None:
+        """Write what the run is; one without an epoch done is begun anew.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if self.checkpoint.exists():
+            return
+        packages = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy")
+        versions = {"divcon": version("divcon"), "python": platform.python_version()}
+        config.save(
+            self.config,
+            source=source,
+            init=None if init is None else str(init.absolute()),
+            benchmark=data.name,
+            protocol=data.protocol,
+            split_hash=data.split_hash,
+            versions=versions | {name: version(name) for name in packages},
+        )
+        seen = {name: [s.label_names[c] for c in s.classes] for name, s in _parts(data) if s is not None}
+        with written_whole(self.classes) as beside:
+            beside.write_text(json.dumps(seen) + "\n")
+
+    def seen_classes(self) -> set[str]:
+        """The names of the classes that the run trained on or was validated on; empty where it does not say."""
+        if not self.classes.exists():
+            return set()
+        return {name for names in json.loads(self.classes.read_text()).values() for name in names}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; one that a stop has cut short is left out."""
+        lines = []
+        for text in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines
+
+    def keep_lines(self, epochs_done: int) -> list[dict[str, Any]]:
+        """Drop the lines of epochs that the checkpoint does not hold, to be written again; returns the others."""
+        lines = [line for line in self.lines() if line["epoch"] < epochs_done]
+        with written_whole(self.metrics) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return lines
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``."""
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.metrics}: cannot be written ({error.strerror}); resume when it can") from error
+
+    def resumed(self, asked: RunConfig, given: Collection[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
+        """The settings to go on with, and the record of the run: the run's own settings, but those of ``asked`` that
+        do not change what is trained (or, before the first epoch is done, all that are given).
+
+        Args:
+            given: the names of the settings that ``asked`` means; None: those that are not at their defaults.
+
+        Raises:
+            RunError: there is no run here, or a setting that is given has another value in it.
+        """
+        found = self.read()
+        if found is None:
+            raise RunError(f"{self.path}: there is no run here to resume; give DATA to begin one")
+        saved, record = found
+        free = not self.checkpoint.exists()
+        wrong, parts = [], {}
+        for part in dataclasses.fields(RunConfig):
+            mine, theirs = getattr(asked, part.name), getattr(saved, part.name)
+            changes = {}
+            for f in dataclasses.fields(mine):
+                now, then = getattr(mine, f.name), getattr(theirs, f.name)
+                meant = f.name in given if given is not None else now != getattr(type(mine)(), f.name)
+                if not meant or now == then:
+                    continue
+                if free or f.name in MAY_CHANGE:
+                    changes[f.name] = now
+                else:
+                    wrong.append(f"{flag(f.name)} is {then} in the run, {now} now")
+            parts[part.name] = dataclasses.replace(theirs, **changes)
+        if wrong:
+            raise RunError(
+                f"{self.path}: cannot resume with other settings ({'; '.join(wrong)}); leave them out, or begin anew "
+                "in another --out"
+            )
+        return RunConfig(**parts), record
+
+
+def _parts(data: Benchmark) -> list[tuple[str, Any]]:
+    return [("train", data.train), ("validation", data.validation)]
+
+
+def _differences(saved: RunConfig, asked: RunConfig) -> list[str]:
+    return [
+        f"{flag(f.name)} is {then} in the run, {now} now"
+        for part in dataclasses.fields(RunConfig)
+        for f in dataclasses.fields(getattr(saved, part.name))
+        if f.name not in MAY_CHANGE
+        and (then := getattr(getattr(saved, part.name), f.name)) != (now := getattr(getattr(asked, part.name), f.name))
+    ]
