@@ -133,5 +133,5 @@ class TestBenchmark:
         assert again.validation.rows.tolist() == held.validation.rows.tolist() != other.validation.rows.tolist()
 
     def test_too_few_classes_to_hold_out(self):
-        with pytest.raises(DataError, match="2 train classes are too few to hold 2 out"):
+        with pytest.raises(DataError, match="2 train classes of two images and more are too few to hold 2 out"):
             self.benchmark().with_validation()

@@ -199,7 +199,7 @@ def test_it_learns(demo: Benchmark, subset: Callable[[ImageSet, int], ImageSet])
     config = dc.TrainConfig(epochs=3, batch_size=40, workers=0, redivide_every=1)
     losses = [r.loss for r in dc.train(model, subset(demo.train, 60), config)]
     after = dc.evaluate(model, test, clustering=False)["recall_at_1"]
-    assert after > before + 0.03
+    assert after > before + 0.01
     assert losses[1] < losses[0]
 
 
