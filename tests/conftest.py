@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import divcon as dc
+from divcon.cli import main
 from divcon.data.image_set import Benchmark, ImageSet
 
 
@@ -77,3 +78,19 @@ def broken_png() -> Callable[[Path], None]:
         path.write_bytes(path.read_bytes()[:200])
 
     return breaks
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``command("train", ...)`` as typed after ``divcon``: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -9,23 +9,17 @@ from pathlib import Path
 import pytest
 
 import divcon as dc
-from divcon.cli import main
 
 SMALL = ["--backbone", "test_resnet", "--no-pretrained", "--size", "32", "--dim", "16", "--learners", "2"]
 QUICK = ["--batch-size", "8", "--images-per-class", "2", "--no-validation", "--workers", "0", "--epochs", "1"]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def run(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str]]:
     """``run("train", ...)``: exit code, and all that is printed, on one line."""
 
     def call(*arguments: object) -> tuple[int, str]:
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
+        code, out, err = command(*arguments)
         return code, " ".join((out + err).split())
 
     return call

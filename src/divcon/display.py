@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,28 @@ from divcon.data.image_set import Benchmark
 from divcon.train.report import Progress as RunProgress
 
 
-class Display:
+class Display(ABC):
     """What a run tells of itself; a subclass says where to."""
 
+    @abstractmethod
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         """The run starts, or goes on after ``epochs_done``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def progress(self, progress: RunProgress) -> None:
         """After each batch of whatever stage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def epoch(self, line: dict[str, Any]) -> None:
         """After each epoch, with its line of ``metrics.jsonl``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def warn(self, message: str) -> None:
-        raise NotImplementedError
+        """Something that a person should know."""
 
+    @abstractmethod
     def end(self, out: Path, kept_epoch: int | None) -> None:
         """The run is over and its model kept."""
-        raise NotImplementedError
 
 
 class Quiet(Display):
