@@ -203,6 +203,7 @@ def test_one_class_only_is_refused(run: Run, image_folder: Path, tmp_path: Path)
 def test_help_teaches_without_loading_torch() -> None:
     program = """
 import sys
+from divcon.cli import main
 try:
     main(["train", "--help"])
 except SystemExit:
