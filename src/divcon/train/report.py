@@ -34,6 +34,7 @@ class LossRecord:
         self._every = 1 if immediate else self.EVERY
         self._waiting: list[Tensor] = []
         self.values: list[float] = []
+        self._shown = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
         self.started = time.perf_counter()
 
     def add(self, loss: Tensor) -> None:
@@ -76,8 +77,7 @@ class LossRecord:
     @property
     def images_done(self) -> tuple[int, int]:
         """Images shown so far, and in the whole epoch."""
-        sizes = [len(batch.indices) for batch in self._plan.batches]
-        return sum(sizes[: len(self.values) + len(self._waiting)]), sum(sizes)
+        return int(self._shown[len(self.values) + len(self._waiting)]), int(self._shown[-1])
 
     @property
     def mean(self) -> float:
