@@ -1,9 +1,8 @@
-"""The two values that all data comes as: a labelled set of images, and a benchmark made of such sets."""
+"""The two values that all data comes as: a labelled set of images or vectors, and a benchmark made of such sets."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +11,19 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from divcon.data.decode import decode
 from divcon.data.table_file import CSV_SUFFIXES, PARQUET_SUFFIXES, csv_line
 from divcon.errors import DataError, ImageError
 
 LEAVE_ONE_OUT = "leave-one-out"
 QUERY_GALLERY = "query-gallery"
+NO_PATH = "(no path)"
+"""What stands for the path of an encoded image that has none."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N labelled images, by path or as encoded bytes.
+    """N labelled images, by path, as encoded bytes, or as vectors that stand for them.
 
     ``rows`` identifies an image within its source (the row of the table, or the place in the sorted folder):
     two sets read from the same source hold the same image where they hold the same row.
@@ -42,6 +44,9 @@ class ImageSet:
     encoded: pa.Array | pa.ChunkedArray | None = None
     """The source's column of encoded images (PNG, JPEG, ... bytes), indexed by ``rows``; None: files are
     opened."""
+    vectors: np.ndarray | None = None
+    """(N, F) float32, what a model sees in place of images; such a set has nothing to open. ``paths`` are then what
+    the table gives, or ``row 17`` where it has none."""
     boxes: np.ndarray | None = None
     """(N, 4) int64, the part of each image to use: left, top, right, bottom in pixels; a negative left: all
     of it."""
@@ -54,18 +59,23 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         n = len(self.labels)
-        for name in ("paths", "rows", "boxes", "cameras", "groups"):
+        for name in ("paths", "rows", "vectors", "boxes", "cameras", "groups"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"ImageSet: {name} has {len(value)} entries for {n} labels")
         if n and (self.labels.min() < 0 or self.labels.max() >= len(self.label_names)):
             raise ValueError("ImageSet: a label is outside label_names")
+        if self.vectors is not None and (self.vectors.ndim != 2 or self.vectors.dtype != np.float32):
+            raise ValueError(
+                f"ImageSet: vectors are {self.vectors.dtype} of shape {self.vectors.shape}; they need (N, F) float32"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"ImageSet({len(self)} images, {self.num_classes} classes, {self.source!r})"
+        what = "images" if self.vectors is None else "vectors"
+        return f"ImageSet({len(self)} {what}, {self.num_classes} classes, {self.source!r})"
 
     @cached_property
     def classes(self) -> np.ndarray:
@@ -90,6 +100,7 @@ class ImageSet:
             labels=self.labels[indices],
             rows=self.rows[indices],
             paths=self.paths.take(pa.array(indices, type=pa.int64())),
+            vectors=take(self.vectors),
             boxes=take(self.boxes),
             cameras=take(self.cameras),
             groups=take(self.groups),
@@ -102,16 +113,20 @@ class ImageSet:
             mine, theirs = getattr(self, name), getattr(other, name)
             return None if mine is None else np.concatenate([mine, theirs])
 
-        names = ("labels", "rows", "boxes", "cameras", "groups")
+        names = ("labels", "rows", "vectors", "boxes", "cameras", "groups")
         paths = pa.chunked_array([self.paths, other.paths]).combine_chunks()
         return replace(self, paths=paths, **{name: both(name) for name in names})
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of every image's path and label, in order."""
+        """16 hexadecimal digits of every image's path and label, and of its vector if it has one, in order."""
         digest = hashlib.sha256()
         for path, label in zip(self.paths.to_pylist(), self.labels.tolist(), strict=True):
             digest.update(f"{path}\t{self.label_names[label]}\n".encode())
+        if self.vectors is not None:
+            digest.update(str(self.vectors.shape).encode())
+            for start in range(0, len(self), 8192):
+                digest.update(np.ascontiguousarray(self.vectors[start : start + 8192]))
         return digest.hexdigest()[:16]
 
     def of_classes(self, classes: np.ndarray) -> ImageSet:
@@ -128,49 +143,36 @@ class ImageSet:
     def where(self, i: int) -> str:
         """Image i in words, for messages: the table and line that name it and the path given there, or its
         whole path."""
-        table = where_in(self.source, int(self.rows[i]))
-        return f"{table}{self.path(i)}" if table else str(Path(self.root, self.path(i)))
+        row, path = int(self.rows[i]), self.path(i)
+        table = where_in(self.source, row)
+        if self.vectors is not None and path == row_name(row):
+            return table.removesuffix(": ") or path
+        return f"{table}{path}" if table else str(Path(self.root, path))
 
     def open(self, i: int) -> Image.Image:
-        """Image i, decoded, as RGB on white.
+        """Image i, or the part of it in its box, as RGB: see `divcon.data.decode.decode`.
 
         Raises:
-            ImageError: the file is missing, or does not decode; the message names it.
+            ImageError: the file is missing, or does not decode; the message names it. Or the set is of vectors.
         """
+        if self.vectors is not None:
+            raise ImageError(f"{self.where(i)}: this is a vector, not an image; vectors are not opened")
+        box = None
+        if self.boxes is not None and self.boxes[i][0] >= 0:
+            left, top, right, bottom = self.boxes[i].tolist()
+            box = (left, top, right, bottom)
+        encoded = self.encoded
         try:
-            if self.encoded is None:
-                with Image.open(Path(self.root, self.path(i))) as image:
-                    return self._cropped(_to_rgb(image), i)
-            with Image.open(io.BytesIO(self.encoded[int(self.rows[i])].as_py())) as image:
-                return self._cropped(_to_rgb(image), i)
-        except FileNotFoundError:
-            raise ImageError(f"{self.where(i)}: there is no such file") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{self.where(i)}: this image does not decode ({error})") from None
-
-    def _cropped(self, image: Image.Image, i: int) -> Image.Image:
-        if self.boxes is None or self.boxes[i][0] < 0:
-            return image
-        left, top, right, bottom = (int(v) for v in self.boxes[i])
-        if not (left < right <= image.width and top < bottom <= image.height and top >= 0):
-            raise ValueError(
-                f"the box {left},{top},{right},{bottom} is outside its {image.width} x {image.height} pixels"
-            )
-        return image.crop((left, top, right, bottom))
+            if encoded is None:
+                return decode(Path(self.root, self.path(i)), box)
+            return decode(encoded[int(self.rows[i])].as_py(), box)
+        except ImageError as error:
+            raise ImageError(f"{self.where(i)}: {error}") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent becomes white, and 16 bits a channel become 8."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; save it as PNG, JPEG or WebP")
-    if image.mode.startswith("I"):
-        # Pillow would cut these values off at 255.
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+def row_name(row: int) -> str:
+    """What stands for the path of a vector that has none: ``row 17``."""
+    return f"row {row}"
 
 
 def where_in(source: str, row: int) -> str:

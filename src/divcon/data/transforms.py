@@ -15,6 +15,9 @@ Transform = Callable[[Image.Image], torch.Tensor]
 EVAL_RESIZE = 256 / 224
 """The shorter side is resized to this many times the crop (2019: 256 for crops of 224)."""
 
+_LONG = 32
+"""Of an image longer than this many times its width (or wider than its height), only the middle is resized."""
+
 
 def train_transform(
     size: int, *, interpolation: str = "bilinear", min_scale: float = 0.08, flip: bool = True
@@ -41,6 +44,11 @@ class EvalTransform:
         # Any: torchvision's types say that only tensors come out.
         seen: Any = image
         if image.size != (self.size, self.size):
+            short, long = min(image.size), max(image.size)
+            if long > _LONG * short:
+                # Resized whole, a line of pixels would be gigabytes, all but the middle of them cut off again.
+                sides = (min(image.height, _LONG * short), min(image.width, _LONG * short))
+                seen = functional.center_crop(seen, list(sides))
             seen = functional.resize(seen, [round(self.size * EVAL_RESIZE)], interpolation=self.interpolation)
             seen = functional.center_crop(seen, [self.size, self.size])
         return functional.pil_to_tensor(seen)
