@@ -126,7 +126,7 @@ class ImageSet:
         if self.vectors is not None:
             digest.update(str(self.vectors.shape).encode())
             for start in range(0, len(self), 8192):
-                digest.update(np.ascontiguousarray(self.vectors[start : start + 8192]))
+                digest.update(np.ascontiguousarray(self.vectors[start : start + 8192]).data)
         return digest.hexdigest()[:16]
 
     def of_classes(self, classes: np.ndarray) -> ImageSet:

@@ -1,4 +1,4 @@
-"""Tables of images: CSV or parquet, in divcon's columns or open-metric-learning's."""
+"""Tables of images or vectors: CSV or parquet, in divcon's columns or open-metric-learning's."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from divcon.data.image_set import Benchmark, ImageSet, where_in
-from divcon.data.split import checked_benchmark, counted, first_half, sorted_names
-from divcon.data.table_columns import boxes_of, codes_of, encoded_of, flags_of, reject, texts_of
-from divcon.data.table_file import load_table, require_columns
+from divcon.data.image_set import NO_PATH, Benchmark, ImageSet, where_in
+from divcon.data.split import checked_benchmark, counted, sorted_names
+from divcon.data.table_columns import boxes_of, codes_of, encoded_of, reject, texts_of
+from divcon.data.table_file import has_vectors, load_table, require_columns
+from divcon.data.table_parts import parts_of
+from divcon.data.vectors_reader import read_vectors
 from divcon.errors import DataError
 
 pc: Any = pyarrow.compute
 """Any, because its functions are made at import and type checkers see none."""
-
-SPLITS = ("train", "test", "validation", "val", "query", "gallery")
 
 
 def read_table(
@@ -43,6 +43,8 @@ def read_table(
     - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and
       camera.
     - ``image`` (parquet): encoded images in place of files, as bytes or as a struct with the field ``bytes``.
+    - ``embedding`` (parquet): vectors in place of images (``read_vectors``), and no file is looked for; ``path`` may
+      then be missing or empty.
 
     A row that repeats an earlier row's image (path and box) in the same part is left out, and a note says so.
 
@@ -56,23 +58,19 @@ def read_table(
     """
     path = Path(path)
     table = load_table(path)
-    has_images = "image" in table.column_names
-    require_columns(
-        path,
-        table,
-        ["label"] if has_images else ["path", "label"],
-        "a table needs the columns path and label",
-    )
+    need = ["label"] if _needs_no_path(path, table) else ["path", "label"]
+    require_columns(path, table, need, "a table needs the columns path and label")
     images = replace(_image_set(path, table, root), flip=flip)
     if check_files:
         check_paths(images)
-    *parts, notes = _parts(path, table, images.labels)
-    if not has_images:
+    *parts, notes = parts_of(path, table, images.labels)
+    if images.encoded is None:
         first_rows = _first_rows(images)
         once = [_once(part, first_rows) for part in parts]
         repeated = np.any([part & ~kept for part, kept in zip(parts, once, strict=True)], axis=0).sum()
         if repeated:
-            notes.append(f"left out: {counted(repeated, 'row')} with the image of an earlier row")
+            what = "image" if images.vectors is None else "path"
+            notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
         # An image that is a query in one row and in the gallery in another must not find itself.
         parts, images = once, replace(images, rows=first_rows)
     train, validation, query, gallery = parts
@@ -91,14 +89,14 @@ def read_table(
 def images_in_table(
     path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, check_files: bool = True
 ) -> ImageSet:
-    """All images of a CSV or parquet, whose labels, if it has any, are kept, and whose split is ignored.
+    """All images or vectors of a CSV or parquet, whose labels, if it has any, are kept, and whose split is ignored.
 
     Raises:
         DataError: as ``read_table``.
     """
     path = Path(path)
     table = load_table(path)
-    if "image" not in table.column_names:
+    if not _needs_no_path(path, table):
         require_columns(path, table, ["path"], "a table of images needs the column path")
     images = _image_set(path, table, root)
     if check_files:
@@ -108,7 +106,7 @@ def images_in_table(
 
 def check_paths(images: ImageSet) -> None:
     """Raise DataError if files are missing: which comes first, and how many do."""
-    if images.encoded is not None:
+    if images.encoded is not None or images.vectors is not None:
         return
     exists = os.path.exists
     missing = [i for i, p in enumerate(images.paths.to_pylist()) if not exists(os.path.join(images.root, p))]  # noqa: PTH118
@@ -119,16 +117,23 @@ def check_paths(images: ImageSet) -> None:
         )
 
 
+def _needs_no_path(path: Path, table: pa.Table) -> bool:
+    return "image" in table.column_names or has_vectors(path)
+
+
 def _image_set(path: Path, table: pa.Table, root: str | os.PathLike[str] | None) -> ImageSet:
     source, n = str(path), len(table)
+    vectors = read_vectors(path) if has_vectors(path) else None
     encoded, inner_paths = encoded_of(table, source) if "image" in table.column_names else (None, None)
     paths = texts_of(table["path"]) if "path" in table.column_names else inner_paths
     if paths is None:
         paths = pa.nulls(n, pa.string())
-    if encoded is None:
+    if vectors is not None:
+        paths = _paths_or_rows(paths)
+    elif encoded is None:
         reject(source, _empty(paths), "the path is empty", "name the image's file")
     else:
-        paths = pc.fill_null(paths, "(no path)")
+        paths = pc.fill_null(paths, NO_PATH)
     label_names, labels = ("",), np.zeros(n, np.int64)
     if "label" in table.column_names:
         texts = texts_of(table["label"])
@@ -153,71 +158,24 @@ def _image_set(path: Path, table: pa.Table, root: str | os.PathLike[str] | None)
         source=source,
         root=str(path.parent if root is None else root),
         encoded=encoded,
+        vectors=vectors,
         boxes=boxes_of(path, table),
         cameras=cameras,
         groups=groups,
     )
 
 
+def _paths_or_rows(paths: pa.Array) -> pa.Array:
+    """The paths, and the number of the row in place of those that are empty."""
+    empty = _empty(paths)
+    if not empty.any():
+        return paths
+    rows = pc.binary_join_element_wise("row", pa.array(np.arange(len(paths))).cast(pa.string()), " ")
+    return pc.if_else(pa.array(empty), rows, paths)
+
+
 def _empty(texts: pa.Array) -> np.ndarray:
     return pc.equal(pc.utf8_trim_whitespace(pc.fill_null(texts, "")), "").to_numpy(zero_copy_only=False)
-
-
-def _parts(
-    path: Path, table: pa.Table, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Which rows are train, validation, query and gallery, (N,) bool each; and notes."""
-    source, columns = str(path), table.column_names
-    flags = {"is_query", "is_gallery"} & set(columns)
-    if len(flags) == 1:
-        require_columns(path, table, ["is_query", "is_gallery"], "give both is_query and is_gallery, or neither")
-    if "split" not in columns and not flags:
-        train = first_half(labels, source)
-        counts = f"{len(np.unique(labels[train])):,} train, the other {len(np.unique(labels[~train])):,} test"
-        note = f"the table has no split: the first half of the sorted classes, {counts}"
-        return train, np.zeros_like(train), ~train, ~train, [note]
-
-    query = gallery = known = np.zeros(len(table), bool)
-    if flags:
-        query, query_known = flags_of(table, "is_query", source)
-        gallery, gallery_known = flags_of(table, "is_gallery", source)
-        known = query_known & gallery_known
-    if "split" not in columns:
-        test = query | gallery
-        return ~test, np.zeros_like(test), query, gallery, []
-
-    split = _splits(table, source)
-    train, validation = split == "train", (split == "validation") | (split == "val")
-    test = ~train & ~validation
-    if not test.any():
-        test, validation = validation, np.zeros_like(validation)
-    if not test.any():
-        raise DataError(
-            f"{source}: all rows are train, so there is nothing to judge the embedding on; mark rows as test, "
-            "or leave the column split out and half of the classes are"
-        )
-    plain = test & (split != "query") & (split != "gallery")
-    notes = []
-    if flags:
-        reject(source, plain & ~known, "is_query or is_gallery is empty in a test row", "write True or False")
-        neither = plain & ~query & ~gallery
-        if neither.any():
-            notes.append(f"left out: {counted(neither.sum(), 'test row')}, neither query nor gallery")
-    else:
-        query = gallery = plain
-    query, gallery = (plain & query) | (split == "query"), (plain & gallery) | (split == "gallery")
-    return train, validation, query, gallery, notes
-
-
-def _splits(table: pa.Table, source: str) -> np.ndarray:
-    texts = pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(texts_of(table["split"]), "")))
-    places = pc.index_in(texts, pa.array(SPLITS))
-    unknown = pc.is_null(places).to_numpy(zero_copy_only=False)
-    if unknown.any():
-        value = texts[int(np.argmax(unknown))].as_py()
-        what = f"the split is {value!r}" if value else "the split is empty"
-        reject(source, unknown, what, f"write one of {', '.join(SPLITS)}")
-    return np.array(SPLITS)[places.to_numpy()]
 
 
 def _first_rows(images: ImageSet) -> np.ndarray:

@@ -21,18 +21,22 @@ TABLE_SUFFIXES = CSV_SUFFIXES + PARQUET_SUFFIXES
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
 """Left, top, right, bottom, under open-metric-learning's names."""
 COLUMNS = ("path", "label", "split", "is_query", "is_gallery", "camera", "sequence", "image", *BOX_COLUMNS)
-"""All that is read; other columns may be there."""
+"""All that is read as it is; other columns may be there."""
+VECTOR_COLUMN = "embedding"
+"""Vectors in place of images, in a parquet; ``vectors_reader`` reads it."""
 
 _MIXED_UP = "a table is a CSV in UTF-8 or a parquet file"
 
 
 def load_table(path: Path) -> pa.Table:
-    """The columns among COLUMNS that the file has, row for row; of a CSV as text, with null for empty fields.
+    """The columns among COLUMNS that the file has, row for row; of a CSV as text, with null for empty fields. Beside
+    vectors, no images.
 
     A CSV may be separated by commas, semicolons or tabs, and start with a byte order mark.
 
     Raises:
-        DataError: no such file, not such a table, no rows, rows of unequal length, text that is not UTF-8.
+        DataError: no such file, not such a table, no rows, rows of unequal length, text that is not UTF-8, vectors in
+            a CSV.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
@@ -40,6 +44,11 @@ def load_table(path: Path) -> pa.Table:
     if not len(table):
         raise DataError(f"{path}: the table has no rows")
     return table
+
+
+def has_vectors(path: Path) -> bool:
+    """Whether the table, which can be read, is of vectors."""
+    return path.suffix.lower() not in CSV_SUFFIXES and VECTOR_COLUMN in column_names(path)
 
 
 def require_columns(path: Path, table: pa.Table, names: Iterable[str], hint: str) -> None:
@@ -82,6 +91,11 @@ def _load_csv(path: Path) -> pa.Table:
     if b"\0" in start:
         raise DataError(f"{path}: this is not text in UTF-8, so no CSV; {_MIXED_UP}")
     header = _header(path)
+    if VECTOR_COLUMN in header:
+        raise DataError(
+            f"{path}: a CSV cannot hold vectors, and this has the column {VECTOR_COLUMN!r}; write it as parquet, or "
+            "take the column out to use the images"
+        )
     wanted = [name for name in COLUMNS if name in header]
     twice = next((name for name in wanted if header.count(name) > 1), None)
     if twice is not None:
@@ -107,7 +121,8 @@ def _load_csv(path: Path) -> pa.Table:
 def _load_parquet(path: Path) -> pa.Table:
     try:
         names = pq.read_schema(path).names
-        table = pq.read_table(path, columns=[name for name in COLUMNS if name in names])
+        unread = {"image"} if VECTOR_COLUMN in names else set()
+        table = pq.read_table(path, columns=[name for name in COLUMNS if name in names and name not in unread])
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: this is not a parquet file ({_first_line(error)}); {_MIXED_UP}") from None
     for name, column in zip(table.column_names, table.columns, strict=True):

@@ -1,30 +1,188 @@
-"""Embeddings as a parquet: path, label where there is one, embedding."""
+"""Vectors as a parquet: path, label where there is one, embedding; and a whole benchmark with its parts."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
-from divcon.data.image_set import ImageSet
+from divcon.data.image_set import NO_PATH, Benchmark, ImageSet
+from divcon.data.table_file import BOX_COLUMNS, VECTOR_COLUMN
+from divcon.errors import DataError
 from divcon.files import written_whole
+
+pc: Any = pyarrow.compute
+"""Any, because its functions are made at import and type checkers see none."""
+
+Features = Callable[[ImageSet], np.ndarray] | Mapping[str, np.ndarray]
+
+_ROWS_AT_A_TIME = 8192
 
 
 def write_vectors(path: str | Path, images: ImageSet, embeddings: np.ndarray) -> None:
-    """Write the (N, D) float32 embeddings of N images, whole or not at all; paths as they can be opened from here.
+    """Write the (N, D) embeddings of N images as float32, whole or not at all; paths as they can be opened from here.
+
+    ``divcon.read`` and ``images_of`` read the file back, as vectors.
 
     Raises:
+        DataError: the embeddings are not N vectors.
         OutputError: the file cannot be written.
     """
-    paths = images.paths
+    if embeddings.ndim != 2 or len(embeddings) != len(images):
+        raise DataError(f"embeddings of shape {embeddings.shape} are not one vector for each of {len(images):,} images")
+    paths = _told_apart(images.paths, [images])
     if images.encoded is None and images.root:
-        paths = pa.array([str(Path(images.root, path)) for path in paths.to_pylist()])
+        paths = _under(images.root, paths)
     columns = {"path": paths}
     if images.label_names != ("",):
-        columns["label"] = pa.array(images.label_names).take(pa.array(images.labels))
-    flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    with written_whole(path) as beside:
-        pq.write_table(pa.table(columns), beside)
+        columns["label"] = _labels(images)
+    blocks = (embeddings[start : start + _ROWS_AT_A_TIME] for start in range(0, len(images), _ROWS_AT_A_TIME))
+    _write(path, pa.table(columns), blocks, embeddings.shape[1])
+
+
+def write_benchmark_vectors(
+    path: str | Path,
+    benchmark: Benchmark,
+    features: Features,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write a benchmark with vectors in place of its images, so that ``divcon.read`` gives the same benchmark back.
+
+    The columns are ``path,label,split,embedding``, with ``is_query,is_gallery`` where query and gallery differ, and
+    ``camera``, ``sequence`` and the sides of the boxes where the benchmark has them. Paths are as the benchmark has
+    them, so that its ``split_hash`` stays the same; encoded images of one path are told apart by their row.
+
+    Args:
+        features: a function of an `ImageSet` that gives its (n, F) vectors, called with some thousand images at a
+            time, so that memory stays bounded; or arrays of them by part: train, validation, query, gallery (an image
+            that is in both needs its vector in query alone).
+        on_progress: called with the number of images done, and of all.
+
+    Raises:
+        DataError: the features are not one vector an image, or not all of one length.
+        OutputError: the file cannot be written.
+    """
+    parts = [part for part in _parts(benchmark) if len(part.images)]
+    sets = [part.images for part in parts]
+    if not parts:
+        raise DataError(f"{benchmark.name}: there are no images to write vectors of")
+    table = pa.concat_tables([part.table() for part in parts], promote_options="default")
+    place = table.column_names.index("path")
+    table = table.set_column(place, "path", _told_apart(table["path"].combine_chunks(), sets))
+    blocks = _blocks(parts, features)
+    first = next(blocks)
+
+    def counted() -> Iterator[np.ndarray]:
+        done = 0
+        for block in itertools.chain([first], blocks):
+            yield block
+            done += len(block)
+            on_progress(done, len(table))
+
+    _write(path, table, counted(), first.shape[1])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some images of a benchmark that the file holds one after another."""
+
+    name: str
+    """The name of its features."""
+    images: ImageSet
+    places: np.ndarray
+    """(n,) int64, which vectors of the named features are theirs."""
+    split: str
+    is_query: np.ndarray | None = None
+    is_gallery: np.ndarray | None = None
+
+    def table(self) -> pa.Table:
+        """What the file says of them, all but the vectors; unknown cameras and no sequence and no box are null."""
+        images, n = self.images, len(self.images)
+        columns = {"path": images.paths, "label": _labels(images), "split": pa.repeat(self.split, n)}
+        if self.is_query is not None:
+            columns |= {"is_query": pa.array(self.is_query), "is_gallery": pa.array(self.is_gallery)}
+        for name, codes in (("camera", images.cameras), ("sequence", images.groups)):
+            if codes is not None:
+                columns[name] = pa.array(codes, mask=codes < 0)
+        if images.boxes is not None:
+            for i, name in enumerate(BOX_COLUMNS):
+                columns[name] = pa.array(images.boxes[:, i], mask=images.boxes[:, 0] < 0)
+        return pa.table(columns)
+
+
+def _parts(data: Benchmark) -> Iterator[_Part]:
+    for name, images in (("train", data.train), ("validation", data.validation)):
+        if images is not None:
+            yield _Part(name, images, np.arange(len(images)), name)
+    query, gallery = data.query, data.gallery
+    every = np.arange(len(query))
+    if query is gallery:
+        yield _Part("query", query, every, "test")
+        return
+    # An image that is in both must be one row, or it would find itself.
+    one_source = query.source == gallery.source
+    both = np.isin(query.rows, gallery.rows) if one_source else np.zeros(len(query), bool)
+    yield _Part("query", query, every, "test", np.ones(len(query), bool), both)
+    others = np.flatnonzero(~np.isin(gallery.rows, query.rows)) if one_source else np.arange(len(gallery))
+    others_set = gallery.subset(others)
+    yield _Part("gallery", others_set, others, "test", np.zeros(len(others), bool), np.ones(len(others), bool))
+
+
+def _blocks(parts: Iterable[_Part], features: Features) -> Iterator[np.ndarray]:
+    """The vectors of the parts in turn, (n, F), some thousand at a time."""
+    width = None
+    for part in parts:
+        for start in range(0, len(part.images), _ROWS_AT_A_TIME):
+            rows = np.arange(start, min(start + _ROWS_AT_A_TIME, len(part.images)))
+            if callable(features):
+                block = features(part.images.subset(rows))
+            elif part.name not in features or len(features[part.name]) <= part.places.max():
+                raise DataError(f"{part.name}: there are features of {', '.join(features)}, too few for its images")
+            else:
+                block = features[part.name][part.places[rows]]
+            if block.ndim != 2 or len(block) != len(rows) or block.shape[1] != (width or block.shape[1]):
+                one = f"one vector of length {width}" if width else "one vector"
+                raise DataError(f"{part.name}: features of shape {block.shape} are not {one} for each of {len(rows):,}")
+            width = block.shape[1]
+            yield block
+
+
+def _write(path: str | Path, table: pa.Table, blocks: Iterable[np.ndarray], width: int) -> None:
+    schema = table.schema.append(pa.field(VECTOR_COLUMN, pa.list_(pa.float32(), width)))
+    with written_whole(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+        done = 0
+        for block in blocks:
+            flat = pa.array(np.ascontiguousarray(block, np.float32).reshape(-1))
+            rows = table.slice(done, len(block)).combine_chunks()
+            done += len(block)
+            vectors = pa.FixedSizeListArray.from_arrays(flat, width)
+            writer.write_table(rows.append_column(schema.field(VECTOR_COLUMN), vectors))
+
+
+def _labels(images: ImageSet) -> pa.Array:
+    return pa.array(images.label_names, pa.string()).take(pa.array(images.labels))
+
+
+def _under(root: str, paths: pa.Array) -> pa.Array:
+    return pa.array([str(Path(root, path)) for path in paths.to_pylist()], pa.string())
+
+
+def _told_apart(paths: pa.Array, sets: Iterable[ImageSet]) -> pa.Array:
+    """The paths, with the row's number where encoded images share one: a path is one image to those who read."""
+    rows = np.concatenate([images.rows if images.encoded is not None else np.full(len(images), -1) for images in sets])
+    if not len(rows) or rows.max() < 0:
+        return paths
+    coded = paths.dictionary_encode()
+    codes = coded.indices.to_numpy()
+    shared = (np.bincount(codes)[codes] > 1) & (rows >= 0)
+    names = pc.binary_join_element_wise(paths, pa.array(rows).cast(pa.string()), " row ")
+    names = pc.replace_substring(names, f"{NO_PATH} ", "")
+    return pc.if_else(pa.array(shared), names, paths)
