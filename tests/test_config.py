@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from divcon.config import DataConfig, ModelConfig, RunConfig, TrainConfig, flag
-from divcon.errors import ConfigError, RunError
+from divcon.errors import ConfigError
 
 
 def test_written_and_read_back_it_is_the_same(tmp_path: Path) -> None:
@@ -25,9 +25,9 @@ def test_written_and_read_back_it_is_the_same(tmp_path: Path) -> None:
 
 
 def test_unknown_settings_are_answered_with_the_nearest() -> None:
-    with pytest.raises(RunError, match=r"run/config\.json: unknown setting 'epoch'; did you mean 'epochs'"):
+    with pytest.raises(ConfigError, match=r"run/config\.json: unknown setting 'epoch'; did you mean 'epochs'"):
         RunConfig.from_dict({"train": {"epoch": 3}}, "run/config.json")
-    with pytest.raises(RunError, match="unknown part 'trian'; did you mean 'train'"):
+    with pytest.raises(ConfigError, match="unknown part 'trian'; did you mean 'train'"):
         RunConfig.from_dict({"trian": {}})
 
 

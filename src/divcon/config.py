@@ -1,200 +1,59 @@
-"""Every setting of a run: the one source of command-line flags, of the run's ``config.json`` and of their help.
+"""Every setting of a run: the one source of command-line flags, of files of settings, of the run's ``config.json``, and
+of their help.
 
-The text under each field is what ``divcon train --help`` shows.
+The settings themselves stand in `divcon.config_parts`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
 from cyclopts import Parameter
 
-from divcon.errors import ConfigError, RunError, unknown
+from divcon.config_check import Where, flag, placed, stranger, typed, typed_value
+from divcon.config_file import as_yaml, read_config_file
+from divcon.config_parts import (
+    DataConfig,
+    Device,
+    DivideBy,
+    LrSchedule,
+    ModelConfig,
+    OnBadImage,
+    Precision,
+    SmallClasses,
+    TrainConfig,
+)
+from divcon.errors import ConfigError
 from divcon.files import written_whole
 
-Method = Literal["single", "slices"]
-DivideBy = Literal["image", "class", "random"]
-Precision = Literal["fp32", "bf16", "fp16"]
-LrSchedule = Literal["constant", "cosine", "step"]
-OnBadImage = Literal["stop", "skip"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
+__all__ = [
+    "DataConfig",
+    "Device",
+    "DivideBy",
+    "LrSchedule",
+    "ModelConfig",
+    "OnBadImage",
+    "Precision",
+    "RunConfig",
+    "SmallClasses",
+    "Source",
+    "TrainConfig",
+    "flag",
+    "settings_in",
+]
 
 
-def flag(name: str) -> str:
-    """The command line's name of a setting."""
-    return {"num_learners": "--learners", "embedding_dim": "--dim", "image_size": "--size"}.get(
-        name, "--" + name.replace("_", "-")
-    )
-
-
-def _at_least(config: Any, **bounds: int) -> None:
-    for name, bound in bounds.items():
-        if getattr(config, name) < bound:
-            raise ConfigError(f"{flag(name)} {getattr(config, name)}: must be at least {bound}")
-
-
-@Parameter(name="*", group="Model")
 @dataclass(frozen=True)
-class ModelConfig:
-    """What is trained: a backbone and a head (see `divcon.EmbeddingModel`)."""
+class Source:
+    """What a run trains on, as its ``config.json`` holds it beside the settings: what `divcon.read` takes."""
 
-    method: Method = "slices"
-    """How the embedding is divided among learners: single (one learner: ordinary metric learning, the baseline), or
-    slices (CVPR 2019: K consecutive parts of the one embedding)."""
-    num_learners: Annotated[int, Parameter(name=("--learners", "--num-learners"))] = 4
-    """K, the number of learners, and of clusters that the training images are divided into; 1 under single."""
-    embedding_dim: Annotated[int, Parameter(name=("--dim", "--embedding-dim"))] = 128
-    """D, the length of the embedding."""
-    backbone: str = "resnet50.tv_in1k"
-    """The network before the head: any timm model by name."""
-    pretrained: bool = True
-    """Start from the backbone's pretrained weights."""
-    weights: Path | None = None
-    """Start the backbone from this file (.safetensors, or .pth of tensors only) in place of timm's weights."""
-    image_size: Annotated[int, Parameter(name=("--size", "--image-size"))] = 224
-    """Height and width, in pixels, of what the backbone sees."""
-    dropout: float = 0.01
-    """Share of the pooled features that is dropped before the head in training."""
-
-    def __post_init__(self) -> None:
-        if self.method == "single" and self.num_learners != 1:
-            object.__setattr__(self, "num_learners", 1)
-        _at_least(self, num_learners=1, embedding_dim=1, image_size=1)
-        if self.embedding_dim < self.num_learners:
-            raise ConfigError(
-                f"--dim {self.embedding_dim} cannot be divided among --learners {self.num_learners}: each learner "
-                "needs at least one dimension; give a larger --dim or fewer --learners"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"--dropout {self.dropout}: must be at least 0 and below 1")
-
-
-@Parameter(name="*", group="Training")
-@dataclass(frozen=True)
-class TrainConfig:
-    """How it is trained (see `divcon.train`)."""
-
-    epochs: int = 60
-    """Epochs; each is N // batch-size batches (N: training images), whatever the method and the number of learners."""
-    batch_size: int = 80
-    """B, images a batch; a multiple of images-per-class."""
-    images_per_class: int = 4
-    """M, images of each class in a batch; a batch has B // M classes."""
-    redivide_every: int = 2
-    """T, epochs between divisions of the training images."""
-    divide_by: DivideBy = "image"
-    """What k-means clusters: image (both papers), class (class means, so that a class stays whole), or random
-    (no k-means, the control)."""
-    joint_epoch: int | None = None
-    """First epoch of the joint phase: the loss sees the full embedding, batches still come from one cluster at a time.
-    None: no joint phase."""
-    finetune_epoch: int | None = None
-    """First epoch of the finetune phase: full embedding, batches from all data. None: two thirds of the epochs."""
-    loss: str = "MarginLoss"
-    """Any loss of pytorch-metric-learning that takes embeddings and labels, by its class's name."""
-    loss_options: dict[str, float | int | bool | str] = field(default_factory=dict)
-    """Arguments of the loss, as in --loss-options.margin 0.1."""
-    miner: str = "auto"
-    """What picks the pairs or triplets: distance-weighted (ours), none, or a miner of pytorch-metric-learning by its
-    class's name. auto: distance-weighted for MarginLoss and TripletMarginLoss, none for the rest."""
-    miner_options: dict[str, float | int | bool | str] = field(default_factory=dict)
-    """Arguments of the miner, as in --miner-options.cutoff 0.4."""
-    lr: float = 1e-4
-    """Learning rate of the backbone (Adam)."""
-    head_lr: float = 1e-3
-    """Learning rate of the head, and of a loss's own parameters."""
-    weight_decay: float = 1e-4
-    """Adam's L2 penalty, on all weights."""
-    lr_schedule: LrSchedule = "constant"
-    """constant, cosine (to zero at the last epoch), or step (times lr-gamma every lr-step-epochs)."""
-    lr_step_epochs: int = 30
-    """Epochs between two steps of --lr-schedule step."""
-    lr_gamma: float = 0.1
-    """What the learning rates are multiplied with at each step of --lr-schedule step."""
-    warmup_epochs: float = 0.0
-    """Epochs over which the learning rates rise linearly from zero."""
-    crop_scale: float = 0.08
-    """Smallest share of an image's area that a random training crop keeps."""
-    flip: bool | None = None
-    """Mirror half of the training images. None: as the data set says (icons: no; others: yes)."""
-    precision: Precision = "fp32"
-    """Arithmetic of the network: fp32, bf16 or fp16 (mixed; fp16 on CUDA only). Distances and losses stay in fp32."""
-    channels_last: bool = True
-    """Keep images in channels-last memory order, which most convolutions run faster in."""
-    workers: int = 2
-    """Processes that decode and augment images; the result does not depend on it. 0: none beside the main one."""
-    device: Device = "auto"
-    """Where to compute: auto takes cuda, then mps, then cpu."""
-    seed: int = 0
-    """Decides the head's initial weights, the validation classes, divisions, batches and augmentation."""
-
-    def __post_init__(self) -> None:
-        _at_least(
-            self,
-            epochs=1,
-            batch_size=4,
-            images_per_class=2,
-            redivide_every=1,
-            lr_step_epochs=1,
-            workers=0,
-            seed=0,
-        )
-        if self.batch_size < 2 * self.images_per_class:
-            raise ConfigError(
-                f"--batch-size {self.batch_size} holds fewer than two classes of --images-per-class "
-                f"{self.images_per_class}: a batch without two classes has no negatives"
-            )
-        if self.batch_size % self.images_per_class:
-            raise ConfigError(
-                f"--batch-size {self.batch_size} is not a multiple of --images-per-class {self.images_per_class}"
-            )
-        for name in ("lr", "head_lr", "weight_decay", "warmup_epochs", "lr_gamma"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{flag(name)} {getattr(self, name)}: must not be negative")
-        if not 0 < self.crop_scale <= 1:
-            raise ConfigError(f"--crop-scale {self.crop_scale}: must be above 0 and at most 1")
-        for name in ("joint_epoch", "finetune_epoch"):
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"{flag(name)} {getattr(self, name)}: must not be negative")
-        joint, finetune = self.phase_starts
-        if joint > finetune:
-            raise ConfigError(
-                f"--joint-epoch {joint} comes after --finetune-epoch {finetune}: the phases are subspace, joint, "
-                "finetune"
-            )
-
-    @property
-    def phase_starts(self) -> tuple[int, int]:
-        """The first epochs of the joint and of the finetune phase; equal where there is no joint phase."""
-        finetune = round(self.epochs * 2 / 3) if self.finetune_epoch is None else self.finetune_epoch
-        return (finetune if self.joint_epoch is None else self.joint_epoch), finetune
-
-
-@Parameter(name="*", group="Data and validation")
-@dataclass(frozen=True)
-class DataConfig:
-    """What it is trained and judged on."""
-
-    validation: bool = True
-    """Hold validation classes out of the training classes and keep the best epoch by their Recall@1.
-    --no-validation trains on all of them, those that the data names for validation too, and keeps the last epoch, as
-    the papers do."""
-    validation_fraction: float = 0.1
-    """Share of the training classes that is held out, where the data does not name validation classes."""
-    evaluate_every: int = 1
-    """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
-    on_bad_image: OnBadImage = "stop"
-    """An image that does not decode: stop with its name; or skip: decode all images once before training, and leave
-    those out that fail, listing them."""
-
-    def __post_init__(self) -> None:
-        _at_least(self, evaluate_every=1)
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"--validation-fraction {self.validation_fraction}: must be between 0 and 1")
+    data: str
+    root: Path | None = None
 
 
 @Parameter(name="*")
@@ -202,9 +61,9 @@ class DataConfig:
 class RunConfig:
     """A whole run, as its ``config.json`` holds it."""
 
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-    data: DataConfig = DataConfig()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -213,34 +72,78 @@ class RunConfig:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "config") -> RunConfig:
-        """The inverse of `to_dict`.
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> RunConfig:
+        """The inverse of `to_dict`; what is left out is at its default, what a run's ``config.json`` holds beside the
+        settings is passed over.
 
         Raises:
-            RunError: a part or setting is unknown; the message suggests the nearest names.
+            ConfigError: a part or setting is unknown (the message suggests the nearest names), of another type, or out
+                of bounds.
         """
-        types = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
-        for name in values.keys() - types.keys():
-            raise RunError(f"{source}: {unknown('part', name, types)}")
-        return cls(**{name: _from_dict(types[name], values.get(name, {}), source) for name in types})
+        return cls._checked(values, lambda *keys: source)
 
-    def save(self, path: Path, **more: Any) -> None:
-        """Write as JSON, with ``more`` beside the settings (what the run read, say).
+    @classmethod
+    def load(cls, path: str | Path) -> RunConfig:
+        """The settings in a YAML, TOML or JSON file: one of your own, or a run's ``config.json``.
+
+        Relative paths start from the file's folder. What the file says to train on is `read_config_file`'s to tell.
 
         Raises:
+            ConfigError: as of `from_dict` and `divcon.config_file.read_config_file`; with the file and, where it is
+                known, the line.
+        """
+        file = read_config_file(path)
+        return cls._checked(file.values, file.where, file.path.absolute().parent)
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], where: Where, folder: Path | None = None) -> RunConfig:
+        found = settings_in(values, where, folder)
+        made = {}
+        for name, kind in PARTS.items():
+            try:
+                made[name] = kind(**found.get(name, {}))
+            except ConfigError as error:
+                raise placed(error, {key: where(name, key) for key in found.get(name, {})}) from None
+        return cls(**made)
+
+    def save(self, path: str | Path, **more: Any) -> None:
+        """Write as JSON, or as YAML where the name ends in .yaml or .yml, with ``more`` beside the settings (what the
+        run read, say).
+
+        Raises:
+            ConfigError: the name ends in something else.
             OutputError: the file cannot be written.
         """
+        path, tree = Path(path), {**self.to_dict(), **more}
+        if path.suffix.lower() not in (".json", ".yaml", ".yml"):
+            raise ConfigError(f"{path}: settings are written as .json or .yaml")
         with written_whole(path) as beside:
-            beside.write_text(json.dumps({**self.to_dict(), **more}, indent=2) + "\n")
+            text = json.dumps(tree, indent=2) + "\n" if path.suffix.lower() == ".json" else as_yaml(tree)
+            beside.write_text(text, encoding="utf-8")
 
 
-C = TypeVar("C", ModelConfig, TrainConfig, DataConfig)
+PARTS = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
+RECORDED = ("benchmark", "protocol", "split_hash", "versions")
+"""What a run's ``config.json`` holds beside settings, source and init."""
 
 
-def _from_dict(kind: type[C], values: dict[str, Any], source: str) -> C:
-    known = {f.name for f in dataclasses.fields(kind)}
-    for name in values.keys() - known:
-        raise RunError(f"{source}: {unknown('setting', name, known)}")
-    if values.get("weights") is not None:
-        values = {**values, "weights": Path(values["weights"])}
-    return kind(**values)
+def settings_in(values: Mapping[str, Any], where: Where, folder: Path | None = None) -> dict[str, Any]:
+    """What a file of settings holds, each value of its type: ``{"train": {"epochs": 60}, "init": Path(...)}``.
+
+    Raises:
+        ConfigError: as of `RunConfig.from_dict`, without the bounds: other values may yet go over these.
+    """
+    if "format" in values:
+        raise ConfigError(f"{where()}: describes a model, not a run; start from it with --init {Path(where()).parent}")
+    part_of = {f.name: part for part, kind in PARTS.items() for f in dataclasses.fields(kind)}
+    kinds = {**PARTS, "source": Source}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "init":
+            found[name] = typed_value(Path | None, value, (name,), where, folder)
+        elif name in kinds and (value is not None or name != "source"):
+            found[name] = typed(name, kinds[name], value, where, folder, part_of)
+        elif name not in (*RECORDED, "source"):
+            words = stranger(str(name), "", [*kinds, "init"], part_of)
+            raise ConfigError(f"{where(str(name))}: {words}")
+    return found

@@ -13,8 +13,9 @@ from typing import Any
 
 from divcon.config import RunConfig, flag
 from divcon.data.image_set import Benchmark
-from divcon.errors import OutputError, RunError
+from divcon.errors import ConfigError, OutputError, RunError
 from divcon.files import written_whole
+from divcon.models.backbone import AUTO
 from divcon.train.checkpoint import MAY_CHANGE, read_checkpoint
 
 
@@ -53,7 +54,10 @@ class RunFolder:
             parts = {f.name: record[f.name] for f in dataclasses.fields(RunConfig)}
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise RunError(f"{self.config}: damaged, or not of a divcon run ({error})") from None
-        return RunConfig.from_dict(parts, str(self.config)), record
+        try:
+            return RunConfig.from_dict(parts, str(self.config)), record
+        except ConfigError as error:
+            raise RunError(str(error)) from None
 
     def check(self, config: RunConfig, data: Benchmark, resume: bool) -> int:
         """How many epochs are done; nothing is written.
@@ -166,6 +170,8 @@ class RunFolder:
                     continue
                 if free or f.name in MAY_CHANGE:
                     changes[f.name] = now
+                elif (f.name, now) == ("backbone", "auto") and then in AUTO.values():
+                    continue
                 else:
                     wrong.append(f"{flag(f.name)} is {then} in the run, {now} now")
             parts[part.name] = dataclasses.replace(theirs, **changes)

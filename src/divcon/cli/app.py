@@ -30,9 +30,6 @@ BatchSize = Annotated[int, Parameter(help="Images a batch; lower it where memory
 DeviceOption = Annotated[Device, Parameter(help="Where to compute: auto takes cuda, then mps, then cpu.")]
 BadImage = Annotated[OnBadImage, Parameter(help="An image that does not decode: stop with its name, or skip it.")]
 
-words: list[str] = []
-"""The command line, word by word: how a command tells what was given from what is at its default."""
-
 
 def note(message: str) -> None:
     """Print something that a person should know, as it is."""

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import app, notes, words
-from divcon.config import RunConfig, flag
+from divcon.cli.app import app, console, notes
+from divcon.cli.settings import Gathered, as_file, gather, gathered
+from divcon.config import RunConfig
 from divcon.errors import ConfigError
 
 _DEFAULTS = RunConfig()
 
 
-@app.command
+@app.command(config=gather)
 def train(
     data: str | None = None,
     root: Path | None = None,
     *,
-    out: Path,
+    out: Path | None = None,
+    config: Path | None = None,
+    show_config: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
     init: Path | None = None,
-    config: RunConfig = _DEFAULTS,
+    settings: RunConfig = _DEFAULTS,
 ) -> None:
     """Train an embedding by divide and conquer, into a run folder.
 
@@ -33,61 +35,87 @@ def train(
 
     divcon train --out runs/products --resume
 
+    divcon train --config runs/products/config.json --seed 1 --out runs/again
+
+    A file of settings (--config) is YAML, TOML or JSON, laid out as --show-config prints it and as a run's config.json
+    is: the parts model, train and data, with the settings' names as keys; source (data and root) says what to train
+    on, init what to start from. All may be left out. Relative paths in it start from its folder. Flags go over the
+    file, the file over the defaults; where a flag names another loss, miner or method than the file, the file's
+    options of that are left out.
+
     Parameters
     ----------
     data
-        A folder (ROOT/CLASS/*, or ROOT/train/CLASS/* and ROOT/test/CLASS/*), a CSV or parquet (path,label[,split]),
-        or the name of a data set: demo, icons.
+        A folder (ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE), a CSV or parquet
+        (path,label[,split]), or the name of a data set: demo, icons. Needed, unless --config or --resume says what to
+        train on.
     root
         Where a named data set lies, or what a table's paths are relative to.
     out
-        The run folder: settings, metrics, divisions, checkpoint, model.
+        The run folder: settings, metrics, divisions, checkpoint, model. Needed to train.
+    config
+        Take settings from this file (.yaml, .toml, .json). A run's config.json repeats the run, on the data it had.
+    show_config
+        Print every setting as it would be used, and where it comes from, as YAML that --config takes; train nothing.
     resume
         Go on where the run in --out stopped; its settings and data are taken from it.
     init
-        Start from the model of this run or model folder.
+        Start from the model of this run or model folder; its backbone, size and head too, unless they are given.
     """
-    from divcon.data.read import read
+    found = gathered()
+    source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
+    if out is None and (resume or not show_config):
+        raise ConfigError("--out is missing: the folder that gets the run")
+    if out is not None and resume:
+        settings, source, init = _resumed(out, settings, source, init)
+    if show_config:
+        console.print(as_file(settings, source, init), end="")
+        return
+    if source is None:
+        raise ConfigError("DATA is missing: a folder, a CSV or parquet, or the name of a data set (see --help)")
+    assert out is not None
     from divcon.display import Bar
-    from divcon.run import config_from_init
     from divcon.run import run as train_run
     from divcon.run_folder import RunFolder
 
-    given = _given_settings()
-    source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
-    folder = RunFolder(out)
-    if resume and (source is None or folder.read() is not None):
-        config, record = folder.resumed(config, given)
-        source = source or record["source"]
-    elif init is not None:
-        config = config_from_init(init, config, given)
-    if source is None:
-        raise ConfigError("DATA is missing: a folder, a CSV or parquet, or the name of a data set (see --help)")
     with Bar(notes) as bar:
-        benchmark = read(source["data"], source["root"])
+        benchmark = _read(source, found)
         try:
-            train_run(benchmark, out, config, resume=resume, init=init, source=source, display=bar)
+            train_run(benchmark, out, settings, resume=resume, init=init, source=source, display=bar)
         except KeyboardInterrupt:
             bar.__exit__()
-            done = folder.epochs_done()
+            done = RunFolder(out).epochs_done()
             kept = f"{done} epochs are kept" if done else "no epoch was done yet"
             notes.print(f"stopped; {kept}. Go on with: divcon train --out {out} --resume", markup=False)
             raise SystemExit(130) from None
 
 
-def _given_settings() -> set[str]:
-    """The settings that are on the command line, at their defaults or not."""
-    spoken = [word.partition("=")[0] for word in words]
-    names = {
-        f.name for part in dataclasses.fields(_DEFAULTS) for f in dataclasses.fields(getattr(_DEFAULTS, part.name))
-    }
+def _resumed(
+    out: Path, settings: RunConfig, source: dict[str, Any] | None, init: Path | None
+) -> tuple[RunConfig, dict[str, Any] | None, Path | None]:
+    """Settings, source and init of the run in ``out``; as they are where it is still to begin and is told on what."""
+    from divcon.run_folder import RunFolder
 
-    def stands_there(name: str) -> bool:
-        long = name.replace("_", "-")
-        spelled = (flag(name), f"--{long}", f"--no-{long}")
-        return any(word in spelled or word.startswith(f"--{long}.") for word in spoken)
+    folder = RunFolder(out)
+    if source is not None and folder.read() is None:
+        return settings, source, init
+    settings, record = folder.resumed(settings, gathered().given)
+    return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
 
-    return {name for name in names if stands_there(name)}
+
+def _read(source: dict[str, Any], found: Gathered) -> Any:
+    """The data; that of a run which is repeated must be as it was."""
+    from divcon.data.read import read
+
+    benchmark = read(source["data"], source["root"])
+    then = found.file.values.get("split_hash") if found.file is not None and "data" in found.in_file else None
+    if found.file is not None and then not in (None, benchmark.split_hash):
+        raise ConfigError(
+            f"{found.file.where('split_hash')}: the data has changed since that run (split {then} then, "
+            f"{benchmark.split_hash} now); to train with its settings on the data as it is now, give DATA: "
+            f"{source['data']}"
+        )
+    return benchmark
 
 
 def _absolute(data: str) -> str:

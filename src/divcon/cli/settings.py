@@ -1,0 +1,217 @@
+"""Where each setting of a run comes from: the command line, a file (--config), the run that is gone on with (--resume),
+the model that is started from (--init), or its default.
+
+`gather` hands the command's parser what the last three say, so that all is checked together, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cyclopts import UNSET, App, Argument, ArgumentCollection, Token
+
+from divcon.config import PARTS, RunConfig, settings_in
+from divcon.config_check import placed
+from divcon.config_file import ConfigFile, as_yaml, read_config_file
+from divcon.errors import ConfigError, DivconError, unknown
+
+PART_OF = {f.name: part for part, kind in PARTS.items() for f in dataclasses.fields(kind)}
+"""The part that each setting belongs to."""
+
+OWNERS = {"loss_options": "loss", "miner_options": "miner", "head_options": "method"}
+"""Whose arguments the options are: another loss does not take them."""
+
+COMMAND_LINE = "command line"
+
+
+@dataclass
+class Gathered:
+    """What `gather` found for one command line."""
+
+    file: ConfigFile | None = None
+    places: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Where each value that is not at its default comes from: by the setting's name, and the key of an option."""
+    in_file: set[str] = field(default_factory=set)
+    """The settings, and those of data, root and init, that the file gave."""
+
+    @property
+    def given(self) -> set[str]:
+        """The settings that the command line or the file give, at their defaults or not."""
+        return self.in_file | {keys[0] for keys, place in self.places.items() if place == COMMAND_LINE}
+
+    def placed(self, error: DivconError) -> DivconError:
+        """An error of settings, with the file and line of those that it speaks of."""
+        if not isinstance(error, ConfigError):
+            return error
+        return placed(error, {keys[0]: place for keys, place in self.places.items() if keys[0] in self.in_file})
+
+
+@dataclass(frozen=True)
+class _Layer:
+    values: dict[str, Any]
+    place: Callable[..., str]
+    file: bool = False
+
+
+_found = Gathered()
+
+
+def gathered(*, anew: bool = False) -> Gathered:
+    """What the command line that is run now was made of; ``anew``, before another one."""
+    global _found
+    if anew:
+        _found = Gathered()
+    return _found
+
+
+def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Add to a command's arguments what stands in its file, its run or its model, below what the command line says.
+
+    A hook of cyclopts, for a command whose parameters have the names that those of ``train`` have.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds what is no setting.
+        RunError, WeightsError: the run or the model cannot be read.
+    """
+    found = gathered(anew=True)
+    options = {a.field_info.name: a for a in arguments if not a.keys}
+    settings = {a.keys[1]: a for a in arguments if len(a.keys) == 2}
+    for argument in arguments:
+        for token in argument.tokens:
+            found.places[(argument.keys[-1] if argument.keys else argument.field_info.name, *token.keys)] = COMMAND_LINE
+    layers = []
+    if (path := _word(options["config"])) is not None:
+        layers.append(_file_layer(Path(path), options, found))
+    resume, out, init = (_word(options[name]) for name in ("resume", "out", "init"))
+    held = _run_layer(Path(out)) if resume and out else None
+    if held is not None:
+        layers.append(held)
+    for layer in layers:
+        _put(layer, settings, found)
+    left = [name for name, part in PART_OF.items() if part == "model" and not settings[name].tokens]
+    if init is not None and held is None and left:
+        _put(_model_layer(Path(init)), settings, found)
+
+
+def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | None) -> str:
+    """The settings as YAML that ``--config`` takes, each with where it comes from at its line's end."""
+    found = gathered()
+    tree: dict[str, Any] = {}
+    if source is not None:
+        tree["source"] = source
+    if init is not None:
+        tree["init"] = str(init.absolute())
+    comments: dict[tuple[str, ...], str] = {}
+    comments |= {("source", name): found.places.get((name,), "") for name in ("data", "root")}
+    comments[("init",)] = found.places.get(("init",), "")
+    tree |= settings.to_dict()
+    meanings = _meanings(settings)
+    for name, part in PART_OF.items():
+        place = found.places.get((name,), "default")
+        comments[(part, name)] = f"{place}: {meanings[name]}" if name in meanings else place
+        for key in value if isinstance(value := tree[part][name], dict) else ():
+            comments[(part, name, key)] = found.places.get((name, key), "default")
+        if tree[part][name] and isinstance(value, dict):
+            del comments[(part, name)]
+    return as_yaml(tree, {keys: text for keys, text in comments.items() if text})
+
+
+def _put(layer: _Layer, settings: dict[str, Argument], found: Gathered) -> None:
+    replaced = {
+        options
+        for options, owner in OWNERS.items()
+        if owner in layer.values and (word := _word(settings[owner])) is not None and word != layer.values[owner]
+    }
+    for name, value in layer.values.items():
+        argument = settings[name]
+        there = {token.keys for token in argument.tokens}
+        if () in there or name in replaced:
+            continue
+        pairs = [((key,), inner) for key, inner in value.items()] if isinstance(value, dict) else [((), value)]
+        for keys, inner in pairs:
+            if keys not in there:
+                place = layer.place(name, *keys)
+                argument.append(Token(keyword=name, keys=keys, implicit_value=inner, source=place))
+                found.places[(name, *keys)] = place
+        if layer.file:
+            found.in_file.add(name)
+
+
+def _file_layer(path: Path, options: dict[str, Argument], found: Gathered) -> _Layer:
+    found.file = file = read_config_file(path)
+    held = settings_in(file.values, file.where, path.absolute().parent)
+
+    def give(name: str, value: Any, *keys: str) -> None:
+        if value is not None and not options[name].tokens:
+            options[name].append(Token(keyword=name, implicit_value=value, source=file.where(*keys)))
+            found.places[(name,)] = file.where(*keys)
+            found.in_file.add(name)
+
+    if "source" in held and not options["data"].tokens:
+        give("data", _data(file, held["source"]["data"]), "source", "data")
+        give("root", held["source"].get("root"), "source", "root")
+    give("init", held.get("init"), "init")
+    values = {name: value for part in PARTS for name, value in held.get(part, {}).items()}
+    return _Layer(values, lambda name, *keys: file.where(PART_OF[name], name, *keys), file=True)
+
+
+def _data(file: ConfigFile, data: str) -> str:
+    """A data set's name as it is; a path, from the file's folder."""
+    from divcon.data.read import NAMED
+
+    path = file.path.absolute().parent / Path(data).expanduser()
+    if data in NAMED or path.exists():
+        return data if data in NAMED else str(path)
+    words = unknown("data set", data, NAMED)
+    raise ConfigError(f"{file.where('source', 'data')}: {path}: there is no such file or folder; {words}")
+
+
+def _run_layer(out: Path) -> _Layer | None:
+    from divcon.run_folder import RunFolder
+
+    held = RunFolder(out).read()
+    if held is None:
+        return None
+    values = {name: getattr(getattr(held[0], part), name) for name, part in PART_OF.items()}
+    return _Layer(values, lambda *_: f"run {out}")
+
+
+def _model_layer(init: Path) -> _Layer:
+    from divcon.run import model_settings
+
+    return _Layer(model_settings(init), lambda *_: f"model {init}")
+
+
+def _word(argument: Argument) -> Any:
+    """What the command line, or a layer above, says for an argument; None where it says nothing or no."""
+    if not argument.tokens:
+        return None
+    token = argument.tokens[-1]
+    value = token.value if token.implicit_value is UNSET else token.implicit_value
+    return None if argument.hint is bool and str(value).lower() in ("false", "no", "n", "0", "f") else value
+
+
+def _meanings(settings: RunConfig) -> dict[str, str]:
+    """What the settings that leave something to be computed come to."""
+    train, said = settings.train, {}
+    if settings.model.method == "single":
+        said["num_learners"] = "1, of method single"
+    if settings.model.backbone == "auto":
+        said["backbone"] = "resnet50.tv_in1k for images, none for vectors"
+    if train.joint_epoch is None:
+        said["joint_epoch"] = "no joint phase"
+    if train.finetune_epoch is None:
+        said["finetune_epoch"] = f"{train.phase_starts[1]}, two thirds of the epochs"
+    if train.miner == "auto":
+        said["miner"] = f"{train.chosen_miner}, of {train.loss}"
+    if train.mask_lr is None:
+        said["mask_lr"] = f"{train.chosen_mask_lr:g}, 100 times lr"
+    if train.flip is None:
+        said["flip"] = "as the data set says"
+    if train.device == "auto":
+        said["device"] = "cuda, then mps, then cpu"
+    return said

@@ -1,0 +1,181 @@
+"""Settings in a file: YAML, TOML or JSON read into plain values that know their lines, and written as YAML.
+
+What a file may hold is `divcon.config`'s to say. YAML is 1.2: ``yes`` and ``no`` are text, ``1e-4`` is a number.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divcon.errors import ConfigError
+
+Keys = tuple[str, ...]
+
+SUFFIXES = (".yaml", ".yml", ".toml", ".json")
+"""Of the files that can be read."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """What a file of settings holds."""
+
+    path: Path
+    values: dict[str, Any]
+    lines: dict[Keys, int]
+    """The line, from 1, of each key whose place is known."""
+
+    def where(self, *keys: str) -> str:
+        """The file, and the line of the key or of the nearest above it: ``run.yaml line 3``."""
+        for depth in range(len(keys), 0, -1):
+            if keys[:depth] in self.lines:
+                return f"{self.path} line {self.lines[keys[:depth]]}"
+        return str(self.path)
+
+
+def read_config_file(path: str | Path) -> ConfigFile:
+    """Read a file of settings, in the format that its suffix names.
+
+    Raises:
+        ConfigError: there is no such file; it is not YAML, TOML or JSON; a key stands twice; it is empty, or not a
+            mapping. The message has the line where the format gives one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        held = path / "config.json"
+        hint = f"give {held}" if held.exists() else f"give a file ({', '.join(SUFFIXES)})"
+        raise ConfigError(f"{path}: is a folder; {hint}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{path}: settings are read from {', '.join(SUFFIXES)}; give a file that ends in one of them")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file of settings") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    read = {".toml": _toml, ".json": _json}.get(path.suffix.lower(), _yaml)
+    values, lines = read(text, path) if text.strip() else (None, {})
+    if values is None:
+        raise ConfigError(f"{path}: is empty; it should hold settings, as in: train: {{epochs: 60}}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: should map parts to settings, as in train: {{epochs: 60}}; it holds {values!r}")
+    return ConfigFile(path, values, lines)
+
+
+def as_yaml(tree: Mapping[str, Any], comments: Mapping[Keys, str] | None = None) -> str:
+    """A tree of plain values as YAML, with ``comments`` at the ends of the lines of their keys."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 1 << 30  # a folded line would part a value from its comment
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    written = io.StringIO()
+    yaml.dump(_commented(tree, comments or {}, ()), written)
+    return written.getvalue()
+
+
+def _commented(tree: Mapping[str, Any], comments: Mapping[Keys, str], above: Keys) -> Any:
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    mapped = CommentedMap()
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            value = _commented(value, comments, (*above, key))
+        elif isinstance(value, str) and not value.isprintable():
+            value = DoubleQuotedScalarString(value)  # escaped: YAML takes some of these characters for line breaks
+        mapped[key] = value
+        if (*above, key) in comments:
+            mapped.yaml_add_eol_comment(comments[(*above, key)], key, column=44)
+    return mapped
+
+
+def _yaml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        plain = YAML(typ="safe", pure=True)
+        return plain.load(text), _lines_of(YAML().load(text), ())
+    except DuplicateKeyError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        found = re.search(r'duplicate key "(.*?)"', error.problem or "")
+        key = repr(found[1]) if found else "a key"
+        raise ConfigError(f"{path}{line}: {key} stands here a second time; keep one of the two") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise ConfigError(f"{path}{line}: is not YAML ({what})") from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+
+
+def _lines_of(node: Any, above: Keys) -> dict[Keys, int]:
+    from ruamel.yaml.comments import CommentedMap
+
+    if not isinstance(node, CommentedMap):
+        return {}
+    lines = {}
+    for key, value in node.items():
+        if key in (node.lc.data or {}):
+            lines[(*above, str(key))] = node.lc.key(key)[0] + 1
+        lines |= _lines_of(value, (*above, str(key)))
+    return lines
+
+
+def _json(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            _yaml(text, path)  # which says in what line, where JSON can be read as YAML
+            key = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+            raise ConfigError(f"{path}: {key!r} stands here a second time; keep one of the two")
+        return values
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} line {error.lineno}: is not JSON ({error.msg})") from None
+    try:  # JSON is YAML, but for rare things, such as tabs before keys: then the lines stay unknown
+        return values, _yaml(text, path)[1]
+    except ConfigError:
+        return values, {}
+
+
+_TABLE = re.compile(r"\s*\[\s*([\w.\s\"'-]+?)\s*\]\s*(#.*)?$")
+_KEY = re.compile(r"\s*([\w.\"'-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=")
+
+
+def _toml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        line = f" line {found[1]}" if found else ""
+        raise ConfigError(f"{path}{line}: is not TOML ({str(error).partition(' (at ')[0]})") from None
+    # tomllib keeps no lines: keys are looked for where they stand first on a line, below their table.
+    table: Keys = ()
+    lines: dict[Keys, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := _TABLE.match(line):
+            table = _dotted(found[1])
+            lines.setdefault(table, number)
+        elif found := _KEY.match(line):
+            lines.setdefault(table + _dotted(found[1]), number)
+    return values, lines
+
+
+def _dotted(name: str) -> Keys:
+    return tuple(part.strip().strip("\"'") for part in name.split("."))

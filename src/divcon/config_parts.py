@@ -1,0 +1,229 @@
+"""The settings of a run, part by part, with the bounds that each must keep.
+
+The text under each field is what ``divcon train --help`` shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from divcon.config_check import at_least, finite, flag, option_value
+from divcon.errors import ConfigError
+
+DivideBy = Literal["image", "class", "random"]
+Precision = Literal["fp32", "bf16", "fp16"]
+LrSchedule = Literal["constant", "cosine", "step"]
+OnBadImage = Literal["stop", "skip"]
+SmallClasses = Literal["repeat", "fill"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+Option = Annotated[float | int | bool | str, Parameter(converter=option_value)]
+"""A value of an argument that is handed on to a loss, a miner or a head."""
+
+
+@Parameter(name="*", group=Group("Model", sort_key=1))
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained: a backbone and a head (see `divcon.EmbeddingModel`)."""
+
+    method: str = "slices"
+    """How the embedding is divided among learners: single (one learner: ordinary metric learning, the baseline),
+    slices (CVPR 2019: K consecutive parts of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
+    num_learners: Annotated[int, Parameter(name=("--learners", "--num-learners"))] = 4
+    """K, the number of learners, and of clusters that the training images are divided into; 1 under single."""
+    embedding_dim: Annotated[int, Parameter(name=("--dim", "--embedding-dim"))] = 128
+    """D, the length of the embedding."""
+    head_options: dict[str, Option] = field(default_factory=dict)
+    """Arguments of the method's head. Of masks: kind (learned, or fixed: consecutive parts) and full (plain, or masked:
+    the full embedding is multiplied with the sum of the masks), as in --head-options.kind fixed."""
+    backbone: str = "auto"
+    """The network before the head: any timm model by name; for vectors none (the head alone) or mlp (a small residual
+    network). auto: resnet50.tv_in1k for images, none for vectors."""
+    pretrained: bool = True
+    """Start from the backbone's pretrained weights."""
+    weights: Path | None = None
+    """Start the backbone from this file (.safetensors, or .pth of tensors only) in place of timm's weights."""
+    image_size: Annotated[int, Parameter(name=("--size", "--image-size"))] = 224
+    """Height and width, in pixels, of what the backbone sees."""
+    dropout: float = 0.01
+    """Share of the pooled features that is dropped before the head in training."""
+
+    def __post_init__(self) -> None:
+        if self.method == "single" and self.num_learners != 1:
+            object.__setattr__(self, "num_learners", 1)
+        if self.weights is not None:  # so that it is found from another working directory, too
+            object.__setattr__(self, "weights", Path(self.weights).absolute())
+        at_least(self, num_learners=1, embedding_dim=1, image_size=1)
+        if self.embedding_dim < self.num_learners:
+            raise ConfigError(
+                f"--dim {self.embedding_dim} cannot be divided among --learners {self.num_learners}: each learner "
+                "needs at least one dimension; give a larger --dim or fewer --learners"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"--dropout {self.dropout}: must be at least 0 and below 1")
+
+
+@Parameter(name="*", group=Group("Training", sort_key=2))
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained (see `divcon.train`)."""
+
+    epochs: int = 60
+    """Epochs; each is N // batch-size batches (N: training images), whatever the method and the number of learners."""
+    batch_size: int = 80
+    """B, images a batch; a multiple of images-per-class."""
+    images_per_class: int = 4
+    """M, images of each class in a batch; a batch has B // M classes."""
+    redivide_every: int = 2
+    """T, epochs between divisions of the training images."""
+    divide_by: DivideBy = "image"
+    """What k-means clusters: image (both papers), class (class means, so that a class stays whole), or random
+    (no k-means, the control)."""
+    division_tries: int = 30
+    """Seeds of k-means that are tried until each cluster has two classes with a positive pair (2021)."""
+    hierarchy: bool = False
+    """Begin with one learner and double their number at each division, up to --learners, each cluster split in two
+    (2021; method masks)."""
+    small_classes: SmallClasses = "repeat"
+    """A class with fewer than images-per-class images in its cluster: repeat them (2019), or fill its places in the
+    batch with other images of the cluster (2021)."""
+    joint_epoch: int | None = None
+    """First epoch of the joint phase: the loss sees the full embedding, batches still come from one cluster at a time.
+    None: no joint phase."""
+    finetune_epoch: int | None = None
+    """First epoch of the finetune phase: full embedding, batches from all data. None: two thirds of the epochs."""
+    loss: str = "MarginLoss"
+    """Any loss of pytorch-metric-learning that takes embeddings and labels, by its class's name."""
+    loss_options: dict[str, Option] = field(default_factory=dict)
+    """Arguments of the loss, as in --loss-options.margin 0.1."""
+    miner: str = "auto"
+    """What picks the pairs or triplets: distance-weighted (ours), none, or a miner of pytorch-metric-learning by its
+    class's name. auto: distance-weighted for MarginLoss and TripletMarginLoss, none for the rest."""
+    miner_options: dict[str, Option] = field(default_factory=dict)
+    """Arguments of the miner, as in --miner-options.cutoff 0.4."""
+    memory_size: int = 0
+    """Embeddings of past batches that each learner's loss compares with (cross-batch memory); 0: none."""
+    lr: float = 1e-4
+    """Learning rate of the backbone (Adam)."""
+    head_lr: float = 1e-3
+    """Learning rate of the head, and of a loss's own parameters."""
+    weight_decay: float = 1e-4
+    """Adam's L2 penalty, on all weights."""
+    freeze_backbone_epochs: int = 0
+    """Epochs after each division, until finetune, in which the backbone's learning rate is 0 (2021: 1)."""
+    mask_lr: float | None = None
+    """Learning rate of learned masks, until the joint phase; 0 from then on. None: 100 times --lr (2021)."""
+    mask_weight_decay: float = 1e-4
+    """Adam's L2 penalty on learned masks."""
+    mask_penalty: float = 0.01
+    """What the mean cosine of pairs of learned masks is multiplied with and added to the loss, until the joint phase
+    (2021)."""
+    lr_schedule: LrSchedule = "constant"
+    """constant, cosine (to zero at the last epoch), or step (times lr-gamma every lr-step-epochs)."""
+    lr_step_epochs: int = 30
+    """Epochs between two steps of --lr-schedule step."""
+    lr_gamma: float = 0.1
+    """What the learning rates are multiplied with at each step of --lr-schedule step."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rates rise linearly from zero."""
+    crop_scale: float = 0.08
+    """Smallest share of an image's area that a random training crop keeps."""
+    flip: bool | None = None
+    """Mirror half of the training images. None: as the data set says (icons: no; others: yes)."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network: fp32, bf16 or fp16 (mixed; fp16 on CUDA only). Distances and losses stay in fp32."""
+    channels_last: bool = True
+    """Keep images in channels-last memory order, which most convolutions run faster in."""
+    workers: int = 2
+    """Processes that decode and augment images; the result does not depend on it. 0: none beside the main one."""
+    device: Device = "auto"
+    """Where to compute: auto takes cuda, then mps, then cpu."""
+    seed: int = 0
+    """Decides the head's initial weights, the validation classes, divisions, batches and augmentation."""
+
+    def __post_init__(self) -> None:
+        at_least(
+            self,
+            epochs=1,
+            batch_size=4,
+            images_per_class=2,
+            redivide_every=1,
+            division_tries=1,
+            freeze_backbone_epochs=0,
+            memory_size=0,
+            lr_step_epochs=1,
+            workers=0,
+            seed=0,
+        )
+        if self.batch_size < 2 * self.images_per_class:
+            raise ConfigError(
+                f"--batch-size {self.batch_size} holds fewer than two classes of --images-per-class "
+                f"{self.images_per_class}: a batch without two classes has no negatives"
+            )
+        if self.batch_size % self.images_per_class:
+            raise ConfigError(
+                f"--batch-size {self.batch_size} is not a multiple of --images-per-class {self.images_per_class}"
+            )
+        finite(self, "lr", "head_lr", "weight_decay", "warmup_epochs", "lr_gamma")
+        finite(self, "mask_lr", "mask_weight_decay", "mask_penalty")
+        if self.freeze_backbone_epochs >= self.redivide_every > 0 and self.freeze_backbone_epochs:
+            raise ConfigError(
+                f"--freeze-backbone-epochs {self.freeze_backbone_epochs} of every --redivide-every "
+                f"{self.redivide_every} epochs leaves the backbone none to train in; give fewer"
+            )
+        if not 0 < self.crop_scale <= 1:
+            raise ConfigError(f"--crop-scale {self.crop_scale}: must be above 0 and at most 1")
+        for name in ("joint_epoch", "finetune_epoch"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: must not be negative")
+        joint, finetune = self.phase_starts
+        if joint > finetune:
+            raise ConfigError(
+                f"--joint-epoch {joint} comes after --finetune-epoch {finetune}: the phases are subspace, joint, "
+                "finetune"
+            )
+
+    @property
+    def phase_starts(self) -> tuple[int, int]:
+        """The first epochs of the joint and of the finetune phase; equal where there is no joint phase."""
+        finetune = round(self.epochs * 2 / 3) if self.finetune_epoch is None else self.finetune_epoch
+        return (finetune if self.joint_epoch is None else self.joint_epoch), finetune
+
+    @property
+    def chosen_miner(self) -> str:
+        """The miner, with ``auto`` resolved."""
+        if self.miner != "auto":
+            return self.miner
+        return "distance-weighted" if self.loss in ("MarginLoss", "TripletMarginLoss") else "none"
+
+    @property
+    def chosen_mask_lr(self) -> float:
+        """The learning rate of learned masks, with None resolved."""
+        return 100 * self.lr if self.mask_lr is None else self.mask_lr
+
+
+@Parameter(name="*", group=Group("Data and validation", sort_key=3))
+@dataclass(frozen=True)
+class DataConfig:
+    """What it is trained and judged on."""
+
+    validation: bool = True
+    """Hold validation classes out of the training classes and keep the best epoch by their Recall@1.
+    --no-validation trains on all of them, those that the data names for validation too, and keeps the last epoch, as
+    the papers do."""
+    validation_fraction: float = 0.1
+    """Share of the training classes that is held out, where the data does not name validation classes."""
+    evaluate_every: int = 1
+    """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
+    on_bad_image: OnBadImage = "stop"
+    """An image that does not decode: stop with its name; or skip: decode all images once before training, and leave
+    those out that fail, listing them."""
+
+    def __post_init__(self) -> None:
+        at_least(self, evaluate_every=1)
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(f"--validation-fraction {self.validation_fraction}: must be between 0 and 1")
