@@ -17,6 +17,10 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from divcon.errors import ConfigError, WeightsError, unknown
+from divcon.models.vector_backbone import VECTOR_BACKBONES
+
+AUTO = {"images": "resnet50.tv_in1k", "vectors": "none"}
+"""What the backbone ``auto`` is, by what the data holds."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,32 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str
     """bilinear or bicubic."""
+
+
+def resolve_backbone(name: str, vector_dim: int | None, weights: str | Path | None = None) -> str:
+    """The backbone that is meant for images (``vector_dim`` None) or for vectors of ``vector_dim`` dimensions.
+
+    Raises:
+        ConfigError: it does not see such data; or ``weights`` are given for a backbone of vectors.
+    """
+    if vector_dim is None:
+        if name in VECTOR_BACKBONES:
+            raise ConfigError(
+                f"--backbone {name} is for vectors, and there are images: give a timm model ({AUTO['images']}, say), "
+                "or make vectors of the images first (divcon features)"
+            )
+        return AUTO["images"] if name == "auto" else name
+    if name not in (*VECTOR_BACKBONES, "auto"):
+        raise ConfigError(
+            f"--backbone {name}: there are vectors of {vector_dim} dimensions, whose backbone is none or mlp; a timm "
+            "model sees images"
+        )
+    if weights is not None:
+        raise ConfigError(
+            f"--weights {weights}: weights are of a backbone that sees images, and there are vectors of {vector_dim} "
+            "dimensions; leave it out"
+        )
+    return AUTO["vectors"] if name == "auto" else name
 
 
 def create_backbone(

@@ -1,0 +1,93 @@
+"""What a model sees, in batches: decoded images, or vectors as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from divcon.data.dataset import Pixels, evaluation_batches
+from divcon.data.folder import images_of
+from divcon.data.image_set import ImageSet
+from divcon.data.transforms import EvalTransform
+from divcon.errors import DataError
+
+Inputs = ImageSet | np.ndarray | str | Path | Sequence[str | Path]
+"""Images or vectors: a set, an (N, F0) array of vectors, a file, a folder, or several of them."""
+
+
+def as_set(inputs: Inputs) -> ImageSet:
+    """The set that is meant.
+
+    Raises:
+        DataError: there is no such file or folder, or no image in it; an array is not (N, F0) of finite numbers.
+    """
+    if isinstance(inputs, ImageSet):
+        return inputs
+    if not isinstance(inputs, np.ndarray):
+        return images_of(inputs)
+    if inputs.ndim != 2 or inputs.dtype.kind not in "fiu":
+        raise DataError(f"an array of shape {inputs.shape} of {inputs.dtype}: vectors come as (N, F) numbers")
+    wrong = np.flatnonzero(~np.isfinite(inputs).all(1))
+    if len(wrong):
+        raise DataError(f"row {wrong[0]} of the vectors holds NaN or infinite values (in {len(wrong)} rows)")
+    n = len(inputs)
+    return ImageSet(
+        labels=np.zeros(n, np.int64),
+        label_names=("",),
+        paths=pa.array([str(i) for i in range(n)], pa.string()),
+        rows=np.arange(n, dtype=np.int64),
+        source="",
+        vectors=np.asarray(inputs, np.float32),
+    )
+
+
+def check_sees(images: ImageSet, vector_dim: int | None) -> None:
+    """Raise DataError unless the set holds what a model sees: images (None), or vectors of ``vector_dim``
+    dimensions."""
+    what = images.source or "what was given"
+    if images.vectors is None and vector_dim is not None:
+        raise DataError(f"{what}: holds images, and the model sees vectors of {vector_dim} dimensions")
+    if images.vectors is None:
+        return
+    found = images.vectors.shape[1]
+    if vector_dim is None:
+        raise DataError(f"{what}: holds vectors of {found} dimensions, and the model sees images")
+    if found != vector_dim:
+        raise DataError(f"{what}: its vectors have {found} dimensions, and the model sees vectors of {vector_dim}")
+
+
+def vector_batches(vectors: np.ndarray, batch_size: int) -> Iterator[Pixels]:
+    """All vectors in order, (B, F0) float32, and the (B,) int64 rows that they are."""
+    for start in range(0, len(vectors), batch_size):
+        indices = torch.arange(start, min(start + batch_size, len(vectors)))
+        yield torch.tensor(vectors[start : start + batch_size], dtype=torch.float32), indices
+
+
+def input_batches(
+    images: ImageSet,
+    transform: EvalTransform | None,
+    *,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
+    on_progress: Callable[[int, int], None],
+) -> Iterator[Pixels]:
+    """All images or vectors in order, as evaluation sees them; ``on_progress`` is told after each batch was used.
+
+    Raises:
+        ImageError: an image does not decode; the message names it.
+    """
+    if transform is None:
+        assert images.vectors is not None
+        batches = vector_batches(images.vectors, batch_size)
+    else:
+        batches = evaluation_batches(images, transform, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
+    done = 0
+    for seen, indices in batches:
+        yield seen, indices
+        done += len(indices)
+        on_progress(done, len(images))
