@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import csv
 import difflib
+from array import array
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,14 +75,17 @@ def column_names(path: Path) -> list[str]:
 def csv_line(source: str | Path, row: int) -> int:
     """The line (from 1) on which record ``row`` (from 0, after the header) of a CSV ends; quoted newlines are
     counted, blank lines are no records."""
+    lines = _record_lines(str(source), Path(source).stat().st_mtime_ns)
+    return lines[row] if row < len(lines) else row + 2
+
+
+@lru_cache(maxsize=8)
+def _record_lines(source: str, changed: int) -> array[int]:
+    """The lines of all records; kept, because whoever names one row of a table often names thousands."""
     with Path(source).open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file, delimiter=_delimiter(Path(source)))
-        records = (record for record in reader if record)
-        next(records, None)
-        for number, _ in enumerate(records):
-            if number == row:
-                return reader.line_num
-    return row + 2
+        lines = array("q", (reader.line_num for record in reader if record))
+    return lines[1:]
 
 
 def _load_csv(path: Path) -> pa.Table:
