@@ -1,0 +1,103 @@
+"""``divcon features``: vectors of a whole data set, once, for many trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes
+from divcon.errors import ConfigError
+from divcon.files import check_writable
+
+
+@app.command
+def features(
+    data: str,
+    root: Path | None = None,
+    *,
+    out: Path,
+    backbone: str | None = None,
+    size: Annotated[int | None, Parameter(name=("--size", "--image-size"), validator=Number(gte=1))] = None,
+    weights: Path | None = None,
+    run: Path | None = None,
+    on_bad_image: BadImage = "stop",
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Make vectors of a whole data set, to train on in place of its images: the pooled features of a pretrained
+    backbone. The parquet is the same benchmark, with the same split.
+
+    divcon features products.csv --backbone resnet50.tv_in1k --out vectors.parquet
+
+    divcon train vectors.parquet --out runs/products
+
+    Parameters
+    ----------
+    data
+        As in train.
+    root
+        As in train.
+    out
+        The parquet: path, label, split, embedding (F float32), and what else the data says of its images (query,
+        gallery, camera, sequence, box).
+    backbone
+        Any timm model by name, with its pretrained weights; resnet50.tv_in1k where it is left out.
+    size
+        Height and width, in pixels, of what the backbone sees; 224 where it is left out.
+    weights
+        Weights of the backbone from this file (.safetensors, or .pth of tensors only) in place of timm's.
+    run
+        In place of --backbone: what the model of this run or model folder gives its head.
+    """
+    import numpy as np
+    from rich.progress import Progress
+
+    from divcon.data.dataset import only_decodable
+    from divcon.data.image_set import ImageSet
+    from divcon.data.read import read
+    from divcon.data.vectors import write_benchmark_vectors
+    from divcon.models import EmbeddingModel
+    from divcon.train.device import resolve_device
+
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out {out}: vectors are written as parquet; give a name that ends in .parquet")
+    if run is not None:
+        for name, value in (("--backbone", backbone), ("--size", size), ("--weights", weights)):
+            if value is not None:
+                raise ConfigError(f"{name} {value} and --run {run}: a run has its own; leave one out")
+    check_writable(out)
+    where = resolve_device(device)
+    if run is not None:
+        model = EmbeddingModel.load(run, device=where)
+    else:
+        model = EmbeddingModel(backbone or "auto", 1, weights=weights, image_size=size or 224).to(where)
+    benchmark = read(data, root)
+    for text in benchmark.notes:
+        note(text)
+    if on_bad_image == "skip":
+        benchmark = only_decodable(benchmark, ("train", "validation", "query", "gallery"), workers, note)
+    parts = [benchmark.train, benchmark.validation, benchmark.query]
+    parts += [] if benchmark.gallery is benchmark.query else [benchmark.gallery]
+    done = 0
+    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task("images", total=sum(len(part) for part in parts if part is not None))
+
+        def pooled(images: ImageSet) -> np.ndarray:
+            nonlocal done
+            before, done = done, done + len(images)
+            return model.features(
+                images,
+                batch_size=batch_size,
+                workers=workers,
+                on_progress=lambda n, _: bar.update(task, completed=before + n),
+            )
+
+        write_benchmark_vectors(out, benchmark, pooled)
+    console.print(
+        f"{done:,} vectors of {model.num_features:,} dimensions in {out}\n"
+        f"train with: divcon train {out} --out runs/{out.stem}"
+    )
