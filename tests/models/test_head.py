@@ -16,7 +16,7 @@ from divcon.models import create_head
 @settings(max_examples=40, deadline=None)
 def test_slices_equal_loops_and_differ_by_at_most_one(embedding_dim: int, num_learners: int) -> None:
     if embedding_dim < num_learners:
-        with pytest.raises(ConfigError, match=f"{embedding_dim} dimensions cannot be cut into {num_learners}"):
+        with pytest.raises(ConfigError, match=f"{embedding_dim} dimensions cannot be divided among {num_learners}"):
             create_head("slices", 5, embedding_dim, num_learners)
         return
     head = create_head("slices", 5, embedding_dim, num_learners).eval()
@@ -66,7 +66,7 @@ def test_forward_changes_nothing() -> None:
 
 
 def test_unknown_methods_are_refused() -> None:
-    with pytest.raises(ConfigError, match="known: single, slices"):
+    with pytest.raises(ConfigError, match="did you mean 'slices'"):
         create_head("slice", 5, 10, 2)
     with pytest.raises(ConfigError, match="single has one learner, not 2"):
         create_head("single", 5, 10, 2)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divcon.config import SmallClasses
 from divcon.divide import Division
 from divcon.errors import DataError
 from divcon.train.sampler import EpochPlan, plan_epoch
@@ -19,9 +20,22 @@ def division_of(learner: np.ndarray, labels: np.ndarray) -> Division:
 
 
 def plan(
-    division: Division, labels: np.ndarray, batch_size: int = 8, images_per_class: int = 2, epoch: int = 0
+    division: Division,
+    labels: np.ndarray,
+    batch_size: int = 8,
+    images_per_class: int = 2,
+    epoch: int = 0,
+    small_classes: SmallClasses = "repeat",
 ) -> EpochPlan:
-    return plan_epoch(division, labels, batch_size=batch_size, images_per_class=images_per_class, seed=0, epoch=epoch)
+    return plan_epoch(
+        division,
+        labels,
+        batch_size=batch_size,
+        images_per_class=images_per_class,
+        small_classes=small_classes,
+        seed=0,
+        epoch=epoch,
+    )
 
 
 cases = st.tuples(
@@ -65,6 +79,42 @@ def test_every_batch_is_of_one_cluster_balanced_and_as_large_as_it_can_be(case: 
             assert len(batch.indices) <= batch_size
             spare = [label for label, n in in_cluster.items() if n > in_batch[label]]
             assert len(batch.indices) == batch_size or not spare
+
+
+@given(cases)
+@settings(max_examples=80, deadline=None)
+def test_places_of_small_classes_go_to_other_images_and_none_is_repeated(case: tuple) -> None:
+    num_learners, num_classes, most, (batch_size, images_per_class), seed = case
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(num_classes), rng.integers(1, most + 1, num_classes))
+    division = division_of(rng.permutation(len(labels)) % num_learners, labels)
+    try:
+        found = plan(division, labels, batch_size, images_per_class, small_classes="fill")
+    except DataError:
+        return
+    shown: Counter[int] = Counter()
+    for batch in found.batches:
+        cluster = division.indices(batch.learner)
+        assert set(batch.indices) <= set(cluster)
+        assert len(set(batch.indices)) == len(batch.indices) == min(batch_size, len(cluster))
+        in_cluster = Counter(labels[cluster].tolist())
+        in_batch = Counter(labels[batch.indices].tolist())
+        chosen = min(len(in_cluster), batch_size // images_per_class)
+        # Classes with all that M asks for, or all that they have; a class beside them comes in as filling.
+        whole = [label for label, n in in_batch.items() if n >= min(images_per_class, in_cluster[label])]
+        assert len(whole) >= chosen >= 2
+        shown.update(batch.indices.tolist())
+    if len(found.batches) * batch_size >= 20 * len(labels):
+        assert set(shown) == set(np.flatnonzero(division.learner >= 0))
+
+
+def test_filling_differs_from_repeating_only_where_classes_are_small() -> None:
+    labels = np.repeat(np.arange(6), 4)
+    division = division_of(np.zeros(24, np.int64), labels)
+    for filled, repeated in zip(
+        plan(division, labels, small_classes="fill").batches, plan(division, labels).batches, strict=True
+    ):
+        np.testing.assert_array_equal(filled.indices, repeated.indices)
 
 
 def test_no_image_is_shown_twice_before_the_others_of_its_class_once() -> None:

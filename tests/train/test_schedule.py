@@ -6,7 +6,7 @@ import pytest
 
 from divcon.config import TrainConfig
 from divcon.errors import ConfigError
-from divcon.train.schedule import lr_factor, phase_at
+from divcon.train.schedule import Phase, learning_rates, lr_factor, phase_at
 
 
 def phases(config: TrainConfig, num_learners: int = 4) -> str:
@@ -33,3 +33,16 @@ def test_learning_rates() -> None:
     assert [lr_factor(e, step) for e in (0, 3.99, 4, 8)] == [1, 1, 0.5, 0.25]
     warmup = TrainConfig(epochs=10, warmup_epochs=2)
     assert [lr_factor(e, warmup) for e in (0, 0.5, 1, 2, 3)] == [0, 0.25, 0.5, 1, 1]
+
+
+def test_the_backbone_rests_after_each_division_and_masks_end_with_the_subspaces() -> None:
+    config = TrainConfig(epochs=8, redivide_every=2, freeze_backbone_epochs=1, joint_epoch=4, finetune_epoch=6, lr=0.1)
+    rates = [learning_rates(epoch + 0.5, phase_at(epoch, config, 4), config) for epoch in range(8)]
+    # 2021's SOP command: every even epoch, the joint phase's included.
+    assert [r["backbone"] for r in rates] == [0, 0.1, 0, 0.1, 0, 0.1, 0.1, 0.1]
+    assert [r["masks"] for r in rates] == [10, 10, 10, 10, 0, 0, 0, 0]
+    assert {r["head"] for r in rates} == {config.head_lr}
+    halved = TrainConfig(epochs=8, mask_lr=0.5, lr_schedule="step", lr_step_epochs=2, lr_gamma=0.5)
+    assert learning_rates(2.0, Phase.SUBSPACE, halved)["masks"] == 0.25
+    with pytest.raises(ConfigError, match="leaves the backbone none to train in"):
+        TrainConfig(redivide_every=2, freeze_backbone_epochs=2)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from safetensors.numpy import load_file, save
 from scipy.optimize import linear_sum_assignment
 
-from divcon.divide.kmeans import kmeans
+from divcon.divide.clusters import DivideBy, classes_with_pairs, cluster, groups, normalized
 from divcon.errors import DataError
 from divcon.files import written_whole
 
@@ -82,12 +82,12 @@ class Division:
 
     def without_singletons(self, labels: np.ndarray) -> Division:
         """The same, leaving out each image that is its class's only one in its cluster: it has no positive pair."""
-        _, group, count = _groups(self.learner, labels)
+        _, group, count = groups(self.learner, labels)
         return replace(self, learner=np.where(count[group] >= 2, self.learner, -1))
 
     def kept_pairs(self, labels: np.ndarray) -> float:
         """The share of all positive pairs (two images of a class) whose images are with the same learner."""
-        learner, _, count = _groups(self.learner, labels)
+        learner, _, count = groups(self.learner, labels)
         within = (count * (count - 1) / 2)[learner >= 0].sum()
         sizes = np.bincount(labels)
         pairs = (sizes * (sizes - 1) / 2).sum()
@@ -95,8 +95,54 @@ class Division:
 
     def classes_per_learner(self, labels: np.ndarray) -> tuple[int, ...]:
         """Classes that each learner has images of."""
-        learner, _, _ = _groups(self.learner, labels)
+        learner, _, _ = groups(self.learner, labels)
         return tuple(np.bincount(learner[learner >= 0], minlength=self.num_learners).tolist())
+
+    def doubled(
+        self,
+        features: Float[np.ndarray, "N F"],
+        labels: Int64[np.ndarray, "N"],
+        *,
+        by: DivideBy = "image",
+        seed: int | tuple[int, ...] = 0,
+        tries: int = 30,
+        device: str | torch.device = "cpu",
+    ) -> Division:
+        """Each cluster k split by 2-means into 2k and 2k + 1, which hold two classes with a positive pair each
+        (2021, hierarchy); `merged` gives this division back.
+
+        Args:
+            features: (N, F) float, L2-normalised here.
+            by: what is split, as in `divide`.
+            tries: seeds that are tried for each cluster.
+
+        Raises:
+            DataError: a cluster cannot be split so; the message names it.
+        """
+        seed = (seed,) if isinstance(seed, int) else seed
+        features = normalized(features)
+        learner = np.full_like(self.learner, -1)
+        centroids = np.zeros((2 * self.num_learners, features.shape[1]), np.float32)
+        for k in range(self.num_learners):
+            indices = self.indices(k)
+            split = False
+            if len(indices) > 1:
+                with suppress(DataError):  # fewer than two distinct images or classes
+                    (halves, centres), split = cluster(
+                        features[indices], labels[indices], 2, by=by, seed=(*seed, 2, k), tries=tries, device=device
+                    )
+            if not split:
+                raise DataError(_cannot_split(k, self, labels, tries, by))
+            learner[indices] = 2 * k + halves
+            centroids[2 * k : 2 * k + 2] = centres
+        return Division(learner, centroids)
+
+    def merged(self) -> Division:
+        """Clusters 2k and 2k + 1 as one, k: the parent of what `doubled` gave (centroids weighted by size)."""
+        sizes = np.array(self.sizes, np.float64).reshape(-1, 2, 1)
+        weights = np.where(sizes.sum(1, keepdims=True) > 0, sizes / np.maximum(sizes.sum(1, keepdims=True), 1), 0.5)
+        centroids = (self.centroids.reshape(len(sizes), 2, -1) * weights).sum(1)
+        return Division(np.where(self.learner >= 0, self.learner // 2, -1), centroids)
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors, whole or not at all.
@@ -112,21 +158,16 @@ class Division:
         return cls(**load_file(path))
 
 
-def _groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The (learner, class) groups: the learner of each group (G,), the group of each image (N,), its images (G,)."""
-    width = int(labels.max()) + 1 if len(labels) else 1
-    keys, group, count = np.unique((learner + 1) * width + labels, return_inverse=True, return_counts=True)
-    return keys // width - 1, group, count
-
-
 def divide(
     features: Float[np.ndarray, "N F"],
     labels: Int64[np.ndarray, "N"],
     num_learners: int,
     *,
-    by: Literal["image", "class", "random"] = "image",
+    by: DivideBy = "image",
     seed: int | tuple[int, ...] = 0,
+    tries: int = 30,
     previous: Division | None = None,
+    double: bool = False,
     device: str | torch.device = "cpu",
 ) -> Division:
     """Divide the training images among the learners (2019, section 3.1): cluster, match to the previous division,
@@ -137,36 +178,31 @@ def divide(
         labels: (N,) int.
         by: ``image``: k-means on the images. ``class``: k-means on the class means, a class stays whole.
             ``random``: equal parts at random.
+        tries: seeds of k-means that are tried until each cluster has two classes with a positive pair (2021).
         previous: the division that the new one is matched to.
+        double: then split each cluster in two, for 2 K learners (see `Division.doubled`).
 
     Raises:
-        DataError: more learners than distinct images (or classes, by class).
+        DataError: more learners than distinct images (or classes, by class); a cluster that cannot be split.
         NonFiniteError: a feature is NaN or infinite.
     """
-    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    if by == "image":
-        clusters = kmeans(features, num_learners, seed=seed, device=device)
-        learner, centroids = clusters.assignment, clusters.centroids
-    elif by == "class":
-        means, class_of = _class_means(features, labels)
-        if num_learners > len(means):
-            raise DataError(f"{len(means)} classes cannot be divided among {num_learners} learners by class")
-        clusters = kmeans(means, num_learners, seed=seed, device=device)
-        learner, centroids = clusters.assignment[class_of], clusters.centroids
-    else:
-        if num_learners > len(features):
-            raise DataError(f"{len(features)} images cannot be divided among {num_learners} learners")
-        learner = np.random.default_rng(seed).permutation(len(features)) % num_learners
-        centroids = _class_means(features, learner)[0]
+    seed = (seed,) if isinstance(seed, int) else seed
+    features = normalized(features)
+    (learner, centroids), _ = cluster(features, labels, num_learners, by=by, seed=seed, tries=tries, device=device)
     division = Division(learner, centroids)
     if previous is not None:
         division = division.matched_to(previous)
+    if double:
+        division = division.doubled(features, labels, by=by, seed=seed, tries=tries, device=device)
     return division.without_singletons(labels)
 
 
-def _class_means(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean feature of each class, (C, F), and the class of each image, (N,)."""
-    _, class_of, count = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.argsort(class_of, kind="stable")
-    sums = np.add.reduceat(features[order], np.cumsum(count) - count, axis=0, dtype=np.float64)
-    return (sums / count[:, None]).astype(np.float32), class_of
+def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by: str) -> str:
+    classes = int(classes_with_pairs(division.learner, labels, division.num_learners)[k])
+    advice = "" if by == "class" else ", divide by class (--divide-by class)"
+    return (
+        f"the hierarchy cannot split learner {k} of {division.num_learners}: of its {division.sizes[k]} images, "
+        f"{classes} classes with a positive pair, 2-means made no two clusters with two such classes each "
+        f"({tries} {'seed' if tries == 1 else 'seeds'} tried); use --learners {division.num_learners}, try more seeds "
+        f"(--division-tries){advice}, or leave --hierarchy out"
+    )

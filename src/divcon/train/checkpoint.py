@@ -17,7 +17,7 @@ from divcon.errors import RunError
 from divcon.files import written_whole
 from divcon.models import EmbeddingModel
 
-FORMAT = 1
+FORMAT = 2
 MAY_CHANGE = {"workers", "device"}
 """Settings that may differ between the parts of a resumed training: they do not change what is trained."""
 

@@ -1,8 +1,9 @@
 """Deep metric learning by divide and conquer: the algorithm.
 
-Every T epochs, *divide*: cluster the training images by their features, match the clusters to the learners, leave out
-what has no positive pair. In between, *train*: the learners take turns, one batch of their own cluster each, and each
-one's loss sees its own part of the embedding. At last, *conquer*: one loss on the full embedding, batches of all data.
+Every T epochs, *divide*: cluster the training images by their features, match the clusters to the learners (in a
+hierarchy, also split each in two until there are K), leave out what has no positive pair. In between, *train*: the
+learners take turns, one batch of their own cluster each, and each one's loss sees its own part of the embedding. At
+last, *conquer*: one loss on the full embedding, batches of all data.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from divcon.data.image_set import ImageSet
 from divcon.divide import Division, divide
 from divcon.models import EmbeddingModel
 from divcon.train.checkpoint import TrainState
-from divcon.train.loader import TrainLoader
+from divcon.train.loader import create_loader
 from divcon.train.report import EpochReport, LossRecord, Progress
 from divcon.train.sampler import plan_epoch
-from divcon.train.schedule import Phase, lr_factor, phase_at
-from divcon.train.setup import check, seed_epoch, set_up
+from divcon.train.schedule import Phase, learning_rates, phase_at
+from divcon.train.setup import check, grow, seed_epoch, set_up, tell
 
 
 def train(
@@ -44,6 +45,7 @@ def train(
         on_progress: called after each batch.
 
     Raises:
+        ConfigError: a loss or miner cannot do with such batches; the message names the learner and the batch.
         DataError: the images cannot be divided, or give no batch; the message says what to change.
         ImageError: an image does not decode; the message names it.
         NonFiniteError: a loss became NaN or infinite; the message names the learner and the batch. What the checkpoint
@@ -58,10 +60,10 @@ def train(
     if checkpoint is not None and Path(checkpoint).exists():
         state.load(Path(checkpoint), config, images.fingerprint)
 
-    with TrainLoader(model, images, config, fabric.device) as loader:
+    with create_loader(model, images, config, fabric.device) as loader:
         for epoch in range(state.epochs_done, config.epochs):
             seed_epoch(config.seed, epoch)
-            phase = phase_at(epoch, config, model.num_learners)
+            phase = phase_at(epoch, config, model.head.max_learners)
             report = EpochReport(epoch, phase)
 
             # Divide.
@@ -70,6 +72,8 @@ def train(
             if phase is Phase.FINETUNE:
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
+                # A hierarchy begins with one learner, and doubles them until there are K.
+                grows = previous is not None and model.num_learners < model.head.max_learners
                 with fabric.autocast():
                     features = model.pool(loader.all_images(epoch, on_progress), len(images))
                 division = divide(
@@ -78,12 +82,17 @@ def train(
                     model.num_learners,
                     by=config.divide_by,
                     seed=(config.seed, epoch),
+                    tries=config.division_tries,
                     previous=previous,
+                    double=grows,
                     device=fabric.device,
                 )
+                if grows:
+                    grow(model, objectives, optimizer)
             else:
                 division = previous
             state.division = division
+            tell(objectives, division, labels, new=division is not previous)
             report.divided(division, previous, labels, time.perf_counter() - started)
 
             # Train the learners in turn, or conquer.
@@ -93,23 +102,26 @@ def train(
                 labels,
                 batch_size=config.batch_size,
                 images_per_class=config.images_per_class,
+                small_classes=config.small_classes,
                 seed=config.seed,
                 epoch=epoch,
             )
             record = LossRecord(images, plan, epoch, immediate=fabric.device.type == "cpu")
             model.train()
             for number, (batch, pixels, targets) in enumerate(loader.batches(plan, epoch, labels)):
+                rates = learning_rates(epoch + number / len(plan.batches), phase, config)
                 for group in optimizer.param_groups:
-                    group["lr"] = group["base_lr"] * lr_factor(epoch + number / len(plan.batches), config)
+                    group["lr"] = rates[group["name"]]
                 learner = batch.learner if phase is Phase.SUBSPACE else None
-                embeddings = record.checked(network(pixels, learner=learner))
-                loss = objectives[-1 if learner is None else learner](embeddings, targets)
-                record.add(loss)
+                objective = objectives[-1 if learner is None else learner]
+                loss = record.loss(objective, network(pixels, learner=learner), targets)
+                if phase is Phase.SUBSPACE:
+                    loss = loss + config.mask_penalty * model.head.penalty()
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 optimizer.step()
                 on_progress(Progress.of_training(report, record))
-            report.trained(plan, record, optimizer.param_groups, time.perf_counter() - started)
+            report.trained(plan, record, optimizer.param_groups, model.head, time.perf_counter() - started)
 
             yield report
             state.epochs_done = epoch + 1

@@ -9,11 +9,12 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from sklearn.metrics import normalized_mutual_info_score
-from torch import Tensor
+from torch import Tensor, nn
 
 from divcon.data.image_set import ImageSet
 from divcon.divide import Division
-from divcon.errors import NonFiniteError
+from divcon.errors import ConfigError, NonFiniteError
+from divcon.models import SubspaceHead
 from divcon.train.sampler import EpochPlan
 from divcon.train.schedule import Phase
 
@@ -37,28 +38,27 @@ class LossRecord:
         self._shown = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
         self.started = time.perf_counter()
 
-    def add(self, loss: Tensor) -> None:
-        """Record the loss, a scalar, of the next batch.
+    def loss(self, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of the next batch, a scalar, recorded.
 
         Raises:
-            NonFiniteError: a loss that was recorded since the last check is NaN or infinite.
+            ConfigError: the loss or its miner cannot do with such a batch.
+            NonFiniteError: the embeddings (on the CPU, before a loss or miner stumbles over them), or a loss that was
+                recorded since the last check, are NaN or infinite.
         """
+        number = len(self.values) + len(self._waiting)
+        if self._every == 1 and not torch.isfinite(embeddings).all():
+            self._stop(number, "the embeddings hold NaN or infinite values")
+        try:
+            loss = objective(embeddings, labels)
+        except ConfigError as error:
+            raise ConfigError(f"{self._named(number)}: {error}") from error
         self._waiting.append(loss.detach())
-        done = len(self.values) + len(self._waiting)
-        if len(self._waiting) >= self._every or done == len(self._plan.batches):
+        if len(self._waiting) >= self._every or number + 1 == len(self._plan.batches):
             self.values += torch.stack(self._waiting).float().tolist()
             self._waiting.clear()
             self._check()
-
-    def checked(self, embeddings: Tensor) -> Tensor:
-        """The embeddings of the next batch as they are, looked at on the CPU before a loss or miner stumbles over them.
-
-        Raises:
-            NonFiniteError: they hold NaN or infinite values.
-        """
-        if self._every == 1 and not torch.isfinite(embeddings).all():
-            self._stop(len(self.values), "the embeddings hold NaN or infinite values")
-        return embeddings
+        return loss
 
     def _check(self) -> None:
         wrong = np.flatnonzero(~np.isfinite(self.values))
@@ -66,12 +66,16 @@ class LossRecord:
             self._stop(int(wrong[0]), f"the loss is {self.values[int(wrong[0])]}")
 
     def _stop(self, number: int, what: str) -> NoReturn:
+        raise NonFiniteError(
+            f"{self._named(number)}: {what}; training stops, and the last checkpoint stays as it is. A smaller --lr or "
+            "--head-lr, --warmup-epochs, or --precision fp32 may help"
+        )
+
+    def _named(self, number: int) -> str:
         batch = self._plan.batches[number]
         names = ", ".join(self._images.path(i) for i in batch.indices[:3])
-        raise NonFiniteError(
-            f"learner {batch.learner}, epoch {self._epoch}, batch {number} ({len(batch.indices)} images: {names} ...): "
-            f"{what}; training stops, and the last checkpoint stays as it is. A smaller --lr or --head-lr, "
-            "--warmup-epochs, or --precision fp32 may help"
+        return (
+            f"learner {batch.learner}, epoch {self._epoch}, batch {number} ({len(batch.indices)} images: {names} ...)"
         )
 
     @property
@@ -110,7 +114,8 @@ class EpochReport:
     kept_pairs: float = 0.0
     """Share of all positive pairs whose two images are with the same learner."""
     changed: float | None = None
-    """Share of the images that changed learner since the last division; None where there is none to compare."""
+    """Share of the images that changed learner since the last division (in a hierarchy that has grown: of which the
+    new learner is no child of the old one); None where there is none to compare."""
     nmi_previous: float | None = None
     """Normalised mutual information with the last division, over the images that are in both."""
     batches: int = 0
@@ -118,6 +123,9 @@ class EpochReport:
     """Images shown, repeats included."""
     distinct_images: float = 0.0
     """Mean number of distinct images a batch."""
+    penalty: float | None = None
+    """What the head's penalty is at the end of the epoch, before it is multiplied: the mean cosine of two masks under
+    masks; None from the joint phase on."""
     lr: float = 0.0
     """The backbone's learning rate at the end of the epoch."""
     seconds_dividing: float = 0.0
@@ -132,6 +140,8 @@ class EpochReport:
         self.classes = division.classes_per_learner(labels)
         self.kept_pairs = division.kept_pairs(labels)
         self.seconds_dividing = seconds
+        if self.redivided and previous is not None and 2 * previous.num_learners == division.num_learners:
+            division = division.merged()
         if self.redivided and previous is not None and previous.num_learners == division.num_learners:
             both = (division.learner >= 0) & (previous.learner >= 0)
             if both.any():
@@ -139,7 +149,14 @@ class EpochReport:
                 self.changed = float((now != then).mean())
                 self.nmi_previous = float(normalized_mutual_info_score(then, now))
 
-    def trained(self, plan: EpochPlan, record: LossRecord, groups: list[dict[str, Any]], seconds: float) -> None:
+    def trained(
+        self,
+        plan: EpochPlan,
+        record: LossRecord,
+        groups: list[dict[str, Any]],
+        head: SubspaceHead,
+        seconds: float,
+    ) -> None:
         """Take in what the epoch's batches gave."""
         self.loss = record.mean
         self.learner_loss = record.by_learner(self.division.num_learners)
@@ -149,6 +166,13 @@ class EpochReport:
         self.lr = groups[0]["lr"]
         self.seconds_training = seconds
         self.warnings = plan.warnings
+        if self.phase is Phase.SUBSPACE:
+            self.penalty = float(head.penalty().detach())
+            self.warnings += tuple(
+                f"learner {k} is dead: its mask is zero in every dimension, so its embeddings are zero and it learns "
+                "no more; give a smaller --mask-lr or --mask-penalty"
+                for k in head.dead_learners()
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As ``metrics.jsonl`` holds it: plain values, the division by its sizes."""

@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 
+from divcon.config import SmallClasses
 from divcon.divide import Division
 from divcon.errors import DataError
 
@@ -41,6 +42,7 @@ def plan_epoch(
     *,
     batch_size: int,
     images_per_class: int,
+    small_classes: SmallClasses = "repeat",
     seed: int,
     epoch: int,
 ) -> EpochPlan:
@@ -49,7 +51,9 @@ def plan_epoch(
     Args:
         labels: (N,) int64, of all training images.
         batch_size: B; a batch has B // M classes of M images. A cluster with fewer classes gives more images a class.
-        images_per_class: M; a class with fewer images in its cluster repeats them (as the 2019 code does).
+        images_per_class: M.
+        small_classes: a class with fewer than M images in its cluster: ``repeat`` them (2019), or ``fill`` its places
+            with other images of the cluster (2021).
 
     Raises:
         DataError: no learner has two classes with a positive pair.
@@ -66,14 +70,15 @@ def plan_epoch(
                 "classes with a positive pair, and a batch needs two"
             )
             continue
-        size = sum(_images_per_class(by_class, batch_size, images_per_class))
-        if len(by_class) < batch_size // images_per_class and size < batch_size:
+        fill = small_classes == "fill"
+        size = _size(by_class, batch_size, images_per_class, fill)
+        if size < batch_size:
             warnings.append(
                 f"learner {learner} has batches of {size} images, not {batch_size}: its cluster has {len(by_class)} "
                 f"classes, {len(indices)} images"
             )
         rng = np.random.default_rng([seed, epoch, learner])
-        streams.append((learner, _stream(by_class, batch_size, images_per_class, rng)))
+        streams.append((learner, _stream(by_class, batch_size, images_per_class, fill, rng)))
     if not streams:
         raise DataError(
             "no learner has two classes with two images each, so no batch has both a positive and a negative pair; "
@@ -92,6 +97,15 @@ def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     return [indices[order[start : start + count]] for start, count in pairs if count >= 2]
 
 
+def _size(by_class: list[np.ndarray], batch_size: int, images_per_class: int, fill: bool) -> int:
+    """How many images a batch of the cluster has."""
+    if fill:
+        return min(batch_size, sum(map(len, by_class)))
+    if len(by_class) >= batch_size // images_per_class:
+        return batch_size
+    return sum(_images_per_class(by_class, batch_size, images_per_class))
+
+
 def _images_per_class(by_class: list[np.ndarray], batch_size: int, images_per_class: int) -> list[int]:
     """How many images each class gives to a batch that holds them all: M, and what places are left go one by one to
     classes that have images left."""
@@ -107,17 +121,23 @@ def _images_per_class(by_class: list[np.ndarray], batch_size: int, images_per_cl
 
 
 def _stream(
-    by_class: list[np.ndarray], batch_size: int, images_per_class: int, rng: np.random.Generator
+    by_class: list[np.ndarray], batch_size: int, images_per_class: int, fill: bool, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     num_classes = batch_size // images_per_class
     images = [_Deck(members, rng) for members in by_class]
-    if len(by_class) < num_classes:
+    everything = _Deck(np.concatenate(by_class), rng)
+    size = _size(by_class, batch_size, images_per_class, fill)
+    if fill:
+        take = [min(images_per_class, len(members)) for members in by_class]
+    elif len(by_class) < num_classes:
         take = _images_per_class(by_class, batch_size, images_per_class)
-        while True:
-            yield np.concatenate([deck.deal(n) for deck, n in zip(images, take, strict=True)])
+    else:
+        take = [images_per_class] * len(by_class)
     classes = _Deck(np.arange(len(by_class)), rng)
     while True:
-        yield np.concatenate([images[c].deal(images_per_class) for c in classes.deal(num_classes)])
+        chosen = range(len(by_class)) if len(by_class) < num_classes else classes.deal(num_classes)
+        batch = np.concatenate([images[c].deal(take[c]) for c in chosen])
+        yield np.concatenate([batch, everything.deal_others(batch, size - len(batch))]) if fill else batch
 
 
 class _Deck:
@@ -138,3 +158,13 @@ class _Deck:
             self._pile = iter(np.concatenate([fresh[~last], fresh[last]]).tolist())
             hand += islice(self._pile, number - len(hand))
         return np.array(hand, dtype=np.int64)
+
+    def deal_others(self, hand: np.ndarray, number: int) -> np.ndarray:
+        """``number`` cards that are not in ``hand``; those that are in it lose their turn."""
+        held, found = set(hand.tolist()), []
+        while len(found) < number:
+            card = int(self.deal(1)[0])
+            if card not in held:
+                held.add(card)
+                found.append(card)
+        return np.array(found, dtype=np.int64)

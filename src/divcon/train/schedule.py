@@ -35,3 +35,19 @@ def lr_factor(epochs_done: float, config: TrainConfig) -> float:
     if config.lr_schedule == "step":
         return warmup * config.lr_gamma ** (int(epochs_done) // config.lr_step_epochs)
     return warmup
+
+
+def learning_rates(epochs_done: float, phase: Phase, config: TrainConfig) -> dict[str, float]:
+    """The learning rate of each group of weights, by its name, after ``epochs_done`` epochs, a fraction within one.
+
+    The backbone's is 0 in the first ``freeze_backbone_epochs`` epochs after each division, the joint phase's included;
+    the masks' is 0 from the joint phase on (2021).
+    """
+    frozen = phase is not Phase.FINETUNE and int(epochs_done) % config.redivide_every < config.freeze_backbone_epochs
+    rates = {
+        "backbone": 0.0 if frozen else config.lr,
+        "head": config.head_lr,
+        "masks": config.chosen_mask_lr if phase is Phase.SUBSPACE else 0.0,
+    }
+    factor = lr_factor(epochs_done, config)
+    return {name: rate * factor for name, rate in rates.items()}

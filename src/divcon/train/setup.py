@@ -11,8 +11,10 @@ from torch import nn
 
 from divcon.config import TrainConfig
 from divcon.data.image_set import ImageSet
+from divcon.divide import Division
 from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
+from divcon.models.inputs import check_sees
 from divcon.train.device import resolve_device
 from divcon.train.losses import create_objectives
 
@@ -24,8 +26,9 @@ def check(model: EmbeddingModel, images: ImageSet, config: TrainConfig) -> tuple
 
     Raises:
         ConfigError: the device is not there or cannot compute in that precision; a loss or miner is unknown.
-        DataError: too few classes or images.
+        DataError: too few classes or images, or images where the model sees vectors.
     """
+    check_sees(images, model.vector_dim)
     if images.num_classes < 2:
         raise DataError(f"{images.source}: {images.num_classes} class to train on; metric learning needs two at least")
     parts, what = (images.num_classes, "classes") if config.divide_by == "class" else (len(images), "images")
@@ -37,24 +40,76 @@ def check(model: EmbeddingModel, images: ImageSet, config: TrainConfig) -> tuple
     if config.precision == "fp16" and device != "cuda":
         raise ConfigError(f"--precision fp16 needs CUDA, and this runs on {device}; use bf16 or fp32")
     fabric = Fabric(accelerator=device, devices=1, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
+    if config.hierarchy:
+        _check_hierarchy(model, config)
     return fabric, create_objectives(config, model.head, images.num_classes)
+
+
+def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
+    head, learners = model.head, model.head.max_learners
+    if not head.can_double:
+        raise ConfigError(
+            f"--hierarchy: the learners of method {model.made_with['method']} cannot be split in two; give --method "
+            "masks, or leave --hierarchy out"
+        )
+    if learners < 2 or learners & (learners - 1):
+        raise ConfigError(
+            f"--hierarchy doubles the learners at each division: give --learners 2, 4, 8, ..., not {learners}"
+        )
+    joint = config.phase_starts[0]
+    needed = config.redivide_every * (learners.bit_length() - 1)
+    if joint <= needed:
+        raise ConfigError(
+            f"--hierarchy has all {learners} learners from epoch {needed} on, and the subspace phase ends before epoch "
+            f"{joint}; give more --epochs, a later --joint-epoch or --finetune-epoch, a smaller --redivide-every, or "
+            "fewer --learners"
+        )
+
+
+def grow(model: EmbeddingModel, objectives: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
+    """Double the learners: each child begins with its parent's mask and its loss's own parameters, and with what the
+    optimiser has gathered for both (2021, hierarchy)."""
+    head = model.head
+    moments = [
+        value
+        for parameter in head.subspace_parameters()
+        for value in optimizer.state.get(parameter, {}).values()
+        if value.shape == parameter.shape
+    ]
+    # From the last on, so that no parent is overwritten before its children are born.
+    for child in reversed(range(2 * head.num_learners)):
+        _inherit(objectives[child], objectives[child // 2], optimizer)
+    head.double(moments)
+
+
+def _inherit(child: nn.Module, parent: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    if child is parent:
+        return
+    child.load_state_dict(parent.state_dict())
+    for mine, theirs in zip(child.parameters(), parent.parameters(), strict=True):
+        if theirs in optimizer.state:
+            optimizer.state[mine] = {name: value.clone() for name, value in optimizer.state[theirs].items()}
 
 
 def set_up(
     fabric: Fabric, model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig
 ) -> tuple[Any, Any, nn.ModuleList]:
-    """The model and Adam over it and its objectives, wrapped by Fabric, on Fabric's device."""
+    """The model and Adam over it and its objectives, wrapped by Fabric, on Fabric's device; the learning rates of its
+    groups, by their ``name``, are `divcon.train.schedule.learning_rates`."""
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    own = [p for p in objectives.parameters() if p.requires_grad]
+    if config.hierarchy:
+        model.head.start_with_one()
+    masks = model.head.subspace_parameters()
+    of_masks = set(map(id, masks))
+    others = [p for p in (*model.head.parameters(), *objectives.parameters()) if id(p) not in of_masks]
     groups = [
-        {"params": list(model.backbone.parameters()), "lr": config.lr},
-        {"params": list(model.head.parameters()) + own, "lr": config.head_lr},
+        {"name": "backbone", "params": list(model.backbone.parameters())},
+        {"name": "head", "params": [p for p in others if p.requires_grad]},
+        {"name": "masks", "params": masks, "weight_decay": config.mask_weight_decay},
     ]
     objectives.to(fabric.device)
-    optimizer = torch.optim.Adam(groups, weight_decay=config.weight_decay)
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
+    optimizer = torch.optim.Adam([g for g in groups if g["params"]], weight_decay=config.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
     return network, optimizer, objectives
 
@@ -62,3 +117,13 @@ def set_up(
 def seed_epoch(seed: int, epoch: int) -> None:
     """Dropout and mining draw from the global generator: started anew, an epoch depends on no epoch before it."""
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
+
+
+def tell(objectives: nn.ModuleList, division: Division, labels: np.ndarray, *, new: bool) -> None:
+    """Tell each learner's objective which classes its cluster has; what it remembers of another cluster's images is
+    forgotten when the division is ``new``."""
+    for learner in range(division.num_learners):
+        objective: Any = objectives[learner]
+        objective.divided(torch.from_numpy(np.unique(labels[division.indices(learner)])))
+        if new:
+            objective.forget()
