@@ -102,13 +102,15 @@ class Bar(Display):
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         self._epochs = config.train.epochs
         self._bar.reset(self._task, total=self._epochs, completed=epochs_done, before=epochs_done, detail="")
-        model = config.model
+        model, vectors = config.model, data.train.vectors
+        what = "images" if vectors is None else f"vectors ({vectors.shape[1]:,} dimensions)"
         self.console.print(
-            f"[bold]{escape(data.name)}[/]: {len(data.train):,} images of {data.train.num_classes:,} classes to train "
+            f"[bold]{escape(data.name)}[/]: {len(data.train):,} {what} of {data.train.num_classes:,} classes to train "
             "on"
             + (f", {data.validation.num_classes:,} classes held out for validation" if data.validation else "")
             + f"; {model.method}, {model.num_learners} learner{'s' * (model.num_learners > 1)}, "
-            f"D {model.embedding_dim}, {escape(model.backbone)} at {model.image_size} px"
+            f"D {model.embedding_dim}, backbone {escape(model.backbone)}"
+            + (f" at {model.image_size} px" if vectors is None else "")
         )
         for note in data.notes:
             self.warn(note)

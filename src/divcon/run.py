@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from divcon.display import Display, Quiet
 from divcon.errors import DataError, RunError
 from divcon.evaluate.protocol import evaluate
 from divcon.models import EmbeddingModel
+from divcon.models.backbone import resolve_backbone
 from divcon.run_folder import RunFolder
 from divcon.train.loop import check, train
 from divcon.train.report import Progress
@@ -53,6 +54,7 @@ def run(
 
     Raises:
         RunError: ``out`` holds a run already, or one of other settings or data.
+        ConfigError: settings that do not go together, or not with the data: a backbone of images for vectors, say.
         OutputError: ``out`` cannot be written.
         DataError, ImageError, NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """
@@ -61,6 +63,9 @@ def run(
     folder = RunFolder(out)
     if not len(data.train):
         raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
+    vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
+    backbone = resolve_backbone(config.model.backbone, vector_dim, config.model.weights)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
     done = folder.check(config, data, resume)
     found = folder.read()
     if found is not None and resume and init is None and found[1].get("init"):
@@ -69,7 +74,7 @@ def run(
 
     # All that can be wrong with the settings shows before anything is written.
     torch.manual_seed(config.train.seed)
-    model = _begin(config.model, init, done, display)
+    model = _begin(config.model, vector_dim, init, done, display)
     check(model, data.train, config.train)
     folder.begin(config, data, source, None if init is None else Path(init))
     lines = folder.keep_lines(done)
@@ -109,11 +114,14 @@ def kept_epoch(lines: list[dict[str, Any]]) -> int | None:
     return lines[-1]["epoch"] if lines else None
 
 
-def config_from_init(init: str | Path, config: RunConfig, given: Collection[str]) -> RunConfig:
-    """The settings, with the model's taken from the model in ``init`` unless they are ``given``."""
+def model_settings(init: str | Path) -> dict[str, Any]:
+    """The settings of `divcon.ModelConfig` that the model in ``init``, a run's or a model's folder, was made with.
+
+    Raises:
+        WeightsError: no model there, or a damaged one.
+    """
     made_with = EmbeddingModel.load(init).made_with
-    names = {f.name for f in dataclasses.fields(ModelConfig)} & made_with.keys() - set(given)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **{n: made_with[n] for n in names}))
+    return {f.name: made_with[f.name] for f in dataclasses.fields(ModelConfig) if f.name in made_with}
 
 
 def check_unseen(run: str | Path, data: Benchmark, source_given: bool) -> str | None:
@@ -152,9 +160,11 @@ def _shared_out(data: Benchmark, config: RunConfig, display: Display) -> Benchma
     return data.without_validation()
 
 
-def _begin(config: ModelConfig, init: str | Path | None, epochs_done: int, display: Display) -> EmbeddingModel:
+def _begin(
+    config: ModelConfig, vector_dim: int | None, init: str | Path | None, epochs_done: int, display: Display
+) -> EmbeddingModel:
     """The model as it is before training; a run that goes on takes its weights from the checkpoint."""
-    options = dict(vars(config))
+    options = {**vars(config), "vector_dim": vector_dim}
     if epochs_done or init is not None:
         options |= {"pretrained": False, "weights": None}
     model = EmbeddingModel(**options)

@@ -100,7 +100,7 @@ def encode(
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Embed images with a run's model, into a parquet of path and embedding.
+    """Embed images or vectors with a run's model, into a parquet of path and embedding.
 
     divcon encode runs/products photos/ --out vectors.parquet
 
@@ -109,7 +109,8 @@ def encode(
     run
         A run folder, or a model folder.
     images
-        Images, folders (with all below them), or a CSV or parquet with a column path.
+        Images, folders (with all below them), or a CSV or parquet with a column path. For a model of vectors, a
+        parquet with a column embedding.
     out
         The parquet: path (as it can be opened from here), label where there is one, embedding (D float32, of length
         one).

@@ -129,11 +129,13 @@ def decodable(
     warn: Callable[[str], None],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImageSet:
-    """The images that decode; ``warn`` names the others. Every image is decoded once.
+    """The images that decode; ``warn`` names the others. Every image is decoded once; vectors are there as they are.
 
     Raises:
         DataError: none decodes.
     """
+    if images.vectors is not None:
+        return images
     keep = np.ones(len(images), bool)
     for index, message in undecodable(images, workers=workers):
         on_progress(index + 1, len(images))

@@ -1,9 +1,9 @@
-"""The model: images to embeddings, saved without pickle, used on files."""
+"""The model: images or vectors to embeddings, saved without pickle, used on files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from divcon.data.dataset import Pixels, evaluation_batches
-from divcon.data.folder import images_of
-from divcon.data.image_set import ImageSet
+from divcon.data.dataset import Pixels
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, WeightsError
 from divcon.files import written_whole
-from divcon.models.backbone import create_backbone
+from divcon.models.backbone import Preprocessing, create_backbone, resolve_backbone
 from divcon.models.head import create_head
+from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
+from divcon.models.vector_backbone import create_vector_backbone
 
 FORMAT = 1
 
@@ -30,56 +30,77 @@ class EmbeddingModel(nn.Module):
     """Backbone, pooled features (F), and a head that K learners share (D).
 
     Args:
-        backbone: any timm model by name; the papers' ResNet-50 is ``resnet50.tv_in1k``.
+        backbone: any timm model by name; the papers' ResNet-50 is ``resnet50.tv_in1k``. For vectors ``none`` (the head
+            alone) or ``mlp`` (a residual network before it). ``auto``: that ResNet-50 for images, ``none`` for vectors.
         embedding_dim: D.
         num_learners: K.
-        method: ``single`` or ``slices``; None: ``slices`` where there are several learners.
+        method: ``single``, ``slices``, ``masks``, or a `divcon.models.SubspaceHead` of your own by its ``method``;
+            None: ``slices`` where there are several learners.
+        head_options: arguments of the method's head (see `divcon.models.head`).
         pretrained: start from timm's weights; then BatchNorm's running statistics stay as they are.
         weights: a file of backbone weights to start from in their place.
         image_size: height and width of what the backbone sees, in pixels.
         dropout: share of the pooled features that is dropped in training.
+        vector_dim: F0, where the model sees vectors in place of images: those of CLIP, DINO or a model of texts, say.
+            Its features are the vectors, each divided by its root mean square; ``pretrained`` and ``image_size`` mean
+            nothing to it.
 
     Raises:
-        ConfigError: an unknown backbone (nearest names are suggested), or sizes that do not go together.
+        ConfigError: an unknown backbone (nearest names are suggested), one that does not see what ``vector_dim`` says,
+            or sizes that do not go together.
         WeightsError: the weights cannot be had; the message says what can be done without network.
     """
 
+    preprocessing: Preprocessing
+    """What the backbone wants to see; of models of images, as are ``image_size`` and `eval_transform`."""
+    image_size: int
     _mean: Tensor
     _std: Tensor
 
     def __init__(
         self,
-        backbone: str = "resnet50.tv_in1k",
+        backbone: str = "auto",
         embedding_dim: int = 128,
         num_learners: int = 1,
         *,
         method: str | None = None,
+        head_options: Mapping[str, Any] | None = None,
         pretrained: bool = True,
         weights: str | Path | None = None,
         image_size: int = 224,
         dropout: float = 0.01,
+        vector_dim: int | None = None,
     ) -> None:
         super().__init__()
         method = method or ("single" if num_learners == 1 else "slices")
-        network, self.preprocessing = create_backbone(
-            backbone, pretrained=pretrained, weights=weights, image_size=image_size
-        )
-        self.backbone = network
-        self._num_features = cast(int, network.num_features)
-        self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout)
-        self.image_size = image_size
-        self.freeze_batch_norm = pretrained or weights is not None
+        backbone = resolve_backbone(backbone, vector_dim, weights)
+        self.vector_dim = vector_dim
+        seen: dict[str, Any]
+        if vector_dim is None:
+            self.backbone, self.preprocessing = create_backbone(
+                backbone, pretrained=pretrained, weights=weights, image_size=image_size
+            )
+            self._num_features = cast(int, self.backbone.num_features)
+            self.image_size = image_size
+            channels = (1, -1, 1, 1)
+            self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
+            self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
+            seen = {"image_size": image_size}
+        else:
+            self.backbone = create_vector_backbone(backbone, vector_dim)
+            self._num_features = vector_dim
+            seen = {"vector_dim": vector_dim}
+        self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
+        self.freeze_batch_norm = vector_dim is None and (pretrained or weights is not None)
         self.made_with = {
             "backbone": backbone,
             "embedding_dim": embedding_dim,
             "num_learners": num_learners,
             "method": method,
-            "image_size": image_size,
+            "head_options": dict(head_options or {}),
+            **seen,
             "dropout": dropout,
         }
-        channels = (1, -1, 1, 1)
-        self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
-        self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
 
     @property
     def num_learners(self) -> int:
@@ -96,14 +117,15 @@ class EmbeddingModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self._mean.device
+        return next(self.parameters()).device
 
     @property
     def eval_transform(self) -> EvalTransform:
         return EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
 
-    def forward(self, images: Float[Tensor, "B C H W"], learner: int | None = None) -> Float[Tensor, "B d"]:
-        """(B, 3, H, W) normalised images to embeddings of length one: (B, D), or learner k's (B, d_k)."""
+    def forward(self, images: Float[Tensor, "B *seen"], learner: int | None = None) -> Float[Tensor, "B d"]:
+        """(B, 3, H, W) normalised images, or (B, F0) vectors, to embeddings of length one: (B, D), or learner k's
+        (B, d_k)."""
         return self.head(self.backbone(images), learner=learner)
 
     def train(self, mode: bool = True) -> EmbeddingModel:
@@ -121,43 +143,41 @@ class EmbeddingModel(nn.Module):
 
     @torch.inference_mode()
     def pool(self, batches: Iterable[Pixels], num_images: int) -> np.ndarray:
-        """The pooled features, (N, F) float32, of batches of pixels and the rows that they go to; sets eval mode."""
+        """The pooled features, (N, F) float32, of batches of pixels (or vectors) and the rows that they go to; sets
+        eval mode."""
         self.eval()
         features = np.empty((num_images, self.num_features), np.float32)
-        for pixels, indices in batches:
-            images = self.normalize(pixels.to(self.device, non_blocking=True))
+        for seen, indices in batches:
+            seen = seen.to(self.device, non_blocking=True)
+            images = self.normalize(seen) if self.vector_dim is None else seen
             features[indices.numpy()] = self.backbone(images).float().cpu().numpy()
         return features
 
     def features(
         self,
-        images: ImageSet | str | Path | Sequence[str | Path],
+        images: Inputs,
         *,
         batch_size: int = 128,
         workers: int = 0,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> np.ndarray:
-        """The pooled features of images, (N, F) float32: what is divided, and what the head sees.
+        """The pooled features of images or vectors, (N, F) float32: what is divided, and what the head sees.
 
         Raises:
             ImageError: an image does not decode; the message names it.
+            DataError: they are not what the model sees.
         """
-        images = images if isinstance(images, ImageSet) else images_of(images)
-
-        def counted() -> Iterable[Pixels]:
-            done = 0
-            for pixels, indices in evaluation_batches(
-                images,
-                self.eval_transform,
-                batch_size=batch_size,
-                workers=workers,
-                pin_memory=self.device.type == "cuda",
-            ):
-                yield pixels, indices
-                done += len(indices)
-                on_progress(done, len(images))
-
-        return self.pool(counted(), len(images))
+        images = as_set(images)
+        check_sees(images, self.vector_dim)
+        batches = input_batches(
+            images,
+            self.eval_transform if self.vector_dim is None else None,
+            batch_size=batch_size,
+            workers=workers,
+            pin_memory=self.device.type == "cuda",
+            on_progress=on_progress,
+        )
+        return self.pool(batches, len(images))
 
     @torch.inference_mode()
     def embed(self, features: Float32[np.ndarray, "N F"], learner: int | None = None) -> Float32[np.ndarray, "N d"]:
@@ -172,14 +192,14 @@ class EmbeddingModel(nn.Module):
 
     def encode(
         self,
-        images: ImageSet | str | Path | Sequence[str | Path],
+        images: Inputs,
         *,
         learner: int | None = None,
         batch_size: int = 128,
         workers: int = 0,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> np.ndarray:
-        """The embeddings of images: files, folders (walked), or an `ImageSet`.
+        """The embeddings of images or vectors: files, folders (walked), an (N, F0) array of vectors, or an `ImageSet`.
 
         Args:
             learner: k for its subspace alone; None for the full embedding.
@@ -188,7 +208,7 @@ class EmbeddingModel(nn.Module):
             (N, D) float32, each row of length one, in the order given.
 
         Raises:
-            DataError: no images there.
+            DataError: no images there, or not what the model sees.
             ImageError: an image does not decode; the message names it.
         """
         pooled = self.features(images, batch_size=batch_size, workers=workers, on_progress=on_progress)
@@ -235,9 +255,14 @@ class EmbeddingModel(nn.Module):
             Whether the head was taken too.
 
         Raises:
-            ConfigError: the other's backbone is another one, or was made for another image size.
+            ConfigError: the other's backbone is another one, or was made for another image size or other vectors.
         """
         mine, theirs = self.made_with, other.made_with
+        if self.vector_dim != other.vector_dim:
+            here, there = (
+                "images" if m.vector_dim is None else f"vectors of {m.vector_dim} dimensions" for m in (self, other)
+            )
+            raise ConfigError(f"the model to start from sees {there}, and this data holds {here}")
         if mine["backbone"] != theirs["backbone"]:
             raise ConfigError(
                 f"the model to start from has backbone {theirs['backbone']}, and this run {mine['backbone']}: "
@@ -250,10 +275,10 @@ class EmbeddingModel(nn.Module):
                 f"the model to start from sees {theirs['image_size']} pixels, and its backbone cannot be used at "
                 f"{mine['image_size']}: give --size {theirs['image_size']}"
             ) from None
-        same = all(mine[name] == theirs[name] for name in ("method", "embedding_dim", "num_learners"))
+        same = all(mine[name] == theirs[name] for name in ("method", "head_options", "embedding_dim", "num_learners"))
         if same:
             self.head.load_state_dict(other.head.state_dict())
-        self.freeze_batch_norm = True
+        self.freeze_batch_norm = self.vector_dim is None
         return same
 
 

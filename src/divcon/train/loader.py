@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import final
 
 import numpy as np
 import torch
@@ -14,8 +16,59 @@ from divcon.data.dataset import Decoded, Key, Pixels, batches_of, collate
 from divcon.data.image_set import ImageSet
 from divcon.data.transforms import train_transform
 from divcon.models import EmbeddingModel
+from divcon.models.inputs import vector_batches
 from divcon.train.report import Progress
 from divcon.train.sampler import Batch, EpochPlan
+
+
+class TrainLoader(ABC):
+    """Feeds both passes over the training images: all of them as evaluation sees them, to divide, and an epoch's
+    batches, to train. A context manager: leaving it ends its workers."""
+
+    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device) -> None:
+        self._images = images
+        self._config = config
+        self._device = device
+
+    def __enter__(self) -> TrainLoader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 — most have nothing to end
+        """End the workers."""
+
+    def all_images(self, epoch: int, on_progress: Callable[[Progress], None]) -> Iterator[Pixels]:
+        """All training images in order, as evaluation sees them.
+
+        Raises:
+            ImageError: an image does not decode.
+        """
+        done = 0
+        for seen, indices in self._in_order(2 * self._config.batch_size):
+            yield seen, indices
+            done += len(indices)
+            on_progress(Progress("divide", epoch, done, len(self._images)))
+
+    @abstractmethod
+    def _in_order(self, batch_size: int) -> Iterator[Pixels]:
+        """All training images, as `divcon.EmbeddingModel.pool` takes them."""
+
+    @abstractmethod
+    def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """An epoch's batches, each with what the model sees and the (B,) labels, on the device.
+
+        Raises:
+            ImageError: an image does not decode.
+        """
+
+
+def create_loader(model: EmbeddingModel, images: ImageSet, config: TrainConfig, device: torch.device) -> TrainLoader:
+    """The loader of a set of images, or of one of vectors."""
+    if images.vectors is not None:
+        return VectorLoader(images, config, device)
+    return ImageLoader(model, images, config, device)
 
 
 class _Plan:
@@ -32,15 +85,14 @@ class _Plan:
         return len(self.batches)
 
 
-class TrainLoader:
-    """Feeds both passes over the training images: all of them as evaluation sees them, to divide, and an epoch's
-    batches with augmentation, to train. A context manager: leaving it ends the workers."""
+@final
+class ImageLoader(TrainLoader):
+    """Decodes in worker processes, and augments what is trained on. Batches are normalised (B, 3, size, size)
+    float32."""
 
     def __init__(self, model: EmbeddingModel, images: ImageSet, config: TrainConfig, device: torch.device) -> None:
-        self._images = images
+        super().__init__(images, config, device)
         self._model = model
-        self._config = config
-        self._device = device
         self._plan = _Plan()
         training = train_transform(
             model.image_size,
@@ -59,31 +111,14 @@ class TrainLoader:
             generator=torch.Generator(),
         )
 
-    def __enter__(self) -> TrainLoader:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
         self._loader = None
 
-    def all_images(self, epoch: int, on_progress: Callable[[Progress], None]) -> Iterator[Pixels]:
-        """All training images in order, as evaluation sees them.
-
-        Raises:
-            ImageError: an image does not decode.
-        """
-        n, size = len(self._images), 2 * self._config.batch_size
-        done = 0
-        for pixels, indices in self._run([list(range(i, min(i + size, n))) for i in range(0, n, size)]):
-            yield pixels, indices
-            done += len(indices)
-            on_progress(Progress("divide", epoch, done, n))
+    def _in_order(self, batch_size: int) -> Iterator[Pixels]:
+        n = len(self._images)
+        return self._run([list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)])
 
     def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """An epoch's batches, each with its normalised (B, 3, size, size) float32 images and (B,) labels on the device.
-
-        Raises:
-            ImageError: an image does not decode.
-        """
         starts = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
         keys: list[list[Key]] = [
             [(int(index), epoch, int(start) + place) for place, index in enumerate(batch.indices)]
@@ -99,3 +134,21 @@ class TrainLoader:
         assert self._loader is not None, "the loader was closed"
         self._plan.batches = batches
         return batches_of(self._loader)
+
+
+@final
+class VectorLoader(TrainLoader):
+    """Takes vectors from memory as they are, without workers or augmentation. Batches are (B, F0) float32."""
+
+    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(images, config, device)
+        assert images.vectors is not None
+        self._vectors = images.vectors
+
+    def _in_order(self, batch_size: int) -> Iterator[Pixels]:
+        return vector_batches(self._vectors, batch_size)
+
+    def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        for batch in plan.batches:
+            vectors = torch.from_numpy(self._vectors[batch.indices]).to(self._device)
+            yield batch, vectors, torch.from_numpy(labels[batch.indices]).to(self._device)

@@ -1,0 +1,73 @@
+"""The loader of vectors: the rows that were planned, all of them in order, and nothing drawn at random."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import divcon as dc
+from divcon.data.image_set import Benchmark
+from divcon.divide import Division
+from divcon.train.loader import ImageLoader, VectorLoader, create_loader
+from divcon.train.sampler import plan_epoch
+
+CONFIG = dc.TrainConfig(batch_size=16, images_per_class=2, workers=0)
+
+
+@pytest.fixture
+def vectors(few: Benchmark) -> dc.ImageSet:
+    rows = np.random.default_rng(0).normal(size=(len(few.train), 7)).astype(np.float32)
+    return replace(few.train, vectors=rows, encoded=None)
+
+
+def test_batches_are_the_planned_rows_with_their_labels(vectors: dc.ImageSet) -> None:
+    assert vectors.vectors is not None
+    labels = np.unique(vectors.labels, return_inverse=True)[1].astype(np.int64)
+    plan = plan_epoch(Division.whole(labels), labels, batch_size=16, images_per_class=2, seed=0, epoch=3)
+    model = dc.EmbeddingModel(vector_dim=7)
+    state = torch.get_rng_state()
+    with create_loader(model, vectors, CONFIG, torch.device("cpu")) as loader:
+        assert isinstance(loader, VectorLoader)
+        seen = list(loader.batches(plan, 3, labels))
+    assert len(seen) == len(plan.batches)
+    for (batch, values, targets), planned in zip(seen, plan.batches, strict=True):
+        assert batch is planned
+        assert values.dtype == torch.float32
+        np.testing.assert_array_equal(values.numpy(), vectors.vectors[planned.indices])
+        np.testing.assert_array_equal(targets.numpy(), labels[planned.indices])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_all_of_them_come_in_order_and_progress_is_told(vectors: dc.ImageSet) -> None:
+    told = []
+    with create_loader(dc.EmbeddingModel(vector_dim=7), vectors, CONFIG, torch.device("cpu")) as loader:
+        parts = list(loader.all_images(2, told.append))
+    np.testing.assert_array_equal(np.concatenate([values.numpy() for values, _ in parts]), vectors.vectors)
+    np.testing.assert_array_equal(np.concatenate([rows.numpy() for _, rows in parts]), np.arange(len(vectors)))
+    assert [len(rows) for _, rows in parts[:-1]] == [32] * (len(parts) - 1)
+    assert [p.done for p in told] == np.cumsum([len(rows) for _, rows in parts]).tolist()
+    assert {(p.stage, p.epoch, p.total) for p in told} == {("divide", 2, len(vectors))}
+
+
+def test_a_batch_can_be_changed_and_the_vectors_stay(vectors: dc.ImageSet) -> None:
+    assert vectors.vectors is not None
+    frozen = vectors.vectors.copy()
+    frozen.flags.writeable = False
+    labels = np.unique(vectors.labels, return_inverse=True)[1].astype(np.int64)
+    plan = plan_epoch(Division.whole(labels), labels, batch_size=16, images_per_class=2, seed=0, epoch=0)
+    with create_loader(
+        dc.EmbeddingModel(vector_dim=7), replace(vectors, vectors=frozen), CONFIG, torch.device("cpu")
+    ) as loader:
+        for _, values, _ in loader.batches(plan, 0, labels):
+            values.zero_()
+        for values, _ in loader.all_images(0, lambda progress: None):
+            values.zero_()
+    np.testing.assert_array_equal(frozen, vectors.vectors)
+
+
+def test_images_have_the_other_loader(few: Benchmark) -> None:
+    model = dc.EmbeddingModel("test_resnet", pretrained=False, image_size=32)
+    assert isinstance(create_loader(model, few.train, CONFIG, torch.device("cpu")), ImageLoader)
