@@ -109,8 +109,12 @@ class Bar(Display):
             "on"
             + (f", {data.validation.num_classes:,} classes held out for validation" if data.validation else "")
             + f"; {model.method}, {model.num_learners} learner{'s' * (model.num_learners > 1)}, "
-            f"D {model.embedding_dim}, backbone {escape(model.backbone)}"
-            + (f" at {model.image_size} px" if vectors is None else "")
+            f"D {model.embedding_dim}, "
+            + (
+                f"{escape(model.backbone)} at {model.image_size} px"
+                if vectors is None
+                else f"backbone {model.backbone}"
+            )
         )
         for note in data.notes:
             self.warn(note)
