@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -122,11 +123,10 @@ def typed_value(hint: Any, value: Any, keys: tuple[str, ...], where: Where, fold
     Raises:
         ConfigError: it is of another type; the message says where it stands and what is expected.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    is_path = Path in (hint, *typing.get_args(hint))
     try:
-        value = TypeAdapter(hint, config=ConfigDict(strict=not is_path)).validate_python(value)
+        value = _adapter(hint).validate_python(value)
     except ValidationError as error:
         for key in (
             error.errors()[0]["loc"][:1] if isinstance(value, dict) else ()
@@ -137,6 +137,14 @@ def typed_value(hint: Any, value: Any, keys: tuple[str, ...], where: Where, fold
             f"{where(*keys)}: {'.'.join(keys)}: expected {_expected(hint)}, not {_shown(value)}{_nearest(hint, value)}"
         ) from None
     return folder / value.expanduser() if isinstance(value, Path) and folder is not None else value
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    is_path = Path in (hint, *typing.get_args(hint))  # a file has paths as text, which is not strict
+    return TypeAdapter(hint, config=ConfigDict(strict=not is_path))
 
 
 def _nearest(hint: Any, value: Any) -> str:

@@ -89,12 +89,14 @@ def _commented(tree: Mapping[str, Any], comments: Mapping[Keys, str], above: Key
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     mapped = CommentedMap()
+
+    def text(value: Any) -> Any:  # escaped: YAML takes some of these characters for line breaks
+        unclear = isinstance(value, str) and not value.isprintable()
+        return DoubleQuotedScalarString(value) if unclear else value
+
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            value = _commented(value, comments, (*above, key))
-        elif isinstance(value, str) and not value.isprintable():
-            value = DoubleQuotedScalarString(value)  # escaped: YAML takes some of these characters for line breaks
-        mapped[key] = value
+        key = text(key)
+        mapped[key] = _commented(value, comments, (*above, key)) if isinstance(value, Mapping) else text(value)
         if (*above, key) in comments:
             mapped.yaml_add_eol_comment(comments[(*above, key)], key, column=44)
     return mapped

@@ -21,6 +21,13 @@ OnBadImage = Literal["stop", "skip"]
 SmallClasses = Literal["repeat", "fill"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
+AUTO_MINERS = {
+    "MarginLoss": "distance-weighted",
+    "TripletMarginLoss": "distance-weighted",
+    "MultiSimilarityLoss": "MultiSimilarityMiner",
+}
+"""What miner ``auto`` is: the one that the loss's paper (Wu et al., ICCV 2017; Wang et al., CVPR 2019) has."""
+
 Option = Annotated[float | int | bool | str, Parameter(converter=option_value)]
 """A value of an argument that is handed on to a loss, a miner or a head."""
 
@@ -97,16 +104,20 @@ class TrainConfig:
     finetune_epoch: int | None = None
     """First epoch of the finetune phase: full embedding, batches from all data. None: two thirds of the epochs."""
     loss: str = "MarginLoss"
-    """Any loss of pytorch-metric-learning that takes embeddings and labels, by its class's name."""
+    """Any loss of pytorch-metric-learning that takes embeddings and labels, by its class's name. One of each a learner
+    and one for the full embedding; one with proxies compares with those of the cluster's classes alone."""
     loss_options: dict[str, Option] = field(default_factory=dict)
-    """Arguments of the loss, as in --loss-options.margin 0.1."""
+    """Arguments of the loss, as in --loss-options.margin 0.1; objects by the name of their class, made with its
+    defaults, as in --loss-options.distance CosineSimilarity."""
     miner: str = "auto"
-    """What picks the pairs or triplets: distance-weighted (ours), none, or a miner of pytorch-metric-learning by its
-    class's name. auto: distance-weighted for MarginLoss and TripletMarginLoss, none for the rest."""
+    """What picks the pairs or triplets: distance-weighted (ours), nearest-negatives (of the 2019 code), none, or a
+    miner of pytorch-metric-learning by its class's name. auto: distance-weighted for MarginLoss and
+    TripletMarginLoss, MultiSimilarityMiner for MultiSimilarityLoss, none for the rest."""
     miner_options: dict[str, Option] = field(default_factory=dict)
     """Arguments of the miner, as in --miner-options.cutoff 0.4."""
     memory_size: int = 0
-    """Embeddings of past batches that each learner's loss compares with (cross-batch memory); 0: none."""
+    """Embeddings of past batches that each learner's loss compares with (cross-batch memory, emptied at each division);
+    0: none. At least batch-size; losses of pairs and triplets have it, losses with proxies do not."""
     lr: float = 1e-4
     """Learning rate of the backbone (Adam)."""
     head_lr: float = 1e-3
@@ -196,9 +207,7 @@ class TrainConfig:
     @property
     def chosen_miner(self) -> str:
         """The miner, with ``auto`` resolved."""
-        if self.miner != "auto":
-            return self.miner
-        return "distance-weighted" if self.loss in ("MarginLoss", "TripletMarginLoss") else "none"
+        return AUTO_MINERS.get(self.loss, "none") if self.miner == "auto" else self.miner
 
     @property
     def chosen_mask_lr(self) -> float:

@@ -7,11 +7,12 @@ import sys
 
 from rich.text import Text
 
-from divcon.cli import data, train, use
-from divcon.cli.app import app, notes, words
+from divcon.cli import check, completion, data, features, train, use
+from divcon.cli.app import app, notes
+from divcon.cli.settings import gathered
 from divcon.errors import DivconError
 
-__all__ = ["data", "main", "train", "use"]
+__all__ = ["check", "completion", "data", "features", "main", "train", "use"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,11 +20,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Before PyTorch loads: its threads spin while they wait for each other, and where decoding workers or other
     # programs need the same cores, a step then takes two to three times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    words[:] = sys.argv[1:] if arguments is None else arguments
+    gathered(anew=True)
     try:
         app(arguments)
     except DivconError as error:
-        notes.print(Text.assemble(("error: ", "bold red"), str(error)))
+        notes.print(Text.assemble(("error: ", "bold red"), str(gathered().placed(error))))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -37,6 +37,8 @@ class Gathered:
     """Where each value that is not at its default comes from: by the setting's name, and the key of an option."""
     in_file: set[str] = field(default_factory=set)
     """The settings, and those of data, root and init, that the file gave."""
+    in_layers: set[str] = field(default_factory=set)
+    """The settings that the file, the run or the model gave; of options, beside those of the command line."""
 
     @property
     def given(self) -> set[str]:
@@ -129,14 +131,15 @@ def _put(layer: _Layer, settings: dict[str, Argument], found: Gathered) -> None:
     for name, value in layer.values.items():
         argument = settings[name]
         there = {token.keys for token in argument.tokens}
-        if () in there or name in replaced:
+        if () in there or name in replaced or name in found.in_layers:
             continue
+        found.in_layers.add(name)
+        found.places.setdefault((name,), layer.place(name))
         pairs = [((key,), inner) for key, inner in value.items()] if isinstance(value, dict) else [((), value)]
         for keys, inner in pairs:
             if keys not in there:
-                place = layer.place(name, *keys)
-                argument.append(Token(keyword=name, keys=keys, implicit_value=inner, source=place))
-                found.places[(name, *keys)] = place
+                argument.append(Token(keyword=name, keys=keys, implicit_value=inner, source=layer.place(name, *keys)))
+                found.places[(name, *keys)] = layer.place(name, *keys)
         if layer.file:
             found.in_file.add(name)
 

@@ -100,6 +100,8 @@ def _resumed(
     if source is not None and folder.read() is None:
         return settings, source, init
     settings, record = folder.resumed(settings, gathered().given)
+    if source is None:
+        gathered().places |= {("data",): f"run {out}", ("root",): f"run {out}"}
     return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
 
 
