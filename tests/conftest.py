@@ -10,7 +10,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    [f"divcon.{name}" for name in ("divide", "models", "train.miner", "train.losses")], "beartype.beartype"
+    [
+        f"divcon.{name}"
+        for name in ("divide", "models", "train.miner", "train.losses", "train.objective", "train.class_rows")
+    ],
+    "beartype.beartype",
 )
 
 from collections.abc import Callable

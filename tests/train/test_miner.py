@@ -1,4 +1,5 @@
-"""Distance-weighted sampling against a loop in high precision, and where pytorch-metric-learning's goes wrong."""
+"""Distance-weighted sampling against a loop in high precision, and where pytorch-metric-learning's goes wrong; the
+nearest negatives; both over a memory."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from divcon.train.miner import DistanceWeightedMiner
+from divcon.train.miner import DistanceWeightedMiner, NearestNegativesMiner
 
 
 def batch(
@@ -86,8 +89,9 @@ def test_draws_follow_the_weights() -> None:
 
 def test_a_batch_without_pairs_gives_none() -> None:
     for labels in (torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2])):
-        triplets = DistanceWeightedMiner()(F.normalize(torch.randn(3, 4), dim=1), labels)
-        assert [len(part) for part in triplets] == [0, 0, 0]
+        for miner in (DistanceWeightedMiner(), NearestNegativesMiner()):
+            triplets = miner(F.normalize(torch.randn(3, 4), dim=1), labels)
+            assert [len(part) for part in triplets] == [0, 0, 0]
 
 
 def test_half_precision_is_mined_in_full() -> None:
@@ -97,3 +101,74 @@ def test_half_precision_is_mined_in_full() -> None:
     torch.testing.assert_close(
         DistanceWeightedMiner().weights(half, labels), DistanceWeightedMiner().weights(half.float(), labels)
     )
+
+
+def test_weights_over_a_memory_equal_a_loop() -> None:
+    (embeddings, labels), (memory, others) = batch(16), batch(16, seed=1, classes=8, each=2)
+    joined, names = torch.cat([embeddings, memory]), torch.cat([labels, others])
+    weights = DistanceWeightedMiner().weights(embeddings, labels, memory, others)
+    assert weights.shape == (20, 16)
+    # Of the joined batch, the rows of the anchors and the columns of the memory; each row by its own largest.
+    whole = DistanceWeightedMiner().weights(joined, names)[:20, 20:]
+    near = weights.sum(dim=1) > 0
+    assert near.any()
+    torch.testing.assert_close(
+        weights[near] / weights[near].sum(dim=1, keepdim=True), whole[near] / whole[near].sum(dim=1, keepdim=True)
+    )
+
+
+def test_with_a_memory_pairs_are_found_there_without_the_image_itself() -> None:
+    (embeddings, labels), (memory, others) = batch(16, classes=3, each=2), batch(16, seed=1, classes=4, each=3)
+    memory, others = torch.cat([memory, embeddings]), torch.cat([others, labels])
+    own = torch.arange(12, 18)
+    for miner in (DistanceWeightedMiner(), NearestNegativesMiner()):
+        anchors, positives, negatives = miner(embeddings, labels, memory, others, own)
+        expected = [(i, j) for i in range(6) for j in range(18) if labels[i] == others[j] and j != 12 + i]
+        assert list(zip(anchors.tolist(), positives.tolist(), strict=True)) == expected
+        assert (others[negatives] != labels[anchors]).all()
+
+
+def test_weights_laid_out_in_parts_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, labels = batch(8, classes=3, each=3)
+    expected = DistanceWeightedMiner().weights(embeddings, labels)
+    monkeypatch.setattr(DistanceWeightedMiner, "_MOST", 20)  # two rows of nine
+    torch.manual_seed(0)
+    counts = torch.zeros(9, 9)
+    for _ in range(1500):
+        anchors, positives, negatives = DistanceWeightedMiner()(embeddings, labels)
+        assert len(anchors) == len(positives) == len(negatives) == 18
+        counts.index_put_((anchors, negatives), torch.ones(18), accumulate=True)
+    drawn, expected = counts / counts.sum(dim=1, keepdim=True), expected / expected.sum(dim=1, keepdim=True)
+    assert float((drawn - expected).abs().max()) < 0.04
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    labels=st.lists(st.integers(0, 3), min_size=2, max_size=12),
+    cutoff=st.sampled_from([0.0, 0.5, 1.0, 1.9]),
+)
+def test_nearest_negatives_equal_a_loop(seed: int, labels: list[int], cutoff: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = F.normalize(torch.randn(len(labels), 3, generator=generator), dim=1)
+    expected = []
+    for a in range(len(labels)):
+        distance = [float((embeddings[a] - other).norm()) for other in embeddings]
+        negatives = [n for n in range(len(labels)) if labels[n] != labels[a]]
+        far = sorted((n for n in negatives if distance[n] >= cutoff), key=lambda n: distance[n])
+        near = sorted((n for n in negatives if distance[n] < cutoff), key=lambda n: -distance[n])
+        ordered = far + near
+        positives = [p for p in range(len(labels)) if p != a and labels[p] == labels[a]]
+        if ordered:
+            expected += [(a, p, ordered[turn % len(ordered)]) for turn, p in enumerate(positives)]
+    triplets = NearestNegativesMiner(cutoff)(embeddings, torch.tensor(labels))
+    assert list(zip(*(part.tolist() for part in triplets), strict=True)) == expected
+
+
+@pytest.mark.parametrize("miner", [DistanceWeightedMiner(), NearestNegativesMiner()])
+def test_embeddings_that_are_zero_or_alike_still_give_every_pair_a_negative(miner: torch.nn.Module) -> None:
+    labels = torch.arange(3).repeat_interleave(3)
+    for embeddings in (torch.zeros(9, 512), F.normalize(torch.ones(9, 4), dim=1)):
+        anchors, positives, negatives = miner(embeddings, labels)
+        assert len(anchors) == 18
+        assert (labels[anchors] == labels[positives]).all()
+        assert (labels[anchors] != labels[negatives]).all()
