@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from divcon.data.image_set import Benchmark, ImageSet, where_in
+from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.source import where_in
 from divcon.errors import DataError, ImageError
 
 

@@ -117,4 +117,4 @@ def test_a_parquet_column_of_lists(tmp_path):
 def test_columns_that_are_missing_are_named(tmp_path):
     (tmp_path / "t.csv").write_text("pth,class\na,b\n")
     with pytest.raises(DataError, match=r"no column 'path' among 'pth', 'class'; rename 'pth'"):
-        require_columns(tmp_path / "t.csv", load_table(tmp_path / "t.csv"), ["path", "label"], "")
+        require_columns(tmp_path / "t.csv", load_table(tmp_path / "t.csv").column_names, ["path", "label"], "")

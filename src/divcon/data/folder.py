@@ -15,6 +15,7 @@ from divcon.data.image_set import Benchmark, ImageSet
 from divcon.data.split import checked_benchmark, counted, first_half, sorted_names
 from divcon.data.table import images_in_table
 from divcon.data.table_file import TABLE_SUFFIXES
+from divcon.data.table_folder import images_in_table_folder, table_files
 from divcon.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -82,7 +83,8 @@ def images_of(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str] | None = None,
 ) -> ImageSet:
-    """Images to be encoded: one file, a folder with all below it, a list of files and folders, or a table.
+    """Images or vectors to be encoded: one image, a folder with all below it, a list of images and folders, a table, or
+    a folder of tables (``table_files``).
 
     A table's labels are kept; otherwise all labels are 0 and ``label_names`` is ``("",)``.
 
@@ -95,6 +97,8 @@ def images_of(
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in TABLE_SUFFIXES:
         return images_in_table(source, root)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+        if table_files(source):
+            return images_in_table_folder(source)
         return _image_set(Path(source), None, _all_under(Path(source)))
     paths: list[str] = []
     for item in [source] if isinstance(source, (str, os.PathLike)) else source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,9 @@ import pyarrow as pa
 from PIL import Image
 
 from divcon.data.decode import decode
-from divcon.data.table_file import CSV_SUFFIXES, PARQUET_SUFFIXES, csv_line
+from divcon.data.digests import digest_of, digest_of_parts
+from divcon.data.encoded_images import Encoded
+from divcon.data.source import where_in
 from divcon.errors import DataError, ImageError
 
 LEAVE_ONE_OUT = "leave-one-out"
@@ -41,7 +42,7 @@ class ImageSet:
     """The table or folder that the rows count in, for messages."""
     root: str = ""
     """The folder that relative paths start from."""
-    encoded: pa.Array | pa.ChunkedArray | None = None
+    encoded: Encoded | None = None
     """The source's column of encoded images (PNG, JPEG, ... bytes), indexed by ``rows``; None: files are
     opened."""
     vectors: np.ndarray | None = None
@@ -80,7 +81,7 @@ class ImageSet:
     @cached_property
     def classes(self) -> np.ndarray:
         """The labels that have an image here, sorted, (C,) int64."""
-        return np.unique(self.labels)
+        return np.flatnonzero(np.bincount(self.labels))
 
     @property
     def num_classes(self) -> int:
@@ -91,15 +92,19 @@ class ImageSet:
         indices = np.asarray(indices)
         if indices.dtype == bool:
             indices = np.flatnonzero(indices)
+        run = None
+        if len(indices) and indices[0] >= 0 and (np.diff(indices) == 1).all():
+            # Images that follow one another are not copied: vectors may fill the memory.
+            run = slice(int(indices[0]), int(indices[-1]) + 1)
 
         def take(array: np.ndarray | None) -> np.ndarray | None:
-            return None if array is None else array[indices]
+            return None if array is None else array[indices if run is None else run]
 
         return replace(
             self,
             labels=self.labels[indices],
             rows=self.rows[indices],
-            paths=self.paths.take(pa.array(indices, type=pa.int64())),
+            paths=self.paths.take(pa.array(indices, type=pa.int64())) if run is None else self.paths[run],
             vectors=take(self.vectors),
             boxes=take(self.boxes),
             cameras=take(self.cameras),
@@ -120,14 +125,7 @@ class ImageSet:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of every image's path and label, and of its vector if it has one, in order."""
-        digest = hashlib.sha256()
-        for path, label in zip(self.paths.to_pylist(), self.labels.tolist(), strict=True):
-            digest.update(f"{path}\t{self.label_names[label]}\n".encode())
-        if self.vectors is not None:
-            digest.update(str(self.vectors.shape).encode())
-            for start in range(0, len(self), 8192):
-                digest.update(np.ascontiguousarray(self.vectors[start : start + 8192]).data)
-        return digest.hexdigest()[:16]
+        return digest_of(self)
 
     def of_classes(self, classes: np.ndarray) -> ImageSet:
         """The images whose label is among ``classes``."""
@@ -175,17 +173,6 @@ def row_name(row: int) -> str:
     return f"row {row}"
 
 
-def where_in(source: str, row: int) -> str:
-    """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet, nothing of a
-    folder."""
-    suffix = Path(source).suffix.lower()
-    if suffix in CSV_SUFFIXES:
-        return f"{source} line {csv_line(source, row)}: "
-    if suffix in PARQUET_SUFFIXES:
-        return f"{source} row {row}: "
-    return ""
-
-
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     """What a model is trained on and what it is then asked: train classes, and queries against a gallery of
@@ -221,11 +208,7 @@ class Benchmark:
     def split_hash(self) -> str:
         """16 hexadecimal digits of what is asked of a model: every query and gallery image with its label.
         Two results can be compared where protocol and hash are the same."""
-        digest = hashlib.sha256(self.protocol.encode())
-        for role, images in (("query", self.query), ("gallery", self.gallery)):
-            lines = (f"{images.label_name(i)}\t{images.path(i)}" for i in range(len(images)))
-            digest.update(f"\n{role}\n".encode() + "\n".join(sorted(lines)).encode())
-        return digest.hexdigest()[:16]
+        return digest_of_parts(self.protocol, self.query, self.gallery)
 
     def with_validation(self, fraction: float = 0.1, seed: int = 0) -> Benchmark:
         """The same with validation classes: those that the source names, or else ``fraction`` of the train
@@ -237,8 +220,7 @@ class Benchmark:
         if self.validation is not None:
             return self
         # A class of one image has no match to be judged by.
-        classes, counts = np.unique(self.train.labels, return_counts=True)
-        classes = classes[counts >= 2]
+        classes = np.flatnonzero(np.bincount(self.train.labels) >= 2)
         held = max(2, round(fraction * len(classes)))
         if len(classes) - held < 2:
             raise DataError(

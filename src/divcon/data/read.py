@@ -14,19 +14,21 @@ from divcon.data.icons_reader import read_icons
 from divcon.data.image_set import Benchmark
 from divcon.data.table import read_table
 from divcon.data.table_file import TABLE_SUFFIXES
+from divcon.data.table_folder import read_table_folder, table_files
 from divcon.errors import ConfigError, DataError, unknown
 
 
 def read(name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, **options: Any) -> Benchmark:
-    """Read labelled images: train classes, and queries and a gallery of other classes.
+    """Read labelled images or vectors: train classes, and queries and a gallery of other classes.
 
     Args:
         name_or_path: ``"demo"`` (bundled icons), ``"icons"``, a folder with one folder a class
-            (``read_folder``), or a CSV or parquet (``read_table``). A name goes before a folder of the same
-            name; ``./icons`` is the folder.
+            (``read_folder``), a CSV, parquet or JSON Lines (``read_table``), or a folder of tables: parquet files
+            by split, or images beside a metadata.csv (``read_table_folder``). A name goes before a folder of the
+            same name; ``./icons`` is the folder.
         root: where a named data set lies, or the folder that a table's relative paths start from.
         options: of the reader: a table or folder takes ``flip=False`` where a mirrored image is of another
-            class, a table takes ``check_files=False`` to leave the files unchecked.
+            class, tables take ``check_files=False`` to leave the files unchecked.
 
     Raises:
         DataError: no such name or path, or the reader's own errors, which say what is wrong, where, and what
@@ -41,8 +43,8 @@ def read(name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | No
     path = Path(name)
     if path.is_dir():
         if root is not None:
-            raise ConfigError(f"{name}: a folder of images takes no root; its own path says where it lies")
-        return _call(read_folder, name, options, path)
+            raise ConfigError(f"{name}: a folder takes no root; its own path says where it lies")
+        return _call(read_table_folder if table_files(path) else read_folder, name, options, path)
     if path.suffix.lower() in TABLE_SUFFIXES:
         return _call(read_table, name, options, path, root)
     if path.is_file():

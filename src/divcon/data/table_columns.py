@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from divcon.data.image_set import where_in
-from divcon.data.table_file import BOX_COLUMNS, require_columns
+from divcon.data.source import where_in
+from divcon.data.table_file import BOX_COLUMNS
+from divcon.data.tables import Tables
 from divcon.errors import DataError
 
 pc: Any = pyarrow.compute
@@ -20,6 +21,8 @@ _TRUE = ("true", "1", "1.0")
 _FALSE = ("false", "0", "0.0")
 _NONE = ("", "none", "nan", "null", "<na>")
 """How writers of tables put an empty number or flag."""
+_MOST_BYTES = 1 << 30
+"""Of the texts that Arrow's type `string` is asked to hold; it can hold twice that."""
 
 
 def reject(source: str, bad: np.ndarray, problem: str, advice: str) -> None:
@@ -32,35 +35,73 @@ def reject(source: str, bad: np.ndarray, problem: str, advice: str) -> None:
 
 def texts_of(column: pa.ChunkedArray) -> pa.Array:
     """The values as text, in one piece; whole numbers without a decimal point."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return pa.chunked_array([chunk.cast(pa.string()) for chunk in column.chunks], pa.string()).combine_chunks()
+    chunks = [text_chunk(chunk) for chunk in column.chunks]
+    kind = pa.large_string() if sum(chunk.nbytes for chunk in chunks) > _MOST_BYTES else pa.string()
+    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind).combine_chunks()
 
 
-def codes_of(texts: pa.Array) -> np.ndarray:
+def text_chunk(chunk: pa.Array) -> pa.Array:
+    """The values of one piece of a column as text."""
+    if pa.types.is_dictionary(chunk.type):
+        chunk = chunk.cast(chunk.type.value_type)
+    is_text = pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)
+    return chunk if is_text else chunk.cast(pa.string())
+
+
+def coded_texts(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """The different texts, and the place among them of every value: (N,) int64, -1 where there is none."""
+    offsets, values, codes = 0, [], []
+    for chunk in column.chunks:
+        coded = text_chunk(chunk).dictionary_encode()
+        values.append(coded.dictionary.cast(pa.large_string()))
+        codes.append((offsets, pc.fill_null(coded.indices, -1).to_numpy()))
+        offsets += len(coded.dictionary)
+    joined = pa.chunked_array(values, pa.large_string()).combine_chunks().dictionary_encode()
+    # The last place is for -1.
+    place = np.append(joined.indices.to_numpy(), -1).astype(np.int64)
+    parts = [place[np.where(part < 0, -1, part + start)] for start, part in codes]
+    return np.concatenate([np.empty(0, np.int64), *parts]), joined.dictionary
+
+
+def codes_of(column: pa.ChunkedArray) -> np.ndarray:
     """(N,) int64, equal where the texts are; -1 where there is none."""
-    return pc.fill_null(texts.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return coded_texts(column)[0]
 
 
-def flags_of(table: pa.Table, name: str, source: str) -> tuple[np.ndarray, np.ndarray]:
+def is_empty(column: pa.ChunkedArray) -> np.ndarray:
+    """(N,) bool, whether there is no text but spaces."""
+    chunks = [pc.equal(pc.utf8_trim_whitespace(pc.fill_null(text_chunk(part), "")), "") for part in _pieces(column)]
+    return np.concatenate([np.empty(0, bool), *(chunk.to_numpy(zero_copy_only=False) for chunk in chunks)])
+
+
+def places_among(column: pa.ChunkedArray, known: Sequence[str]) -> tuple[np.ndarray, str | None]:
+    """The place of every value among the ``known`` texts, (N,) int8, spaces and case aside and no value as "", or
+    -1; and the first value that is not among them."""
+    codes, texts = coded_texts(column)
+    places = pc.fill_null(pc.index_in(_plain(texts), pa.array(known, pa.large_string())), -1).to_numpy()
+    of_none = known.index("") if "" in known else -1
+    found = np.append(places, of_none).astype(np.int8)[codes]
+    bad = found < 0
+    if not bad.any():
+        return found, None
+    code = codes[np.argmax(bad)]
+    return found, "" if code < 0 else texts[int(code)].as_py()
+
+
+def flags_of(tables: Tables, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The flag, False where empty, and whether it is there: (N,) bool each."""
-    texts = _lowered(table[name])
-    places = pc.fill_null(pc.index_in(texts, pa.array(_TRUE + _FALSE + _NONE)), -1).to_numpy()
-    bad = places < 0
-    if bad.any():
-        value = table[name][int(np.argmax(bad))].as_py()
-        reject(source, bad, f"{name} is {value!r}", "write True or False")
+    places, unknown = places_among(tables.rows[name], _TRUE + _FALSE + _NONE)
+    reject(tables.source, places < 0, f"{name} is {unknown!r}", "write True or False")
     return places < len(_TRUE), places < len(_TRUE) + len(_FALSE)
 
 
-def boxes_of(path: Path, table: pa.Table) -> np.ndarray | None:
+def boxes_of(tables: Tables) -> np.ndarray | None:
     """(N, 4) int64 boxes, -1 where empty; None where the table has none at all."""
-    if not set(BOX_COLUMNS) & set(table.column_names):
+    if not set(BOX_COLUMNS) & set(tables.rows.column_names):
         return None
-    require_columns(path, table, BOX_COLUMNS, f"a box needs {', '.join(BOX_COLUMNS)}")
-    source = str(path)
-    sides = [_numbers(table[name], name, source) for name in BOX_COLUMNS]
-    boxes = np.stack(sides, 1)
+    tables.require(BOX_COLUMNS, f"a box needs {', '.join(BOX_COLUMNS)}")
+    source = tables.source
+    boxes = np.stack([_numbers(tables.rows[name], name, source) for name in BOX_COLUMNS], 1)
     empty = np.isnan(boxes)
     if empty.all():
         return None
@@ -80,37 +121,22 @@ def boxes_of(path: Path, table: pa.Table) -> np.ndarray | None:
     return np.where(whole[:, None], -1, boxes).astype(np.int64)
 
 
-def encoded_of(table: pa.Table, source: str) -> tuple[pa.ChunkedArray, pa.Array | None]:
-    """The column of encoded images, and the paths that come with them, if any do.
-
-    Raises:
-        DataError: the column holds something else, or a row has no bytes.
-    """
-    column, paths = table["image"], None
-    if pa.types.is_struct(column.type):
-        fields = [column.type.field(i).name for i in range(column.type.num_fields)]
-        if "path" in fields:
-            paths = texts_of(pc.struct_field(column, "path"))
-        if "bytes" in fields:
-            column = pc.struct_field(column, "bytes")
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise DataError(
-            f"{source}: the column 'image' holds {column.type}, not encoded images (bytes of PNG, JPEG, ...); "
-            "files are named in the column 'path'"
-        )
-    reject(source, column.is_null().to_numpy(), "the image has no bytes", "take the row out")
-    return column, paths
-
-
 def _numbers(column: pa.ChunkedArray, name: str, source: str) -> np.ndarray:
-    texts = _lowered(column)
-    texts = pc.if_else(pc.is_in(texts, pa.array(_NONE)), None, texts)
-    numeric = pc.fill_null(pc.match_substring_regex(texts, r"^[-+]?\d+(\.\d*)?(e[-+]?\d+)?$"), True)
-    bad = ~numeric.to_numpy(zero_copy_only=False)
+    codes, texts = coded_texts(column)
+    plain = _plain(texts)
+    plain = pc.if_else(pc.is_in(plain, pa.array(_NONE, plain.type)), None, plain)
+    numeric = pc.fill_null(pc.match_substring_regex(plain, r"^[-+]?\d+(\.\d*)?(e[-+]?\d+)?$"), True)
+    bad = np.append(~numeric.to_numpy(zero_copy_only=False), False)[codes]
     if bad.any():
-        reject(source, bad, f"{name} is {texts[int(np.argmax(bad))].as_py()!r}", "write a number of pixels")
-    return texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        reject(source, bad, f"{name} is {plain[int(codes[np.argmax(bad)])].as_py()!r}", "write a number of pixels")
+    return np.append(plain.cast(pa.float64()).to_numpy(zero_copy_only=False), np.nan)[codes]
 
 
-def _lowered(column: pa.ChunkedArray) -> pa.Array:
-    return pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(texts_of(column), "")))
+def _plain(texts: pa.Array) -> pa.Array:
+    return pc.utf8_lower(pc.utf8_trim_whitespace(texts))
+
+
+def _pieces(column: pa.ChunkedArray) -> list[pa.Array]:
+    """The column in pieces of no more than a million rows, so that what is made of one takes little memory."""
+    size = 1 << 20
+    return [chunk[start : start + size] for chunk in column.chunks for start in range(0, len(chunk), size)]

@@ -1,61 +1,75 @@
-"""A CSV or parquet file as an Arrow table of the columns that describe images, and errors that name the
+"""A CSV, parquet or JSON Lines file as an Arrow table of the columns that describe images, and errors that name the
 line."""
 
 from __future__ import annotations
 
 import csv
 import difflib
+import itertools
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.json
 import pyarrow.parquet as pq
 
+from divcon.data.hugging_face import named_labels
 from divcon.errors import DataError
 
 CSV_SUFFIXES = (".csv", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-TABLE_SUFFIXES = CSV_SUFFIXES + PARQUET_SUFFIXES
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+TABLE_SUFFIXES = CSV_SUFFIXES + PARQUET_SUFFIXES + JSON_SUFFIXES
 
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
 """Left, top, right, bottom, under open-metric-learning's names."""
-COLUMNS = ("path", "label", "split", "is_query", "is_gallery", "camera", "sequence", "image", *BOX_COLUMNS)
+COLUMNS = ("path", "label", "split", "is_query", "is_gallery", "camera", "sequence", *BOX_COLUMNS)
 """All that is read as it is; other columns may be there."""
+FILE_NAME = "file_name"
+"""The column path under the name that Hugging Face's metadata files give it."""
+IMAGE_COLUMN = "image"
+"""Encoded images in place of files, in a parquet; ``encoded_images`` reads it."""
 VECTOR_COLUMN = "embedding"
 """Vectors in place of images, in a parquet; ``vectors_reader`` reads it."""
 
-_MIXED_UP = "a table is a CSV in UTF-8 or a parquet file"
+_MIXED_UP = "a table is a CSV in UTF-8, a parquet file, or JSON Lines"
 
 
 def load_table(path: Path) -> pa.Table:
-    """The columns among COLUMNS that the file has, row for row; of a CSV as text, with null for empty fields. Beside
-    vectors, no images.
+    """The columns among COLUMNS that the file has, row for row; of a CSV as text, with null for empty fields.
 
-    A CSV may be separated by commas, semicolons or tabs, and start with a byte order mark.
+    A CSV may be separated by commas, semicolons or tabs, and start with a byte order mark. The column ``file_name`` is
+    ``path`` where there is no other. Labels that a parquet of Hugging Face's ``datasets`` numbers are given their
+    names.
 
     Raises:
-        DataError: no such file, not such a table, no rows, rows of unequal length, text that is not UTF-8, vectors in
-            a CSV.
+        DataError: no such file, not such a table, no rows, rows of unequal length, text that is not UTF-8, vectors
+            that are not in a parquet.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
-    table = _load_csv(path) if path.suffix.lower() in CSV_SUFFIXES else _load_parquet(path)
+    suffix = path.suffix.lower()
+    load = _load_csv if suffix in CSV_SUFFIXES else _load_json if suffix in JSON_SUFFIXES else _load_parquet
+    table = load(path)
     if not len(table):
         raise DataError(f"{path}: the table has no rows")
-    return table
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_nested(column.type):
+            raise DataError(f"{path}: the column {name!r} holds {column.type}; give it one text or number a row")
+    return table.rename_columns({FILE_NAME: "path"}) if FILE_NAME in table.column_names else table
 
 
-def has_vectors(path: Path) -> bool:
-    """Whether the table, which can be read, is of vectors."""
-    return path.suffix.lower() not in CSV_SUFFIXES and VECTOR_COLUMN in column_names(path)
+def is_parquet(path: Path) -> bool:
+    """Whether the file is taken for a parquet."""
+    return path.suffix.lower() not in CSV_SUFFIXES + JSON_SUFFIXES
 
 
-def require_columns(path: Path, table: pa.Table, names: Iterable[str], hint: str) -> None:
-    """Raise DataError if a column is missing, naming those the file has."""
-    missing = [name for name in names if name not in table.column_names]
+def require_columns(path: Path, read: Collection[str], names: Iterable[str], hint: str) -> None:
+    """Raise DataError if one of the ``names`` is not among the columns ``read``, naming those the file has."""
+    missing = [name for name in names if name not in read]
     if not missing:
         return
     present = column_names(path)
@@ -69,7 +83,7 @@ def column_names(path: Path) -> list[str]:
     """The names of all columns of the file."""
     if path.suffix.lower() in CSV_SUFFIXES:
         return _header(path)
-    return pq.read_schema(path).names
+    return pq.read_schema(path).names if is_parquet(path) else _read_json(path).column_names
 
 
 def csv_line(source: str | Path, row: int) -> int:
@@ -88,6 +102,13 @@ def _record_lines(source: str, changed: int) -> array[int]:
     return lines[1:]
 
 
+def json_line(source: str | Path, row: int) -> int:
+    """The line (from 1) of object ``row`` (from 0) of a JSON Lines file; blank lines are no objects."""
+    with Path(source).open("rb") as file:
+        lines = (number for number, line in enumerate(file, 1) if line.strip())
+        return next(itertools.islice(lines, row, None), row + 1)
+
+
 def _load_csv(path: Path) -> pa.Table:
     with path.open("rb") as file:
         start = file.read(8192)
@@ -96,12 +117,8 @@ def _load_csv(path: Path) -> pa.Table:
     if b"\0" in start:
         raise DataError(f"{path}: this is not text in UTF-8, so no CSV; {_MIXED_UP}")
     header = _header(path)
-    if VECTOR_COLUMN in header:
-        raise DataError(
-            f"{path}: a CSV cannot hold vectors, and this has the column {VECTOR_COLUMN!r}; write it as parquet, or "
-            "take the column out to use the images"
-        )
-    wanted = [name for name in COLUMNS if name in header]
+    _no_vectors(path, header)
+    wanted = _wanted(header)
     twice = next((name for name in wanted if header.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: there are two columns {twice!r}; keep one")
@@ -125,15 +142,40 @@ def _load_csv(path: Path) -> pa.Table:
 
 def _load_parquet(path: Path) -> pa.Table:
     try:
-        names = pq.read_schema(path).names
-        unread = {"image"} if VECTOR_COLUMN in names else set()
-        table = pq.read_table(path, columns=[name for name in COLUMNS if name in names and name not in unread])
+        with pq.ParquetFile(path) as parquet:
+            schema = parquet.schema_arrow
+            table = parquet.read(columns=_wanted(schema.names))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: this is not a parquet file ({_first_line(error)}); {_MIXED_UP}") from None
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if name != "image" and pa.types.is_nested(column.type):
-            raise DataError(f"{path}: the column {name!r} holds {column.type}; give it one text or number a row")
-    return table
+    return named_labels(path, schema, table)
+
+
+def _load_json(path: Path) -> pa.Table:
+    table = _read_json(path)
+    _no_vectors(path, table.column_names)
+    return table.select(_wanted(table.column_names))
+
+
+def _read_json(path: Path) -> pa.Table:
+    if not path.read_bytes()[:1]:
+        raise DataError(f"{path}: the file is empty")
+    try:
+        return pyarrow.json.read_json(path)
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: this is not JSON Lines, one object a line ({_first_line(error)})") from None
+
+
+def _wanted(names: list[str]) -> list[str]:
+    other = FILE_NAME if "path" not in names and FILE_NAME in names else "path"
+    return [name for name in (other, *COLUMNS[1:]) if name in names]
+
+
+def _no_vectors(path: Path, names: list[str]) -> None:
+    if VECTOR_COLUMN in names:
+        raise DataError(
+            f"{path}: vectors are read from a parquet, and this has the column {VECTOR_COLUMN!r}; write it as parquet, "
+            "or take the column out to use the images"
+        )
 
 
 def _header(path: Path) -> list[str]:

@@ -70,7 +70,7 @@ def write_benchmark_vectors(
         DataError: the features are not one vector an image, or not all of one length.
         OutputError: the file cannot be written.
     """
-    parts = [part for part in _parts(benchmark) if len(part.images)]
+    parts = [part for part in table_parts(benchmark) if len(part.images)]
     sets = [part.images for part in parts]
     if not parts:
         raise DataError(f"{benchmark.name}: there are no images to write vectors of")
@@ -91,8 +91,8 @@ def write_benchmark_vectors(
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Some images of a benchmark that the file holds one after another."""
+class TablePart:
+    """Some images of a benchmark that a table holds one after another."""
 
     name: str
     """The name of its features."""
@@ -104,7 +104,7 @@ class _Part:
     is_gallery: np.ndarray | None = None
 
     def table(self) -> pa.Table:
-        """What the file says of them, all but the vectors; unknown cameras and no sequence and no box are null."""
+        """What the table says of them, all but pixels or vectors; unknown cameras, no sequence, no box are null."""
         images, n = self.images, len(self.images)
         columns = {"path": images.paths, "label": _labels(images), "split": pa.repeat(self.split, n)}
         if self.is_query is not None:
@@ -118,25 +118,27 @@ class _Part:
         return pa.table(columns)
 
 
-def _parts(data: Benchmark) -> Iterator[_Part]:
+def table_parts(data: Benchmark) -> Iterator[TablePart]:
+    """The rows of a table that `divcon.read` reads back as this benchmark, in blocks: an image that is in two parts is
+    in one block."""
     for name, images in (("train", data.train), ("validation", data.validation)):
         if images is not None:
-            yield _Part(name, images, np.arange(len(images)), name)
+            yield TablePart(name, images, np.arange(len(images)), name)
     query, gallery = data.query, data.gallery
     every = np.arange(len(query))
     if query is gallery:
-        yield _Part("query", query, every, "test")
+        yield TablePart("query", query, every, "test")
         return
     # An image that is in both must be one row, or it would find itself.
     one_source = query.source == gallery.source
     both = np.isin(query.rows, gallery.rows) if one_source else np.zeros(len(query), bool)
-    yield _Part("query", query, every, "test", np.ones(len(query), bool), both)
+    yield TablePart("query", query, every, "test", np.ones(len(query), bool), both)
     others = np.flatnonzero(~np.isin(gallery.rows, query.rows)) if one_source else np.arange(len(gallery))
     others_set = gallery.subset(others)
-    yield _Part("gallery", others_set, others, "test", np.zeros(len(others), bool), np.ones(len(others), bool))
+    yield TablePart("gallery", others_set, others, "test", np.zeros(len(others), bool), np.ones(len(others), bool))
 
 
-def _blocks(parts: Iterable[_Part], features: Features) -> Iterator[np.ndarray]:
+def _blocks(parts: Iterable[TablePart], features: Features) -> Iterator[np.ndarray]:
     """The vectors of the parts in turn, (n, F), some thousand at a time."""
     width = None
     for part in parts:

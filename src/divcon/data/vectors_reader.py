@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divcon.data.image_set import where_in
+from divcon.data.source import where_in
 from divcon.data.table_file import VECTOR_COLUMN
 from divcon.errors import DataError
 
@@ -17,8 +18,8 @@ _ROWS_AT_A_TIME = 8192
 _WANTED = "the column 'embedding' needs a list of numbers a row"
 
 
-def read_vectors(path: Path) -> np.ndarray:
-    """The column ``embedding`` of a parquet, (N, F) float32.
+def read_vectors(files: Sequence[Path], source: str) -> np.ndarray:
+    """The column ``embedding`` of the rows of one parquet or several, (N, F) float32.
 
     It may be a list, large list, list of fixed size, or tensor of one dimension, of floats or integers of any width.
     It is read some thousand rows at a time: in memory is the array, and little more.
@@ -27,42 +28,40 @@ def read_vectors(path: Path) -> np.ndarray:
         DataError: with the row, for a vector that is missing, empty, of another length than the first, or not finite
             in float32; or the column holds something else.
     """
-    source = str(path)
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as parquet:
-        _check_type(parquet.schema_arrow.field(VECTOR_COLUMN).type, source)
-        num_rows, width = parquet.metadata.num_rows, 0
-        vectors = np.empty((num_rows, 0), np.float32)
-        row = 0
-        for column in _columns(parquet):
-            lengths = _lengths(column)
-            if not row:
-                width = int(lengths[0])
-                # A vector that is missing or empty is the first of the bad ones.
-                vectors = np.empty((num_rows, max(width, 0)), np.float32)
-            bad = (lengths < 1) | (lengths != width)
-            if bad.any():
-                i = int(np.argmax(bad))
-                raise DataError(where_in(source, row + i) + _wrong_length(int(lengths[i]), width))
-            block = vectors[row : row + len(column)]
-            _fill(block, column.flatten(), source, row)
-            row += len(column)
+    num_rows, width, row = sum(pq.read_metadata(file).num_rows for file in files), 0, 0
+    vectors = np.empty((num_rows, 0), np.float32)
+    for column in itertools.chain.from_iterable(map(_columns, files)):
+        lengths = _lengths(column)
+        if not row:
+            width = int(lengths[0])
+            # A vector that is missing or empty is the first of the bad ones.
+            vectors = np.empty((num_rows, max(width, 0)), np.float32)
+        bad = (lengths < 1) | (lengths != width)
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise DataError(where_in(source, row + i) + _wrong_length(int(lengths[i]), width))
+        block = vectors[row : row + len(column)]
+        _fill(block, column.flatten(), source, row)
+        row += len(column)
     return vectors
 
 
-def _columns(parquet: pq.ParquetFile) -> Iterator[pa.Array]:
-    for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=[VECTOR_COLUMN]):
-        column = batch.column(0)
-        if len(column):
-            yield column.storage if isinstance(column, pa.ExtensionArray) else column
+def _columns(file: Path) -> Iterator[pa.Array]:
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
+        _check_type(parquet.schema_arrow.field(VECTOR_COLUMN).type, file)
+        for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=[VECTOR_COLUMN]):
+            column = batch.column(0)
+            if len(column):
+                yield column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
-def _check_type(kind: pa.DataType, source: str) -> None:
+def _check_type(kind: pa.DataType, file: Path) -> None:
     storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     if pa.types.is_list(storage) or pa.types.is_large_list(storage) or pa.types.is_fixed_size_list(storage):
         value, tensor = storage.value_type, getattr(kind, "shape", [1])
         if (pa.types.is_floating(value) or pa.types.is_integer(value)) and len(tensor) == 1:
             return
-    raise DataError(f"{source}: the column 'embedding' holds {kind}, not vectors; {_WANTED}")
+    raise DataError(f"{file}: the column 'embedding' holds {kind}, not vectors; {_WANTED}")
 
 
 def _lengths(column: pa.Array) -> np.ndarray:
