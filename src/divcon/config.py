@@ -54,6 +54,8 @@ class Source:
 
     data: str
     root: Path | None = None
+    fingerprint: str | None = None
+    """Of what there was to train on, so that a run is repeated on the same."""
 
 
 @Parameter(name="*")

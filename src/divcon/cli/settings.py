@@ -104,7 +104,7 @@ def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | Non
     found = gathered()
     tree: dict[str, Any] = {}
     if source is not None:
-        tree["source"] = source
+        tree["source"] = {name: source[name] for name in ("data", "root")}
     if init is not None:
         tree["init"] = str(init.absolute())
     comments: dict[tuple[str, ...], str] = {}

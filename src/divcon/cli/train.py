@@ -79,7 +79,7 @@ def train(
     from divcon.run_folder import RunFolder
 
     with Bar(notes) as bar:
-        benchmark = _read(source, found)
+        benchmark, source = _read(source, found)
         try:
             train_run(benchmark, out, settings, resume=resume, init=init, source=source, display=bar)
         except KeyboardInterrupt:
@@ -105,19 +105,23 @@ def _resumed(
     return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
 
 
-def _read(source: dict[str, Any], found: Gathered) -> Any:
-    """The data; that of a run which is repeated must be as it was."""
+def _read(source: dict[str, Any], found: Gathered) -> tuple[Any, dict[str, Any]]:
+    """The data, and the source with its fingerprint; that of a run which is repeated must be as it was."""
     from divcon.data.read import read
 
     benchmark = read(source["data"], source["root"])
-    then = found.file.values.get("split_hash") if found.file is not None and "data" in found.in_file else None
-    if found.file is not None and then not in (None, benchmark.split_hash):
-        raise ConfigError(
-            f"{found.file.where('split_hash')}: the data has changed since that run (split {then} then, "
-            f"{benchmark.split_hash} now); to train with its settings on the data as it is now, give DATA: "
-            f"{source['data']}"
-        )
-    return benchmark
+    parts = [part.fingerprint for part in (benchmark.train, benchmark.validation) if part is not None]
+    now = {"fingerprint": "-".join(parts), "split_hash": benchmark.split_hash}
+    if found.file is not None and "data" in found.in_file:
+        held = found.file.values
+        then = {"fingerprint": held["source"].get("fingerprint"), "split_hash": held.get("split_hash")}
+        if any(then[name] not in (None, now[name]) for name in now):
+            raise ConfigError(
+                f"{found.file.where('source')}: the data has changed since that run (train {then['fingerprint']}, test "
+                f"{then['split_hash']} then; {now['fingerprint']}, {now['split_hash']} now); to take its settings for "
+                f"the data as it is now, give DATA: {source['data']}"
+            )
+    return benchmark, {**source, "fingerprint": now["fingerprint"]}
 
 
 def _absolute(data: str) -> str:
