@@ -234,9 +234,7 @@ class TestMetadata:
         assert data.query.path(0) == "test/deep/c1.png"
         assert data.query.open(0).getpixel((0, 0)) == colour_of("test/deep/c1.png")
 
-    @pytest.mark.parametrize(
-        ("suffix", "place"), [(".csv", "line 4: "), (".parquet", "row 2: "), (".jsonl", "line 5: ")]
-    )
+    @pytest.mark.parametrize(("suffix", "place"), [(".csv", "line 4"), (".parquet", "row 2"), (".jsonl", "line 5")])
     def test_errors_name_file_and_line(self, make_images, suffix, place):
         root = make_images([f"{'train' if c in 'ab' else 'test'}/{name}" for name, c in self.ROWS])
         self.write(root / "train", self.ROWS[:4], suffix)
