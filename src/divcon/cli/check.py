@@ -1,0 +1,151 @@
+"""``divcon check``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from divcon.cli.app import Workers, app, console, note, notes
+from divcon.files import check_writable, written_whole
+
+if TYPE_CHECKING:
+    from divcon.data.check_result import CheckResult, Finding
+    from divcon.data.image_set import Benchmark
+
+_SHOWN = 5
+"""How many images or groups of a kind are named."""
+
+
+@app.command
+def check(
+    data: str,
+    root: Path | None = None,
+    *,
+    fix: Path | None = None,
+    near: bool = True,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    workers: Workers = 2,
+) -> None:
+    """Count a data set, and find what would break training or make a score dishonest.
+
+    divcon check products.csv --fix clean.csv
+
+    The exit code is 1 where there are images that do not decode, images with the same pixels in two of train,
+    validation and test or under two labels, or vectors of zeros; 2 where the data cannot be read at all, as where a
+    class is in train and in test; and otherwise 0. Copies under one label and images that look nearly the same are
+    shown, and do not fail.
+
+    Parameters
+    ----------
+    data
+        As in train.
+    root
+        As in train.
+    fix
+        Write a table without what was found, a .csv, or a .parquet where the data holds the images or vectors itself:
+        without images that do not decode, all but one of copies (the one in the test stays), all images under two
+        labels, and train images that are then alone in their class. It prints what it leaves out.
+    near
+        Also look for images that look nearly the same.
+    json_file
+        Write all that was found here too.
+    """
+    from rich.progress import Progress
+
+    from divcon.data.check import check as check_data
+    from divcon.data.clean import check_suffix
+
+    for path in (fix, json_file):
+        if path is not None:
+            check_writable(path)
+    benchmark = _read(data, root)
+    if fix is not None:
+        check_suffix(fix, benchmark)
+    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task("decoding", total=None)
+        result = check_data(
+            benchmark,
+            near=near,
+            workers=workers,
+            on_progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+        )
+    _print(result, benchmark, fixed=fix is not None)
+    if json_file is not None:
+        with written_whole(json_file) as beside:
+            beside.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    if fix is not None:
+        _fix(benchmark, result, fix)
+    if not result.ok:
+        raise SystemExit(1)
+
+
+def _read(data: str, root: Path | None) -> Benchmark:
+    """The data, whose missing files are for the check to find."""
+    from divcon.data.read import NAMED, read
+    from divcon.data.table_file import TABLE_SUFFIXES
+
+    table = data not in NAMED and Path(data).is_file() and Path(data).suffix.lower() in TABLE_SUFFIXES
+    options: dict[str, Any] = {"check_files": False} if table else {}
+    return read(data, root, **options)
+
+
+def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
+    from rich.table import Table
+
+    console.print(f"{result.name}: {result.protocol}, split {result.split_hash}")
+    table = Table(box=None, pad_edge=False)
+    columns = ("", result.things, "classes", "smallest", "median", "largest", f"of one {result.things[:-1]}")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for part in result.parts:
+        numbers = (part.images, part.classes, part.smallest, part.median, part.largest, len(part.single))
+        table.add_row(part.part, *(f"{number:,.10g}" for number in numbers))
+    console.print(table)
+    for text in benchmark.notes:
+        note(text)
+    for finding in result.findings:
+        _print_finding(finding)
+    files = benchmark.query.encoded is None and result.unreadable
+    if files and result.unreadable[0].problem == "there is no such file":
+        start = benchmark.query.root or "."
+        note(f"relative paths start from {start}: another folder can be given as ROOT")
+    if result.ok:
+        console.print("ok: nothing that would break training or make a score dishonest")
+    else:
+        fails = sum(finding.fails for finding in result.findings)
+        advice = "" if fixed else "; --fix FILE writes a table without these images"
+        console.print(f"{'one finding fails' if fails == 1 else f'{fails} findings fail'}{advice}")
+
+
+def _print_finding(finding: Finding) -> None:
+    console.print(f"{'fails' if finding.fails else 'note'}: {finding.text}")
+    for group in finding.groups[:_SHOWN]:
+        for found in group[:_SHOWN]:
+            told = found.problem or f"{found.label!r} in {' and '.join(found.parts)}"
+            console.print(f"  {'' if found is group[0] else '= '}{found.where}: {told}")
+        if len(group) > _SHOWN:
+            console.print(f"  = and {len(group) - _SHOWN:,} more")
+    if len(finding.groups) > _SHOWN:
+        console.print(f"  and {len(finding.groups) - _SHOWN:,} more; --json FILE names all")
+
+
+def _fix(benchmark: Benchmark, result: CheckResult, out: Path) -> None:
+    from divcon.data.clean import cleaned, write_table
+
+    clean, left_out = cleaned(benchmark, result)
+    write_table(out, clean)
+    for gone in left_out:
+        console.print(f"left out: {gone.where} ({gone.label!r} in {' and '.join(gone.parts)}): {gone.reason}")
+    counts = ", ".join(f"{len(images):,} {part}" for part, images in _counted(clean))
+    console.print(f"{out}: {counts}; {len(left_out):,} left out")
+    if not benchmark.train.flip:
+        note("in this data a mirrored image is of another class, which the table does not say: train with --no-flip")
+
+
+def _counted(benchmark: Benchmark) -> list[tuple[str, Any]]:
+    from divcon.data.check import parts_of
+
+    return list(parts_of(benchmark).items())

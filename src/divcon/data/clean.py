@@ -1,0 +1,191 @@
+"""A data set without what a check of it found, and a table of what is left."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from divcon.data.check import parts_of
+from divcon.data.check_result import CheckResult, Found, Group
+from divcon.data.image_set import NO_PATH, Benchmark, ImageSet
+from divcon.data.split import checked_benchmark, counted
+from divcon.data.vectors import TablePart, table_parts, write_benchmark_vectors
+from divcon.errors import ConfigError, DataError
+from divcon.files import written_whole
+
+_SIDES = ("train", "validation", "test")
+_ROWS_AT_A_TIME = 1024
+
+_Key = tuple[str, int]
+"""Source and row: what makes an image the same in two parts."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that a clean data set is without."""
+
+    where: str
+    label: str
+    parts: tuple[str, ...]
+    reason: str
+
+
+def cleaned(benchmark: Benchmark, result: CheckResult) -> tuple[Benchmark, tuple[LeftOut, ...]]:
+    """The benchmark without what ``result``, its check, found; and what was left out of it.
+
+    Left out are images that do not decode and vectors of zeros; of copies all but the first; of copies in train and
+    test, or validation, those in train (so that the test stays the one that others were scored on); images under two
+    labels, all copies of them; and train images that are then the only ones of their class. Near copies stay. Where
+    one copy is a query and another in the gallery, the one that stays is both.
+
+    Raises:
+        DataError: too little would be left to train and judge on.
+    """
+    out: dict[_Key, LeftOut] = {}
+    roles: dict[_Key, set[str]] = {}
+
+    def leave_out(found: Found, reason: str) -> None:
+        out[found.source, found.row] = LeftOut(found.where, found.label, found.parts, reason)
+
+    for found in result.unreadable:
+        leave_out(found, found.problem)
+    for found in result.zeros:
+        leave_out(found, "a vector of zeros")
+    for group in result.copies:
+        if (group[0].source, group[0].row) not in out:
+            kept = _leave_out_copies(group, leave_out)
+            if kept is not None:
+                roles[kept.source, kept.row] = {part for found in group for part in found.parts}
+    parts = parts_of(benchmark)
+    left = {
+        part: images.subset(np.flatnonzero([k not in out for k in _keys(images)])) for part, images in parts.items()
+    }
+    train = left["train"]
+    classes, sizes = np.unique(train.labels, return_counts=True)
+    single = np.isin(train.labels, classes[sizes == 1])
+    for i in np.flatnonzero(single).tolist():
+        reason = "the only image left of its class in train"
+        out[train.source, int(train.rows[i])] = LeftOut(train.where(i), train.label_name(i), ("train",), reason)
+    left["train"] = train.subset(~single)
+    if len(parts["train"]) and single.all():
+        raise DataError(f"{benchmark.name}: no class of train would be left with two images; nothing was written")
+    notes = () if not out else (f"left out by a check: {counted(len(out), 'image')}",)
+    query = left.get("query", left.get("test"))
+    gallery = left.get("gallery", query)
+    assert query is not None and gallery is not None
+    if query is not gallery:
+        query, gallery = _with_roles(query, gallery, "query", roles), _with_roles(gallery, query, "gallery", roles)
+    clean = checked_benchmark(
+        benchmark.name, left["train"], query, gallery, validation=left.get("validation"), notes=notes
+    )
+    return replace(clean, recall_at=benchmark.recall_at), tuple(out.values())
+
+
+def check_suffix(out: Path, benchmark: Benchmark) -> None:
+    """Raise ConfigError where the benchmark's images cannot be in a file of this name."""
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{out}: a table is a CSV or a parquet; give a name that ends in .csv or .parquet")
+    images = benchmark.query
+    if out.suffix == ".csv" and (images.encoded is not None or images.vectors is not None):
+        what = "images are bytes in a table" if images.vectors is None else "data is vectors"
+        raise ConfigError(f"{out}: the {what}, which a CSV cannot hold; give a name that ends in .parquet")
+    if any(out.resolve() == Path(part.source).resolve() for part in parts_of(benchmark).values() if part.source):
+        raise ConfigError(f"{out}: this is the table that is read; give another name")
+
+
+def write_table(out: Path, benchmark: Benchmark) -> None:
+    """Write a benchmark as a table that `divcon.read` reads back, whole or not at all.
+
+    A CSV or parquet of paths, or a parquet of encoded images or of vectors, as the benchmark has them; with the columns
+    label, split, and is_query, is_gallery, camera, sequence and the sides of boxes where there are any. Paths to files
+    below the table's folder are relative to it, others absolute.
+
+    Raises:
+        ConfigError: the images cannot be in a file of this name.
+        OutputError: the file cannot be written.
+    """
+    check_suffix(out, benchmark)
+    if benchmark.query.vectors is not None:
+        write_benchmark_vectors(out, benchmark, _vectors)
+        return
+    parts = [part for part in table_parts(benchmark) if len(part.images)]
+    table = pa.concat_tables([_with_paths(part, out.parent) for part in parts], promote_options="default")
+    with written_whole(out) as beside:
+        if benchmark.query.encoded is not None:
+            _write_encoded(beside, table, parts)
+        elif out.suffix == ".parquet":
+            pq.write_table(table, beside)
+        else:
+            with beside.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(table.column_names)
+                for batch in table.to_batches(_ROWS_AT_A_TIME):
+                    writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+def _leave_out_copies(group: Group, leave_out: Callable[[Found, str], None]) -> Found | None:
+    """Leave out of a group of copies what should go; returns the one that stays, if one does."""
+    side = max((found.side for found in group), key=_SIDES.index)
+    stay = [found for found in group if found.side == side]
+    for found in group:
+        if found.side != side:
+            leave_out(found, f"the same as {stay[0].where} of {side}")
+    if len({found.label for found in stay}) > 1:
+        for found in stay:
+            other = next(other for other in stay if other.label != found.label)
+            leave_out(found, f"also under the label {other.label!r}: {other.where}")
+        return None
+    for found in stay[1:]:
+        leave_out(found, f"the same as {stay[0].where}")
+    return stay[0]
+
+
+def _keys(images: ImageSet) -> list[_Key]:
+    return [(images.source, row) for row in images.rows.tolist()]
+
+
+def _with_roles(images: ImageSet, other: ImageSet, part: str, roles: dict[_Key, set[str]]) -> ImageSet:
+    """The images, and those of the other set whose copies in this one were left out."""
+    here = set(_keys(images))
+    moved = [i for i, key in enumerate(_keys(other)) if part in roles.get(key, ()) and key not in here]
+    return images.joined(other.subset(np.array(moved))) if moved else images
+
+
+def _with_paths(part: TablePart, folder: Path) -> pa.Table:
+    """What the table says of a part, with paths that open from the folder."""
+    table, images = part.table(), part.images
+    base = os.path.abspath(folder)  # noqa: PTH100
+    if images.encoded is None:
+        whole = (os.path.abspath(os.path.join(images.root, path)) for path in images.paths.to_pylist())  # noqa: PTH100, PTH118
+        prefix = os.path.join(base, "")  # noqa: PTH118
+        paths = pa.array([Path(path.removeprefix(prefix)).as_posix() for path in whole], pa.string())
+    else:
+        paths = pa.array([None if path == NO_PATH else path for path in images.paths.to_pylist()], pa.string())
+    return table.set_column(table.column_names.index("path"), "path", paths)
+
+
+def _write_encoded(path: Path, table: pa.Table, parts: Sequence[TablePart]) -> None:
+    schema = table.schema.append(pa.field("image", pa.binary()))
+    with pq.ParquetWriter(path, schema) as writer:
+        done = 0
+        for part in parts:
+            encoded = part.images.encoded
+            assert encoded is not None
+            for start in range(0, len(part.images), _ROWS_AT_A_TIME):
+                rows = part.images.rows[start : start + _ROWS_AT_A_TIME].tolist()
+                content = pa.array([encoded[row].as_py() for row in rows], pa.binary())
+                batch = table.slice(done, len(rows)).combine_chunks()
+                writer.write_table(batch.append_column(schema.field("image"), content))
+                done += len(rows)
+
+
+def _vectors(images: ImageSet) -> np.ndarray:
+    assert images.vectors is not None
+    return images.vectors

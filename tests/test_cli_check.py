@@ -1,0 +1,158 @@
+"""``divcon check`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import divcon as dc
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def check(command: Run) -> Run:
+    return lambda *arguments: command("check", *arguments, "--workers", 0)
+
+
+@pytest.fixture
+def table(image_folder: Path) -> Path:
+    """The photos as a table beside them: classes 0 to 3 train, the others test."""
+    lines = [
+        f"photos/class{n}/{place}.png,class{n},{'train' if n < 4 else 'test'}" for n in range(8) for place in range(5)
+    ]
+    path = image_folder.parent / "products.csv"
+    path.write_text("\n".join(["path,label,split", *lines]) + "\n")
+    return path
+
+
+def copy(root: Path, source: str, target: str) -> None:
+    (root / target).write_bytes((root / source).read_bytes())
+
+
+def test_a_clean_folder(check: Run, image_folder: Path) -> None:
+    code, printed, err = check(image_folder)
+    assert code == 0, err
+    assert f"photos: leave-one-out, split {dc.read(image_folder).split_hash}" in printed
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["train", "20", "4", "5", "5", "5", "0"] in rows
+    assert ["test", "20", "4", "5", "5", "5", "0"] in rows
+    assert "ok: nothing that would break training" in printed
+    assert "note: the folder has no split" in err
+
+
+def test_the_walk_from_broken_data_to_clean(check: Run, table: Path, broken_png: Callable[[Path], None]) -> None:
+    root = table.parent / "photos"
+    broken_png(root / "class0" / "1.png")
+    (root / "class5" / "4.png").unlink()
+    copy(root, "class6/2.png", "class1/3.png")
+    out, found = table.parent / "out" / "clean.csv", table.parent / "found.json"
+    code, printed, err = check(table, "--fix", out, "--json", found, "--no-near")
+    assert code == 1, err
+    lines = printed.splitlines()
+    assert "fails: 2 images do not decode: training and evaluation stop there, unless bad images are skipped" in lines
+    assert f"  {table} line 3: photos/class0/1.png: this image does not decode (image file is truncated)" in lines
+    assert f"  {table} line 31: photos/class5/4.png: there is no such file" in lines
+    at = lines.index(f"  {table} line 10: photos/class1/3.png: 'class1' in train")
+    assert lines[at + 1] == f"  = {table} line 34: photos/class6/2.png: 'class6' in test"
+    assert "fails: 1 image is in two of train, validation and test" in lines[at - 1]
+    assert "2 findings fail" in lines
+    left_out = [line for line in lines if line.startswith("left out: ")]
+    assert len(left_out) == 3
+    assert f"the same as {table} line 34: photos/class6/2.png of test" in left_out[2]
+    assert lines[-1] == f"{out}: 18 train, 19 test; 3 left out"
+
+    told = json.loads(found.read_text())
+    assert told["fails"] == ["unreadable", "across"] and told["near"] is None
+    assert [image["row"] for image in told["unreadable"]] == [1, 29]
+
+    code, printed, err = check(out, "--no-near")
+    assert code == 0, err
+    assert "ok: nothing" in printed
+    clean = dc.read(out)
+    assert (len(clean.train), len(clean.query)) == (18, 19)
+    assert "class6" in [clean.query.label_name(i) for i in range(19)]
+
+
+def test_images_that_look_alike_are_shown_and_pass(check: Run, table: Path) -> None:
+    root = table.parent / "photos"
+    images = dc.read(table).train
+    images.open(7).resize((128, 128)).save(root / "class1" / "large.png")
+    with table.open("a") as file:
+        file.write("photos/class1/large.png,class1,train\n")
+    code, printed, _ = check(table)
+    assert code == 0
+    assert "photos/class1/large.png: 'class1' in train" in printed
+    code, printed, _ = check(table, "--no-near")
+    assert code == 0 and "large.png" not in printed
+
+
+def test_of_many_the_first_few_are_named_and_all_counted(check: Run, table: Path) -> None:
+    for path in sorted((table.parent / "photos").glob("class[01]/*.png")):
+        path.write_bytes(b"")
+    code, printed, _ = check(table, "--no-near")
+    assert code == 1
+    assert "fails: 10 images do not decode" in printed and "and 5 more; --json FILE names all" in printed
+    assert printed.count("the file is empty") == 5
+    assert "one finding fails; --fix FILE writes a table without these images" in printed
+
+
+def test_where_all_files_are_missing_the_root_may_be_wrong(check: Run, table: Path, tmp_path: Path) -> None:
+    code, printed, err = check(table, tmp_path / "elsewhere")
+    assert code == 1
+    assert "fails: 40 images do not decode" in printed
+    assert f"relative paths start from {tmp_path / 'elsewhere'}: another folder can be given as ROOT" in err
+    code, _, err = check(table, tmp_path / "elsewhere", "--fix", tmp_path / "clean.csv")
+    assert code == 2 and "no class of train would be left" in err
+    assert not (tmp_path / "clean.csv").exists()
+
+
+def test_the_bundled_icons(check: Run, tmp_path: Path, demo: dc.Benchmark) -> None:
+    code, printed, _ = check("demo", "--no-near", "--fix", tmp_path / "clean.csv")
+    assert code == 2, "the images are in a parquet"
+    code, printed, err = check("demo", "--no-near", "--fix", tmp_path / "clean.parquet")
+    assert code == 0, err
+    assert "0 left out" in printed
+    assert "train with --no-flip" in err
+    assert dc.read(tmp_path / "clean.parquet").split_hash == demo.split_hash
+
+
+def test_vectors(check: Run, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    vectors[3], vectors[12] = 0, vectors[5]
+    columns = {"label": [f"c{i // 4}" for i in range(16)], "split": ["train"] * 8 + ["test"] * 8}
+    pq.write_table(pa.table(columns | {"embedding": list(vectors)}), tmp_path / "v.parquet")
+    code, printed, err = check(tmp_path / "v.parquet", "--fix", tmp_path / "clean.parquet")
+    assert code == 1, err
+    assert "fails: 1 vector is all zeros" in printed and "fails: 1 vector is in two of train" in printed
+    assert "6 train, 8 test; 2 left out" in printed
+    code, printed, err = check(tmp_path / "clean.parquet")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no such file or folder"),
+        (["products.csv", "--fix", "clean.txt"], "ends in .csv or .parquet"),
+        (["products.csv", "--fix", "products.csv"], "this is the table that is read"),
+        (["products.csv", "--fix", "photos"], "is a folder; give the name of a file"),
+        (["products.csv", "--json", "photos"], "is a folder; give the name of a file"),
+        (["shared.csv"], "1 class is both in train and in query"),
+    ],
+)
+def test_what_cannot_be_checked(
+    check: Run, table: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(table.parent)
+    Path("shared.csv").write_text(table.read_text() + "photos/class7/0.png,class0,test\n".replace("7/0", "0/x"))
+    before = table.read_text()
+    code, _, err = check(*arguments)
+    assert code == 2 and message in " ".join(err.split())
+    assert table.read_text() == before
