@@ -39,19 +39,24 @@ def test_the_command_line_session(tmp_path: Path, few: Benchmark) -> None:
     for index in range(5):
         few.query.open(index).save(tmp_path / "photos" / f"{index}.png")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    printed = []
     for block in blocks("bash"):
         done = subprocess.run(
             ["bash", "-euc", block], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert "recall_at_1" in done.stdout
-        assert "5 embeddings of 128 dimensions" in done.stdout
+        printed.append(done.stdout)
+    images, vectors = printed
+    assert "recall_at_1" in images
+    assert "5 embeddings of 128 dimensions" in images
+    assert "recall_at_1" in vectors
+    assert "pooled features" in vectors
     assert pq.read_table(tmp_path / "vectors.parquet").column_names == ["path", "embedding"]
     assert (tmp_path / "runs/demo/model/model.safetensors").exists()
     assert (tmp_path / "scores.json").exists()
 
 
-@pytest.mark.parametrize("command", ["make demo", "make test", "make test-slow"])
+@pytest.mark.parametrize("command", ["make demo", "make test", "make test-slow", "make docs"])
 def test_the_commands_are_named_and_exist(command: str) -> None:
     assert command in README
     assert f"\n{command.split()[1]}:" in (Path(__file__).parent.parent / "Makefile").read_text()

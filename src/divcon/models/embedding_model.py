@@ -19,7 +19,7 @@ from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, WeightsError
 from divcon.files import written_whole
 from divcon.models.backbone import Preprocessing, create_backbone, resolve_backbone
-from divcon.models.head import create_head
+from divcon.models.head import create_head, head_class
 from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
 from divcon.models.vector_backbone import create_vector_backbone
 
@@ -73,6 +73,7 @@ class EmbeddingModel(nn.Module):
     ) -> None:
         super().__init__()
         method = method or ("single" if num_learners == 1 else "slices")
+        head_class(method, num_learners, head_options)  # before weights are fetched for what cannot be
         backbone = resolve_backbone(backbone, vector_dim, weights)
         self.vector_dim = vector_dim
         seen: dict[str, Any]

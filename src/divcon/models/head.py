@@ -228,6 +228,32 @@ def methods() -> dict[str, type[SubspaceHead]]:
     return found
 
 
+def head_class(method: str, num_learners: int, options: Mapping[str, Any] | None = None) -> type[SubspaceHead]:
+    """The class of a method, which can have so many learners and takes such options.
+
+    Raises:
+        ConfigError: no such method or option (the nearest names are suggested), or more than one learner under
+            ``single``.
+    """
+    known = methods()
+    if method not in known:
+        raise ConfigError(
+            f"{unknown('method', method, known)}; one of your own is known once the module that defines it is imported"
+        )
+    if method == "single" and num_learners != 1:
+        raise ConfigError(f"method single has one learner, not {num_learners}")
+    parameters = inspect.signature(known[method].__init__).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options or {}:
+        if option not in names:
+            raise ConfigError(
+                unknown(f"option of method {method}", option, names)
+                if names
+                else f"method {method} takes no options, and {option!r} is given (--head-options)"
+            )
+    return known[method]
+
+
 def create_head(
     method: str,
     num_features: int,
@@ -242,26 +268,9 @@ def create_head(
         options: keyword-only arguments of the method's class.
 
     Raises:
-        ConfigError: no such method or option (the nearest names are suggested), more than one learner under
-            ``single``, or more learners than dimensions.
+        ConfigError: as `head_class`; more learners than dimensions, or an option's value that cannot be.
     """
-    known = methods()
-    if method not in known:
-        raise ConfigError(
-            f"{unknown('method', method, known)}; one of your own is known once the module that defines it is imported"
-        )
-    if method == "single" and num_learners != 1:
-        raise ConfigError(f"method single has one learner, not {num_learners}")
-    kind = known[method]
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    for option in options or {}:
-        if option not in names:
-            raise ConfigError(
-                unknown(f"option of method {method}", option, names)
-                if names
-                else f"method {method} takes no options, and {option!r} is given (--head-options)"
-            )
+    kind = head_class(method, num_learners, options)
     return kind(num_features, embedding_dim, num_learners, dropout, **(options or {}))
 
 
