@@ -1,0 +1,139 @@
+"""The documentation: its blocks run as they stand, what the code gives is all there, and the site is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import divcon as dc
+from divcon.config import flag
+from divcon.train.losses import loss_names, miner_names
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+RUNNER = ROOT / "tests" / "run_page.py"
+blocks_of = runpy.run_path(str(RUNNER))["blocks_of"]
+PAGES = sorted(page for page in DOCS.rglob("*.md") if blocks_of(page.read_text(encoding="utf-8")))
+
+
+def run(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, RUNNER, page], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    done = run(page, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_block_is_run_or_only_shown() -> None:
+    shown = {"text", "{toctree}", "{include} ../CHANGELOG.md", "{include} ../CONTRIBUTING.md", "{eval-rst}"}
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        opened = re.findall(r"^\s*```(\S.*)$", text, re.MULTILINE)
+        assert len(blocks_of(text)) == sum(language not in shown for language in opened), page
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "```python\nprint(1)\n```\n\n```output\n2\n```\n",
+            "page.md:6: the page says\n2\nand the block before it printed\n1",
+        ),
+        ("words\n\n```python\nx = 1\n```\n<!--\n```python\n1 / (x - 1)\n```\n-->\n", 'page.md", line 8'),
+        ("```bash\nfalse | true\n```\n", "page.md:2: exit code 1"),
+    ],
+)
+def test_what_fails_on_a_page_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(text)
+    done = run(tmp_path / "page.md", tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_blocks_of_a_page_share_names_and_folder(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nx = 2\n```\n```bash\necho 3 > three\n```\n"
+        "```python\nprint(x, open('three').read(), 'and more')\n```\n```output\n2 3 ...\n```\n"
+    )
+    assert run(page, tmp_path).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` builds it: a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-d",
+        folder / "trees",
+        DOCS,
+        folder / "html",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+def test_the_site_has_every_page_and_picture(site: Path) -> None:
+    for page in DOCS.rglob("*.md"):
+        assert (site / page.relative_to(DOCS).with_suffix(".html")).exists()
+    method = (site / "method.html").read_text()
+    for picture in (DOCS / "pictures").iterdir():
+        assert f"_images/{picture.name}" in method
+    for image in re.findall(r"<img .*?/>", method):
+        assert re.search(r'alt="[^"]{20,}"', image), image
+
+
+def test_the_site_fetches_nothing(site: Path) -> None:
+    fetched = re.compile(r"""<(?:script|img|iframe)[^>]* src="(?:https?:)?//|<link[^>]* href="(?:https?:)?//[^>]*>""")
+    for page in site.rglob("*.html"):
+        assert not fetched.findall(page.read_text()), page
+    for style in site.rglob("*.css"):
+        assert not re.search(r"url\(.?(https?:)?//|@import", style.read_text()), style
+
+
+def test_every_setting_is_on_its_page(site: Path) -> None:
+    page = (site / "settings.html").read_text()
+    for kind in (dc.ModelConfig, dc.TrainConfig, dc.DataConfig):
+        for field in dataclasses.fields(kind):
+            assert f'<section id="{field.name.replace("_", "-")}">' in page, field.name
+            assert f">{flag(field.name)}" in page, field.name
+
+
+def test_every_command_loss_and_miner_is_on_its_page(site: Path) -> None:
+    from divcon.cli.app import app
+
+    commands, losses = (site / "commands.html").read_text(), (site / "losses.html").read_text()
+    for command in app:
+        if not command.startswith("-"):
+            assert f'<section id="divcon-{command}">' in commands, command
+    for name in [*loss_names(), *miner_names()]:
+        assert f">{name}<" in losses or f"<p>{name}" in losses, name
+    assert "generated:" not in commands + losses
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    pages = "".join(page.read_text() for page in (site / "api").glob("*.html"))
+    rooms = {"divide", "evaluate", "run", "train"}
+    for name in dc.__all__:
+        target: Any = f"divcon.{name}.{name}" if name in rooms else f"divcon.{name}"
+        if name == "DivconError":
+            target = "divcon.errors.DivconError"
+        if name == "retrieval_metrics":
+            target = "divcon.evaluate.retrieval_metrics"
+        assert f'id="{target}"' in pages, name
