@@ -100,7 +100,7 @@ def test_of_many_the_first_few_are_named_and_all_counted(check: Run, table: Path
     assert code == 1
     assert "fails: 10 images do not decode" in printed and "and 5 more; --json FILE names all" in printed
     assert printed.count("the file is empty") == 5
-    assert "one finding fails; --fix FILE writes a table without these images" in printed
+    assert "one finding fails; --fix FILE writes a table without them" in printed
 
 
 def test_where_all_files_are_missing_the_root_may_be_wrong(check: Run, table: Path, tmp_path: Path) -> None:

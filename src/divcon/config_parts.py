@@ -55,7 +55,7 @@ class ModelConfig:
     weights: Path | None = None
     """Start the backbone from this file (.safetensors, or .pth of tensors only) in place of timm's weights."""
     image_size: Annotated[int, Parameter(name=("--size", "--image-size"))] = 224
-    """Height and width, in pixels, of what the backbone sees."""
+    """Height and width, in pixels, of what the backbone sees; not for vectors."""
     dropout: float = 0.01
     """Share of the pooled features that is dropped before the head in training."""
 
@@ -142,7 +142,8 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     """Epochs over which the learning rates rise linearly from zero."""
     crop_scale: float = 0.08
-    """Smallest share of an image's area that a random training crop keeps."""
+    """Smallest share of an image's area that a random training crop keeps; not for vectors, which are trained on as they
+    are."""
     flip: bool | None = None
     """Mirror half of the training images. None: as the data set says (icons: no; others: yes)."""
     precision: Precision = "fp32"

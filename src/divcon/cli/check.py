@@ -116,7 +116,7 @@ def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
         console.print("ok: nothing that would break training or make a score dishonest")
     else:
         fails = sum(finding.fails for finding in result.findings)
-        advice = "" if fixed else "; --fix FILE writes a table without these images"
+        advice = "" if fixed else "; --fix FILE writes a table without them"
         console.print(f"{'one finding fails' if fails == 1 else f'{fails} findings fail'}{advice}")
 
 

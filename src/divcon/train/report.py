@@ -127,7 +127,7 @@ class EpochReport:
     """What the head's penalty is at the end of the epoch, before it is multiplied: the mean cosine of two masks under
     masks; None from the joint phase on."""
     lr: float = 0.0
-    """The backbone's learning rate at the end of the epoch."""
+    """The backbone's learning rate at the end of the epoch (the head's, where the backbone has nothing to learn)."""
     seconds_dividing: float = 0.0
     seconds_training: float = 0.0
     warnings: tuple[str, ...] = ()
