@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import divcon as dc
+from divcon.train.checkpoint import read_checkpoint
 
 SIZES = {"--backbone": "test_resnet", "--size": 32, "--dim": 16, "--batch-size": 8, "--images-per-class": 2}
 SMALL = [*(word for pair in SIZES.items() for word in pair), "--no-pretrained", "--no-validation", "--workers", 0]
@@ -95,4 +96,10 @@ def test_a_cluster_that_cannot_be_split_is_named_and_the_run_is_kept(
     assert "the hierarchy cannot split learner" in err
     assert "use --learners" in err
     assert len((out / "metrics.jsonl").read_text().splitlines()) >= 2
-    assert (out / "checkpoint").exists()
+    assert not (out / "model").exists()
+    # What the checkpoint holds is not lost: another run starts from it.
+    words = ["--learners", 2, "--hierarchy", "--epochs", 4, "--init", out, "--out", tmp_path / "next"]
+    code, _, err = command("train", image_folder, *SMALL, *words)
+    assert code == 0, err
+    assert "the head starts anew" in err
+    assert read_checkpoint(tmp_path / "next" / "checkpoint")["made_with"]["method"] == "masks"

@@ -142,7 +142,7 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     """Epochs over which the learning rates rise linearly from zero."""
     crop_scale: float = 0.08
-    """Smallest share of an image's area that a random training crop keeps; not for vectors, which are trained on as they
+    """Smallest share of an image's area that a random training crop keeps; not for vectors, which are taken as they
     are."""
     flip: bool | None = None
     """Mirror half of the training images. None: as the data set says (icons: no; others: yes)."""

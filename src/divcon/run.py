@@ -23,6 +23,7 @@ from divcon.evaluate.protocol import evaluate
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
 from divcon.run_folder import RunFolder
+from divcon.train.checkpoint import model_in
 from divcon.train.loop import check, train
 from divcon.train.report import Progress
 
@@ -46,7 +47,8 @@ def run(
         data: what `divcon.read` gave.
         out: the run folder.
         resume: go on where the run in ``out`` stopped; begin where no epoch is done yet.
-        init: a model's or run's folder, to start from its weights.
+        init: a model's or run's folder, to start from its weights: the model that is kept, or what a run that has not
+            kept one yet has trained so far.
         source: what the data was read from, to be kept in ``config.json``.
 
     Returns:
@@ -120,7 +122,7 @@ def model_settings(init: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: no model there, or a damaged one.
     """
-    made_with = EmbeddingModel.load(init).made_with
+    made_with = _model_in(init).made_with
     return {f.name: made_with[f.name] for f in dataclasses.fields(ModelConfig) if f.name in made_with}
 
 
@@ -169,11 +171,19 @@ def _begin(
         options |= {"pretrained": False, "weights": None}
     model = EmbeddingModel(**options)
     if init is not None and not epochs_done:
-        kept = model.adopt(EmbeddingModel.load(init))
+        kept = model.adopt(_model_in(init))
         if not kept:
             names = ", ".join(flag(name) for name in ("method", "embedding_dim", "num_learners"))
             display.warn(f"the head starts anew: {names} are not those of {init}")
     return model
+
+
+def _model_in(init: str | Path) -> EmbeddingModel:
+    """The model that a run keeps; where it keeps none yet, as its last epoch left it."""
+    folder = RunFolder(init)
+    if folder.checkpoint.exists() and not folder.model.exists():
+        return model_in(folder.checkpoint)
+    return EmbeddingModel.load(init)
 
 
 def _stage(progress: Callable[[Progress], None], stage: str, epoch: int) -> Callable[[int, int], None]:

@@ -171,3 +171,14 @@ def test_a_hierarchy_that_cannot_be_is_refused(few: Benchmark, tiny_model: Make,
         for report in dc.train(tiny_model(4, method="masks"), small, config, checkpoint=file):
             done.append(report.number)
     assert read_checkpoint(file)["epochs_done"] == len(done) >= 2
+
+
+def test_a_model_whose_hierarchy_was_not_grown_up_gives_its_backbone_and_not_its_head(tiny_model: Make) -> None:
+    young, model = tiny_model(4, method="masks", seed=1), tiny_model(4, method="masks")
+    young.head.start_with_one()
+    head = weights(model)["head.linear.weight"]
+    assert not model.adopt(young)
+    assert model.num_learners == 4
+    assert torch.equal(model.head.linear.weight, head)
+    assert same(dict(model.backbone.state_dict()), dict(young.backbone.state_dict()))
+    assert model.adopt(tiny_model(4, method="masks", seed=2))

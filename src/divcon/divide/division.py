@@ -204,5 +204,6 @@ def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by
         f"the hierarchy cannot split learner {k} of {division.num_learners}: of its {division.sizes[k]} images, "
         f"{classes} classes with a positive pair, 2-means made no two clusters with two such classes each "
         f"({tries} {'seed' if tries == 1 else 'seeds'} tried); use --learners {division.num_learners}, try more seeds "
-        f"(--division-tries){advice}, or leave --hierarchy out"
+        f"(--division-tries){advice}, or leave --hierarchy out; what is trained so far "
+        "can be started from (--init)"
     )

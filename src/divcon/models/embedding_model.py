@@ -277,6 +277,7 @@ class EmbeddingModel(nn.Module):
                 f"{mine['image_size']}: give --size {theirs['image_size']}"
             ) from None
         same = all(mine[name] == theirs[name] for name in ("method", "head_options", "embedding_dim", "num_learners"))
+        same = same and self.num_learners == other.num_learners  # a hierarchy may not have been grown up
         if same:
             self.head.load_state_dict(other.head.state_dict())
         self.freeze_batch_norm = self.vector_dim is None

@@ -46,6 +46,7 @@ class TrainState:
             "epochs_done": self.epochs_done,
             "config": dataclasses.asdict(config),
             "images": images,
+            "made_with": self.model.made_with,
             "freeze_batch_norm": self.model.freeze_batch_norm,
             "model": self.model.state_dict(),
             "objectives": self.objectives.state_dict(),
@@ -105,3 +106,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"{path}: not a checkpoint of this version of divcon")
     return content
+
+
+def model_in(path: Path) -> EmbeddingModel:
+    """The model as the last epoch that the checkpoint holds left it, in evaluation mode.
+
+    Raises:
+        RunError: the file is damaged or of another format.
+    """
+    content = read_checkpoint(path)
+    model = EmbeddingModel(**content["made_with"], pretrained=False)
+    model.load_state_dict(content["model"])
+    model.freeze_batch_norm = content["freeze_batch_norm"]
+    return model.eval()

@@ -73,7 +73,7 @@ def train(
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
                 # A hierarchy begins with one learner, and doubles them until there are K.
-                grows = previous is not None and model.num_learners < model.head.max_learners
+                grows = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
                 with fabric.autocast():
                     features = model.pool(loader.all_images(epoch, on_progress), len(images))
                 division = divide(
