@@ -59,7 +59,9 @@ def settings() -> str:
 
 def commands() -> str:
     """The help of every command, with the commands in it as code."""
-    text = generate_markdown_docs(command_line, generate_toc=False, usage_name="divcon")
+    text = generate_markdown_docs(command_line, generate_toc=False)
+    # Cyclopts takes how Sphinx was started, `python -m sphinx`, for a part of the commands.
+    text = text.replace(" -m sphinx", "")
     lines: list[str] = []
     fenced = shown = False
     for line in text[text.index("\n## ") :].splitlines():

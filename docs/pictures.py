@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
@@ -196,9 +198,9 @@ def draw_schedule(path: Path) -> None:
             dataclasses.replace(config, joint_epoch=10, finetune_epoch=20),
         ),
         (
-            "masks, --hierarchy, --redivide-every 3",
+            "masks, --hierarchy --redivide-every 4",
             LEARNERS,
-            dataclasses.replace(config, hierarchy=True, redivide_every=3),
+            dataclasses.replace(config, hierarchy=True, redivide_every=4),
         ),
     )
     figure = Figure(figsize=(6.6, 4.3), layout="constrained", facecolor="white")
@@ -226,12 +228,14 @@ def draw_schedule(path: Path) -> None:
     dot = axes.plot([], [], "o", color=INK, markersize=4.5)[0]
     labels = [*(phase.value for phase in PHASE_COLORS), "division"]
     figure.legend([*patches, dot], labels, loc="outside upper left", ncols=4, frameon=False, fontsize=11.5)
+    rcParams["svg.hashsalt"] = "divcon"  # the same names in the file each time
     figure.savefig(path, metadata={"Date": None})
 
 
 def learned_masks(images: ImageSet, features: np.ndarray) -> np.ndarray:
     """The relu'd masks, (K, D), after a training on the features."""
     vectors = dataclasses.replace(images, vectors=features.astype(np.float32), encoded=None)
+    torch.manual_seed(0)
     model = dc.EmbeddingModel("none", 64, LEARNERS, method="masks", vector_dim=features.shape[1])
     for epoch in dc.train(model, vectors, dc.TrainConfig(epochs=12, finetune_epoch=12, workers=0)):
         print(epoch.number, epoch.phase, f"{epoch.loss:.3f}", epoch.division.sizes)
@@ -247,6 +251,7 @@ def main() -> None:
     labels = images.labels
     draw_schedule(out / "schedule.svg")
 
+    torch.manual_seed(0)
     model = dc.EmbeddingModel("tf_efficientnet_lite0", 128, LEARNERS, image_size=64)
     features = model.features(images)
     draw_hierarchy(out / "hierarchy.png", images, features)

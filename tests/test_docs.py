@@ -125,6 +125,7 @@ def test_every_command_loss_and_miner_is_on_its_page(site: Path) -> None:
     for name in [*loss_names(), *miner_names()]:
         assert f">{name}<" in losses or f"<p>{name}" in losses, name
     assert "generated:" not in commands + losses
+    assert "sphinx [" not in commands  # how the site is built is no part of a command
 
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
