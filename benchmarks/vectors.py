@@ -45,7 +45,7 @@ def divcon(*arguments: object) -> None:
 
 
 def train_and_score(run: Path, data: Path, words: list[object]) -> dict:
-    """The scores of a run on the test classes, and the seconds that it trained."""
+    """The scores of a run on the test classes."""
     scores = run / "scores.json"
     if not scores.exists():
         divcon("train", data, *words, "--no-validation", "--resume", "--out", run)
@@ -57,7 +57,6 @@ def train_and_score(run: Path, data: Path, words: list[object]) -> dict:
         "split_hash": found["split_hash"],
         "protocol": found["protocol"],
         "batches": sum(line["batches"] for line in lines),
-        "seconds": sum(line["seconds_dividing"] + line["seconds_training"] for line in lines),
         "kept_pairs": [line["kept_pairs"] for line in divided],
         **{name: found[name] for name in SCORES},
         "untrained_recall_at_1": found["features"]["recall_at_1"],
@@ -92,10 +91,10 @@ def main() -> None:
 def table(results: list[dict]) -> str:
     """A row a method and loss, as Markdown, in percent: each seed's Recall@1, their mean, and other means."""
     seeds = sorted({r["seed"] for r in results})
-    columns = ["method", "loss", *(f"seed {seed}" for seed in seeds), "**Recall@1**", "R-precision", "MAP@R", "seconds"]
+    columns = ["method", "loss", *(f"seed {seed}" for seed in seeds), "**Recall@1**", "R-precision", "MAP@R"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     untrained = f"**{100 * results[0]['untrained_recall_at_1']:.1f}**"
-    lines.append(f"| untrained vectors | {'| ' * (1 + len(seeds))}| {untrained} | | | |")
+    lines.append(f"| untrained vectors | {'| ' * (1 + len(seeds))}| {untrained} | | |")
     for loss, method in dict.fromkeys((r["loss"], r["method"]) for r in results):
         of = {r["seed"]: r for r in results if (r["loss"], r["method"]) == (loss, method)}
         each = [f"{100 * of[seed]['recall_at_1']:.1f}" if seed in of else "" for seed in seeds]
@@ -104,8 +103,7 @@ def table(results: list[dict]) -> str:
             return float(np.mean([r[name] for r in of.values()]))
 
         means = [f"**{100 * mean('recall_at_1'):.1f}**", *(f"{100 * mean(n):.1f}" for n in ("r_precision", "map_at_r"))]
-        cells = [method, loss, *each, *means, f"{mean('seconds'):.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([method, loss, *each, *means])} |")
     return "\n".join(lines)
 
 
