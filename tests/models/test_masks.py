@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import divcon as dc
 from divcon.errors import ConfigError, WeightsError
 from divcon.models import create_head
-from divcon.models.head import MaskHead, SubspaceHead, methods
+from divcon.models.head import GrowingHead, MaskHead, SubspaceHead, methods
 
 
 def masks_of(head: SubspaceHead, masks: torch.Tensor) -> MaskHead:
@@ -162,8 +162,7 @@ def test_options_and_sizes_that_cannot_be_are_refused() -> None:
         create_head("slices", 5, 4, 2, options={"kind": "fixed"})
     with pytest.raises(ConfigError, match="4 dimensions cannot be divided among 5 learners"):
         create_head("masks", 5, 4, 5)
-    with pytest.raises(NotImplementedError, match="method slices has no hierarchy"):
-        create_head("slices", 5, 4, 2).double()
+    assert not isinstance(create_head("slices", 5, 4, 2), GrowingHead)
 
 
 def test_a_subspace_of_one_s_own_is_one_class(tmp_path: Path) -> None:

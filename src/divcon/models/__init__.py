@@ -2,6 +2,6 @@
 
 from divcon.models.backbone import create_backbone
 from divcon.models.embedding_model import EmbeddingModel
-from divcon.models.head import MaskHead, SliceHead, SubspaceHead, create_head
+from divcon.models.head import GrowingHead, MaskHead, SliceHead, SubspaceHead, create_head
 
-__all__ = ["EmbeddingModel", "MaskHead", "SliceHead", "SubspaceHead", "create_backbone", "create_head"]
+__all__ = ["EmbeddingModel", "GrowingHead", "MaskHead", "SliceHead", "SubspaceHead", "create_backbone", "create_head"]

@@ -27,8 +27,6 @@ class SubspaceHead(nn.Module, ABC):
 
     method: ClassVar[str]
     """The name that `EmbeddingModel` and ``--method`` know the class by."""
-    can_double: ClassVar[bool] = False
-    """Whether its learners can double (`start_with_one`, `double`), as a hierarchy of divisions needs."""
 
     def __init__(self, num_features: int, embedding_dim: int, num_learners: int, dropout: float) -> None:
         super().__init__()
@@ -70,17 +68,21 @@ class SubspaceHead(nn.Module, ABC):
         """Learners whose embedding is zero whatever the image, and which therefore cannot learn any more."""
         return []
 
+
+class GrowingHead(SubspaceHead, ABC):
+    """A head whose learners can double, as a hierarchy of divisions needs (2021)."""
+
+    @abstractmethod
     def start_with_one(self) -> None:
         """Begin a hierarchy: one learner that has the whole embedding."""
-        raise NotImplementedError(f"method {self.method} has no hierarchy")
 
+    @abstractmethod
     def double(self, moments: Iterable[Tensor] = ()) -> None:
         """Split each learner k in two, 2k and 2k + 1, which begin as k was.
 
         Args:
             moments: what an optimiser keeps for each value of `subspace_parameters`, split alike.
         """
-        raise NotImplementedError(f"method {self.method} has no hierarchy")
 
 
 class SliceHead(SubspaceHead):
@@ -115,7 +117,7 @@ class SliceHead(SubspaceHead):
         return self._sizes[learner]
 
 
-class MaskHead(SubspaceHead):
+class MaskHead(GrowingHead):
     """K masks over all D dimensions (2021): learner k's embedding is the embedding times relu(mask k), L2-normalised.
 
     Learned masks start at one, and are kept apart by `penalty`. Fixed masks are zero or one: consecutive parts of the
@@ -127,7 +129,6 @@ class MaskHead(SubspaceHead):
     """
 
     method = "masks"
-    can_double = True
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from divcon.config import TrainConfig
 from divcon.data.image_set import ImageSet
 from divcon.divide import Division
 from divcon.errors import ConfigError, DataError
-from divcon.models import EmbeddingModel
+from divcon.models import EmbeddingModel, GrowingHead
 from divcon.models.inputs import check_sees
 from divcon.train.device import resolve_device
 from divcon.train.losses import create_objectives
@@ -46,8 +46,8 @@ def check(model: EmbeddingModel, images: ImageSet, config: TrainConfig) -> tuple
 
 
 def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
-    head, learners = model.head, model.head.max_learners
-    if not head.can_double:
+    learners = model.head.max_learners
+    if not isinstance(model.head, GrowingHead):
         raise ConfigError(
             f"--hierarchy: the learners of method {model.made_with['method']} cannot be split in two; give --method "
             "masks, or leave --hierarchy out"
@@ -70,6 +70,7 @@ def grow(model: EmbeddingModel, objectives: nn.ModuleList, optimizer: torch.opti
     """Double the learners: each child begins with its parent's mask and its loss's own parameters, and with what the
     optimiser has gathered for both (2021, hierarchy)."""
     head = model.head
+    assert isinstance(head, GrowingHead), "checked before training"
     moments = [
         value
         for parameter in head.subspace_parameters()
@@ -98,7 +99,7 @@ def set_up(
     groups, by their ``name``, are `divcon.train.schedule.learning_rates`."""
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.hierarchy:
+    if config.hierarchy and isinstance(model.head, GrowingHead):
         model.head.start_with_one()
     masks = model.head.subspace_parameters()
     of_masks = set(map(id, masks))
