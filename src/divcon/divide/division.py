@@ -120,22 +120,7 @@ class Division:
             DataError: a cluster cannot be split so; the message names it.
         """
         seed = (seed,) if isinstance(seed, int) else seed
-        features = normalized(features)
-        learner = np.full_like(self.learner, -1)
-        centroids = np.zeros((2 * self.num_learners, features.shape[1]), np.float32)
-        for k in range(self.num_learners):
-            indices = self.indices(k)
-            split = False
-            if len(indices) > 1:
-                with suppress(DataError):  # fewer than two distinct images or classes
-                    (halves, centres), split = cluster(
-                        features[indices], labels[indices], 2, by=by, seed=(*seed, 2, k), tries=tries, device=device
-                    )
-            if not split:
-                raise DataError(_cannot_split(k, self, labels, tries, by))
-            learner[indices] = 2 * k + halves
-            centroids[2 * k : 2 * k + 2] = centres
-        return Division(learner, centroids)
+        return _doubled(self, normalized(features), labels, by, seed, tries, device)
 
     def merged(self) -> Division:
         """Clusters 2k and 2k + 1 as one, k: the parent of what `doubled` gave (centroids weighted by size)."""
@@ -193,8 +178,35 @@ def divide(
     if previous is not None:
         division = division.matched_to(previous)
     if double:
-        division = division.doubled(features, labels, by=by, seed=seed, tries=tries, device=device)
+        division = _doubled(division, features, labels, by, seed, tries, device)
     return division.without_singletons(labels)
+
+
+def _doubled(
+    division: Division,
+    features: np.ndarray,
+    labels: np.ndarray,
+    by: DivideBy,
+    seed: tuple[int, ...],
+    tries: int,
+    device: str | torch.device,
+) -> Division:
+    """`Division.doubled`, of features of length one."""
+    learner = np.full_like(division.learner, -1)
+    centroids = np.zeros((2 * division.num_learners, features.shape[1]), np.float32)
+    for k in range(division.num_learners):
+        indices = division.indices(k)
+        split = False
+        if len(indices) > 1:
+            with suppress(DataError):  # fewer than two distinct images or classes
+                (halves, centres), split = cluster(
+                    features[indices], labels[indices], 2, by=by, seed=(*seed, 2, k), tries=tries, device=device
+                )
+        if not split:
+            raise DataError(_cannot_split(k, division, labels, tries, by))
+        learner[indices] = 2 * k + halves
+        centroids[2 * k : 2 * k + 2] = centres
+    return Division(learner, centroids)
 
 
 def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by: str) -> str:

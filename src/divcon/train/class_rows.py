@@ -65,14 +65,14 @@ class ClassRows(nn.Module):
         self._set_aside()
 
     def check(self, labels: Int64[Tensor, "B"]) -> None:
-        """Whether all labels are of the classes there are.
+        """Whether all labels are of the classes there are. On the CPU: elsewhere it would wait for the device in every
+        step, and `forward` gives NaN instead, which the loop looks for.
 
         Raises:
             ValueError: some are not.
         """
-        if self._classes is None:
+        if self._classes is None or labels.device.type != "cpu":
             return
-        self._local = self._local.to(labels.device)
         known = self._local[labels] >= 0
         if not known.all():
             raise ValueError(
@@ -88,11 +88,15 @@ class ClassRows(nn.Module):
         ref_emb: Float[Tensor, "R D"] | None = None,
         ref_labels: Int64[Tensor, "R"] | None = None,
     ) -> Any:
-        """The loss of the batch, whose labels have passed `check`."""
+        """The loss of the batch, whose labels have passed `check`; NaN where one is not of the classes there are."""
         if self._classes is None:
             return self.loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        # In each step: weight decay would otherwise carry what they drifted by into the optimiser's moments.
         self._restore()
+        self._local = self._local.to(labels.device)
         labels = self._local[labels]
+        known = (labels >= 0).all()
+        labels = labels.clamp(min=0)
         ref_labels = None if ref_labels is None else self._local[ref_labels]
         chosen = {
             name: parameter.index_select(self._blocks[name][0], self._rows(name, self._classes))
@@ -108,7 +112,7 @@ class ClassRows(nn.Module):
             if chosen[name].data_ptr() != places[name]:
                 dim, rows = self._blocks[name][0], self._rows(name, self._classes)
                 self.loss.get_parameter(name).data.index_copy_(dim, rows, chosen[name].data)
-        return value
+        return torch.where(known, value, torch.nan)
 
     def _rows(self, name: str, classes: Int64[Tensor, "c"]) -> Int64[Tensor, "r"]:
         """Where a parameter holds what belongs to these classes: one class after the other, each with all its rows."""

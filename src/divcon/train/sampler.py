@@ -125,9 +125,8 @@ def _stream(
 ) -> Iterator[np.ndarray]:
     num_classes = batch_size // images_per_class
     images = [_Deck(members, rng) for members in by_class]
-    everything = _Deck(np.concatenate(by_class), rng)
-    size = _size(by_class, batch_size, images_per_class, fill)
     if fill:
+        everything, size = _Deck(np.concatenate(by_class), rng), _size(by_class, batch_size, images_per_class, fill)
         take = [min(images_per_class, len(members)) for members in by_class]
     elif len(by_class) < num_classes:
         take = _images_per_class(by_class, batch_size, images_per_class)
