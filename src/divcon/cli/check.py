@@ -139,13 +139,7 @@ def _fix(benchmark: Benchmark, result: CheckResult, out: Path) -> None:
     write_table(out, clean)
     for gone in left_out:
         console.print(f"left out: {gone.where} ({gone.label!r} in {' and '.join(gone.parts)}): {gone.reason}")
-    counts = ", ".join(f"{len(images):,} {part}" for part, images in _counted(clean))
+    counts = ", ".join(f"{len(images):,} {part}" for part, images in clean.parts.items())
     console.print(f"{out}: {counts}; {len(left_out):,} left out")
     if not benchmark.train.flip:
         note("in this data a mirrored image is of another class, which the table does not say: train with --no-flip")
-
-
-def _counted(benchmark: Benchmark) -> list[tuple[str, Any]]:
-    from divcon.data.check import parts_of
-
-    return list(parts_of(benchmark).items())

@@ -80,11 +80,9 @@ def features(
         note(text)
     if on_bad_image == "skip":
         benchmark = only_decodable(benchmark, ("train", "validation", "query", "gallery"), workers, note)
-    parts = [benchmark.train, benchmark.validation, benchmark.query]
-    parts += [] if benchmark.gallery is benchmark.query else [benchmark.gallery]
     done = 0
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("images", total=sum(len(part) for part in parts if part is not None))
+        task = bar.add_task("images", total=sum(map(len, benchmark.parts.values())))
 
         def pooled(images: ImageSet) -> np.ndarray:
             nonlocal done

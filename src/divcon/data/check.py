@@ -33,7 +33,7 @@ def check(
         workers: processes that decode.
         on_progress: called with the stage, and how much of how much is done.
     """
-    every = _Everything(parts_of(benchmark))
+    every = _Everything(benchmark.parts)
     vectors = benchmark.query.vectors is not None
     unreadable: list[Found] = []
     zeros: list[Found] = []
@@ -63,22 +63,12 @@ def check(
         benchmark.protocol,
         benchmark.split_hash,
         "vectors" if vectors else "images",
-        tuple(counts_of(part, images) for part, images in parts_of(benchmark).items()),
+        tuple(counts_of(part, images) for part, images in benchmark.parts.items()),
         tuple(unreadable),
         tuple(every.groups(copies)),
         groups,
         tuple(zeros),
     )
-
-
-def parts_of(benchmark: Benchmark) -> dict[str, ImageSet]:
-    """The sets of a benchmark by name: train, validation if it has one, and test, or query and gallery."""
-    parts = {"train": benchmark.train}
-    if benchmark.validation is not None:
-        parts["validation"] = benchmark.validation
-    if benchmark.query is benchmark.gallery:
-        return parts | {"test": benchmark.query}
-    return parts | {"query": benchmark.query, "gallery": benchmark.gallery}
 
 
 def counts_of(part: str, images: ImageSet) -> PartCounts:

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divcon.data.check import parts_of
 from divcon.data.check_result import CheckResult, Found, Group
 from divcon.data.image_set import NO_PATH, Benchmark, ImageSet
 from divcon.data.split import checked_benchmark, counted
@@ -63,7 +62,7 @@ def cleaned(benchmark: Benchmark, result: CheckResult) -> tuple[Benchmark, tuple
             kept = _leave_out_copies(group, leave_out)
             if kept is not None:
                 roles[kept.source, kept.row] = {part for found in group for part in found.parts}
-    parts = parts_of(benchmark)
+    parts = benchmark.parts
     left = {
         part: images.subset(np.flatnonzero([k not in out for k in _keys(images)])) for part, images in parts.items()
     }
@@ -96,7 +95,7 @@ def check_suffix(out: Path, benchmark: Benchmark) -> None:
     if out.suffix == ".csv" and (images.encoded is not None or images.vectors is not None):
         what = "images are bytes in a table" if images.vectors is None else "data is vectors"
         raise ConfigError(f"{out}: the {what}, which a CSV cannot hold; give a name that ends in .parquet")
-    if any(out.resolve() == Path(part.source).resolve() for part in parts_of(benchmark).values() if part.source):
+    if any(out.resolve() == Path(part.source).resolve() for part in benchmark.parts.values() if part.source):
         raise ConfigError(f"{out}: this is the table that is read; give another name")
 
 

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
-import torch
 from PIL import Image
 from scipy.fft import dctn
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from torch.utils.data import DataLoader, Dataset
 
+from divcon.data.dataset import each_image
 from divcon.data.image_set import ImageSet
-from divcon.errors import ImageError
 
 HASH_BITS = 256
 MAX_BITS = 16
@@ -68,31 +66,9 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
     return np.packbits(low > np.median(low))
 
 
-class _Prints(Dataset):
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Print | str:
-        try:
-            return print_of(self.images.open(index))
-        except ImageError as error:
-            return str(error)
-
-
 def prints(images: ImageSet, *, workers: int = 0) -> Iterator[Print | str]:
     """Decode every image once, in order: its print, or what is wrong with it."""
-    loader = DataLoader(
-        _Prints(images),
-        batch_size=64,
-        num_workers=min(workers, -(-len(images) // 64)),
-        collate_fn=list,
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        yield from batch
+    return each_image(images, print_of, workers=workers)
 
 
 def equal_groups(keys: Sequence[bytes]) -> list[np.ndarray]:

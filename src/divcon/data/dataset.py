@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from divcon.data.image_set import Benchmark, ImageSet
 from divcon.data.transforms import Transform
 from divcon.errors import DataError, ImageError
+
+T = TypeVar("T")
 
 Key = int | tuple[int, int, int]
 """An image to see as evaluation does (its index), or as training does: (index, epoch, position in the epoch)."""
@@ -100,27 +104,43 @@ def evaluation_batches(
     return batches_of(loader)
 
 
-class _Undecodable(Dataset):
-    def __init__(self, images: ImageSet) -> None:
+class _Each(Dataset, Generic[T]):
+    def __init__(self, images: ImageSet, function: Callable[[Image.Image], T]) -> None:
         self.images = images
+        self.function = function
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> str | None:
+    def __getitem__(self, index: int) -> T | str:
         try:
-            self.images.open(index)
+            image = self.images.open(index)
         except ImageError as error:
             return str(error)
-        return None
+        return self.function(image)
+
+
+def each_image(images: ImageSet, function: Callable[[Image.Image], T], *, workers: int = 0) -> Iterator[T | str]:
+    """Decode every image once, in order: yields what the function, which is run where it is decoded, makes of it, or
+    what is wrong with it in words."""
+    loader = DataLoader(
+        _Each(images, function),
+        batch_size=64,
+        num_workers=min(workers, -(-len(images) // 64)),
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        yield from batch
+
+
+def _decodes(image: Image.Image) -> None:
+    """Nothing is made of it: that it decodes is enough."""
 
 
 def undecodable(images: ImageSet, *, workers: int = 0) -> Iterator[tuple[int, str | None]]:
     """Decode every image once: yields each index with None, or with what is wrong with that image."""
-    loader = DataLoader(
-        _Undecodable(images), batch_size=64, num_workers=workers, collate_fn=list, generator=torch.Generator()
-    )
-    yield from enumerate(message for batch in loader for message in batch)
+    return enumerate(each_image(images, _decodes, workers=workers))
 
 
 def decodable(

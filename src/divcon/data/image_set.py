@@ -204,6 +204,16 @@ class Benchmark:
     def protocol(self) -> str:
         return LEAVE_ONE_OUT if self.query is self.gallery else QUERY_GALLERY
 
+    @property
+    def parts(self) -> dict[str, ImageSet]:
+        """Its sets by name: train, validation if it has one, and test, or query and gallery where they are two."""
+        parts = {"train": self.train}
+        if self.validation is not None:
+            parts["validation"] = self.validation
+        if self.query is self.gallery:
+            return parts | {"test": self.query}
+        return parts | {"query": self.query, "gallery": self.gallery}
+
     @cached_property
     def split_hash(self) -> str:
         """16 hexadecimal digits of what is asked of a model: every query and gallery image with its label.
