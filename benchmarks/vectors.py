@@ -30,7 +30,7 @@ METHODS: dict[str, list[str]] = {
     "single": ["--method", "single"],
     "slices": ["--method", "slices"],
     "masks": ["--method", "masks"],
-    "masks, hierarchy": ["--method", "masks", "--hierarchy"],
+    "hierarchy": ["--method", "masks", "--hierarchy"],
 }
 LOSSES = ("MarginLoss", "TripletMarginLoss", "ProxyNCALoss", "NPairsLoss")
 SCORES = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "r_precision", "map_at_r", "nmi", "ami")
@@ -80,7 +80,7 @@ def main() -> None:
             for method in methods:
                 words = [word for setting in SETTINGS.items() for word in setting]
                 words += [*METHODS[method], "--loss", loss, "--seed", seed]
-                run = options.runs / f"{method.replace(', ', '-')}-{loss}-{seed}"
+                run = options.runs / f"{method}-{loss}-{seed}"
                 found = train_and_score(run, options.data, words)
                 results.append({"method": method, "loss": loss, "seed": seed, **found})
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,9 @@ MAX_BITS = 16
 MAX_DIFFERENCE = 4.0
 """and their thumbnails by at most this much, of 255, on average over places and colours.
 
-Of the 8.1 million pairs of the bundled icons, 217 are that near, 215 of them within a class; with the hash alone it is
-627, 7 of them of two classes. Of parts of photographs, 95 of 100 are found again after JPEG at quality 50, 97 at half
-the size, 36 where they are 5 % brighter, and 2 where 2 % are cut off each side: near copies that are missed are many
-more than pairs that are none."""
+Flat drawings are the hardest there is, and near pairs of the bundled icons are nearly all of one class; of parts of
+photographs most are found again after JPEG or at half the size, and few where they are cropped or brighter (see
+``tests/data/test_check.py``): near copies that are missed are many more than pairs that are none."""
 
 _SIDE, _LOW, _THUMB = 64, 16, 16
 _FLAT = 2.0

@@ -90,7 +90,7 @@ def _value(kind: type[nn.Module], name: str, value: Any, given: Mapping[str, Any
         except ValueError:
             raise ConfigError(f"{where} {value!r}: give two numbers with a comma between, as in 0.2,0.8") from None
         return low, high
-    # A command line reads 10 as 10.0, and a size must be whole.
+    # A size must be whole, and 10.0 is how some writers of files put 10.
     whole = isinstance(value, float) and value.is_integer() and not isinstance(arguments(kind)[name], float)
     return int(value) if whole else value
 
