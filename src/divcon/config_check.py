@@ -128,10 +128,8 @@ def typed_value(hint: Any, value: Any, keys: tuple[str, ...], where: Where, fold
     try:
         value = _adapter(hint).validate_python(value)
     except ValidationError as error:
-        for key in (
-            error.errors()[0]["loc"][:1] if isinstance(value, dict) else ()
-        ):  # in a mapping, the one that is wrong
-            named = isinstance(key, str)
+        if isinstance(value, dict) and (wrong := error.errors()[0]["loc"][:1]):  # the key, or what stands under it
+            named = isinstance(key := wrong[0], str)
             keys, value, hint = (*keys, str(key)), value.get(key) if named else key, typing.get_args(hint)[named]
         raise ConfigError(
             f"{where(*keys)}: {'.'.join(keys)}: expected {_expected(hint)}, not {_shown(value)}{_nearest(hint, value)}"

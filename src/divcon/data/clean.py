@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from divcon.data.check_result import CheckResult, Found, Group
@@ -122,11 +122,7 @@ def write_table(out: Path, benchmark: Benchmark) -> None:
         elif out.suffix == ".parquet":
             pq.write_table(table, beside)
         else:
-            with beside.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(table.column_names)
-                for batch in table.to_batches(_ROWS_AT_A_TIME):
-                    writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            pyarrow.csv.write_csv(table, beside, pyarrow.csv.WriteOptions(quoting_style="needed"))
 
 
 def _leave_out_copies(group: Group, leave_out: Callable[[Found, str], None]) -> Found | None:
