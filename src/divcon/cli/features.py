@@ -59,7 +59,7 @@ def features(
     from divcon.data.dataset import only_decodable
     from divcon.data.image_set import ImageSet
     from divcon.data.read import read
-    from divcon.data.vectors import write_benchmark_vectors
+    from divcon.data.vectors import table_parts, write_benchmark_vectors
     from divcon.models import EmbeddingModel
     from divcon.train.device import resolve_device
 
@@ -82,7 +82,7 @@ def features(
         benchmark = only_decodable(benchmark, ("train", "validation", "query", "gallery"), workers, note)
     done = 0
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("images", total=sum(map(len, benchmark.parts.values())))
+        task = bar.add_task("images", total=sum(len(part.images) for part in table_parts(benchmark)))
 
         def pooled(images: ImageSet) -> np.ndarray:
             nonlocal done

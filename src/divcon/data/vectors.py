@@ -47,13 +47,7 @@ def write_vectors(path: str | Path, images: ImageSet, embeddings: np.ndarray) ->
     _write(path, pa.table(columns), blocks, embeddings.shape[1])
 
 
-def write_benchmark_vectors(
-    path: str | Path,
-    benchmark: Benchmark,
-    features: Features,
-    *,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Features) -> None:
     """Write a benchmark with vectors in place of its images, so that ``divcon.read`` gives the same benchmark back.
 
     The columns are ``path,label,split,embedding``, with ``is_query,is_gallery`` where query and gallery differ, and
@@ -64,7 +58,6 @@ def write_benchmark_vectors(
         features: a function of an `ImageSet` that gives its (n, F) vectors, called with some thousand images at a
             time, so that memory stays bounded; or arrays of them by part: train, validation, query, gallery (an image
             that is in both needs its vector in query alone).
-        on_progress: called with the number of images done, and of all.
 
     Raises:
         DataError: the features are not one vector an image, or not all of one length.
@@ -79,15 +72,7 @@ def write_benchmark_vectors(
     table = table.set_column(place, "path", _told_apart(table["path"].combine_chunks(), sets))
     blocks = _blocks(parts, features)
     first = next(blocks)
-
-    def counted() -> Iterator[np.ndarray]:
-        done = 0
-        for block in itertools.chain([first], blocks):
-            yield block
-            done += len(block)
-            on_progress(done, len(table))
-
-    _write(path, table, counted(), first.shape[1])
+    _write(path, table, itertools.chain([first], blocks), first.shape[1])
 
 
 @dataclass(frozen=True)
