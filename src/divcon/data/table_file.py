@@ -157,7 +157,7 @@ def _load_json(path: Path) -> pa.Table:
 
 
 def _read_json(path: Path) -> pa.Table:
-    if not path.read_bytes()[:1]:
+    if not path.stat().st_size:
         raise DataError(f"{path}: the file is empty")
     try:
         return pyarrow.json.read_json(path)
