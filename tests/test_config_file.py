@@ -95,7 +95,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
             epochs=epochs,
             images_per_class=per_class,
             batch_size=per_class * draw(st.integers(2, 9)),
-            divide_by=draw(st.sampled_from(["image", "class", "random"])),
+            divide_by=draw(st.sampled_from(["image", "class", "random", "random-class", "none"])),
             joint_epoch=draw(st.none() | st.integers(0, round(epochs * 2 / 3))),
             finetune_epoch=finetune,
             loss=draw(any_text),
@@ -195,7 +195,7 @@ WRONG = [
     (
         ".yaml",
         "train:\n  divide_by: imge",
-        "expected one of image, class, random, not the text 'imge'; did you mean 'im",
+        "expected one of image, class, random, random-class, none, not the text 'imge'; did you mean 'im",
     ),
     (
         ".yaml",

@@ -25,6 +25,7 @@ from divcon.config_parts import (
     ModelConfig,
     OnBadImage,
     Precision,
+    Rounds,
     SmallClasses,
     TrainConfig,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "ModelConfig",
     "OnBadImage",
     "Precision",
+    "Rounds",
     "RunConfig",
     "SmallClasses",
     "Source",

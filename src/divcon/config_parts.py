@@ -14,11 +14,12 @@ from cyclopts import Group, Parameter
 from divcon.config_check import at_least, finite, flag, option_value
 from divcon.errors import ConfigError
 
-DivideBy = Literal["image", "class", "random"]
+DivideBy = Literal["image", "class", "random", "random-class", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
 LrSchedule = Literal["constant", "cosine", "step"]
 OnBadImage = Literal["stop", "skip"]
 SmallClasses = Literal["repeat", "fill"]
+Rounds = Literal["epoch", "longest", "shortest"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 AUTO_MINERS = {
@@ -88,10 +89,13 @@ class TrainConfig:
     redivide_every: int = 2
     """T, epochs between divisions of the training images."""
     divide_by: DivideBy = "image"
-    """What k-means clusters: image (both papers), class (class means, so that a class stays whole), or random
-    (no k-means, the control)."""
+    """What k-means clusters: image (both papers), or class (class means, so that a class stays whole). Or a control:
+    random (images at random), random-class (whole classes at random), none (every learner has all images)."""
     division_tries: int = 30
     """Seeds of k-means that are tried until each cluster has two classes with a positive pair (2021)."""
+    rounds: Rounds = "epoch"
+    """How many batches an epoch has: epoch: N // batch-size, whatever the method; or as many rounds, of one batch a
+    learner, as the largest cluster has batches (longest: the others start over; 2019), or the smallest (shortest)."""
     hierarchy: bool = False
     """Begin with one learner and double their number at each division, up to --learners, each cluster split in two
     (2021; method masks)."""

@@ -75,7 +75,7 @@ def test_leaving_out_and_kept_pairs_equal_loops(images: list[tuple[int, int]]) -
         assert division.classes_per_learner(labels)[k] == len(set(labels[learner == k].tolist()))
 
 
-@pytest.mark.parametrize("by", ["image", "class", "random"])
+@pytest.mark.parametrize("by", ["image", "class", "random", "random-class"])
 def test_a_division_is_a_partition_of_what_is_not_left_out(by: str) -> None:
     rng = np.random.default_rng(0)
     labels = np.sort(rng.integers(0, 30, 300))
@@ -86,13 +86,18 @@ def test_a_division_is_a_partition_of_what_is_not_left_out(by: str) -> None:
     assert sorted(together.tolist()) == list(range(300))
     assert division.sizes == tuple(len(part) for part in parts)
     assert division.num_left_out == 300 - sum(division.sizes)
-    if by == "class":
+    if by.endswith("class"):
         assert division.kept_pairs(labels) == 1.0
         for label in range(30):
             assert len(set(division.learner[labels == label])) == 1
     if by == "random":
         assert division.kept_pairs(labels) == pytest.approx(0.25, abs=0.05)
         assert max(division.sizes) - min(division.sizes) <= division.num_left_out + 1
+    if by == "random-class":
+        classes = division.classes_per_learner(labels)
+        assert max(classes) - min(classes) <= 1
+        again = divide(features, labels, 4, by="random-class", seed=1)
+        assert (again.learner != division.learner).any()
     if by == "image":
         assert division.kept_pairs(labels) > 0.3
 

@@ -211,6 +211,22 @@ def test_every_way_to_divide_trains(few: Benchmark, tiny_model: Make, divide_by:
     assert (report.kept_pairs == 1.0) == (divide_by == "class")
 
 
+def test_learners_that_share_all_images_take_turns_each_with_its_own_slice(few: Benchmark, tiny_model: Make) -> None:
+    config = replace(CONFIG, epochs=2, finetune_epoch=1, joint_epoch=None, divide_by="none")
+    subspace, finetune = dc.train(tiny_model(), few.train, config)
+    assert subspace.division.num_learners == finetune.division.num_learners == 1
+    assert len(subspace.learner_loss) == 2
+    assert None not in subspace.learner_loss
+    assert len(finetune.learner_loss) == 1
+    assert subspace.kept_pairs == 1.0
+
+
+def test_no_division_has_no_hierarchy(few: Benchmark, tiny_model: Make) -> None:
+    config = replace(CONFIG, divide_by="none", hierarchy=True)
+    with pytest.raises(ConfigError, match="--divide-by none makes none"):
+        next(dc.train(tiny_model(method="masks"), few.train, config))
+
+
 def test_bf16_trains_and_its_loss_is_near_fp32_s(straight: tuple, few: Benchmark, tiny_model: Make) -> None:
     report = next(dc.train(tiny_model(), few.train, replace(CONFIG, precision="bf16")))
     assert report.loss == pytest.approx(straight[1][0].loss, rel=0.2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divcon.config import SmallClasses
+from divcon.config import Rounds, SmallClasses
 from divcon.divide import Division
 from divcon.errors import DataError
 from divcon.train.sampler import EpochPlan, plan_epoch
@@ -187,3 +187,27 @@ def test_no_learner_with_two_classes_is_an_error_that_says_what_to_do() -> None:
     labels = np.array([0, 0, 1, 1])
     with pytest.raises(DataError, match=r"no learner has two classes.*--learners.*--divide-by class"):
         plan(division_of(np.array([0, 0, 1, 1]), labels), labels)
+
+
+def test_rounds_follow_the_largest_or_the_smallest_cluster() -> None:
+    # 40 images with learner 0, 16 with learner 1; batches of 8.
+    labels = np.repeat(np.arange(14), 4)
+    division = division_of(np.where(labels < 10, 0, 1), labels)
+
+    def turns(rounds: Rounds) -> list[int]:
+        found = plan_epoch(division, labels, batch_size=8, images_per_class=2, rounds=rounds, seed=0, epoch=1)
+        return [batch.learner for batch in found.batches]
+
+    assert turns("longest") == [0, 1] * 5
+    assert turns("shortest") == [0, 1] * 2
+    assert Counter(turns("epoch")) == {0: 3, 1: 4}  # 7 batches, and the turn that epoch 0 left off at
+
+
+def test_learners_that_share_a_cluster_have_streams_of_their_own() -> None:
+    labels = np.repeat(np.arange(20), 4)
+    found = plan_epoch(
+        Division.whole(labels), labels, num_learners=4, batch_size=8, images_per_class=2, seed=0, epoch=0
+    )
+    assert [batch.learner for batch in found.batches] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    first = [set(batch.indices.tolist()) for batch in found.batches[:4]]
+    assert all(a != b for i, a in enumerate(first) for b in first[i + 1 :])

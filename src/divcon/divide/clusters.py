@@ -10,7 +10,7 @@ import numpy as np
 from divcon.divide.kmeans import kmeans
 from divcon.errors import DataError
 
-DivideBy = Literal["image", "class", "random"]
+DivideBy = Literal["image", "class", "random", "random-class"]
 Clusters = tuple[np.ndarray, np.ndarray]
 """The cluster of each image, (N,) int64, and the centroids, (K, F) float32."""
 
@@ -39,7 +39,7 @@ def cluster(
         DataError: more clusters than distinct images (or classes, by class).
         NonFiniteError: a feature is NaN or infinite.
     """
-    if by == "class":
+    if by in ("class", "random-class"):
         means, class_of = class_means(features, labels)
         if num_clusters > len(means):
             raise DataError(f"{len(means)} classes cannot be divided among {num_clusters} learners by class")
@@ -52,6 +52,9 @@ def cluster(
         if by == "random":
             assignment = np.random.default_rng(seed).permutation(len(features)) % num_clusters
             return assignment, class_means(features, assignment)[0]
+        if by == "random-class":
+            of = np.random.default_rng(seed).permutation(len(means)) % num_clusters
+            return of[class_of], class_means(features, of[class_of])[0]
         found = kmeans(features if by == "image" else means, num_clusters, seed=seed, device=device)  # type: ignore[arg-type]
         return (found.assignment if by == "image" else found.assignment[class_of]), found.centroids
 

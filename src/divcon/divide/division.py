@@ -162,7 +162,7 @@ def divide(
         features: (N, F) float, the backbone's pooled features; they are L2-normalised here.
         labels: (N,) int.
         by: ``image``: k-means on the images. ``class``: k-means on the class means, a class stays whole.
-            ``random``: equal parts at random.
+            ``random``: equal parts at random. ``random-class``: as many whole classes each, at random.
         tries: seeds of k-means that are tried until each cluster has two classes with a positive pair (2021).
         previous: the division that the new one is matched to.
         double: then split each cluster in two, for 2 K learners (see `Division.doubled`).
@@ -211,7 +211,7 @@ def _doubled(
 
 def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by: str) -> str:
     classes = int(classes_with_pairs(division.learner, labels, division.num_learners)[k])
-    advice = "" if by == "class" else ", divide by class (--divide-by class)"
+    advice = "" if by.endswith("class") else ", divide by class (--divide-by class)"
     return (
         f"the hierarchy cannot split learner {k} of {division.num_learners}: of its {division.sizes[k]} images, "
         f"{classes} classes with a positive pair, 2-means made no two clusters with two such classes each "

@@ -69,7 +69,7 @@ def train(
             # Divide.
             started = time.perf_counter()
             previous = state.division
-            if phase is Phase.FINETUNE:
+            if phase is Phase.FINETUNE or config.divide_by == "none":
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
                 # A hierarchy begins with one learner, and doubles them until there are K.
@@ -92,7 +92,8 @@ def train(
             else:
                 division = previous
             state.division = division
-            tell(objectives, division, labels, new=division is not previous)
+            learners = 1 if phase is Phase.FINETUNE else model.num_learners
+            tell(objectives, division, labels, learners, new=division is not previous)
             report.divided(division, previous, labels, time.perf_counter() - started)
 
             # Train the learners in turn, or conquer.
@@ -100,9 +101,11 @@ def train(
             plan = plan_epoch(
                 division,
                 labels,
+                num_learners=learners,
                 batch_size=config.batch_size,
                 images_per_class=config.images_per_class,
                 small_classes=config.small_classes,
+                rounds=config.rounds,
                 seed=config.seed,
                 epoch=epoch,
             )

@@ -123,6 +123,8 @@ class EpochReport:
     """Images shown, repeats included."""
     distinct_images: float = 0.0
     """Mean number of distinct images a batch."""
+    drawn: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+    """(n,) int64, the training images that any batch held, ascending."""
     penalty: float | None = None
     """What the head's penalty is at the end of the epoch, before it is multiplied: the mean cosine of two masks under
     masks; None from the joint phase on."""
@@ -159,10 +161,11 @@ class EpochReport:
     ) -> None:
         """Take in what the epoch's batches gave."""
         self.loss = record.mean
-        self.learner_loss = record.by_learner(self.division.num_learners)
+        self.learner_loss = record.by_learner(plan.num_learners)
         self.batches = len(plan.batches)
         self.images = sum(len(batch.indices) for batch in plan.batches)
         self.distinct_images = plan.distinct_images
+        self.drawn = np.unique(np.concatenate([batch.indices for batch in plan.batches]))
         self.lr = groups[0]["lr"]
         self.seconds_training = seconds
         self.warnings = plan.warnings
@@ -176,7 +179,7 @@ class EpochReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``metrics.jsonl`` holds it: plain values, the division by its sizes."""
-        values = {k: v for k, v in vars(self).items() if k != "division"}
+        values = {k: v for k, v in vars(self).items() if k not in ("division", "drawn")}
         values["phase"] = str(self.phase)
         values["sizes"] = list(self.division.sizes)
         values["left_out"] = self.division.num_left_out

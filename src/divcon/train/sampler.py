@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from divcon.config import SmallClasses
+from divcon.config import Rounds, SmallClasses
 from divcon.divide import Division
 from divcon.errors import DataError
 
@@ -29,6 +29,7 @@ class EpochPlan:
     batches: list[Batch]
     warnings: tuple[str, ...]
     """Learners that sit the epoch out, and batches that could not be filled."""
+    num_learners: int
 
     @property
     def distinct_images(self) -> float:
@@ -40,29 +41,37 @@ def plan_epoch(
     division: Division,
     labels: np.ndarray,
     *,
+    num_learners: int | None = None,
     batch_size: int,
     images_per_class: int,
     small_classes: SmallClasses = "repeat",
+    rounds: Rounds = "epoch",
     seed: int,
     epoch: int,
 ) -> EpochPlan:
-    """N // B batches, a function of the arguments alone.
+    """The batches of an epoch, a function of the arguments alone.
 
     Args:
         labels: (N,) int64, of all training images.
+        num_learners: the learners that take turns; None: those of the division. A division of one cluster can be shared
+            by any number, each with a stream of its own.
         batch_size: B; a batch has B // M classes of M images. A cluster with fewer classes gives more images a class.
         images_per_class: M.
         small_classes: a class with fewer than M images in its cluster: ``repeat`` them (2019), or ``fill`` its places
             with other images of the cluster (2021).
+        rounds: ``epoch``: N // B batches. ``longest``, ``shortest``: each learner has as many as the largest, or the
+            smallest, cluster of n images has, n // B.
 
     Raises:
         DataError: no learner has two classes with a positive pair.
     """
     num_batches = max(1, len(labels) // batch_size)
+    num_learners = num_learners or division.num_learners
+    lengths: list[int] = []
     streams: list[tuple[int, Iterator[np.ndarray]]] = []
     warnings: list[str] = []
-    for learner in range(division.num_learners):
-        indices = division.indices(learner)
+    for learner in range(num_learners):
+        indices = division.indices(learner % division.num_learners)
         by_class = _by_class(indices, labels[indices])
         if len(by_class) < 2:
             warnings.append(
@@ -78,6 +87,7 @@ def plan_epoch(
                 f"classes, {len(indices)} images"
             )
         rng = np.random.default_rng([seed, epoch, learner])
+        lengths.append(max(1, len(indices) // batch_size))
         streams.append((learner, _stream(by_class, batch_size, images_per_class, fill, rng)))
     if not streams:
         raise DataError(
@@ -85,8 +95,11 @@ def plan_epoch(
             "use fewer learners (--learners), divide by class (--divide-by class), or give more images a class"
         )
     # Turns go on across epochs, so that no learner is always the one with a batch more.
-    turns = ((epoch * num_batches + number) % len(streams) for number in range(num_batches))
-    return EpochPlan([Batch(streams[t][0], next(streams[t][1])) for t in turns], tuple(warnings))
+    first = epoch * num_batches
+    if rounds != "epoch":
+        first, num_batches = 0, len(streams) * (max if rounds == "longest" else min)(lengths)
+    turns = (number % len(streams) for number in range(first, first + num_batches))
+    return EpochPlan([Batch(streams[t][0], next(streams[t][1])) for t in turns], tuple(warnings), num_learners)
 
 
 def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ def check(model: EmbeddingModel, images: ImageSet, config: TrainConfig) -> tuple
     check_sees(images, model.vector_dim)
     if images.num_classes < 2:
         raise DataError(f"{images.source}: {images.num_classes} class to train on; metric learning needs two at least")
-    parts, what = (images.num_classes, "classes") if config.divide_by == "class" else (len(images), "images")
+    parts, what = (images.num_classes, "classes") if config.divide_by.endswith("class") else (len(images), "images")
     if model.num_learners > parts:
         raise DataError(
             f"--learners {model.num_learners}: the {parts} training {what} cannot be divided among so many learners"
@@ -40,6 +40,8 @@ def check(model: EmbeddingModel, images: ImageSet, config: TrainConfig) -> tuple
     if config.precision == "fp16" and device != "cuda":
         raise ConfigError(f"--precision fp16 needs CUDA, and this runs on {device}; use bf16 or fp32")
     fabric = Fabric(accelerator=device, devices=1, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
+    if config.hierarchy and config.divide_by == "none":
+        raise ConfigError("--hierarchy splits clusters, and --divide-by none makes none; leave one of them out")
     if config.hierarchy:
         _check_hierarchy(model, config)
     return fabric, create_objectives(config, model.head, images.num_classes)
@@ -120,11 +122,11 @@ def seed_epoch(seed: int, epoch: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
 
 
-def tell(objectives: nn.ModuleList, division: Division, labels: np.ndarray, *, new: bool) -> None:
+def tell(objectives: nn.ModuleList, division: Division, labels: np.ndarray, num_learners: int, *, new: bool) -> None:
     """Tell each learner's objective which classes its cluster has; what it remembers of another cluster's images is
     forgotten when the division is ``new``."""
-    for learner in range(division.num_learners):
+    for learner in range(num_learners):
         objective: Any = objectives[learner]
-        objective.divided(torch.from_numpy(np.unique(labels[division.indices(learner)])))
+        objective.divided(torch.from_numpy(np.unique(labels[division.indices(learner % division.num_learners)])))
         if new:
             objective.forget()
