@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_public_names_are_pinned() -> None:
     assert sorted(dc.__all__, key=str.casefold) == [
+        "ablate",
         "Benchmark",
         "DataConfig",
         "DivconError",
@@ -24,6 +25,7 @@ def test_public_names_are_pinned() -> None:
         "evaluate",
         "ImageSet",
         "ModelConfig",
+        "prune",
         "read",
         "retrieval_metrics",
         "run",

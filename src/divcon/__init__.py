@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from divcon.ablation.study import ablate
     from divcon.config import DataConfig, ModelConfig, RunConfig, TrainConfig
     from divcon.data.image_set import Benchmark, ImageSet
     from divcon.data.read import read
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from divcon.evaluate.protocol import evaluate
     from divcon.evaluate.retrieval import retrieval_metrics
     from divcon.models import EmbeddingModel
+    from divcon.prune import prune
     from divcon.run import run
     from divcon.train.loop import train
 
@@ -39,11 +41,12 @@ _HOME = {
     "ModelConfig": "divcon.config",
     "RunConfig": "divcon.config",
     "TrainConfig": "divcon.config",
+    "ablate": "divcon.ablation.study",
     "read": "divcon.data.read",
     "retrieval_metrics": "divcon.evaluate.retrieval",
 }
 # Rooms that are called like the function they hold (see callable_module).
-_ROOMS = ("divide", "evaluate", "run", "train")
+_ROOMS = ("divide", "evaluate", "prune", "run", "train")
 
 __all__ = [
     "Benchmark",
@@ -55,8 +58,10 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
+    "ablate",
     "divide",
     "evaluate",
+    "prune",
     "read",
     "retrieval_metrics",
     "run",

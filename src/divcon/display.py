@@ -185,10 +185,39 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     if "learners" in result:
         rows = [(f"learner {k}", scores) for k, scores in enumerate(result["learners"])]
-        names = ("recall_at_1", "r_precision", "map_at_r")
-        table = Table("alone", *names, box=None, pad_edge=False)
-        for label, scores in [*rows, ("pooled features", result["features"])]:
-            table.add_row(label, *(f"{100 * scores[name]:.1f} %" for name in names))
-        console.print(table)
+        _print_table("alone", [*rows, ("pooled features", result["features"])], console)
+    if "without" in result:
+        _print_table("without", [(f"learner {k}", scores) for k, scores in enumerate(result["without"])], console)
+    if "by_size" in result:
+        first = result["by_size"][0]["learners"]
+        rows = [(f"learner {first[0]}, {result['by_size'][0]['dims']} dimensions", result["by_size"][0])]
+        for scores in result["by_size"][1:]:
+            rows.append((f"and learner {scores['learners'][-1]}, {scores['dims']} dimensions", scores))
+        _print_table(f"best few, chosen on {result['ordered_on']} classes", rows, console)
+    elif "without" in result:
+        console.print("best few: left out, there are no validation or train classes of two images to choose them on")
+    if "similarity_correlations" in result:
+        _print_correlations(result["similarity_correlations"], console)
     low, high = result["recall_at_1_interval"]
     console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} (bootstrap over classes)")
+
+
+def _print_table(title: str, rows: list[tuple[str, dict[str, Any]]], console: Console) -> None:
+    names = ("recall_at_1", "r_precision", "map_at_r")
+    table = Table(title, *names, box=None, pad_edge=False)
+    for label, scores in rows:
+        table.add_row(label, *(f"{100 * scores[name]:.1f} %" for name in names))
+    console.print(table)
+
+
+def _print_correlations(correlations: list[list[float | None]], console: Console) -> None:
+    """The mean over pairs of learners, and each pair where a screen has room for them."""
+    count = len(correlations)
+    pairs = [value for k, row in enumerate(correlations) for value in row[k + 1 :] if value is not None]
+    mean = f"{sum(pairs) / len(pairs):.2f}" if pairs else "unknown: they tell no images apart"
+    console.print(f"alike (1: two learners find the same images alike; 0: nothing in common), mean over pairs: {mean}")
+    if 2 < count <= 12:
+        table = Table("alike", *map(str, range(count)), box=None, pad_edge=False)
+        for k, row in enumerate(correlations):
+            table.add_row(f"learner {k}", *("-" if value is None else f"{value:.2f}" for value in row))
+        console.print(table)

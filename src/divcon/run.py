@@ -25,7 +25,7 @@ from divcon.models.backbone import resolve_backbone
 from divcon.run_folder import RunFolder
 from divcon.train.checkpoint import model_in
 from divcon.train.loop import check, train
-from divcon.train.report import Progress
+from divcon.train.report import EpochReport, Progress
 
 
 def run(
@@ -37,6 +37,7 @@ def run(
     init: str | Path | None = None,
     source: dict[str, Any] | None = None,
     display: Display | None = None,
+    observe: Callable[[EmbeddingModel, EpochReport], dict[str, Any]] | None = None,
 ) -> EmbeddingModel:
     """Train a model on a benchmark's train classes and keep it in a run folder (see `divcon.run_folder`).
 
@@ -50,6 +51,9 @@ def run(
         init: a model's or run's folder, to start from its weights: the model that is kept, or what a run that has not
             kept one yet has trained so far.
         source: what the data was read from, to be kept in ``config.json``.
+        observe: called with the model after each epoch; what it gives stands in the epoch's line of ``metrics.jsonl``
+            under ``observed``. Nothing is chosen by it, and its time is of ``seconds_evaluating``. An epoch that a stop
+            cut short is observed again.
 
     Returns:
         The model that is kept, in evaluation mode.
@@ -96,6 +100,8 @@ def run(
                 workers=config.train.workers,
                 on_progress=_stage(display.progress, "evaluate", epoch.number),
             )
+        if observe is not None:
+            line["observed"] = observe(model, epoch)
         line["seconds_evaluating"] = time.perf_counter() - started
         if kept_epoch([*lines, line]) == epoch.number if judged is not None else last:
             model.save(folder.model)
@@ -136,7 +142,7 @@ def check_unseen(run: str | Path, data: Benchmark, source_given: bool) -> str | 
         RunError: the data is the run's own, and its split has changed since.
     """
     folder = RunFolder(run)
-    found = folder.read()
+    found = folder.origin()
     if found is None:
         return None
     if not source_given and found[1].get("split_hash") != data.split_hash:

@@ -18,6 +18,9 @@ from divcon.files import written_whole
 from divcon.models.backbone import AUTO
 from divcon.train.checkpoint import MAY_CHANGE, read_checkpoint
 
+ORIGIN = "run.json"
+"""In the folder of a model that is made of a run's: the ``config.json`` of the run."""
+
 
 class RunFolder:
     """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint`` and ``model/``.
@@ -45,19 +48,33 @@ class RunFolder:
         Raises:
             RunError: the file is damaged.
         """
-        if not self.config.exists():
-            return None
-        try:
-            record = json.loads(self.config.read_text())
-            if "format" in record:
-                return None
-            parts = {f.name: record[f.name] for f in dataclasses.fields(RunConfig)}
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise RunError(f"{self.config}: damaged, or not of a divcon run ({error})") from None
-        try:
-            return RunConfig.from_dict(parts, str(self.config)), record
-        except ConfigError as error:
-            raise RunError(str(error)) from None
+        return _read(self.config)
+
+    def origin(self) -> tuple[RunConfig, dict[str, Any]] | None:
+        """As `read`; for the folder of a model that `pass_on` was told of, what it keeps of its run.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        return self.read() or _read(self.path / ORIGIN)
+
+    def pass_on(self, folder: Path, **more: Any) -> None:
+        """Keep in the folder of a model that is made of this run's what `origin` and `seen_classes` need.
+
+        Args:
+            more: what else is to be known of the model, under names that ``config.json`` does not have.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        found = self.origin()
+        if found is None:
+            return
+        with written_whole(folder / ORIGIN) as beside:
+            beside.write_text(json.dumps(found[1] | more, indent=2) + "\n")
+        if self.classes.exists():
+            with written_whole(folder / self.classes.name) as beside:
+                beside.write_bytes(self.classes.read_bytes())
 
     def check(self, config: RunConfig, data: Benchmark, resume: bool) -> int:
         """How many epochs are done; nothing is written.
@@ -116,6 +133,10 @@ class RunFolder:
         if not self.classes.exists():
             return set()
         return {name for names in json.loads(self.classes.read_text()).values() for name in names}
+
+    def validation_classes(self) -> set[str]:
+        """The names of the classes that were held out of the run's train classes; empty where there were none."""
+        return set(json.loads(self.classes.read_text()).get("validation", [])) if self.classes.exists() else set()
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; one that a stop has cut short is left out."""
@@ -181,6 +202,23 @@ class RunFolder:
                 "in another --out"
             )
         return RunConfig(**parts), record
+
+
+def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:
+    """The settings in a run's ``config.json``, and all of it; None where there is none, or it is a model's."""
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        if "format" in record:
+            return None
+        parts = {f.name: record[f.name] for f in dataclasses.fields(RunConfig)}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RunError(f"{path}: damaged, or not of a divcon run ({error})") from None
+    try:
+        return RunConfig.from_dict(parts, str(path)), record
+    except ConfigError as error:
+        raise RunError(str(error)) from None
 
 
 def _parts(data: Benchmark) -> list[tuple[str, Any]]:

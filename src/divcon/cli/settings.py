@@ -73,7 +73,8 @@ def gathered(*, anew: bool = False) -> Gathered:
 def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Add to a command's arguments what stands in its file, its run or its model, below what the command line says.
 
-    A hook of cyclopts, for a command whose parameters have the names that those of ``train`` have.
+    A hook of cyclopts, for a command whose parameters have the names that those of ``train`` have; resume and init may
+    be missing.
 
     Raises:
         ConfigError: the file cannot be read, or holds what is no setting.
@@ -88,7 +89,7 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
     layers = []
     if (path := _word(options["config"])) is not None:
         layers.append(_file_layer(Path(path), options, found))
-    resume, out, init = (_word(options[name]) for name in ("resume", "out", "init"))
+    resume, out, init = (_word(options[name]) if name in options else None for name in ("resume", "out", "init"))
     held = _run_layer(Path(out)) if resume and out else None
     if held is not None:
         layers.append(held)
@@ -149,6 +150,8 @@ def _file_layer(path: Path, options: dict[str, Argument], found: Gathered) -> _L
     held = settings_in(file.values, file.where, path.absolute().parent)
 
     def give(name: str, value: Any, *keys: str) -> None:
+        if value is not None and name not in options:
+            raise ConfigError(f"{file.where(*keys)}: this command takes no {name}; leave it out of the file")
         if value is not None and not options[name].tokens:
             options[name].append(Token(keyword=name, implicit_value=value, source=file.where(*keys)))
             found.places[(name,)] = file.where(*keys)

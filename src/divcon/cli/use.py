@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note
-from divcon.errors import ConfigError
+from divcon.errors import ConfigError, DivconError
 from divcon.files import check_writable, written_whole
 
 
@@ -45,10 +46,14 @@ def evaluate(
     clustering
         NMI and AMI, which cost more than the rest.
     parts
-        Also each learner's subspace alone, and the pooled features before the head.
+        Also each learner's subspace alone, and the pooled features before the head; how alike the subspaces are; and
+        where learners do not share dimensions, the embedding without each, and the best 1, 2 ... of them, chosen on the
+        run's validation classes, or else its train classes.
     mean_average_precision
         Also mean average precision over the full ranking.
     """
+    import numpy as np
+
     from divcon.data.dataset import only_decodable
     from divcon.data.read import read
     from divcon.display import print_scores
@@ -56,12 +61,13 @@ def evaluate(
     from divcon.models import EmbeddingModel
     from divcon.run import check_unseen
     from divcon.run_folder import RunFolder
+    from divcon.run_source import own_benchmark
     from divcon.train.device import resolve_device
 
     if json_file is not None:
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    found = RunFolder(run).read()
+    found = RunFolder(run).origin()
     source = found[1].get("source") if found else None
     if data is None and source is None:
         raise ConfigError(f"{run}: does not say what it was trained on; give DATA")
@@ -69,6 +75,14 @@ def evaluate(
     doubt = check_unseen(run, benchmark, source_given=data is not None)
     if doubt:
         note(doubt)
+    order_by = None
+    if parts and len(model.head.dimensions()) > 1:
+        try:
+            order_by = own_benchmark(run, benchmark, workers=workers, warn=note)
+        except DivconError as error:
+            note(f"the best few subspaces are left out: {error}")
+            nothing = benchmark.train.subset(np.empty(0, np.int64))
+            order_by = replace(benchmark, train=nothing, validation=None)
     if on_bad_image == "skip":
         benchmark = only_decodable(benchmark, ("query", "gallery"), workers, note)
     result = evaluate_model(
@@ -76,6 +90,7 @@ def evaluate(
         benchmark,
         clustering=clustering,
         parts=parts,
+        order_by=order_by,
         map=mean_average_precision,
         per_query=json_file is not None,
         batch_size=batch_size,

@@ -5,6 +5,7 @@ from divcon.evaluate.clustering import clustering_metrics
 from divcon.evaluate.intervals import bootstrap_difference, bootstrap_interval
 from divcon.evaluate.protocol import evaluate
 from divcon.evaluate.retrieval import retrieval_metrics
+from divcon.evaluate.subspaces import similarity_correlations, subspace_order
 
 __all__ = [
     "bootstrap_difference",
@@ -12,6 +13,8 @@ __all__ = [
     "clustering_metrics",
     "evaluate",
     "retrieval_metrics",
+    "similarity_correlations",
+    "subspace_order",
 ]
 
 make_callable(__name__)

@@ -12,6 +12,7 @@ from divcon.errors import DataError
 from divcon.evaluate.clustering import clustering_metrics
 from divcon.evaluate.intervals import bootstrap_interval
 from divcon.evaluate.retrieval import retrieval_metrics
+from divcon.evaluate.subspaces import COMPARED, choosing_part, similarity_correlations, subspace_order, subspace_scores
 from divcon.models import EmbeddingModel
 
 
@@ -21,6 +22,7 @@ def evaluate(
     *,
     clustering: bool = True,
     parts: bool = False,
+    order_by: Benchmark | None = None,
     per_query: bool = False,
     map: bool = False,
     recall_at: Sequence[int] | None = None,
@@ -35,7 +37,14 @@ def evaluate(
         clustering: also NMI and AMI of k-means at the number of classes (on query and gallery together), mean and
             spread over three seeds. It costs more than all the rest.
         parts: also the scores of each learner's subspace alone (``learners``) and of the pooled features before the
-            head, L2-normalised (``features``).
+            head, L2-normalised (``features``); where there are several learners, how alike their subspaces are
+            (``similarity_correlations``, see `divcon.evaluate.similarity_correlations`); and where each has dimensions
+            to itself, the scores of the embedding without it (``without``) and of the best 1, 2 ... K subspaces
+            (``by_size``, each with its ``learners`` and ``dims``). Which are best is chosen on images of other classes
+            (``ordered_on``: validation or train; see `divcon.evaluate.subspace_order`); without any, ``by_size`` is
+            left out.
+        order_by: whose validation classes, or train classes where it has none, say which subspaces are best; None:
+            those of ``data``, where it is a benchmark.
         per_query: also ``per_query``: for each query its path, label, and scores.
         map: also mean average precision over the full ranking.
         recall_at: the k of Recall@k, beside 1; None: the benchmark's.
@@ -55,7 +64,10 @@ def evaluate(
     query, gallery = data.query, data.gallery
     if not len(query) or not len(gallery):
         raise DataError(f"{query.source}: there are no test images to evaluate on")
-    total = len(query) + (0 if gallery is query else len(gallery))
+    divided = parts and len(model.head.dimensions()) > 1
+    choosing = choosing_part(order_by or data) if divided else None
+    tested = len(query) + (0 if gallery is query else len(gallery))
+    total = tested + (len(choosing[1]) if choosing else 0)
 
     def pooled(images: ImageSet, before: int) -> np.ndarray:
         return model.features(
@@ -68,30 +80,48 @@ def evaluate(
     query_features = pooled(query, 0)
     gallery_features = query_features if gallery is query else pooled(gallery, len(query))
 
-    def scores(embed: Callable[[np.ndarray], np.ndarray], **more: Any) -> dict[str, Any]:
-        queries = embed(query_features)
-        items = queries if gallery is query else embed(gallery_features)
+    def sides(embed: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        return [embed(query_features)] if gallery is query else [embed(query_features), embed(gallery_features)]
+
+    def scores(embeddings: list[np.ndarray], **more: Any) -> dict[str, Any]:
+        queries, *items = embeddings
         return retrieval_metrics(
             queries,
             _label_names(query),
-            **({} if gallery is query else {"gallery_embeddings": items, "gallery_labels": _label_names(gallery)}),
+            **({"gallery_embeddings": items[0], "gallery_labels": _label_names(gallery)} if items else {}),
             **_identities(query, gallery),
             recall_at=sorted({1, *(recall_at or data.recall_at)}),
             device=model.device,
             **more,
         )
 
-    result = scores(model.embed, per_query=True, map=map)
+    embeddings = sides(model.embed)
+    result = scores(embeddings, per_query=True, map=map)
     each = result.pop("per_query")
     low, high = bootstrap_interval(each["recall_at_1"], query.labels)
     result["recall_at_1_interval"] = [low, high]
     if clustering:
-        both = [query_features] if gallery is query else [query_features, gallery_features]
         labels = np.concatenate([_label_names(query)] + ([] if gallery is query else [_label_names(gallery)]))
-        result |= clustering_metrics(model.embed(np.concatenate(both)), labels)
+        result |= clustering_metrics(np.concatenate(embeddings), labels)
     if parts:
-        result["learners"] = [scores(lambda f, k=k: model.embed(f, k)) for k in range(model.num_learners)]
-        result["features"] = scores(normalized)
+        learners = range(model.num_learners)
+        result["learners"] = [scores(sides(lambda f, k=k: model.embed(f, k))) for k in learners]
+        result["features"] = scores(sides(normalized))
+        if len(learners) > 1:
+            some = query_features[np.random.default_rng(0).permutation(len(query))[:COMPARED]]
+            result["similarity_correlations"] = similarity_correlations([model.embed(some, k) for k in learners])
+    if divided:
+        order = None
+        if choosing is not None:
+            result["ordered_on"], images = choosing
+            order = subspace_order(
+                model,
+                images,
+                batch_size=batch_size,
+                workers=workers,
+                on_progress=lambda done, _: on_progress(tested + done, total),
+            )
+        result |= subspace_scores(model.head.dimensions(), embeddings, scores, order)
     result |= {
         "benchmark": data.name,
         "protocol": data.protocol,

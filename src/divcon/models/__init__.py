@@ -3,5 +3,16 @@
 from divcon.models.backbone import create_backbone
 from divcon.models.embedding_model import EmbeddingModel
 from divcon.models.head import GrowingHead, MaskHead, SliceHead, SubspaceHead, create_head
+from divcon.models.pruning import keep_components, keep_subspaces
 
-__all__ = ["EmbeddingModel", "GrowingHead", "MaskHead", "SliceHead", "SubspaceHead", "create_backbone", "create_head"]
+__all__ = [
+    "EmbeddingModel",
+    "GrowingHead",
+    "MaskHead",
+    "SliceHead",
+    "SubspaceHead",
+    "create_backbone",
+    "create_head",
+    "keep_components",
+    "keep_subspaces",
+]

@@ -56,6 +56,10 @@ class SubspaceHead(nn.Module, ABC):
     def subspace_dim(self, learner: int) -> int:
         """d_k: how many dimensions learner k's embedding has."""
 
+    def dimensions(self) -> list[list[int]]:
+        """The dimensions of the embedding that each learner has to itself, K lists; none where learners share them."""
+        return []
+
     def subspace_parameters(self) -> list[nn.Parameter]:
         """What decides the subspaces and is learned: trained at ``mask_lr`` until the joint phase, then frozen."""
         return []
@@ -115,6 +119,9 @@ class SliceHead(SubspaceHead):
 
     def subspace_dim(self, learner: int) -> int:
         return self._sizes[learner]
+
+    def dimensions(self) -> list[list[int]]:
+        return [list(range(part.start, part.stop)) for part in self._slices]
 
 
 class MaskHead(GrowingHead):
@@ -180,6 +187,9 @@ class MaskHead(GrowingHead):
 
     def subspace_dim(self, learner: int) -> int:
         return self.embedding_dim
+
+    def dimensions(self) -> list[list[int]]:
+        return [] if self._learned else [torch.nonzero(mask).flatten().tolist() for mask in self._relu()]
 
     def subspace_parameters(self) -> list[nn.Parameter]:
         return [self.masks] if isinstance(self.masks, nn.Parameter) else []

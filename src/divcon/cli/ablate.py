@@ -1,0 +1,161 @@
+"""``divcon ablate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from divcon.cli.app import app, console, note, notes
+from divcon.cli.settings import COMMAND_LINE, gather, gathered
+from divcon.config import RunConfig, flag
+from divcon.errors import ConfigError
+
+_DEFAULTS = RunConfig()
+_NOT_OF_THE_BASE = {
+    "method": "--methods says which are compared",
+    "seed": "--seeds says which",
+    "validation": "trials are judged on --folds of the train classes, and the runs that are compared train on all",
+    "validation_fraction": "--folds says in how many parts the train classes are held out",
+}
+
+
+@app.command(config=gather)
+def ablate(
+    data: str | None = None,
+    root: Path | None = None,
+    *,
+    out: Path | None = None,
+    methods: str | None = None,
+    seeds: str | None = None,
+    space: Path | None = None,
+    trials: int = 8,
+    folds: int = 3,
+    reference: str | None = None,
+    keep_models: Annotated[bool, Parameter(negative=())] = False,
+    config: Path | None = None,
+    settings: RunConfig = _DEFAULTS,
+) -> None:
+    """Compare methods at the same budget: the same images, the same number of trials, several seeds.
+
+    divcon ablate vectors.parquet --methods single,slices,masks --epochs 30 --out ablation
+
+    divcon ablate products.csv --methods single,slices,random-images --space space.yaml --trials 8 --out ablation
+
+    divcon ablate --out ablation
+
+    Each arm has the settings of the base, given here and with --config, but for its own. Where --space has values to
+    search, each arm has the same number of trials, judged on folds of the train classes; when all arms have their
+    choice (choices.json), each trains on all train classes, once a seed, and is judged on the test classes.
+
+    The arms: single, slices, masks; hierarchy (masks, whose learners double at each division); normalised-slices (the
+    head of slices, one loss, all data); clustered and clustered-slices (masks and slices, one loss on the full
+    embedding, batches of one cluster); random-images and random-classes (slices, images or classes divided at random);
+    slices-all-data (slices, each learner trained on all images); any other method; and those that --space defines.
+
+    The folder gets results.json, table.md, recall.svg and recall.png. A stopped ablation goes on with the same
+    command; more --methods and --seeds may be added. Without DATA, the table of what is done is made again.
+
+    Parameters
+    ----------
+    data
+        As in train.
+    root
+        As in train.
+    out
+        The folder that gets the results. Needed.
+    methods
+        The arms, in the order of the table: single,slices,masks where it is left out.
+    seeds
+        Of the runs that are compared: 0,1,2 where it is left out. The trials have the first.
+    space
+        A file (.yaml, .toml, .json) of arms of your own (arms) and of values to search (space).
+    trials
+        Trials of each arm: combinations of its values, drawn at random, the default ones first.
+    folds
+        Parts of the train classes: each trial trains on all but one and is judged on that, once a part.
+    reference
+        The arm that the others are compared with: single, or else the first, where it is left out.
+    keep_models
+        Keep models and checkpoints of the runs, which are else deleted once their results are written.
+    config
+        Take the base of all arms from this file, as in train.
+    """
+    if out is None:
+        raise ConfigError("--out is missing: the folder that gets the results")
+    for name, why in _NOT_OF_THE_BASE.items():
+        if gathered().places.get((name,)) == COMMAND_LINE:
+            raise ConfigError(f"{flag(name)}: is not for all arms; {why}")
+    names = None if methods is None else _listed(methods)
+    numbers = None if seeds is None else _numbers(seeds)
+    if data is None:
+        _tabulate_again(out, names, numbers, reference)
+        return
+
+    from divcon.ablation import ablate as run_ablation
+    from divcon.ablation import arms_of, read_space, table
+    from divcon.ablation.study import DEFAULT_ARMS, DEFAULT_SEEDS
+    from divcon.data.read import read
+    from divcon.display import Bar
+
+    own, searched = read_space(space) if space is not None else ({}, {})
+    arms = arms_of(DEFAULT_ARMS if names is None else names, own)
+    numbers = DEFAULT_SEEDS if numbers is None else numbers
+    with Bar(notes) as bar:
+        try:
+            results = run_ablation(
+                read(data, root),
+                out,
+                arms=arms,
+                base=settings,
+                seeds=numbers,
+                space=searched,
+                trials=trials,
+                folds=folds,
+                reference=reference,
+                keep_models=keep_models,
+                display=bar,
+                tell=lambda line: notes.print(line, markup=False),
+            )
+        except KeyboardInterrupt:
+            bar.__exit__()
+            notes.print(f"stopped; what is done is kept in {out}. Go on with the same command", markup=False)
+            raise SystemExit(130) from None
+    shown = table(results, arms=[arm.name for arm in arms], seeds=numbers, reference=reference)
+    console.print(shown, end="")
+
+
+def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None, reference: str | None) -> None:
+    """The table and pictures of runs that are done already, without the data."""
+    from divcon.ablation import Arm, arms_of, read_results
+    from divcon.ablation.results import ResultsFile
+    from divcon.ablation.table import draw, tabulate
+
+    results = read_results(out / ResultsFile.NAME)
+    held = results["settings"]
+    names = list(held["arms"]) if names is None else names
+    arms_of(names, {name: Arm(name) for name in held["arms"]})
+    if reference is not None and reference not in names:
+        raise ConfigError(f"--reference {reference}: is none of the arms ({', '.join(names)}); add it to --methods")
+    asked = [(name, seed) for name in names for seed in (held["seeds"] if seeds is None else seeds)]
+    done = {(run["method"], run["seed"]) for run in results["runs"]}
+    left = [run for run in asked if run not in done]
+    if left:
+        raise ConfigError(
+            f"DATA is missing: {len(left)} of {len(asked)} runs are not done ({left[0][0]} with seed {left[0][1]}, for "
+            "one); give the whole command again"
+        )
+    console.print(tabulate(out, results, names, seeds, reference), end="")
+    draw(out, results, names, seeds, note)
+
+
+def _listed(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _numbers(words: str) -> list[int]:
+    try:
+        return [int(word) for word in _listed(words)]
+    except ValueError:
+        raise ConfigError(f"--seeds {words}: expected whole numbers with commas between them, as in 0,1,2") from None

@@ -1,0 +1,84 @@
+"""``divcon prune``: a trained model in fewer dimensions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note
+from divcon.errors import OutputError
+
+
+@app.command
+def prune(
+    run: Path,
+    data: str | None = None,
+    root: Path | None = None,
+    *,
+    dims: Annotated[int, Parameter(validator=Number(gte=1))],
+    out: Path,
+    by: Literal["subspaces", "pca"] | None = None,
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Make a model of fewer dimensions from a trained one, without training. It is evaluated, encodes and is started
+    from (--init) like any other.
+
+    divcon prune runs/demo --dims 64 --out runs/demo-64
+
+    Parameters
+    ----------
+    run
+        A run folder, or a model folder.
+    data
+        As in train; left out, what the run was trained on. Its test classes are not looked at.
+    root
+        As in train.
+    dims
+        How many dimensions the new model has, or has at most (--by subspaces).
+    out
+        The model folder; it must be empty, or not there yet.
+    by
+        subspaces keeps the most learners whose dimensions fit, those that find best together on the validation classes
+        (or train classes, where there are none); embeddings are those of the model, cut. pca rotates the embedding and
+        cuts it, with one learner. Left out: subspaces where learners do not share dimensions, pca otherwise.
+    """
+    from divcon.data.read import read
+    from divcon.models import EmbeddingModel
+    from divcon.prune import Pruning, check_prunable
+    from divcon.prune import prune as prune_model
+    from divcon.run_folder import RunFolder
+    from divcon.run_source import own_benchmark
+    from divcon.train.device import resolve_device
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; give another folder")
+    model = EmbeddingModel.load(run, device=resolve_device(device))
+    by = check_prunable(model, dims, by)
+    given = None if data is None else read(data, root)
+    own = own_benchmark(run, given, must_be_own=True, workers=workers, warn=note)
+    done: list[Pruning] = []
+    small = prune_model(model, own, dims, by=by, batch_size=batch_size, workers=workers, on_done=done.append)
+    about = done[0]
+    RunFolder(run).pass_on(
+        out, pruned={"run": str(run.absolute()), "by": by, "dims": about.dims, "learners": about.learners}
+    )
+    small.save(out)
+
+    if about.learners is None:
+        console.print(f"kept the first {dims} principal components of {model.embedding_dim}")
+    else:
+        names = f"learner{'s' * (len(about.learners) > 1)} {', '.join(map(str, sorted(about.learners)))}"
+        more = f"; no more whole subspaces fit into {dims} dimensions" if about.dims < dims else ""
+        console.print(f"kept {names} of {model.num_learners}, chosen on {about.judged_on} classes{more}")
+    before, after = (f"{100 * recall:.1f} %" for recall in (about.recall_before, about.recall_after))
+    what = f"{about.num_images:,} {'images' if model.vector_dim is None else 'vectors'}"
+    console.print(
+        f"recall_at_1 on {what} of {about.num_classes:,} {about.judged_on} classes: {before} with "
+        f"{model.embedding_dim} dimensions, {after} with {about.dims}"
+    )
+    console.print(f"model of {about.dims} dimensions in {out}")
