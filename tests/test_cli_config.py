@@ -285,7 +285,7 @@ def test_a_shell_is_told_of_every_command_and_flag(shell: str, run: Run) -> None
         (["train", "--redi"], "--redivide-every"),
         (["train", "demo", "--redi"], "--redivide-every"),  # demo is a command too
         (["evaluate", "run", "demo", "--cluste"], "--clustering"),
-        (["train", "--lr", "1", "--divide-by", "ra"], "random"),
+        (["train", "--lr", "1", "--divide-by", "im"], "image"),
         (["data", "ico"], "icons"),
         (["data", "icons", "--permi"], "--permissive"),
     ],
