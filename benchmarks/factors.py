@@ -68,6 +68,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "slices, finetune from epoch 18": ({}, {"finetune_epoch": 18}),
     "slices, joint from epoch 6": ({}, {"joint_epoch": 6}),
     "masks, joint from epoch 6": (MASKS, {"joint_epoch": 6}),
+    # These two see more images, and fewer, than the others.
     "slices, rounds longest": ({}, {"rounds": "longest"}),
     "slices, rounds shortest": ({}, {"rounds": "shortest"}),
     # Learning rates.

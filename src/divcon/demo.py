@@ -15,8 +15,8 @@ from divcon.data.read import read
 from divcon.display import Bar
 from divcon.divide import Division
 from divcon.evaluate.intervals import bootstrap_difference, bootstrap_interval
-from divcon.evaluate.protocol import normalized
 from divcon.evaluate.retrieval import retrieval_metrics
+from divcon.evaluate.subspaces import normalized
 from divcon.models import EmbeddingModel
 from divcon.report import cluster_sheet, neighbour_sheet, recall_curve
 from divcon.run import run

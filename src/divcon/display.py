@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 from divcon.config import RunConfig
 from divcon.data.image_set import Benchmark
 from divcon.train.report import Progress as RunProgress
+from divcon.train.report import Stage
 
 
 class Display(ABC):
@@ -27,6 +29,10 @@ class Display(ABC):
     @abstractmethod
     def progress(self, progress: RunProgress) -> None:
         """After each batch of whatever stage."""
+
+    def stage(self, stage: Stage, epoch: int) -> Callable[[int, int], None]:
+        """What is called with the number of images done and of all in a stage of an epoch, to be shown as progress."""
+        return lambda done, total: self.progress(RunProgress(stage, epoch, done, total))
 
     @abstractmethod
     def epoch(self, line: dict[str, Any]) -> None:

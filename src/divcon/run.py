@@ -25,7 +25,7 @@ from divcon.models.backbone import resolve_backbone
 from divcon.run_folder import RunFolder
 from divcon.train.checkpoint import model_in
 from divcon.train.loop import check, train
-from divcon.train.report import EpochReport, Progress
+from divcon.train.report import EpochReport
 
 
 def run(
@@ -98,7 +98,7 @@ def run(
                 judged,
                 clustering=False,
                 workers=config.train.workers,
-                on_progress=_stage(display.progress, "evaluate", epoch.number),
+                on_progress=display.stage("evaluate", epoch.number),
             )
         if observe is not None:
             line["observed"] = observe(model, epoch)
@@ -161,7 +161,7 @@ def check_unseen(run: str | Path, data: Benchmark, source_given: bool) -> str | 
 def _shared_out(data: Benchmark, config: RunConfig, display: Display) -> Benchmark:
     """The benchmark with validation classes, or with all of them in train, and without what does not decode."""
     if config.data.on_bad_image == "skip":
-        on_progress = _stage(display.progress, "check", 0)
+        on_progress = display.stage("check", 0)
         data = only_decodable(data, ("train", "validation"), config.train.workers, display.warn, on_progress)
     if config.data.validation:
         return data.with_validation(config.data.validation_fraction, config.train.seed)
@@ -190,10 +190,6 @@ def _model_in(init: str | Path) -> EmbeddingModel:
     if folder.checkpoint.exists() and not folder.model.exists():
         return model_in(folder.checkpoint)
     return EmbeddingModel.load(init)
-
-
-def _stage(progress: Callable[[Progress], None], stage: str, epoch: int) -> Callable[[int, int], None]:
-    return lambda done, total: progress(Progress(stage, epoch, done, total))  # type: ignore[arg-type]
 
 
 make_callable(__name__)

@@ -27,7 +27,7 @@ OWNERS = {
 }
 """Whose arguments the options are: another loss does not take them."""
 
-_BUDGET = ("epochs", "batch_size", "seed")
+_BUDGET = ("epochs", "batch_size", "rounds", "seed")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def check_names(part: str, values: Mapping[str, Any], where: Where) -> None:
         if name in _BUDGET:
             raise ConfigError(
                 f"{where(part, name)}: {name} is the same for all arms, which have one budget; give it for all of them "
-                "(--epochs, --batch-size, --seeds)"
+                "(--epochs, --batch-size, --rounds, --seeds)"
             )
 
 

@@ -46,9 +46,7 @@ class Observer:
                 clustering=False,
                 per_query=True,
                 workers=config.train.workers,
-                on_progress=lambda done, total: self._display.progress(
-                    Progress("evaluate", report.number, done, total)
-                ),
+                on_progress=self._display.stage("evaluate", report.number),
             )
             observed["recall_at_1"] = result["recall_at_1"]
             if report.number == self.chosen_epoch:

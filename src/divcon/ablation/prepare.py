@@ -16,7 +16,6 @@ from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
 from divcon.train.loop import check
-from divcon.train.report import Progress
 
 
 def check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str | None, arms: list[Arm]) -> None:
@@ -58,11 +57,7 @@ def prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCon
         )
     if base.data.on_bad_image == "skip":
         parts = ("train", "validation", "query", "gallery")
-
-        def progress(done: int, total: int) -> None:
-            display.progress(Progress("check", 0, done, total))
-
-        data = only_decodable(data, parts, base.train.workers, display.warn, progress)
+        data = only_decodable(data, parts, base.train.workers, display.warn, display.stage("check", 0))
     for note in data.notes:
         display.warn(note)
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]

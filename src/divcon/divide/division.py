@@ -55,8 +55,9 @@ class Division:
         return int((self.learner < 0).sum())
 
     def indices(self, learner: int) -> np.ndarray:
-        """The images of one learner, ascending, (n,) int64."""
-        return np.flatnonzero(self.learner == learner)
+        """The images of one learner, ascending, (n,) int64. The only cluster of a division that is not divided is that
+        of every learner."""
+        return np.flatnonzero(self.learner == (learner if self.num_learners > 1 else 0))
 
     def overlap(self, other: Division) -> Int64[np.ndarray, "K K2"]:
         """(K, K') int64: images that are with learner k here and with learner k' in ``other``."""

@@ -12,7 +12,14 @@ from divcon.errors import DataError
 from divcon.evaluate.clustering import clustering_metrics
 from divcon.evaluate.intervals import bootstrap_interval
 from divcon.evaluate.retrieval import retrieval_metrics
-from divcon.evaluate.subspaces import COMPARED, choosing_part, similarity_correlations, subspace_order, subspace_scores
+from divcon.evaluate.subspaces import (
+    COMPARED,
+    choosing_part,
+    normalized,
+    similarity_correlations,
+    subspace_order,
+    subspace_scores,
+)
 from divcon.models import EmbeddingModel
 
 
@@ -154,8 +161,3 @@ def _identities(query: ImageSet, gallery: ImageSet) -> dict[str, Any]:
             if gallery is not query:
                 sides[f"gallery_{name}"] = getattr(gallery, name)
     return sides
-
-
-def normalized(features: np.ndarray) -> np.ndarray:
-    """(N, F) features, each row of length one."""
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -56,7 +56,12 @@ def subspace_scores(
 def kept_part(embeddings: np.ndarray, dimensions: Sequence[Sequence[int]]) -> np.ndarray:
     """(N, D) embeddings cut to some subspaces' dimensions, in the embedding's order: (N, d) of length one."""
     kept = embeddings[:, sorted(d for part in dimensions for d in part)]
-    return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
+    return normalized(kept)
+
+
+def normalized(features: np.ndarray) -> np.ndarray:
+    """(N, F) features, each row of length one."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def subspace_order(

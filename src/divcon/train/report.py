@@ -18,6 +18,9 @@ from divcon.models import SubspaceHead
 from divcon.train.sampler import EpochPlan
 from divcon.train.schedule import Phase
 
+Stage = Literal["check", "divide", "train", "evaluate"]
+"""What a run is doing."""
+
 
 class LossRecord:
     """The losses of an epoch's batches, checked to be finite.
@@ -192,7 +195,7 @@ class EpochReport:
 class Progress:
     """How far the work at hand is."""
 
-    stage: Literal["check", "divide", "train", "evaluate"]
+    stage: Stage
     epoch: int
     done: int
     """Images done in this epoch's stage."""

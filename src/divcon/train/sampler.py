@@ -71,7 +71,7 @@ def plan_epoch(
     streams: list[tuple[int, Iterator[np.ndarray]]] = []
     warnings: list[str] = []
     for learner in range(num_learners):
-        indices = division.indices(learner % division.num_learners)
+        indices = division.indices(learner)
         by_class = _by_class(indices, labels[indices])
         if len(by_class) < 2:
             warnings.append(
