@@ -9,23 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divcon.ablation.compare import at_seconds, bootstrap_runs_difference, images_to, mean_curve
-from divcon.evaluate.intervals import bootstrap_difference
+from divcon.ablation.compare import at_seconds, images_to, mean_curve
+from divcon.evaluate.intervals import bootstrap_difference, bootstrap_runs_difference
 
 
 def slow_interval(a: np.ndarray, b: np.ndarray, classes: np.ndarray, draws: int, seed: int) -> tuple[float, float]:
     """Each draw gathers its queries one by one."""
     names = sorted(set(classes.tolist()))
     rng = np.random.default_rng(seed)
-    seeds = rng.multinomial(len(a), [1 / len(a)] * len(a), size=draws)
-    drawn = rng.multinomial(len(names), [1 / len(names)] * len(names), size=draws)
+    seeds = rng.integers(len(a), size=(draws, len(a))) if len(a) > 1 else np.zeros((draws, 1), int)
+    drawn = rng.integers(len(names), size=(draws, len(names)))
     means = []
     for of_seeds, of_classes in zip(seeds, drawn, strict=True):
         values = []
-        for run, times in enumerate(of_seeds):
-            for name, again in zip(names, of_classes, strict=True):
-                queries = [q for q in range(len(classes)) if classes[q] == name]
-                values += [a[run, q] - b[run, q] for q in queries] * int(times * again)
+        for run in of_seeds:
+            for place in of_classes:
+                queries = [q for q in range(len(classes)) if classes[q] == names[place]]
+                values += [a[run, q] - b[run, q] for q in queries]
         means.append(np.mean(values))
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -2,7 +2,6 @@
 compared on the test classes."""
 
 from divcon.ablation.arms import ARMS, Arm, arms_of
-from divcon.ablation.compare import bootstrap_runs_difference
 from divcon.ablation.picture import picture
 from divcon.ablation.results import read_results
 from divcon.ablation.space_file import read_space
@@ -14,7 +13,6 @@ __all__ = [
     "Arm",
     "ablate",
     "arms_of",
-    "bootstrap_runs_difference",
     "picture",
     "read_results",
     "read_space",

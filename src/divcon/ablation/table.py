@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from divcon.ablation.compare import at_seconds, bootstrap_runs_difference, images_to, mean_curve
+from divcon.ablation.compare import at_seconds, images_to, mean_curve
 from divcon.ablation.picture import picture
 from divcon.ablation.results import Results
 from divcon.ablation.runs import reference_of, runs_by_arm
 from divcon.ablation.trials import shown
 from divcon.errors import ConfigError
+from divcon.evaluate.intervals import bootstrap_runs_difference
 from divcon.files import written_whole
 
 _NONE = "–"

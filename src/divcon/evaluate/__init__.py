@@ -2,7 +2,7 @@
 
 from divcon.callable_module import make_callable
 from divcon.evaluate.clustering import clustering_metrics
-from divcon.evaluate.intervals import bootstrap_difference, bootstrap_interval
+from divcon.evaluate.intervals import bootstrap_difference, bootstrap_interval, bootstrap_runs_difference
 from divcon.evaluate.protocol import evaluate
 from divcon.evaluate.retrieval import retrieval_metrics
 from divcon.evaluate.subspaces import similarity_correlations, subspace_order
@@ -10,6 +10,7 @@ from divcon.evaluate.subspaces import similarity_correlations, subspace_order
 __all__ = [
     "bootstrap_difference",
     "bootstrap_interval",
+    "bootstrap_runs_difference",
     "clustering_metrics",
     "evaluate",
     "retrieval_metrics",

@@ -30,21 +30,8 @@ def bootstrap_interval(
     Raises:
         ValueError: lengths that differ, no value that is not NaN, level outside (0, 1), draws below 1.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, not {level}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, not {draws}")
     sums, counts = _by_class(values, classes)
-    if len(sums) == 1:
-        return float("nan"), float("nan")
-    generator = np.random.default_rng(seed)
-    step = max(1, _DRAWN_AT_ONCE // len(sums))
-    means = []
-    for i in range(0, draws, step):
-        drawn = generator.integers(len(sums), size=(min(step, draws - i), len(sums)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _interval(sums[None], counts, level, draws, seed)
 
 
 def bootstrap_difference(
@@ -64,6 +51,67 @@ def bootstrap_difference(
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} values of the one and {len(b)} of the other: give the same queries of both")
     return bootstrap_interval(a - b, classes, level=level, draws=draws, seed=seed)
+
+
+def bootstrap_runs_difference(
+    hits_a: object,
+    hits_b: object,
+    classes: object,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval of mean(a) - mean(b) of two arms when seeds and classes are drawn, with replacement.
+
+    Each draw takes as many seeds, and as many classes, as there are; the same ones for both arms. With one seed only
+    classes are drawn.
+
+    Args:
+        hits_a: (S, Q) numbers, a run a row, a query a column.
+        hits_b: (S, Q), of the same seeds and queries.
+        classes: (Q,) ints or strings, the class of each query.
+        level: the share of the drawn differences that lies inside.
+        draws: how many times.
+        seed: draws are the same for the same seed, number of seeds and number of classes.
+
+    Returns:
+        Both ends; (nan, nan) where all queries are of one class, which says nothing of others.
+
+    Raises:
+        ValueError: shapes that differ, a value that is not finite, no value, level outside (0, 1), draws below 1.
+    """
+    a, b = np.asarray(hits_a, np.float64), np.asarray(hits_b, np.float64)
+    code = np.unique(np.asarray(classes), return_inverse=True)[1]
+    if a.ndim != 2 or a.shape != b.shape or a.shape[1] != len(code) or not a.size:
+        raise ValueError(f"hits of shapes {a.shape} and {b.shape} for {len(code)} classes; (S, Q) is needed of both")
+    if not np.isfinite(a).all() or not np.isfinite(b).all():
+        raise ValueError("a value is NaN or infinite; leave queries out that have no match")
+    # All that a draw needs of the queries: the sum of a seed and class.
+    sums = np.stack([np.bincount(code, weights=row) for row in a - b])
+    return _interval(sums, np.bincount(code), level, draws, seed)
+
+
+def _interval(sums: np.ndarray, counts: np.ndarray, level: float, draws: int, seed: int) -> tuple[float, float]:
+    """The interval of the mean, from the (S, C) sums of each seed and class and the (C,) queries of each class."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, not {draws}")
+    num_seeds, num_classes = sums.shape
+    if num_classes == 1:
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    step = max(1, _DRAWN_AT_ONCE // sums.size)
+    means = []
+    for i in range(0, draws, step):
+        size = min(step, draws - i)
+        of_seeds = sums[generator.integers(num_seeds, size=(size, num_seeds))].mean(axis=1) if num_seeds > 1 else sums
+        drawn = generator.integers(num_classes, size=(size, num_classes))
+        drawn_sums = np.take_along_axis(np.broadcast_to(of_seeds, drawn.shape), drawn, axis=1)
+        means.append(drawn_sums.sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _values(values: object) -> np.ndarray:
