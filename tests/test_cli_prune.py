@@ -59,7 +59,7 @@ def test_from_a_run_to_a_model_that_is_used_like_any_other(
     command: Command, runs: Path, parquet: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "small"
-    code, printed, err = prune(command, runs / "slices", "--dims", 10, "--out", out)
+    code, printed, err = prune(command, runs / "slices", "--by", "subspaces", "--dims", 10, "--out", out)
     assert code == 0, err
     assert "of 4, chosen on validation classes; no more whole subspaces fit into 10 dimensions" in printed
     assert "vectors of 6 validation classes" in printed
@@ -99,7 +99,7 @@ def test_pca_and_a_pruned_model_pruned_again(command: Command, runs: Path, tmp_p
     assert code == 0, err
     model = dc.EmbeddingModel.load(tmp_path / "three")
     assert (model.embedding_dim, model.made_with["method"]) == (3, "single")
-    code, printed, err = prune(command, runs / "slices", "--by", "pca", "--dims", 7, "--out", tmp_path / "slices")
+    code, printed, err = prune(command, runs / "slices", "--dims", 7, "--out", tmp_path / "slices")
     assert code == 0, err
     assert "validation classes: " in printed
 
@@ -129,7 +129,7 @@ def test_data_that_moved_changed_or_is_another(command: Command, parquet: Path, 
     config = json.loads((run / "config.json").read_text())
     config["source"]["data"] = str(here)
     (run / "config.json").write_text(json.dumps(config))
-    small = ("--dims", 8, "--out", tmp_path / "small")
+    small = ("--by", "subspaces", "--dims", 8, "--out", tmp_path / "small")
 
     write(here, seed=1)
     code, _, err = prune(command, run, *small)
@@ -160,7 +160,7 @@ def test_data_that_moved_changed_or_is_another(command: Command, parquet: Path, 
 def test_a_model_folder_is_pruned_by_the_data_that_is_given(
     command: Command, runs: Path, parquet: Path, tmp_path: Path
 ) -> None:
-    small = ("--dims", 8, "--out", tmp_path / "small")
+    small = ("--by", "subspaces", "--dims", 8, "--out", tmp_path / "small")
     code, _, err = prune(command, runs / "slices" / "model", *small)
     assert (code, "does not say what it was trained on; give DATA" in err) == (2, True)
     code, printed, err = prune(command, runs / "slices" / "model", parquet, *small)
@@ -176,9 +176,9 @@ def test_what_cannot_be_pruned_is_said(command: Command, runs: Path, tmp_path: P
         return " ".join(err.split())
 
     out = ("--out", tmp_path / "small")
-    assert "--dims 16: the model has 16 dimensions" in refused(runs / "slices", "--dims", 16, *out)
-    assert "4 learners have 4 dimensions each" in refused(runs / "slices", "--dims", 3, *out)
     by = ("--by", "subspaces")
+    assert "--dims 16: the model has 16 dimensions" in refused(runs / "slices", "--dims", 16, *out)
+    assert "4 learners have 4 dimensions each" in refused(runs / "slices", "--dims", 3, *by, *out)
     assert "method masks, and its learners share dimensions" in refused(runs / "masks", "--dims", 8, *by, *out)
     assert "is not empty" in refused(runs / "slices", "--dims", 8, "--out", runs / "masks")
     (tmp_path / "file").touch()
@@ -203,8 +203,8 @@ def test_from_python(runs: Path, parquet: Path) -> None:
     model = dc.EmbeddingModel.load(runs / "slices")
     data = dc.read(parquet)
     told: list[Pruning] = []
-    small = dc.prune(model, data, 8, on_done=told.append)
-    images = dc.prune(model, data.train, 8, on_done=told.append)
+    small = dc.prune(model, data, 8, by="subspaces", on_done=told.append)
+    images = dc.prune(model, data.train, 8, by="subspaces", on_done=told.append)
     np.testing.assert_array_equal(small.encode(data.query), images.encode(data.query))
     assert [about.judged_on for about in told] == ["train", "given"]
     assert told[0].learners is not None
@@ -214,7 +214,7 @@ def test_from_python(runs: Path, parquet: Path) -> None:
     assert told[0].recall_before == pytest.approx(dc.evaluate(model, data.train, clustering=False)["recall_at_1"])
     # The components are those of train classes, also where validation classes judge.
     split = data.with_validation(0.3)
-    one, two = (dc.prune(model, d, 5, by="pca", on_done=told.append) for d in (split, split.train))
+    one, two = (dc.prune(model, d, 5, on_done=told.append) for d in (split, split.train))
     np.testing.assert_array_equal(one.encode(data.query), two.encode(data.query))
     assert (told[2].judged_on, told[2].learners) == ("validation", None)
     with pytest.raises(ConfigError, match="subspaces or pca"):

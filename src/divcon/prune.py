@@ -40,7 +40,7 @@ def prune(
     data: Benchmark | ImageSet,
     dims: int,
     *,
-    by: By | None = None,
+    by: By = "pca",
     batch_size: int = 128,
     workers: int = 0,
     on_done: Callable[[Pruning], None] = lambda about: None,
@@ -51,11 +51,10 @@ def prune(
         data: images to choose by, of classes that it is not to be judged on. Of a benchmark ``subspaces`` takes the
             validation classes, or the train classes where it has none, and ``pca`` the train classes; at most 3,000
             images, drawn by a fixed seed.
-        by: ``subspaces``: the most subspaces of learners that fit into ``dims``, those that find best together (see
-            `divcon.evaluate.subspace_order`), with their learners; fewer dimensions than asked for where subspaces
-            do not add up to them. ``pca``: exactly ``dims`` dimensions and one learner, the embeddings' principal
-            components (see `divcon.models.keep_components`). None: ``subspaces`` where several learners have
-            dimensions to themselves, else ``pca``.
+        by: ``pca``: exactly ``dims`` dimensions and one learner, the embeddings' principal components (see
+            `divcon.models.keep_components`). ``subspaces``: the most subspaces of learners that fit into ``dims``,
+            those that find best together (see `divcon.evaluate.subspace_order`), with their learners; fewer
+            dimensions than asked for where subspaces do not add up to them.
         on_done: told what was kept, and Recall@1 before and after.
 
     Raises:
@@ -64,7 +63,7 @@ def prune(
         DataError: there are no two images of one class to choose by, or they are not what the model sees.
         ImageError: an image does not decode; the message names it.
     """
-    by = check_prunable(model, dims, by)
+    check_prunable(model, dims, by)
     judged_on, images = _to_choose_by(data)
     features = model.features(images, batch_size=batch_size, workers=workers)
     learners = None
@@ -81,14 +80,12 @@ def prune(
     return small
 
 
-def check_prunable(model: EmbeddingModel, dims: int, by: By | None = None) -> By:
-    """How the model is pruned, where ``by`` leaves it open; found out before any image is read.
+def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
+    """Find out before any image is read.
 
     Raises:
         ConfigError: as `prune`.
     """
-    parts = model.head.dimensions()
-    by = by or ("subspaces" if len(parts) > 1 else "pca")
     if by not in ("subspaces", "pca"):
         raise ConfigError(f"--by {by}: give subspaces or pca")
     if not 1 <= dims < model.embedding_dim:
@@ -96,7 +93,8 @@ def check_prunable(model: EmbeddingModel, dims: int, by: By | None = None) -> By
             f"--dims {dims}: the model has {model.embedding_dim} dimensions; give at least 1 and fewer than it has"
         )
     if by == "pca":
-        return by
+        return
+    parts = model.head.dimensions()
     if len(parts) < 2:
         why = (
             "one learner has all dimensions"
@@ -111,7 +109,6 @@ def check_prunable(model: EmbeddingModel, dims: int, by: By | None = None) -> By
             f"--dims {dims} holds no whole subspace: the model's {len(parts)} learners have "
             f"{' or '.join(map(str, sizes))} dimensions each; give more, or take --by pca"
         )
-    return by
 
 
 def _to_choose_by(data: Benchmark | ImageSet) -> tuple[str, ImageSet]:

@@ -20,7 +20,7 @@ def prune(
     *,
     dims: Annotated[int, Parameter(validator=Number(gte=1))],
     out: Path,
-    by: Literal["subspaces", "pca"] | None = None,
+    by: Literal["pca", "subspaces"] = "pca",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
@@ -43,9 +43,9 @@ def prune(
     out
         The model folder; it must be empty, or not there yet.
     by
-        subspaces keeps the most learners whose dimensions fit, those that find best together on the validation classes
-        (or train classes, where there are none); embeddings are those of the model, cut. pca rotates the embedding and
-        cuts it, with one learner. Left out: subspaces where learners do not share dimensions, pca otherwise.
+        pca rotates the embedding and cuts it, with one learner. subspaces keeps the most learners whose dimensions fit,
+        those that find best together on the validation classes (or train classes, where there are none): embeddings
+        are those of the model, cut, so that stored ones can be cut too.
     """
     from divcon.data.read import read
     from divcon.models import EmbeddingModel
@@ -58,7 +58,7 @@ def prune(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; give another folder")
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    by = check_prunable(model, dims, by)
+    check_prunable(model, dims, by)
     given = None if data is None else read(data, root)
     own = own_benchmark(run, given, must_be_own=True, workers=workers, warn=note)
     done: list[Pruning] = []
