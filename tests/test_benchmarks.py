@@ -1,0 +1,101 @@
+"""What the scripts in ``benchmarks/`` stand on. Their results are in docs/results."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import divcon as dc
+from divcon.divide import Division
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def beyond() -> ModuleType:
+    return script("beyond")
+
+
+def vectors() -> dc.ImageSet:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(24), 8)
+    made = rng.normal(size=(24, 12))[labels] + rng.normal(size=(len(labels), 12))
+    rows = np.arange(len(labels))
+    names, paths = tuple(map(str, range(24))), pa.array([str(row) for row in rows])
+    return dc.ImageSet(labels, names, paths, rows, "made", vectors=made.astype(np.float32))
+
+
+@pytest.mark.parametrize("method", ["single", "slices", "masks"])
+@pytest.mark.parametrize("by", ["image", "class", "none"])
+def test_beyond_trains_what_divcon_trains_where_nothing_is_added(beyond: ModuleType, method: str, by: str) -> None:
+    images = vectors()
+    config = dc.TrainConfig(epochs=3, batch_size=16, divide_by=by, joint_epoch=1, finetune_epoch=2, workers=0)
+    states = []
+    for train in (lambda m: dc.train(m, images, config), lambda m: beyond.train(m, images, config, beyond.Idea())):
+        torch.manual_seed(0)
+        learners = 1 if method == "single" else 4
+        model = dc.EmbeddingModel("none", vector_dim=12, embedding_dim=8, method=method, num_learners=learners)
+        list(train(model))
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_beyond_each_idea_changes_what_is_learned(beyond: ModuleType) -> None:
+    images = vectors()
+    config = dc.TrainConfig(epochs=3, batch_size=32, finetune_epoch=2, workers=0)
+    ideas = {
+        "none": {},
+        "full": {"full_weight": 1.0},
+        "several": {"learners_per_step": 4},
+        "two": {"clusters_each": 2},
+        "beside": {"learners_weight": 1.0},
+        "distilled": {"distil_weight": 10.0},
+    }
+    weights = {}
+    for name, idea in ideas.items():
+        torch.manual_seed(0)
+        model = dc.EmbeddingModel("none", vector_dim=12, embedding_dim=8, num_learners=4)
+        list(beyond.train(model, images, config, beyond.Idea(**idea)))
+        weights[name] = model.head.linear.weight.detach().numpy().tobytes()
+    assert len(set(weights.values())) == len(ideas)
+
+
+def test_beyond_two_nearest_clusters(beyond: ModuleType) -> None:
+    features = np.array([[1, 0], [0.9, 0.5], [0, 1], [-1, 0.1]], np.float32)
+    division = Division(np.array([0, 0, 1, 2]), np.array([[1, 0], [0, 1], [-1, 0]], np.float32))
+    found = beyond.Overlapping.of(division, features, np.array([0, 0, 1, 2]), "image")
+    assert [found.indices(k).tolist() for k in range(3)] == [[0, 1, 2], [0, 1, 2, 3], [3]]
+
+
+def test_beyond_batches_of_several_learners(beyond: ModuleType) -> None:
+    labels = np.repeat(np.arange(16), 4)
+    division = Division(np.repeat([0, 1], 32), np.zeros((2, 1), np.float32))
+    plan = beyond.plan_epoch(division, labels, batch_size=8, images_per_class=4, seed=0, epoch=0)
+    joined, owners = beyond.parted(plan, 2)
+    assert [len(batch.indices) for batch in joined.batches] == [16] * 4
+    for batch, parts in zip(joined.batches, owners, strict=True):
+        for learner, part in parts:
+            assert np.isin(batch.indices[part], division.indices(learner)).all()
+
+
+def test_characters_leaves_out_what_looks_like_an_earlier_one() -> None:
+    pytest.importorskip("fontTools")
+    same_looks = script("characters").same_looks
+    fonts = [{"o": b"1", "ο": b"1", "a": b"2"}, {"o": b"3", "ο": b"3"}, {"o": b"4", "ο": b"5", "a": b"4"}, {"a": b"6"}]
+    assert same_looks(fonts) == {"ο"}
