@@ -99,3 +99,21 @@ def test_characters_leaves_out_what_looks_like_an_earlier_one() -> None:
     same_looks = script("characters").same_looks
     fonts = [{"o": b"1", "ο": b"1", "a": b"2"}, {"o": b"3", "ο": b"3"}, {"o": b"4", "ο": b"5", "a": b"4"}, {"a": b"6"}]
     assert same_looks(fonts) == {"ο"}
+
+
+def test_hardness_of_a_batch_is_that_of_its_pairs_one_by_one() -> None:
+    hardness = script("hardness")
+    labels = np.repeat(np.arange(20), 4)
+    embeddings = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(1).normal(size=(80, 3))), dim=1)
+    found = hardness.of_batches(embeddings, labels, Division.whole(labels), 0)  # one batch, of all images
+
+    nearest, active, negatives, positives = [], 0, 0, []
+    for i in range(80):
+        cosines = [float(embeddings[i] @ embeddings[j]) for j in range(80)]
+        others = [cosine for j, cosine in enumerate(cosines) if labels[j] != labels[i]]
+        nearest.append(max(others))
+        negatives += len(others)
+        active += sum((2 - 2 * cosine) ** 0.5 < 1.2 + 0.2 for cosine in others)
+        positives += [cosine for j, cosine in enumerate(cosines) if labels[j] == labels[i] and j != i]
+    expected = {"nearest_negative": np.mean(nearest), "active": active / negatives, "positive": np.mean(positives)}
+    assert found == pytest.approx(expected)
