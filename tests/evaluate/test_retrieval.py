@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.metrics import auc
 
 from divcon.errors import DataError, NonFiniteError
 from divcon.evaluate.retrieval import retrieval_metrics
@@ -30,6 +31,11 @@ def slow_metrics(query, labels, gallery, gallery_labels, admissible, recall_at=R
             each.append(None)
             continue
         precisions = [sum(hits[: rank + 1]) / (rank + 1) * hits[rank] for rank in range(len(hits))]
+        area, old_recall, old_precision = 0.0, 0.0, 1.0
+        for rank in range(len(hits)):
+            recall, precision = sum(hits[: rank + 1]) / num_matches, sum(hits[: rank + 1]) / (rank + 1)
+            area += (recall - old_recall) * (old_precision + precision) / 2
+            old_recall, old_precision = recall, precision
         each.append(
             {f"recall_at_{k}": float(any(hits[:k])) for k in recall_at}
             | {f"precision_at_{k}": sum(hits[:k]) / k for k in precision_at}
@@ -37,6 +43,7 @@ def slow_metrics(query, labels, gallery, gallery_labels, admissible, recall_at=R
                 "r_precision": sum(hits[:num_matches]) / num_matches,
                 "map_at_r": sum(precisions[:num_matches]) / num_matches,
                 "map": sum(precisions) / num_matches,
+                "map_trapezoidal": area,
             }
         )
     asked = [scores for scores in each if scores]
@@ -129,7 +136,7 @@ def test_classes_of_very_unequal_sizes_score_as_in_loops():
     labels = generator.permutation(np.repeat(np.arange(5), [1, 2, 10, 50, 70]))
     points = generator.standard_normal((len(labels), 3)) + labels[:, None] / 3
     expected, _ = slow_metrics(points, labels, points, labels, lambda i, j: i != j)
-    expected.pop("map")
+    del expected["map"], expected["map_trapezoidal"]
     assert_same(retrieval_metrics(points, labels), expected, 1e-9)
     assert expected["num_queries_without_match"] == 1
 
@@ -155,6 +162,16 @@ def test_pytorch_metric_learning_agrees(query_and_gallery):
         assert found[ours] == pytest.approx(expected[theirs], abs=1e-6)
 
 
+def test_scikit_learn_agrees_on_the_area_by_trapezoids():
+    points, labels = clustered(num_classes=10, per_class=5, spread=1.2, seed=2)
+    found = retrieval_metrics(points, labels, map=True, per_query=True)["per_query"]["map_trapezoidal"]
+    for i, area in enumerate(found):
+        others = np.argsort(np.square(points - points[i]).sum(1), kind="stable")
+        hits = labels[others[others != i]] == labels[i]
+        precision, recall = np.cumsum(hits) / np.arange(1, len(hits) + 1), np.cumsum(hits) / hits.sum()
+        assert area == pytest.approx(auc(np.append(0, recall), np.append(1, precision)), abs=1e-9)
+
+
 def test_a_worked_example():
     # Ranking of query 0: b a a b a; R = 3.
     points = [[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]]
@@ -176,6 +193,7 @@ def test_a_worked_example():
         "r_precision": 2 / 3,
         "map_at_r": (1 / 2 + 2 / 3) / 3,
         "map": (1 / 2 + 2 / 3 + 3 / 5) / 3,
+        "map_trapezoidal": ((0 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2 + (2 / 4 + 3 / 5) / 2) / 3,
         "num_queries": 1,
         "num_queries_without_match": 0,
     }

@@ -50,7 +50,7 @@ def evaluate(
         where learners do not share dimensions, the embedding without each, and the best 1, 2 ... of them, chosen on the
         run's validation classes, or else its train classes.
     mean_average_precision
-        Also mean average precision over the full ranking.
+        Also mean average precision over the full ranking, plain (map) and by trapezoids (map_trapezoidal).
     """
     import numpy as np
 

@@ -53,7 +53,7 @@ def evaluate(
         order_by: whose validation classes, or train classes where it has none, say which subspaces are best; None:
             those of ``data``, where it is a benchmark.
         per_query: also ``per_query``: for each query its path, label, and scores.
-        map: also mean average precision over the full ranking.
+        map: also mean average precision over the full ranking, ``map`` and ``map_trapezoidal``.
         recall_at: the k of Recall@k, beside 1; None: the benchmark's.
 
     Returns:

@@ -46,7 +46,11 @@ def retrieval_metrics(
     - ``r_precision``: the share of the first R.
     - ``map_at_r``: (1 / R) * the sum of precision at i over the ranks i <= R whose item has the query's label
       (Musgrave et al. 2020, "A Metric Learning Reality Check").
-    - ``map``, where asked for: the same over the whole ranking. It sorts the gallery for each query: slow.
+    - ``map``, where asked for: the same over the whole ranking, as fast-reid and most others have it. It sorts the
+      gallery for each query: slow.
+    - ``map_trapezoidal``, with it: the area under each query's curve of precision over recall by trapezoids, as the
+      evaluation code of Oxford buildings and of Market-1501 has it, half a point to a point higher or so: each hit
+      counts the mean of the precision just before it (1 where it is the first item) and at it.
     - ``num_queries``: N. ``num_queries_without_match``: how many of them were left out.
 
     Args:
@@ -55,7 +59,7 @@ def retrieval_metrics(
         gallery_embeddings, gallery_labels: (G, D) and (G,); without them, or where ``gallery_embeddings`` is
             the very object ``embeddings``, leave-one-out.
         recall_at, precision_at: the k.
-        map: also the mean average precision over the full ranking.
+        map: also both mean average precisions over the full ranking.
         ids, gallery_ids: (N,) and (G,) ints or strings; items of a query's id are the query itself.
         cameras, gallery_cameras: (N,) and (G,) ints or strings.
         groups, gallery_groups: (N,) and (G,) ints; a negative group is none.
@@ -197,5 +201,8 @@ def _scores(
     scores["r_precision"] = total(one, within) / matches
     scores["map_at_r"] = total(precision_here, within) / matches
     if full:
-        scores["map"] = total(precision_here, np.ones(len(row), dtype=bool)) / matches
+        everywhere = np.ones(len(row), dtype=bool)
+        precision_before = np.where(place > 0, (nth - 1) / np.maximum(place, 1), 1.0)
+        scores["map"] = total(precision_here, everywhere) / matches
+        scores["map_trapezoidal"] = total((precision_before + precision_here) / 2, everywhere) / matches
     return scores
