@@ -22,7 +22,7 @@ from rich.table import Table
 
 import divcon as dc
 from divcon.divide import Division, divide
-from divcon.run_source import own_benchmark
+from divcon.run_folder import RunFolder
 from divcon.train.sampler import plan_epoch
 
 WAYS = [("all data", 1), *((by, k) for by in ("image", "class") for k in (4, 8, 16))]
@@ -45,17 +45,22 @@ def of_batches(embeddings: torch.Tensor, labels: np.ndarray, division: Division,
 
 
 def measure(run: Path, seed: int) -> list[dict]:
-    images = own_benchmark(run).train
+    found = RunFolder(run).origin()
+    if found is None:
+        raise SystemExit(f"{run}: does not say what it was trained on")
+    source, held_out = found[1]["source"], RunFolder(run).validation_classes()
+    images = dc.read(source["data"], source["root"]).without_validation().train
+    images = images.subset(np.array([name not in held_out for name in images.label_names])[images.labels])
     model = dc.EmbeddingModel.load(run)
     features = model.features(images)
     embeddings = torch.from_numpy(model.embed(features))
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
-    found = []
+    rows = []
     for by, k in WAYS:
         division = Division.whole(labels) if k == 1 else divide(features, labels, k, by=by, seed=seed)
         values = of_batches(embeddings, labels, division, seed)
-        found.append({"run": str(run), "by": by, "k": k, "kept_pairs": division.kept_pairs(labels)} | values)
-    return found
+        rows.append({"run": str(run), "by": by, "k": k, "kept_pairs": division.kept_pairs(labels)} | values)
+    return rows
 
 
 def main() -> None:

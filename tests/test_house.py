@@ -17,6 +17,7 @@ def test_public_names_are_pinned() -> None:
     assert sorted(dc.__all__, key=str.casefold) == [
         "ablate",
         "Benchmark",
+        "compare",
         "DataConfig",
         "DivconError",
         "divide",

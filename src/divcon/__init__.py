@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from divcon.ablation.study import ablate
+    from divcon.compare import compare
     from divcon.config import DataConfig, ModelConfig, RunConfig, TrainConfig
     from divcon.data.image_set import Benchmark, ImageSet
     from divcon.data.read import read
@@ -46,7 +47,7 @@ _HOME = {
     "retrieval_metrics": "divcon.evaluate.retrieval",
 }
 # Rooms that are called like the function they hold (see callable_module).
-_ROOMS = ("divide", "evaluate", "prune", "run", "train")
+_ROOMS = ("compare", "divide", "evaluate", "prune", "run", "train")
 
 __all__ = [
     "Benchmark",
@@ -59,6 +60,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "ablate",
+    "compare",
     "divide",
     "evaluate",
     "prune",

@@ -1,0 +1,95 @@
+"""``divcon compare``: trained models side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note
+from divcon.errors import ConfigError
+from divcon.files import check_writable, written_whole
+
+if TYPE_CHECKING:
+    from divcon.compare import Compared
+
+
+@app.command
+def compare(
+    runs: Annotated[list[Path], Parameter(consume_multiple=True)],
+    /,
+    *,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Put the scores of several models side by side, and say how sure the difference of each from the first is.
+
+    divcon compare runs/single runs/slices
+
+    divcon compare single.json slices.json --json compared.json
+
+    All must be of the same data, split and protocol: scores of others do not compare, and are refused. The interval is
+    of 95 %, by bootstrap over the test classes, the same drawn ones for both models.
+
+    Parameters
+    ----------
+    runs
+        Run folders, which are evaluated on the test classes of their own data, or files that evaluate --json wrote.
+    json_file
+        Write the comparison here too.
+    """
+    from divcon.compare import compare as compare_results
+    from divcon.compare import read_scores
+    from divcon.evaluate.protocol import evaluate
+    from divcon.models import EmbeddingModel
+    from divcon.run_source import own_benchmark
+    from divcon.train.device import resolve_device
+
+    names = [str(run) for run in runs]
+    if len(names) != len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"{twice} stands there twice; give each run once")
+    if json_file is not None:
+        check_writable(json_file)
+
+    def scores(run: Path) -> dict[str, Any]:
+        if run.is_file():
+            return read_scores(run)
+        model = EmbeddingModel.load(run, device=resolve_device(device))
+        benchmark = own_benchmark(run, workers=workers, warn=note)
+        return evaluate(model, benchmark, clustering=False, per_query=True, batch_size=batch_size, workers=workers)
+
+    results = {name: scores(run) for name, run in zip(names, runs, strict=True)}
+    compared = compare_results(results)
+    _print(compared, results[names[0]])
+    if json_file is not None:
+        told = ("benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")
+        of = {key: results[names[0]][key] for key in told if key in results[names[0]]}
+        rows = [dataclasses.asdict(row) for row in compared]
+        with written_whole(json_file) as beside:
+            beside.write_text(json.dumps({**of, "compared": rows}, indent=1) + "\n")
+
+
+def _print(compared: list[Compared], first: Mapping[str, Any]) -> None:
+    console.print(
+        f"{first['benchmark']}, {first['protocol']}, split {first['split_hash']}: "
+        f"{len(first['per_query']['path']):,} queries of {len(set(first['per_query']['label'])):,} classes"
+    )
+    table = Table("", *(row.name for row in compared), box=None, pad_edge=False)
+    for score in compared[0].scores:
+        table.add_row(score, *(f"{100 * row.scores[score]:5.1f} %" for row in compared))
+    console.print(table)
+    for row in compared[1:]:
+        if row.difference is None or row.interval is None:
+            continue
+        low, high = (100 * end for end in row.interval)
+        console.print(
+            f"{row.name} - {compared[0].name}: recall_at_1 {100 * row.difference:+.1f} [{low:+.1f}, {high:+.1f}] points"
+        )
