@@ -263,13 +263,15 @@ def main() -> None:
     for name in options.ideas:
         for fold in range(options.folds):
             key = {"idea": name, "fold": fold, "seed": options.seed, "epochs": options.epochs}
+            key |= {} if data.train.vectors is not None else {"backbone": options.backbone, "size": options.size}
             if any(key.items() <= run.items() for run in record["runs"]):
                 continue
             run = key | judge(IDEAS[name], data, options, fold) | {"settings": asdict(IDEAS[name])}
             record["runs"].append(run)
             options.out.write_text(json.dumps(record) + "\n")
             print(f"{name}, fold {fold}: {100 * run['recall_at_1'][-1]:.1f} ({run['seconds']:.0f} s)", flush=True)
-    print(table([run for run in record["runs"] if run["epochs"] == options.epochs]))
+    asked = {"epochs": options.epochs} | ({} if data.train.vectors is not None else {"size": options.size})
+    print(table([run for run in record["runs"] if asked.items() <= run.items()]))
 
 
 if __name__ == "__main__":
