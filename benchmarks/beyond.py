@@ -221,12 +221,7 @@ def judge(idea: Idea, data: dc.Benchmark, options: argparse.Namespace, fold: int
             began = time.perf_counter()
             curve.append(dc.evaluate(model, part.validation, clustering=False)["recall_at_1"])
             judging += time.perf_counter() - began
-    return {
-        "fold": fold,
-        "seed": options.seed,
-        "recall_at_1": curve,
-        "seconds": time.perf_counter() - started - judging,
-    }
+    return {"recall_at_1": curve, "seconds": time.perf_counter() - started - judging}
 
 
 def table(runs: list[dict]) -> str:

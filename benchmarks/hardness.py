@@ -1,8 +1,8 @@
 """How much harder dividing makes the negatives: batches of all data against batches of one cluster.
 
-    python benchmarks/hardness.py runs/single runs/slices --json hardness.json
+    python benchmarks/hardness.py runs/single runs/masks --data icons data/icons-2000 --json hardness.json
 
-The train classes of each run are embedded whole, without augmentation, by the trained model, its features are divided
+The classes that each run was trained on are embedded whole, without augmentation, by the trained model, its features are divided
 anew, and batches are drawn as in training. `nearest negative` is the mean cosine between an image and the most similar
 one of another class in its batch; `active` is the share of negative pairs that the default margin loss still pushes
 apart (distance below beta + margin = 1.4, cosine above 0.02); `positive` is the mean cosine of positive pairs in the
@@ -44,12 +44,9 @@ def of_batches(embeddings: torch.Tensor, labels: np.ndarray, division: Division,
     return dict(zip(("nearest_negative", "active", "positive"), means, strict=True))
 
 
-def measure(run: Path, seed: int) -> list[dict]:
-    found = RunFolder(run).origin()
-    if found is None:
-        raise SystemExit(f"{run}: does not say what it was trained on")
-    source, held_out = found[1]["source"], RunFolder(run).validation_classes()
-    images = dc.read(source["data"], source["root"]).without_validation().train
+def measure(run: Path, data: dc.Benchmark, seed: int) -> list[dict]:
+    held_out = RunFolder(run).validation_classes()
+    images = data.without_validation().train
     images = images.subset(np.array([name not in held_out for name in images.label_names])[images.labels])
     model = dc.EmbeddingModel.load(run)
     features = model.features(images)
@@ -66,11 +63,15 @@ def measure(run: Path, seed: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="what they were trained on, as `divcon train` takes it"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of divisions and batches (default: 0)")
     options = parser.parse_args()
 
-    found = [row for run in options.runs for row in measure(run, options.seed)]
+    data = dc.read(*options.data)
+    found = [row for run in options.runs for row in measure(run, data, options.seed)]
     table = Table("run", "batches of", "pairs kept", "nearest negative", "active", "positive")
     for row in found:
         of = "all data" if row["k"] == 1 else f"{row['k']} clusters by {row['by']}"
