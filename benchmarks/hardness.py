@@ -2,11 +2,11 @@
 
     python benchmarks/hardness.py runs/single runs/masks --data icons data/icons-2000 --json hardness.json
 
-The classes that each run was trained on are embedded whole, without augmentation, by the trained model, its features are divided
-anew, and batches are drawn as in training. `nearest negative` is the mean cosine between an image and the most similar
-one of another class in its batch; `active` is the share of negative pairs that the default margin loss still pushes
-apart (distance below beta + margin = 1.4, cosine above 0.02); `positive` is the mean cosine of positive pairs in the
-batch, and `pairs kept` the share of all positive pairs that any batch can hold.
+The classes that each run was trained on are embedded whole, without augmentation, by the trained model, its features
+are divided anew, and batches are drawn as in training. `nearest negative` is the mean cosine between an image and the
+most similar one of another class in its batch; `active` is the share of negative pairs that the default margin loss
+still pushes apart (distance below beta + margin = 1.4, cosine above 0.02); `positive` is the mean cosine of positive
+pairs in the batch, and `pairs kept` the share of all positive pairs that any batch can hold.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def measure(run: Path, data: dc.Benchmark, seed: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument(
-        "--data", nargs="+", required=True, help="what they were trained on, as `divcon train` takes it"
-    )
+    parser.add_argument("--data", nargs="+", required=True, help="what they were trained on, as in `divcon train`")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of divisions and batches (default: 0)")
     options = parser.parse_args()
