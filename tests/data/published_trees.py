@@ -96,6 +96,20 @@ FULL: dict[str, dict[str, Any]] = {
 """What the writers take to give the published numbers, for which these stand a second time."""
 
 
+_FIVE: dict[str, Any] = {"train": [5] * 4, "test": [5] * 4}
+_PAIRS: dict[str, Any] = {"train": [5] * 4, "test": [(2, 3)] * 4}
+SMALL: dict[str, dict[str, Any]] = {
+    "cub": _FIVE,
+    "cars": _FIVE,
+    "cars_devkit": _FIVE,
+    "sop": _FIVE,
+    "inshop": _PAIRS,
+    "vehicleid": {"train": [5] * 4, "tests": {800: [5] * 4, 1600: [5] * 5, 2400: [5] * 6}},
+    "market1501": {**_PAIRS, "distractors": 4, "junk": 3},
+}
+"""What they take to give a few classes, by the name of the writer."""
+
+
 def write_cub(root: Path, train: Sizes, test: Sizes, put: Put) -> Path:
     """``CUB_200_2011``: the classes to train on are the first of 200."""
     root.mkdir(parents=True)

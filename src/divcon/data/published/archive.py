@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -88,7 +88,8 @@ def _ends(archive: Path, suffix: str) -> bool:
 def _alone(file: IO[bytes]) -> Iterator[None]:
     """Wait until no other process has the file so; a process that dies lets go of it."""
     if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system that has no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
     yield
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from divcon.data.image_set import Benchmark
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
-from divcon.data.published.list_file import read_list
+from divcon.data.published.list_file import class_folders, read_list
 from divcon.data.published.tree import find_tree, require
 
 _LISTS = ("images.txt", "image_class_labels.txt")
@@ -41,22 +41,18 @@ def read_cub(
     images = read_list(root / _LISTS[0], ("image_id", "path"))
     given = read_list(root / _LISTS[1], ("image_id", "class_id"))
     class_of = dict(zip(given.numbers("image_id").tolist(), given.numbers("class_id").tolist(), strict=True))
-    folder_of: dict[int, str] = {}
-    classes, paths = [], []
-    for i, (image, path) in enumerate(zip(images.numbers("image_id").tolist(), images.texts("path"), strict=True)):
+    classes = []
+    for i, image in enumerate(images.numbers("image_id").tolist()):
         if image not in class_of:
             raise images.error(i, f"image {image} has no class in {_LISTS[1]}")
-        label, folder = class_of[image], path.partition("/")[0]
-        if folder_of.setdefault(label, folder) != folder:
-            raise images.error(i, f"class {label} is {folder_of[label]}, by {_LISTS[1]}, and this image is of {folder}")
-        classes.append(label)
-        paths.append(f"images/{path}")
+        classes.append(class_of[image])
+    folder_of = class_folders(images, classes)
     ids, labels = np.unique(classes, return_inverse=True)
     train = np.array(classes) <= _TRAIN_CLASSES
     return build(
         "cub",
         root,
-        paths=paths,
+        paths=[f"images/{path}" for path in images.texts("path")],
         labels=labels.astype(np.int64),
         label_names=[folder_of[label] for label in ids.tolist()],
         parts={"train": train, "test": ~train},

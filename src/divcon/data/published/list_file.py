@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,3 +91,21 @@ def read_list(path: Path, fields: tuple[str, ...], *, header: tuple[str, ...] = 
         raise DataError(f"{path}: says in its first line {said[1][0]} images, and names {len(rows)}; {_AGAIN}")
     columns = tuple(zip(*(row for _, row in rows), strict=True))
     return ListFile(path, fields, columns, np.array([number for number, _ in rows], np.int64))
+
+
+def class_folders(listed: ListFile, classes: Sequence[int]) -> dict[int, str]:
+    """The folder that the images of each class lie in.
+
+    Args:
+        listed: a list with the field ``path``, of N lines.
+        classes: the N classes.
+
+    Raises:
+        DataError: a class lies in two folders; with file and line.
+    """
+    found: dict[int, str] = {}
+    for i, (label, path) in enumerate(zip(classes, listed.texts("path"), strict=True)):
+        folder = path.partition("/")[0]
+        if found.setdefault(label, folder) != folder:
+            raise listed.error(i, f"class {label} lies in {found[label]}, and this image of it in {folder}")
+    return found

@@ -70,7 +70,7 @@ def read_market1501(
         labels=np.array([place[person] for person in people], np.int64),
         label_names=label_names,
         parts={part: part_of == part for part in _FOLDERS},
-        folders=_FOLDERS.values(),
+        folders=list(_FOLDERS.values()),
         cameras=np.array(cameras, np.int64),
         groups=np.where(junk | (part_of == "query"), 0, -1),
         check_files=check_files,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
 
 from divcon.data.image_set import Benchmark
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build, swapped_error
-from divcon.data.published.list_file import ListFile, read_list
+from divcon.data.published.list_file import class_folders, read_list
 from divcon.data.published.tree import find_tree, require
 
 _LISTS = ("Ebay_train.txt", "Ebay_test.txt")
@@ -43,24 +42,16 @@ def read_sop(
     classes = [part.numbers("class_id") for part in lists]
     if classes[0].min() > classes[1].max():
         raise swapped_error(root, *_LISTS, "the classes of train come first, from number 1 on")
-    paths = [path for part in lists for path in part.texts("path")]
-    ids, first, labels = np.unique(np.concatenate(classes), return_index=True, return_inverse=True)
-    _check_folders(lists, labels, folders := [path.partition("/")[0] for path in paths], first)
-    train = np.arange(len(paths)) < len(lists[0])
+    folder_of = class_folders(lists[0], classes[0].tolist()) | class_folders(lists[1], classes[1].tolist())
+    ids, labels = np.unique(np.concatenate(classes), return_inverse=True)
+    train = np.arange(len(labels)) < len(lists[0])
     return build(
         "sop",
         root,
-        paths=paths,
+        paths=[path for part in lists for path in part.texts("path")],
         labels=labels.astype(np.int64),
-        label_names=[f"{folders[i].removesuffix('_final')} {label}" for i, label in zip(first, ids, strict=True)],
+        label_names=[f"{folder_of[label].removesuffix('_final')} {label}" for label in ids.tolist()],
         parts={"train": train, "test": ~train},
-        folders=sorted(set(folders)),
+        folders=sorted(set(folder_of.values())),
         check_files=check_files,
     )
-
-
-def _check_folders(lists: Sequence[ListFile], labels: np.ndarray, folders: Sequence[str], first: np.ndarray) -> None:
-    for i, label in enumerate(labels.tolist()):
-        if folders[i] != folders[first[label]]:
-            part, j = (lists[0], i) if i < len(lists[0]) else (lists[1], i - len(lists[0]))
-            raise part.error(j, f"this class has images in {folders[first[label]]} too, and lies in one folder")
