@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,14 +43,11 @@ def build(
         check_files: refuse images that are missing, and note numbers that are not the published ones.
 
     Raises:
-        DataError: an image is named twice or missing, parts are swapped, or what `checked_benchmark` refuses.
+        DataError: an image is missing, or named twice with two classes or in two parts; parts are swapped; or what
+            `checked_benchmark` refuses.
     """
-    twice = [path for path, n in Counter(paths).items() if n > 1]
-    if twice:
-        raise DataError(
-            f"{root}: {counted(len(twice), 'image is', 'images are')} named twice in the lists of {name} "
-            f"({first_few(twice)}); unpack the original archive again"
-        )
+    again = _named_again(name, root, paths, labels, parts)
+    parts = {part: chosen & ~again for part, chosen in parts.items()}
     files = compare_files(root, folders, paths)
     if files.missing and check_files:
         raise DataError(missing_text(root, files.missing, len(paths)))
@@ -73,12 +69,37 @@ def build(
     if crosswise := swapped(benchmark, published):
         raise swapped_error(root, *crosswise, "each has the published numbers of classes and images of the other")
     notes = list(benchmark.notes)
+    if again.any():
+        notes.append(
+            f"left out: {counted(again.sum(), 'line')} of the lists of {name} with an image of an earlier line"
+        )
     if files.unlisted and not others:
         what = counted(len(files.unlisted), "image is", "images are")
         notes.append(f"{what} there that no list of {name} names, and left out ({first_few(files.unlisted)})")
     if check_files:
         notes += map(str, differences(benchmark, published))
     return replace(benchmark, recall_at=published.recall_at, notes=tuple(notes))
+
+
+def _named_again(
+    name: str, root: Path, paths: Sequence[str], labels: np.ndarray, parts: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """(N,) bool: whether an image was named before, with the same class and in the same part.
+
+    Raises:
+        DataError: with another class, or in another part.
+    """
+    first: dict[str, int] = {}
+    again = np.zeros(len(paths), bool)
+    for i, path in enumerate(paths):
+        j = first.setdefault(path, i)
+        again[i] = j != i
+        if j != i and (labels[i] != labels[j] or any(chosen[i] != chosen[j] for chosen in parts.values())):
+            raise DataError(
+                f"{root}: the lists of {name} name {path} twice, with two classes or in two parts; unpack the original "
+                "archive again"
+            )
+    return again
 
 
 def swapped_error(root: Path, one: str, other: str, why: str) -> DataError:
