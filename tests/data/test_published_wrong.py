@@ -68,6 +68,13 @@ class TestTheFolder:
                 told = error_of(other, root)
                 assert told.startswith(f"{root}: {other.removesuffix('_devkit')} is not here: there is none of ")
 
+    def test_a_folder_with_the_archive_in_it(self, name: str, root: Path, tmp_path: Path) -> None:
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "all.tgz").write_bytes(b"")
+        assert error_of(name, tmp_path / "new").endswith(
+            f"; an archive is: if it is the one, give {tmp_path / 'new' / 'all.tgz'}"
+        )
+
     def test_no_folder(self, name: str, tmp_path: Path) -> None:
         assert "there is no such folder" in error_of(name, tmp_path / "gone")
         (tmp_path / "file.txt").write_text("")
@@ -203,6 +210,13 @@ class TestCars:
     def test_the_annotations_are_missing(self, name: str, root: Path) -> None:
         (root / "cars_annos.mat").unlink()
         assert "cars lacks cars_annos.mat, which is handed out beside car_ims.tgz" in error_of(name, root)
+
+    @pytest.mark.parametrize("name", ["cars"])
+    def test_the_images_are_still_packed(self, name: str, root: Path) -> None:
+        shutil.rmtree(root / "car_ims")
+        assert error_of(name, root) == f"{root}: cars lacks car_ims; unpack the original archive again"
+        (root / "car_ims.tgz").write_bytes(b"")
+        assert error_of(name, root) == f"{root}: cars lacks car_ims; car_ims.tgz is still packed: unpack it there"
 
     @pytest.mark.parametrize("name", ["cars_devkit"])
     def test_the_classes_of_the_test_folder_are_missing(self, name: str, root: Path) -> None:

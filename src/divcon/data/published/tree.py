@@ -60,7 +60,11 @@ def find_tree(
         raise DataError(f"{path}: {what} ({', '.join(ARCHIVE_SUFFIXES)}); give the folder of {name} as it is unpacked")
     if not _has_mark(path, marks):
         hint = wrong_level(path, marks)
-        raise DataError(f"{path}: {hint or f'{name} is not here: there is none of ' + ', '.join(marks)}")
+        if not hint:
+            hint = f"{name} is not here: there is none of {', '.join(marks)}"
+            archives = sorted(entry for entry in path.iterdir() if entry.is_file() and is_archive(entry))
+            hint += f"; an archive is: if it is the one, give {archives[0]}" if archives else ""
+        raise DataError(f"{path}: {hint}")
     return Tree(path, path)
 
 
@@ -80,13 +84,13 @@ def require(name: str, root: Path, paths: Iterable[str]) -> None:
     missing = [path for path in paths if not (root / path).exists()]
     if not missing:
         return
-    packed = [path for path in missing for suffix in ARCHIVE_SUFFIXES if (root / f"{path}{suffix}").is_file()]
+    packed = [f"{path}{end}" for path in missing for end in ARCHIVE_SUFFIXES if (root / f"{path}{end}").is_file()]
     advice = f"{packed[0]} is still packed: unpack it there" if packed else "unpack the original archive again"
     raise DataError(f"{root}: {name} lacks {' and '.join(missing)}; {advice}")
 
 
 @dataclass(frozen=True)
-class Found:
+class Compared:
     """How the images that a data set names compare with those that are there."""
 
     missing: tuple[str, ...]
@@ -95,14 +99,14 @@ class Found:
     """There, in the folders of images, and not named."""
 
 
-def compare_files(root: Path, folders: Iterable[str], paths: Sequence[str]) -> Found:
+def compare_files(root: Path, folders: Iterable[str], paths: Sequence[str]) -> Compared:
     """The images named and those below the folders, both relative to ``root`` with forward slashes.
 
     Each folder is listed once, in place of a look for each file.
     """
     there = {path for folder in folders if (root / folder).is_dir() for path in images_below(root, folder)}
     named = set(paths)
-    return Found(tuple(path for path in paths if path not in there), tuple(sorted(there - named)))
+    return Compared(tuple(path for path in paths if path not in there), tuple(sorted(there - named)))
 
 
 def images_below(root: Path, folder: str) -> Iterator[str]:
