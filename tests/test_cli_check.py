@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 import divcon as dc
+from divcon.cli.app import read_data
 from divcon.data.published import PUBLISHED, Published
 
 Run = Callable[..., tuple[int, str, str]]
@@ -222,6 +227,20 @@ class TestPublished:
         assert code == 0, err
         assert f"split {dc.read('cub', cub).split_hash}" in printed
         assert (tmp_path / "birds.unpacked" / "CUB_200_2011" / "images.txt").is_file()
+
+
+def test_a_bar_shows_how_far_an_archive_is_unpacked(monkeypatch: pytest.MonkeyPatch, demo: dc.Benchmark) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys.modules["divcon.cli.app"], "notes", Console(file=shown, force_terminal=True, width=100))
+
+    def slow(data: str, root: Path, on_progress: Callable[[int, int], None]) -> dc.Benchmark:
+        on_progress(250_000, 1_000_000)
+        time.sleep(0.3)
+        return demo
+
+    monkeypatch.setattr("divcon.data.read.read", slow)
+    assert read_data("cub", Path("CUB_200_2011.tgz")) is demo
+    assert "unpacking" in shown.getvalue() and " 25%" in shown.getvalue() and "0.2/1.0 MB" in shown.getvalue()
 
 
 def publish(

@@ -76,7 +76,7 @@ class TestTheFolder:
         )
 
     def test_no_folder(self, name: str, tmp_path: Path) -> None:
-        assert "there is no such folder" in error_of(name, tmp_path / "gone")
+        assert "there is no such file or folder" in error_of(name, tmp_path / "gone")
         (tmp_path / "file.txt").write_text("")
         assert "this is neither a folder nor an archive" in error_of(name, tmp_path / "file.txt")
         assert "say where it is" in error_of(name, None)

@@ -56,7 +56,7 @@ def find_tree(
             raise DataError(f"{given}: {name} is not in this archive: it holds none of {', '.join(marks)}")
         return Tree(below, given.parent)
     if not path.is_dir():
-        what = "this is neither a folder nor an archive" if path.exists() else "there is no such folder"
+        what = "this is neither a folder nor an archive" if path.exists() else "there is no such file or folder"
         raise DataError(f"{path}: {what} ({', '.join(ARCHIVE_SUFFIXES)}); give the folder of {name} as it is unpacked")
     if not _has_mark(path, marks):
         hint = wrong_level(path, marks)
