@@ -17,8 +17,10 @@ install_import_hook(
     "beartype.beartype",
 )
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -41,6 +43,17 @@ def few(demo: Benchmark) -> Benchmark:
     train = demo.train.of_classes(demo.train.classes[:24])
     test = demo.query.of_classes(demo.query.classes[:24])
     return Benchmark("few", train, test, test)
+
+
+@pytest.fixture(scope="session")
+def trees() -> ModuleType:
+    """``tests/data/published_trees.py``: writes the published data sets as their archives unpack, with tiny images."""
+    path = Path(__file__).parent / "data" / "published_trees.py"
+    spec = importlib.util.spec_from_file_location("published_trees", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

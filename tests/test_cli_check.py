@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 import divcon as dc
+from divcon.cli.app import read_data
+from divcon.data.published import PUBLISHED, Published
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -134,6 +142,114 @@ def test_vectors(check: Run, tmp_path: Path) -> None:
     assert "6 train, 8 test; 2 left out" in printed
     code, printed, err = check(tmp_path / "clean.parquet")
     assert code == 0, err
+
+
+class TestPublished:
+    """The six data sets whose numbers are published, here of four classes for training and four for the test."""
+
+    @pytest.fixture
+    def cub(self, trees: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        publish(monkeypatch, "cub", {"train": (4, 20), "test": (4, 20)})
+        return trees.write_cub(tmp_path / "CUB_200_2011", **trees.SMALL["cub"], put=trees.draw)
+
+    def test_as_published(self, check: Run, cub: Path) -> None:
+        code, printed, err = check("cub", cub, "--no-near")
+        assert code == 0, printed + err
+        assert f"cub: leave-one-out, split {dc.read('cub', cub).split_hash}" in printed
+        assert "published" not in printed + err
+
+    def test_a_missing_and_a_truncated_image(self, check: Run, cub: Path, tmp_path: Path) -> None:
+        missing, cut = cub / "images/001.Bird_1/Bird_1_0000_1.jpg", cub / "images/102.Bird_102/Bird_102_0003_29.jpg"
+        missing.unlink()
+        cut.write_bytes(cut.read_bytes()[:-100])
+        code, printed, _ = check("cub", cub, "--no-near", "--fix", tmp_path / "clean.csv")
+        assert code == 1
+        assert "fails: 2 images do not decode" in printed
+        assert f"  {missing}: there is no such file" in printed.splitlines()
+        assert f"  {cut}: this image does not decode (image file is truncated" in printed
+        assert "19 train, 19 test; 2 left out" in printed
+        assert len(dc.read(tmp_path / "clean.csv").train) == 19
+
+    def test_too_many_and_too_few(
+        self, check: Run, trees: ModuleType, cub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        publish(monkeypatch, "cub", {"train": (4, 19), "test": (5, 22)})
+        trees.draw(cub / "images" / "mine.jpg", 9)
+        code, printed, err = check("cub", cub, "--no-near", "--json", tmp_path / "found.json")
+        assert code == 1
+        lines = printed.splitlines()
+        assert "fails: train has 20 images, and 19 are published: 1 image too many" in lines
+        assert "fails: test has 4 classes, and 5 are published: 1 class missing" in lines
+        assert "fails: test has 20 images, and 22 are published: 2 images missing" in lines
+        assert lines[-1] == "3 findings fail"
+        assert "note: 1 image is there that no list of cub names, and left out (images/mine.jpg)" in err
+        told = json.loads((tmp_path / "found.json").read_text())
+        assert told["fails"] == ["published"]
+        assert told["differences"][0] == {
+            "part": "train",
+            "things": "images",
+            "here": 20,
+            "published": 19,
+            "fails": True,
+        }
+
+    def test_the_numbers_of_vehicleid_s_images_only_warn(
+        self, check: Run, trees: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(monkeypatch, "vehicleid-small", {"train": (4, 21), "test": (4, 20)}, images_vary=True)
+        root = trees.write_vehicleid(tmp_path / "VehicleID_V1.0", **trees.SMALL["vehicleid"], put=trees.draw)
+        code, printed, _ = check("vehicleid-small", root, "--no-near")
+        assert code == 0
+        assert "note: train has 20 images, and 21 are published: 1 image missing" in printed
+
+    def test_the_wrong_level_and_a_swapped_split(
+        self, check: Run, trees: ModuleType, cub: Path, tmp_path: Path
+    ) -> None:
+        code, _, err = check("cub", cub.parent)
+        assert code == 2 and f"you gave the parent folder; give {cub}" in err
+        root = trees.write_sop(tmp_path / "products", **trees.SMALL["sop"], put=trees.draw)
+        (root / "Ebay_train.txt").rename(root / "away")
+        (root / "Ebay_test.txt").rename(root / "Ebay_train.txt")
+        code, _, err = check("sop", root)
+        assert code == 2 and "sop lacks Ebay_test.txt" in err
+        (root / "away").rename(root / "Ebay_test.txt")
+        code, _, err = check("sop", root)
+        assert code == 2 and "Ebay_train.txt and Ebay_test.txt are swapped" in err
+
+    def test_a_folder_of_that_name_is_a_folder(self, check: Run, image_folder: Path) -> None:
+        folder = image_folder.rename(image_folder.with_name("cub"))
+        code, printed, _ = check(folder)
+        assert code == 0 and "published" not in printed
+
+    def test_the_archive(self, check: Run, cub: Path, tmp_path: Path) -> None:
+        archive = Path(shutil.make_archive(str(tmp_path / "birds"), "gztar", tmp_path, "CUB_200_2011"))
+        code, printed, err = check("cub", archive, "--no-near")
+        assert code == 0, err
+        assert f"split {dc.read('cub', cub).split_hash}" in printed
+        assert (tmp_path / "birds.unpacked" / "CUB_200_2011" / "images.txt").is_file()
+
+
+def test_a_bar_shows_how_far_an_archive_is_unpacked(monkeypatch: pytest.MonkeyPatch, demo: dc.Benchmark) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys.modules["divcon.cli.app"], "notes", Console(file=shown, force_terminal=True, width=100))
+
+    def slow(data: str, root: Path, on_progress: Callable[[int, int], None]) -> dc.Benchmark:
+        on_progress(250_000, 1_000_000)
+        time.sleep(0.3)
+        return demo
+
+    monkeypatch.setattr("divcon.data.read.read", slow)
+    assert read_data("cub", Path("CUB_200_2011.tgz")) is demo
+    assert "unpacking" in shown.getvalue() and " 25%" in shown.getvalue() and "0.2/1.0 MB" in shown.getvalue()
+
+
+def publish(
+    monkeypatch: pytest.MonkeyPatch, name: str, parts: dict[str, tuple[int, int]], images_vary: bool = False
+) -> None:
+    """Let these be the published numbers."""
+    numbers = {**PUBLISHED, name: Published(parts, (1,), images_vary)}
+    for module in ("divcon.data.published", "divcon.data.published.build"):
+        monkeypatch.setattr(f"{module}.PUBLISHED", numbers)
 
 
 @pytest.mark.parametrize(

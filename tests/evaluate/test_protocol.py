@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 import divcon as dc
+from divcon.data.clean import write_table
 from divcon.data.image_set import Benchmark
 from divcon.errors import DataError
 from divcon.evaluate import clustering_metrics, retrieval_metrics
@@ -97,3 +99,71 @@ def test_nothing_to_evaluate_is_said(tiny_model: Make, few: Benchmark) -> None:
     nothing = few.query.subset(np.empty(0, np.int64))
     with pytest.raises(DataError, match="no test images to evaluate on"):
         dc.evaluate(tiny_model(), Benchmark("few", few.train, nothing, nothing))
+
+
+class TestJunk:
+    """Gallery images of the group that all queries are of: neither hit nor miss, as Market-1501 has them."""
+
+    @pytest.fixture
+    def market(self, trees: ModuleType, tmp_path: Path) -> Benchmark:
+        sizes = {"train": [4, 4], "test": [(2, 5), (3, 7), (1, 4)], "distractors": 9, "junk": 11}
+        return dc.read("market1501", trees.write_market1501(tmp_path / "market", **sizes, put=trees.draw))
+
+    def test_the_scores_are_those_of_a_walk_down_each_ranking(self, tiny_model: Make, market: Benchmark) -> None:
+        model = tiny_model()
+        found = dc.evaluate(model, market, map=True, clustering=False, per_query=True)
+        query, gallery = model.encode(market.query), model.encode(market.gallery)
+        names = [[images.label_name(i) for i in range(len(images))] for images in (market.query, market.gallery)]
+        for i, name in enumerate(names[0]):
+            # As Market-1501's own evaluation walks: what is junk is stepped over, and does not count as a rank.
+            rank = right = 0
+            precisions, first = [], None
+            for j in sorted(range(len(gallery)), key=lambda j: (((query[i] - gallery[j]) ** 2).sum(), j)):
+                if names[1][j] == "-1" or (
+                    names[1][j] == name and market.gallery.cameras[j] == market.query.cameras[i]
+                ):
+                    continue
+                rank += 1
+                if names[1][j] == name:
+                    right += 1
+                    first = first or rank
+                    precisions.append(right / rank)
+            for k in (1, 5, 10):
+                assert found["per_query"][f"recall_at_{k}"][i] == (first is not None and first <= k)
+            assert found["per_query"]["map"][i] == pytest.approx(np.mean(precisions))
+        assert found["num_gallery"] == 16 + 9 + 11
+
+    def test_it_is_no_cluster_and_not_encoded(self, tiny_model: Make, market: Benchmark) -> None:
+        model = tiny_model()
+        told: list[tuple[int, int]] = []
+        found = dc.evaluate(model, market, on_progress=lambda *numbers: told.append(numbers))
+        without = market.gallery.subset(market.gallery.groups < 0)
+        assert told[-1] == (6 + 25, 6 + 25) and len(without) == 25
+        expected = dc.evaluate(model, replace(market, gallery=replace(without, groups=None)))
+        assert {name: found[name] for name in ("nmi", "recall_at_1", "map_at_r")} == {
+            name: expected[name] for name in ("nmi", "recall_at_1", "map_at_r")
+        }
+
+    def test_one_query_of_another_group_and_nothing_is_junk_for_all(self, tiny_model: Make, market: Benchmark) -> None:
+        model = tiny_model()
+        groups = np.where(np.arange(len(market.query)) == 0, 7, 0)
+        found = dc.evaluate(model, replace(market, query=replace(market.query, groups=groups)), clustering=False)
+        expected = retrieval_metrics(
+            model.encode(market.query),
+            market.query.labels,
+            gallery_embeddings=model.encode(market.gallery),
+            gallery_labels=market.gallery.labels,
+            cameras=market.query.cameras,
+            gallery_cameras=market.gallery.cameras,
+            groups=groups,
+            gallery_groups=market.gallery.groups,
+        )
+        assert found["map_at_r"] == expected["map_at_r"]
+
+    def test_a_table_keeps_it(self, tiny_model: Make, market: Benchmark, tmp_path: Path) -> None:
+        model = tiny_model()
+        write_table(tmp_path / "market.csv", market)
+        again = dc.read(tmp_path / "market.csv")
+        names = ("recall_at_1", "map_at_r", "num_gallery", "nmi")
+        one, two = (dc.evaluate(model, data) for data in (market, again))
+        assert {name: two[name] for name in names} == pytest.approx({name: one[name] for name in names})

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import app, console, note, notes
+from divcon.cli.app import app, console, note, notes, read_data
 from divcon.cli.settings import COMMAND_LINE, gather, gathered
 from divcon.config import RunConfig, flag
 from divcon.errors import ConfigError
@@ -96,16 +96,16 @@ def ablate(
     from divcon.ablation import ablate as run_ablation
     from divcon.ablation import arms_of, read_space, table
     from divcon.ablation.study import DEFAULT_ARMS, DEFAULT_SEEDS
-    from divcon.data.read import read
     from divcon.display import Bar
 
     own, searched = read_space(space) if space is not None else ({}, {})
     arms = arms_of(DEFAULT_ARMS if names is None else names, own)
     numbers = DEFAULT_SEEDS if numbers is None else numbers
+    benchmark = read_data(data, root)
     with Bar(notes) as bar:
         try:
             results = run_ablation(
-                read(data, root),
+                benchmark,
                 out,
                 arms=arms,
                 base=settings,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -10,6 +11,9 @@ from rich.console import Console
 
 from divcon import __version__
 from divcon.config import Device, OnBadImage
+
+if TYPE_CHECKING:
+    from divcon.data.image_set import Benchmark
 
 app = App(
     name="divcon",
@@ -34,3 +38,19 @@ BadImage = Annotated[OnBadImage, Parameter(help="An image that does not decode: 
 def note(message: str) -> None:
     """Print something that a person should know, as it is."""
     notes.print(f"note: {message}", markup=False)
+
+
+def read_data(data: str, root: str | Path | None, **options: Any) -> Benchmark:
+    """What `divcon.read` gives, with a bar meanwhile."""
+    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn
+
+    from divcon.data.read import read
+
+    columns = (*Progress.get_default_columns()[:3], DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, description="unpacking" if done < total else "reading", completed=done, total=total)
+
+        return read(data, root, on_progress=show, **options)

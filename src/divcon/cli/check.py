@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import Workers, app, console, note, notes
+from divcon.cli.app import Workers, app, console, note, notes, read_data
 from divcon.files import check_writable, written_whole
 
 if TYPE_CHECKING:
@@ -33,10 +33,16 @@ def check(
 
     divcon check products.csv --fix clean.csv
 
+    divcon check cub data/CUB_200_2011
+
+    Of a published data set (cub, cars, sop, inshop, vehicleid-small, -medium, -large, market1501) the numbers of
+    classes and images are compared with the published ones.
+
     The exit code is 1 where there are images that do not decode, images with the same pixels in two of train,
-    validation and test or under two labels, or vectors of zeros; 2 where the data cannot be read at all, as where a
-    class is in train and in test; and otherwise 0. Copies under one label and images that look nearly the same are
-    shown, and do not fail.
+    validation and test or under two labels, vectors of zeros, or numbers that are not the published ones (those of
+    vehicleid's images vary, and are only shown); 2 where the data cannot be read at all, as where a class is in train
+    and in test, or the folder is another; and otherwise 0. Copies under one label and images that look nearly the same
+    are shown, and do not fail.
 
     Parameters
     ----------
@@ -57,6 +63,8 @@ def check(
 
     from divcon.data.check import check as check_data
     from divcon.data.clean import check_suffix
+    from divcon.data.published import PUBLISHED
+    from divcon.data.read import NAMED
 
     for path in (fix, json_file):
         if path is not None:
@@ -69,6 +77,7 @@ def check(
         result = check_data(
             benchmark,
             near=near,
+            published=PUBLISHED.get(benchmark.name) if data in NAMED else None,
             workers=workers,
             on_progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )
@@ -84,12 +93,13 @@ def check(
 
 def _read(data: str, root: Path | None) -> Benchmark:
     """The data, whose missing files are for the check to find."""
-    from divcon.data.read import NAMED, read
+    from divcon.data.read import NAMED
     from divcon.data.table_file import TABLE_SUFFIXES
 
     table = data not in NAMED and Path(data).is_file() and Path(data).suffix.lower() in TABLE_SUFFIXES
-    options: dict[str, Any] = {"check_files": False} if table else {}
-    return read(data, root, **options)
+    published = data in NAMED and data not in ("demo", "icons")
+    options: dict[str, Any] = {"check_files": False} if table or published else {}
+    return read_data(data, root, **options)
 
 
 def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
@@ -116,7 +126,8 @@ def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
         console.print("ok: nothing that would break training or make a score dishonest")
     else:
         fails = sum(finding.fails for finding in result.findings)
-        advice = "" if fixed else "; --fix FILE writes a table without them"
+        images = any(finding.groups for finding in result.findings if finding.fails)
+        advice = "; --fix FILE writes a table without them" if images and not fixed else ""
         console.print(f"{'one finding fails' if fails == 1 else f'{fails} findings fail'}{advice}")
 
 

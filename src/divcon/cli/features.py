@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes
+from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
 from divcon.errors import ConfigError
 from divcon.files import check_writable
 
@@ -58,7 +58,6 @@ def features(
 
     from divcon.data.dataset import only_decodable
     from divcon.data.image_set import ImageSet
-    from divcon.data.read import read
     from divcon.data.vectors import table_parts, write_benchmark_vectors
     from divcon.models import EmbeddingModel
     from divcon.train.device import resolve_device
@@ -75,7 +74,7 @@ def features(
         model = EmbeddingModel.load(run, device=where)
     else:
         model = EmbeddingModel(backbone or "auto", 1, weights=weights, image_size=size or 224).to(where)
-    benchmark = read(data, root)
+    benchmark = read_data(data, root)
     for text in benchmark.notes:
         note(text)
     if on_bad_image == "skip":

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.errors import OutputError
 
 
@@ -47,7 +47,6 @@ def prune(
         those that find best together on the validation classes (or train classes, where there are none): embeddings
         are those of the model, cut, so that stored ones can be cut too.
     """
-    from divcon.data.read import read
     from divcon.models import EmbeddingModel
     from divcon.prune import Pruning, check_prunable
     from divcon.prune import prune as prune_model
@@ -59,7 +58,7 @@ def prune(
         raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; give another folder")
     model = EmbeddingModel.load(run, device=resolve_device(device))
     check_prunable(model, dims, by)
-    given = None if data is None else read(data, root)
+    given = None if data is None else read_data(data, root)
     own = own_benchmark(run, given, must_be_own=True, workers=workers, warn=note)
     done: list[Pruning] = []
     small = prune_model(model, own, dims, by=by, batch_size=batch_size, workers=workers, on_done=done.append)

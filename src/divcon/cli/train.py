@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import app, console, notes
+from divcon.cli.app import app, console, notes, read_data
 from divcon.cli.settings import Gathered, as_file, gather, gathered
 from divcon.config import RunConfig
 from divcon.errors import ConfigError
@@ -47,10 +47,11 @@ def train(
     ----------
     data
         A folder (ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE), a CSV or parquet
-        (path,label[,split]), or the name of a data set: demo, icons. Needed, unless --config or --resume says what to
-        train on.
+        (path,label[,split]), or the name of a data set: demo, icons, cub, cars, sop, inshop, vehicleid-small, -medium,
+        -large, market1501. Needed, unless --config or --resume says what to train on.
     root
-        Where a named data set lies, or what a table's paths are relative to.
+        Where a named data set lies (cub to market1501: the folder as it is unpacked, or the archive that was
+        downloaded), or what a table's paths are relative to.
     out
         The run folder: settings, metrics, divisions, checkpoint, model. Needed to train.
     config
@@ -78,8 +79,8 @@ def train(
     from divcon.run import run as train_run
     from divcon.run_folder import RunFolder
 
+    benchmark, source = _read(source, found)
     with Bar(notes) as bar:
-        benchmark, source = _read(source, found)
         try:
             train_run(benchmark, out, settings, resume=resume, init=init, source=source, display=bar)
         except KeyboardInterrupt:
@@ -107,9 +108,7 @@ def _resumed(
 
 def _read(source: dict[str, Any], found: Gathered) -> tuple[Any, dict[str, Any]]:
     """The data, and the source with its fingerprint; that of a run which is repeated must be as it was."""
-    from divcon.data.read import read
-
-    benchmark = read(source["data"], source["root"])
+    benchmark = read_data(source["data"], source["root"])
     parts = [part.fingerprint for part in (benchmark.train, benchmark.validation) if part is not None]
     now = {"fingerprint": "-".join(parts), "split_hash": benchmark.split_hash}
     if found.file is not None and "data" in found.in_file:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.errors import ConfigError, DivconError
 from divcon.files import check_writable, written_whole
 
@@ -55,7 +55,6 @@ def evaluate(
     import numpy as np
 
     from divcon.data.dataset import only_decodable
-    from divcon.data.read import read
     from divcon.display import print_scores
     from divcon.evaluate.protocol import evaluate as evaluate_model
     from divcon.models import EmbeddingModel
@@ -71,7 +70,7 @@ def evaluate(
     source = found[1].get("source") if found else None
     if data is None and source is None:
         raise ConfigError(f"{run}: does not say what it was trained on; give DATA")
-    benchmark = read(source["data"], source["root"]) if data is None and source else read(data or "", root)
+    benchmark = read_data(source["data"], source["root"]) if data is None and source else read_data(data or "", root)
     doubt = check_unseen(run, benchmark, source_given=data is not None)
     if doubt:
         note(doubt)

@@ -11,6 +11,7 @@ import numpy as np
 from divcon.data.check_result import CheckResult, Found, Group, PartCounts
 from divcon.data.copies import Print, equal_groups, near_groups, prints
 from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.published.counts import Published, differences
 
 Stage = Literal["decoding", "comparing"]
 OnProgress = Callable[[Stage, int, int], None]
@@ -20,6 +21,7 @@ def check(
     benchmark: Benchmark,
     *,
     near: bool = True,
+    published: Published | None = None,
     workers: int = 0,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> CheckResult:
@@ -30,6 +32,7 @@ def check(
 
     Args:
         near: also look for images that look nearly the same: see `divcon.data.copies`.
+        published: what is published of the data set, to compare with.
         workers: processes that decode.
         on_progress: called with the stage, and how much of how much is done.
     """
@@ -68,6 +71,7 @@ def check(
         tuple(every.groups(copies)),
         groups,
         tuple(zeros),
+        () if published is None else differences(benchmark, published),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from divcon.data.published.counts import Difference
 from divcon.data.split import counted
 
 
@@ -49,7 +50,7 @@ Group = tuple[Found, ...]
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found, with the images that it was found about."""
+    """One kind of thing that was found, with the images that it was found about, if it is about some."""
 
     kind: str
     fails: bool
@@ -77,6 +78,8 @@ class CheckResult:
     copies stands for it. None: not looked for."""
     zeros: tuple[Found, ...] = ()
     """Vectors that are all zeros, which have no direction."""
+    differences: tuple[Difference, ...] = ()
+    """Numbers of classes and images that are not those published of the data set."""
 
     @property
     def across(self) -> tuple[Group, ...]:
@@ -95,7 +98,8 @@ class CheckResult:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All that was found, what fails first; kinds of which nothing was found are left out."""
+        """All that was found: what differs from the published numbers, then what was found in the images, of both
+        what fails first; kinds of which nothing was found are left out."""
         one, many = self.things[:-1], self.things
         # What is most doubtful first: few are shown.
         near = tuple(sorted(self.near or (), key=lambda group: (not _is_across(group), not _has_two_labels(group))))
@@ -145,7 +149,11 @@ class CheckResult:
                 "look at a few",
             ),
         )
-        return tuple(Finding(kind, fails, text, groups) for kind, fails, groups, text in listed if groups)
+        numbers = sorted(self.differences, key=lambda difference: not difference.fails)
+        return (
+            *(Finding("published", difference.fails, str(difference), ()) for difference in numbers),
+            *(Finding(kind, fails, text, groups) for kind, fails, groups, text in listed if groups),
+        )
 
     @property
     def ok(self) -> bool:
@@ -153,7 +161,7 @@ class CheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON can hold it, with ``ok`` and the names of the findings that fail."""
-        fails = [finding.kind for finding in self.findings if finding.fails]
+        fails = list(dict.fromkeys(finding.kind for finding in self.findings if finding.fails))
         return {"ok": self.ok, "fails": fails, **asdict(self)}
 
 

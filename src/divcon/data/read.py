@@ -12,33 +12,48 @@ from typing import Any
 from divcon.data.folder import read_folder
 from divcon.data.icons_reader import read_icons
 from divcon.data.image_set import Benchmark
+from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
+from divcon.data.published.archive import OnProgress
+from divcon.data.published.vehicleid import vehicleid_of
 from divcon.data.table import read_table
 from divcon.data.table_file import TABLE_SUFFIXES
 from divcon.data.table_folder import read_table_folder, table_files
 from divcon.errors import ConfigError, DataError, unknown
 
 
-def read(name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, **options: Any) -> Benchmark:
+def read(
+    name_or_path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    on_progress: OnProgress = lambda done, total: None,
+    **options: Any,
+) -> Benchmark:
     """Read labelled images or vectors: train classes, and queries and a gallery of other classes.
 
     Args:
-        name_or_path: ``"demo"`` (bundled icons), ``"icons"``, a folder with one folder a class
-            (``read_folder``), a CSV, parquet or JSON Lines (``read_table``), or a folder of tables: parquet files
-            by split, or images beside a metadata.csv (``read_table_folder``). A name goes before a folder of the
-            same name; ``./icons`` is the folder.
-        root: where a named data set lies, or the folder that a table's relative paths start from.
+        name_or_path: ``"demo"`` (bundled icons), ``"icons"``, one of the published data sets ``"cub"``, ``"cars"``,
+            ``"sop"``, ``"inshop"``, ``"vehicleid-small"`` (``-medium``, ``-large``; ``"vehicleid"`` is the large one)
+            and ``"market1501"``; a folder with one folder a class (``read_folder``), a CSV, parquet or JSON Lines
+            (``read_table``), or a folder of tables: parquet files by split, or images beside a metadata.csv
+            (``read_table_folder``). A name goes before a folder of the same name; ``./icons`` is the folder.
+        root: where a named data set lies, or the folder that a table's relative paths start from. A published data
+            set may be the archive that was downloaded, which is unpacked beside itself.
+        on_progress: called with the bytes of an archive that are unpacked, and of all.
         options: of the reader: a table or folder takes ``flip=False`` where a mirrored image is of another
-            class, tables take ``check_files=False`` to leave the files unchecked.
+            class; tables and published data sets take ``check_files=False`` to leave the files unchecked.
 
     Raises:
         DataError: no such name or path, or the reader's own errors, which say what is wrong, where, and what
             to do.
         ConfigError: the reader has no such option.
+        OutputError: an archive cannot be unpacked where it is.
     """
     name = os.fspath(name_or_path)
     if name in NAMED:
         if root is not None:
             options["root"] = root
+        if "on_progress" in inspect.signature(NAMED[name]).parameters:
+            options["on_progress"] = on_progress
         return _call(NAMED[name], name, options)
     path = Path(name)
     if path.is_dir():
@@ -69,7 +84,19 @@ def _named_icons(root: str | os.PathLike[str] | None = None) -> Benchmark:
     return read_icons(root)
 
 
-NAMED: dict[str, Callable[..., Benchmark]] = {"demo": read_demo, "icons": _named_icons}
+NAMED: dict[str, Callable[..., Benchmark]] = {
+    "demo": read_demo,
+    "icons": _named_icons,
+    "cub": read_cub,
+    "cars": read_cars,
+    "sop": read_sop,
+    "inshop": read_inshop,
+    "vehicleid": read_vehicleid,
+    "vehicleid-small": vehicleid_of("small"),
+    "vehicleid-medium": vehicleid_of("medium"),
+    "vehicleid-large": vehicleid_of("large"),
+    "market1501": read_market1501,
+}
 """The readers of named data sets; each takes ``root`` unless it comes with the package."""
 
 

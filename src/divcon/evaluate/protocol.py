@@ -71,6 +71,10 @@ def evaluate(
     query, gallery = data.query, data.gallery
     if not len(query) or not len(gallery):
         raise DataError(f"{query.source}: there are no test images to evaluate on")
+    # Neither hit nor miss for anybody: without them the ranking is the same, and they are no cluster.
+    junk = _of_the_group_of_all(query, gallery)
+    if junk.any() and not junk.all():
+        gallery = gallery.subset(~junk)
     divided = parts and len(model.head.dimensions()) > 1
     choosing = choosing_part(order_by or data) if divided else None
     tested = len(query) + (0 if gallery is query else len(gallery))
@@ -133,7 +137,7 @@ def evaluate(
         "benchmark": data.name,
         "protocol": data.protocol,
         "split_hash": data.split_hash,
-        "num_gallery": len(gallery),
+        "num_gallery": len(data.gallery),
         "num_classes": query.num_classes,
     }
     if per_query:
@@ -144,6 +148,14 @@ def evaluate(
             **{name: [None if np.isnan(v) else v for v in values.tolist()] for name, values in each.items()},
         }
     return result
+
+
+def _of_the_group_of_all(query: ImageSet, gallery: ImageSet) -> np.ndarray:
+    """(G,) bool: the gallery images that every query ignores, as they are of the one group that all queries are of."""
+    if gallery is query or query.groups is None or gallery.groups is None:
+        return np.zeros(len(gallery), bool)
+    group = query.groups[0]
+    return (gallery.groups == group) & bool(group >= 0 and (query.groups == group).all())
 
 
 def _label_names(images: ImageSet) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""How many classes and images of each data set are published, and how a benchmark differs from that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.split import counted
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is published of a data set."""
+
+    parts: Mapping[str, tuple[int, int]]
+    """Classes and images of train, and of test, or of query and gallery where they are two sets."""
+    recall_at: tuple[int, ...]
+    """The k of Recall@k that papers report."""
+    images_vary: bool = False
+    """Whether paper and lists disagree on the number of images, so that another number is no fault."""
+
+
+def _vehicleid(vehicles: int, images: int) -> Published:
+    return Published(MappingProxyType({"train": (13164, 113346), "test": (vehicles, images)}), (1, 5), images_vary=True)
+
+
+PUBLISHED: Mapping[str, Published] = MappingProxyType(
+    {
+        "cub": Published(MappingProxyType({"train": (100, 5864), "test": (100, 5924)}), (1, 2, 4, 8)),
+        "cars": Published(MappingProxyType({"train": (98, 8054), "test": (98, 8131)}), (1, 2, 4, 8)),
+        "sop": Published(MappingProxyType({"train": (11318, 59551), "test": (11316, 60502)}), (1, 10, 100, 1000)),
+        "inshop": Published(
+            MappingProxyType({"train": (3997, 25882), "query": (3985, 14218), "gallery": (3985, 12612)}),
+            (1, 10, 20, 30, 50),
+        ),
+        "vehicleid-small": _vehicleid(800, 6493),
+        "vehicleid-medium": _vehicleid(1600, 13377),
+        "vehicleid-large": _vehicleid(2400, 19777),
+        # The gallery has two classes that are no person's: the distractors 0000, and the junk -1.
+        "market1501": Published(
+            MappingProxyType({"train": (751, 12936), "query": (750, 3368), "gallery": (752, 19732)}), (1, 5, 10)
+        ),
+    }
+)
+"""By the name of the benchmark."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number of a benchmark that is not the published one."""
+
+    part: str
+    things: str
+    """classes or images."""
+    here: int
+    published: int
+    fails: bool
+    """False where the published number is itself in doubt."""
+
+    def __str__(self) -> str:
+        less, n = self.here < self.published, abs(self.here - self.published)
+        what = counted(n, *(("class", "classes") if self.things == "classes" else ("image",)))
+        return (
+            f"{self.part} has {self.here:,} {self.things}, and {self.published:,} are published: {what} "
+            f"{'missing' if less else 'too many'}"
+        )
+
+
+def differences(benchmark: Benchmark, published: Published) -> tuple[Difference, ...]:
+    """The numbers of a benchmark that are not the published ones, part by part."""
+    found = []
+    for part, numbers in published.parts.items():
+        here = _numbers(benchmark.parts[part])
+        for things, n, expected in zip(("classes", "images"), here, numbers, strict=True):
+            if n != expected:
+                fails = things == "classes" or not published.images_vary
+                found.append(Difference(part, things, n, expected, fails))
+    return tuple(found)
+
+
+def swapped(benchmark: Benchmark, published: Published) -> tuple[str, str] | None:
+    """Two parts of which each has the published numbers of the other; None where there are none."""
+    numbers = {part: _numbers(benchmark.parts[part]) for part in published.parts}
+    for one in numbers:
+        for other in numbers:
+            crosswise = numbers[one] == published.parts[other] and numbers[other] == published.parts[one]
+            if one < other and crosswise and published.parts[one] != published.parts[other]:
+                return one, other
+    return None
+
+
+def _numbers(images: ImageSet) -> tuple[int, int]:
+    return images.num_classes, len(images)

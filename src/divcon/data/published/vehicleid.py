@@ -1,0 +1,83 @@
+"""PKU VehicleID (Liu et al. 2016): vehicles from the front and the back, under the cameras of a city."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from divcon.data.image_set import Benchmark
+from divcon.data.published.archive import OnProgress
+from divcon.data.published.build import build
+from divcon.data.published.list_file import read_list
+from divcon.data.published.tree import find_tree, require
+from divcon.data.split import sorted_names
+from divcon.errors import ConfigError, unknown
+
+Size = Literal["small", "medium", "large"]
+TEST_VEHICLES = {"small": 800, "medium": 1600, "large": 2400}
+"""The three tests: how many vehicles are told apart."""
+_FOLDER = "train_test_split"
+_TRAIN = f"{_FOLDER}/train_list.txt"
+
+
+def read_vehicleid(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    size: Size = "large",
+    check_files: bool = True,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Benchmark:
+    """PKU VehicleID with one of its three tests, leave-one-out over the test's list.
+
+    Args:
+        root: the folder VehicleID_V1.0, with train_test_split/train_list.txt, test_list_800.txt (1600, 2400) and
+            image/; or an archive of it, which is unpacked beside itself.
+        size: the test: small (800 vehicles), medium (1,600) or large (2,400).
+        check_files: look for every image now, not when it is first used.
+        on_progress: called with the bytes unpacked, and of all.
+
+    Raises:
+        DataError: another folder, a list or image that is missing, a line of a list that is not as published.
+        ConfigError: there is no such size.
+        OutputError: the archive cannot be unpacked where it is.
+    """
+    if size not in TEST_VEHICLES:
+        raise ConfigError(f"vehicleid: {unknown('size', size, TEST_VEHICLES)}")
+    test = f"{_FOLDER}/test_list_{TEST_VEHICLES[size]}.txt"
+    root = find_tree("vehicleid", root, (_TRAIN, test), on_progress).root
+    require("vehicleid", root, [_TRAIN, test, "image"])
+    lists = [read_list(root / name, ("image", "vehicle")) for name in (_TRAIN, test)]
+    for part in lists:
+        part.numbers("vehicle")
+    vehicles = [vehicle for part in lists for vehicle in part.texts("vehicle")]
+    label_names = sorted_names(vehicles)
+    place = {vehicle: i for i, vehicle in enumerate(label_names)}
+    train = np.arange(len(vehicles)) < len(lists[0])
+    return build(
+        f"vehicleid-{size}",
+        root,
+        paths=[f"image/{image}.jpg" for part in lists for image in part.texts("image")],
+        labels=np.array([place[vehicle] for vehicle in vehicles], np.int64),
+        label_names=label_names,
+        parts={"train": train, "test": ~train},
+        folders=["image"],
+        others=True,
+        check_files=check_files,
+    )
+
+
+def vehicleid_of(size: Size) -> Callable[..., Benchmark]:
+    """The reader of one of the three tests."""
+
+    def read(
+        root: str | os.PathLike[str] | None = None,
+        *,
+        check_files: bool = True,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> Benchmark:
+        return read_vehicleid(root, size=size, check_files=check_files, on_progress=on_progress)
+
+    return read
