@@ -191,9 +191,9 @@ def draw_schedule(path: Path) -> None:
     config = dc.TrainConfig(epochs=epochs)
     shown = (
         ("single", 1, config),
-        ("slices, as it is without options", LEARNERS, config),
+        ("masks, as it is without options", LEARNERS, config),
         (
-            "slices, --joint-epoch 10 --finetune-epoch 20",
+            "masks, --joint-epoch 10 --finetune-epoch 20",
             LEARNERS,
             dataclasses.replace(config, joint_epoch=10, finetune_epoch=20),
         ),
@@ -252,7 +252,7 @@ def main() -> None:
     draw_schedule(out / "schedule.svg")
 
     torch.manual_seed(0)
-    model = dc.EmbeddingModel("tf_efficientnet_lite0", 128, LEARNERS, image_size=64)
+    model = dc.EmbeddingModel("tf_efficientnet_lite0", 128, LEARNERS, method="slices", image_size=64)
     features = model.features(images)
     draw_hierarchy(out / "hierarchy.png", images, features)
     slices = np.kron(np.eye(LEARNERS), np.ones((1, 16)))

@@ -70,7 +70,7 @@ def test_beyond_each_idea_changes_what_is_learned(beyond: ModuleType) -> None:
     weights = {}
     for name, idea in ideas.items():
         torch.manual_seed(0)
-        model = dc.EmbeddingModel("none", vector_dim=12, embedding_dim=8, num_learners=4)
+        model = dc.EmbeddingModel("none", vector_dim=12, embedding_dim=8, method="slices", num_learners=4)
         list(beyond.train(model, images, config, beyond.Idea(**idea)))
         weights[name] = model.head.linear.weight.detach().numpy().tobytes()
     assert len(set(weights.values())) == len(ideas)

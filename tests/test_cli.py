@@ -60,7 +60,10 @@ def test_the_walk_from_a_folder_to_vectors(run: Run, image_folder: Path, tmp_pat
     vectors = np.stack(table["embedding"].to_numpy())
     np.testing.assert_allclose(vectors, dc.EmbeddingModel.load(out).encode(image_folder), atol=1e-6)
     code, _, _ = run("encode", out, image_folder, "--learner", 1, "--out", tmp_path / "one.parquet", "--workers", 0)
-    assert np.stack(pq.read_table(tmp_path / "one.parquet")["embedding"].to_numpy()).shape == (40, 8)
+    one = np.stack(pq.read_table(tmp_path / "one.parquet")["embedding"].to_numpy())
+    assert one.shape == (40, 16)  # a mask is over all of it
+    np.testing.assert_allclose(one, dc.EmbeddingModel.load(out).encode(image_folder, learner=1), atol=1e-6)
+    assert not np.allclose(one, vectors, atol=1e-6)
 
     code, _, err = run("train", "--out", out, "--resume")
     assert code == 0, err

@@ -31,6 +31,11 @@ def test_unknown_settings_are_answered_with_the_nearest() -> None:
         RunConfig.from_dict({"trian": {}})
 
 
+def test_the_method_is_masks_unless_told_otherwise() -> None:
+    assert ModelConfig().method == "masks"
+    assert RunConfig.from_dict({"model": {"num_learners": 2}}).model.method == "masks"
+
+
 def test_single_has_one_learner() -> None:
     assert ModelConfig(method="single").num_learners == 1
 

@@ -38,7 +38,7 @@ Option = Annotated[float | int | bool | str, Parameter(converter=option_value)]
 class ModelConfig:
     """What is trained: a backbone and a head (see `divcon.EmbeddingModel`)."""
 
-    method: str = "slices"
+    method: str = "masks"
     """How the embedding is divided among learners: single (one learner: ordinary metric learning, the baseline),
     slices (CVPR 2019: K consecutive parts of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
     num_learners: Annotated[int, Parameter(name=("--learners", "--num-learners"))] = 4

@@ -92,7 +92,8 @@ def test_the_choice_is_the_best_epoch_of_the_mean_over_folds(whole: Path) -> Non
 
 def test_a_trial_is_a_plain_run_on_a_fold(whole: Path, small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
     record = next(r for r in results_in(whole)["trials"] if (r["method"], r["trial"], r["fold"]) == ("slices", 1, 1))
-    config = dataclasses.replace(base, train=dataclasses.replace(base.train, head_lr=1e-2, seed=0))
+    slices = dataclasses.replace(base.model, method="slices")
+    config = dataclasses.replace(base, model=slices, train=dataclasses.replace(base.train, head_lr=1e-2, seed=0))
     dc.run(folds_of(small, 2, 0)[1], tmp_path / "run", config)
     curve = [line["validation"]["recall_at_1"] for line in RunFolder(tmp_path / "run").lines()]
     assert [point["recall_at_1"] for point in record["curve"]] == curve
@@ -105,7 +106,8 @@ def test_a_run_is_a_plain_run_on_all_train_classes(
     record = next(r for r in results["runs"] if (r["method"], r["seed"]) == ("slices", 1))
     chosen = results["choices"]["slices"]
     train = dataclasses.replace(base.train, seed=1, **chosen["settings"]["train"])
-    config = dc.RunConfig(base.model, train, dc.DataConfig(validation=False))
+    slices = dataclasses.replace(base.model, method="slices")
+    config = dc.RunConfig(slices, train, dc.DataConfig(validation=False))
     model = dc.run(small, tmp_path / "run", config)
     scores = dc.evaluate(model, small, clustering=False, per_query=True)
     assert record["recall_at_1_last"] == record["curve"][-1]["recall_at_1"] == scores["recall_at_1"]

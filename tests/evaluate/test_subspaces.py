@@ -32,7 +32,7 @@ def by_hand(model: dc.EmbeddingModel, images: ImageSet, learners: list[int]) -> 
 
 
 def test_a_part_of_slices_is_their_embeddings_side_by_side(tiny_model: Make, few: Benchmark) -> None:
-    model = tiny_model(num_learners=3)  # slices of 6, 5 and 5
+    model = tiny_model(num_learners=3, method="slices")  # of 6, 5 and 5
     parts = model.head.dimensions()
     assert [len(part) for part in parts] == [6, 5, 5]
     embeddings = model.encode(few.query)
@@ -43,7 +43,7 @@ def test_a_part_of_slices_is_their_embeddings_side_by_side(tiny_model: Make, few
 
 @pytest.mark.parametrize("validation", [False, True])
 def test_parts_left_out_and_best_few_equal_scores_by_hand(tiny_model: Make, few: Benchmark, validation: bool) -> None:
-    model = tiny_model(num_learners=3)
+    model = tiny_model(num_learners=3, method="slices")
     data = few.with_validation(0.3) if validation else few
     found = dc.evaluate(model, data, parts=True, clustering=False)
     for k, scores in enumerate(found["without"]):
@@ -63,7 +63,7 @@ def test_parts_left_out_and_best_few_equal_scores_by_hand(tiny_model: Make, few:
 
 
 def test_each_step_of_the_order_is_the_best_of_those_left(tiny_model: Make, few: Benchmark) -> None:
-    model = tiny_model(num_learners=4)
+    model = tiny_model(num_learners=4, method="slices")
     order = subspace_order(model, few.train)
     for n in range(4):
         step = {
@@ -78,7 +78,7 @@ def test_each_step_of_the_order_is_the_best_of_those_left(tiny_model: Make, few:
 
 
 def test_test_classes_do_not_choose_the_order(tiny_model: Make, few: Benchmark) -> None:
-    model = tiny_model(num_learners=4)
+    model = tiny_model(num_learners=4, method="slices")
     rng = np.random.default_rng(0)
     other = replace(few.query, labels=rng.permutation(few.query.labels))
     changed = replace(few, query=other, gallery=other)
@@ -114,8 +114,8 @@ def test_what_cannot_be_said_is_left_out(tiny_model: Make, few: Benchmark) -> No
     assert keys(tiny_model(1), few) == set()
     assert keys(tiny_model(2, method="masks"), few) == {"similarity_correlations"}
     assert keys(tiny_model(2, **FIXED), few) == {"without", "by_size", "similarity_correlations"}
-    assert keys(tiny_model(2), few.query) == {"without", "similarity_correlations"}
-    assert "without" not in dc.evaluate(tiny_model(2), few, clustering=False)
+    assert keys(tiny_model(2, method="slices"), few.query) == {"without", "similarity_correlations"}
+    assert "without" not in dc.evaluate(tiny_model(2, method="slices"), few, clustering=False)
     with pytest.raises(ValueError, match="share dimensions"):
         subspace_order(tiny_model(2, method="masks"), few.train)
 

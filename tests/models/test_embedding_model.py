@@ -13,12 +13,22 @@ import torch
 import divcon as dc
 from divcon.data.image_set import Benchmark
 from divcon.errors import ConfigError, DataError, ImageError, WeightsError
+from divcon.models import MaskHead
 
 Make = Callable[..., dc.EmbeddingModel]
 
 
+def test_many_learners_are_masks_unless_told_otherwise_and_one_is_single() -> None:
+    made = {k: dc.EmbeddingModel(embedding_dim=8, num_learners=k, vector_dim=5) for k in (1, 2, 4)}
+    assert {k: model.made_with["method"] for k, model in made.items()} == {1: "single", 2: "masks", 4: "masks"}
+    assert [isinstance(model.head, MaskHead) for model in made.values()] == [False, True, True]
+    assert dc.EmbeddingModel(embedding_dim=8, vector_dim=5).made_with["method"] == "single"
+    told = dc.EmbeddingModel(embedding_dim=8, num_learners=2, vector_dim=5, method="slices")
+    assert told.made_with["method"] == "slices"
+
+
 def test_embeddings_have_length_one_and_learners_are_parts_of_them(tiny_model: Make, few: Benchmark) -> None:
-    model = tiny_model(num_learners=3, embedding_dim=16)
+    model = tiny_model(num_learners=3, embedding_dim=16, method="slices")
     images = few.query.subset(np.arange(20))
     full = model.encode(images)
     assert full.shape == (20, 16)

@@ -132,7 +132,7 @@ def test_learners_train_their_own_slice_and_the_end_trains_all(few: Benchmark, t
     # With the moments and the decay of Adam out of the way, a learner that gets no batch keeps its weights.
     config = replace(CONFIG, epochs=2, weight_decay=0.0, joint_epoch=None, finetune_epoch=2)
     fewest = few.train.subset(np.arange(30))  # one batch an epoch: the learners' turns alternate by epoch
-    model = tiny_model()
+    model = tiny_model(method="slices")
     before = model.head.linear.weight.detach().clone()
     training = dc.train(model, fewest, config)
     next(training)
@@ -141,7 +141,7 @@ def test_learners_train_their_own_slice_and_the_end_trains_all(few: Benchmark, t
     assert all(p.grad is not None for p in model.backbone.parameters())
     training.close()
 
-    model = tiny_model()
+    model = tiny_model(method="slices")
     next(dc.train(model, fewest, replace(config, finetune_epoch=0)))
     assert (model.head.linear.weight.detach() != before).any(dim=1).all()
 
@@ -213,7 +213,7 @@ def test_every_way_to_divide_trains(few: Benchmark, tiny_model: Make, divide_by:
 
 def test_learners_that_share_all_images_take_turns_each_with_its_own_slice(few: Benchmark, tiny_model: Make) -> None:
     config = replace(CONFIG, epochs=2, finetune_epoch=1, joint_epoch=None, divide_by="none")
-    subspace, finetune = dc.train(tiny_model(), few.train, config)
+    subspace, finetune = dc.train(tiny_model(method="slices"), few.train, config)
     assert subspace.division.num_learners == finetune.division.num_learners == 1
     assert len(subspace.learner_loss) == 2
     assert None not in subspace.learner_loss
@@ -234,13 +234,13 @@ def test_bf16_trains_and_its_loss_is_near_fp32_s(straight: tuple, few: Benchmark
 
 def test_a_loss_s_own_parameters_are_trained_kept_and_resumed(few: Benchmark, tiny_model: Make, tmp_path: Path) -> None:
     config = replace(CONFIG, loss="ProxyAnchorLoss", epochs=3, finetune_epoch=2, joint_epoch=None)
-    whole = tiny_model()
+    whole = tiny_model(method="slices")
     list(dc.train(whole, few.train, config))
-    for _ in islice(dc.train(tiny_model(), few.train, config, checkpoint=tmp_path / "c"), 2):
+    for _ in islice(dc.train(tiny_model(method="slices"), few.train, config, checkpoint=tmp_path / "c"), 2):
         pass
     content = torch.load(tmp_path / "c", weights_only=True)
     assert content["objectives"]["0.loss.loss.proxies"].shape == (24, 8)
-    again = tiny_model(seed=5)
+    again = tiny_model(seed=5, method="slices")
     list(dc.train(again, few.train, config, checkpoint=tmp_path / "c"))
     assert same(weights(again), weights(whole))
 

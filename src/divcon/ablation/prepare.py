@@ -62,7 +62,7 @@ def prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCon
         display.warn(note)
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
     backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
-    base = RunConfig(
+    base = RunConfig(  # slices, whatever the default is: results that are there already may have arms of no method
         dataclasses.replace(base.model, backbone=backbone, method="slices"),
         base.train,
         dataclasses.replace(base.data, on_bad_image="stop"),  # once for all runs, not in each

@@ -48,7 +48,8 @@ def ablate(
         out: the folder: ``results.json`` (all that is needed to go on), ``choices.json``, ``table.md``,
             ``recall.svg``, ``recall.png``, and the folders of the runs. What it holds already is not done again.
         arms: names of `divcon.ablation.ARMS` or of methods, or arms of your own, in the order of the table.
-        base: what all arms have but for their own settings. Its method, seed and validation are not used.
+        base: what all arms have but for their own settings. Its method, seed and validation are not used; an
+            arm that names no method trains slices.
         seeds: of the runs that are compared; the trials have the first.
         space: what is searched for every arm: ``{"train": {"lr": [1e-4, 1e-3]}}``. No trial is made where neither this
             nor any arm has something to search.

@@ -35,7 +35,7 @@ class EmbeddingModel(nn.Module):
         embedding_dim: D.
         num_learners: K.
         method: ``single``, ``slices``, ``masks``, or a `divcon.models.SubspaceHead` of your own by its ``method``;
-            None: ``slices`` where there are several learners.
+            None: ``masks`` where there are several learners, ``single`` where there is one.
         head_options: arguments of the method's head (see `divcon.models.head`).
         pretrained: start from timm's weights; then BatchNorm's running statistics stay as they are.
         weights: a file of backbone weights to start from in their place.
@@ -72,7 +72,7 @@ class EmbeddingModel(nn.Module):
         vector_dim: int | None = None,
     ) -> None:
         super().__init__()
-        method = method or ("single" if num_learners == 1 else "slices")
+        method = method or ("single" if num_learners == 1 else "masks")
         head_class(method, num_learners, head_options)  # before weights are fetched for what cannot be
         backbone = resolve_backbone(backbone, vector_dim, weights)
         self.vector_dim = vector_dim
