@@ -175,6 +175,10 @@ class Bar(Display):
         self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}", markup=False)
 
 
+def _means(scores: dict[str, Any]) -> list[str]:
+    return [name for name in scores if f"{name}_std" in scores]
+
+
 def print_scores(result: dict[str, Any], console: Console) -> None:
     """What `divcon.evaluate` gave, for people."""
     lost = result["num_queries_without_match"]
@@ -189,6 +193,13 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
             spread = f"± {100 * result[f'{name}_std']:.1f}" if f"{name}_std" in result else ""
             table.add_row(name, f"{100 * value:5.1f} %", spread)
     console.print(table)
+    if "random_gallery" in result:
+        drawn = result["random_gallery"]
+        scores = [f"{name} {100 * drawn[name]:.1f} ± {100 * drawn[f'{name}_std']:.1f}" for name in _means(drawn)]
+        console.print(
+            f"one random gallery image a class, {drawn['draws']} draws of {drawn['num_queries']:,} queries: "
+            + ", ".join(scores)
+        )
     if "learners" in result:
         rows = [(f"learner {k}", scores) for k, scores in enumerate(result["learners"])]
         _print_table("alone", [*rows, ("pooled features", result["features"])], console)

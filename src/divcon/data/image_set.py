@@ -189,6 +189,9 @@ class Benchmark:
     validation: ImageSet | None = None
     """Images of classes kept for model selection, where the source names them; otherwise they are held out of
     train."""
+    random_galleries: int = 0
+    """Galleries of one random image a class that it is scored with besides, as VehicleID's own protocol has it; 0:
+    none."""
     notes: tuple[str, ...] = field(default=())
     """What the reader found that the user should know."""
 

@@ -4,6 +4,7 @@ from divcon.callable_module import make_callable
 from divcon.evaluate.clustering import clustering_metrics
 from divcon.evaluate.intervals import bootstrap_difference, bootstrap_interval, bootstrap_runs_difference
 from divcon.evaluate.protocol import evaluate
+from divcon.evaluate.random_gallery import random_gallery_metrics
 from divcon.evaluate.retrieval import retrieval_metrics
 from divcon.evaluate.subspaces import similarity_correlations, subspace_order
 
@@ -13,6 +14,7 @@ __all__ = [
     "bootstrap_runs_difference",
     "clustering_metrics",
     "evaluate",
+    "random_gallery_metrics",
     "retrieval_metrics",
     "similarity_correlations",
     "subspace_order",

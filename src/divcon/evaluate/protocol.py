@@ -11,6 +11,7 @@ from divcon.data.image_set import Benchmark, ImageSet
 from divcon.errors import DataError
 from divcon.evaluate.clustering import clustering_metrics
 from divcon.evaluate.intervals import bootstrap_interval
+from divcon.evaluate.random_gallery import random_gallery_metrics
 from divcon.evaluate.retrieval import retrieval_metrics
 from divcon.evaluate.subspaces import (
     COMPARED,
@@ -58,7 +59,8 @@ def evaluate(
 
     Returns:
         ``recall_at_1`` ..., ``precision_at_1``, ``r_precision``, ``map_at_r`` (see
-        `divcon.evaluate.retrieval_metrics`), ``recall_at_1_interval`` (95 %, bootstrap over classes), and what they are
+        `divcon.evaluate.retrieval_metrics`), ``recall_at_1_interval`` (95 %, bootstrap over classes), for VehicleID
+        also ``random_gallery`` (see `divcon.evaluate.random_gallery_metrics`), and what they are
         of: ``benchmark``, ``protocol``, ``split_hash``, ``num_queries``, ``num_gallery``, ``num_classes``.
 
     Raises:
@@ -111,6 +113,14 @@ def evaluate(
     each = result.pop("per_query")
     low, high = bootstrap_interval(each["recall_at_1"], query.labels)
     result["recall_at_1_interval"] = [low, high]
+    if data.random_galleries:
+        result["random_gallery"] = random_gallery_metrics(
+            embeddings[0],
+            _label_names(query),
+            draws=data.random_galleries,
+            recall_at=sorted({1, *(recall_at or data.recall_at)}),
+            device=model.device,
+        )
     if clustering:
         labels = np.concatenate([_label_names(query)] + ([] if gallery is query else [_label_names(gallery)]))
         result |= clustering_metrics(np.concatenate(embeddings), labels)

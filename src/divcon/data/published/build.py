@@ -78,7 +78,12 @@ def build(
         notes.append(f"{what} there that no list of {name} names, and left out ({first_few(files.unlisted)})")
     if check_files:
         notes += map(str, differences(benchmark, published))
-    return replace(benchmark, recall_at=published.recall_at, notes=tuple(notes))
+    return replace(
+        benchmark,
+        recall_at=published.recall_at,
+        random_galleries=published.random_galleries,
+        notes=tuple(notes),
+    )
 
 
 def _named_again(

@@ -18,12 +18,16 @@ class Published:
     """Classes and images of train, and of test, or of query and gallery where they are two sets."""
     recall_at: tuple[int, ...]
     """The k of Recall@k that papers report."""
+    random_galleries: int = 0
+    """Draws of the data set's own protocol of one random gallery image a class, where it has that."""
     images_vary: bool = False
     """Whether paper and lists disagree on the number of images, so that another number is no fault."""
 
 
 def _vehicleid(vehicles: int, images: int) -> Published:
-    return Published(MappingProxyType({"train": (13164, 113346), "test": (vehicles, images)}), (1, 5), images_vary=True)
+    return Published(
+        MappingProxyType({"train": (13164, 113346), "test": (vehicles, images)}), (1, 5), 10, images_vary=True
+    )
 
 
 PUBLISHED: Mapping[str, Published] = MappingProxyType(
