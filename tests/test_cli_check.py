@@ -247,7 +247,7 @@ def publish(
     monkeypatch: pytest.MonkeyPatch, name: str, parts: dict[str, tuple[int, int]], images_vary: bool = False
 ) -> None:
     """Let these be the published numbers."""
-    numbers = {**PUBLISHED, name: Published(parts, (1,), images_vary)}
+    numbers = {**PUBLISHED, name: Published(parts, (1,), images_vary=images_vary)}
     for module in ("divcon.data.published", "divcon.data.published.build"):
         monkeypatch.setattr(f"{module}.PUBLISHED", numbers)
 

@@ -18,15 +18,18 @@ class Published:
     """Classes and images of train, and of test, or of query and gallery where they are two sets."""
     recall_at: tuple[int, ...]
     """The k of Recall@k that papers report."""
-    random_galleries: int = 0
-    """Draws of the data set's own protocol of one random gallery image a class, where it has that."""
     images_vary: bool = False
     """Whether paper and lists disagree on the number of images, so that another number is no fault."""
+    random_galleries: int = 0
+    """Draws of the data set's own protocol of one random gallery image a class, where it has that."""
 
 
 def _vehicleid(vehicles: int, images: int) -> Published:
     return Published(
-        MappingProxyType({"train": (13164, 113346), "test": (vehicles, images)}), (1, 5), 10, images_vary=True
+        MappingProxyType({"train": (13164, 113346), "test": (vehicles, images)}),
+        (1, 5),
+        images_vary=True,
+        random_galleries=10,
     )
 
 
