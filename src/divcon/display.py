@@ -175,10 +175,6 @@ class Bar(Display):
         self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}", markup=False)
 
 
-def _means(scores: dict[str, Any]) -> list[str]:
-    return [name for name in scores if f"{name}_std" in scores]
-
-
 def print_scores(result: dict[str, Any], console: Console) -> None:
     """What `divcon.evaluate` gave, for people."""
     lost = result["num_queries_without_match"]
@@ -195,7 +191,8 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     if "random_gallery" in result:
         drawn = result["random_gallery"]
-        scores = [f"{name} {100 * drawn[name]:.1f} ± {100 * drawn[f'{name}_std']:.1f}" for name in _means(drawn)]
+        means = [name for name in drawn if f"{name}_std" in drawn]
+        scores = [f"{name} {100 * drawn[name]:.1f} ± {100 * drawn[f'{name}_std']:.1f}" for name in means]
         console.print(
             f"one random gallery image a class, {drawn['draws']} draws of {drawn['num_queries']:,} queries: "
             + ", ".join(scores)

@@ -9,7 +9,8 @@ import pytest
 
 import divcon as dc
 from divcon.errors import DataError
-from divcon.evaluate import random_gallery_metrics
+from divcon.evaluate import random_gallery_metrics, retrieval_metrics
+from divcon.evaluate.random_gallery import drawn_gallery
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.permutation(np.repeat(np.arange(15), [1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9]))
@@ -31,26 +32,12 @@ def slow(gallery: list[int]) -> dict[str, float]:
     }
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, **more) -> tuple[dict, list[list[int]]]:
-    """The metrics, and which images were the gallery of each draw."""
-    from divcon.evaluate import random_gallery
-
-    galleries, real = [], random_gallery.retrieval_metrics
-
-    def spy(query, labels, **given):
-        galleries.append([int(np.flatnonzero((point == POINTS).all(1))[0]) for point in given["gallery_embeddings"]])
-        return real(query, labels, **given)
-
-    monkeypatch.setattr(random_gallery, "retrieval_metrics", spy)
-    return random_gallery_metrics(POINTS, LABELS, **more), galleries
-
-
-def test_the_mean_and_spread_of_what_the_protocol_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, galleries = drawn(monkeypatch)
-    assert len(galleries) == found["draws"] == 10
-    assert len({tuple(gallery) for gallery in galleries}) == 10
+def test_the_mean_and_spread_of_what_the_protocol_says() -> None:
+    found = random_gallery_metrics(POINTS, LABELS)
+    galleries = [drawn_gallery(LABELS, 0, draw).tolist() for draw in range(10)]
+    assert found["draws"] == len({tuple(gallery) for gallery in galleries}) == 10
     for gallery in galleries:
-        assert sorted(LABELS[gallery]) == list(range(15))  # one image of each class, also of that which has but one
+        assert LABELS[gallery].tolist() == list(range(15))  # one image of each class, also of that which has but one
     expected = [slow(gallery) for gallery in galleries]
     for name in ("recall_at_1", "recall_at_5", "map"):
         values = [scores[name] for scores in expected]
@@ -60,8 +47,21 @@ def test_the_mean_and_spread_of_what_the_protocol_says(monkeypatch: pytest.Monke
     assert 0.1 < found["recall_at_1"] < 0.9
 
 
-def test_every_image_is_drawn_as_often_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, galleries = drawn(monkeypatch, draws=600)
+def test_retrieval_metrics_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A few queries at a time, and equally near items among them.
+    monkeypatch.setattr("divcon.evaluate.random_gallery._COMPARED_AT_ONCE", 40)
+    points = np.round(POINTS)
+    found = random_gallery_metrics(points, LABELS, draws=1, recall_at=(1, 2, 5))
+    gallery = drawn_gallery(LABELS, 0, 0)
+    query = np.setdiff1d(np.arange(len(LABELS)), gallery)
+    sides = {"gallery_embeddings": points[gallery], "gallery_labels": LABELS[gallery]}
+    expected = retrieval_metrics(points[query], LABELS[query], **sides, recall_at=(1, 2, 5), map=True)
+    for name in ("recall_at_1", "recall_at_2", "recall_at_5", "map"):
+        assert found[name] == pytest.approx(expected[name])
+
+
+def test_every_image_is_drawn_as_often_as_another() -> None:
+    galleries = [drawn_gallery(LABELS, 0, draw) for draw in range(600)]
     times = np.bincount(np.concatenate(galleries), minlength=len(LABELS))
     for label in range(15):
         of_class = times[label == LABELS]
@@ -82,7 +82,7 @@ def test_seeds_and_single_draws() -> None:
 def test_what_cannot_be_asked() -> None:
     with pytest.raises(DataError, match="no class has two images"):
         random_gallery_metrics(POINTS[:4], [0, 1, 2, 3])
-    with pytest.raises(ValueError, match="draws must be at least 1"):
+    with pytest.raises(ValueError, match="must be at least 1, not 0"):
         random_gallery_metrics(POINTS, LABELS, draws=0)
     with pytest.raises(ValueError, match="3 entries for 4"):
         random_gallery_metrics(POINTS[:4], [0, 1, 1])

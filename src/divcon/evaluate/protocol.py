@@ -96,6 +96,8 @@ def evaluate(
     def sides(embed: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         return [embed(query_features)] if gallery is query else [embed(query_features), embed(gallery_features)]
 
+    asked = sorted({1, *(recall_at or data.recall_at)})
+
     def scores(embeddings: list[np.ndarray], **more: Any) -> dict[str, Any]:
         queries, *items = embeddings
         return retrieval_metrics(
@@ -103,7 +105,7 @@ def evaluate(
             _label_names(query),
             **({"gallery_embeddings": items[0], "gallery_labels": _label_names(gallery)} if items else {}),
             **_identities(query, gallery),
-            recall_at=sorted({1, *(recall_at or data.recall_at)}),
+            recall_at=asked,
             device=model.device,
             **more,
         )
@@ -118,7 +120,7 @@ def evaluate(
             embeddings[0],
             _label_names(query),
             draws=data.random_galleries,
-            recall_at=sorted({1, *(recall_at or data.recall_at)}),
+            recall_at=asked,
             device=model.device,
         )
     if clustering:
