@@ -1,8 +1,8 @@
 """What neither paper has and divcon does not have either, tried on validation classes: does any of it pay?
 
     python benchmarks/beyond.py data/vectors-2000.parquet --out docs/results/beyond-vectors-2000.json
-    python benchmarks/beyond.py icons data/icons-2000 --size 64 --epochs 12 --folds 1 \
-        --ideas single slices "grouped by class" --out docs/results/beyond-icons-2000.json
+    python benchmarks/beyond.py icons data/icons-2000 --size 32 --epochs 60 --folds 1 --workers 0 \
+        --ideas single masks "masks, full weight 1.0" --out docs/results/beyond-icons-2000.json
 
 The training loop here is that of ``divcon/train/loop.py`` with the ideas in it: a loss on the full embedding beside
 the learner's; several learners a step, each with its part of the batch; images, or classes, that belong to their two

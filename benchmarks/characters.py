@@ -43,7 +43,9 @@ def fetch(folder: Path) -> list[Path]:
     paths = {spec: folder / (spec[1:].replace("/", "-").replace("@", "-") + ".tgz") for spec in specs}
     missing = [spec for spec in specs if not paths[spec].exists()]
     for start in track(range(0, len(missing), 10), "fetching fonts", disable=not missing):
-        subprocess.run(["npm", "pack", "--silent", *missing[start : start + 10]], cwd=folder, check=True, stdout=-3)
+        subprocess.run(
+            ["npm", "pack", "--silent", *missing[start : start + 10]], cwd=folder, check=True, stdout=subprocess.DEVNULL
+        )
     return list(paths.values())
 
 
@@ -57,8 +59,9 @@ def drawings(package: Path) -> dict[str, np.ndarray]:
                 files[match[1]].append((match[3] != "normal", abs(int(match[2]) - 400), name))
         for of_subset in files.values():
             name = min(of_subset)[2]
-            contents = [packed.extractfile(n) for n in (name, name + "2") if n in packed.getnames()]
-            if len(contents) < 2:
+            try:  # fontTools reads WOFF alone without more packages, and Pillow WOFF 2 alone
+                contents = [packed.extractfile(n) for n in (name, name + "2")]
+            except KeyError:
                 continue
             characters = TTFont(contents[0], lazy=True).getBestCmap() or {}
             try:

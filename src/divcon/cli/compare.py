@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.use import tested_on
 from divcon.errors import ConfigError
 from divcon.files import check_writable, written_whole
 
@@ -25,6 +26,7 @@ def compare(
     /,
     *,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
@@ -47,9 +49,9 @@ def compare(
     """
     from divcon.compare import compare as compare_results
     from divcon.compare import read_scores
+    from divcon.data.dataset import only_decodable
     from divcon.evaluate.protocol import evaluate
     from divcon.models import EmbeddingModel
-    from divcon.run_source import own_benchmark
     from divcon.train.device import resolve_device
 
     names = [str(run) for run in runs]
@@ -63,7 +65,9 @@ def compare(
         if run.is_file():
             return read_scores(run)
         model = EmbeddingModel.load(run, device=resolve_device(device))
-        benchmark = own_benchmark(run, workers=workers, warn=note)
+        benchmark = tested_on(run)
+        if on_bad_image == "skip":
+            benchmark = only_decodable(benchmark, ("query", "gallery"), workers, note)
         return evaluate(model, benchmark, clustering=False, per_query=True, batch_size=batch_size, workers=workers)
 
     results = {name: scores(run) for name, run in zip(names, runs, strict=True)}

@@ -5,13 +5,33 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.errors import ConfigError, DivconError
 from divcon.files import check_writable, written_whole
+
+if TYPE_CHECKING:
+    from divcon.data.image_set import Benchmark
+
+
+def tested_on(run: Path, data: str | None = None, root: Path | None = None) -> Benchmark:
+    """The data that a run's model is scored on: what is given, or its own, which must be as it was; a note says where
+    test classes were trained on."""
+    from divcon.run import check_unseen
+    from divcon.run_folder import RunFolder
+
+    found = RunFolder(run).origin()
+    source = found[1].get("source") if found else None
+    if data is None and source is None:
+        raise ConfigError(f"{run}: does not say what it was trained on; give DATA")
+    benchmark = read_data(source["data"], source["root"]) if data is None and source else read_data(data or "", root)
+    doubt = check_unseen(run, benchmark, source_given=data is not None)
+    if doubt:
+        note(doubt)
+    return benchmark
 
 
 @app.command
@@ -58,22 +78,13 @@ def evaluate(
     from divcon.display import print_scores
     from divcon.evaluate.protocol import evaluate as evaluate_model
     from divcon.models import EmbeddingModel
-    from divcon.run import check_unseen
-    from divcon.run_folder import RunFolder
     from divcon.run_source import own_benchmark
     from divcon.train.device import resolve_device
 
     if json_file is not None:
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    found = RunFolder(run).origin()
-    source = found[1].get("source") if found else None
-    if data is None and source is None:
-        raise ConfigError(f"{run}: does not say what it was trained on; give DATA")
-    benchmark = read_data(source["data"], source["root"]) if data is None and source else read_data(data or "", root)
-    doubt = check_unseen(run, benchmark, source_given=data is not None)
-    if doubt:
-        note(doubt)
+    benchmark = tested_on(run, data, root)
     order_by = None
     if parts and len(model.head.dimensions()) > 1:
         try:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.image_set import Benchmark, ImageSet
-from divcon.data.split import checked_benchmark, counted, first_half, sorted_names
+from divcon.data.split import checked_benchmark, counted, first_half, labelled
 from divcon.data.table import images_in_table
 from divcon.data.table_file import TABLE_SUFFIXES
 from divcon.data.table_folder import images_in_table_folder, table_files
@@ -114,10 +114,9 @@ def images_of(
 
 
 def _image_set(root: Path | None, names: list[str] | None, paths: list[str]) -> ImageSet:
-    label_names = ("",) if names is None else sorted_names(names)
-    place = {name: i for i, name in enumerate(label_names)}
+    label_names, labels = (("",), np.zeros(len(paths), np.int64)) if names is None else labelled(names)
     return ImageSet(
-        labels=np.zeros(len(paths), np.int64) if names is None else np.array([place[n] for n in names], np.int64),
+        labels=labels,
         label_names=label_names,
         paths=pa.array(paths, pa.string()),
         rows=np.arange(len(paths), dtype=np.int64),

@@ -20,6 +20,13 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def labelled(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The class names in order, see `sorted_names`, and the number among them of each of N names, (N,) int64."""
+    label_names = sorted_names(names)
+    place = {name: i for i, name in enumerate(label_names)}
+    return label_names, np.array([place[name] for name in names], np.int64)
+
+
 def first_half(labels: np.ndarray, source: str) -> np.ndarray:
     """Which images are of the first half of the classes, the middle one included: (N,) bool for (N,) int64
     labels.

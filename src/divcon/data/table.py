@@ -14,7 +14,7 @@ import pyarrow.compute
 from divcon.data.encoded_images import read_encoded
 from divcon.data.image_set import NO_PATH, Benchmark, ImageSet
 from divcon.data.repeats import first_rows, once
-from divcon.data.split import checked_benchmark, counted, sorted_names
+from divcon.data.split import checked_benchmark, counted, labelled
 from divcon.data.table_columns import boxes_of, coded_texts, codes_of, is_empty, reject, texts_of
 from divcon.data.table_parts import parts_of
 from divcon.data.tables import TableFile, Tables, load_tables
@@ -181,9 +181,8 @@ def _labels(column: pa.ChunkedArray, source: str) -> tuple[tuple[str, ...], np.n
     names = texts.to_pylist()
     empty = np.array([not name.strip() for name in names] + [True])[codes]
     reject(source, empty, "the label is empty", "give the row a label or take it out")
-    label_names = sorted_names(names)
-    place = {name: i for i, name in enumerate(label_names)}
-    return label_names, np.array([place[name] for name in names], np.int64)[codes]
+    label_names, labels = labelled(names)
+    return label_names, labels[codes]
 
 
 def _paths_or_rows(paths: pa.Array) -> pa.Array:

@@ -14,7 +14,7 @@ from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
 from divcon.data.published.list_file import read_list
 from divcon.data.published.tree import find_tree, wrong_level
-from divcon.data.split import sorted_names
+from divcon.data.split import labelled
 from divcon.errors import DataError
 
 _LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
@@ -61,14 +61,13 @@ def read_inshop(
         if part not in _PARTS:
             raise listed.error(i, f"the evaluation_status {part!r} is none of {', '.join(_PARTS)}")
     items = listed.texts("item_id")
-    label_names = sorted_names(items)
-    place = {item: i for i, item in enumerate(label_names)}
+    label_names, labels = labelled(items)
     status = np.array(listed.texts("evaluation_status"))
     benchmark = build(
         "inshop",
         above,
         paths=paths,
-        labels=np.array([place[item] for item in items], np.int64),
+        labels=labels,
         label_names=label_names,
         parts={part: status == part for part in _PARTS},
         folders=[folder],

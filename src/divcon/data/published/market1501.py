@@ -12,7 +12,7 @@ from divcon.data.image_set import Benchmark
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build, swapped_error
 from divcon.data.published.tree import find_tree, images_below, require
-from divcon.data.split import sorted_names
+from divcon.data.split import labelled
 from divcon.errors import DataError
 
 _FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -60,14 +60,13 @@ def read_market1501(
         people += [name["person"] for _, name in named]
         cameras += [int(name["camera"]) for _, name in named]
         parts += [part] * len(named)
-    label_names = sorted_names(people)
-    place = {person: i for i, person in enumerate(label_names)}
+    label_names, labels = labelled(people)
     part_of, junk = np.array(parts), np.array(people) == JUNK
     return build(
         "market1501",
         root,
         paths=paths,
-        labels=np.array([place[person] for person in people], np.int64),
+        labels=labels,
         label_names=label_names,
         parts={part: part_of == part for part in _FOLDERS},
         folders=list(_FOLDERS.values()),

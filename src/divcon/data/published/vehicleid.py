@@ -13,7 +13,7 @@ from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
 from divcon.data.published.list_file import read_list
 from divcon.data.published.tree import find_tree, require
-from divcon.data.split import sorted_names
+from divcon.data.split import labelled
 from divcon.errors import ConfigError, unknown
 
 Size = Literal["small", "medium", "large"]
@@ -53,14 +53,13 @@ def read_vehicleid(
     for part in lists:
         part.numbers("vehicle")
     vehicles = [vehicle for part in lists for vehicle in part.texts("vehicle")]
-    label_names = sorted_names(vehicles)
-    place = {vehicle: i for i, vehicle in enumerate(label_names)}
+    label_names, labels = labelled(vehicles)
     train = np.arange(len(vehicles)) < len(lists[0])
     return build(
         f"vehicleid-{size}",
         root,
         paths=[f"image/{image}.jpg" for part in lists for image in part.texts("image")],
-        labels=np.array([place[vehicle] for vehicle in vehicles], np.int64),
+        labels=labels,
         label_names=label_names,
         parts={"train": train, "test": ~train},
         folders=["image"],
