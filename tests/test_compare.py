@@ -129,3 +129,21 @@ def test_from_run_folders_and_from_files(command: Command, tmp_path: Path) -> No
     assert (code, "stands there twice" in err) == (2, True)
     code, _, err = command("compare", runs[0], "--workers", 0)
     assert (code, "give two at least" in err) == (2, True)
+
+
+def test_a_test_image_that_does_not_decode(
+    command: Command, image_folder: Path, broken_png: Callable[[Path], None], tmp_path: Path
+) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    how = ("--backbone", "test_resnet", "--no-pretrained", "--size", 32, "--dim", 8, "--epochs", 1, "--batch-size", 8)
+    for seed, run in enumerate(runs):
+        settings = (*how, "--workers", 0, "--no-validation", "--seed", seed)
+        code, _, err = command("train", image_folder, *settings, "--out", run)
+        assert code == 0, err
+    broken_png(image_folder / "class7" / "3.png")
+    code, _, err = command("compare", *runs, "--workers", 0)
+    assert code == 2
+    assert "3.png" in err
+    code, printed, err = command("compare", *runs, "--workers", 0, "--on-bad-image", "skip")
+    assert code == 0, err
+    assert "19 queries of 4 classes" in printed
