@@ -79,12 +79,15 @@ def test_what_does_not_compare_is_refused(change: dict[str, Any], words: str) ->
 
 
 def test_other_queries_are_refused_and_other_folders_are_not() -> None:
-    moved, other, fewer = (result(1) for _ in range(3))
+    moved, other, fewer, labelled = (result(1) for _ in range(4))
     moved["per_query"]["path"] = ["/data/" + path for path in moved["per_query"]["path"]]
     assert len(dc.compare({"one": result(0), "two": moved})) == 2
     other["per_query"]["path"][7] = "a/seven.png"
     with pytest.raises(DataError, match=r"number 8 is a/7\.png in the one and a/seven\.png in the other"):
         dc.compare({"one": result(0), "two": other})
+    labelled["per_query"]["label"][0] = "birds/c0"
+    with pytest.raises(DataError, match="other labels: number 1 is c0 in the one and birds/c0 in the other"):
+        dc.compare({"one": result(0), "two": labelled})
     fewer["per_query"]["path"].pop()
     with pytest.raises(DataError, match="one has 40 queries and two 39"):
         dc.compare({"one": result(0), "two": fewer})

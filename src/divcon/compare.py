@@ -102,13 +102,13 @@ def _check_same(first: str, one: Mapping[str, Any], name: str, other: Mapping[st
                 f"{first} is of {what} {one[key]} and {name} of {what} {other[key]}: they do not compare; evaluate "
                 "both on the same data, under the same protocol"
             )
-    for column, what in (("path", "queries"), ("label", "labels")):
+    # Paths may begin elsewhere on another machine, where the rest is the same.
+    for column, what, known in (("path", "queries", _file_name), ("label", "labels", str)):
         ours: Sequence[Any] = one["per_query"][column]
         theirs: Sequence[Any] = other["per_query"][column]
         if len(ours) != len(theirs):
             raise DataError(f"{first} has {len(ours):,} queries and {name} {len(theirs):,}: they do not compare")
-        # Paths may begin elsewhere on another machine, where the rest is the same.
-        unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if _end(a) != _end(b)]
+        unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if known(a) != known(b)]
         if unlike:
             i = unlike[0]
             raise DataError(
@@ -117,8 +117,8 @@ def _check_same(first: str, one: Mapping[str, Any], name: str, other: Mapping[st
             )
 
 
-def _end(value: Any) -> Any:
-    return value.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(value, str) else value
+def _file_name(path: Any) -> str:
+    return str(path).replace("\\", "/").rsplit("/", 1)[-1]
 
 
 make_callable(__name__)
