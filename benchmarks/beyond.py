@@ -1,15 +1,16 @@
-"""What neither paper has and divcon does not have either, tried on validation classes: does any of it pay?
+"""What neither paper has, tried on validation classes: does any of it pay?
 
     python benchmarks/beyond.py data/vectors-2000.parquet --out docs/results/beyond-vectors-2000.json
     python benchmarks/beyond.py icons data/icons-2000 --size 32 --epochs 60 --folds 1 --workers 0 \
         --ideas single masks "masks, full weight 1.0" --out docs/results/beyond-icons-2000.json
 
-The training loop here is that of ``divcon/train/loop.py`` with the ideas in it: a loss on the full embedding beside
-the learner's; several learners a step, each with its part of the batch; images, or classes, that belong to their two
-nearest clusters; learners' losses, or a distillation of their similarities, in the finetune phase. With none of them it
-trains what divcon trains (``single``, ``slices``, ``masks``), bit for bit. Every idea sees as many images as the
-others, and is judged on the same folds of the train classes; the test classes are never looked at. Results that are
-there already are not made again.
+One idea was taken into divcon, a loss on the full embedding beside the learner's (``--full-weight``); what does not
+name it here is without it. For the others, the training loop here is that of ``divcon/train/loop.py`` with the ideas in
+it: several learners a step, each with its part of the batch; images, or classes, that belong to their two nearest
+clusters; learners' losses, or a distillation of their similarities, in the finetune phase. With none of them it trains
+what divcon trains (``single``, ``slices``, ``masks``), bit for bit. Every idea sees as many images as the others, and
+is judged on the same folds of the train classes; the test classes are never looked at. Results that are there already
+are not made again.
 """
 
 from __future__ import annotations
@@ -41,8 +42,6 @@ class Idea:
 
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
-    full_weight: float = 0.0
-    """Of a loss on the full embedding, beside the learner's."""
     learners_per_step: int = 1
     """M: a batch is of M clusters, B / M images each, and every learner's loss sees its own."""
     clusters_each: int = 1
@@ -54,6 +53,7 @@ class Idea:
 
 
 MASKS, BY_CLASS = {"method": "masks"}, {"divide_by": "class"}
+ALONE, FULL = {"full_weight": 0.0}, {"full_weight": 1.0}
 # A phase begins at a share of the epochs.
 JOINT, EARLY = {"joint_epoch": 0.0, "finetune_epoch": 1.0}, {"finetune_epoch": 1 / 3}
 IDEAS = {
@@ -61,12 +61,12 @@ IDEAS = {
     "slices": Idea(),
     "slices, by class": Idea({}, BY_CLASS),
     "masks": Idea(MASKS),
-    **{f"slices, full weight {w}": Idea(full_weight=w) for w in (0.3, 1.0, 3.0)},
-    "slices, by class, full weight 1.0": Idea({}, BY_CLASS, full_weight=1.0),
-    "masks, full weight 1.0": Idea(MASKS, full_weight=1.0),
+    **{f"slices, full weight {w}": Idea({}, {"full_weight": w}) for w in (0.3, 1.0, 3.0)},
+    "slices, by class, full weight 1.0": Idea({}, BY_CLASS | FULL),
+    "masks, full weight 1.0": Idea(MASKS, FULL),
     **{f"slices, {m} learners a step": Idea(learners_per_step=m) for m in (2, 4)},
-    "slices, 4 learners a step, full weight 1.0": Idea(learners_per_step=4, full_weight=1.0),
-    "slices, by class, 4 learners a step, full weight 1.0": Idea({}, BY_CLASS, learners_per_step=4, full_weight=1.0),
+    "slices, 4 learners a step, full weight 1.0": Idea({}, FULL, learners_per_step=4),
+    "slices, by class, 4 learners a step, full weight 1.0": Idea({}, BY_CLASS | FULL, learners_per_step=4),
     # A batch of four small clusters under one loss: hard negatives within each, and contrast between them.
     **{
         f"grouped by {by}, {k} clusters, 4 a batch": Idea(
@@ -77,7 +77,7 @@ IDEAS = {
     "slices, two clusters an image": Idea(clusters_each=2),
     "slices, two clusters a class": Idea({}, BY_CLASS, clusters_each=2),
     "masks, two clusters an image": Idea(MASKS, clusters_each=2),
-    "slices, two clusters an image, full weight 1.0": Idea(clusters_each=2, full_weight=1.0),
+    "slices, two clusters an image, full weight 1.0": Idea({}, FULL, clusters_each=2),
     "slices, learners beside finetuning": Idea(learners_weight=1.0),
     **{f"slices, distilled {w}": Idea(distil_weight=w) for w in (10.0, 100.0)},
     **{f"masks, distilled {w}": Idea(MASKS, distil_weight=w) for w in (10.0, 100.0)},
@@ -90,7 +90,13 @@ IDEAS = {
     "slices, K 2": Idea({"num_learners": 2}),
     "slices, D 512, K 8": Idea({"embedding_dim": 512, "num_learners": 8}),
     "slices, D 512, all data": Idea({"embedding_dim": 512}, {"divide_by": "none"}),
-    "slices, D 512, full weight 1.0": Idea({"embedding_dim": 512}, full_weight=1.0),
+    "slices, D 512, full weight 1.0": Idea({"embedding_dim": 512}, FULL),
+    "masks, D 512, full weight 1.0": Idea(MASKS | {"embedding_dim": 512}, FULL),
+    "masks, K 8, full weight 1.0": Idea(MASKS | {"num_learners": 8}, FULL),
+    "masks, divided once, full weight 1.0": Idea(MASKS, FULL | {"redivide_every": 10**6}),
+    "masks, two clusters an image, full weight 1.0": Idea(MASKS, FULL, clusters_each=2),
+    "masks, all data, full weight 1.0": Idea(MASKS, FULL | {"divide_by": "none"}),
+    "masks, images at random, full weight 1.0": Idea(MASKS, FULL | {"divide_by": "random"}),
 }
 
 
@@ -126,14 +132,21 @@ def parted(plan: EpochPlan, parts: int) -> tuple[EpochPlan, list[list[tuple[int,
 
 
 def loss_of(
-    idea: Idea, phase: Phase, head: Any, objectives: Any, features: Tensor, labels: Tensor, owners: list
+    idea: Idea,
+    full_weight: float,
+    phase: Phase,
+    head: Any,
+    objectives: Any,
+    features: Tensor,
+    labels: Tensor,
+    owners: list,
 ) -> Tensor:
     """Of a batch of M clusters; ``features`` (B, F) before dropout, ``labels`` (B,), ``owners`` as of `parted`."""
     features = head.dropout(features)
     full = head.full(features)
     if phase is Phase.SUBSPACE:
         loss = sum(objectives[k](head.subspace(features[part], k), labels[part]) for k, part in owners) / len(owners)
-        return loss + idea.full_weight * objectives[-1](full, labels) if idea.full_weight else loss
+        return loss + full_weight * objectives[-1](full, labels) if full_weight else loss
     loss = objectives[-1](full, labels)
     if phase is Phase.FINETUNE and (idea.learners_weight or idea.distil_weight):
         each = [head.subspace(features, k) for k in range(head.num_learners)]
@@ -192,7 +205,9 @@ def train(model: dc.EmbeddingModel, images: dc.ImageSet, config: dc.TrainConfig,
                 for group in optimizer.param_groups:
                     group["lr"] = rates[group["name"]]
                 features = model.backbone(pixels)
-                loss = loss_of(idea, phase, model.head, objectives, features, targets, owners[number])
+                loss = loss_of(
+                    idea, config.full_weight, phase, model.head, objectives, features, targets, owners[number]
+                )
                 if phase is Phase.SUBSPACE:
                     loss = loss + config.mask_penalty * model.head.penalty()
                 optimizer.zero_grad()
@@ -213,7 +228,9 @@ def judge(idea: Idea, data: dc.Benchmark, options: argparse.Namespace, fold: int
         model = dc.EmbeddingModel(options.backbone, image_size=options.size, **model_settings)
     else:
         model = dc.EmbeddingModel("none", vector_dim=vectors.shape[1], dropout=0.3, **model_settings)
-    train_settings = {k: round(v * options.epochs) if k.endswith("_epoch") else v for k, v in idea.train.items()}
+    train_settings = {
+        k: round(v * options.epochs) if k.endswith("_epoch") else v for k, v in (ALONE | idea.train).items()
+    }
     config = dc.TrainConfig(epochs=options.epochs, seed=options.seed, workers=options.workers, **train_settings)
     curve, started, judging = [], time.perf_counter(), 0.0
     for epoch, _ in enumerate(train(model, part.train, config, idea)):

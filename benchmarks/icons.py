@@ -38,6 +38,7 @@ SETTINGS = {
     "--lr": 1e-4,
     "--head-lr": 1e-3,
     "--weight-decay": 1e-4,
+    "--full-weight": 0,
 }
 SCORES = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "r_precision", "map_at_r", "nmi", "ami")
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from divcon.cli import main as command_line
 
-SETTINGS = {"--learners": 4, "--dim": 128, "--epochs": 30, "--dropout": 0.3}
+SETTINGS = {"--learners": 4, "--dim": 128, "--epochs": 30, "--dropout": 0.3, "--full-weight": 0}
 METHODS: dict[str, list[str]] = {
     "single": ["--method", "single"],
     "slices": ["--method", "slices"],

@@ -43,9 +43,14 @@ def vectors() -> dc.ImageSet:
 
 @pytest.mark.parametrize("method", ["single", "slices", "masks"])
 @pytest.mark.parametrize("by", ["image", "class", "none"])
-def test_beyond_trains_what_divcon_trains_where_nothing_is_added(beyond: ModuleType, method: str, by: str) -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_beyond_trains_what_divcon_trains_where_nothing_is_added(
+    beyond: ModuleType, method: str, by: str, weight: float
+) -> None:
     images = vectors()
-    config = dc.TrainConfig(epochs=3, batch_size=16, divide_by=by, joint_epoch=1, finetune_epoch=2, workers=0)
+    config = dc.TrainConfig(
+        epochs=3, batch_size=16, divide_by=by, joint_epoch=1, finetune_epoch=2, full_weight=weight, workers=0
+    )
     states = []
     for train in (lambda m: dc.train(m, images, config), lambda m: beyond.train(m, images, config, beyond.Idea())):
         torch.manual_seed(0)
@@ -61,7 +66,6 @@ def test_beyond_each_idea_changes_what_is_learned(beyond: ModuleType) -> None:
     config = dc.TrainConfig(epochs=3, batch_size=32, finetune_epoch=2, workers=0)
     ideas = {
         "none": {},
-        "full": {"full_weight": 1.0},
         "several": {"learners_per_step": 4},
         "two": {"clusters_each": 2},
         "beside": {"learners_weight": 1.0},

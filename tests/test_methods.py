@@ -72,6 +72,7 @@ def test_the_walk(
         (["--method", "masks", "--head-options.kind", "fix"], "unknown value 'fix'; did you mean 'fixed'"),
         (["--method", "slices", "--head-options.kind", "fixed"], "method slices takes no options, and 'kind' is given"),
         (["--method", "masks", "--mask-penalty", -1], "--mask-penalty -1.0: must not be negative"),
+        (["--full-weight", -1], "--full-weight -1.0: must not be negative"),
         (["--freeze-backbone-epochs", 2], "leaves the backbone none to train in"),
         (["--division-tries", 0], "--division-tries 0: must be at least 1"),
     ],

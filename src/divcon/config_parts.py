@@ -102,6 +102,9 @@ class TrainConfig:
     small_classes: SmallClasses = "repeat"
     """A class with fewer than images-per-class images in its cluster: repeat them (2019), or fill its places in the
     batch with other images of the cluster (2021)."""
+    full_weight: float = 1.0
+    """Until the joint phase: weight of a loss on the full embedding beside the learner's, on the same batch (ours);
+    0: the learner's alone, as in both papers."""
     joint_epoch: int | None = None
     """First epoch of the joint phase: the loss sees the full embedding, batches still come from one cluster at a time.
     None: no joint phase."""
@@ -185,7 +188,7 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} is not a multiple of --images-per-class {self.images_per_class}"
             )
         finite(self, "lr", "head_lr", "weight_decay", "warmup_epochs", "lr_gamma")
-        finite(self, "mask_lr", "mask_weight_decay", "mask_penalty")
+        finite(self, "full_weight", "mask_lr", "mask_weight_decay", "mask_penalty")
         if self.freeze_backbone_epochs >= self.redivide_every > 0 and self.freeze_backbone_epochs:
             raise ConfigError(
                 f"--freeze-backbone-epochs {self.freeze_backbone_epochs} of every --redivide-every "

@@ -130,7 +130,7 @@ def test_a_resume_with_other_settings_or_data_is_refused(few: Benchmark, tiny_mo
 
 def test_learners_train_their_own_slice_and_the_end_trains_all(few: Benchmark, tiny_model: Make) -> None:
     # With the moments and the decay of Adam out of the way, a learner that gets no batch keeps its weights.
-    config = replace(CONFIG, epochs=2, weight_decay=0.0, joint_epoch=None, finetune_epoch=2)
+    config = replace(CONFIG, epochs=2, weight_decay=0.0, full_weight=0.0, joint_epoch=None, finetune_epoch=2)
     fewest = few.train.subset(np.arange(30))  # one batch an epoch: the learners' turns alternate by epoch
     model = tiny_model(method="slices")
     before = model.head.linear.weight.detach().clone()
@@ -196,7 +196,7 @@ def test_it_learns(demo: Benchmark, subset: Callable[[ImageSet, int], ImageSet])
     model = dc.EmbeddingModel("tf_efficientnet_lite0", 64, 2, image_size=64)
     test = subset(demo.query, 60)
     before = dc.evaluate(model, test, clustering=False)["recall_at_1"]
-    config = dc.TrainConfig(epochs=3, batch_size=40, workers=0, redivide_every=1)
+    config = dc.TrainConfig(epochs=6, batch_size=40, workers=0, redivide_every=1)
     losses = [r.loss for r in dc.train(model, subset(demo.train, 60), config)]
     after = dc.evaluate(model, test, clustering=False)["recall_at_1"]
     assert after > before + 0.01
@@ -245,8 +245,11 @@ def test_a_loss_s_own_parameters_are_trained_kept_and_resumed(few: Benchmark, ti
     assert same(weights(again), weights(whole))
 
 
+@pytest.mark.parametrize(
+    ("call", "named"), [(5, r"^learner \d, epoch 1, batch 2 "), (6, r"^full embedding, learner \d, epoch 1, batch 2 ")]
+)
 def test_a_loss_that_turns_nan_stops_and_names_learner_and_batch(
-    few: Benchmark, tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Benchmark, tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, named: str
 ) -> None:
     from divcon.train.losses import Objective
 
@@ -257,13 +260,13 @@ def test_a_loss_that_turns_nan_stops_and_names_learner_and_batch(
     def broken(self: Objective, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         loss = forward(self, embeddings, labels)
-        return loss * torch.nan if len(calls) == 3 else loss
+        return loss * torch.nan if len(calls) == call else loss
 
     model = tiny_model()
     training = dc.train(model, few.train, CONFIG, checkpoint=file)
     next(training)
     monkeypatch.setattr(Objective, "forward", broken)
-    with pytest.raises(NonFiniteError, match=r"learner \d, epoch 1, batch 2 .*the loss is nan.*--lr"):
+    with pytest.raises(NonFiniteError, match=named + ".*the loss is nan.*--lr"):
         next(training)
     assert all(torch.isfinite(value).all() for value in weights(model).values())
     assert torch.load(file, weights_only=True)["epochs_done"] == 1

@@ -161,9 +161,16 @@ ARMS = {
     arm.name: arm
     for arm in (
         _arm("single", "one learner, ordinary metric learning: the baseline", "single"),
-        _arm("slices", "CVPR 2019: a slice of the embedding for each learner", "slices"),
-        _arm("masks", "TPAMI 2021: a mask over the embedding for each learner", "masks"),
+        _arm("slices", "a slice of the embedding for each learner (CVPR 2019)", "slices"),
+        _arm("masks", "a mask over the embedding for each learner (TPAMI 2021)", "masks"),
         _arm("hierarchy", "masks, with twice the learners at each division", "masks", hierarchy=True),
+        _arm(
+            "masks-alone",
+            "masks, without the loss on the full embedding beside the learner's",
+            "masks",
+            full_weight=0.0,
+        ),
+        _arm("masks-all-data", "masks, each learner trained on all images", "masks", divide_by="none"),
         _arm("normalised-slices", "the head of slices, one loss, all data: no division", "slices", finetune_epoch=0),
         _arm("clustered", "masks, one loss on all of the embedding, batches of one cluster", "masks", joint_epoch=0),
         _arm(

@@ -124,10 +124,12 @@ class EmbeddingModel(nn.Module):
     def eval_transform(self) -> EvalTransform:
         return EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
 
-    def forward(self, images: Float[Tensor, "B *seen"], learner: int | None = None) -> Float[Tensor, "B d"]:
+    def forward(
+        self, images: Float[Tensor, "B *seen"], learner: int | None = None, *, with_full: bool = False
+    ) -> Float[Tensor, "B d"] | tuple[Float[Tensor, "B d"], Float[Tensor, "B D"]]:
         """(B, 3, H, W) normalised images, or (B, F0) vectors, to embeddings of length one: (B, D), or learner k's
-        (B, d_k)."""
-        return self.head(self.backbone(images), learner=learner)
+        (B, d_k), or with ``with_full`` that and the full embedding of the same features."""
+        return self.head(self.backbone(images), learner=learner, with_full=with_full)
 
     def train(self, mode: bool = True) -> EmbeddingModel:
         """As in PyTorch; BatchNorm's running statistics stay frozen where training began from pretrained weights."""

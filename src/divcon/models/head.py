@@ -19,7 +19,8 @@ class SubspaceHead(nn.Module, ABC):
     """Pooled features (B, F) to embeddings of length one.
 
     ``head(features)`` is the full embedding, (B, D). ``head(features, learner=k)`` is learner k's, (B, d_k): the part
-    of the embedding that it trains (2019, section 3.2). Calling it changes nothing.
+    of the embedding that it trains (2019, section 3.2); ``with_full=True`` gives both, of the same features after
+    dropout. Calling it changes nothing.
 
     A subclass is found by its ``method``, wherever it is defined; keyword-only arguments of its constructor are the
     method's options (``head_options``).
@@ -40,9 +41,12 @@ class SubspaceHead(nn.Module, ABC):
         """The learners that there are now: K, or fewer while a hierarchy grows."""
         return self.max_learners
 
-    def forward(self, features: Float[Tensor, "B F"], learner: int | None = None) -> Float[Tensor, "B d"]:
+    def forward(
+        self, features: Float[Tensor, "B F"], learner: int | None = None, *, with_full: bool = False
+    ) -> Float[Tensor, "B d"] | tuple[Float[Tensor, "B d"], Float[Tensor, "B D"]]:
         features = self.dropout(features)
-        return self.full(features) if learner is None else self.subspace(features, learner)
+        own = self.full(features) if learner is None else self.subspace(features, learner)
+        return (own, own if learner is None else self.full(features)) if with_full else own
 
     @abstractmethod
     def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:

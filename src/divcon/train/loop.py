@@ -2,8 +2,9 @@
 
 Every T epochs, *divide*: cluster the training images by their features, match the clusters to the learners (in a
 hierarchy, also split each in two until there are K), leave out what has no positive pair. In between, *train*: the
-learners take turns, one batch of their own cluster each, and each one's loss sees its own part of the embedding. At
-last, *conquer*: one loss on the full embedding, batches of all data.
+learners take turns, one batch of their own cluster each, and each one's loss sees its own part of the embedding (a
+second loss, which neither paper has, sees the full embedding of the same batch). At last, *conquer*: one loss on the
+full embedding, batches of all data.
 """
 
 from __future__ import annotations
@@ -115,11 +116,14 @@ def train(
                 rates = learning_rates(epoch + number / len(plan.batches), phase, config)
                 for group in optimizer.param_groups:
                     group["lr"] = rates[group["name"]]
-                learner = batch.learner if phase is Phase.SUBSPACE else None
-                objective = objectives[-1 if learner is None else learner]
-                loss = record.loss(objective, network(pixels, learner=learner), targets)
                 if phase is Phase.SUBSPACE:
+                    own, full = network(pixels, learner=batch.learner, with_full=True)
+                    loss = record.loss(objectives[batch.learner], own, targets)
+                    if config.full_weight:
+                        loss = loss + config.full_weight * record.full_loss(objectives[-1], full, targets)
                     loss = loss + config.mask_penalty * model.head.penalty()
+                else:
+                    loss = record.loss(objectives[-1], network(pixels), targets)
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 optimizer.step()

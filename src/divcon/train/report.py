@@ -36,8 +36,10 @@ class LossRecord:
         self._plan = plan
         self._epoch = epoch
         self._every = 1 if immediate else self.EVERY
-        self._waiting: list[Tensor] = []
         self.values: list[float] = []
+        self.full_values: list[float] = []
+        self._waiting: list[Tensor] = []
+        self._full_waiting: list[Tensor] = []
         self._shown = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
         self.started = time.perf_counter()
 
@@ -49,29 +51,45 @@ class LossRecord:
             NonFiniteError: the embeddings (on the CPU, before a loss or miner stumbles over them), or a loss that was
                 recorded since the last check, are NaN or infinite.
         """
-        number = len(self.values) + len(self._waiting)
+        return self._recorded(objective, embeddings, labels, self.values, self._waiting)
+
+    def full_loss(self, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss on the full embedding beside the batch's own, a scalar, recorded apart.
+
+        Raises:
+            ConfigError, NonFiniteError: as `loss`.
+        """
+        return self._recorded(objective, embeddings, labels, self.full_values, self._full_waiting, "full embedding, ")
+
+    def _recorded(
+        self,
+        objective: nn.Module,
+        embeddings: Tensor,
+        labels: Tensor,
+        values: list[float],
+        waiting: list[Tensor],
+        whose: str = "",
+    ) -> Tensor:
+        number = len(values) + len(waiting)
         if self._every == 1 and not torch.isfinite(embeddings).all():
-            self._stop(number, "the embeddings hold NaN or infinite values")
+            self._stop(number, "the embeddings hold NaN or infinite values", whose)
         try:
             loss = objective(embeddings, labels)
         except ConfigError as error:
-            raise ConfigError(f"{self._named(number)}: {error}") from error
-        self._waiting.append(loss.detach())
-        if len(self._waiting) >= self._every or number + 1 == len(self._plan.batches):
-            self.values += torch.stack(self._waiting).float().tolist()
-            self._waiting.clear()
-            self._check()
+            raise ConfigError(f"{whose}{self._named(number)}: {error}") from error
+        waiting.append(loss.detach())
+        if len(waiting) >= self._every or number + 1 == len(self._plan.batches):
+            values += torch.stack(waiting).float().tolist()
+            waiting.clear()
+            wrong = np.flatnonzero(~np.isfinite(values))
+            if len(wrong):
+                self._stop(int(wrong[0]), f"the loss is {values[int(wrong[0])]}", whose)
         return loss
 
-    def _check(self) -> None:
-        wrong = np.flatnonzero(~np.isfinite(self.values))
-        if len(wrong):
-            self._stop(int(wrong[0]), f"the loss is {self.values[int(wrong[0])]}")
-
-    def _stop(self, number: int, what: str) -> NoReturn:
+    def _stop(self, number: int, what: str, whose: str) -> NoReturn:
         raise NonFiniteError(
-            f"{self._named(number)}: {what}; training stops, and the last checkpoint stays as it is. A smaller --lr or "
-            "--head-lr, --warmup-epochs, or --precision fp32 may help"
+            f"{whose}{self._named(number)}: {what}; training stops, and the last checkpoint stays as it is. A smaller "
+            "--lr or --head-lr, --warmup-epochs, or --precision fp32 may help"
         )
 
     def _named(self, number: int) -> str:
@@ -89,6 +107,11 @@ class LossRecord:
     @property
     def mean(self) -> float:
         return float(np.mean(self.values)) if self.values else float("nan")
+
+    @property
+    def full_mean(self) -> float | None:
+        """None where the full embedding had no loss beside the learners'."""
+        return float(np.mean(self.full_values)) if self.full_values else None
 
     def by_learner(self, num_learners: int) -> list[float | None]:
         """The mean loss of each learner; None where it had no batch."""
@@ -108,6 +131,9 @@ class EpochReport:
     """Mean over the batches."""
     learner_loss: list[float | None] = field(default_factory=list)
     """Mean over each learner's batches; None where it had none."""
+    full_loss: float | None = None
+    """Mean over the batches of the loss on the full embedding beside the learner's, not weighted; None where there is
+    none."""
     division: Division = field(default=None, repr=False)  # type: ignore[assignment]
     """The division that the batches came from."""
     redivided: bool = False
@@ -165,6 +191,7 @@ class EpochReport:
         """Take in what the epoch's batches gave."""
         self.loss = record.mean
         self.learner_loss = record.by_learner(plan.num_learners)
+        self.full_loss = record.full_mean
         self.batches = len(plan.batches)
         self.images = sum(len(batch.indices) for batch in plan.batches)
         self.distinct_images = plan.distinct_images
