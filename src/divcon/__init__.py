@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from divcon.evaluate.retrieval import retrieval_metrics
     from divcon.models import EmbeddingModel
     from divcon.prune import prune
+    from divcon.reproduce import reproduce
     from divcon.run import run
     from divcon.train.loop import train
 
@@ -47,7 +48,7 @@ _HOME = {
     "retrieval_metrics": "divcon.evaluate.retrieval",
 }
 # Rooms that are called like the function they hold (see callable_module).
-_ROOMS = ("compare", "divide", "evaluate", "prune", "run", "train")
+_ROOMS = ("compare", "divide", "evaluate", "prune", "reproduce", "run", "train")
 
 __all__ = [
     "Benchmark",
@@ -65,6 +66,7 @@ __all__ = [
     "evaluate",
     "prune",
     "read",
+    "reproduce",
     "retrieval_metrics",
     "run",
     "train",

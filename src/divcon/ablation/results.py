@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from divcon.config import RunConfig
+from divcon.environment import environment
 from divcon.errors import RunError
 from divcon.files import written_whole
 
@@ -107,30 +104,6 @@ def read_results(path: str | Path) -> Results:
     except (ValueError, TypeError, OSError) as error:
         raise RunError(f"{path}: damaged, or not of an ablation ({error})") from None
     return found
-
-
-def environment() -> dict[str, Any]:
-    """What seconds and scores depend on beside the settings: versions, processor, threads, accelerator."""
-    packages = ("divcon", "torch", "timm", "pytorch-metric-learning", "faiss-cpu", "numpy")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def machine() -> str:
-    """The environment in words, as each run has it: seconds of two machines do not compare."""
-    found = environment()
-    return f"{found['accelerator'] or found['processor']}, {found['threads']} threads"
-
-
-def _processor() -> str:
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _differences(name: str, then: Any, now: Any) -> list[str]:

@@ -9,12 +9,13 @@ from typing import Any
 from divcon.ablation.arms import Arm, Tree, arms_of, config_of, plain
 from divcon.ablation.judge import Observer, Once, run_record, tidied, trial_record
 from divcon.ablation.prepare import check_numbers, check_settings, prepared, recorded
-from divcon.ablation.results import Results, ResultsFile, machine
+from divcon.ablation.results import Results, ResultsFile
 from divcon.ablation.table import draw, tabulate
 from divcon.ablation.trials import Settings, chosen, draw_trials, folds_of, shown
 from divcon.config import RunConfig
 from divcon.data.image_set import Benchmark
 from divcon.display import Display, Quiet
+from divcon.environment import machine
 from divcon.errors import NonFiniteError, RunError
 from divcon.run import run
 

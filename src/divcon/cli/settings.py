@@ -1,7 +1,7 @@
 """Where each setting of a run comes from: the command line, a file (--config), the run that is gone on with (--resume),
-the model that is started from (--init), or its default.
+a preset (--preset), the model that is started from (--init), or its default.
 
-`gather` hands the command's parser what the last three say, so that all is checked together, once.
+`gather` hands the command's parser what is not on the command line, so that all is checked together, once.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def gathered(*, anew: bool = False) -> Gathered:
 def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Add to a command's arguments what stands in its file, its run or its model, below what the command line says.
 
-    A hook of cyclopts, for a command whose parameters have the names that those of ``train`` have; resume and init may
-    be missing.
+    A hook of cyclopts, for a command whose parameters have the names that those of ``train`` have; resume, init, preset
+    and config may be missing. What is trained on is its ``data``, or ``name``.
 
     Raises:
-        ConfigError: the file cannot be read, or holds what is no setting.
+        ConfigError: the file cannot be read, or holds what is no setting; or there is no such preset.
         RunError, WeightsError: the run or the model cannot be read.
     """
     found = gathered(anew=True)
@@ -87,12 +87,19 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
         for token in argument.tokens:
             found.places[(argument.keys[-1] if argument.keys else argument.field_info.name, *token.keys)] = COMMAND_LINE
     layers = []
-    if (path := _word(options["config"])) is not None:
+    if "config" in options and (path := _word(options["config"])) is not None:
         layers.append(_file_layer(Path(path), options, found))
-    resume, out, init = (_word(options[name]) if name in options else None for name in ("resume", "out", "init"))
+    # What the file says to train on, and to start from, has its place among the options by now.
+    said = {name: _word(argument) for name, argument in options.items()}
+    resume, out, init = (said.get(name) for name in ("resume", "out", "init"))
     held = _run_layer(Path(out)) if resume and out else None
     if held is not None:
         layers.append(held)
+    preset = said.get("preset") or (options["preset"].field_info.default if "preset" in options else None)
+    if held is not None and preset is not None:
+        raise ConfigError(f"--preset {preset}: the run in {out} has its settings, and goes on with them; leave it out")
+    if preset is not None:
+        layers.append(_preset_layer(preset, said["data" if "data" in said else "name"]))
     for layer in layers:
         _put(layer, settings, found)
     left = [name for name, part in PART_OF.items() if part == "model" and not settings[name].tokens]
@@ -184,6 +191,12 @@ def _run_layer(out: Path) -> _Layer | None:
         return None
     values = {name: getattr(getattr(held[0], part), name) for name, part in PART_OF.items()}
     return _Layer(values, lambda *_: f"run {out}")
+
+
+def _preset_layer(name: str, data: str | None) -> _Layer:
+    from divcon.presets import decided, preset
+
+    return _Layer(decided(preset(name, data or "")), lambda *_: f"preset {name}")
 
 
 def _model_layer(init: Path) -> _Layer:

@@ -21,6 +21,7 @@ def train(
     root: Path | None = None,
     *,
     out: Path | None = None,
+    preset: str | None = None,
     config: Path | None = None,
     show_config: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
@@ -33,6 +34,8 @@ def train(
 
     divcon train products.csv --out runs/products
 
+    divcon train cub data/CUB_200_2011 --preset cvpr2019 --out runs/cub
+
     divcon train --out runs/products --resume
 
     divcon train --config runs/products/config.json --seed 1 --out runs/again
@@ -40,8 +43,8 @@ def train(
     A file of settings (--config) is YAML, TOML or JSON, laid out as --show-config prints it and as a run's config.json
     is: the parts model, train and data, with the settings' names as keys; source (data and root) says what to train
     on, init what to start from. All may be left out. Relative paths in it start from its folder. Flags go over the
-    file, the file over the defaults; where a flag names another loss, miner or method than the file, the file's
-    options of that are left out.
+    file, the file over the preset, the preset over the defaults; where a flag names another loss, miner or method than
+    the file, the file's options of that are left out.
 
     Parameters
     ----------
@@ -54,6 +57,10 @@ def train(
         downloaded), or what a table's paths are relative to.
     out
         The run folder: settings, metrics, divisions, checkpoint, model. Needed to train.
+    preset
+        Take all settings that decide what is trained from a recipe: cvpr2019 (as the paper has it), cvpr2019-released
+        (as its code trains), tpami2021-fixed, tpami2021-learned, or single (one metric at the budget of cvpr2019).
+        What they hold depends on the data set; --show-config prints it.
     config
         Take settings from this file (.yaml, .toml, .json). A run's config.json repeats the run, on the data it had.
     show_config
