@@ -49,10 +49,11 @@ def ablate(
     search, each arm has the same number of trials, judged on folds of the train classes; when all arms have their
     choice (choices.json), each trains on all train classes, once a seed, and is judged on the test classes.
 
-    The arms: single, slices, masks; hierarchy (masks, whose learners double at each division); normalised-slices (the
-    head of slices, one loss, all data); clustered and clustered-slices (masks and slices, one loss on the full
-    embedding, batches of one cluster); random-images and random-classes (slices, images or classes divided at random);
-    slices-all-data (slices, each learner trained on all images); any other method; and those that --space defines.
+    The arms: single, slices, masks; hierarchy (masks, whose learners double at each division); masks-alone (masks,
+    without the loss on the full embedding beside the learner's); normalised-slices (the head of slices, one loss, all
+    data); clustered and clustered-slices (masks and slices, one loss on the full embedding, batches of one cluster);
+    random-images and random-classes (slices, images or classes divided at random); masks-all-data and slices-all-data
+    (each learner trained on all images); any other method; and those that --space defines.
 
     The folder gets results.json, table.md, recall.svg and recall.png. A stopped ablation goes on with the same
     command; more --methods and --seeds may be added. Without DATA, the table of what is done is made again.
