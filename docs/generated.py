@@ -1,4 +1,4 @@
-"""The parts of the pages that the code itself gives: settings, commands, losses and miners.
+"""The parts of the pages that the code itself gives: settings, commands, losses and miners, published results.
 
 A page has such a part where it says, on a line of its own, ``<!-- generated: settings -->``.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import types
 import typing
@@ -29,6 +30,7 @@ from divcon.config import DataConfig, ModelConfig, TrainConfig, flag
 from divcon.config_parts import AUTO_MINERS
 from divcon.errors import ConfigError
 from divcon.models import SubspaceHead, create_head
+from divcon.presets import PRESETS, PUBLISHED
 from divcon.train.losses import OWN_MINERS, create_objectives, loss_names, miner_names
 from divcon.train.memory import memory_losses
 from divcon.train.pml_options import arguments
@@ -122,12 +124,39 @@ def miners() -> str:
     return "\n".join(lines)
 
 
+REPRODUCED = Path(__file__).parent / "results" / "reproduced"
+"""What ``divcon reproduce --json`` wrote, a file a run."""
+_BENCHMARKS = ("cub", "cars", "sop", "inshop", "vehicleid-large")
+
+
+def published_results() -> str:
+    """A row a data set and preset: what is published, and what the files in `REPRODUCED` hold."""
+    ours: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(REPRODUCED.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        made = result["reproduced"]
+        if made["fraction"] < 1:
+            raise ValueError(f"{path}: is of a walk on a part, which is no result")
+        words = f"{100 * result['recall_at_1']:.1f} (seed {made['settings']['train']['seed']}"
+        words += ", settings changed)" if made["changed"] else ")"
+        ours.setdefault((result["benchmark"], made["preset"]), []).append(words)
+    lines = ["| data | preset | published | source | ours |", "|---|---|---:|---|---|"]
+    for data in _BENCHMARKS:
+        for name in PRESETS:
+            known = PUBLISHED.get(name, {}).get(data)
+            score, source = (f"{100 * known.recall_at_1:.2f}".removesuffix("0"), known.source) if known else ("", "")
+            runs = ", ".join(ours.get((data, name), ["not run: needs the data and a GPU"]))
+            lines.append(f"| {data} | `{name}` | {score} | {source} | {runs} |")
+    return "\n".join(lines)
+
+
 GENERATED = {
     "settings": settings,
     "commands": commands,
     "losses": losses,
     "refused losses": refused_losses,
     "miners": miners,
+    "published results": published_results,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import runpy
 import subprocess
@@ -130,7 +131,7 @@ def test_every_command_loss_and_miner_is_on_its_page(site: Path) -> None:
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     pages = "".join(page.read_text() for page in (site / "api").glob("*.html"))
-    rooms = {"compare", "divide", "evaluate", "prune", "run", "train"}
+    rooms = {"compare", "divide", "evaluate", "prune", "reproduce", "run", "train"}
     for name in dc.__all__:
         target: Any = f"divcon.{name}.{name}" if name in rooms else f"divcon.{name}"
         if name == "DivconError":
@@ -138,3 +139,28 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
         if name == "retrieval_metrics":
             target = "divcon.evaluate.retrieval_metrics"
         assert f'id="{target}"' in pages, name
+
+
+def test_the_table_of_published_results_is_of_the_presets_and_of_what_was_sent_in(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from divcon.presets import PRESETS, PUBLISHED
+
+    page = (site / "reproduce.html").read_text()
+    assert page.count("<tr ") >= 5 * len(PRESETS)
+    for scores in PUBLISHED.values():
+        for known in scores.values():
+            assert f"{100 * known.recall_at_1:.1f}" in page
+    monkeypatch.syspath_prepend(str(DOCS))
+    import generated
+
+    made = {"preset": "single", "fraction": 1.0, "changed": {}, "settings": {"train": {"seed": 3}}}
+    (tmp_path / "cub.json").write_text(json.dumps({"benchmark": "cub", "recall_at_1": 0.6123, "reproduced": made}))
+    monkeypatch.setattr(generated, "REPRODUCED", tmp_path)
+    rows = [line for line in generated.published_results().splitlines() if "(seed 3)" in line]
+    assert rows == ["| cub | `single` |  |  | 61.2 (seed 3) |"]
+    assert generated.published_results().count("not run: needs the data and a GPU") == 5 * len(PRESETS) - 1
+    walk = {"benchmark": "cub", "recall_at_1": 0.6, "reproduced": made | {"fraction": 0.1}}
+    (tmp_path / "walk.json").write_text(json.dumps(walk))
+    with pytest.raises(ValueError, match="is no result"):
+        generated.published_results()
