@@ -81,8 +81,10 @@ def _reset(backbone: Any, pooling: str, name: str) -> None:
     try:
         backbone.reset_classifier(0, by_timm)
     except (AssertionError, TypeError, ValueError, NotImplementedError) as error:
-        said = f" ({error})" if str(error) else ""
-        raise _cannot(name, pooling, said) from None
+        said = str(error).rstrip(".")
+        raise _cannot(name, pooling, f" ({said})" if said else "") from None
+    if hasattr(backbone, "pool_include_prefix"):  # which some have for their own pooling by attention
+        backbone.pool_include_prefix = False
     holder = next((part for part in (backbone, getattr(backbone, "head", None)) if hasattr(part, "global_pool")), None)
     found = getattr(holder, "global_pool", None)
     if getattr(found, "pool_type", found) != by_timm:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_weight_decay  # type: ignore[reportPrivateImportUsage]
 from torch import nn
 
 from divcon.config import TrainConfig
@@ -115,10 +115,11 @@ def set_up(
 def _groups(model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig) -> list[dict[str, Any]]:
     """What is trained, in groups of one learning rate and weight decay; those of the backbone first."""
     masks = model.head.subspace_parameters()
+    head = nn.ModuleList([model.head, objectives])
     # Masks have a group of their own; a loss may have constants that are not trained.
-    apart = {id(p) for p in (*masks, *(p for p in objectives.parameters() if not p.requires_grad))}
+    apart = {id(p) for p in (*masks, *(p for p in head.parameters() if not p.requires_grad))}
     groups: list[dict[str, Any]] = []
-    for name, module in (("backbone", model.backbone), ("head", nn.ModuleList([model.head, objectives]))):
+    for name, module in (("backbone", model.backbone), ("head", head)):
         for group in _by_decay(module, config):
             groups.append({**group, "name": name, "params": [p for p in group["params"] if id(p) not in apart]})
     groups.append({"name": "masks", "params": masks, "weight_decay": config.mask_weight_decay})
