@@ -120,8 +120,8 @@ def _check_patches(name: str, backbone: nn.Module, image_size: int) -> None:
         below = image_size // patch * patch
         near = f"{below} or {below + patch}" if below else f"{patch}"
         raise ConfigError(
-            f"--size {image_size}: backbone {name} sees patches of {patch} x {patch} pixels: give a multiple of "
-            f"{patch}, {near}, say"
+            f"--size {image_size}: backbone {name} sees whole patches of {patch} pixels: give a multiple of {patch}, "
+            f"such as {near}"
         )
 
 
