@@ -15,6 +15,8 @@ from divcon.config_check import at_least, finite, flag, option_value
 from divcon.errors import ConfigError
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]
+Pooling = Literal["auto", "avg", "max", "gem", "token"]
+Optimizer = Literal["adam", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16"]
 LrSchedule = Literal["constant", "cosine", "step"]
 OnBadImage = Literal["stop", "skip"]
@@ -56,7 +58,13 @@ class ModelConfig:
     weights: Path | None = None
     """Start the backbone from this file (.safetensors, or .pth of tensors only) in place of timm's weights."""
     image_size: Annotated[int, Parameter(name=("--size", "--image-size"))] = 224
-    """Height and width, in pixels, of what the backbone sees; not for vectors."""
+    """Height and width, in pixels, of what the backbone sees; not for vectors. For a vision transformer a multiple of
+    its patch size (14 or 16, say); its position embeddings are resampled to it."""
+    pooling: Pooling = "auto"
+    """How the backbone's features of all places become one vector, before the head: auto (as the backbone does), avg,
+    max, gem (Radenovic et al., TPAMI 2018: a mean of p-th powers, where p is learned and starts at 3; what is negative
+    counts as zero), or token (a vision transformer's class token). In a vision transformer avg, max and gem are over
+    the tokens of the patches alone. Not for vectors."""
     dropout: float = 0.01
     """Share of the pooled features that is dropped before the head in training."""
 
@@ -125,18 +133,22 @@ class TrainConfig:
     memory_size: int = 0
     """Embeddings of past batches that each learner's loss compares with (cross-batch memory, emptied at each division);
     0: none. At least batch-size; losses of pairs and triplets have it, losses with proxies do not."""
+    optimizer: Optimizer = "adam"
+    """adam (both papers; weight decay is an L2 penalty), or adamw (weight decay apart from the gradient)."""
     lr: float = 1e-4
-    """Learning rate of the backbone (Adam)."""
+    """Learning rate of the backbone."""
     head_lr: float = 1e-3
-    """Learning rate of the head, and of a loss's own parameters."""
+    """Learning rate of the head, of a loss's own parameters, and of the p of --pooling gem."""
     weight_decay: float = 1e-4
-    """Adam's L2 penalty, on all weights."""
+    """Under adam, an L2 penalty on all weights. Under adamw, what a step takes off, times the learning rate, of weights
+    of two or more dimensions: not of biases and norms, nor of what timm leaves out of a backbone (position embeddings,
+    class tokens). Never on the p of --pooling gem. Its size means another thing under each: 0.05 is usual of adamw."""
     freeze_backbone_epochs: int = 0
     """Epochs after each division, until finetune, in which the backbone's learning rate is 0 (2021: 1)."""
     mask_lr: float | None = None
     """Learning rate of learned masks, until the joint phase; 0 from then on. None: 100 times --lr (2021)."""
     mask_weight_decay: float = 1e-4
-    """Adam's L2 penalty on learned masks."""
+    """Weight decay of learned masks, of the optimizer's kind."""
     mask_penalty: float = 0.01
     """What the mean cosine of pairs of learned masks is multiplied with and added to the loss, until the joint phase
     (2021)."""

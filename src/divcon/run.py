@@ -179,7 +179,7 @@ def _begin(
     if init is not None and not epochs_done:
         kept = model.adopt(_model_in(init))
         if not kept:
-            names = ", ".join(flag(name) for name in ("method", "embedding_dim", "num_learners"))
+            names = ", ".join(flag(name) for name in ("method", "embedding_dim", "num_learners", "pooling"))
             display.warn(f"the head starts anew: {names} are not those of {init}")
     return model
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
+import divcon as dc
 from divcon.errors import ConfigError, WeightsError
 from divcon.models import create_backbone
 
@@ -102,3 +104,80 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
 def test_models_with_a_fixed_size_are_made_for_the_size_asked() -> None:
     backbone, _ = create_backbone("test_vit", pretrained=False, image_size=32)
     assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "features"),
+    [("vit_small_patch16_224", 112, 384), ("vit_small_patch14_dinov2", 98, 384), ("convnext_tiny", 90, 768)],
+)
+def test_backbones_that_are_known_by_name_see_other_sizes_than_their_own(name: str, size: int, features: int) -> None:
+    model = dc.EmbeddingModel(name, 8, pretrained=False, image_size=size)
+    assert model.num_features == features
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, size, size)).shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        (
+            "test_vit",
+            40,
+            "--size 40: backbone test_vit sees whole patches of 16 pixels: .* of 16, such as 32 or 48$",
+        ),
+        ("test_vit", 8, "multiple of 16, such as 16$"),
+        ("vit_small_patch14_dinov2.lvd142m", 256, "multiple of 14, such as 252 or 266$"),
+    ],
+)
+def test_a_size_that_patches_do_not_fill_is_refused(name: str, size: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        create_backbone(name, pretrained=False, image_size=size)
+
+
+def resampled(embeddings: torch.Tensor, grid: int, prefix: int = 1) -> torch.Tensor:
+    """Position embeddings (1, prefix + N, F) for grid x grid patches, those of class tokens as they are."""
+    tokens, places = embeddings[:, :prefix], embeddings[:, prefix:]
+    side = round(places.shape[1] ** 0.5)
+    maps = places.transpose(1, 2).unflatten(2, (side, side))
+    maps = F.interpolate(maps, size=(grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([tokens, maps.flatten(2).transpose(1, 2)], dim=1)
+
+
+def test_position_embeddings_are_resampled_to_the_size_asked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, _ = create_backbone("test_vit", pretrained=False, image_size=96)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    smaller, _ = create_backbone("test_vit", weights=tmp_path / "weights.pth", image_size=64)
+    expected = {**source.state_dict(), "pos_embed": resampled(source.state_dict()["pos_embed"], 4)}
+    for name, value in smaller.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    assert smaller(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
+
+    # So are those of a model that training goes on from.
+    other = dc.EmbeddingModel("test_vit", 8, 2, pretrained=False, image_size=96)
+    model = dc.EmbeddingModel("test_vit", 8, 2, pretrained=False, image_size=64)
+    assert model.adopt(other)
+    pos = other.backbone.state_dict()["pos_embed"]
+    torch.testing.assert_close(model.backbone.state_dict()["pos_embed"], resampled(pos, 4))
+    assert torch.equal(model.head.linear.weight, other.head.linear.weight)
+
+
+def test_weights_of_another_architecture_do_not_fit_however_they_are_converted(tmp_path: Path) -> None:
+    vit, _ = create_backbone("test_vit", pretrained=False, image_size=64)
+    convnext, _ = create_backbone("test_convnext", pretrained=False)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    torch.save(convnext.state_dict(), tmp_path / "convnext.pth")
+    for name, file in (("test_convnext", "vit"), ("test_vit", "convnext"), ("test_vit2", "vit")):
+        with pytest.raises(WeightsError, match=rf"{file}\.pth: does not fit the backbone: \d+ tensors are missing"):
+            create_backbone(name, weights=tmp_path / f"{file}.pth", image_size=64)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_networks_without_batch_norm_train_whole_from_pretrained_weights(name: str, tmp_path: Path) -> None:
+    source, _ = create_backbone(name, pretrained=False, image_size=32)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    model = dc.EmbeddingModel(name, 8, weights=tmp_path / "weights.pth", image_size=32).train()
+    assert model.freeze_batch_norm
+    assert all(module.training for module in model.modules())
+    model(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

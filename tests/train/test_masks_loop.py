@@ -95,9 +95,10 @@ def test_stopped_and_resumed_a_hierarchy_is_the_same_bit_for_bit(
         assert same(weights(again), weights(straight))
 
 
-def test_children_inherit_masks_losses_and_moments(few: Benchmark, tiny_model: Make) -> None:
+@pytest.mark.parametrize("optimizer_name", ["adam", "adamw"])
+def test_children_inherit_masks_losses_and_moments(few: Benchmark, tiny_model: Make, optimizer_name: str) -> None:
     model = tiny_model(4, method="masks")
-    config = replace(GROWING, loss="ProxyNCALoss")
+    config = replace(GROWING, loss="ProxyNCALoss", optimizer=optimizer_name)
     fabric, objectives = check(model, few.train, config)
     _, optimizer, objectives = set_up(fabric, model, objectives, config)
     assert model.num_learners == 1

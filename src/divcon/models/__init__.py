@@ -3,10 +3,12 @@
 from divcon.models.backbone import create_backbone
 from divcon.models.embedding_model import EmbeddingModel
 from divcon.models.head import GrowingHead, MaskHead, SliceHead, SubspaceHead, create_head
+from divcon.models.pooling import GeM
 from divcon.models.pruning import keep_components, keep_subspaces
 
 __all__ = [
     "EmbeddingModel",
+    "GeM",
     "GrowingHead",
     "MaskHead",
     "SliceHead",

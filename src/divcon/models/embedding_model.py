@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from divcon.data.dataset import Pixels
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, WeightsError
-from divcon.files import written_whole
 from divcon.models.backbone import Preprocessing, create_backbone, resolve_backbone
 from divcon.models.head import create_head, head_class
 from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
+from divcon.models.model_folder import read_config, read_weights, write_model
+from divcon.models.pooling import create_pooling
 from divcon.models.vector_backbone import create_vector_backbone
+from divcon.models.weights import load_fitting
 
-FORMAT = 1
+KEPT_WITH_HEAD = ("method", "head_options", "embedding_dim", "num_learners", "pooling")
+"""What two models must be made with alike for the head of one to serve the other."""
 
 
 class EmbeddingModel(nn.Module):
@@ -39,15 +40,18 @@ class EmbeddingModel(nn.Module):
         head_options: arguments of the method's head (see `divcon.models.head`).
         pretrained: start from timm's weights; then BatchNorm's running statistics stay as they are.
         weights: a file of backbone weights to start from in their place.
-        image_size: height and width of what the backbone sees, in pixels.
+        image_size: height and width of what the backbone sees, in pixels; a vision transformer's position embeddings
+            are resampled to it.
+        pooling: how the backbone's features become one vector: ``auto`` (its own), ``avg``, ``max``, ``gem``, or
+            ``token`` (see `divcon.models.pooling`).
         dropout: share of the pooled features that is dropped in training.
         vector_dim: F0, where the model sees vectors in place of images: those of CLIP, DINO or a model of texts, say.
             Its features are the vectors, each divided by its root mean square; ``pretrained`` and ``image_size`` mean
             nothing to it.
 
     Raises:
-        ConfigError: an unknown backbone (nearest names are suggested), one that does not see what ``vector_dim`` says,
-            or sizes that do not go together.
+        ConfigError: an unknown backbone (nearest names are suggested), one that does not see what ``vector_dim`` says
+            or cannot be pooled so, or sizes that do not go together.
         WeightsError: the weights cannot be had; the message says what can be done without network.
     """
 
@@ -68,6 +72,7 @@ class EmbeddingModel(nn.Module):
         pretrained: bool = True,
         weights: str | Path | None = None,
         image_size: int = 224,
+        pooling: str = "auto",
         dropout: float = 0.01,
         vector_dim: int | None = None,
     ) -> None:
@@ -81,14 +86,19 @@ class EmbeddingModel(nn.Module):
             self.backbone, self.preprocessing = create_backbone(
                 backbone, pretrained=pretrained, weights=weights, image_size=image_size
             )
-            self._num_features = cast(int, self.backbone.num_features)
+            self.pooling, self._num_features = create_pooling(
+                self.backbone, pooling, name=backbone, image_size=image_size
+            )
             self.image_size = image_size
             channels = (1, -1, 1, 1)
             self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
             self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
-            seen = {"image_size": image_size}
+            seen = {"image_size": image_size, "pooling": pooling}
         else:
+            if pooling != "auto":
+                raise ConfigError(f"--pooling {pooling}: vectors are pooled already, and are taken whole; leave it out")
             self.backbone = create_vector_backbone(backbone, vector_dim)
+            self.pooling = nn.Identity()
             self._num_features = vector_dim
             seen = {"vector_dim": vector_dim}
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
@@ -129,7 +139,7 @@ class EmbeddingModel(nn.Module):
     ) -> Float[Tensor, "B d"] | tuple[Float[Tensor, "B d"], Float[Tensor, "B D"]]:
         """(B, 3, H, W) normalised images, or (B, F0) vectors, to embeddings of length one: (B, D), or learner k's
         (B, d_k), or with ``with_full`` that and the full embedding of the same features."""
-        return self.head(self.backbone(images), learner=learner, with_full=with_full)
+        return self.head(self.pooling(self.backbone(images)), learner=learner, with_full=with_full)
 
     def train(self, mode: bool = True) -> EmbeddingModel:
         """As in PyTorch; BatchNorm's running statistics stay frozen where training began from pretrained weights."""
@@ -153,7 +163,7 @@ class EmbeddingModel(nn.Module):
         for seen, indices in batches:
             seen = seen.to(self.device, non_blocking=True)
             images = self.normalize(seen) if self.vector_dim is None else seen
-            features[indices.numpy()] = self.backbone(images).float().cpu().numpy()
+            features[indices.numpy()] = self.pooling(self.backbone(images)).float().cpu().numpy()
         return features
 
     def features(
@@ -223,13 +233,7 @@ class EmbeddingModel(nn.Module):
         Raises:
             OutputError: a file cannot be written.
         """
-        folder = Path(folder)
-        config = {"format": FORMAT, **self.made_with, "freeze_batch_norm": self.freeze_batch_norm}
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with written_whole(folder / "model.safetensors") as beside:
-            beside.write_bytes(save(weights))
-        with written_whole(folder / "config.json") as beside:
-            beside.write_text(json.dumps(config, indent=2) + "\n")
+        write_model(Path(folder), {**self.made_with, "freeze_batch_norm": self.freeze_batch_norm}, self.state_dict())
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> EmbeddingModel:
@@ -241,24 +245,26 @@ class EmbeddingModel(nn.Module):
         folder = Path(folder)
         if (folder / "model").is_dir() or (folder / "metrics.jsonl").exists():
             folder = folder / "model"
-        config = _read_config(folder)
+        config = read_config(folder)
         frozen = config.pop("freeze_batch_norm")
         try:
             model = cls(**config, pretrained=False)
-            model.load_state_dict(load_file(folder / "model.safetensors"))
+            model.load_state_dict(read_weights(folder))
         except (TypeError, ConfigError, SafetensorError, RuntimeError, OSError) as error:
             raise WeightsError(f"{folder}: the model is damaged or of another version ({error})") from None
         model.freeze_batch_norm = frozen
         return model.to(device).eval()
 
     def adopt(self, other: EmbeddingModel) -> bool:
-        """Go on from another model of the same backbone: its backbone, and its head where method and sizes agree.
+        """Go on from another model of the same backbone: its backbone (position embeddings resampled where it saw
+        another image size), and its pooling and head where method, sizes and pooling agree.
 
         Returns:
             Whether the head was taken too.
 
         Raises:
-            ConfigError: the other's backbone is another one, or was made for another image size or other vectors.
+            ConfigError: the other's backbone is another one, or was made for other vectors, or for an image size whose
+                weights cannot be used at this one.
         """
         mine, theirs = self.made_with, other.made_with
         if self.vector_dim != other.vector_dim:
@@ -271,29 +277,15 @@ class EmbeddingModel(nn.Module):
                 f"the model to start from has backbone {theirs['backbone']}, and this run {mine['backbone']}: "
                 f"give --backbone {theirs['backbone']}"
             )
-        try:
-            self.backbone.load_state_dict(other.backbone.state_dict())
-        except RuntimeError:
+        if wrong := load_fitting(self.backbone, other.backbone.state_dict()):
             raise ConfigError(
-                f"the model to start from sees {theirs['image_size']} pixels, and its backbone cannot be used at "
-                f"{mine['image_size']}: give --size {theirs['image_size']}"
-            ) from None
-        same = all(mine[name] == theirs[name] for name in ("method", "head_options", "embedding_dim", "num_learners"))
+                f"the backbone of the model to start from does not fit this one ({wrong}): give what it was made with, "
+                f"--size {theirs['image_size']} --pooling {theirs['pooling']}"
+            )
+        same = all(mine.get(name) == theirs.get(name) for name in KEPT_WITH_HEAD)
         same = same and self.num_learners == other.num_learners  # a hierarchy may not have been grown up
         if same:
+            self.pooling.load_state_dict(other.pooling.state_dict())
             self.head.load_state_dict(other.head.state_dict())
         self.freeze_batch_norm = self.vector_dim is None
         return same
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        begun = "; its run has not kept an epoch yet: go on with --resume" if folder.name == "model" else ""
-        raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
-    except ValueError as error:
-        raise WeightsError(f"{folder / 'config.json'}: damaged ({error})") from None
-    if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
-        raise WeightsError(f"{folder / 'config.json'}: not a model of this version of divcon")
-    return config

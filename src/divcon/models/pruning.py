@@ -104,9 +104,10 @@ def _scaled_linear(model: EmbeddingModel, features: np.ndarray) -> tuple[Tensor,
 
 
 def _made_anew(model: EmbeddingModel, **changes: Any) -> EmbeddingModel:
-    """A model of the same backbone and its weights, with another head."""
+    """A model of the same backbone and pooling and their weights, with another head."""
     small = EmbeddingModel(**{**model.made_with, **changes}, pretrained=False)
     small.backbone.load_state_dict(model.backbone.state_dict())
+    small.pooling.load_state_dict(model.pooling.state_dict())
     small.freeze_batch_norm = model.freeze_batch_norm
     return small.to(model.device).eval()
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from timm.optim import param_groups_weight_decay  # type: ignore[reportPrivateImportUsage]
 from torch import nn
 
 from divcon.config import TrainConfig
@@ -18,6 +19,7 @@ from divcon.models.inputs import check_sees
 from divcon.train.device import resolve_device
 from divcon.train.losses import create_objectives
 
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -97,24 +99,41 @@ def _inherit(child: nn.Module, parent: nn.Module, optimizer: torch.optim.Optimiz
 def set_up(
     fabric: Fabric, model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig
 ) -> tuple[Any, Any, nn.ModuleList]:
-    """The model and Adam over it and its objectives, wrapped by Fabric, on Fabric's device; the learning rates of its
-    groups, by their ``name``, are `divcon.train.schedule.learning_rates`."""
+    """The model and the optimiser over it and its objectives, wrapped by Fabric, on Fabric's device; the learning rates
+    of its groups, by their ``name``, are `divcon.train.schedule.learning_rates`."""
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.hierarchy and isinstance(model.head, GrowingHead):
         model.head.start_with_one()
-    masks = model.head.subspace_parameters()
-    of_masks = set(map(id, masks))
-    others = [p for p in (*model.head.parameters(), *objectives.parameters()) if id(p) not in of_masks]
-    groups = [
-        {"name": "backbone", "params": list(model.backbone.parameters())},
-        {"name": "head", "params": [p for p in others if p.requires_grad]},
-        {"name": "masks", "params": masks, "weight_decay": config.mask_weight_decay},
-    ]
+    groups = _groups(model, objectives, config)
     objectives.to(fabric.device)
-    optimizer = torch.optim.Adam([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+    optimizer = _OPTIMIZERS[config.optimizer](groups, weight_decay=config.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
     return network, optimizer, objectives
+
+
+def _groups(model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig) -> list[dict[str, Any]]:
+    """What is trained, in groups of one learning rate and weight decay; those of the backbone first."""
+    masks = model.head.subspace_parameters()
+    head = nn.ModuleList([model.head, objectives])
+    # Masks have a group of their own; a loss may have constants that are not trained.
+    apart = {id(p) for p in (*masks, *(p for p in head.parameters() if not p.requires_grad))}
+    groups: list[dict[str, Any]] = []
+    for name, module in (("backbone", model.backbone), ("head", head)):
+        for group in _by_decay(module, config):
+            groups.append({**group, "name": name, "params": [p for p in group["params"] if id(p) not in apart]})
+    groups.append({"name": "masks", "params": masks, "weight_decay": config.mask_weight_decay})
+    # As in the authors' code: ten times the backbone's learning rate, which the head's is by default, and no decay.
+    groups.append({"name": "head", "params": list(model.pooling.parameters()), "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def _by_decay(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Under AdamW, what decays and what does not, by timm's rule; under Adam, all together."""
+    if config.optimizer == "adam":
+        return [{"params": list(module.parameters()), "weight_decay": config.weight_decay}]
+    left_out = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()  # type: ignore[operator]
+    return param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=left_out)
 
 
 def seed_epoch(seed: int, epoch: int) -> None:

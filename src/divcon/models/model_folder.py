@@ -1,0 +1,56 @@
+"""The folder of a saved model: ``config.json`` and ``model.safetensors``, without pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from divcon.errors import WeightsError
+from divcon.files import written_whole
+
+FORMAT = 1
+
+
+def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write both files, each whole or not at all.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with written_whole(folder / "model.safetensors") as beside:
+        beside.write_bytes(save(tensors))
+    with written_whole(folder / "config.json") as beside:
+        beside.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `write_model` was given as ``config``.
+
+    Raises:
+        WeightsError: no model there, a damaged one, or one of another version.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        begun = "; its run has not kept an epoch yet: go on with --resume" if folder.name == "model" else ""
+        raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
+    except ValueError as error:
+        raise WeightsError(f"{folder / 'config.json'}: damaged ({error})") from None
+    if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
+        raise WeightsError(f"{folder / 'config.json'}: not a model of this version of divcon")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights, on the CPU.
+
+    Raises:
+        OSError, SafetensorError: they are missing or damaged.
+    """
+    return load_file(folder / "model.safetensors")
