@@ -30,7 +30,8 @@ from divcon.config import DataConfig, ModelConfig, TrainConfig, flag
 from divcon.config_parts import AUTO_MINERS
 from divcon.errors import ConfigError
 from divcon.models import SubspaceHead, create_head
-from divcon.presets import PRESETS, PUBLISHED
+from divcon.presets import PRESETS
+from divcon.published_results import PUBLISHED
 from divcon.train.losses import OWN_MINERS, create_objectives, loss_names, miner_names
 from divcon.train.memory import memory_losses
 from divcon.train.pml_options import arguments

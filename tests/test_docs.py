@@ -144,7 +144,8 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 def test_the_table_of_published_results_is_of_the_presets_and_of_what_was_sent_in(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from divcon.presets import PRESETS, PUBLISHED
+    from divcon.presets import PRESETS
+    from divcon.published_results import PUBLISHED
 
     page = (site / "reproduce.html").read_text()
     assert page.count("<tr ") >= 5 * len(PRESETS)

@@ -116,6 +116,20 @@ def test_stopped_and_resumed_it_is_as_if_never_stopped(
         assert all(torch.equal(value, theirs[part][name]) for name, value in mine[part].items())
 
 
+def test_a_run_begun_before_there_was_a_full_loss_goes_on_without_one(few: Benchmark, tmp_path: Path) -> None:
+    out, config = tmp_path / "run", replace(CONFIG, train=replace(TRAIN, full_weight=0.0))
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, config, display=Stop(1, "train"))
+    record = json.loads((out / "config.json").read_text())
+    del record["train"]["full_weight"]
+    (out / "config.json").write_text(json.dumps(record))
+    checkpoint = torch.load(out / "checkpoint", weights_only=True)
+    del checkpoint["config"]["full_weight"], checkpoint["config"]["optimizer"]
+    torch.save(checkpoint, out / "checkpoint")
+    dc.run(few, out, RunFolder(out).resumed(dc.RunConfig())[0], resume=True)
+    assert all(line["full_loss"] is None for line in lines_of(out))
+
+
 def test_killed_at_any_moment_and_resumed_it_is_the_same(straight: Path, tmp_path: Path, few: Benchmark) -> None:
     """SIGKILL, which no handler sees, at five moments of one run."""
     out = tmp_path / "run"

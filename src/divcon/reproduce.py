@@ -19,8 +19,9 @@ from divcon.environment import environment
 from divcon.errors import ConfigError
 from divcon.evaluate.protocol import evaluate
 from divcon.models import EmbeddingModel
-from divcon.presets import PUBLISHED, changed
+from divcon.presets import changed
 from divcon.presets import preset as settings_of
+from divcon.published_results import PUBLISHED
 from divcon.run import run
 from divcon.run_folder import RunFolder
 from divcon.train.report import EpochReport

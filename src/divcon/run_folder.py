@@ -213,6 +213,7 @@ def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:
         if "format" in record:
             return None
         parts = {f.name: record[f.name] for f in dataclasses.fields(RunConfig)}
+        parts["train"] = {"full_weight": 0.0, **parts["train"]}  # of a run begun before there was one
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise RunError(f"{path}: damaged, or not of a divcon run ({error})") from None
     try:

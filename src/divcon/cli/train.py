@@ -59,8 +59,9 @@ def train(
         The run folder: settings, metrics, divisions, checkpoint, model. Needed to train.
     preset
         Take all settings that decide what is trained from a recipe: cvpr2019 (as the paper has it), cvpr2019-released
-        (as its code trains), tpami2021-fixed, tpami2021-learned, or single (one metric at the budget of cvpr2019).
-        What they hold depends on the data set; --show-config prints it.
+        (as its code trains), tpami2021-fixed, tpami2021-learned, single (one metric at the budget of cvpr2019); or
+        today's, ours and unmeasured: modern-vit, modern-dinov2, modern-convnext. What they hold depends on the data
+        set; --show-config prints it.
     config
         Take settings from this file (.yaml, .toml, .json). A run's config.json repeats the run, on the data it had.
     show_config

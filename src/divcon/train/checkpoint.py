@@ -72,8 +72,9 @@ class TrainState:
             RunError: the file is damaged, or belongs to a training with other settings or data.
         """
         content = read_checkpoint(path)
-        # Begun before there was a choice, it is of Adam.
-        saved, asked = {"optimizer": "adam", **content["config"]}, dataclasses.asdict(config)
+        # Begun before there was a choice, it is of Adam, without a loss on the full embedding.
+        saved = {"optimizer": "adam", "full_weight": 0.0, **content["config"]}
+        asked = dataclasses.asdict(config)
         changed = [name for name in asked if name not in MAY_CHANGE and saved.get(name) != asked[name]]
         if changed:
             listed = "; ".join(f"{name}: {saved.get(name)} then, {asked[name]} now" for name in changed)
