@@ -33,6 +33,7 @@ def evaluate(
     order_by: Benchmark | None = None,
     per_query: bool = False,
     map: bool = False,
+    cmc: int | None = None,
     recall_at: Sequence[int] | None = None,
     batch_size: int = 128,
     workers: int = 0,
@@ -55,6 +56,7 @@ def evaluate(
             those of ``data``, where it is a benchmark.
         per_query: also ``per_query``: for each query its path, label, and scores.
         map: also mean average precision over the full ranking, ``map`` and ``map_trapezoidal``.
+        cmc: also the cumulative match characteristic, ``cmc``: a list of Recall@1, Recall@2 ... up to this rank.
         recall_at: the k of Recall@k, beside 1; None: the benchmark's.
 
     Returns:
@@ -111,7 +113,7 @@ def evaluate(
         )
 
     embeddings = sides(model.embed)
-    result = scores(embeddings, per_query=True, map=map)
+    result = scores(embeddings, per_query=True, map=map, cmc=cmc)
     each = result.pop("per_query")
     low, high = bootstrap_interval(each["recall_at_1"], query.labels)
     result["recall_at_1_interval"] = [low, high]
@@ -121,6 +123,7 @@ def evaluate(
             _label_names(query),
             draws=data.random_galleries,
             recall_at=asked,
+            cmc=cmc,
             device=model.device,
         )
     if clustering:
