@@ -34,7 +34,7 @@ class ReRanking:
     """How a ranking is made anew by k-reciprocal encoding.
 
     Raises:
-        ValueError: k1 or k2 below 1, or a weight that is not from 0 to 1.
+        ConfigError: k1 or k2 below 1, or a weight that is not from 0 to 1.
     """
 
     k1: int = 20
@@ -46,9 +46,9 @@ class ReRanking:
 
     def __post_init__(self) -> None:
         if self.k1 < 1 or self.k2 < 1:
-            raise ValueError(f"re-ranking: k1 and k2 must be at least 1, not {self.k1} and {self.k2}")
+            raise ConfigError(f"re-ranking: k1 and k2 must be at least 1, not {self.k1} and {self.k2}")
         if not 0 <= self.weight <= 1:
-            raise ValueError(f"re-ranking: weight must be from 0 to 1, not {self.weight}")
+            raise ConfigError(f"re-ranking: weight must be from 0 to 1, not {self.weight}")
 
 
 def reranked_distances(
@@ -90,8 +90,10 @@ def reranked_distances(
     columns = rows if gallery is None else len(queries) + np.arange(len(items))
     everything = queries if gallery is None else np.concatenate([queries, items])
     reranked = Reranked(everything, columns, rerank, metric=metric, memory_mb=memory_mb, device=device)
-    step = reranked.queries_at_once
-    return np.concatenate([reranked.distances(rows[i : i + step]) for i in range(0, len(rows), step)])
+    out = np.empty((len(rows), len(columns)), dtype=np.float32)
+    for i in range(0, len(rows), step := reranked.queries_at_once):
+        out[i : i + step] = reranked.distances(rows[i : i + step])
+    return out
 
 
 class Reranked:
