@@ -160,6 +160,8 @@ def test_cosine_is_euclidean_between_directions():
 def test_equal_points_and_single_ones_have_distances():
     assert reranked_distances(np.ones((2, 3)), np.ones((4, 3))).tolist() == [[0.0] * 4] * 2
     assert reranked_distances(np.ones((1, 3))).tolist() == [[0.0]]
+    one = np.tile(np.random.default_rng(0).normal(size=3), (50, 1))
+    assert not reranked_distances(one, rerank=ReRanking(weight=1.0)).any()
 
 
 class TestMetrics:

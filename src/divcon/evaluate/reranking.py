@@ -126,8 +126,8 @@ class Reranked:
         if metric == "cosine":
             norms = np.linalg.norm(self._vectors, axis=1, keepdims=True)
             self._vectors /= np.where(norms > 0, norms, 1)
-        # Around their mean, less of a distance is lost where squares are subtracted.
-        self._vectors -= self._vectors.mean(axis=0)
+        # Around one of them, less of a distance is lost where squares are subtracted; nothing where all are one point.
+        self._vectors -= self._vectors[0].copy()
         self._squares = np.square(self._vectors).sum(axis=1)
         step = self.queries_at_once
         farthest = [self._squared(np.arange(i, min(i + step, count))).max(axis=1) for i in range(0, count, step)]
@@ -185,7 +185,7 @@ class Reranked:
         half = _mutual(neighbours[:, : round(k1 / 2) + 1])  # round and NumPy's around both take 2.5 to 2
         sizes = np.diff(half.indptr)
         parts, entries = [], 0
-        for rows in self._parts(count, (k1 + 1) * (2 + sizes.max())):
+        for rows in self._parts(count, np.diff(mutual.indptr).max() * (2 + sizes.max())):
             near = mutual[rows]
             # How many of j's half of neighbours are i's too, for each mutual pair; being mutual is symmetric.
             shared = near.multiply(near @ half).tocsr()
