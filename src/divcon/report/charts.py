@@ -12,7 +12,7 @@ COLORS = 10
 """Colours of the style sheet; learners beyond them take them again, with another dash."""
 _DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 2")
 _WIDTH, _HEIGHT = 420.0, 260.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 20.0, 38.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 10.0, 20.0, 38.0
 MOST_POINTS = 200
 """Of a line; more are thinned evenly."""
 
@@ -60,6 +60,8 @@ def line_chart(
         kept: the epoch to be marked as the one that is kept.
     """
     xs = [x for line in lines for x, _ in line.points]
+    if not xs:
+        return Html()
     ys = [y for line in lines for _, y in line.points] + [y for line in lines for pair in line.band for y in pair]
     low_x, high_x = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 0.5, max(xs) + 0.5)
     y_ticks = _ticks(min(ys), max(ys), 5)

@@ -14,7 +14,7 @@ MOST_COLUMNS = 12
 MOST_FLOWS = 64
 """Between two columns; the smallest are not drawn."""
 _COLUMN, _NODE, _HEIGHT, _TOP, _GAP = 92.0, 12.0, 240.0, 26.0, 6.0
-_LEFT_OUT = "var(--dim)"
+_LEFT_OUT, _TOGETHER = "var(--dim)", "var(--ink)"
 
 
 def flows(one: Division, other: Division) -> np.ndarray:
@@ -70,7 +70,7 @@ def flow_chart(columns: Sequence[tuple[str, Division]]) -> tuple[Html, int]:
                 )
             )
             if height >= 10:
-                label = str(k) if k < division.num_learners else "out"
+                label = "out" if k == division.num_learners else str(k) if division.num_learners > 1 else "all"
                 nodes.append(element("text", label, x=_r(x + _NODE + 3), y=_r(tops[place][k] + height / 2 + 4)))
     width, height = (len(columns) - 1) * _COLUMN + 60, _TOP + _HEIGHT + 4
     svg = element(
@@ -116,7 +116,9 @@ def _name(k: int, division: Division) -> str:
 
 
 def _color(k: int, division: Division) -> str:
-    return _LEFT_OUT if k == division.num_learners else learner_look(k)[0]
+    if k == division.num_learners:
+        return _LEFT_OUT
+    return learner_look(k)[0] if division.num_learners > 1 else _TOGETHER
 
 
 def _r(value: float) -> str:

@@ -63,7 +63,7 @@ def number(value: float | int | None, shown: str | None = None) -> Html:
 
 def percent(value: float | None) -> Html:
     """A share of one, as a percentage with one digit."""
-    return number(value, None if value is None else f"{100 * value:.1f} %")
+    return number(value, None if value is None else f"{100 * value:.1f}\u00a0%")
 
 
 def short(value: float | None) -> str | None:

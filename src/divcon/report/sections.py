@@ -66,9 +66,11 @@ def what_it_is(contents: Contents) -> Html:
         ("Trained on", [number(trained), f" {what} of ", number(_classes(contents, "train")), " classes"]),
         (
             "Validation",
-            "none: all train classes train, and the last epoch is kept"
-            if held is None
-            else [number(held["num_queries"]), f" {what} of ", number(held["num_classes"]), " classes held out"],
+            [number(held["num_queries"]), f" {what} of ", number(held["num_classes"]), " classes held out"]
+            if held
+            else "not scored yet"
+            if config.data.validation
+            else "none: all train classes train, and the last epoch is kept",
         ),
         ("Test split", [f"{record.get('protocol')}, hash ", element("code", str(record.get("split_hash")))]),
         ("Method", model.method + (", hierarchy" if config.train.hierarchy else "")),
@@ -77,7 +79,7 @@ def what_it_is(contents: Contents) -> Html:
         ("Backbone", network),
         ("Loss", f"{config.train.loss}, miner {config.train.chosen_miner}"),
         ("Seed", number(config.train.seed)),
-        ("Epochs", [number(len(lines)), " of ", number(config.train.epochs), f": {_phases(lines)}"]),
+        ("Epochs", [number(len(lines)), " of ", number(config.train.epochs), f", numbered from 0: {_phases(lines)}"]),
         ("Started from", record.get("init")),
         ("Time", ", ".join(f"{duration(value)} {name}" for name, value in seconds.items())),
         ("Machine", record.get("machine") or "not recorded"),
@@ -114,7 +116,9 @@ def scores(contents: Contents, given: Mapping[str, Any] | None) -> Html:
     kept, parts = contents.kept, []
     if kept is not None and "validation" in kept:
         parts.append(element("h3", f"Validation classes, epoch {kept['epoch']}"))
-        parts.append(_scored("Scores on validation classes", kept["validation"]))
+        parts.append(
+            _scored("Scores on validation classes", {**kept["validation"], "benchmark": contents.record["benchmark"]})
+        )
     else:
         parts.append(element("p", "No validation classes were scored in this run."))
     if given is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from divcon.data.image_set import ImageSet
 from divcon.report.charts import Line, learner_look, line_chart, thinned
-from divcon.report.contents import FINETUNE, Contents
+from divcon.report.contents import Contents
 from divcon.report.flow import flow_chart
 from divcon.report.html import Child, Html, element, fold, joined, number, percent, short, table
 from divcon.report.queries import Query
@@ -41,12 +42,12 @@ def _loss_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]])
         epoch = float(line["epoch"])
         if line["phase"] == "subspace":
             for k, value in enumerate(line["learner_loss"]):
-                if value is not None:
+                if value is not None and math.isfinite(value):
                     learners.setdefault(k, []).append((epoch, value))
             if before is not None and len(before["learner_loss"]) != len(line["learner_loss"]):
                 grown.add(epoch)
         whole = line["full_loss"] if line["phase"] == "subspace" and "full_loss" in line else line["loss"]
-        if line["phase"] != "subspace" or line.get("full_loss") is not None:
+        if (line["phase"] != "subspace" or line.get("full_loss") is not None) and math.isfinite(whole):
             full.append((epoch, whole))
     found = [
         Line(f"learner {k}", thinned(points), *learner_look(k), breaks=frozenset(grown))
@@ -95,14 +96,12 @@ def division(contents: Contents) -> Html:
     """Sizes and the flow of images from one division to the next."""
     if contents.config.model.num_learners == 1:
         return element("p", "One learner has all images: nothing is divided.")
+    if contents.config.train.divide_by == "none":
+        return element("p", "Every learner trains its part on all images: nothing is divided (--divide-by none).")
     lines = [line for line in contents.lines if line["redivided"]]
     parts: list[Child] = []
     if len(contents.divisions) > 1:
-        phases = {line["epoch"]: line["phase"] for line in lines}
-        columns = [
-            (f"{FINETUNE if phases.get(epoch) == FINETUNE else 'epoch'} {epoch}", made)
-            for epoch, made in contents.divisions
-        ]
+        columns = [(f"epoch {epoch}", made) for epoch, made in contents.divisions]
         drawn, dropped = flow_chart(columns)
         some = f"{len(columns)} of {len(lines):,} divisions. " if len(columns) < len(lines) else ""
         few = f" The {dropped:,} smallest flows are not drawn." if dropped else ""

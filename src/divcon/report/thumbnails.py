@@ -40,7 +40,7 @@ class Thumbnails:
         about = f"{said}{self._images.label_name(index)}"
         if isinstance(made, bytes):
             source = f"data:image/webp;base64,{base64.b64encode(made).decode('ascii')}"
-            return element("img", src=source, alt=about, title=path, loading="lazy")
+            return element("img", src=source, alt=about, title=path)
         if isinstance(made, str):
             return element("span", "does not decode", class_="none", title=made)
         return element("code", path)

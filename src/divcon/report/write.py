@@ -135,7 +135,7 @@ def _write(
     ]
     text = page(f"Run {contents.folder.path.absolute().name}", parts, sections.lead(contents, notes))
     with written_whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="replace")  # a folder's name may be no text at all
     return path
 
 
@@ -153,9 +153,9 @@ def _sheets(contents: Contents, images: ImageSet, workers: int) -> Child:
 def _queries(images: ImageSet | None, model: EmbeddingModel | None, batch_size: int, workers: int) -> Child:
     if images is None or model is None:
         return None
-    searched = sample_of(images, MOST_SEARCHED)
+    searched = images if len(images) <= MOST_SEARCHED else sample_of(images, MOST_SEARCHED)
     if not len(searched):
-        raise DataError("no two validation images are of one class")
+        raise DataError("none of the validation images drawn has another of its class")
     embeddings = model.encode(searched, batch_size=batch_size, workers=workers)
     best, worst = best_and_worst(searched, embeddings)
     needed = [index for query in [*best, *worst] for index in (query.index, *(near for near, _ in query.neighbours))]
