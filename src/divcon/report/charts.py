@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from divcon.report.html import Html, element
@@ -13,6 +13,8 @@ COLORS = 10
 _DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 2")
 _WIDTH, _HEIGHT = 420.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 10.0, 20.0, 38.0
+_At = Callable[[float, float], tuple[float, float]]
+"""Where a point of the data is drawn."""
 MOST_POINTS = 200
 """Of a line; more are thinned evenly."""
 
@@ -126,8 +128,7 @@ def _legend(lines: Sequence[Line], kept: float | None) -> Html:
     return element("ul", entries, class_="legend") if entries else Html()
 
 
-def _drawn(line: Line, at: object) -> list[Html]:
-    assert callable(at)
+def _drawn(line: Line, at: _At) -> list[Html]:
     pieces: list[list[tuple[float, float]]] = []
     for x, y in line.points:
         if not pieces or x in line.breaks:
@@ -145,8 +146,7 @@ def _drawn(line: Line, at: object) -> list[Html]:
     return found
 
 
-def _band(line: Line, at: object) -> Html:
-    assert callable(at)
+def _band(line: Line, at: _At) -> Html:
     xs = [x for x, _ in line.points]
     edge = [at(x, high) for x, (_, high) in zip(xs, line.band, strict=True)]
     edge += [at(x, low) for x, (low, _) in reversed(list(zip(xs, line.band, strict=True)))]
