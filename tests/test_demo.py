@@ -12,7 +12,7 @@ from PIL import Image
 import divcon as dc
 from divcon.cli import main
 from divcon.data.image_set import Benchmark
-from divcon.report import RIGHT, WRONG, cluster_sheet, neighbour_sheet, recall_curve
+from divcon.report.pictures import RIGHT, WRONG, cluster_sheet, neighbour_sheet, recall_curve
 
 
 def test_neighbours_are_framed_by_whether_they_are_right(few: Benchmark, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_public_names_are_pinned() -> None:
         "ModelConfig",
         "prune",
         "read",
+        "report",
         "reproduce",
         "retrieval_metrics",
         "run",

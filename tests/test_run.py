@@ -21,8 +21,8 @@ import divcon as dc
 from divcon.data.image_set import Benchmark
 from divcon.display import Quiet
 from divcon.errors import ConfigError, DataError, OutputError, RunError
-from divcon.run import check_unseen, kept_epoch
-from divcon.run_folder import RunFolder
+from divcon.run import check_unseen
+from divcon.run_folder import RunFolder, kept_epoch
 
 MODEL = dc.ModelConfig(num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32)
 TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0)
@@ -57,7 +57,7 @@ def straight(few: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_holds_what_the_run_was_and_gave(straight: Path, few: Benchmark) -> None:
-    expected = ["checkpoint", "classes.json", "config.json", "divisions", "metrics.jsonl", "model"]
+    expected = ["checkpoint", "classes.json", "config.json", "divisions", "metrics.jsonl", "model", "report.html"]
     assert sorted(p.name for p in straight.iterdir()) == expected
     record = json.loads((straight / "config.json").read_text())
     assert record["split_hash"] == few.split_hash

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from divcon.evaluate.retrieval import retrieval_metrics
     from divcon.models import EmbeddingModel
     from divcon.prune import prune
+    from divcon.report import report
     from divcon.reproduce import reproduce
     from divcon.run import run
     from divcon.train.loop import train
@@ -48,7 +49,7 @@ _HOME = {
     "retrieval_metrics": "divcon.evaluate.retrieval",
 }
 # Rooms that are called like the function they hold (see callable_module).
-_ROOMS = ("compare", "divide", "evaluate", "prune", "reproduce", "run", "train")
+_ROOMS = ("compare", "divide", "evaluate", "prune", "report", "reproduce", "run", "train")
 
 __all__ = [
     "Benchmark",
@@ -66,6 +67,7 @@ __all__ = [
     "evaluate",
     "prune",
     "read",
+    "report",
     "reproduce",
     "retrieval_metrics",
     "run",

@@ -18,7 +18,7 @@ from divcon.evaluate.intervals import bootstrap_difference, bootstrap_interval
 from divcon.evaluate.retrieval import retrieval_metrics
 from divcon.evaluate.subspaces import normalized
 from divcon.models import EmbeddingModel
-from divcon.report import cluster_sheet, neighbour_sheet, recall_curve
+from divcon.report.pictures import cluster_sheet, neighbour_sheet, recall_curve
 from divcon.run import run
 from divcon.run_folder import RunFolder
 

@@ -172,7 +172,8 @@ class Bar(Display):
         self.console.print(Text.assemble(("note: ", "yellow"), message))
 
     def end(self, out: Path, kept_epoch: int | None) -> None:
-        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}", markup=False)
+        written = f"; report in {report}" if (report := out / "report.html").exists() else ""
+        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{written}", markup=False)
 
 
 def print_scores(result: dict[str, Any], console: Console) -> None:

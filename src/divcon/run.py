@@ -22,7 +22,8 @@ from divcon.errors import DataError, RunError
 from divcon.evaluate.protocol import evaluate
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
-from divcon.run_folder import RunFolder
+from divcon.report import write_report
+from divcon.run_folder import RunFolder, kept_epoch
 from divcon.train.checkpoint import model_in
 from divcon.train.loop import check, train
 from divcon.train.report import EpochReport
@@ -38,6 +39,7 @@ def run(
     source: dict[str, Any] | None = None,
     display: Display | None = None,
     observe: Callable[[EmbeddingModel, EpochReport], dict[str, Any]] | None = None,
+    report: bool = True,
 ) -> EmbeddingModel:
     """Train a model on a benchmark's train classes and keep it in a run folder (see `divcon.run_folder`).
 
@@ -54,6 +56,7 @@ def run(
         observe: called with the model after each epoch; what it gives stands in the epoch's line of ``metrics.jsonl``
             under ``observed``. Nothing is chosen by it, and its time is of ``seconds_evaluating``. An epoch that a stop
             cut short is observed again.
+        report: write ``report.html`` in the end (see `divcon.report.report`). Where that fails, it is a warning.
 
     Returns:
         The model that is kept, in evaluation mode.
@@ -76,11 +79,17 @@ def run(
     found = folder.read()
     if found is not None and resume and init is None and found[1].get("init"):
         init = found[1]["init"]
-    data = _shared_out(data, config, display)
+    told: list[str] = []
+
+    def warn(message: str) -> None:
+        told.append(message)
+        display.warn(message)
+
+    data = _shared_out(data, config, display, warn)
 
     # All that can be wrong with the settings shows before anything is written.
     torch.manual_seed(config.train.seed)
-    model = _begin(config.model, vector_dim, init, done, display)
+    model = _begin(config.model, vector_dim, init, done, warn)
     check(model, data.train, config.train)
     folder.begin(config, data, source, None if init is None else Path(init))
     lines = folder.keep_lines(done)
@@ -110,16 +119,14 @@ def run(
         folder.append(line)
         lines.append(line)
         display.epoch(line)
+    model = EmbeddingModel.load(folder.model, device=model.device)
+    if report:
+        try:
+            write_report(folder, data, model, notes=[*data.notes, *told], workers=config.train.workers)
+        except Exception as error:  # the run is done, and nothing that goes wrong from here on may lose it
+            display.warn(f"no report was written ({error!r}); the run is whole. Try: divcon report {folder.path}")
     display.end(folder.path, kept_epoch(lines))
-    return EmbeddingModel.load(folder.model, device=model.device)
-
-
-def kept_epoch(lines: list[dict[str, Any]]) -> int | None:
-    """The epoch whose model is kept: the first of the best Recall@1 on validation classes, or the last."""
-    judged = [line for line in lines if "validation" in line]
-    if judged:
-        return max(judged, key=lambda line: (line["validation"]["recall_at_1"], -line["epoch"]))["epoch"]
-    return lines[-1]["epoch"] if lines else None
+    return model
 
 
 def model_settings(init: str | Path) -> dict[str, Any]:
@@ -158,18 +165,22 @@ def check_unseen(run: str | Path, data: Benchmark, source_given: bool) -> str | 
     return None
 
 
-def _shared_out(data: Benchmark, config: RunConfig, display: Display) -> Benchmark:
+def _shared_out(data: Benchmark, config: RunConfig, display: Display, warn: Callable[[str], None]) -> Benchmark:
     """The benchmark with validation classes, or with all of them in train, and without what does not decode."""
     if config.data.on_bad_image == "skip":
         on_progress = display.stage("check", 0)
-        data = only_decodable(data, ("train", "validation"), config.train.workers, display.warn, on_progress)
+        data = only_decodable(data, ("train", "validation"), config.train.workers, warn, on_progress)
     if config.data.validation:
         return data.with_validation(config.data.validation_fraction, config.train.seed)
     return data.without_validation()
 
 
 def _begin(
-    config: ModelConfig, vector_dim: int | None, init: str | Path | None, epochs_done: int, display: Display
+    config: ModelConfig,
+    vector_dim: int | None,
+    init: str | Path | None,
+    epochs_done: int,
+    warn: Callable[[str], None],
 ) -> EmbeddingModel:
     """The model as it is before training; a run that goes on takes its weights from the checkpoint."""
     options = {**vars(config), "vector_dim": vector_dim}
@@ -180,7 +191,7 @@ def _begin(
         kept = model.adopt(_model_in(init))
         if not kept:
             names = ", ".join(flag(name) for name in ("method", "embedding_dim", "num_learners", "pooling"))
-            display.warn(f"the head starts anew: {names} are not those of {init}")
+            warn(f"the head starts anew: {names} are not those of {init}")
     return model
 
 

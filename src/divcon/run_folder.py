@@ -13,6 +13,7 @@ from typing import Any
 
 from divcon.config import RunConfig, flag
 from divcon.data.image_set import Benchmark
+from divcon.environment import machine
 from divcon.errors import ConfigError, OutputError, RunError
 from divcon.files import written_whole
 from divcon.models.backbone import AUTO
@@ -23,7 +24,8 @@ ORIGIN = "run.json"
 
 
 class RunFolder:
-    """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint`` and ``model/``.
+    """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint``, ``model/`` and
+    ``report.html``.
 
     Until the first epoch is done there is nothing to lose: a folder without ``checkpoint`` may be begun anew, with
     other settings too.
@@ -37,6 +39,7 @@ class RunFolder:
         self.divisions = self.path / "divisions"
         self.checkpoint = self.path / "checkpoint"
         self.model = self.path / "model"
+        self.report = self.path / "report.html"
 
     def epochs_done(self) -> int:
         return read_checkpoint(self.checkpoint)["epochs_done"] if self.checkpoint.exists() else 0
@@ -123,20 +126,24 @@ class RunFolder:
             protocol=data.protocol,
             split_hash=data.split_hash,
             versions=versions | {name: version(name) for name in packages},
+            machine=machine(),
         )
         seen = {name: [s.label_names[c] for c in s.classes] for name, s in _parts(data) if s is not None}
         with written_whole(self.classes) as beside:
             beside.write_text(json.dumps(seen) + "\n")
 
+    def classes_of(self, part: str) -> list[str]:
+        """The names of the classes that the run trained on (``train``), or that were held out of them
+        (``validation``); empty where it does not say."""
+        return json.loads(self.classes.read_text()).get(part, []) if self.classes.exists() else []
+
     def seen_classes(self) -> set[str]:
         """The names of the classes that the run trained on or was validated on; empty where it does not say."""
-        if not self.classes.exists():
-            return set()
-        return {name for names in json.loads(self.classes.read_text()).values() for name in names}
+        return {name for part in ("train", "validation") for name in self.classes_of(part)}
 
     def validation_classes(self) -> set[str]:
         """The names of the classes that were held out of the run's train classes; empty where there were none."""
-        return set(json.loads(self.classes.read_text()).get("validation", [])) if self.classes.exists() else set()
+        return set(self.classes_of("validation"))
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; one that a stop has cut short is left out."""
@@ -202,6 +209,18 @@ class RunFolder:
                 "in another --out"
             )
         return RunConfig(**parts), record
+
+
+def kept_epoch(lines: list[dict[str, Any]]) -> int | None:
+    """The epoch whose model is kept: the first of the best Recall@1 on validation classes, or the last.
+
+    Args:
+        lines: of ``metrics.jsonl``.
+    """
+    judged = [line for line in lines if "validation" in line]
+    if judged:
+        return max(judged, key=lambda line: (line["validation"]["recall_at_1"], -line["epoch"]))["epoch"]
+    return lines[-1]["epoch"] if lines else None
 
 
 def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:

@@ -22,16 +22,18 @@ def own_benchmark(
     given: Benchmark | None = None,
     *,
     must_be_own: bool = False,
+    whole: bool = False,
     workers: int = 0,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Benchmark:
     """The benchmark that a run's model was trained on, with its validation classes where it had any; of train and
-    validation classes only a sample (see `divcon.evaluate.subspaces.sample_of`).
+    validation classes only a sample (see `divcon.evaluate.subspaces.sample_of`), unless asked for ``whole``.
 
     Args:
         run: a run's folder, or that of a model that was made of a run's.
         given: data that was read already; taken where it is the run's own, or the model knows of no run.
         must_be_own: data that is given and not the run's own is an error; else the run's own is read.
+        whole: all train and validation images, in the order in which the run's divisions number them.
         workers, warn: as `divcon.data.dataset.only_decodable` takes them; a run that left out images that do not decode
             leaves them out here too.
 
@@ -43,7 +45,7 @@ def own_benchmark(
     if found is None:
         if given is None:
             raise RunError(f"{run}: does not say what it was trained on; give DATA")
-        return _sampled(given)
+        return given if whole else _sampled(given)
     config, record = found
     if given is not None and must_be_own and (changed := _changed(record, given)):
         raise RunError(
@@ -65,7 +67,9 @@ def own_benchmark(
                 f"{run}: its data has changed since it was trained ({changed}), so that classes it is judged on may be "
                 "among those to choose by; give DATA as it was"
             )
-    data = _sampled(_shared_out(given, RunFolder(run).validation_classes()))
+    data = _shared_out(given, RunFolder(run).validation_classes())
+    if not whole:
+        data = _sampled(data)
     if config.data.on_bad_image == "skip":
         data = only_decodable(data, [name for name in ("train", "validation") if data.parts.get(name)], workers, warn)
     return data

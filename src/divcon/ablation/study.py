@@ -177,7 +177,7 @@ class _Study:
 
     def _trial(self, fold: Benchmark, folder: Path, config: RunConfig) -> dict[str, Any]:
         try:
-            run(fold, folder, config, resume=True, display=self.display)
+            run(fold, folder, config, resume=True, display=self.display, report=False)
         except NonFiniteError as error:  # a learning rate that is too high is a bad choice, not the end of the study
             self.tell(f"  went wrong: {error}")
             return {"curve": [], "failed": str(error)}
