@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check docs clean
+.PHONY: demo test test-slow check docs clean chromium
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -13,10 +13,16 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## train and compare on the bundled icons, with pictures in divcon-demo/
 	$(BIN)/divcon demo --out divcon-demo
 
-test: $(VENV)/.installed  ## the default suite
+# The tests of pages drive a real browser; where it cannot be installed, they fail and say so.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+		|| echo "no Chromium: the tests of pages will fail (apt-get install chromium)"
+
+test: $(VENV)/.installed chromium  ## the default suite
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed  ## all tests, the long ones too
+test-slow: $(VENV)/.installed chromium  ## all tests, the long ones too
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
 check: $(VENV)/.installed  ## style, types, import contract

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import divcon as dc
+from divcon.evaluate import ReRanking
 
 SIZES = {"--backbone": "test_resnet", "--size": 32, "--dim": 16, "--learners": 2, "--batch-size": 8}
 SMALL = [*(word for pair in SIZES.items() for word in pair), "--images-per-class", 2, "--no-pretrained"]
@@ -68,6 +69,32 @@ def test_the_walk_from_a_folder_to_vectors(run: Run, image_folder: Path, tmp_pat
     code, _, err = run("train", "--out", out, "--resume")
     assert code == 0, err
     assert "going on after 2 of 2 epochs" in err
+
+
+def test_the_characteristic_and_re_ranked_scores_stand_beside_the_others(
+    run: Run, image_folder: Path, tmp_path: Path
+) -> None:
+    out, file = tmp_path / "run", tmp_path / "scores.json"
+    run("train", image_folder, *SMALL, "--epochs", 1, "--no-validation", "--workers", 0, "--out", out)
+    asked = ("--cmc", 12, "--rerank", "--rerank-k1", 4, "--rerank-weight", 0, "--no-clustering", "--workers", 0)
+    code, printed, err = run("evaluate", out, *asked, "--json", file)
+    assert code == 0, err
+    scores = json.loads(file.read_text())
+    expected = dc.evaluate(
+        dc.EmbeddingModel.load(out),
+        dc.read(image_folder),
+        clustering=False,
+        cmc=12,
+        rerank=ReRanking(k1=4, weight=0.0),
+    )
+    assert scores == {**scores, **expected}
+    assert (scores["reranked"]["k1"], scores["reranked"]["k2"], scores["reranked"]["weight"]) == (4, 6, 0)
+    before, after = printed.split("re-ranked, k1 4, k2 6, weight 0:")
+    for text, these in ((before, scores), (after, scores["reranked"])):
+        words = text.split()
+        for name in ("recall_at_1", "map", "map_trapezoidal"):
+            assert words[words.index(name) + 1] == f"{100 * these[name]:.1f}"
+        assert "cmc, %, ranks 11 to 12: " + " ".join(f"{100 * share:5.1f}" for share in these["cmc"][10:]) in text
 
 
 def test_a_csv_and_the_folder_it_names_train_the_same(run: Run, image_folder: Path, tmp_path: Path) -> None:
@@ -129,6 +156,11 @@ def test_options_that_cannot_work_say_why(
         (["train", "demo", "--out", "x", "--epochs", "many"], "unable to convert"),
         (["trian", "demo"], "Did you mean"),
         (["evaluate", "missing", "demo"], "no model there"),
+        (["evaluate", "missing", "demo", "--cmc", "0"], "--cmc"),
+        (["evaluate", "missing", "demo", "--rerank-k2", "3"], "--rerank-k2 says how to re-rank, and nothing is: give"),
+        (["evaluate", "missing", "demo", "--rerank", "--rerank-k1", "0"], "--rerank-k1"),
+        (["evaluate", "missing", "demo", "--rerank", "--rerank-weight", "2"], "--rerank-weight"),
+        (["evaluate", "missing", "demo", "--rerank", "--rerank-weight", "nan"], "--rerank-weight"),
         (["encode", "missing", "x.png", "--out", "v.csv"], "ends in .parquet"),
         (["data", "icons", "missing", "--out", "x"], "npm pack"),
     ],

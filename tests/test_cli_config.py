@@ -194,11 +194,12 @@ def test_a_run_goes_on_with_its_file(run: Run, file: Path, tmp_path: Path) -> No
 
 
 def test_a_model_gives_what_is_not_given(run: Run, file: Path, tmp_path: Path) -> None:
-    model = dc.EmbeddingModel("test_resnet", 24, 3, pretrained=False, image_size=40, dropout=0.5)
+    model = dc.EmbeddingModel("test_resnet", 24, 3, pretrained=False, image_size=40, dropout=0.5, pooling="gem")
     model.save(tmp_path / "model")
     values, places = shown(run, "demo", "--init", tmp_path / "model", "--dim", 8)
     assert (values["image_size"], places["image_size"]) == ("40", f"model {tmp_path / 'model'}")
     assert (values["num_learners"], values["embedding_dim"], values["dropout"]) == ("3", "8", "0.5")
+    assert (values["pooling"], places["pooling"]) == ("gem", f"model {tmp_path / 'model'}")
     values, places = shown(run, "--config", file, "--init", tmp_path / "model")
     assert (values["image_size"], places["image_size"]) == ("32", f"{file} line 5")
     assert (values["dropout"], places["dropout"]) == ("0.5", f"model {tmp_path / 'model'}")

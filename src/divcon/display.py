@@ -184,12 +184,13 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
         f"{result['num_queries']:,} queries of {result['num_classes']:,} classes, gallery {result['num_gallery']:,}"
         + (f"; {lost:,} queries without a match are left out" if lost else "")
     )
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in result.items():
-        if isinstance(value, float) and not name.endswith("_std"):
-            spread = f"± {100 * result[f'{name}_std']:.1f}" if f"{name}_std" in result else ""
-            table.add_row(name, f"{100 * value:5.1f} %", spread)
-    console.print(table)
+    console.print(_scores_table(result))
+    _print_characteristic(result, console)
+    if "reranked" in result:
+        again = result["reranked"]
+        console.print(f"re-ranked, k1 {again['k1']}, k2 {again['k2']}, weight {again['weight']:g}:")
+        console.print(_scores_table({name: value for name, value in again.items() if name != "weight"}))
+        _print_characteristic(again, console)
     if "random_gallery" in result:
         drawn = result["random_gallery"]
         means = [name for name in drawn if f"{name}_std" in drawn]
@@ -198,6 +199,7 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
             f"one random gallery image a class, {drawn['draws']} draws of {drawn['num_queries']:,} queries: "
             + ", ".join(scores)
         )
+        _print_characteristic(drawn, console)
     if "learners" in result:
         rows = [(f"learner {k}", scores) for k, scores in enumerate(result["learners"])]
         _print_table("alone", [*rows, ("pooled features", result["features"])], console)
@@ -215,6 +217,24 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
         _print_correlations(result["similarity_correlations"], console)
     low, high = result["recall_at_1_interval"]
     console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} (bootstrap over classes)")
+
+
+def _scores_table(scores: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in scores.items():
+        if isinstance(value, float) and not name.endswith("_std"):
+            spread = f"± {100 * scores[f'{name}_std']:.1f}" if f"{name}_std" in scores else ""
+            table.add_row(name, f"{100 * value:5.1f} %", spread)
+    return table
+
+
+def _print_characteristic(scores: dict[str, Any], console: Console) -> None:
+    """The cumulative match characteristic, ten ranks a line."""
+    curve = scores.get("cmc", [])
+    for first in range(0, len(curve), 10):
+        ranks = curve[first : first + 10]
+        shares = " ".join(f"{100 * share:5.1f}" for share in ranks)
+        console.print(f"cmc, %, ranks {first + 1} to {first + len(ranks)}: {shares}")
 
 
 def _print_table(title: str, rows: list[tuple[str, dict[str, Any]]], console: Console) -> None:

@@ -15,7 +15,7 @@ import divcon as dc
 from divcon.data.clean import write_table
 from divcon.data.image_set import Benchmark
 from divcon.errors import DataError
-from divcon.evaluate import clustering_metrics, retrieval_metrics
+from divcon.evaluate import ReRanking, clustering_metrics, retrieval_metrics
 
 Make = Callable[..., dc.EmbeddingModel]
 
@@ -56,6 +56,17 @@ def test_an_image_never_finds_itself_whatever_the_protocol(tiny_model: Make, few
     assert two["recall_at_1"] == pytest.approx(one["recall_at_1"], abs=0.02)  # ties fall to another order
     assert two["map_at_r"] == pytest.approx(one["map_at_r"], abs=0.02)
     assert one["split_hash"] != two["split_hash"]
+
+
+def test_an_image_is_re_ranked_alike_whatever_the_protocol(tiny_model: Make, few: Benchmark) -> None:
+    model = tiny_model()
+    as_gallery = replace(few, gallery=few.query.subset(np.arange(len(few.query))[::-1]))
+    one, two = (
+        dc.evaluate(model, data, clustering=False, rerank=ReRanking())["reranked"] for data in (few, as_gallery)
+    )
+    for name in ("recall_at_1", "map"):
+        assert two[name] == pytest.approx(one[name], abs=0.02)
+    assert one["recall_at_1"] < 1  # each would have found itself
 
 
 def test_each_query_is_named_with_its_scores(tiny_model: Make, few: Benchmark) -> None:
@@ -132,6 +143,29 @@ class TestJunk:
                 assert found["per_query"][f"recall_at_{k}"][i] == (first is not None and first <= k)
             assert found["per_query"]["map"][i] == pytest.approx(np.mean(precisions))
         assert found["num_gallery"] == 16 + 9 + 11
+
+    def test_re_ranked_scores_stand_beside_the_others(self, tiny_model: Make, market: Benchmark) -> None:
+        model = tiny_model()
+        found = dc.evaluate(model, market, clustering=False, cmc=12, rerank=ReRanking(4, 2), per_query=True)
+        plain = dc.evaluate(model, market, clustering=False, cmc=12, map=True, per_query=True)
+        again = found.pop("reranked")
+        assert found == plain
+        assert again["recall_at_1"] == again["cmc"][0] and found["recall_at_5"] == found["cmc"][4]
+        # Junk is no neighbour either: it is not there.
+        gallery = market.gallery.subset(market.gallery.groups < 0)
+        expected = retrieval_metrics(
+            model.encode(market.query),
+            np.array(market.query.label_names)[market.query.labels],
+            gallery_embeddings=model.encode(gallery),
+            gallery_labels=np.array(gallery.label_names)[gallery.labels],
+            cameras=market.query.cameras,
+            gallery_cameras=gallery.cameras,
+            recall_at=market.recall_at,
+            cmc=12,
+            rerank=ReRanking(4, 2),
+        )["reranked"]
+        assert again.pop("cmc") == pytest.approx(expected.pop("cmc"))
+        assert again == pytest.approx(expected, abs=1e-6)
 
     def test_it_is_no_cluster_and_not_encoded(self, tiny_model: Make, market: Benchmark) -> None:
         model = tiny_model()

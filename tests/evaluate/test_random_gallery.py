@@ -47,6 +47,22 @@ def test_the_mean_and_spread_of_what_the_protocol_says() -> None:
     assert 0.1 < found["recall_at_1"] < 0.9
 
 
+def test_the_characteristic_is_the_mean_of_the_draws() -> None:
+    found = random_gallery_metrics(POINTS, LABELS, recall_at=(1, 4, 15), cmc=20)
+    galleries = [drawn_gallery(LABELS, 0, draw).tolist() for draw in range(10)]
+    curves = []
+    for gallery in galleries:
+        query = [i for i in range(len(LABELS)) if i not in gallery]
+        orders = [sorted(gallery, key=lambda j, i=i: float(((POINTS[i] - POINTS[j]) ** 2).sum())) for i in query]
+        hits = np.array([[LABELS[j] == LABELS[i] for j in order] for i, order in zip(query, orders, strict=True)])
+        curves.append([hits[:, : rank + 1].any(axis=1).mean() for rank in range(20)])
+    assert found["cmc"] == pytest.approx(np.mean(curves, axis=0).tolist())
+    assert found["cmc"] == sorted(found["cmc"]) and found["cmc"][14:] == [1.0] * 6
+    for k in (1, 4, 15):
+        assert found["cmc"][k - 1] == pytest.approx(found[f"recall_at_{k}"])
+    assert "cmc" not in random_gallery_metrics(POINTS, LABELS)
+
+
 def test_retrieval_metrics_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     # A few queries at a time, and equally near items among them.
     monkeypatch.setattr("divcon.evaluate.random_gallery._COMPARED_AT_ONCE", 40)
@@ -84,6 +100,8 @@ def test_what_cannot_be_asked() -> None:
         random_gallery_metrics(POINTS[:4], [0, 1, 2, 3])
     with pytest.raises(ValueError, match="must be at least 1, not 0"):
         random_gallery_metrics(POINTS, LABELS, draws=0)
+    with pytest.raises(ValueError, match="cmc, the last rank, must be at least 1, not 0"):
+        random_gallery_metrics(POINTS, LABELS, cmc=0)
     with pytest.raises(ValueError, match="3 entries for 4"):
         random_gallery_metrics(POINTS[:4], [0, 1, 1])
 
@@ -96,11 +114,14 @@ def test_vehicleid_is_scored_both_ways(trees, tmp_path, capsys) -> None:
     trees.write_vehicleid(tmp_path, **trees.SMALL["vehicleid"], put=trees.draw)
     data = dc.read("vehicleid-small", tmp_path)
     model = dc.EmbeddingModel("test_resnet", 8, pretrained=False, image_size=32)
-    scores = dc.evaluate(model, data, clustering=False)
+    scores = dc.evaluate(model, data, cmc=3, clustering=False)
     embeddings = model.encode(data.query)
     names = np.array(data.query.label_names)[data.query.labels]
-    assert scores["random_gallery"] == random_gallery_metrics(embeddings, names, recall_at=data.recall_at)
+    assert scores["random_gallery"] == random_gallery_metrics(embeddings, names, recall_at=data.recall_at, cmc=3)
     assert scores["protocol"] == "leave-one-out"
     assert "random_gallery" not in dc.evaluate(model, replace(data, random_galleries=0), clustering=False)
     print_scores(scores, Console(width=200))
-    assert "one random gallery image a class, 10 draws of" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "one random gallery image a class, 10 draws of" in printed
+    for curve in (scores["cmc"], scores["random_gallery"]["cmc"]):
+        assert "cmc, %, ranks 1 to 3: " + " ".join(f"{100 * share:5.1f}" for share in curve) in printed

@@ -260,6 +260,91 @@ def test_the_protocol_of_market_1501():
     assert found["num_queries_without_match"] == 1
 
 
+def market_task(seed=0, num_classes=15, per_class=7):
+    """Queries and gallery with cameras, distractors (label 0) and junk (label -1, the group of all queries)."""
+    points, labels = clustered(num_classes, per_class, size=6, spread=1.5, seed=seed)
+    generator = np.random.default_rng(seed)
+    labels, cameras = labels + 1, generator.integers(0, 3, len(labels))
+    more = np.repeat([0, -1], 20)
+    query = np.arange(30)
+    rest = {
+        "gallery_embeddings": np.append(points[30:], generator.standard_normal((40, 6)), axis=0),
+        "gallery_labels": np.append(labels[30:], more),
+        "gallery_cameras": np.append(cameras[30:], generator.integers(0, 3, 40)),
+        "groups": np.zeros(30, int),
+        "gallery_groups": np.append(np.full(len(points) - 30, -1), np.where(more < 0, 0, -1)),
+    }
+    return points[query], labels[query], {"cameras": cameras[query], **rest}
+
+
+def slow_characteristic(query, labels, task, last):
+    """Market-1501's protocol (Zheng et al. 2015, "Scalable Person Re-identification"), one query at a time: of its
+    ranking, junk and images of its own person in its own camera are taken out; it counts at each rank from its first
+    right image on."""
+    counts, queries = [0] * last, 0
+    for i in range(len(query)):
+        order = sorted(
+            range(len(task["gallery_labels"])),
+            key=lambda j: float(((query[i] - task["gallery_embeddings"][j]) ** 2).sum()),
+        )
+        good = []
+        for j in order:
+            label, camera = task["gallery_labels"][j], task["gallery_cameras"][j]
+            if label == -1 or (label == labels[i] and camera == task["cameras"][i]):
+                continue
+            good.append(label == labels[i])
+        if not any(good):
+            continue
+        queries += 1
+        for rank in range(last):
+            counts[rank] += any(good[: rank + 1])
+    return [count / queries for count in counts]
+
+
+@pytest.mark.parametrize("last", [1, 5, 50, 500])
+def test_the_cumulative_match_characteristic_is_that_of_market_1501(last):
+    query, labels, task = market_task()
+    found = retrieval_metrics(query, labels, **task, recall_at=(1, 3), cmc=last)
+    assert found["cmc"] == slow_characteristic(query, labels, task, last)
+    assert len(found["cmc"]) == last and found["cmc"][0] == found["recall_at_1"] < 1
+    json.dumps(found)
+
+
+def test_torchreid_agrees_on_the_characteristic_and_map(torchreid):
+    query, labels, task = market_task(seed=1)
+    kept = task["gallery_labels"] >= 0  # torchreid takes junk out when it reads
+    points, others, cameras = (task[f"gallery_{name}"][kept] for name in ("embeddings", "labels", "cameras"))
+    distances = np.square(query[:, None] - points).sum(axis=2)
+    rank = torchreid("reid/metrics/rank.py")
+    curve, mean = rank.evaluate_rank(distances, labels, others, task["cameras"], cameras, max_rank=20, use_cython=False)
+    found = retrieval_metrics(query, labels, **task, cmc=20, map=True)
+    assert found["cmc"] == pytest.approx(curve.tolist(), abs=1e-6)
+    assert found["map"] == pytest.approx(mean, abs=1e-6)
+    assert 0.1 < found["cmc"][0] < found["cmc"][-1]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60))
+@settings(max_examples=25, deadline=None)
+def test_the_characteristic_never_falls_and_is_recall_at_each_rank(seed, last):
+    query, labels, task = market_task(seed, num_classes=8, per_class=5)
+    ranks = tuple(range(1, last + 1))
+    found = retrieval_metrics(query, labels, **task, recall_at=ranks, cmc=last)
+    assert found["cmc"] == [found[f"recall_at_{k}"] for k in ranks] == sorted(found["cmc"])
+    assert retrieval_metrics(query, labels, **task, recall_at=(1,), cmc=last)["cmc"] == found["cmc"]
+
+
+def test_given_distances_score_as_the_vectors_they_are_of():
+    query, labels, task = market_task()
+    expected = retrieval_metrics(query, labels, **task, map=True, cmc=9)
+    distances = np.square(query[:, None] - task.pop("gallery_embeddings")).sum(axis=2)
+    for memory_mb in (1024, 0.01):
+        found = retrieval_metrics(distances, labels, **task, metric="precomputed", map=True, cmc=9, memory_mb=memory_mb)
+        assert found == expected
+    points, labels = clustered()
+    distances = np.square(points[:, None] - points).sum(axis=2)
+    assert retrieval_metrics(distances, labels, metric="precomputed") == retrieval_metrics(points, labels)
+
+
 def test_labels_of_any_kind_score_alike():
     points, labels = clustered()
     expected = retrieval_metrics(points, labels)
@@ -322,6 +407,10 @@ def test_invariants(seed, spread):
         ({"embeddings": np.ones((0, 2)), "labels": []}, "there are no vectors"),
         ({"gallery_embeddings": np.ones((2, 2))}, "gallery_labels is needed where labels is given"),
         ({"gallery_embeddings": np.ones((2, 2)), "gallery_labels": [1]}, "gallery_labels has 1 entries for 2"),
+        ({"cmc": 0}, "cmc, the last rank, must be at least 1, not 0"),
+        ({"metric": "precomputed"}, r"distances of shape \(3, 2\): give \(Q, G\) with gallery_labels"),
+        ({"metric": "precomputed", "gallery_labels": [1] * 3}, "gallery_labels has 3 entries for 2 gallery items"),
+        ({"metric": "precomputed", "gallery_labels": [1, 1], "gallery_embeddings": np.ones((2, 2))}, r"\(Q, G\)"),
         ({"gallery_embeddings": np.ones((2, 3)), "gallery_labels": [1, 1]}, "2 dimensions, gallery items 3"),
         ({"gallery_embeddings": np.ones((1, 2)), "gallery_labels": ["1"]}, "never match"),
         ({"gallery_labels": [1, 1, 0]}, "the gallery is the queries themselves"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.errors import ConfigError, DivconError
@@ -15,6 +16,10 @@ from divcon.files import check_writable, written_whole
 
 if TYPE_CHECKING:
     from divcon.data.image_set import Benchmark
+    from divcon.evaluate import ReRanking
+
+Rank = Annotated[int, Parameter(validator=Number(gte=1))]
+Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
 def tested_on(run: Path, data: str | None = None, root: Path | None = None) -> Benchmark:
@@ -44,6 +49,11 @@ def evaluate(
     clustering: bool = True,
     parts: Annotated[bool, Parameter(negative=())] = False,
     mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
+    cmc: Rank | None = None,
+    rerank: Annotated[bool, Parameter(negative=())] = False,
+    rerank_k1: Rank | None = None,
+    rerank_k2: Rank | None = None,
+    rerank_weight: Share | None = None,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
@@ -71,6 +81,17 @@ def evaluate(
         run's validation classes, or else its train classes.
     mean_average_precision
         Also mean average precision over the full ranking, plain (map) and by trapezoids (map_trapezoidal).
+    cmc
+        Also the cumulative match characteristic up to this rank: Recall@1, Recall@2 ...
+    rerank
+        Also the scores after re-ranking by k-reciprocal encoding (Zhong et al., CVPR 2017), with both mean average
+        precisions, beside those without.
+    rerank_k1
+        With --rerank: how many nearest neighbours are looked at for being mutual; 20 unless given.
+    rerank_k2
+        With --rerank: the mean over so many nearest images is an image's encoding; 6 unless given.
+    rerank_weight
+        With --rerank: lambda, from 0 to 1, the weight of the original distance; 0.3 unless given.
     """
     import numpy as np
 
@@ -81,6 +102,7 @@ def evaluate(
     from divcon.run_source import own_benchmark
     from divcon.train.device import resolve_device
 
+    reranking = _reranking(rerank, {"k1": rerank_k1, "k2": rerank_k2, "weight": rerank_weight})
     if json_file is not None:
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
@@ -102,6 +124,8 @@ def evaluate(
         parts=parts,
         order_by=order_by,
         map=mean_average_precision,
+        cmc=cmc,
+        rerank=reranking,
         per_query=json_file is not None,
         batch_size=batch_size,
         workers=workers,
@@ -110,6 +134,15 @@ def evaluate(
     if json_file is not None:
         with written_whole(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _reranking(asked: bool, options: dict[str, float | None]) -> ReRanking | None:
+    from divcon.evaluate import ReRanking
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and not asked:
+        raise ConfigError(f"--rerank-{next(iter(given))} says how to re-rank, and nothing is: give --rerank too")
+    return ReRanking(**given) if asked else None  # pyright: ignore[reportArgumentType]
 
 
 @app.command

@@ -7,7 +7,7 @@ size of the blocks, and equal distances are told apart by index alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,6 +148,29 @@ def nearest(
     )
     distances = [block.distances for block in blocks if block.distances is not None]
     return np.concatenate([block.indices for block in blocks]), np.concatenate(distances)
+
+
+def ranked_blocks(
+    distances: Callable[[np.ndarray], np.ndarray],
+    queries: np.ndarray,
+    k: int,
+    *,
+    exclude: Exclusion,
+    at_once: int,
+) -> Iterator[Block]:
+    """As `neighbour_blocks`, where the distances are given, not the vectors.
+
+    Args:
+        distances: of the queries at these positions, to all of the gallery: (q, G).
+        queries: (Q,) positions of the queries that are asked.
+        k: how many.
+        exclude: what they may not retrieve.
+        at_once: of how many queries distances are asked for at a time.
+    """
+    for start in range(0, len(queries), at_once):
+        rows = np.arange(start, min(start + at_once, len(queries)))
+        ranked = np.argsort(distances(queries[rows]), axis=1, kind="stable")
+        yield Block(start, _first(ranked, ~exclude.mask(rows, ranked), k), None)
 
 
 def _blocks(space: Space, k: int, exclude: Exclusion, distances: bool) -> Iterator[Block]:

@@ -12,6 +12,7 @@ from divcon.errors import DataError
 from divcon.evaluate.clustering import clustering_metrics
 from divcon.evaluate.intervals import bootstrap_interval
 from divcon.evaluate.random_gallery import random_gallery_metrics
+from divcon.evaluate.reranking import ReRanking
 from divcon.evaluate.retrieval import retrieval_metrics
 from divcon.evaluate.subspaces import (
     COMPARED,
@@ -33,6 +34,8 @@ def evaluate(
     order_by: Benchmark | None = None,
     per_query: bool = False,
     map: bool = False,
+    cmc: int | None = None,
+    rerank: ReRanking | None = None,
     recall_at: Sequence[int] | None = None,
     batch_size: int = 128,
     workers: int = 0,
@@ -55,6 +58,9 @@ def evaluate(
             those of ``data``, where it is a benchmark.
         per_query: also ``per_query``: for each query its path, label, and scores.
         map: also mean average precision over the full ranking, ``map`` and ``map_trapezoidal``.
+        cmc: also the cumulative match characteristic, ``cmc``: a list of Recall@1, Recall@2 ... up to this rank.
+        rerank: also the scores after re-ranking by k-reciprocal encoding, ``reranked``, and ``map`` and
+            ``map_trapezoidal`` with it and without. Random galleries and ``parts`` are not re-ranked.
         recall_at: the k of Recall@k, beside 1; None: the benchmark's.
 
     Returns:
@@ -67,6 +73,7 @@ def evaluate(
         DataError: there are no queries, or none has a match.
         ImageError: an image does not decode; the message names it.
         NonFiniteError: an embedding is NaN or infinite.
+        ConfigError: there are too many images to re-rank at these k1 and k2.
     """
     if isinstance(data, ImageSet):
         data = Benchmark(data.source, data.subset(np.empty(0, np.int64)), data, data)
@@ -111,7 +118,7 @@ def evaluate(
         )
 
     embeddings = sides(model.embed)
-    result = scores(embeddings, per_query=True, map=map)
+    result = scores(embeddings, per_query=True, map=map, cmc=cmc, rerank=rerank)
     each = result.pop("per_query")
     low, high = bootstrap_interval(each["recall_at_1"], query.labels)
     result["recall_at_1_interval"] = [low, high]
@@ -121,6 +128,7 @@ def evaluate(
             _label_names(query),
             draws=data.random_galleries,
             recall_at=asked,
+            cmc=cmc,
             device=model.device,
         )
     if clustering:

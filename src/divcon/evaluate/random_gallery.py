@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from divcon.errors import DataError
 from divcon.evaluate.exclusion import column
 from divcon.evaluate.neighbours import as_vectors
+from divcon.evaluate.retrieval import match_characteristic
 
 _COMPARED_AT_ONCE = 2**24
 
@@ -22,6 +23,7 @@ def random_gallery_metrics(
     *,
     draws: int = 10,
     recall_at: Sequence[int] = (1, 5),
+    cmc: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
@@ -34,21 +36,24 @@ def random_gallery_metrics(
         labels: (N,) ints or strings.
         draws: how many galleries are drawn.
         recall_at: the k.
+        cmc: the last rank of the cumulative match characteristic; None: leave it out.
         seed: draw number i is the same for the same seed and labels.
         device: where distances are computed.
 
     Returns:
         ``recall_at_k`` for each k and ``map``, the mean over draws of the mean over queries, each with its sample
-        standard deviation over the draws, ``recall_at_k_std`` (0 for one draw); ``draws``, ``num_queries``,
-        ``num_gallery``.
+        standard deviation over the draws, ``recall_at_k_std`` (0 for one draw); ``cmc``, where asked for, a list of
+        the mean Recall@1, Recall@2 ... Recall@``cmc``; ``draws``, ``num_queries``, ``num_gallery``.
 
     Raises:
-        ValueError: lengths that differ, ``draws`` or a k below 1.
+        ValueError: lengths that differ, ``draws``, ``cmc`` or a k below 1.
         NonFiniteError: an embedding holds NaN or infinite values.
         DataError: no class has two images.
     """
     if draws < 1 or any(k < 1 for k in recall_at):
         raise ValueError(f"draws and recall_at must be at least 1, not {draws} and {tuple(recall_at)}")
+    if cmc is not None and cmc < 1:
+        raise ValueError(f"cmc, the last rank, must be at least 1, not {cmc}")
     vectors, names = as_vectors(embeddings, "embeddings"), column(labels, "labels")
     if len(vectors) != len(names):
         raise ValueError(f"labels has {len(names)} entries for {len(vectors)} embeddings")
@@ -57,6 +62,7 @@ def random_gallery_metrics(
     if len(code) == num_classes:
         raise DataError("no class has two images, one for the gallery and one to ask with")
     found: dict[str, list[float]] = {}
+    curves = []
     for draw in range(draws):
         gallery = drawn_gallery(code, seed, draw)
         query = np.setdiff1d(np.arange(len(code)), gallery)
@@ -64,10 +70,14 @@ def random_gallery_metrics(
         for k in recall_at:
             found.setdefault(f"recall_at_{k}", []).append(float((rank <= k).mean()))
         found.setdefault("map", []).append(float((1 / rank).mean()))
+        if cmc is not None:
+            curves.append(match_characteristic(rank, cmc))
     result: dict[str, Any] = {}
     for name, values in found.items():
         result[name] = float(np.mean(values))
         result[f"{name}_std"] = float(np.std(values, ddof=1)) if draws > 1 else 0.0
+    if curves:
+        result["cmc"] = np.mean(curves, axis=0).tolist()
     return result | {"draws": draws, "num_queries": len(code) - num_classes, "num_gallery": num_classes}
 
 

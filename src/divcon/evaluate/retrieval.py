@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from divcon.errors import DataError
-from divcon.evaluate.exclusion import Exclusion, column, joint_codes
-from divcon.evaluate.neighbours import as_vectors, neighbour_blocks
+from divcon.evaluate.neighbours import Block, as_vectors, neighbour_blocks, ranked_blocks
+from divcon.evaluate.reranking import Reranked, ReRanking
+from divcon.evaluate.task import Task
 
 
 def retrieval_metrics(
@@ -23,6 +24,8 @@ def retrieval_metrics(
     recall_at: Sequence[int] = (1, 2, 4, 8, 10),
     precision_at: Sequence[int] = (1,),
     map: bool = False,
+    cmc: int | None = None,
+    rerank: ReRanking | None = None,
     ids: object = None,
     gallery_ids: object = None,
     cameras: object = None,
@@ -51,6 +54,11 @@ def retrieval_metrics(
     - ``map_trapezoidal``, with it: the area under each query's curve of precision over recall by trapezoids, as the
       evaluation code of Oxford buildings and of Market-1501 has it, half a point to a point higher or so: each hit
       counts the mean of the precision just before it (1 where it is the first item) and at it.
+    - ``cmc``, where asked for: the cumulative match characteristic, a list of Recall@1, Recall@2 ... Recall@``cmc``.
+      What papers on re-identification call CMC at rank k, or rank-k accuracy, is Recall@k under their protocol.
+    - ``reranked``, where asked for: a dict with the parameters of the re-ranking and all of the above of the ranking
+      that it makes (see `divcon.evaluate.reranked_distances`). What is excluded is excluded from that ranking too, yet
+      counts as a neighbour before, as no label is used.
     - ``num_queries``: N. ``num_queries_without_match``: how many of them were left out.
 
     Args:
@@ -60,27 +68,42 @@ def retrieval_metrics(
             the very object ``embeddings``, leave-one-out.
         recall_at, precision_at: the k.
         map: also both mean average precisions over the full ranking.
+        cmc: the last rank of the cumulative match characteristic; None: leave it out.
+        rerank: also the metrics after re-ranking with this; brings both mean average precisions along.
         ids, gallery_ids: (N,) and (G,) ints or strings; items of a query's id are the query itself.
         cameras, gallery_cameras: (N,) and (G,) ints or strings.
         groups, gallery_groups: (N,) and (G,) ints; a negative group is none.
-        metric: "euclidean" (nothing is normalised), "cosine" or "inner".
+        metric: "euclidean" (nothing is normalised), "cosine" or "inner". Or "precomputed": ``embeddings`` are
+            distances, (Q, G) with ``gallery_labels``, or (N, N) without them for leave-one-out.
         per_query: adds ``per_query``: the metrics of each query as (N,) float64 in the order given, NaN for
             those left out, and ``num_matches``, R, (N,) int64.
         device: where torch searches; faiss does on the CPU.
         memory_mb: bounds what the search needs beyond its input.
 
     Raises:
-        ValueError: shapes or lengths that do not fit, empty input, a k below 1, one side without the other.
+        ValueError: shapes or lengths that do not fit, empty input, a k below 1, one side without the other, ``rerank``
+            with another metric than euclidean or cosine.
         NonFiniteError: an embedding holds NaN or infinite values; the message names the rows.
         DataError: no query has a match.
+        ConfigError: ``memory_mb`` is too little for ``rerank``.
     """
-    if any(k < 1 for k in (*recall_at, *precision_at)):
-        raise ValueError(f"recall_at and precision_at must be at least 1: {tuple(recall_at)}, {tuple(precision_at)}")
-    task = _Task.of(
-        as_vectors(embeddings, "embeddings"),
-        None
-        if gallery_embeddings is None or gallery_embeddings is embeddings
-        else as_vectors(gallery_embeddings, "gallery_embeddings"),
+    cut = _Cut(recall_at, precision_at, map or rerank is not None, cmc)
+    query = as_vectors(embeddings, "embeddings")
+    if metric == "precomputed":
+        apart = gallery_labels is not None
+        gallery, num_gallery = query, query.shape[1]
+        if gallery_embeddings is not None or (not apart and len(query) != num_gallery):
+            raise ValueError(
+                f"precomputed distances of shape {query.shape}: give (Q, G) with gallery_labels and no "
+                "gallery_embeddings, or (N, N) for leave-one-out"
+            )
+    else:
+        apart = gallery_embeddings is not None and gallery_embeddings is not embeddings
+        gallery = as_vectors(gallery_embeddings, "gallery_embeddings") if apart else query
+        num_gallery = len(gallery)
+    task = Task.of(
+        len(query),
+        num_gallery if apart else None,
         {
             "labels": (labels, gallery_labels),
             "ids": (ids, gallery_ids),
@@ -89,85 +112,109 @@ def retrieval_metrics(
         },
     )
     matches = task.exclude.admissible(task.query_labels, task.gallery_labels)
-    asked = np.flatnonzero(matches)
-    if not len(asked):
+    if not matches.any():
         raise DataError(f"none of the {len(matches)} queries has a match: the gallery has no other item of its class")
-    scores: dict[str, np.ndarray] = {}
-    for queries, k in _by_depth(matches, asked, max((*recall_at, *precision_at, 1)), len(task.gallery), map):
-        blocks = neighbour_blocks(
-            task.query[queries],
-            task.gallery,
-            k,
-            metric=metric,
-            exclude=task.exclude.take(queries),
-            device=device,
-            memory_mb=memory_mb,
-            distances=False,
-        )
-        for block in blocks:
-            rows = queries[block.start : block.start + len(block.indices)]
-            hits = task.gallery_labels[block.indices] == task.query_labels[rows, None]
-            hits &= block.indices >= 0
-            for name, values in _scores(hits, matches[rows], recall_at, precision_at, map).items():
-                scores.setdefault(name, np.full(len(matches), np.nan))[rows] = values
-    result: dict[str, Any] = {name: float(values[asked].mean()) for name, values in scores.items()}
+    search = {"metric": metric, "memory_mb": memory_mb, "device": device}
+    again = None if rerank is None else _reranked(task, query, gallery, rerank, **search)
+
+    def ranking(queries: np.ndarray, k: int) -> Iterator[Block]:
+        exclude = task.exclude.take(queries)
+        if metric == "precomputed":
+            at_once = max(1, int(memory_mb * 2**20) // (128 * num_gallery))
+            return ranked_blocks(lambda rows: query[rows], queries, k, exclude=exclude, at_once=at_once)
+        return neighbour_blocks(query[queries], gallery, k, exclude=exclude, distances=False, **search)
+
+    result, scores = _measured(task, matches, cut, ranking)
+    if again is not None and rerank is not None:
+        result["reranked"] = asdict(rerank) | _measured(task, matches, cut, again)[0]
     result["num_queries"] = len(matches)
-    result["num_queries_without_match"] = len(matches) - len(asked)
+    result["num_queries_without_match"] = int((matches == 0).sum())
     if per_query:
         result["per_query"] = {**scores, "num_matches": matches}
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """Queries, gallery, their labels as codes, and what may not be retrieved."""
-
-    query: np.ndarray
-    gallery: np.ndarray
-    query_labels: np.ndarray
-    gallery_labels: np.ndarray
-    exclude: Exclusion
-
-    @classmethod
-    def of(cls, query: np.ndarray, gallery: np.ndarray | None, columns: dict[str, tuple[object, object]]) -> _Task:
-        """From vectors (no gallery: leave-one-out) and what is known of each query and gallery item."""
-        items = query if gallery is None else gallery
-        if columns["labels"][0] is None:
-            raise ValueError("labels are needed")
-        sides = {
-            name: _both_sides(name, *given, len(query), len(items), gallery is None)
-            for name, given in columns.items()
-            if any(side is not None for side in given)
-        }
-        labels = joint_codes(*sides["labels"], "labels")
-        exclude = Exclusion.itself(len(query)) if gallery is None else Exclusion(())
-        if "ids" in sides:
-            exclude |= Exclusion.equal(*joint_codes(*sides["ids"], "ids"))
-        if "cameras" in sides:
-            cameras = joint_codes(*sides["cameras"], "cameras")
-            width = 1 + max(cameras[0].max(), cameras[1].max())
-            exclude |= Exclusion.equal(labels[0] * width + cameras[0], labels[1] * width + cameras[1])
-        if "groups" in sides:
-            if any(side.dtype.kind != "i" for side in sides["groups"]):
-                raise ValueError("groups: whole numbers are needed, negative where an item has no group")
-            exclude |= Exclusion.equal(*sides["groups"])
-        return cls(query, items, *labels, exclude)
+Ranking = Callable[[np.ndarray, int], Iterator[Block]]
+"""The first k admissible items of the queries at the given positions."""
 
 
-def _both_sides(
-    name: str, query: object, gallery: object, num_queries: int, num_gallery: int, leave_one_out: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    if query is None or (gallery is None and not leave_one_out):
-        missing, given = (name, f"gallery_{name}") if query is None else (f"gallery_{name}", name)
-        raise ValueError(f"{missing} is needed where {given} is given")
-    own = column(query, name)
-    other = own if gallery is None else column(gallery, f"gallery_{name}")
-    for side, size, what in ((own, num_queries, name), (other, num_gallery, f"gallery_{name}")):
-        if len(side) != size:
-            raise ValueError(f"{what} has {len(side)} entries for {size} embeddings")
-    if leave_one_out and not np.array_equal(own, other):
-        raise ValueError(f"gallery_{name} differs from {name}, but the gallery is the queries themselves")
-    return own, other
+def _reranked(task: Task, query: np.ndarray, gallery: np.ndarray, rerank: ReRanking, **search: Any) -> Ranking:
+    # An item that is both query and gallery item is one item, and not its own neighbour twice.
+    other = task.in_gallery < 0
+    row = np.where(other, np.cumsum(other) - 1, other.sum() + task.in_gallery)
+    items = np.concatenate([query[other], gallery])
+    reranked = Reranked(items, other.sum() + np.arange(len(gallery)), rerank, **search)
+
+    def ranking(queries: np.ndarray, k: int) -> Iterator[Block]:
+        exclude = task.exclude.take(queries)
+        return ranked_blocks(reranked.distances, row[queries], k, exclude=exclude, at_once=reranked.queries_at_once)
+
+    return ranking
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Where rankings are looked at."""
+
+    recall_at: Sequence[int]
+    precision_at: Sequence[int]
+    full: bool
+    """Mean average precision over the full ranking, too."""
+    cmc: int | None
+
+    def __post_init__(self) -> None:
+        if any(k < 1 for k in (*self.recall_at, *self.precision_at)):
+            asked = f"{tuple(self.recall_at)}, {tuple(self.precision_at)}"
+            raise ValueError(f"recall_at and precision_at must be at least 1: {asked}")
+        if self.cmc is not None and self.cmc < 1:
+            raise ValueError(f"cmc, the last rank, must be at least 1, not {self.cmc}")
+
+    @property
+    def least(self) -> int:
+        """As many ranks at least are needed."""
+        return max((*self.recall_at, *self.precision_at, self.cmc or 1))
+
+
+def _measured(
+    task: Task, matches: np.ndarray, cut: _Cut, ranking: Ranking
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The means over all queries that have a match, and each query's scores.
+
+    Args:
+        matches: (Q,) int64, how many admissible items have the query's label.
+    """
+    asked = np.flatnonzero(matches)
+    scores: dict[str, np.ndarray] = {}
+    first_hit = np.zeros(len(matches), dtype=np.int64)
+    for queries, k in _by_depth(matches, asked, cut.least, len(task.gallery_labels), cut.full):
+        for block in ranking(queries, k):
+            rows = queries[block.start : block.start + len(block.indices)]
+            hits = task.gallery_labels[block.indices] == task.query_labels[rows, None]
+            hits &= block.indices >= 0
+            first_hit[rows] = _first_hit(hits)
+            for name, values in _scores(hits, matches[rows], cut).items():
+                scores.setdefault(name, np.full(len(matches), np.nan))[rows] = values
+    means: dict[str, Any] = {name: float(values[asked].mean()) for name, values in scores.items()}
+    if cut.cmc is not None:
+        means["cmc"] = match_characteristic(first_hit[asked], cut.cmc)
+    return means, scores
+
+
+def match_characteristic(first_hit: np.ndarray, last: int) -> list[float]:
+    """The cumulative match characteristic at ranks 1 ... ``last``: the share of queries whose first match is there or
+    before.
+
+    Args:
+        first_hit: (N,) ints, the rank of each query's first match, from 1 on.
+        last: the last rank.
+    """
+    counts = np.bincount(np.minimum(first_hit, last + 1), minlength=last + 2)[1 : last + 1]
+    return (np.cumsum(counts) / len(first_hit)).tolist()
+
+
+def _first_hit(hits: np.ndarray) -> np.ndarray:
+    """(q,) int64: the rank of each row's first hit in (q, k) bool hits, from 1 on; beyond all ranks without one."""
+    return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, np.iinfo(np.int64).max)
 
 
 def _by_depth(
@@ -181,9 +228,7 @@ def _by_depth(
         yield queries, min(num_gallery, int(depth[doubling == step].max()))
 
 
-def _scores(
-    hits: np.ndarray, matches: np.ndarray, recall_at: Sequence[int], precision_at: Sequence[int], full: bool
-) -> dict[str, np.ndarray]:
+def _scores(hits: np.ndarray, matches: np.ndarray, cut: _Cut) -> dict[str, np.ndarray]:
     """Each metric of q queries from (q, k) bool hits and their (q,) numbers of matches, all above zero."""
     row, place = np.nonzero(hits)
     found = np.bincount(row, minlength=len(hits))
@@ -196,11 +241,11 @@ def _scores(
         return np.bincount(row[where], weights=values[where], minlength=len(hits))
 
     one = np.ones(len(row))
-    scores = {f"recall_at_{k}": np.minimum(total(one, place < k), 1.0) for k in recall_at}
-    scores |= {f"precision_at_{k}": total(one, place < k) / k for k in precision_at}
+    scores = {f"recall_at_{k}": np.minimum(total(one, place < k), 1.0) for k in cut.recall_at}
+    scores |= {f"precision_at_{k}": total(one, place < k) / k for k in cut.precision_at}
     scores["r_precision"] = total(one, within) / matches
     scores["map_at_r"] = total(precision_here, within) / matches
-    if full:
+    if cut.full:
         everywhere = np.ones(len(row), dtype=bool)
         precision_before = np.where(place > 0, (nth - 1) / np.maximum(place, 1), 1.0)
         scores["map"] = total(precision_here, everywhere) / matches
