@@ -122,7 +122,14 @@ def run(
     model = EmbeddingModel.load(folder.model, device=model.device)
     if report:
         try:
-            write_report(folder, data, model, notes=[*data.notes, *told], workers=config.train.workers)
+            write_report(
+                folder,
+                data,
+                model,
+                notes=[*data.notes, *told],
+                workers=config.train.workers,
+                on_progress=display.stage("evaluate", config.train.epochs - 1),
+            )
         except Exception as error:  # the run is done, and nothing that goes wrong from here on may lose it
             display.warn(f"no report was written ({error!r}); the run is whole. Try: divcon report {folder.path}")
     display.end(folder.path, kept_epoch(lines))

@@ -12,6 +12,7 @@ import pytest
 
 import divcon as dc
 from divcon.data.image_set import Benchmark, ImageSet
+from divcon.report import sections, shown
 from divcon.report.charts import MOST_POINTS, Line, line_chart, thinned
 from divcon.report.contents import Contents
 from divcon.report.flow import flow_chart, flows
@@ -104,14 +105,26 @@ def test_many_learners_are_bounded(report_run: Path) -> None:
     contents = Contents.of(RunFolder(report_run))
     for learners in (2, 12, 40, 300):
         made = dc.Division(rng.integers(0, learners, 20_000), np.zeros((learners, 1), np.float32))
-        shown = sheet_indices(replace(contents, divisions=[(0, made)]))
-        assert 6 * min(learners, 40) <= sum(map(len, shown)) <= 240
-        assert all((made.learner[indices] == k).all() for k, indices in enumerate(shown))
+        drawn = sheet_indices(replace(contents, divisions=[(0, made)]))
+        assert 6 * min(learners, 40) <= sum(map(len, drawn)) <= 240
+        assert all((made.learner[indices] == k).all() for k, indices in enumerate(drawn))
         other = dc.Division(rng.integers(0, learners, 20_000), np.zeros((learners, 1), np.float32))
-        drawn, dropped = flow_chart([("one", made), ("two", other)])
-        assert drawn.count("ribbon") <= 64
-        assert dropped == np.count_nonzero(flows(made, other)) - drawn.count("ribbon")
-        assert len(drawn) < 200_000
+        chart, dropped = flow_chart([("one", made), ("two", other)])
+        assert chart.count("ribbon") <= 64
+        assert dropped == np.count_nonzero(flows(made, other)) - chart.count("ribbon")
+        assert len(chart) < 200_000
+
+
+def test_a_long_run_of_many_learners_stays_small(report_run: Path) -> None:
+    contents = Contents.of(RunFolder(report_run))
+    many = {"learner_loss": [0.12345678901234567] * 300, "sizes": [12345] * 300, "phase": "subspace"}
+    lines = [{**contents.lines[0], **many, "epoch": epoch, "redivided": True} for epoch in range(3000)]
+    model = dc.ModelConfig(num_learners=300, embedding_dim=300)
+    long = replace(contents, lines=lines, config=replace(contents.config, model=model))
+    text = shown.curves(long) + sections.epochs(long) + shown.division(long)
+    assert "and 276 more" in text
+    assert "200 of 3,000 epochs" in text
+    assert len(text) < 2_000_000
 
 
 def test_samples_are_drawn_by_the_seed() -> None:

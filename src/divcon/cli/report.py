@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.cli.use import tested_on
 from divcon.errors import ConfigError
+from divcon.files import check_writable
 
 
 @app.command
@@ -63,6 +64,8 @@ def report(
 
     if scores is not None and evaluate:
         raise ConfigError("--scores and --evaluate both say what the scores are; give one of them")
+    if out is not None:
+        check_writable(out)
     where = resolve_device(device)
     found = None if scores is None else read_scores(scores)
     given = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,16 @@ def number(value: float | int | None, shown: str | None = None) -> Html:
 def percent(value: float | None) -> Html:
     """A share of one, as a percentage with one digit."""
     return number(value, None if value is None else f"{100 * value:.1f}\u00a0%")
+
+
+MOST_NUMBERS = 24
+"""In one cell, of the learners."""
+
+
+def numbers(values: Sequence[float | int | None], shown: Callable[[float | int], str] = "{:,}".format) -> Child:
+    """Those of several learners, the first where they are many; of one that has none, a dash."""
+    first = [[number(value, None if value is None else shown(value)), " "] for value in values[:MOST_NUMBERS]]
+    return [first, f"and {len(values) - MOST_NUMBERS:,} more" if len(values) > MOST_NUMBERS else None]
 
 
 def short(value: float | None) -> str | None:

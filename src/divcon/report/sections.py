@@ -10,7 +10,7 @@ from divcon.config import RunConfig, flag
 from divcon.errors import DataError
 from divcon.report.charts import thinned
 from divcon.report.contents import Contents
-from divcon.report.html import Child, Html, element, fold, joined, number, percent, short, table
+from divcon.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 
 _MOST_NOTES = 40
 _SECONDS = ("dividing", "training", "evaluating")
@@ -188,7 +188,6 @@ def epochs(contents: Contents) -> Html:
     rows = []
     for line in shown:
         mark = " (kept)" if line is kept else ""
-        each = [[number(value, short(value)), " "] for value in line["learner_loss"] if value is not None]
         score = line.get("validation", {}).get("recall_at_1")
         took = [number(line.get(f"seconds_{name}"), f"{line.get(f'seconds_{name}') or 0:.1f}") for name in _SECONDS]
         rows.append(
@@ -196,7 +195,7 @@ def epochs(contents: Contents) -> Html:
                 [number(line["epoch"]), mark],
                 line["phase"],
                 number(line["loss"], short(line["loss"])),
-                each,
+                numbers(line["learner_loss"], lambda value: short(value) or ""),
                 number(line.get("full_loss"), short(line.get("full_loss"))),
                 percent(score),
                 percent(line["kept_pairs"]),
@@ -204,9 +203,9 @@ def epochs(contents: Contents) -> Html:
             )
         )
     head = ("epoch", "phase", "loss", "loss of each learner", "of the full embedding", "Recall@1", "kept pairs")
-    numbers = table("Numbers of each epoch", (*head, *(f"s {name}" for name in _SECONDS)), rows, class_="numbers")
+    cells = table("Numbers of each epoch", (*head, *(f"s {name}" for name in _SECONDS)), rows, class_="numbers")
     some = "" if len(shown) == len(contents.lines) else f"{len(shown)} of "
-    return fold(f"Numbers of {some}{len(contents.lines):,} epochs", numbers)
+    return fold(f"Numbers of {some}{len(contents.lines):,} epochs", cells)
 
 
 def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from divcon.data.image_set import ImageSet
 from divcon.report.charts import Line, learner_look, line_chart, thinned
 from divcon.report.contents import Contents
 from divcon.report.flow import flow_chart
-from divcon.report.html import Child, Html, element, fold, joined, number, percent, short, table
+from divcon.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.report.queries import Query
 from divcon.report.thumbnails import Thumbnails, image_words, sampled
 
@@ -51,12 +51,15 @@ def _loss_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]])
             full.append((epoch, whole))
     found = [
         Line(f"learner {k}", thinned(points), *learner_look(k), breaks=frozenset(grown))
-        for k, points in sorted(learners.items())
+        for k, points in sorted(learners.items())[:_MOST_LEARNERS]
     ]
     if full:
         found.append(Line("full embedding", thinned(full), _FULL, "5 2" if found else None))
     first, last = lines[0], lines[-1]
-    about = f"Mean loss {first['loss']:.3f} in epoch {first['epoch']}, {last['loss']:.3f} in epoch {last['epoch']}."
+    some = f" Of {len(learners):,} learners, the first {_MOST_LEARNERS}." if len(learners) > _MOST_LEARNERS else ""
+    about = (
+        f"Mean loss {first['loss']:.3f} in epoch {first['epoch']}, {last['loss']:.3f} in epoch {last['epoch']}.{some}"
+    )
     return line_chart("Loss", about, found, y_label="mean loss of the batches", marks=marks)
 
 
@@ -111,7 +114,7 @@ def division(contents: Contents) -> Html:
         (
             number(line["epoch"]),
             line["phase"],
-            [[number(size), " "] for size in line["sizes"]],
+            numbers(line["sizes"]),
             number(line["left_out"]),
             percent(line["kept_pairs"]),
             percent(line.get("changed")),

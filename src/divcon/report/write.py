@@ -85,7 +85,13 @@ def report(
 
 
 def write_report(
-    folder: RunFolder, data: Benchmark, model: EmbeddingModel, *, notes: Sequence[str] = (), workers: int = 0
+    folder: RunFolder,
+    data: Benchmark,
+    model: EmbeddingModel,
+    *,
+    notes: Sequence[str] = (),
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write ``report.html`` into the folder of a run that has just ended.
 
@@ -93,11 +99,12 @@ def write_report(
         data: what it was trained on, without what did not decode, its validation classes held out.
         model: the one that is kept.
         notes: what the run told, beside the warnings of its epochs.
+        on_progress: called while validation images are embedded.
 
     Raises:
         RunError, OutputError: as `report`.
     """
-    return _write(Contents.of(folder), data, model, folder.report, None, list(notes), 128, workers)
+    return _write(Contents.of(folder), data, model, folder.report, None, list(notes), 128, workers, on_progress)
 
 
 def _write(
@@ -109,12 +116,18 @@ def _write(
     notes: list[str],
     batch_size: int,
     workers: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
+    def embed(images: ImageSet) -> np.ndarray:
+        assert model is not None
+        return model.encode(images, batch_size=batch_size, workers=workers, on_progress=on_progress)
+
+    searched = None if data is None or model is None else data.validation
     pictures: list[tuple[str, str, Child]] = []
     if data is not None:
         for anchor, heading, make in (
             ("learners", "What each learner has", lambda: _sheets(contents, data.train, workers)),
-            ("queries", "Best and worst queries", lambda: _queries(data.validation, model, batch_size, workers)),
+            ("queries", "Best and worst queries", lambda: _queries(searched, embed, workers)),
         ):
             try:
                 found = make()
@@ -150,14 +163,13 @@ def _sheets(contents: Contents, images: ImageSet, workers: int) -> Child:
     return shown.sheets(contents, images, thumbnails, indices)
 
 
-def _queries(images: ImageSet | None, model: EmbeddingModel | None, batch_size: int, workers: int) -> Child:
-    if images is None or model is None:
+def _queries(images: ImageSet | None, embed: Callable[[ImageSet], np.ndarray], workers: int) -> Child:
+    if images is None:
         return None
     searched = images if len(images) <= MOST_SEARCHED else sample_of(images, MOST_SEARCHED)
     if not len(searched):
         raise DataError("none of the validation images drawn has another of its class")
-    embeddings = model.encode(searched, batch_size=batch_size, workers=workers)
-    best, worst = best_and_worst(searched, embeddings)
+    best, worst = best_and_worst(searched, embed(searched))
     needed = [index for query in [*best, *worst] for index in (query.index, *(near for near, _ in query.neighbours))]
     thumbnails = Thumbnails(searched, needed, workers=workers)
     what = "images" if thumbnails.has_pictures else "vectors"
