@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from divcon.compare import read_scores
 from divcon.errors import ConfigError, DataError, OutputError
 from divcon.export.card import TO_FILL_IN, model_card
 from divcon.export.program import Embedder, check_equal
-from divcon.files import written_whole
 from divcon.models import EmbeddingModel, keep_learner
 from divcon.run_folder import RunFolder
 
@@ -44,35 +41,23 @@ def write_folder(
     found = None if scores is None else _scores_of(scores, learner)
     kept = model if learner is None else keep_learner(model, learner)
     card = model_card(out.absolute().name, kept, about, folder, found)
-    beside = out.absolute().with_name(out.absolute().name + ".new")
+    target = out.absolute()
     try:
-        if beside.exists():
-            shutil.rmtree(beside)
-        kept.save(beside)
-        if about["preprocessing"] is not None:
-            with written_whole(beside / "preprocessor_config.json") as path:
-                path.write_text(json.dumps(_processor(about["preprocessing"]), indent=2) + "\n")
-        with written_whole(beside / "README.md") as path:
-            path.write_text(card, encoding="utf-8")
-        difference = check_equal(model, learner, _embed(EmbeddingModel.load(beside)), out)
-        if out.exists():
-            out.rmdir()
-        beside.replace(out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+            made = Path(beside, target.name)
+            kept.save(made)
+            if about["preprocessing"] is not None:
+                text = json.dumps(_processor(about["preprocessing"]), indent=2) + "\n"
+                (made / "preprocessor_config.json").write_text(text)
+            (made / "README.md").write_text(card, encoding="utf-8")
+            difference = check_equal(model, learner, Embedder(EmbeddingModel.load(made), None), out)
+            if target.exists():
+                target.rmdir()
+            made.replace(target)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return difference, card.count(TO_FILL_IN)
-
-
-def _embed(model: EmbeddingModel) -> Any:
-    embedder = Embedder(model, None)
-
-    @torch.no_grad()
-    def embed(seen: Tensor) -> Tensor:
-        return embedder(seen)
-
-    return embed
 
 
 def _processor(seen: dict[str, Any]) -> dict[str, Any]:

@@ -46,14 +46,15 @@ def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingM
 
 
 def keep_learner(model: EmbeddingModel, learner: int) -> EmbeddingModel:
-    """The model whose embedding is that of one learner's subspace alone: (B, d_k), and one learner.
+    """The model of one learner whose embedding is that of the learner's subspace alone, (B, d_k), as ``learner=k``
+    gives it.
 
     Raises:
         ConfigError: there is no such learner, or the method is one of your own.
     """
     if not 0 <= learner < model.num_learners:
         raise ConfigError(f"learner {learner}: the model has learners 0 to {model.num_learners - 1}")
-    if model.head.dimensions():
+    if isinstance(model.head, SliceHead):
         return keep_subspaces(model, [learner])
     if not isinstance(model.head, MaskHead):
         raise ConfigError(
