@@ -272,6 +272,13 @@ def test_another_models_embeddings_are_noticed_and_nothing_is_kept(
     assert [path.name for path in tmp_path.iterdir()] == (["other"] if format == "hf" else [])
 
 
+def test_weights_that_one_onnx_file_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divcon.export.onnx_file.LARGEST", 500)
+    with pytest.raises(ConfigError, match=r"its weights take .* GiB, .* --format torch"):
+        dc.export(model_of("none", 1, "single"), tmp_path / "a.onnx")  # 130 numbers of four bytes
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     model = model_of("none", 2, "slices")
     (tmp_path / "full").mkdir()
