@@ -139,6 +139,21 @@ def test_onnx_gives_the_models_embeddings(
         np.testing.assert_allclose(by_numbers, expected, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "backbone", ["resnet50", "convnext_atto", "swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256"]
+)
+def test_backbones_of_other_kinds(backbone: str, tmp_path: Path) -> None:
+    model = model_of(backbone, 2, "masks", image_size=64)
+    out = tmp_path / "model.onnx"
+    dc.export(model, out)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    seen = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    with torch.no_grad():
+        expected = model(model.normalize(torch.from_numpy(seen)))
+    np.testing.assert_allclose(session.run(None, {"images": seen})[0], expected, atol=1e-4)
+
+
 ALONE = """
 import json, sys
 class Forbidden:

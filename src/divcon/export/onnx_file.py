@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import re
@@ -67,7 +68,7 @@ def write_onnx(model: EmbeddingModel, out: Path, about: dict[str, Any], learner:
 
 
 def _converted(model: EmbeddingModel, learner: int | None, about: dict[str, Any]) -> bytes:
-    program = trace(model, learner)
+    program = trace(_in_plain_steps(model), learner)
     try:
         # It prints what it does.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -87,6 +88,16 @@ def _converted(model: EmbeddingModel, learner: int | None, about: dict[str, Any]
     assert made is not None
     made.model.metadata_props[KEY] = json.dumps(about)
     return made.model_proto.SerializeToString()
+
+
+def _in_plain_steps(model: EmbeddingModel) -> EmbeddingModel:
+    """The model with attention in steps, by timm's own switch: in ONNX it is in steps in any case, and PyTorch's one
+    operation for all of them is not taken apart in every backbone (in MaxViT not)."""
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+    return plain
 
 
 def _lacking(error: BaseException | None) -> str:
