@@ -131,7 +131,7 @@ def test_every_command_loss_and_miner_is_on_its_page(site: Path) -> None:
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     pages = "".join(page.read_text() for page in (site / "api").glob("*.html"))
-    rooms = {"compare", "divide", "evaluate", "prune", "report", "reproduce", "run", "train"}
+    rooms = {"compare", "divide", "evaluate", "export", "prune", "report", "reproduce", "run", "train"}
     for name in dc.__all__:
         target: Any = f"divcon.{name}.{name}" if name in rooms else f"divcon.{name}"
         if name == "DivconError":

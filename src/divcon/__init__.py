@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from divcon.errors import DivconError
     from divcon.evaluate.protocol import evaluate
     from divcon.evaluate.retrieval import retrieval_metrics
+    from divcon.export import export
     from divcon.models import EmbeddingModel
     from divcon.prune import prune
     from divcon.report import report
@@ -49,7 +50,7 @@ _HOME = {
     "retrieval_metrics": "divcon.evaluate.retrieval",
 }
 # Rooms that are called like the function they hold (see callable_module).
-_ROOMS = ("compare", "divide", "evaluate", "prune", "report", "reproduce", "run", "train")
+_ROOMS = ("compare", "divide", "evaluate", "export", "prune", "report", "reproduce", "run", "train")
 
 __all__ = [
     "Benchmark",
@@ -65,6 +66,7 @@ __all__ = [
     "compare",
     "divide",
     "evaluate",
+    "export",
     "prune",
     "read",
     "report",

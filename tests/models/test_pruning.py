@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import divcon as dc
 from divcon.errors import ConfigError
-from divcon.models import MaskHead, SubspaceHead, keep_components, keep_subspaces
+from divcon.models import MaskHead, SubspaceHead, keep_components, keep_learner, keep_subspaces
 
 DIM = 12
 FIXED = {"method": "masks", "head_options": {"kind": "fixed"}}
@@ -63,6 +63,19 @@ def test_kept_subspaces_are_the_parents_embedding_cut(
     again = dc.EmbeddingModel.load(tmp_path)
     assert again.head.dimensions() == small.head.dimensions()
     np.testing.assert_array_equal(again.encode(vectors), small.encode(vectors))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "slices"}, {"method": "masks"}, {"method": "masks", "head_options": {"full": "masked"}}, FIXED],
+)
+def test_a_kept_learner_embeds_as_it_did(vectors: np.ndarray, options: dict[str, Any]) -> None:
+    model = model_of(**options)
+    for learner in range(4):
+        small = keep_learner(model, learner)
+        expected = model.encode(vectors, learner=learner)
+        assert (small.num_learners, small.embedding_dim) == (1, expected.shape[1])
+        np.testing.assert_allclose(small.encode(vectors), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("grown", [1, 2])
@@ -161,6 +174,11 @@ def test_what_cannot_be_pruned_is_said(vectors: np.ndarray) -> None:
             keep_subspaces(model, [0])
     with pytest.raises(ConfigError, match="method of your own"):
         keep_components(own, own.features(vectors), 2)
+    with pytest.raises(ConfigError, match="method of your own"):
+        keep_learner(own, 0)
+    for learner in (4, -1):
+        with pytest.raises(ConfigError, match="learners 0 to 3"):
+            keep_learner(masks, learner)
     for learners in ([], [4], [-1]):
         with pytest.raises(ConfigError, match="0 to 3"):
             keep_subspaces(model_of(method="slices"), learners)

@@ -7,7 +7,20 @@ import sys
 
 from rich.text import Text
 
-from divcon.cli import ablate, check, compare, completion, data, features, prune, report, reproduce, train, use
+from divcon.cli import (
+    ablate,
+    check,
+    compare,
+    completion,
+    data,
+    export,
+    features,
+    prune,
+    report,
+    reproduce,
+    train,
+    use,
+)
 from divcon.cli.app import app, notes
 from divcon.cli.settings import gathered
 from divcon.errors import DivconError
@@ -18,6 +31,7 @@ __all__ = [
     "compare",
     "completion",
     "data",
+    "export",
     "features",
     "main",
     "prune",

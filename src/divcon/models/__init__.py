@@ -4,7 +4,7 @@ from divcon.models.backbone import create_backbone
 from divcon.models.embedding_model import EmbeddingModel
 from divcon.models.head import GrowingHead, MaskHead, SliceHead, SubspaceHead, create_head
 from divcon.models.pooling import GeM
-from divcon.models.pruning import keep_components, keep_subspaces
+from divcon.models.pruning import keep_components, keep_learner, keep_subspaces
 
 __all__ = [
     "EmbeddingModel",
@@ -16,5 +16,6 @@ __all__ = [
     "create_backbone",
     "create_head",
     "keep_components",
+    "keep_learner",
     "keep_subspaces",
 ]

@@ -45,6 +45,29 @@ def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingM
     return small
 
 
+def keep_learner(model: EmbeddingModel, learner: int) -> EmbeddingModel:
+    """The model of one learner whose embedding is that of the learner's subspace alone, (B, d_k), as ``learner=k``
+    gives it.
+
+    Raises:
+        ConfigError: there is no such learner, or the method is one of your own.
+    """
+    if not 0 <= learner < model.num_learners:
+        raise ConfigError(f"learner {learner}: the model has learners 0 to {model.num_learners - 1}")
+    if isinstance(model.head, SliceHead):
+        return keep_subspaces(model, [learner])
+    if not isinstance(model.head, MaskHead):
+        raise ConfigError(
+            f"method {model.made_with['method']}: divcon cannot cut a learner out of a method of your own, since it "
+            "does not know how its embedding comes of the linear layer"
+        )
+    small = _made_anew(model, num_learners=1, method="single", head_options={})
+    with torch.no_grad():
+        mask = model.head.masks[learner].relu()
+        _set_linear(small, model.head.linear.weight * mask[:, None], model.head.linear.bias * mask)
+    return small
+
+
 def keep_components(model: EmbeddingModel, features: np.ndarray, dims: int) -> EmbeddingModel:
     """The model of method ``single`` whose ``dims`` dimensions keep the embeddings' inner products best.
 
