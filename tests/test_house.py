@@ -25,6 +25,7 @@ def test_public_names_are_pinned() -> None:
         "EmbeddingModel",
         "evaluate",
         "ImageSet",
+        "Index",
         "ModelConfig",
         "prune",
         "read",

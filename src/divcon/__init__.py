@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from divcon.prune import prune
     from divcon.reproduce import reproduce
     from divcon.run import run
+    from divcon.search.index import Index
     from divcon.train.loop import train
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _HOME = {
     "DivconError": "divcon.errors",
     "EmbeddingModel": "divcon.models",
     "ImageSet": "divcon.data.image_set",
+    "Index": "divcon.search.index",
     "ModelConfig": "divcon.config",
     "RunConfig": "divcon.config",
     "TrainConfig": "divcon.config",
@@ -57,6 +59,7 @@ __all__ = [
     "Division",
     "EmbeddingModel",
     "ImageSet",
+    "Index",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
