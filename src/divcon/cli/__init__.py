@@ -7,12 +7,26 @@ import sys
 
 from rich.text import Text
 
-from divcon.cli import ablate, check, compare, completion, data, features, prune, reproduce, train, use
+from divcon.cli import ablate, check, compare, completion, data, features, index, prune, reproduce, search, train, use
 from divcon.cli.app import app, notes
 from divcon.cli.settings import gathered
 from divcon.errors import DivconError
 
-__all__ = ["ablate", "check", "compare", "completion", "data", "features", "main", "prune", "reproduce", "train", "use"]
+__all__ = [
+    "ablate",
+    "check",
+    "compare",
+    "completion",
+    "data",
+    "features",
+    "index",
+    "main",
+    "prune",
+    "reproduce",
+    "search",
+    "train",
+    "use",
+]
 
 
 def main(arguments: list[str] | None = None) -> None:

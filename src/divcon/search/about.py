@@ -119,7 +119,7 @@ class About:
 
     def check_model(self, model: EmbeddingModel, where: str) -> None:
         """Raise StoreError unless the model is the one whose embeddings the store holds."""
-        self.check_same(About(fingerprint(model), model.embedding_dim), where)
+        self.check_same(about_of(model), where)
 
 
 def fingerprint(model: EmbeddingModel) -> str:
@@ -130,6 +130,11 @@ def fingerprint(model: EmbeddingModel) -> str:
         digest.update(f"\n{name} {values.dtype} {tuple(values.shape)}\n".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def about_of(model: EmbeddingModel, folder: str | None = None, ann_from: int = ANN_FROM) -> About:
+    """Of a store that this model, which lies in that folder, makes."""
+    return About(fingerprint(model), model.embedding_dim, folder, model.vector_dim, ann_from=ann_from)
 
 
 def _stored_name(name: str, taken: list[str]) -> str:

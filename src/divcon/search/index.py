@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from divcon.data.image_set import ImageSet
-from divcon.errors import ConfigError, DataError, StoreError
+from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import as_set
-from divcon.search.about import ANN_FROM, About, fingerprint
+from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.check import CHECKED, Recall, measure
 from divcon.search.hits import Hit, hits_of
 from divcon.search.items import Items, chunks_of, items_of, key_of
+from divcon.search.model import StoreModel
 from divcon.search.neighbours import Neighbours
 from divcon.search.queries import embeddings_of, is_several, subspace_weights
 from divcon.search.store import Store, open_store
-from divcon.search.update import Changes, Embedded, Updating, bring_up_to_date
+from divcon.search.update import Changes, Embedded, Embedding, Updating, bring_up_to_date
 from divcon.search.where import Where, conditions_of
 
 MOST_K = 10_000
 """The largest k."""
 
+Model = EmbeddingModel | str | Path
+"""A model, or the folder of a run or model."""
 Data = ImageSet | np.ndarray | str | Path | Sequence[str | Path]
 """Images or vectors: a set, an (N, F0) array, a file, folder or table, or several of them."""
 
@@ -39,10 +42,11 @@ class Index:
     lets go of connections.
     """
 
-    def __init__(self, store: Store, about: About, model: EmbeddingModel | None = None) -> None:
+    def __init__(
+        self, store: Store, about: About, model: EmbeddingModel | None = None, *, device: str | torch.device = "cpu"
+    ) -> None:
         self.store = store
-        self._model = model
-        self._model_lock = threading.Lock()
+        self._model = StoreModel(store, model, device)
         self._neighbours = Neighbours(store, about.ann_from)
 
     @property
@@ -70,33 +74,33 @@ class Index:
     @classmethod
     def build(
         cls,
-        model: EmbeddingModel | str | Path,
+        model: Model,
         data: Data,
         uri: str | Path,
         *,
-        columns: pa.Table | Mapping[str, Sequence[Any]] | None = None,
-        ann_from: int = ANN_FROM,
+        ann_from: int | None = None,
         **options: Any,
     ) -> Index:
         """Index data; where there is a store of this model, bring it up to date.
 
         Args:
             model: a model, or the folder of a run or model: the store then knows where its model lies.
-            data, columns, options: as `update` takes them.
+            data, options: as `update` takes them.
             uri: a folder, or ``postgresql://USER@HOST/DATABASE``.
-            ann_from: rows from which the store's approximate index is made and used.
+            ann_from: rows from which the store's approximate index is made and used; None: as the store says, or else
+                100,000.
 
         Raises:
             StoreError: there is a store of another model, other files, or another process that writes.
             DataError, ImageError: as `update`.
         """
         index = cls.create(model, uri, ann_from=ann_from)
-        index.update(data, columns=columns, **options)
+        index.update(data, **options)
         return index
 
     @classmethod
     def create(
-        cls, model: EmbeddingModel | str | Path, uri: str | Path, *, ann_from: int | None = None, device: Any = "cpu"
+        cls, model: Model, uri: str | Path, *, ann_from: int | None = None, device: str | torch.device = "cpu"
     ) -> Index:
         """An index of this model, empty where there is none yet.
 
@@ -106,37 +110,36 @@ class Index:
         """
         folder = None if isinstance(model, EmbeddingModel) else str(Path(model).absolute())
         loaded = model if isinstance(model, EmbeddingModel) else EmbeddingModel.load(model, device=device)
-        about = About(
-            fingerprint(loaded), loaded.embedding_dim, folder, loaded.vector_dim, ann_from=ann_from or ANN_FROM
-        )
-        index = cls.for_about(about, uri, given=ann_from is not None)
-        index._model = loaded
-        return index
+        about = about_of(loaded, folder, ann_from or ANN_FROM)
+        return cls.for_about(about, uri, loaded, given=ann_from is not None)
 
     @classmethod
-    def for_about(cls, about: About, uri: str | Path, *, given: bool = False) -> Index:
+    def for_about(
+        cls, about: About, uri: str | Path, model: EmbeddingModel | None = None, *, given: bool = False
+    ) -> Index:
         """An index of the model that ``about`` tells of, empty where there is none yet.
 
         Args:
+            model: that model, if it is at hand.
             given: a store that is there takes ``ann_from`` and ``model`` from ``about``.
         """
         store = open_store(uri)
-        if store.exists():
-            there = store.about()
-            there.check_same(about, store.uri)
-            changed = dataclasses.replace(there, model=about.model or there.model)
-            if given:
-                changed = dataclasses.replace(changed, ann_from=about.ann_from)
-            if changed != there:
-                with store.writing():
-                    store.set_about(changed)
-            return cls(store, changed)
-        with store.writing():
-            store.create(about)
-        return cls(store, about)
+        if not store.exists():
+            with store.writing():
+                if not store.exists():
+                    store.create(about)
+        there = store.about()
+        there.check_same(about, store.uri)
+        changed = dataclasses.replace(there, model=about.model or there.model)
+        if given:
+            changed = dataclasses.replace(changed, ann_from=about.ann_from)
+        if changed != there:
+            with store.writing():
+                store.set_about(changed)
+        return cls(store, changed, model)
 
     @classmethod
-    def open(cls, uri: str | Path, model: EmbeddingModel | str | Path | None = None, *, device: Any = "cpu") -> Index:
+    def open(cls, uri: str | Path, model: Model | None = None, *, device: str | torch.device = "cpu") -> Index:
         """The index in a store.
 
         Args:
@@ -154,29 +157,12 @@ class Index:
             model = EmbeddingModel.load(model, device=device)
         if model is not None:
             about.check_model(model, store.uri)
-        index = cls(store, about, model)
-        index._device = device
-        return index
-
-    _device: Any = "cpu"
+        return cls(store, about, model, device=device)
 
     @property
     def model(self) -> EmbeddingModel:
-        """The model; loaded at first use, where it was not given.
-
-        Raises:
-            StoreError: the store does not say where it lies, or another one lies there now.
-            WeightsError: there is none there any more.
-        """
-        with self._model_lock:
-            if self._model is None:
-                about = self.about
-                if about.model is None:
-                    raise StoreError(f"{self.uri}: does not say where its model lies; give the model (or its folder)")
-                model = EmbeddingModel.load(about.model, device=self._device)
-                about.check_model(model, self.uri)
-                self._model = model
-            return self._model
+        """The model; loaded at first use, where it was not given. Raises as `open`."""
+        return self._model()
 
     def update(
         self,
@@ -194,8 +180,8 @@ class Index:
         where only label or columns changed, these are written. Interrupted, it goes on where it stopped.
 
         Args:
-            data: images or vectors; or, for data of any size, an iterator of
-                `divcon.search.items.Items`, some thousand at a time.
+            data: images or vectors; or, for data of any size, an iterator of `divcon.search.items.Items`, some
+                thousand at a time.
             columns: further columns, a row an image; left out, those of the table that the data comes from.
             delete_missing: remove from the store what is not in the data.
             on_bad_image: what to do with an image that does not decode.
@@ -216,17 +202,8 @@ class Index:
             chunks, total = chunks_of(items), len(items)
 
         def write(updating: Updating) -> None:
-            done = 0
-            for chunk in chunks:
-                updating.chunk(
-                    chunk,
-                    self.model,
-                    batch_size=batch_size,
-                    workers=workers,
-                    on_bad_image=on_bad_image,
-                    warn=warn,
-                )
-                done += len(chunk)
+            how = Embedding(self.model, batch_size, workers, on_bad_image == "skip", warn)
+            for done in updating.embed(chunks, how):
                 on_progress(done, total)
 
         return bring_up_to_date(self.store, self._neighbours, write, delete_missing=delete_missing)
@@ -235,10 +212,7 @@ class Index:
         """Bring the store up to date with items that were embedded elsewhere (see `divcon.search.parts`)."""
 
         def write(updating: Updating) -> None:
-            done = 0
-            for part in parts:
-                updating.loaded(part)
-                done += len(part.rows)
+            for done in updating.load(parts):
                 on_progress(done)
 
         return bring_up_to_date(self.store, self._neighbours, write)
@@ -285,20 +259,13 @@ class Index:
         if not queries:
             return []
         weights = None if learner is None else subspace_weights(self.model, learner)
-        vectors = embeddings_of(
-            queries,
-            self.store,
-            about,
-            lambda: self.model,
-            embedded=embedded,
-            batch_size=batch_size,
-            workers=workers,
-        )
-        by_index = about.effort is not None and not conditions and weights is None and not exact
-        if by_index and about.effort is not None and k <= self.store.efforts()[-1] and len(self) >= about.ann_from:
-            found = self._neighbours.approximate(vectors, int(k), about.effort)
-        else:
+        how = {"embedded": embedded, "batch_size": batch_size, "workers": workers}
+        vectors = embeddings_of(queries, self.store, about, self._model, **how)
+        every = exact or bool(conditions) or weights is not None or k > self.store.most_found
+        if every or about.effort is None or len(self) < about.ann_from:
             found = self._neighbours.exact(vectors, int(k), conditions, weights)
+        else:
+            found = self._neighbours.approximate(vectors, int(k), about.effort)
         hits = hits_of(self.store, about, found)
         return hits if several else hits[0]
 

@@ -28,6 +28,8 @@ _AT_A_TIME = 2048
 class LanceStore(Store):
     """LanceDB in a folder. Its approximate index is IVF_FLAT; the effort is the number of partitions looked at."""
 
+    most_found = 10_000
+
     def __init__(self, folder: Path) -> None:
         try:
             import lancedb
@@ -44,11 +46,11 @@ class LanceStore(Store):
         return self._about_file.is_file()
 
     def create(self, about: About) -> None:
-        if self.folder.is_file() or (self.folder.is_dir() and not self._is_ours()):
-            raise StoreError(f"{self.uri}: there are other files; give a --store that is empty or not there yet")
-
         def make() -> None:
-            self._connect().create_table(_TABLE, schema=schema(about), mode="overwrite")
+            database = self._connect()
+            if (self.folder / f"{_TABLE}.lance").exists():
+                database.drop_table(_TABLE)
+            database.create_table(_TABLE, schema=schema(about))
 
         self._told(make)
         self._write_about(about)
@@ -79,6 +81,8 @@ class LanceStore(Store):
     def writing(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
+        if not self.exists() and (self.folder.is_file() or (self.folder.is_dir() and not self._is_ours())):
+            raise StoreError(f"{self.uri}: there are other files; give a --store that is empty or not there yet")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / "divcon.lock", timeout=0)

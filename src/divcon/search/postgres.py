@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import queue
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from divcon.errors import ConfigError, StoreError
 from divcon.search.about import About
+from divcon.search.connections import Connections
 from divcon.search.store import BLOCK, FIXED_COLUMNS, Known, Store, as_array, schema
 from divcon.search.where import Condition
 
@@ -28,19 +28,11 @@ _BUILD_MEMORY_MB = 512
 
 
 class PostgresStore(Store):
-    """PostgreSQL with pgvector. Its approximate index is HNSW; the effort is ``hnsw.ef_search``.
+    """PostgreSQL with pgvector. Its approximate index is HNSW; the effort is ``hnsw.ef_search``."""
 
-    Connections are kept and shared out, one a thread at a time.
-    """
+    most_found = MOST_EFFORT
 
     def __init__(self, uri: str) -> None:
-        try:
-            import pgvector.psycopg as pgvector
-            import psycopg
-        except ImportError:
-            raise ConfigError('PostgreSQL needs two packages: pip install "divcon[postgres]"') from None
-        self._psycopg: Any = psycopg
-        self._pgvector: Any = pgvector
         parts = urlsplit(uri)
         options = dict(parse_qsl(parts.query))
         self.table = options.pop("table", "divcon")
@@ -48,11 +40,12 @@ class PostgresStore(Store):
             raise ConfigError(
                 f"table={self.table}: a table's name is up to 40 small letters, digits and _, and begins with no digit"
             )
-        self._address = urlunsplit(parts._replace(query=urlencode(options, safe="/")))
         # A message, or a page, must not tell the password.
         shown = parts._replace(netloc=re.sub(r":[^@]*@", "@", parts.netloc), query=urlencode({"table": self.table}))
         self.uri = urlunsplit(shown)
-        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
+        address = urlunsplit(parts._replace(query=urlencode(options, safe="/")))
+        self._connections = Connections(address, self.uri)
+        self._psycopg = self._connections.psycopg
 
     def exists(self) -> bool:
         with self._cursor() as cursor:
@@ -95,7 +88,7 @@ class PostgresStore(Store):
     @contextmanager
     def writing(self) -> Iterator[None]:
         # The lock is the session's: a writer that dies lets go of it.
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             took = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"divcon {self.table}"]).fetchone()
             connection.commit()
             if not took[0]:
@@ -166,7 +159,7 @@ class PostgresStore(Store):
     def scan(self, conditions: Sequence[Condition] = ()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         filters, values = self._filters(conditions)
         # A cursor of the server's: rows come as they are wanted, not all at once.
-        with self._connection() as connection, self._told():
+        with self._connections.one() as connection, self._connections.told():
             with connection.cursor(name="scan", binary=True) as cursor:
                 text = self._sql("SELECT id, vector_send(embedding) FROM {rows}") + filters + _sql(" ORDER BY id")
                 cursor.execute(text, values)
@@ -206,8 +199,7 @@ class PostgresStore(Store):
         return np.array([row[0] for row in found], np.int64)
 
     def close(self) -> None:
-        while not self._idle.empty():
-            self._idle.get().close()
+        self._connections.close()
 
     def _arrays(self, found: list[tuple[int, bytes]]) -> tuple[np.ndarray, np.ndarray]:
         """pgvector sends two numbers of two bytes, then the vector, the highest byte first."""
@@ -249,47 +241,8 @@ class PostgresStore(Store):
     @contextmanager
     def _cursor(self, binary: bool = False) -> Iterator[Any]:
         """A transaction of its own."""
-        with self._connection() as connection, self._told(), connection.transaction():
+        with self._connections.one() as connection, self._connections.told(), connection.transaction():
             yield connection.cursor(binary=binary)
-
-    @contextmanager
-    def _connection(self) -> Iterator[Any]:
-        connection = None
-        with suppress(queue.Empty):
-            connection = self._idle.get_nowait()
-        with self._told():
-            if connection is None or connection.closed or not self._alive(connection):
-                connection = self._psycopg.connect(self._address, connect_timeout=10)
-            if connection.adapters.types.get("vector") is None:
-                with suppress(self._psycopg.ProgrammingError):  # the extension may not be there yet
-                    self._pgvector.register_vector(connection)
-            connection.rollback()
-        try:
-            yield connection
-        finally:
-            if not connection.closed:
-                connection.rollback()
-                self._idle.put(connection)
-
-    def _alive(self, connection: Any) -> bool:
-        """Whether a connection that lay idle still leads somewhere: the server may have started anew."""
-        try:
-            connection.execute("SELECT 1")
-            return True
-        except self._psycopg.Error:
-            connection.close()
-            return False
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What PostgreSQL says is wrong becomes a StoreError."""
-        try:
-            yield
-        except self._psycopg.Error as error:
-            what = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            if isinstance(error, self._psycopg.errors.UndefinedTable):
-                what = "there is no store; make one with divcon index RUN IMAGES --store"
-            raise StoreError(f"{self.uri}: {what}") from None
 
 
 class _Raw(str):

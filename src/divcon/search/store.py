@@ -40,6 +40,9 @@ class Store(ABC):
     """
 
     uri: str
+    """Its address, without a password."""
+    most_found: int
+    """The largest k of a search of its approximate index."""
 
     @abstractmethod
     def exists(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +19,19 @@ from divcon.search.neighbours import Neighbours
 from divcon.search.store import FIXED_COLUMNS, Known, Store, schema
 
 Warn = Callable[[str], None]
-OnProgress = Callable[[int], None]
-"""Told after each batch how many items are done."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How items are embedded."""
+
+    model: EmbeddingModel
+    batch_size: int = 128
+    workers: int = 0
+    skip: bool = False
+    """Leave out images that do not decode; else they are an error."""
+    warn: Warn = lambda message: None
+    """Told of what is left out."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +89,37 @@ class Updating:
         self._before = self._next
         self._seen = np.zeros(self._next, bool)
 
-    def known(self, keys: list[str]) -> dict[str, Known]:
+    def _known(self, keys: list[str]) -> dict[str, Known]:
         """What the store has of these; it counts as seen."""
         known = self.store.known(keys)
         old = np.fromiter((found.id for found in known.values()), np.int64, len(known))
         self._seen[old[old < self._before]] = True
         return known
 
-    def chunk(
-        self, items: Items, model: EmbeddingModel, *, batch_size: int, workers: int, on_bad_image: str, warn: Warn
-    ) -> None:
-        """Embed and write what the store has not, or not as it is now.
+    def embed(self, chunks: Iterable[Items], how: Embedding) -> Iterator[int]:
+        """Embed and write what the store has not, or not as it is now; after each chunk, how many items are done.
 
         Raises:
-            ImageError: an image does not decode, and is not to be skipped; what came before is written.
+            ImageError: an image does not decode, and is not to be skipped; the chunks before are written.
         """
-        known = self.known(items.keys())
-        contents = contents_of(items, on_bad_image, warn)
+        done = 0
+        for items in chunks:
+            self._embed(items, how)
+            done += len(items)
+            yield done
+
+    def load(self, parts: Iterable[Embedded]) -> Iterator[int]:
+        """Write what the store has not, or not as it is now, of items that were embedded elsewhere; after each part,
+        how many items are done."""
+        done = 0
+        for part in parts:
+            self._load(part)
+            done += len(part.rows)
+            yield done
+
+    def _embed(self, items: Items, how: Embedding) -> None:
+        known = self._known(items.keys())
+        contents = contents_of(items, how)
         keys, details = items.keys(), items.details()
         new = [i for i, c in enumerate(contents) if c and (keys[i] not in known or known[keys[i]].content != c)]
         other = [
@@ -102,25 +127,22 @@ class Updating:
             for i, c in enumerate(contents)
             if c and keys[i] in known and known[keys[i]].content == c and known[keys[i]].details != details[i]
         ]
-        made, kept_contents, embeddings = embed(
-            items, contents, np.array(new, np.int64), model, batch_size, workers, on_bad_image, warn
-        )
+        made, made_contents, embeddings = embed(items, contents, np.array(new, np.int64), how)
         if len(made):
-            self.write(embedded(made, kept_contents, embeddings), known)
+            self._write(embedded(made, made_contents, embeddings), known)
         if other:
             some = items.take(np.array(other))
             ids = np.array([known[keys[i]].id for i in other])
             found, vectors = self.store.vectors(ids)
             order = np.argsort(found)[np.searchsorted(np.sort(found), ids)]
-            self.write(embedded(some, [contents[i] or "" for i in other], vectors[order]), known)
+            self._write(embedded(some, [contents[i] or "" for i in other], vectors[order]), known)
         unread = contents.count(None)
         kept = len(items) - unread - len(new) - len(other)
         self._count(embedded=len(made), kept=kept, skipped=unread + len(new) - len(made))
 
-    def loaded(self, rows: Embedded) -> None:
-        """Write what the store has not, or not as it is now, of items that were embedded elsewhere."""
+    def _load(self, rows: Embedded) -> None:
         keys = rows.rows["key"].to_pylist()
-        known = self.known(keys)
+        known = self._known(keys)
         pairs = zip(keys, rows.rows["content"].to_pylist(), rows.rows["details"].to_pylist(), strict=True)
         new = [
             i
@@ -128,10 +150,10 @@ class Updating:
             if key not in known or (known[key].content, known[key].details) != (content, details)
         ]
         if new:
-            self.write(Embedded(rows.rows.take(pa.array(new, pa.int64()))), known)
+            self._write(Embedded(rows.rows.take(pa.array(new, pa.int64()))), known)
         self._count(kept=len(keys) - len(new))
 
-    def write(self, chunk: Embedded, known: dict[str, Known]) -> None:
+    def _write(self, chunk: Embedded, known: dict[str, Known]) -> None:
         """Write the rows, those of known keys in place of what is there."""
         rows, keys = chunk.rows, chunk.rows["key"].to_pylist()
         about = self._with_columns(rows)
@@ -192,7 +214,7 @@ def bring_up_to_date(
     return changes
 
 
-def contents_of(items: Items, on_bad_image: str, warn: Warn) -> list[str | None]:
+def contents_of(items: Items, how: Embedding) -> list[str | None]:
     """The digest of each image; None where it cannot be read and is to be skipped.
 
     Raises:
@@ -203,35 +225,27 @@ def contents_of(items: Items, on_bad_image: str, warn: Warn) -> list[str | None]
         try:
             contents.append(items.content(i))
         except ImageError as error:
-            if on_bad_image != "skip":
+            if not how.skip:
                 raise
-            warn(f"left out: {error}")
+            how.warn(f"left out: {error}")
             contents.append(None)
     return contents
 
 
 def embed(
-    items: Items,
-    contents: list[str | None],
-    wanted: np.ndarray,
-    model: EmbeddingModel,
-    batch_size: int,
-    workers: int,
-    on_bad_image: str,
-    warn: Warn,
+    items: Items, contents: list[str | None], wanted: np.ndarray, how: Embedding
 ) -> tuple[Items, list[str], np.ndarray]:
     """Those of the wanted items that decode, their digests, and their (n, D) float32 embeddings."""
-    if on_bad_image == "skip" and len(wanted):
-        where = replace(items.images.subset(wanted), rows=items.images.rows[wanted])
+    if how.skip and len(wanted):
         try:
-            rows = decodable(where, workers, warn).rows
+            rows = decodable(items.images.subset(wanted), how.workers, how.warn).rows
         except DataError:
             rows = np.empty(0, np.int64)
         wanted = wanted[np.isin(items.images.rows[wanted], rows)]
     made = items.take(wanted)
     if not len(made):
-        return made, [], np.empty((0, model.embedding_dim), np.float32)
-    embeddings = model.encode(made.images, batch_size=batch_size, workers=workers)
+        return made, [], np.empty((0, how.model.embedding_dim), np.float32)
+    embeddings = how.model.encode(made.images, batch_size=how.batch_size, workers=how.workers)
     broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(broken):
         raise DataError(f"{made.names[broken[0]]}: the model gives NaN or infinite numbers; it cannot be indexed")
