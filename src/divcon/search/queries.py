@@ -154,8 +154,8 @@ def _embedded(
     if sees:
         return model().encode(stacked)
     # Numbers may be so large that their squares are not finite in float32.
-    wide = stacked.astype(np.float64)
-    return (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
+    lengths = np.linalg.norm(stacked.astype(np.float64), axis=1, keepdims=True)
+    return np.where(np.abs(lengths - 1) < 1e-4, stacked, stacked / lengths).astype(np.float32)
 
 
 def subspace_weights(model: EmbeddingModel, learner: int) -> np.ndarray:
