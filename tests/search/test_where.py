@@ -89,7 +89,7 @@ def test_filters_are_pythons_comparisons(uri: str, model: dc.EmbeddingModel, vec
     ],
 )
 def test_sql_is_refused(where: str) -> None:
-    with pytest.raises(ConfigError, match="SQL, which is not taken|unknown column"):
+    with pytest.raises(ConfigError, match=r"SQL, which is not taken|unknown column"):
         conditions_of(where, About("0", 3))
 
 

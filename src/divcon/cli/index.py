@@ -30,7 +30,7 @@ def index(
     *,
     store: str | None = None,
     root: Path | None = None,
-    stream: str | None = None,
+    stream: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     delete_missing: Annotated[bool, Yes] = False,
     ann_from: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     parts: Path | None = None,

@@ -124,10 +124,12 @@ def _vector(query: Any, what: str) -> np.ndarray:
     try:
         vector = np.asarray(query, np.float64)
     except (TypeError, ValueError, OverflowError):
+        vector = np.empty(())
+    if vector.ndim == 0:
         raise DataError(
             f"{what}{type(query).__name__} is no query: give an image, a path, the bytes of an image, a vector, or the "
             "id of an item"
-        ) from None
+        )
     if vector.ndim != 1:
         raise DataError(f"{what}an array of shape {vector.shape}: a vector is (D,), several are (Q, D)")
     with np.errstate(over="ignore"):
