@@ -189,12 +189,13 @@ class LanceStore(Store):
         partitions = max(32, self.count() // 8192 * 2)  # LanceDB makes one of about 8,192 rows
         return [2**n for n in range(3, partitions.bit_length() + 1)]
 
-    def approximate(self, vector: np.ndarray, k: int, effort: int) -> np.ndarray:
+    def approximate(self, vector: np.ndarray, k: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
         def nearest() -> pa.Table:
             query = self._table().search(vector, vector_column_name="embedding").distance_type("cosine")
-            return query.nprobes(effort).select(["id", "_distance"]).limit(k).to_arrow()
+            return query.nprobes(effort).select(["id", "embedding", "_distance"]).limit(k).to_arrow()
 
-        return self._told(nearest)["id"].to_numpy()
+        found = self._told(nearest)
+        return found["id"].to_numpy(), as_array(found["embedding"], len(vector))
 
     def close(self) -> None:
         self._opened = None

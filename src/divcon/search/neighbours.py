@@ -60,11 +60,7 @@ class Neighbours:
 
     def approximate(self, queries: np.ndarray, k: int, effort: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """As `exact`, of the rows that the store's index finds: cosines and order are exact, rows may be missed."""
-        found = []
-        for query in queries:
-            ids, vectors = self._store.vectors(self._store.approximate(query, k, effort))
-            found.append(_first(query, [(ids, vectors)], k))
-        return found
+        return [_first(query, [self._store.approximate(query, k, effort)], k) for query in queries]
 
     def _blocks(self, conditions: Sequence[Condition]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         snapshot = self._current()

@@ -190,13 +190,12 @@ class PostgresStore(Store):
     def efforts(self) -> list[int]:
         return [40, 80, 160, 320, 640, MOST_EFFORT]
 
-    def approximate(self, vector: np.ndarray, k: int, effort: int) -> np.ndarray:
-        with self._cursor() as cursor:
+    def approximate(self, vector: np.ndarray, k: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._cursor(binary=True) as cursor:
             cursor.execute(f"SET LOCAL hnsw.ef_search = {min(max(int(effort), k), MOST_EFFORT)}")
             cursor.execute("SET LOCAL enable_seqscan = off")
-            text = self._sql("SELECT id FROM {rows} ORDER BY embedding <=> %s LIMIT %s")
-            found = cursor.execute(text, [vector, k]).fetchall()
-        return np.array([row[0] for row in found], np.int64)
+            text = self._sql("SELECT id, vector_send(embedding) FROM {rows} ORDER BY embedding <=> %s LIMIT %s")
+            return self._arrays(cursor.execute(text, [vector, k]).fetchall())
 
     def close(self) -> None:
         self._connections.close()

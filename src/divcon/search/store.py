@@ -129,8 +129,8 @@ class Store(ABC):
         """The efforts that a search of the approximate index can take, rising."""
 
     @abstractmethod
-    def approximate(self, vector: np.ndarray, k: int, effort: int) -> np.ndarray:
-        """(up to k,) int64 ids of rows near a (D,) vector, by the approximate index."""
+    def approximate(self, vector: np.ndarray, k: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        """Up to k rows near a (D,) vector, by the approximate index: (n,) int64 ids and (n, D) float32."""
 
     @abstractmethod
     def close(self) -> None:
