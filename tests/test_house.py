@@ -26,6 +26,7 @@ def test_public_names_are_pinned() -> None:
         "evaluate",
         "export",
         "ImageSet",
+        "Index",
         "ModelConfig",
         "prune",
         "read",

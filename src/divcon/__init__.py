@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from divcon.report import report
     from divcon.reproduce import reproduce
     from divcon.run import run
+    from divcon.search.index import Index
     from divcon.train.loop import train
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _HOME = {
     "DivconError": "divcon.errors",
     "EmbeddingModel": "divcon.models",
     "ImageSet": "divcon.data.image_set",
+    "Index": "divcon.search.index",
     "ModelConfig": "divcon.config",
     "RunConfig": "divcon.config",
     "TrainConfig": "divcon.config",
@@ -59,6 +61,7 @@ __all__ = [
     "Division",
     "EmbeddingModel",
     "ImageSet",
+    "Index",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",

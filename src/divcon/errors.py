@@ -30,6 +30,10 @@ class RunError(DivconError):
     """A run folder cannot be used as asked."""
 
 
+class StoreError(DivconError):
+    """A store of embeddings cannot be used as asked: it is gone, busy, or of another model."""
+
+
 class OutputError(DivconError):
     """A file cannot be written."""
 

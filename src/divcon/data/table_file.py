@@ -97,7 +97,7 @@ def csv_line(source: str | Path, row: int) -> int:
 def _record_lines(source: str, changed: int) -> array[int]:
     """The lines of all records; kept, because whoever names one row of a table often names thousands."""
     with Path(source).open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file, delimiter=_delimiter(Path(source)))
+        reader = csv.reader(file, delimiter=delimiter(Path(source)))
         lines = array("q", (reader.line_num for record in reader if record))
     return lines[1:]
 
@@ -128,7 +128,7 @@ def _load_csv(path: Path) -> pa.Table:
     try:
         return pyarrow.csv.read_csv(
             path,
-            parse_options=pyarrow.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(path), newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=wanted,
                 column_types=dict.fromkeys(wanted, pa.string()),
@@ -181,7 +181,7 @@ def _no_vectors(path: Path, names: list[str]) -> None:
 def _header(path: Path) -> list[str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            records = csv.reader(file, delimiter=_delimiter(path))
+            records = csv.reader(file, delimiter=delimiter(path))
             return next((record for record in records if record), [])
     except UnicodeDecodeError as error:
         raise DataError(_what_is_wrong(path, error)) from None
@@ -189,7 +189,7 @@ def _header(path: Path) -> list[str]:
         raise DataError(f"{path}: this is not a CSV ({error}); {_MIXED_UP}") from None
 
 
-def _delimiter(path: Path) -> str:
+def delimiter(path: Path) -> str:
     """Comma, semicolon or tab: what the header has most of."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         header = next((line for line in file if line.strip()), "")
@@ -206,7 +206,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         return f"{path} line {line}: this is not UTF-8 (byte 0x{content[bad.start]:02x}); save the file as UTF-8"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=_delimiter(path), strict=True)
+            reader = csv.reader(file, delimiter=delimiter(path), strict=True)
             records = (record for record in reader if record)
             width = len(next(records, []))
             for record in records:

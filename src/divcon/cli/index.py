@@ -1,0 +1,249 @@
+"""``divcon index``: embeddings of images or vectors in a store, to be searched."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
+from divcon.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from divcon.search import Changes, Index
+    from divcon.search.items import Items
+
+Yes = Parameter(negative=())
+
+
+@app.command
+def index(
+    run: Path | None = None,
+    images: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    /,
+    *,
+    store: str | None = None,
+    root: Path | None = None,
+    stream: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    delete_missing: Annotated[bool, Yes] = False,
+    ann_from: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    parts: Path | None = None,
+    shard: str | None = None,
+    load: Path | None = None,
+    check: str | None = None,
+    on_bad_image: BadImage = "stop",
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    device: DeviceOption = "auto",
+) -> None:
+    """Index images or vectors with a run's model, to be searched with divcon search. Run again, only what is new or has
+    changed is embedded; interrupted, it goes on where it stopped.
+
+    divcon index runs/products photos/
+
+    divcon index runs/products photos/ --store postgresql://me@localhost/shop --delete-missing
+
+    divcon index --check runs/products/index
+
+    Parameters
+    ----------
+    run
+        A run folder, or a model folder.
+    images
+        Images, folders (with all below them), a CSV or parquet with a column path, a parquet with a column embedding
+        for a model of vectors, or a named data set (its gallery). Labels and all other columns of a table are kept, to
+        filter by; an image in a folder of the folder given has that folder's name as its label.
+    store
+        A folder, or postgresql://USER@HOST/DATABASE, where ?table=NAME chooses another table than divcon; RUN/index
+        where it is left out.
+    root
+        The folder that relative paths of a table or listing start from, in place of its own.
+    stream
+        In place of images: a text file of paths, one a line, of any length; - reads them from standard input.
+    delete_missing
+        Remove from the store what is not among the images given now. Without it nothing is removed.
+    ann_from
+        Number of items from which the store's approximate index is made and used; 100,000 where it is left out.
+    parts
+        Embed into parquet files in this folder, and into no store: one of several processes.
+    shard
+        Which of the processes this is, such as 2/8; left out, as torchrun says (RANK, WORLD_SIZE), or 1/1.
+    load
+        In place of a run and images: bring --store up to date with the parquet files that --parts wrote.
+    check
+        Compare this store's approximate index with exact search, and print its recall@10.
+    """
+    from divcon.search import Index
+
+    if check is not None:
+        _only(check=check, run=run, store=store, load=load, parts=parts, stream=stream)
+        _print_check(Index.open(check))
+        return
+    if load is not None:
+        _only(load=load, run=run, parts=parts, stream=stream)
+        if store is None:
+            raise ConfigError("--load: say where to, with --store")
+        _load(load, store, ann_from)
+        return
+    if run is None:
+        raise ConfigError("say which run's model to index with: divcon index RUN IMAGES")
+    if bool(images) == (stream is not None):
+        raise ConfigError("say what to index: images after RUN, or a listing of their paths with --stream")
+    if shard is not None and parts is None:
+        raise ConfigError(f"--shard {shard}: goes with --parts, the folder that all shards write to")
+    if parts is not None:
+        if delete_missing or store is not None:
+            raise ConfigError("--parts writes to no store: leave --store and --delete-missing to divcon index --load")
+        _write_parts(run, _chunks(images or [], root, stream), parts, shard, device, batch_size, workers, on_bad_image)
+        return
+    from divcon.train.device import resolve_device
+
+    chunks, total = _chunks(images or [], root, stream)
+    made = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
+    with _progress(total) as advance:
+        changes = made.update(
+            chunks,
+            delete_missing=delete_missing,
+            batch_size=batch_size,
+            workers=workers,
+            on_bad_image=on_bad_image,
+            on_progress=lambda done, _: advance(done),
+            warn=note,
+        )
+    _print_changes(made, changes)
+
+
+def _only(**given: Any) -> None:
+    """Raise ConfigError unless the first option is alone."""
+    first, *others = given
+    wrong = [name for name in others if given[name] is not None]
+    if wrong:
+        raise ConfigError(f"--{first} {given[first]}: goes without {' and '.join(wrong)}")
+
+
+def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[Iterator[Items], int | None]:
+    """What is to be indexed, some at a time, and how many it is, where that is known."""
+    from divcon.data.folder import images_of
+    from divcon.data.read import NAMED
+    from divcon.search.items import chunks_of, items_of, listed
+
+    if stream is not None:
+        return listed(stream, str(root or "")), None
+    if len(images) == 1 and images[0] in NAMED and not Path(images[0]).exists():
+        found = read_data(images[0], root).gallery
+    else:
+        found = images_of(images[0] if len(images) == 1 else images, root)
+    items, repeated = items_of(found)
+    if repeated:
+        note(f"left out: {repeated:,} rows with the image of an earlier row")
+    return chunks_of(items), len(items)
+
+
+def _write_parts(
+    run: Path,
+    what: tuple[Iterator[Items], int | None],
+    folder: Path,
+    shard: str | None,
+    device: Any,
+    batch_size: int,
+    workers: int,
+    on_bad_image: str,
+) -> None:
+    from divcon.models import EmbeddingModel
+    from divcon.search.about import about_of
+    from divcon.search.parts import write_parts
+    from divcon.search.update import Embedding
+    from divcon.train.device import resolve_device
+
+    number, shards = _shard(shard)
+    chunks, total = what
+    model = EmbeddingModel.load(run, device=resolve_device(device))
+    how = Embedding(model, batch_size, workers, on_bad_image == "skip", note)
+    with _progress(None if total is None else -(-total // shards)) as advance:
+        about = about_of(model, str(run.absolute()))
+        made, kept = write_parts(how, about, chunks, folder, number, shards, on_progress=advance)
+    console.print(f"shard {number} of {shards}: {made:,} embedded, {kept:,} were there, in {folder}")
+
+
+def _shard(given: str | None) -> tuple[int, int]:
+    if given is None:
+        rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        given = f"{int(rank) + 1}/{size}" if rank.isdigit() and size.isdigit() else f"{rank}/{size}"
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", given)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--shard {given}: write which of how many, from 1/8 to 8/8, say")
+    return int(found[1]), int(found[2])
+
+
+def _load(folder: Path, uri: str, ann_from: int | None) -> None:
+    from dataclasses import replace
+
+    from divcon.search import Index
+    from divcon.search.parts import read_parts
+
+    about, total, parts = read_parts(folder)
+    if ann_from is not None:
+        about = replace(about, ann_from=ann_from)
+    made = Index.for_about(about, uri, given=ann_from is not None)
+    with _progress(total) as advance:
+        changes = made.load(parts, on_progress=advance)
+    _print_changes(made, changes)
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Any]:
+    """A bar with rate and time left, moved by calling it with the number of items done."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    class Rate(TextColumn):
+        def render(self, task: Any) -> Any:
+            task.fields["rate"] = f"{task.speed:,.0f} items/s" if task.speed else ""
+            return super().render(task)
+
+    columns = (TextColumn("indexing"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
+    shown = (*columns, Rate("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*shown, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task("indexing", total=total, rate="")
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _print_changes(made: Index, changes: Changes) -> None:
+    text = f"{changes.added:,} added, {changes.changed:,} changed, {changes.removed:,} removed, {changes.kept:,} kept"
+    if changes.skipped:
+        text += f", {changes.skipped:,} skipped"
+    console.print(f"{text}: {len(made):,} items in {made.uri}")
+    if changes.missing:
+        note(f"{changes.missing:,} items in the store are not in what was given; --delete-missing removes them")
+    about = made.about
+    if about.effort is not None and about.recall is not None:
+        console.print(f"approximate index: recall@10 {100 * about.recall:.1f} %")
+
+
+def _print_check(made: Index) -> None:
+    found = made.check()
+    if found is None:
+        about = made.about
+        console.print(
+            f"{made.uri}: {len(made):,} items, searched exactly (its approximate index begins at {about.ann_from:,})"
+        )
+        return
+    if not found.queries:
+        raise StoreError(f"{made.uri}: is empty")
+    console.print(
+        f"{made.uri}: {len(made):,} items; approximate index against exact search on {found.queries} items as queries: "
+        f"recall@{found.k} {100 * found.recall:.1f} %, {1000 * found.seconds_approximate:.1f} ms a query "
+        f"(exact {1000 * found.seconds_exact:.1f} ms)"
+    )

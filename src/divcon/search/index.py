@@ -1,0 +1,294 @@
+"""`Index`: a model's embeddings of images or vectors in a store, to be searched."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from divcon.data.image_set import ImageSet
+from divcon.errors import ConfigError, DataError
+from divcon.models import EmbeddingModel
+from divcon.models.inputs import as_set
+from divcon.search.about import ANN_FROM, About, about_of
+from divcon.search.check import CHECKED, Recall, measure
+from divcon.search.hits import Hit, hits_of
+from divcon.search.items import Items, chunks_of, items_of, key_of
+from divcon.search.model import StoreModel
+from divcon.search.neighbours import Neighbours
+from divcon.search.queries import embeddings_of, is_several, subspace_weights
+from divcon.search.store import Store, open_store
+from divcon.search.update import Changes, Embedded, Embedding, Updating, bring_up_to_date
+from divcon.search.where import Where, conditions_of
+
+MOST_K = 10_000
+"""The largest k."""
+
+Model = EmbeddingModel | str | Path
+"""A model, or the folder of a run or model."""
+Data = ImageSet | np.ndarray | str | Path | Sequence[str | Path]
+"""Images or vectors: a set, an (N, F0) array, a file, folder or table, or several of them."""
+
+
+class Index:
+    """The embeddings of a model in a store: a folder, or ``postgresql://...`` (see `open_store`).
+
+    Searches may come from several threads at once; they see what other processes write. A context manager: leaving it
+    lets go of connections.
+    """
+
+    def __init__(
+        self, store: Store, about: About, model: EmbeddingModel | None = None, *, device: str | torch.device = "cpu"
+    ) -> None:
+        self.store = store
+        self._model = StoreModel(store, model, device)
+        self._neighbours = Neighbours(store, about.ann_from)
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    @property
+    def about(self) -> About:
+        """What the store says of itself: fingerprint of the model, dimensions, columns, how it is searched."""
+        return self.store.about()
+
+    def __len__(self) -> int:
+        return self.store.count()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self.store.close()
+
+    @classmethod
+    def build(
+        cls,
+        model: Model,
+        data: Data,
+        uri: str | Path,
+        *,
+        ann_from: int | None = None,
+        **options: Any,
+    ) -> Index:
+        """Index data; where there is a store of this model, bring it up to date.
+
+        Args:
+            model: a model, or the folder of a run or model: the store then knows where its model lies.
+            data, options: as `update` takes them.
+            uri: a folder, or ``postgresql://USER@HOST/DATABASE``.
+            ann_from: rows from which the store's approximate index is made and used; None: as the store says, or else
+                100,000.
+
+        Raises:
+            StoreError: there is a store of another model, other files, or another process that writes.
+            DataError, ImageError: as `update`.
+        """
+        index = cls.create(model, uri, ann_from=ann_from)
+        index.update(data, **options)
+        return index
+
+    @classmethod
+    def create(
+        cls, model: Model, uri: str | Path, *, ann_from: int | None = None, device: str | torch.device = "cpu"
+    ) -> Index:
+        """An index of this model, empty where there is none yet.
+
+        Raises:
+            StoreError: as `build`.
+            WeightsError: there is no model in the folder.
+        """
+        folder = None if isinstance(model, EmbeddingModel) else str(Path(model).absolute())
+        loaded = model if isinstance(model, EmbeddingModel) else EmbeddingModel.load(model, device=device)
+        about = about_of(loaded, folder, ann_from or ANN_FROM)
+        return cls.for_about(about, uri, loaded, given=ann_from is not None)
+
+    @classmethod
+    def for_about(
+        cls, about: About, uri: str | Path, model: EmbeddingModel | None = None, *, given: bool = False
+    ) -> Index:
+        """An index of the model that ``about`` tells of, empty where there is none yet.
+
+        Args:
+            model: that model, if it is at hand.
+            given: a store that is there takes ``ann_from`` and ``model`` from ``about``.
+        """
+        store = open_store(uri)
+        if not store.exists():
+            with store.writing():
+                if not store.exists():
+                    store.create(about)
+        there = store.about()
+        there.check_same(about, store.uri)
+        changed = dataclasses.replace(there, model=about.model or there.model)
+        if given:
+            changed = dataclasses.replace(changed, ann_from=about.ann_from)
+        if changed != there:
+            with store.writing():
+                store.set_about(changed)
+        return cls(store, changed, model)
+
+    @classmethod
+    def open(cls, uri: str | Path, model: Model | None = None, *, device: str | torch.device = "cpu") -> Index:
+        """The index in a store.
+
+        Args:
+            model: the model that it was made with, or its folder; None: the one that the store names, loaded when an
+                image is to be embedded.
+            device: where a model is loaded to.
+
+        Raises:
+            StoreError: there is no store, or it holds embeddings of another model.
+            WeightsError: there is no model in the folder.
+        """
+        store = open_store(uri)
+        about = store.about()
+        if model is not None and not isinstance(model, EmbeddingModel):
+            model = EmbeddingModel.load(model, device=device)
+        if model is not None:
+            about.check_model(model, store.uri)
+        return cls(store, about, model, device=device)
+
+    @property
+    def model(self) -> EmbeddingModel:
+        """The model; loaded at first use, where it was not given. Raises as `open`."""
+        return self._model()
+
+    def update(
+        self,
+        data: Data | Iterator[Items],
+        *,
+        columns: pa.Table | Mapping[str, Sequence[Any]] | None = None,
+        delete_missing: bool = False,
+        batch_size: int = 128,
+        workers: int = 0,
+        on_bad_image: Literal["stop", "skip"] = "stop",
+        on_progress: Callable[[int, int | None], None] = lambda done, total: None,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> Changes:
+        """Bring the store up to date with data. Only images that are new or changed (by path and content) are embedded;
+        where only label or columns changed, these are written. Interrupted, it goes on where it stopped.
+
+        Args:
+            data: images or vectors; or, for data of any size, an iterator of `divcon.search.items.Items`, some
+                thousand at a time.
+            columns: further columns, a row an image; left out, those of the table that the data comes from.
+            delete_missing: remove from the store what is not in the data.
+            on_bad_image: what to do with an image that does not decode.
+            on_progress: called with the number of items done, and of all where it is known.
+            warn: called with what a person should know.
+
+        Raises:
+            StoreError: another process is writing, or the store is gone.
+            DataError: no images there, or not what the model sees; ImageError: an image does not decode.
+        """
+        total: int | None = None
+        if isinstance(data, Iterator):
+            chunks = data
+        else:
+            items, repeated = items_of(as_set(data), columns)
+            if repeated:
+                warn(f"left out: {repeated:,} rows with the image of an earlier row")
+            chunks, total = chunks_of(items), len(items)
+
+        def write(updating: Updating) -> None:
+            how = Embedding(self.model, batch_size, workers, on_bad_image == "skip", warn)
+            for done in updating.embed(chunks, how):
+                on_progress(done, total)
+
+        return bring_up_to_date(self.store, self._neighbours, write, delete_missing=delete_missing)
+
+    def load(self, parts: Iterable[Embedded], *, on_progress: Callable[[int], None] = lambda done: None) -> Changes:
+        """Bring the store up to date with items that were embedded elsewhere (see `divcon.search.parts`)."""
+
+        def write(updating: Updating) -> None:
+            for done in updating.load(parts):
+                on_progress(done)
+
+        return bring_up_to_date(self.store, self._neighbours, write)
+
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        where: Where = None,
+        learner: int | None = None,
+        exact: bool = False,
+        embedded: bool = False,
+        batch_size: int = 128,
+        workers: int = 0,
+    ) -> list[Any]:
+        """The k items most like an image, file, vector or item, best first; of equal ones, the first indexed.
+
+        From ``about.ann_from`` items on, the store's approximate index finds them; with ``where``, ``learner`` or
+        ``exact``, or a k beyond what that index gives, every item is compared.
+
+        Args:
+            query: an image (PIL), a path, the bytes of an image, a vector ((D,), or of what the model sees, where it
+                sees vectors), or the id of an item. A path of an item is that item. Several: a list, or (Q, D).
+            k: 1 to 10,000; fewer are found where there are fewer.
+            where: see `divcon.search.where.conditions_of`.
+            learner: search by learner k's subspace alone: scores are cosines in it.
+            embedded: vectors are embeddings, also where the model sees vectors.
+
+        Returns:
+            A list of hits; for several queries, a list of such lists.
+
+        Raises:
+            ConfigError: a k, learner or filter that cannot be.
+            DataError: no such file or item, or a vector of the wrong length. ImageError: an image that does not decode.
+            NonFiniteError: a vector with NaN. StoreError: the store is gone, or of another model.
+        """
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MOST_K:
+            raise ConfigError(f"k {k}: a search finds 1 to {MOST_K:,} items")
+        about = self.about
+        conditions = conditions_of(where, about)
+        several = is_several(query)
+        queries = list(query) if several else [query]
+        if not queries:
+            return []
+        weights = None if learner is None else subspace_weights(self.model, learner)
+        how = {"embedded": embedded, "batch_size": batch_size, "workers": workers}
+        vectors = embeddings_of(queries, self.store, about, self._model, **how)
+        every = exact or bool(conditions) or weights is not None or k > self.store.most_found
+        if every or about.effort is None or len(self) < about.ann_from:
+            found = self._neighbours.exact(vectors, int(k), conditions, weights)
+        else:
+            found = self._neighbours.approximate(vectors, int(k), about.effort)
+        hits = hits_of(self.store, about, found)
+        return hits if several else hits[0]
+
+    def item(self, item: int | str | Path) -> Hit:
+        """The item of an id, or of a path as it was indexed; its score is 1. No file is opened.
+
+        Raises:
+            DataError: there is none.
+        """
+        id_ = item if isinstance(item, int) else None
+        if id_ is None:
+            known = self.store.known([key_of(str(item))])
+            id_ = next(iter(known.values())).id if known else None
+        there = id_ is not None and 0 <= id_ < 2**63
+        found = hits_of(self.store, self.about, [(np.array([id_]), np.ones(1))])[0] if there else []
+        if not found:
+            raise DataError(f"{self.uri}: there is no item {item}")
+        return found[0]
+
+    def check(self, k: int = 10, queries: int = CHECKED) -> Recall | None:
+        """Recall@k of the approximate index against exact search, on items drawn as queries; None where the store is
+        searched exactly."""
+        about = self.about
+        if about.effort is None or len(self) < about.ann_from:
+            return None
+        return measure(self.store, self._neighbours, about.effort, k, queries)

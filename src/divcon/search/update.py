@@ -1,0 +1,264 @@
+"""Bringing a store up to date: what is new or changed is embedded and written, the rest stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from divcon.data.dataset import decodable
+from divcon.data.table_columns import pc
+from divcon.errors import DataError, ImageError
+from divcon.models import EmbeddingModel
+from divcon.search.about import KINDS, About
+from divcon.search.check import choose_effort
+from divcon.search.items import Items
+from divcon.search.neighbours import Neighbours
+from divcon.search.store import FIXED_COLUMNS, Known, Store, schema
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How items are embedded."""
+
+    model: EmbeddingModel
+    batch_size: int = 128
+    workers: int = 0
+    skip: bool = False
+    """Leave out images that do not decode; else they are an error."""
+    warn: Warn = lambda message: None
+    """Told of what is left out."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What bringing a store up to date did."""
+
+    added: int = 0
+    changed: int = 0
+    """Whose image was another one, or whose label or columns were."""
+    embedded: int = 0
+    """Of those added and changed: whose embedding had to be computed."""
+    removed: int = 0
+    kept: int = 0
+    skipped: int = 0
+    """That did not decode, and were to be skipped."""
+    missing: int = 0
+    """In the store, and not in the data; they stay unless they are to be removed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Items with all that a store needs of them."""
+
+    rows: pa.Table
+    """key, path, box, label, content, details, embedding, and the user's columns under the user's names."""
+
+
+def embedded(items: Items, contents: list[str], embeddings: np.ndarray) -> Embedded:
+    """Items with their digests and (N, D) float32 embeddings, as `write_chunk` and parts want them."""
+    width = embeddings.shape[1]
+    flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
+    columns = {
+        "key": pa.array(items.keys(), pa.string()),
+        "path": pa.array(items.paths(), pa.string()),
+        "box": pa.array(items.boxes(), pa.string()),
+        "label": pa.array(items.labels, pa.string()),
+        "content": pa.array(contents, pa.string()),
+        "details": pa.array(items.details(), pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
+    }
+    if items.columns is not None:
+        columns |= {f"meta {name}": items.columns[name] for name in items.columns.column_names}
+    return Embedded(pa.table(columns))
+
+
+class Updating:
+    """One pass over the data, by the store's only writer."""
+
+    def __init__(self, store: Store, delete_missing: bool) -> None:
+        self.store = store
+        self.about = store.about()
+        self.changes = Changes()
+        self._delete_missing = delete_missing
+        self._next = store.next_id()
+        self._before = self._next
+        self._seen = np.zeros(self._next, bool)
+
+    def _known(self, keys: list[str]) -> dict[str, Known]:
+        """What the store has of these; it counts as seen."""
+        known = self.store.known(keys)
+        old = np.fromiter((found.id for found in known.values()), np.int64, len(known))
+        self._seen[old[old < self._before]] = True
+        return known
+
+    def embed(self, chunks: Iterable[Items], how: Embedding) -> Iterator[int]:
+        """Embed and write what the store has not, or not as it is now; after each chunk, how many items are done.
+
+        Raises:
+            ImageError: an image does not decode, and is not to be skipped; the chunks before are written.
+        """
+        done = 0
+        for items in chunks:
+            self._embed(items, how)
+            done += len(items)
+            yield done
+
+    def load(self, parts: Iterable[Embedded]) -> Iterator[int]:
+        """Write what the store has not, or not as it is now, of items that were embedded elsewhere; after each part,
+        how many items are done."""
+        done = 0
+        for part in parts:
+            self._load(part)
+            done += len(part.rows)
+            yield done
+
+    def _embed(self, items: Items, how: Embedding) -> None:
+        known = self._known(items.keys())
+        contents = contents_of(items, how)
+        keys, details = items.keys(), items.details()
+        new = [i for i, c in enumerate(contents) if c and (keys[i] not in known or known[keys[i]].content != c)]
+        other = [
+            i
+            for i, c in enumerate(contents)
+            if c and keys[i] in known and known[keys[i]].content == c and known[keys[i]].details != details[i]
+        ]
+        made, made_contents, embeddings = embed(items, contents, np.array(new, np.int64), how)
+        if len(made):
+            self._write(embedded(made, made_contents, embeddings), known)
+        if other:
+            some = items.take(np.array(other))
+            ids = np.array([known[keys[i]].id for i in other])
+            found, vectors = self.store.vectors(ids)
+            order = np.argsort(found)[np.searchsorted(np.sort(found), ids)]
+            self._write(embedded(some, [contents[i] or "" for i in other], vectors[order]), known)
+        unread = contents.count(None)
+        kept = len(items) - unread - len(new) - len(other)
+        self._count(embedded=len(made), kept=kept, skipped=unread + len(new) - len(made))
+
+    def _load(self, rows: Embedded) -> None:
+        keys = rows.rows["key"].to_pylist()
+        known = self._known(keys)
+        pairs = zip(keys, rows.rows["content"].to_pylist(), rows.rows["details"].to_pylist(), strict=True)
+        new = [
+            i
+            for i, (key, content, details) in enumerate(pairs)
+            if key not in known or (known[key].content, known[key].details) != (content, details)
+        ]
+        if new:
+            self._write(Embedded(rows.rows.take(pa.array(new, pa.int64()))), known)
+        self._count(kept=len(keys) - len(new))
+
+    def _write(self, chunk: Embedded, known: dict[str, Known]) -> None:
+        """Write the rows, those of known keys in place of what is there."""
+        rows, keys = chunk.rows, chunk.rows["key"].to_pylist()
+        about = self._with_columns(rows)
+        changed = np.array([key in known for key in keys])
+        ids = np.array([known[key].id if key in known else -1 for key in keys], np.int64)
+        added = int((~changed).sum())
+        ids[~changed] = np.arange(self._next, self._next + added)
+        stored = _as_stored(rows, ids, about)
+        for new in (True, False):
+            some = stored.filter(pa.array(changed != new))
+            if len(some):
+                self.store.write(some, new)
+        self._next += added
+        self._count(added=added, changed=int(changed.sum()))
+
+    def end(self) -> None:
+        """Remove what was not seen, if it is to be, or count it."""
+        missing = self.store.ids()
+        missing = missing[(missing < self._before)]
+        missing = missing[~self._seen[missing]]
+        if self._delete_missing and len(missing):
+            self.store.delete(missing)
+            self._count(removed=len(missing))
+        else:
+            self._count(missing=len(missing))
+
+    def _with_columns(self, rows: pa.Table) -> About:
+        own = rows.select([name for name in rows.column_names if name.startswith("meta ")])
+        own = own.rename_columns([name.removeprefix("meta ") for name in own.column_names])
+        about = self.about.with_columns(own.schema)
+        if about != self.about:
+            self.store.set_about(about)
+            self.about = about
+        return about
+
+    def _count(self, **more: int) -> None:
+        counts = {name: getattr(self.changes, name) + number for name, number in more.items()}
+        self.changes = replace(self.changes, **counts)
+
+
+def bring_up_to_date(
+    store: Store, neighbours: Neighbours, write: Callable[[Updating], None], *, delete_missing: bool = False
+) -> Changes:
+    """Write to a store as its only writer, and bring its approximate index up to date where it is large enough.
+
+    Raises:
+        StoreError: another process is writing.
+    """
+    with store.writing():
+        updating = Updating(store, delete_missing)
+        write(updating)
+        updating.end()
+        changes, about = updating.changes, store.about()
+        ann = store.count() >= about.ann_from
+        if changes.added or changes.changed or changes.removed or (ann and about.effort is None):
+            effort, recall = choose_effort(store, neighbours) if store.finish(ann) and ann else (None, None)
+            store.set_about(replace(about, effort=effort, recall=recall))
+    return changes
+
+
+def contents_of(items: Items, how: Embedding) -> list[str | None]:
+    """The digest of each image; None where it cannot be read and is to be skipped.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    contents: list[str | None] = []
+    for i in range(len(items)):
+        try:
+            contents.append(items.content(i))
+        except ImageError as error:
+            if not how.skip:
+                raise
+            how.warn(f"left out: {error}")
+            contents.append(None)
+    return contents
+
+
+def embed(
+    items: Items, contents: list[str | None], wanted: np.ndarray, how: Embedding
+) -> tuple[Items, list[str], np.ndarray]:
+    """Those of the wanted items that decode, their digests, and their (n, D) float32 embeddings."""
+    if how.skip and len(wanted):
+        try:
+            rows = decodable(items.images.subset(wanted), how.workers, how.warn).rows
+        except DataError:
+            rows = np.empty(0, np.int64)
+        wanted = wanted[np.isin(items.images.rows[wanted], rows)]
+    made = items.take(wanted)
+    if not len(made):
+        return made, [], np.empty((0, how.model.embedding_dim), np.float32)
+    embeddings = how.model.encode(made.images, batch_size=how.batch_size, workers=how.workers)
+    broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
+    if len(broken):
+        raise DataError(f"{made.names[broken[0]]}: the model gives NaN or infinite numbers; it cannot be indexed")
+    return made, [contents[i] or "" for i in wanted], embeddings
+
+
+def _as_stored(rows: pa.Table, ids: np.ndarray, about: About) -> pa.Table:
+    """The rows in the store's columns; those of the user's that they lack are empty."""
+    columns = [pa.array(ids), *(rows[name] for name in FIXED_COLUMNS[1:]), rows["embedding"]]
+    for column in about.columns:
+        name, kind = f"meta {column.name}", KINDS[column.kind]
+        values = rows[name].cast(kind) if name in rows.column_names else pa.nulls(len(rows), kind)
+        if column.kind == "number":
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+        columns.append(values)
+    return pa.table(columns, schema=schema(about))

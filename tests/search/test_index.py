@@ -1,0 +1,312 @@
+"""`dc.Index` in both stores: what it finds, and how it is brought up to date."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import divcon as dc
+from divcon.data.image_set import ImageSet
+from divcon.errors import ConfigError, DataError, ImageError, StoreError
+from divcon.evaluate.neighbours import nearest
+from divcon.search import Changes, Hit, open_store
+from divcon.search.items import chunks_of, items_of
+
+Vectors = Callable[..., ImageSet]
+
+
+def ids(hits: list[Hit]) -> list[int]:
+    return [hit.id for hit in hits]
+
+
+def test_exact_answers_are_those_of_evaluate(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
+    data = vectors(600)
+    data.vectors[300:] = data.vectors[:300]  # every image twice: each k-th place may be a tie
+    data.vectors[100:180] = data.vectors[100]
+    index = dc.Index.build(model, data, uri)
+    embeddings = model.encode(data)
+    found = index.search(embeddings, k=7, embedded=True)
+    expected, cosines = nearest(embeddings, embeddings, 7, metric="cosine")
+    np.testing.assert_array_equal([ids(hits) for hits in found], expected)
+    np.testing.assert_array_equal(np.array([[hit.score for hit in hits] for hits in found], np.float32), cosines)
+    assert found[3][0] == Hit(3, 1.0, "d", "item00003", {}, None)
+    # Vectors are what the model sees, unless they are said to be embeddings.
+    assert ids(index.search(data.vectors[5], k=3)) == ids(found[5])[:3]
+    assert index.search([], k=3) == []
+    assert len(index.search(0, k=10_000)) == len(index) == 600
+
+
+def test_what_is_read_block_by_block_is_found_alike(
+    uri: str, model: dc.EmbeddingModel, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("divcon.search.lance.BLOCK", 64)
+    monkeypatch.setattr("divcon.search.postgres.BLOCK", 64)
+    data = vectors(500)
+    data.vectors[250:] = data.vectors[:250]
+    index = dc.Index.build(model, data, uri)
+    in_memory = index.search(data.vectors[:30], k=9)
+    index.store.set_about(dataclasses.replace(index.about, ann_from=1))  # too large for memory, and no index yet
+    blocks = dc.Index.open(uri, model)
+    assert blocks.search(data.vectors[:30], k=9) == in_memory
+    assert blocks.search(3, k=9, where={"label": "d"}) == index.search(3, k=9, where={"label": "d"})
+    assert blocks.search(3, k=9, learner=1) == index.search(3, k=9, learner=1)
+
+
+@pytest.mark.parametrize("method", ["slices", "masks", "masked", "single"])
+def test_a_learner_finds_what_its_embeddings_find(
+    method: str, make_model: Callable[..., dc.EmbeddingModel], vectors: Vectors, tmp_path: Path
+) -> None:
+    options = {"head_options": {"full": "masked"}} if method == "masked" else {}
+    learners = 1 if method == "single" else 3
+    model = make_model(method.replace("masked", "masks"), learners=learners, **options)
+    data = vectors(200)
+    index = dc.Index.build(model, data, tmp_path / "store")
+    for learner in range(learners):
+        embeddings = model.encode(data, learner=learner)
+        expected, cosines = nearest(embeddings[:40], embeddings, 6, metric="cosine")
+        found = index.search(data.vectors[:40], k=6, learner=learner)
+        np.testing.assert_array_equal([ids(hits) for hits in found], expected)
+        np.testing.assert_allclose([[hit.score for hit in hits] for hits in found], cosines, atol=2e-6)
+    with pytest.raises(ConfigError, match=f"learners 0 to {learners - 1}"):
+        index.search(0, learner=learners)
+
+
+def test_only_what_changed_is_embedded(
+    uri: str, model: dc.EmbeddingModel, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = vectors(50)
+    index = dc.Index.build(model, data, uri, columns={"price": range(50)})
+    embedded = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda images, **how: embedded.append(len(images)) or encode(images, **how))
+    assert index.update(data, columns={"price": range(50)}) == Changes(kept=50)
+
+    # Another content, another label, another column, two new, three gone.
+    changed = data.subset(np.arange(3, 50)).joined(
+        dataclasses.replace(vectors(52), rows=np.arange(52)).subset([50, 51])
+    )
+    changed.vectors[0] += 1
+    changed.labels[1] = 0
+    prices = [*range(3, 50), None, 7]
+    prices[2] = 1000
+    assert index.update(changed, columns={"price": prices}) == Changes(
+        added=2, changed=3, embedded=3, kept=44, missing=3
+    )
+    assert embedded == [3]
+    found = {hit.path: hit for hit in index.search(changed.vectors[0], k=100)}
+    assert len(found) == 52
+    assert found["item00003"].id == 3
+    assert found["item00003"].score == pytest.approx(1)
+    assert found["item00004"].label == "a"
+    assert [found[f"item{i:05}"].metadata["price"] for i in (0, 5, 6, 50, 51)] == [0, 1000, 6, None, 7]
+    expected = model.encode(changed)
+    ours = index.store.vectors(np.arange(3, 52))
+    np.testing.assert_array_equal(ours[1][np.argsort(ours[0])], expected)
+
+    assert index.update(changed, columns={"price": prices}, delete_missing=True) == Changes(kept=49, removed=3)
+    assert len(index) == 49
+    with pytest.raises(DataError, match="no item 0"):
+        index.search(0)
+
+
+def test_interrupted_it_goes_on_where_it_stopped(uri: str, image_folder: Path, tiny_model, broken_png) -> None:
+    model = tiny_model()
+    images = sorted(image_folder.rglob("*.png"))
+    whole = images[25].read_bytes()
+    broken_png(images[25])
+
+    def chunks():
+        from divcon.data.folder import images_of
+
+        return chunks_of(items_of(images_of(image_folder))[0], 10)
+
+    index = dc.Index.create(model, uri)
+    with pytest.raises(ImageError, match=str(images[25])):
+        index.update(chunks())
+    assert len(index) == 20
+    said: list[str] = []
+    assert index.update(chunks(), on_bad_image="skip", warn=said.append) == Changes(
+        added=19, embedded=19, kept=20, skipped=1
+    )
+    assert str(images[25]) in said[0]
+    images[25].write_bytes(whole)
+    seen = []
+    changes = index.update(chunks(), on_progress=lambda done, total: seen.append(done))
+    assert (changes, seen) == (Changes(added=1, embedded=1, kept=39), [10, 20, 30, 40])
+    hit = index.search(images[7], k=1)[0]
+    assert (hit.path, hit.label) == (str(images[7]), images[7].parent.name)
+
+
+def test_two_writers(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
+    index = dc.Index.build(model, vectors(20), uri)
+    other = dc.Index.open(uri, model)
+    with index.store.writing():
+        with pytest.raises(StoreError, match="another process is writing"):
+            other.update(vectors(30))
+        assert len(other.search(0)) == 10
+    assert other.update(vectors(30)).added == 10
+    assert ids(index.search(25, k=1)) == [25]  # what another wrote is seen
+
+    told: list[str] = []
+
+    def write(seed: int) -> None:
+        try:
+            dc.Index.open(uri, model).update(vectors(200, seed))
+        except StoreError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("another process is writing" in text for text in told)
+    assert len(index) == 200
+    assert index.store.ids().tolist() == list(range(200))
+
+
+def test_many_search_while_one_writes(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
+    data = vectors(120)
+    index = dc.Index.build(model, data.subset(np.arange(60)), uri)
+    wrong: list[object] = []
+
+    def read() -> None:
+        try:
+            for i in range(8):
+                if ids(index.search(i, k=1)) != [i]:
+                    wrong.append(i)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    dc.Index.open(uri, model).update(chunks_of(items_of(data)[0], 20))
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert ids(index.search(100, k=1)) == [100]
+
+
+def test_another_models_vectors_are_refused(
+    uri: str, model: dc.EmbeddingModel, make_model: Callable[..., dc.EmbeddingModel], vectors: Vectors
+) -> None:
+    dc.Index.build(model, vectors(5), uri)
+    other = make_model("masks", seed=1)
+    for act in (lambda: dc.Index.build(other, vectors(5), uri), lambda: dc.Index.open(uri, other)):
+        with pytest.raises(StoreError, match=r"of another model .* index again into another --store"):
+            act()
+    with torch.no_grad():
+        model.head.linear.bias += 1
+    with pytest.raises(StoreError, match="of another model"):
+        dc.Index.open(uri, model)
+
+
+def test_the_model_is_found_where_the_store_says(
+    uri: str, model: dc.EmbeddingModel, vectors: Vectors, tmp_path: Path
+) -> None:
+    model.save(tmp_path / "model")
+    data = vectors(20)
+    dc.Index.build(tmp_path / "model", data, uri)
+    index = dc.Index.open(uri)
+    assert ids(index.search(data.vectors[4], k=1)) == [4]
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    assert ids(dc.Index.open(uri, tmp_path / "moved").search(data.vectors[4], k=1)) == [4]
+    with pytest.raises(dc.DivconError, match="no model there"):
+        dc.Index.open(uri).search(data.vectors[4])
+    assert ids(dc.Index.open(uri).search(4, k=1)) == [4]
+    named = dc.Index.build(model, data, uri)
+    assert named.about.model == str(tmp_path / "model")
+
+
+def test_a_store_that_is_gone_or_made_anew(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
+    with pytest.raises(StoreError, match="there is no store"):
+        dc.Index.open(uri)
+    index = dc.Index.build(model, vectors(20), uri)
+    assert ids(index.search(3, k=1)) == [3]
+    _remove(uri)
+    for act in (lambda: index.search(3), lambda: index.update(vectors(20)), lambda: len(index), lambda: index.item(3)):
+        with pytest.raises(StoreError, match=r"no store|no such folder|cannot be used"):
+            act()
+    _remove(uri)  # `update` may have made the folder for its lock
+    dc.Index.build(model, vectors(20, seed=5), uri)
+    np.testing.assert_allclose(index.search(vectors(20, seed=5).vectors[3], k=1)[0].score, 1, atol=1e-6)
+
+
+def _remove(uri: str) -> None:
+    if "://" not in uri:
+        shutil.rmtree(uri, ignore_errors=True)
+        return
+    store = open_store(uri)
+    with store._cursor() as cursor:
+        cursor.execute(store._sql("DROP TABLE IF EXISTS {rows}, {about}"))
+
+
+def test_the_approximate_index(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
+    data = vectors(700)
+    index = dc.Index.build(model, data, uri)
+    assert index.about.effort is None
+    assert index.check() is None
+    exact = index.search(data.vectors[:20], k=5)
+    dc.Index.build(model, data, uri, ann_from=400)
+    index = dc.Index.open(uri, model)
+    about = index.about
+    assert about.effort in index.store.efforts()
+    assert about.recall >= 0.99
+    found = index.check(queries=20)
+    assert found.queries == 20
+    assert found.recall >= 0.98
+    shared = [len(set(ids(a)) & set(ids(b))) for a, b in zip(index.search(data.vectors[:20], k=5), exact, strict=True)]
+    assert sum(shared) >= 0.98 * 100
+    assert index.search(data.vectors[:20], k=5, exact=True) == exact
+    assert all(hit.label == "b" for hit in index.search(1, k=5, where={"label": "b"}))
+    assert len(index.search(1, k=5_000)) == 700
+    # What is written later is found too.
+    assert index.update(vectors(720)).added == 20
+    assert ids(index.search(710, k=1)) == [710]
+
+
+def test_other_files_are_left_alone(model: dc.EmbeddingModel, vectors: Vectors, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    with pytest.raises(StoreError, match="other files"):
+        dc.Index.build(model, vectors(3), tmp_path / "photos")
+    assert [entry.name for entry in (tmp_path / "photos").iterdir()] == ["a.png"]
+    with pytest.raises(ConfigError, match="a store is a folder, or postgresql"):
+        dc.Index.build(model, vectors(3), "s3://bucket/store")
+    with pytest.raises(ConfigError, match="table's name"):
+        dc.Index.build(model, vectors(3), "postgresql://localhost/x?table=a;drop")
+
+
+def test_a_server_that_is_not_there_and_no_password_is_told() -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(StoreError) as told:
+        dc.Index.open("postgresql://me:secret@127.0.0.1:1/shop")
+    assert "secret" not in str(told.value)
+    assert "127.0.0.1" in str(told.value)
+
+
+def test_columns_that_come_later_and_kinds_that_do_not_fit(
+    uri: str, model: dc.EmbeddingModel, vectors: Vectors
+) -> None:
+    data = vectors(4)
+    index = dc.Index.build(model, data, uri, columns={"price (EUR)": [1, 2, 3, 4]})
+    changes = index.update(data, columns={"price (EUR)": [1, 2, 3, 5], "price.eur": [0.5, None, float("nan"), 2]})
+    assert (changes.changed, changes.embedded) == (4, 0)
+    assert index.item(3).metadata == {"price (EUR)": 5, "price.eur": 2.0}
+    assert index.item(2).metadata["price.eur"] is None
+    assert ids(index.search(0, where={"price (EUR)": (">", 1), "price.eur": (">=", 1)})) == [3]
+    with pytest.raises(DataError, match="holds integer values in the store, and text values here"):
+        index.update(data, columns={"price (EUR)": ["cheap"] * 4})
+    with pytest.raises(DataError, match="2 rows of columns for 4 images"):
+        index.update(data, columns={"price": [1, 2]})
+    assert index.update(data, columns=pa.table({"price.eur": pa.array([1, 2, 3, 4])})).changed == 4
+    assert index.item(3).metadata == {"price (EUR)": None, "price.eur": 4.0}

@@ -1,0 +1,195 @@
+"""``divcon index`` and ``divcon search``, as a user types them."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import divcon as dc
+from divcon.cli.index import _progress, _shard
+from divcon.errors import ConfigError
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tiny_model: Callable[..., dc.EmbeddingModel], tmp_path: Path) -> Path:
+    """A model's folder, which does for a run's."""
+    tiny_model().save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def index(command: Command, *arguments: object) -> tuple[int, str, str]:
+    return command("index", *arguments, "--workers", 0)
+
+
+def test_from_photos_to_hits(command: Command, run: Path, image_folder: Path) -> None:
+    images = sorted(image_folder.rglob("*.png"))
+    code, out, err = index(command, run, image_folder)
+    assert (code, out, err) == (0, f"40 added, 0 changed, 0 removed, 0 kept: 40 items in {run / 'index'}\n", "")
+    images[0].write_bytes(images[7].read_bytes())
+    images[1].unlink()
+    code, out, err = index(command, run, image_folder)
+    assert out.startswith("0 added, 1 changed, 0 removed, 38 kept: 40 items")
+    assert "1 items in the store are not in what was given; --delete-missing removes them" in err
+    code, out, err = index(command, run, image_folder, "--delete-missing")
+    assert out.startswith("0 added, 0 changed, 1 removed, 39 kept: 39 items")
+
+    code, out, err = command("search", run, images[7], "-k", 2)
+    assert code == 0, err
+    assert [line.split("  ") for line in out.splitlines()] == [
+        [" 1.0000", images[0].parent.name, str(images[0])],
+        [" 1.0000", images[7].parent.name, str(images[7])],
+    ]
+    label = images[20].parent.name
+    how = ("-k", 3, "--where", f"label={label}", "--learner", 1, "--json")
+    code, out, err = command("search", run / "index", images[20], images[21], *how)
+    hits = [json.loads(line) for line in out.splitlines()]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3, 1, 2, 3]
+    assert {hit["label"] for hit in hits} == {label}
+    assert hits[0]["path"] == hits[0]["query"] == str(images[20])
+    code, out, err = command("search", run, images[20], "-k", 1, "--model", run, "--exact")
+    assert code == 0, err
+    code, out, err = index(command, "--check", run / "index")
+    assert "39 items, searched exactly (its approximate index begins at 100,000)" in out
+    code, out, err = index(command, run, image_folder, "--ann-from", 30)
+    assert "approximate index: recall@10" in out
+    code, out, err = command("index", "--check", run / "index")
+    assert "approximate index against exact search on 39 items as queries: recall@10" in out
+
+
+def test_a_table_s_columns_are_kept(command: Command, run: Path, image_folder: Path, tmp_path: Path) -> None:
+    images = sorted(image_folder.rglob("*.png"))[:6]
+    lines = [f"{path.relative_to(image_folder)},l{i % 2},{i},a{i}" for i, path in enumerate(images)]
+    (tmp_path / "t.csv").write_text("path,label,price,colour\n" + "\n".join(lines) + "\n")
+    code, _, err = index(command, run, tmp_path / "t.csv", "--root", image_folder, "--store", tmp_path / "store")
+    assert code == 0, err
+    found = command("search", tmp_path / "store", images[0], "--where", "price>=2", "--where", "label=l0", "--json")
+    hits = [json.loads(line) for line in found[1].splitlines()]
+    assert sorted(hit["metadata"]["price"] for hit in hits) == [2, 4]
+    code, _, err = command("search", tmp_path / "store", images[0], "--where", "price>=2 OR 1=1")
+    assert (code, err) == (2, err)
+    assert "SQL" in err or "cannot be a value" in err
+
+
+def test_vectors_and_a_named_data_set(command: Command, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dc.EmbeddingModel(vector_dim=6, embedding_dim=4).save(tmp_path / "vectors")
+    rows = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+    pq.write_table(pa.table({"embedding": list(rows), "shop": ["x"] * 9}), tmp_path / "v.parquet")
+    code, out, err = index(command, tmp_path / "vectors", tmp_path / "v.parquet", "--store", tmp_path / "store")
+    assert code == 0, err
+    assert out.startswith("9 added")
+    code, out, err = command(
+        "search", tmp_path / "store", f"{tmp_path / 'v.parquet'} row 3", "-k", 1, "--where", "shop=x"
+    )
+    assert out == f" 1.0000  -  {tmp_path / 'v.parquet'} row 3\n"
+    code, out, err = index(command, tmp_path / "vectors", "demo", "--store", tmp_path / "demo")
+    assert code == 2
+    assert "holds images, and the model sees vectors of 6 dimensions" in err
+
+
+def test_shards_a_listing_and_what_is_loaded(
+    command: Command, run: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, listing = tmp_path / "parts", tmp_path / "paths.txt"
+    images = sorted(image_folder.rglob("*.png"))
+    listing.write_text("\n".join(map(str, images)) + "\n")
+    code, out, err = index(command, run, "--stream", listing, "--parts", parts, "--shard", "1/2")
+    assert (code, out) == (0, f"shard 1 of 2: 40 embedded, 0 were there, in {parts}\n")
+    code, out, err = index(command, "--load", parts, "--store", tmp_path / "store")
+    assert (code, out) == (2, "")
+    assert "shard 2 of 2 has not ended" in err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = index(command, run, "--stream", listing, "--parts", parts)
+    assert out.startswith("shard 2 of 2: 0 embedded")
+    code, out, err = index(command, "--load", parts, "--store", tmp_path / "store", "--ann-from", 7_000)
+    assert code == 0, err
+    assert out.startswith("40 added")
+    assert dc.Index.open(tmp_path / "store").about.ann_from == 7_000
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{images[3]}\n"))
+    code, out, err = index(command, run, "--stream", "-", "--store", tmp_path / "store")
+    assert out.startswith("0 added, 0 changed, 0 removed, 1 kept: 40 items")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "say which run's model to index with"),
+        (["RUN"], "say what to index"),
+        (["RUN", "PHOTOS", "--stream", "x"], "say what to index"),
+        (["RUN", "PHOTOS", "--shard", "1/2"], "goes with --parts"),
+        (["RUN", "PHOTOS", "--parts", "P", "--store", "S"], "--parts writes to no store"),
+        (["RUN", "PHOTOS", "--parts", "P", "--shard", "3/2"], "--shard 3/2: write which of how many"),
+        (["--load", "P"], "say where to, with --store"),
+        (["--load", "P", "--store", "S"], "no shard has ended"),
+        (["RUN", "--check", "S"], "--check S: goes without run"),
+        (["--check", "S"], "S: there is no store"),
+        (["RUN", "gone/"], "there is no such file or folder"),
+        (["RUN", "PHOTOS", "--ann-from", "0"], "Must be >= 1"),
+    ],
+)
+def test_what_does_not_go_together(
+    command: Command,
+    run: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("index", *({"RUN": run, "PHOTOS": image_folder}.get(word, word) for word in arguments))
+    assert code != 0
+    assert said in out + err
+    assert not (tmp_path / "S").exists()
+
+
+def test_search_says_what_is_wrong(command: Command, run: Path, image_folder: Path, tmp_path: Path) -> None:
+    assert index(command, run, image_folder)[0] == 0
+    image = next(image_folder.rglob("*.png"))
+    (tmp_path / "fake.jpg").write_text("no image")
+    for arguments, said in (
+        ([tmp_path / "nothing", image], "there is no store"),
+        ([run, tmp_path / "fake.jpg"], "it looks like text"),
+        ([run, "../nothing.png"], "there is no such file"),
+        ([run, image, "-k", 10**9], "a search finds 1 to 10,000 items"),
+        ([run, image, "--learner", 2], "learners 0 to 1"),
+        ([run, image, "--where", "colour=red"], "unknown column 'colour'"),
+    ):
+        code, out, err = command("search", *arguments)
+        assert (code, out) == (2, ""), arguments
+        assert said in err
+
+
+def test_which_shard_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert _shard(None) == (1, 1)
+    assert _shard("8/8") == (8, 8)
+    for wrong in ("0/8", "9/8", "8", "a/b", "1/2/3"):
+        with pytest.raises(ConfigError, match="write which of how many"):
+            _shard(wrong)
+
+
+def test_a_terminal_shows_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    monkeypatch.setattr("divcon.cli.index.notes", Console(file=screen, force_terminal=True, width=120))
+    with _progress(100) as advance:
+        for done in range(0, 100, 10):
+            advance(done)
+    assert "indexing" in screen.getvalue()
+    assert "items/s" in screen.getvalue()
+    assert "/100" in screen.getvalue()
