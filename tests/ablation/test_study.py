@@ -260,7 +260,7 @@ def test_nothing_to_search_is_no_trial_and_the_last_epoch(small: Benchmark, base
     assert "difference from slices" in table  # single is not there, so the first
     assert "chosen" not in table
     left = {path.name for path in (tmp_path / "runs" / "slices" / "seed-3").iterdir()}
-    assert left == {"config.json", "classes.json", "metrics.jsonl", "divisions"}
+    assert left == {"config.json", "classes.json", "metrics.jsonl", "divisions", "report.html"}
 
 
 def test_every_known_arm_trains_on_as_many_images(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
