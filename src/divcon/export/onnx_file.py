@@ -92,7 +92,7 @@ def _converted(model: EmbeddingModel, learner: int | None, about: dict[str, Any]
 
 def _in_plain_steps(model: EmbeddingModel) -> EmbeddingModel:
     """The model with attention in steps, by timm's own switch: in ONNX it is in steps in any case, and PyTorch's one
-    operation for all of them is not taken apart in every backbone (in MaxViT not)."""
+    operation for all of them is not taken apart in every backbone (in MaxViT and Hiera not)."""
     plain = copy.deepcopy(model)
     for module in plain.modules():
         if hasattr(module, "fused_attn"):
