@@ -20,6 +20,7 @@ from divcon.cli import (
     report,
     reproduce,
     search,
+    serve,
     train,
     use,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "report",
     "reproduce",
     "search",
+    "serve",
     "train",
     "use",
 ]
