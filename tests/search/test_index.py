@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import divcon as dc
+from divcon.data.folder import images_of
 from divcon.data.image_set import ImageSet
 from divcon.errors import ConfigError, DataError, ImageError, StoreError
 from divcon.evaluate.neighbours import nearest
@@ -124,8 +126,6 @@ def test_interrupted_it_goes_on_where_it_stopped(uri: str, image_folder: Path, t
     broken_png(images[25])
 
     def chunks():
-        from divcon.data.folder import images_of
-
         return chunks_of(items_of(images_of(image_folder))[0], 10)
 
     index = dc.Index.create(model, uri)
@@ -143,6 +143,18 @@ def test_interrupted_it_goes_on_where_it_stopped(uri: str, image_folder: Path, t
     assert (changes, seen) == (Changes(added=1, embedded=1, kept=39), [10, 20, 30, 40])
     hit = index.search(images[7], k=1)[0]
     assert (hit.path, hit.label) == (str(images[7]), images[7].parent.name)
+
+
+def test_processes_that_decode_are_forked_from_one_with_a_store(
+    tiny_model: Callable[..., dc.EmbeddingModel], image_folder: Path, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        index = dc.Index.create(model, tmp_path / "store")
+        assert index.update(chunks_of(items_of(images_of(image_folder))[0], 20), workers=2).added == 40
+    image = next(image_folder.rglob("*.png"))
+    np.testing.assert_allclose(index.search(model.encode(image)[0], k=1)[0].score, 1, atol=1e-6)
 
 
 def test_two_writers(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,6 +36,8 @@ class LanceStore(Store):
             import lancedb
         except ImportError:
             raise ConfigError('a store in a folder is LanceDB\'s: pip install "divcon[search]"') from None
+        # Processes that decode images are forked from this one, and use nothing of LanceDB's.
+        warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
         self._lancedb: Any = lancedb
         self.folder = folder
         self.uri = str(folder)
