@@ -100,6 +100,28 @@ def test_bands_are_as_high_as_their_images_are_many_and_blocks_do_not_overlap() 
         assert all(end < start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
+def test_bands_leave_and_enter_a_block_side_by_side() -> None:
+    rng = np.random.default_rng(4)
+    one, other = (dc.Division(rng.integers(-1, 3, 300), np.zeros((3, 1), np.float32)) for _ in range(2))
+    drawn, _ = flow_chart([("one", one), ("other", other)])
+    blocks = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="12.0" height="([\d.]+)"', drawn)
+    number = r"([\d.]+)"
+    bands = re.findall(rf'd="M{number} {number}C{number} {number} {number} {number} {number} {number}v{number}C', drawn)
+    for left, ends in (
+        ("0", [(float(b[1]), float(b[8])) for b in bands]),
+        ("92", [(float(b[7]), float(b[8])) for b in bands]),
+    ):
+        spans = sorted((top, top + height) for top, height in ends)
+        assert len(spans) == 16
+        for _, y, height in (block for block in blocks if block[0] == left):
+            top, bottom = float(y), float(y) + float(height)
+            inside = [span for span in spans if top - 0.2 <= span[0] and span[1] <= bottom + 0.2]
+            assert len(inside) == 4
+            assert inside[0][0] == pytest.approx(top, abs=0.2)
+            assert inside[-1][1] == pytest.approx(bottom, abs=0.2)
+            assert all(a[1] == pytest.approx(b[0], abs=0.2) for a, b in itertools.pairwise(inside))
+
+
 def test_many_learners_are_bounded(report_run: Path) -> None:
     rng = np.random.default_rng(2)
     contents = Contents.of(RunFolder(report_run))
