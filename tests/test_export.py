@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[dict[str, Any], int | None]] = {
         {"backbone": "test_vit", "pooling": "gem", "image_size": 64, "method": "masks"},
         1,
     ),
-    "vit, single": ({"backbone": "test_vit", "image_size": 64, "method": "single", "num_learners": 1}, None),
+    "vectors, single": ({"backbone": "none", "method": "single", "num_learners": 1}, None),
     "mlp, masks": ({"backbone": "mlp", "method": "masks", "head_options": {"full": "masked"}}, None),
     "vectors, a learner of slices": ({"backbone": "none", "method": "slices"}, 2),
 }
@@ -141,7 +141,8 @@ def test_onnx_gives_the_models_embeddings(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "backbone", ["resnet50", "convnext_atto", "swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256"]
+    "backbone",
+    ["resnet50", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256"],
 )
 def test_backbones_of_other_kinds(backbone: str, tmp_path: Path) -> None:
     model = model_of(backbone, 2, "masks", image_size=64)
