@@ -7,7 +7,21 @@ import sys
 
 from rich.text import Text
 
-from divcon.cli import ablate, check, compare, completion, data, features, index, prune, reproduce, search, train, use
+from divcon.cli import (
+    ablate,
+    check,
+    compare,
+    completion,
+    data,
+    features,
+    index,
+    prune,
+    reproduce,
+    search,
+    serve,
+    train,
+    use,
+)
 from divcon.cli.app import app, notes
 from divcon.cli.settings import gathered
 from divcon.errors import DivconError

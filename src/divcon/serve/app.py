@@ -1,0 +1,201 @@
+"""The API, and the files of the page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from divcon import __version__
+from divcon.errors import ConfigError, DivconError, StoreError, WeightsError
+from divcon.search import Index
+from divcon.search.queries import subspace_weights
+from divcon.search.where import conditions_of
+
+try:
+    from fastapi import FastAPI, Query, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.exceptions import HTTPException
+except ImportError:
+    raise ConfigError('a server needs FastAPI: pip install "divcon[serve]"') from None
+
+from divcon.serve import searching
+from divcon.serve.guard import COOKIE, Guard
+from divcon.serve.items import Pictures, row_of, rows_of
+from divcon.serve.limits import Limits, Refusal, Threads
+from divcon.serve.metrics import Metrics
+from divcon.serve.views import Views
+
+PAGE = Path(__file__).parent / "page"
+_PAGE_FILES = {"/": "index.html", **{f"/{path.name}": path.name for path in PAGE.iterdir() if path.suffix != ".html"}}
+
+
+def create_app(
+    index: Index,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    run: str | Path | None = None,
+    scores: dict[str, Any] | None = None,
+) -> FastAPI:
+    """The server over an index, as an ASGI application.
+
+    Args:
+        token: what ``Authorization: Bearer`` must give; None: only requests to 127.0.0.1 or localhost are answered.
+        run: the run that the index's model is of, for its data and divisions.
+        scores: what ``divcon evaluate --json`` wrote, for the failures.
+
+    Raises:
+        StoreError: the store is gone.
+    """
+    limits = limits or Limits()
+    threads, metrics, pictures = Threads(limits), Metrics(), Pictures(limits)
+    views = Views(index, threads, None if run is None else Path(run), scores)
+    learners = _learners(index)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        threads.close()
+        views.background.close()
+
+    app = FastAPI(
+        title="divcon",
+        version=__version__,
+        description="What is like this: search by an embedding.",
+        docs_url=None,  # its page is fetched from elsewhere
+        redoc_url=None,
+        lifespan=life,
+    )
+    described = app.openapi
+    app.openapi = lambda: searching.with_search(described())  # type: ignore[method-assign]
+    # The page's own files tell nothing of the data.
+    app.add_middleware(Guard, limits=limits, metrics=metrics, token=token, open_paths=(*_PAGE_FILES, "/health"))
+    _refuse_clearly(app)
+
+    @app.post("/search", response_model=searching.Answer, openapi_extra=searching.SCHEMA)
+    async def search(request: Request) -> Any:
+        """The items most like an uploaded image (as a form), or an item or vector (as JSON)."""
+        if request.headers.get("content-type", "").partition(";")[0].strip() == "multipart/form-data":
+            async with request.form(max_files=1, max_fields=100) as form:
+                query, image = await searching.of_form(form)
+        else:
+            query, image = searching.parsed(await request.body()), None
+        return JSONResponse(await threads.run(searching.search, index, query, image, learners, limits))
+
+    @app.get("/items")
+    async def items(
+        offset: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1)] = 50,
+        where: Annotated[list[str], Query()] = [],  # noqa: B006
+    ) -> dict[str, Any]:
+        """Items in order of their numbers, a page at a time; `where` as in a search."""
+        if limit > limits.most_k:
+            raise Refusal(400, f"limit {limit}: at most {limits.most_k:,} items a page")
+
+        def page() -> dict[str, Any]:
+            conditions = conditions_of(searching.where_of(where), index.about)
+            ids = index.store.select(conditions) if conditions else index.store.ids()
+            wanted = ids[offset : offset + limit].tolist()
+            rows = rows_of(index, wanted)
+            return {"total": len(ids), "offset": offset, "items": [rows[i].to_dict() for i in wanted if i in rows]}
+
+        return await threads.run(page)
+
+    @app.get("/items/{item}")
+    async def one(item: int) -> dict[str, Any]:
+        """An item."""
+        return (await threads.run(row_of, index, item)).to_dict()
+
+    @app.get("/items/{item}/image", response_class=Response, responses={200: {"content": {"image/webp": {}}}})
+    async def image(request: Request, item: int, size: Annotated[int, Query(ge=1)] = 192) -> Response:
+        """A picture of an item, its longer side about `size` pixels and at most 768."""
+        row = await threads.run(row_of, index, item)
+        headers = {"Cache-Control": "private, max-age=300", "ETag": f'"{row.content}-{size}"'}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(await threads.run(pictures.get, row, size), media_type="image/webp", headers=headers)
+
+    @app.get("/about")
+    async def about() -> dict[str, Any]:
+        """The index, its columns and learners, and this server's limits."""
+
+        def tell() -> dict[str, Any]:
+            said = index.about
+            columns = [{"name": name, "kind": "text"} for name in ("label", "path")]
+            columns += [{"name": column.name, "kind": column.kind} for column in said.columns]
+            told = {"items": len(index), "dims": said.dims, "metric": "cosine", "fingerprint": said.fingerprint}
+            told |= {"sees": "images" if said.vector_dim is None else "vectors", "vector_dim": said.vector_dim}
+            return told | {"learners": learners, "columns": columns, "views": views.names}
+
+        limited = {"upload_bytes": limits.upload_bytes, "pixels": limits.pixels, "most_k": limits.most_k}
+        return {**await threads.run(tell), "limits": limited, "version": __version__}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the index can be searched; else 503."""
+        await threads.run(index.store.version)
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> PlainTextResponse:
+        """Counts for Prometheus."""
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/login", status_code=204, include_in_schema=False)
+    async def login() -> Response:
+        # The guard has checked the token; pictures cannot send it themselves.
+        response = Response(status_code=204)
+        if token is not None:
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict", path="/")
+        return response
+
+    views.add_to(app)
+    for route, name in _PAGE_FILES.items():
+        app.get(route, include_in_schema=False)(_file(PAGE / name))
+    return app
+
+
+def _file(path: Path) -> Any:
+    async def give() -> FileResponse:
+        return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+    return give
+
+
+def _learners(index: Index) -> int:
+    """K, where what each learner finds alike can be told; 0 where it cannot."""
+    try:
+        if index.model.num_learners < 2:
+            return 0
+        subspace_weights(index.model, 0)
+        return index.model.num_learners
+    except (StoreError, WeightsError, ConfigError):
+        return 0
+
+
+def _refuse_clearly(app: FastAPI) -> None:
+    """Every refusal is ``{"error": ...}``."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Any) -> JSONResponse:
+        return JSONResponse({"error": str(refusal)}, refusal.status, refusal.headers)
+
+    @app.exception_handler(DivconError)
+    async def wrong(request: Request, error: Any) -> JSONResponse:
+        gone = isinstance(error, (StoreError, WeightsError))
+        return JSONResponse({"error": str(error)}, 503 if gone else 400, {"Retry-After": "30"} if gone else {})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"error": searching.told(error.errors())}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"error": "the server failed at this; its log says where"}, 500)

@@ -1,0 +1,143 @@
+"""The failures of an evaluated run: its worst queries, the classes most confused, and pairs nearly the same across the
+split."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from divcon.errors import ConfigError
+from divcon.evaluate.neighbours import nearest
+from divcon.search import Index
+from divcon.search.items import absolute, key_of
+from divcon.serve.items import rows_of
+from divcon.serve.of_run import OfRun
+
+WORST, CONFUSED, PAIRS = 48, 30, 24
+"""How many are shown."""
+_NEIGHBOURS = 6
+_MOST_QUERIES, _MOST_GALLERY = 5_000, 50_000
+"""Beyond these a sample is looked at."""
+_ALIKE = 0.95
+"""The cosine from which a pair across the split is shown."""
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """What ``divcon evaluate --json`` wrote.
+
+    Raises:
+        ConfigError: it is not that, or has no scores of every query.
+    """
+    try:
+        scores = json.loads(path.read_text())
+        each = scores["per_query"]
+        lengths = {len(each[name]) for name in ("path", "label", "recall_at_1")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--scores {path}: is not what divcon evaluate --json writes ({error!r})") from None
+    if len(lengths) != 1:
+        raise ConfigError(f"--scores {path}: damaged: its queries have not all a path, label and recall_at_1")
+    return scores
+
+
+def failures(index: Index, scores: dict[str, Any], of_run: OfRun | None) -> dict[str, Any]:
+    """For JSON: ``summary``, ``worst`` queries with their neighbours, ``confused`` pairs of classes, ``pairs`` of a
+    test and a train image that are nearly the same."""
+    each = scores["per_query"]
+    parts = of_run.parts if of_run else {}
+    ids = _ids_of(index, each["path"], of_run)
+    gallery = parts.get("test", parts.get("gallery", index.store.ids()))
+    gallery_ids, gallery_vectors = _vectors(index, _some(gallery[gallery >= 0], _MOST_GALLERY))
+    measure = next((name for name in ("map_at_r", "r_precision") if name in each), "recall_at_1")
+    known = [i for i, value in enumerate(each["recall_at_1"]) if value is not None]
+    known.sort(key=lambda i: (each["recall_at_1"][i], each[measure][i] if each[measure][i] is not None else 1.0, i))
+    failed = [i for i in known if each["recall_at_1"][i] == 0]
+    looked_at = list(dict.fromkeys([*known[:WORST], *_some(np.array(failed, np.int64), _MOST_QUERIES).tolist()]))
+    near = _near(index, {i: ids[i] for i in looked_at if ids[i] >= 0}, gallery_ids, gallery_vectors)
+    rows = rows_of(index, sorted({ids[i] for i in known[:WORST]} | {j for found in near.values() for j, _ in found}))
+
+    worst = []
+    for i in known[:WORST]:
+        found = [{**rows[j].to_dict(score), "right": rows[j].label == each["label"][i]} for j, score in near.get(i, [])]
+        told = {name: each[name][i] for name in ("recall_at_1", "r_precision", "map_at_r") if name in each}
+        item = rows[ids[i]].to_dict() if ids[i] in rows else None
+        worst.append({"path": each["path"][i], "label": each["label"][i], "scores": told, "item": item, "hits": found})
+
+    confused: Counter[tuple[str, str]] = Counter()
+    examples: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for i in failed:
+        if near.get(i) and (other := rows[near[i][0][0]].label) not in (None, each["label"][i]):
+            pair = (each["label"][i], str(other))
+            confused[pair] += 1
+            examples[pair].append(ids[i])
+    total = Counter(each["label"][i] for i in known)
+    summary = {name: scores[name] for name in ("recall_at_1", "r_precision", "map_at_r", "protocol", "split_hash")
+               if name in scores}  # fmt: skip
+    return {
+        "summary": summary | {"queries": len(known), "failed": len(failed), "in_index": sum(i >= 0 for i in ids)},
+        "worst": worst,
+        "confused": [
+            {"label": a, "taken_for": b, "queries": n, "of": total[a], "examples": examples[a, b][:4]}
+            for (a, b), n in confused.most_common(CONFUSED)
+        ],
+        "pairs": _pairs(index, parts),
+        "split_known": bool(parts),
+    }
+
+
+def _ids_of(index: Index, paths: list[str], of_run: OfRun | None) -> list[int]:
+    """The item of each query; -1 where it is not in the index."""
+    if of_run is not None and of_run.test_paths == paths:
+        return of_run.parts.get("test", of_run.parts.get("query", np.empty(0))).tolist()
+    as_given, from_here = [key_of(path) for path in paths], [key_of(absolute("", path)) for path in paths]
+    known = index.store.known(list(dict.fromkeys([*as_given, *from_here])))
+    pairs = zip(as_given, from_here, strict=True)
+    return [next((known[key].id for key in pair if key in known), -1) for pair in pairs]
+
+
+def _vectors(index: Index, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that are there, rising, and their embeddings."""
+    found, vectors = index.store.vectors(np.unique(ids))
+    order = np.argsort(found)
+    return found[order], vectors[order]
+
+
+def _near(
+    index: Index, queries: dict[int, int], gallery_ids: np.ndarray, gallery_vectors: np.ndarray
+) -> dict[int, list[tuple[int, float]]]:
+    """The nearest items of each query but itself, with their cosines."""
+    there, vectors = _vectors(index, np.array(list(queries.values()), np.int64)) if queries else (np.empty(0), None)
+    if not len(there) or not len(gallery_ids):
+        return {}
+    places, cosines = nearest(vectors, gallery_vectors, min(_NEIGHBOURS + 1, len(gallery_ids)), metric="cosine")
+    by_id = {
+        int(id_): [(int(gallery_ids[p]), float(c)) for p, c in zip(*pair, strict=True) if gallery_ids[p] != id_]
+        for id_, *pair in zip(there, places, cosines, strict=True)
+    }
+    return {i: by_id[id_][:_NEIGHBOURS] for i, id_ in queries.items() if id_ in by_id}
+
+
+def _pairs(index: Index, parts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    train = parts.get("train", np.empty(0, np.int64))
+    test = np.concatenate(
+        [np.empty(0, np.int64), *(parts[name] for name in ("test", "query", "gallery") if name in parts)]
+    )
+    sides = [_vectors(index, _some(ids[ids >= 0], _MOST_GALLERY // 5)) for ids in (test, train)]
+    if not all(len(ids) for ids, _ in sides):
+        return []
+    places, cosines = nearest(sides[0][1], sides[1][1], 1, metric="cosine")
+    best = [int(i) for i in np.argsort(-cosines[:, 0], kind="stable")[:PAIRS] if cosines[i, 0] >= _ALIKE]
+    pairs = [(int(sides[0][0][i]), int(sides[1][0][places[i, 0]]), float(cosines[i, 0])) for i in best]
+    rows = rows_of(index, sorted({id_ for pair in pairs for id_ in pair[:2]}))
+    return [
+        {"test": rows[a].to_dict(), "train": rows[b].to_dict(), "score": round(score, 6)}
+        for a, b, score in pairs
+        if a in rows and b in rows
+    ]
+
+
+def _some(values: np.ndarray, most: int) -> np.ndarray:
+    return values if len(values) <= most else np.sort(np.random.default_rng(0).permutation(values)[:most])

@@ -1,0 +1,79 @@
+// Elements, requests and the items that all views show.
+
+export const $ = (id) => document.getElementById(id);
+
+/** An element; children that are texts are texts, whatever stands in them. */
+export function el(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name in made && name !== "list") made[name] = value;
+    else made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export class Problem extends Error {}
+
+let login = async () => false;
+export const onUnauthorized = (act) => { login = act; };
+
+/** What the server answers; a 202 is asked again until it is done. */
+export async function ask(path, options = {}) {
+  for (;;) {
+    let answer;
+    try {
+      answer = await fetch(path, options);
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Problem("The server does not answer; is it still running?");
+    }
+    if (answer.status === 401 && (await login())) continue;
+    if (answer.status === 202) {
+      await new Promise((go) => setTimeout(go, 500));
+      continue;
+    }
+    const told = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+    if (!answer.ok) throw new Problem(told.error);
+    return told;
+  }
+}
+
+export function picture(item, size = 192) {
+  const image = el("img", {
+    src: `${item.image}?size=${size}`, alt: item.label ?? "item without a label", loading: "lazy", decoding: "async",
+  });
+  image.addEventListener("error", () => image.replaceWith(el("span", { className: "nothing" }, "no picture")));
+  return image;
+}
+
+const short = (path) => path.split("/").slice(-2).join("/");
+
+/** An item as a link that searches from it. */
+export function card(item, ...more) {
+  const score = item.score === undefined ? null : el("span", { className: "score" }, item.score.toFixed(3));
+  return el("a", { className: "item", href: `/?id=${item.id}`, title: item.path, "data-id": item.id },
+    picture(item),
+    el("span", { className: "label" }, item.label ?? "no label"),
+    score, " ", ...more,
+    el("span", { className: "path" }, short(item.path)));
+}
+
+export function cards(items, kind = "grid", ...more) {
+  return el("ul", { className: kind }, items.map((item) => el("li", {}, card(item, ...more))));
+}
+
+export function table(caption, heads, rows) {
+  const number = (value) => (typeof value === "number" ? "number" : undefined);
+  const cell = (value) => (typeof value === "number" && !Number.isInteger(value) ? value.toFixed(3) : value);
+  return el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": caption },
+    el("table", {}, el("caption", {}, caption),
+      el("thead", {}, el("tr", {}, heads.map((head, i) =>
+        el("th", { scope: "col", className: rows.length ? number(rows[0][i]) : undefined }, head)))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, row.map((value) =>
+        el("td", { className: number(value) }, cell(value))))))));
+}
+
+export const colour = (number) => getComputedStyle(document.documentElement).getPropertyValue(
+  number < 0 ? "--dim" : `--c${number % 10}`).trim();

@@ -1,0 +1,147 @@
+// The failures of an evaluated run, and its divisions through time.
+
+import { $, ask, card, cards, colour, el, picture, table } from "/dom.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function svg(tag, properties, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(properties)) made.setAttribute(name, value);
+  made.append(...children.flat());
+  return made;
+}
+
+const SCORES = { recall_at_1: "Recall@1", r_precision: "R-precision", map_at_r: "MAP@R" };
+const percent = (value) => `${(100 * value).toFixed(1)} %`;
+
+export async function failures(state) {
+  state.say("Looking at the failures …");
+  const told = await ask("/failures");
+  if (state.stale()) return;
+  const { summary } = told;
+  const content = $("failures-content");
+  const judged = el("p", {}, `${summary.failed.toLocaleString()} of ${summary.queries.toLocaleString()} queries have a `
+    + `nearest neighbour of another class (Recall@1 ${percent(summary.recall_at_1 ?? 1 - summary.failed / summary.queries)}).`);
+  const missing = summary.in_index < summary.queries
+    ? el("p", { className: "dim" }, `${summary.in_index.toLocaleString()} of these queries are in the index; `
+      + "the others are shown by their paths alone.") : null;
+  content.replaceChildren(judged, ...(missing ? [missing] : []));
+
+  content.append(el("h3", {}, "Worst queries"));
+  for (const query of told.worst) {
+    const scores = Object.entries(query.scores).map(([name, value]) => `${SCORES[name] ?? name} ${value?.toFixed(3)}`);
+    const left = query.item ? card(query.item) : el("div", { className: "item" }, el("span", { className: "nothing" },
+      "not in the index"), el("span", { className: "label" }, query.label), el("span", { className: "path" }, query.path));
+    const hits = el("ul", { className: "row", "aria-label": `Nearest to ${query.label}` }, query.hits.map((hit) =>
+      el("li", {}, card(hit, el("span", { className: hit.right ? "hit" : "miss" }, hit.right ? "✓ right" : "✗ wrong")))));
+    content.append(el("div", { className: "case" }, left,
+      el("div", {}, el("p", { className: "dim" }, scores.join(", ")), query.hits.length ? hits : null)));
+  }
+
+  content.append(el("h3", {}, "Classes most confused"));
+  if (told.confused.length) {
+    content.append(table("Failed queries by the class of their nearest neighbour",
+      ["Class", "Taken for", "Queries", "Of", "Examples"], told.confused.map((pair) => [pair.label, pair.taken_for,
+        pair.queries, pair.of, el("span", {}, pair.examples.map((id, i) => [i ? " " : "",
+          el("a", { href: `/?id=${id}`, "data-id": id, "aria-label": `Example ${i + 1} of ${pair.label}` },
+            `${i + 1}`)]).flat())])));
+  } else content.append(el("p", {}, "None: of the failed queries in the index, each is nearest to its own class."));
+
+  content.append(el("h3", {}, "Nearly the same in test and train"));
+  if (!told.split_known) {
+    content.append(el("p", { className: "dim" }, "Not known: the run's data cannot be read here."));
+  } else if (told.pairs.length) {
+    content.append(el("p", { className: "dim" }, "Pairs whose cosine is 0.95 and more: look whether these are copies."));
+    content.append(el("ul", { className: "grid pairs" }, told.pairs.map((pair) => el("li", {},
+      el("p", { className: "score" }, `cosine ${pair.score.toFixed(3)}`), card(pair.test, el("span", { className: "more" }, "test")),
+      card(pair.train, el("span", { className: "more" }, "train"))))));
+  } else content.append(el("p", {}, "No pair of a test and a train image in the index has a cosine of 0.95 or more."));
+  state.say(`${told.worst.length} queries shown, the worst first.`);
+}
+
+export async function divisions(state) {
+  state.say("Reading the divisions …");
+  const told = await ask("/divisions");
+  if (state.stale()) return;
+  const content = $("divisions-content");
+  content.replaceChildren(...(told.problem ? [el("p", { className: "dim" }, `Note: ${told.problem}`)] : []));
+  const most = Math.max(0, ...told.divisions.map((division) => division.sizes.length));
+  const heads = ["Epoch", "Phase", ...Array.from({ length: most }, (_, k) => `Learner ${k}`), "Left out"];
+  content.append(el("p", {}, "Each column is a division of the training images among the learners; "
+    + "bands are the images that stay with a learner or go to another."));
+  const chart = el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Flow of images between learners" });
+  chart.append(flow(told));
+  content.append(chart);
+  content.append(table("Images of each learner", heads, told.divisions.map((division) => [division.epoch,
+    division.phase ?? "", ...Array.from({ length: most }, (_, k) => division.sizes[k] ?? ""), division.left_out])));
+  if (told.divisions.some((division) => division.sheets.some((ids) => ids.length))) {
+    content.append(el("h3", {}, "Some images of each learner"));
+    const select = el("select", { id: "division" }, told.divisions.map((division, i) =>
+      el("option", { value: String(i) }, `epoch ${division.epoch}`)));
+    const sheets = el("div", { id: "sheets" });
+    const show = () => sheets.replaceChildren(...sheet(told.divisions[Number(select.value)]));
+    select.addEventListener("change", () => { show(); state.say(`Division of epoch ${told.divisions[select.value].epoch} shown.`); });
+    const divided = told.divisions.findLastIndex((division) => division.sizes.length > 1);
+    select.value = String(divided < 0 ? told.divisions.length - 1 : divided);
+    show();
+    content.append(el("p", {}, el("label", {}, "Division ", select)), sheets);
+  }
+  state.say(`${told.divisions.length} divisions shown.`);
+}
+
+function sheet(division) {
+  return division.sheets.flatMap((ids, k) => [
+    el("h4", {}, el("span", { className: `swatch c${k % 10}`, "aria-hidden": "true" }),
+      `${division.sizes.length > 1 ? `Learner ${k}` : "All together"}: ${division.sizes[k].toLocaleString()} images`),
+    el("ul", { className: "sheet", "aria-label": `Some images of learner ${k}` }, ids.map((id) =>
+      el("li", {}, el("a", { href: `/?id=${id}`, "data-id": id, "aria-label": `Search from item ${id}` },
+        picture({ image: `/items/${id}/image`, label: `item ${id}` }, 96))))),
+  ]);
+}
+
+function flow({ divisions, flows }) {
+  const height = 260, top = 24, node = 14, step = 130, gap = 6;
+  const total = divisions.length ? divisions[0].sizes.reduce((a, b) => a + b, 0) + divisions[0].left_out : 0;
+  const most = Math.max(1, ...divisions.map((division) => division.sizes.length + 1));
+  const scale = (height - gap * (most - 1)) / Math.max(1, total);
+  const name = (division, k) => (k === division.sizes.length ? "left out"
+    : division.sizes.length > 1 ? `learner ${k}` : "all together");
+  const fill = (division, k) => (k === division.sizes.length || division.sizes.length < 2 ? colour(-1) : colour(k));
+  const tops = divisions.map((division) => {
+    let y = top;
+    return [...division.sizes, division.left_out].map((size) => {
+      const at = y;
+      if (size) y += size * scale + gap;
+      return at;
+    });
+  });
+  const parts = [];
+  flows.forEach((counts, i) => {
+    const leave = [...tops[i]], enter = [...tops[i + 1]];
+    counts.forEach((row, k) => row.forEach((count, l) => {
+      if (!count) return;
+      const h = count * scale, x1 = i * step + node, x2 = (i + 1) * step, m = (x1 + x2) / 2;
+      const path = `M${x1} ${leave[k]}C${m} ${leave[k]} ${m} ${enter[l]} ${x2} ${enter[l]}v${h}`
+        + `C${m} ${enter[l] + h} ${m} ${leave[k] + h} ${x1} ${leave[k] + h}z`;
+      const said = `epoch ${divisions[i].epoch} ${name(divisions[i], k)} to epoch ${divisions[i + 1].epoch} `
+        + `${name(divisions[i + 1], l)}: ${count} images`;
+      parts.push(svg("path", { d: path, class: "ribbon", fill: fill(divisions[i], k) }, svg("title", {}, said)));
+      leave[k] += h;
+      enter[l] += h;
+    }));
+  });
+  divisions.forEach((division, i) => {
+    parts.push(svg("text", { x: i * step, y: 14 }, `epoch ${division.epoch}`));
+    [...division.sizes, division.left_out].forEach((size, k) => {
+      if (!size) return;
+      const h = Math.max(1, size * scale);
+      parts.push(svg("rect", { x: i * step, y: tops[i][k], width: node, height: h, fill: fill(division, k) },
+        svg("title", {}, `epoch ${division.epoch}, ${name(division, k)}: ${size} images`)));
+      const label = k === division.sizes.length ? "out" : division.sizes.length > 1 ? String(k) : "all";
+      if (h >= 10) parts.push(svg("text", { x: i * step + node + 3, y: tops[i][k] + h / 2 + 4 }, label));
+    });
+  });
+  const width = Math.max(1, divisions.length - 1) * step + 60;
+  return svg("svg", { class: "flow", viewBox: `0 0 ${width} ${top + height + 20}`, width, height: top + height + 20,
+    role: "img", "aria-label": "Flow of images between learners; the table below has the sizes" }, parts);
+}

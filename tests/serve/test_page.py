@@ -1,0 +1,307 @@
+"""The page in a browser: Debian's chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+WIDTHS = (360, 1600)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert Path(CHROMIUM).exists(), "the page is tested in Debian's chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+Opened = Callable[..., Page]
+
+
+@pytest.fixture
+def opened(browser: Browser, served: Any) -> Iterator[Opened]:
+    """``opened("/?id=3", width=360)``: a page of the server, which must neither fail nor ask elsewhere."""
+    contexts, wrong = [], []
+
+    def open_page(path: str = "/", width: int = 1600, scheme: Any = "light", url: str = served.url) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: wrong.append(request.url) if not _own(request.url, url) else None)
+        page.goto(url + path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def _own(address: str, url: str) -> bool:
+    return address.startswith((url, "blob:", "data:"))
+
+
+def shot(page: Page, name: str) -> None:
+    """Keep a picture of the page where DIVCON_SHOTS says so."""
+    if folder := os.environ.get("DIVCON_SHOTS"):
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+def fits(page: Page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def labels(page: Page) -> list[str]:
+    return page.locator("#results .label").all_inner_texts()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_upload_gives_neighbours_and_a_row_a_learner(opened: Opened, photos: Path, width: int) -> None:
+    page = opened(width=width)
+    expect(page.locator("#results .item")).to_have_count(40)
+    shot(page, f"items-{width}")
+    page.set_input_files("#file", photos / "0-1.png")
+    expect(page.locator("#status")).to_contain_text("24 items found")
+    assert labels(page)[0] == "<b>mug</b> & 0"  # a name is no markup
+    assert page.locator("#results .score").first.inner_text() == "1.000"
+    expect(page.locator(".learner")).to_have_count(2)
+    expect(page.locator(".learner").first.locator(".item")).to_have_count(8)
+    assert page.locator("#results img:not([alt])").count() == 0
+    assert page.locator("#results img").first.get_attribute("alt") == "<b>mug</b> & 0"
+    expect(page.locator("#query img")).to_have_js_property("naturalWidth", 48)
+    assert fits(page)
+    shot(page, f"search-{width}")
+
+
+def test_a_click_searches_on_and_back_goes_back(opened: Opened, photos: Path) -> None:
+    page = opened()
+    page.set_input_files("#file", photos / "3-1.png")
+    expect(page.locator("#status")).to_contain_text("items found")
+    first = labels(page)
+    page.locator("#results .item").nth(3).click()
+    page.wait_for_url(re.compile(r"\?id=\d+"))
+    expect(page.locator("#query")).to_contain_text("Path")
+    expect(page.locator("#query")).to_be_focused()
+    page.go_back()
+    expect(page.locator("#query")).to_contain_text("3-1.png")
+    expect(page.locator("#status")).to_contain_text("items found")
+    assert labels(page) == first
+    page.go_back()
+    expect(page.locator("#results-title")).to_have_text("Items")
+
+
+def test_a_filter_holds_for_all(opened: Opened) -> None:
+    page = opened("/?id=2")
+    expect(page.locator("#status")).to_contain_text("items found")
+    page.select_option("#column", "price")
+    page.select_option("#operator", "<")
+    page.fill("#value", "2")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("10 items found")
+    page.select_option("#column", "colour")
+    page.select_option("#operator", "=")
+    page.fill("#value", "red")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("6 items found")
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("6 items found")
+    page.get_by_role("button", name="Remove the condition price < 2").click()
+    expect(page.locator("#status")).to_contain_text("24 items found")
+    page.select_option("#column", "price")
+    page.fill("#value", "cheap")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("number values")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_no_image_is_said(opened: Opened, tmp_path: Path, width: int) -> None:
+    text = tmp_path / "photo.jpg"
+    text.write_text("this is a text")
+    page = opened(width=width)
+    page.set_input_files("#file", text)
+    expect(page.get_by_role("alert")).to_contain_text("does not decode")
+    expect(page.get_by_role("alert")).to_contain_text("text")
+    shot(page, f"no-image-{width}")
+    page.go_back()
+    expect(page.locator("#results .item")).to_have_count(40)
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_an_image_is_dropped_and_pasted(opened: Opened, photos: Path) -> None:
+    page = opened()
+    expect(page.locator("#results .item")).to_have_count(40)
+    content = list((photos / "4-0.png").read_bytes())
+    for kind, target in (("drop", "DragEvent"), ("paste", "ClipboardEvent")):
+        page.evaluate(
+            """([content, kind, target]) => {
+                const carried = new DataTransfer();
+                carried.items.add(new File([new Uint8Array(content)], `${kind}.png`, { type: "image/png" }));
+                const name = kind === "drop" ? "dataTransfer" : "clipboardData";
+                const event = new window[target](kind, { bubbles: true, cancelable: true, [name]: carried });
+                document.body.dispatchEvent(event);
+            }""",
+            [content, kind, target],
+        )
+        expect(page.locator("#query")).to_contain_text(f"{kind}.png")
+        expect(page.locator("#status")).to_contain_text("items found")
+        assert labels(page)[0] == "mug 4"
+
+
+def test_the_keyboard_alone_is_enough(opened: Opened) -> None:
+    page = opened()
+    expect(page.locator("#results .item")).to_have_count(40)
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    order = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    assert order.index("file") < order.index("column") < order.index("value") < order.index("k") < order.index("item")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("items found")
+
+
+def test_dark_is_dark(opened: Opened) -> None:
+    colours = []
+    for scheme in ("light", "dark"):
+        page = opened("/?id=5", scheme=scheme)
+        expect(page.locator("#status")).to_contain_text("items found")
+        colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        shot(page, f"search-{scheme}")
+    assert colours == ["rgb(255, 255, 255)", "rgb(20, 24, 29)"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_failures_of_an_evaluated_run(opened: Opened, scores: dict[str, Any], width: int) -> None:
+    page = opened(width=width)
+    page.get_by_role("link", name="Failures").click()
+    expect(page.locator("#status")).to_contain_text("queries shown")
+    failed = sum(value == 0 for value in scores["per_query"]["recall_at_1"])
+    expect(page.locator("#failures-content")).to_contain_text(f"{failed} of 15 queries")
+    cases = page.locator(".case")
+    assert cases.count() == 15
+    assert cases.first.locator(".hit, .miss").first.inner_text() == ("✗ wrong" if failed else "✓ right")
+    assert cases.first.locator("ul .item").count() == 6
+    assert failed == 0 or page.locator("#failures-content td.number").first.inner_text()
+    assert fits(page)
+    shot(page, f"failures-{width}")
+    cases.first.locator(".item").first.click()
+    expect(page.locator("#results-title")).to_have_text("Most alike")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_map_by_mouse_keyboard_and_table(opened: Opened, width: int) -> None:
+    page = opened("/?view=map", width=width)
+    expect(page.locator("#status")).to_contain_text("40 items shown")
+    canvas = page.locator("#plane")
+    before = canvas.screenshot()
+    page.locator(".tools").get_by_label("Colour").select_option("split")
+    expect(page.locator(".legend")).to_contain_text("train (25)")
+    expect(page.locator(".legend")).to_contain_text("test (15)")
+    assert canvas.screenshot() != before
+    page.locator(".tools").get_by_label("Colour").select_option("learner")
+    expect(page.locator(".legend")).to_contain_text("learner 1")
+    canvas.focus()
+    page.keyboard.press("n")
+    expect(page.locator(".shown .item")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("Item: ")
+    first = page.locator(".shown .item").get_attribute("data-id")
+    page.keyboard.press("n")
+    assert page.locator(".shown .item").get_attribute("data-id") != first
+    at_first = canvas.screenshot()
+    page.keyboard.press("+")
+    page.keyboard.press("ArrowLeft")
+    assert canvas.screenshot() != at_first
+    page.keyboard.press("0")
+    page.locator("#map-list summary").click()
+    expect(page.locator("#map-list tbody tr")).to_have_count(40)
+    assert fits(page)
+    shot(page, f"map-{width}")
+    canvas.focus()
+    page.keyboard.press("p")
+    chosen = page.locator(".shown .item").get_attribute("data-id")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(rf"[?]id={chosen}$"))
+    expect(page.locator("#results-title")).to_have_text("Most alike")
+
+
+def test_a_point_of_the_map_is_shown_and_searched_from_by_the_mouse(opened: Opened, served: Any) -> None:
+    page = opened("/?view=map")
+    expect(page.locator("#status")).to_contain_text("40 items shown")
+    canvas = page.locator("#plane")
+    canvas.focus()
+    page.keyboard.press("n")
+    chosen = page.locator(".shown .item").get_attribute("data-id")
+    point = next(p for p in page.request.get(f"{served.url}/map").json()["points"] if str(p["id"]) == chosen)
+    box = canvas.bounding_box()
+    assert box is not None
+    side = min(box["width"], box["height"]) / 2 - 16
+    x, y = box["width"] / 2 + point["x"] * side, box["height"] / 2 - point["y"] * side
+    page.keyboard.press("Escape")
+    canvas.hover(position={"x": x, "y": y})
+    expect(page.locator(".shown .item")).to_be_visible()
+    canvas.click(position={"x": x, "y": y})
+    page.wait_for_url(re.compile(r"[?]id=\d+$"))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_divisions_through_time(opened: Opened, width: int) -> None:
+    page = opened("/?view=divisions", width=width)
+    expect(page.locator("#status")).to_contain_text("4 divisions shown")
+    assert page.locator("svg.flow rect").count() >= 6
+    rows = page.locator("#divisions-content table").first.locator("tbody tr")
+    assert rows.count() == 4
+    for row in rows.all():
+        numbers = [int(text or 0) for text in row.locator("td").all_inner_texts()[2:]]
+        assert sum(numbers) == 25
+    assert page.locator("#sheets img").count() > 0
+    assert fits(page)
+    shot(page, f"divisions-{width}")
+
+
+def test_a_token_is_asked_for_once(opened: Opened, locked: Any) -> None:
+    page = opened(url=locked.url)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.fill("#token", "wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#login-problem")).to_contain_text("not the token")
+    page.fill("#token", locked.token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#results .item")).to_have_count(40)
+    expect(page.locator("#results img").first).to_have_js_property("naturalWidth", 48)
+    page.reload()
+    expect(page.locator("#results .item")).to_have_count(40)
+    again = opened(f"/#token={locked.token}", url=locked.url)
+    expect(again.locator("#results .item")).to_have_count(40)
+    assert locked.token not in again.url
+
+
+def test_an_other_layout_of_the_map(opened: Opened) -> None:
+    page = opened("/?view=map")
+    expect(page.locator("#status")).to_contain_text("40 items shown")
+    page.locator("#map-list summary").click()
+    before = page.locator("#map-list tbody").inner_text()
+    page.locator(".tools").get_by_label("Layout").select_option("tsne")
+    expect(page.locator("#map-list")).not_to_have_attribute("open", "")
+    page.locator("#map-list summary").click()
+    assert page.locator("#map-list tbody").inner_text() != before
+
+
+def test_a_server_that_is_gone_is_said(opened: Opened) -> None:
+    page = opened()
+    expect(page.locator("#results .item")).to_have_count(40)
+    page.route("**/search", lambda route: route.abort())
+    page.locator("#results .item").first.click()
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")

@@ -1,0 +1,125 @@
+"""A real server in a process of its own: many clients, uploads that end early or never, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+
+
+class Started(NamedTuple):
+    process: subprocess.Popen[str]
+    url: str
+    said: str
+    token: str
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start(*arguments: object) -> Started:
+    port = free_port()
+    command = [sys.executable, "-m", "divcon", "serve", *map(str, arguments), "--port", str(port)]
+    if not (Path(__file__).parents[2] / "src/divcon/__main__.py").exists():
+        command[1:3] = ["-c", "from divcon.cli import main; main()"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 90
+    while True:
+        try:
+            httpx2.get(f"{url}/health")
+            break
+        except httpx2.TransportError:
+            assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+            time.sleep(0.1)
+    assert process.stdout is not None
+    said, token = process.stdout.readline(), process.stdout.readline().removeprefix("token: ").strip()
+    return Started(process, url, said, token)
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[Started]:
+    """Bound beyond loopback, so that a token is asked for."""
+    started = start(store.parent, "--device", "cpu", "--waiting", "40", "--host", "0.0.0.0")
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+def test_200_clients_at_once_are_all_answered(server: Started, photos: Path) -> None:
+    content = (photos / "1-1.png").read_bytes()
+
+    async def ask(client: httpx2.AsyncClient, number: int) -> httpx2.Response:
+        if number % 2:
+            return await client.post(f"{server.url}/search", json={"id": number % 40})
+        return await client.post(f"{server.url}/search", files={"image": ("a.png", content)})
+
+    async def all_at_once() -> list[httpx2.Response]:
+        limits = httpx2.Limits(max_connections=200)
+        async with httpx2.AsyncClient(limits=limits, timeout=60, headers=server.bearer) as client:
+            return await asyncio.gather(*(ask(client, number) for number in range(200)))
+
+    answers = asyncio.run(all_at_once())
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) <= {200, 503} and statuses[200] >= 44, statuses
+    assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 503)
+    assert all(answer.json()["hits"] for answer in answers if answer.status_code == 200)
+    assert httpx2.post(f"{server.url}/search", json={"id": 1}, headers=server.bearer).status_code == 200
+
+
+def test_200_megabytes_are_refused(server: Started) -> None:
+    large = {"image": ("a.png", bytes(200_000_000))}
+    answer = httpx2.post(f"{server.url}/search", files=large, headers=server.bearer, timeout=60)
+    assert answer.status_code == 413 and "20 MB" in answer.json()["error"]
+    assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+def test_an_upload_that_ends_early_is_no_harm(server: Started) -> None:
+    port = int(server.url.rpartition(":")[2])
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = f"POST /search HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 100000\r\n"
+            head += f"Authorization: Bearer {server.token}\r\n\r\n"
+            connection.sendall(head.encode() + b"{" * 1000)
+    assert httpx2.post(f"{server.url}/search", json={"id": 1}, headers=server.bearer).status_code == 200
+
+
+def test_a_signal_stops_it(server: Started) -> None:
+    """The last test of this server."""
+    assert "40 items" in server.said and len(server.token) >= 32
+    assert httpx2.post(f"{server.url}/search", json={"id": 1}).status_code == 401
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    assert server.process.stdout is not None and server.process.stdout.read().endswith("stopped\n")
+
+
+def test_what_cannot_be_served_is_said(command, tmp_path: Path, store: Path) -> None:
+    code, _, said = command("serve", tmp_path / "nothing")
+    assert code == 2 and "there is no store" in said
+    code, _, said = command("serve", store, "--token", "short")
+    assert code == 2 and "16" in said
+    code, _, said = command("serve", store, "--host", "0.0.0.0", "--upload-mb", "0")
+    assert code == 2 and "--upload-mb" in said
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, _, said = command("serve", store, "--port", taken.getsockname()[1])
+        assert code == 2 and "cannot listen" in said
