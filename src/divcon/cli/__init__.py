@@ -38,6 +38,7 @@ __all__ = [
     "prune",
     "reproduce",
     "search",
+    "serve",
     "train",
     "use",
 ]
