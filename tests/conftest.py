@@ -19,6 +19,8 @@ install_import_hook(
 
 import importlib.util
 import shutil
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -129,3 +131,17 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=program, args=arguments)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL with pgvector: what DIVCON_TEST_POSTGRES names, or pgserver's, in a folder of its own."""
+    if given := os.environ.get("DIVCON_TEST_POSTGRES"):
+        yield given
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pgserver = pytest.importorskip("pgserver", reason="no pgserver for this Python; set DIVCON_TEST_POSTGRES")
+    server = pgserver.get_server(tempfile.mkdtemp(prefix="divcon-pg"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()

@@ -1,12 +1,10 @@
-"""Both kinds of store, real ones: LanceDB in a folder, and a PostgreSQL with pgvector that is started here."""
+"""Both kinds of store, real ones: LanceDB in a folder, and a PostgreSQL with pgvector."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +17,6 @@ from divcon.data.image_set import ImageSet
 
 DIM = 12
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """A PostgreSQL with pgvector: what DIVCON_TEST_POSTGRES names, or pgserver's, in a folder of its own."""
-    if given := os.environ.get("DIVCON_TEST_POSTGRES"):
-        yield given
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pgserver = pytest.importorskip("pgserver", reason="no pgserver for this Python; set DIVCON_TEST_POSTGRES")
-    server = pgserver.get_server(tempfile.mkdtemp(prefix="divcon-pg"), cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
 
 
 @pytest.fixture(params=["lancedb", "postgres"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -62,6 +63,30 @@ def test_id_path_vector_and_upload_are_the_same_query(client: TestClient, index:
         answer = client.post("/search", json={**query, "k": 5})
         assert answer.status_code == 200, answer.text
         assert [hit["id"] for hit in answer.json()["hits"]] == [hit["id"] for hit in of_upload["hits"]]
+
+
+def test_over_postgresql_it_answers_as_over_a_folder(
+    client: TestClient, run: Path, photos: Path, postgres: str
+) -> None:
+    uri = f"{postgres}{'&' if '?' in postgres else '?'}table=served_{os.getpid()}"
+    content = (photos / "3-1.png").read_bytes()
+
+    def answers(client: TestClient) -> list[Any]:
+        found = [
+            upload(client, content, k=6, learner="each", where='{"colour": "red"}').json(),
+            client.post("/search", json={"path": str(photos / "2-2.png"), "k": 4}).json(),
+            client.get("/items?limit=50").json(),
+        ]
+        paths = [[hit["path"] for hit in answer["hits"]] for answer in found[:2]]
+        each = [[hit["path"] for hit in learner["hits"]] for learner in found[0]["learners"]]
+        return [paths, each, sorted(item["path"] for item in found[2]["items"])]
+
+    with Index.create(run, uri) as made:
+        made.update(photos / "items.csv")
+        with client_of(made) as other:
+            assert answers(other) == answers(client)
+            picture = other.get(f"/items/{made.item(photos / '2-2.png').id}/image")
+            assert picture.status_code == 200
 
 
 def test_each_learner_tells_what_it_finds_alike(client: TestClient, index: Index) -> None:
