@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+import divcon as dc
+from divcon.data.image_set import Benchmark
 from divcon.search import Index
 from divcon.serve import Limits, create_app
 
@@ -340,3 +342,34 @@ def test_a_store_that_is_gone_is_503(store: Path, tmp_path: Path) -> None:
             assert answer.headers["retry-after"]
         shutil.copytree(store, copy)
         assert client.post("/search", json={"id": 1}).status_code == 200
+
+
+def test_images_in_a_table_have_pictures(tmp_path: Path, few: Benchmark) -> None:
+    """Those that the package brings lie in a parquet: what they are to the model, they are on the page."""
+    demo = dc.read("demo")
+    classes = [demo.query.label_names[c] for c in demo.query.classes[:6]]
+    chosen = demo.query.of_classes(demo.query.classes[:6])
+    config = dc.RunConfig(
+        dc.ModelConfig(method="single", embedding_dim=8, backbone="test_resnet", pretrained=False, image_size=32),
+        dc.TrainConfig(epochs=1, batch_size=16, workers=0),
+        dc.DataConfig(validation=False),
+    )
+    dc.run(few, tmp_path / "run", config, source={"data": "demo", "root": None})
+    with Index.create(tmp_path / "run", tmp_path / "store") as made:
+        made.update(chosen)
+        with client_of(made, run=tmp_path / "run") as client:
+            items = client.get("/items?limit=100").json()["items"]
+            assert {item["label"] for item in items} == set(classes) and len(items) == len(chosen)
+            paths = [chosen.path(i) for i in range(len(chosen))]
+            for item in items[:: len(items) // 4]:
+                answer = client.get(item["image"], params={"size": 96})
+                assert answer.status_code == 200, answer.text
+                row = next(i for i, path in enumerate(paths) if item["path"].endswith(path))
+                shown = Image.open(io.BytesIO(answer.content)).convert("RGB")
+                drawn = chosen.open(row)
+                drawn.thumbnail((96, 96), Image.Resampling.LANCZOS)
+                assert shown.size == drawn.size
+                assert np.abs(np.asarray(shown, np.int64) - np.asarray(drawn, np.int64)).mean() < 8
+        with client_of(made) as client:  # without the run nobody knows where they lie
+            answer = client.get(items[0]["image"])
+            assert answer.status_code == 404 and "is not (or no more) on this machine" in answer.json()["error"]

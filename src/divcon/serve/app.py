@@ -22,6 +22,7 @@ except ImportError:
     raise ConfigError('a server needs FastAPI: pip install "divcon[serve]"') from None
 
 from divcon.serve import searching
+from divcon.serve.encoded import EncodedImages
 from divcon.serve.guard import COOKIE, Guard
 from divcon.serve.items import Pictures, row_of, rows_of
 from divcon.serve.limits import Limits, Refusal, Threads
@@ -51,8 +52,9 @@ def create_app(
         StoreError: the store is gone.
     """
     limits = limits or Limits()
-    threads, metrics, pictures = Threads(limits), Metrics(), Pictures(limits)
-    views = Views(index, threads, None if run is None else Path(run), scores)
+    run = None if run is None else Path(run)
+    threads, metrics, pictures = Threads(limits), Metrics(), Pictures(limits, EncodedImages(index, run))
+    views = Views(index, threads, run, scores)
     learners = _learners(index)
 
     @asynccontextmanager

@@ -17,6 +17,7 @@ from PIL import Image
 from divcon.data.decode import decode
 from divcon.errors import DivconError, ImageError
 from divcon.search import Index
+from divcon.serve.encoded import EncodedImages
 from divcon.serve.limits import Limits, Refusal
 
 SIZES = (96, 192, 384, 768)
@@ -113,8 +114,9 @@ def _opens(content: bytes | Path) -> bool:
 class Pictures:
     """Small pictures of items: those of the index alone, decoded and written anew, the last ones kept."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, encoded: EncodedImages) -> None:
         self._limits = limits
+        self._encoded = encoded
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -123,7 +125,7 @@ class Pictures:
         """A WebP of the item's image, its longer side ``size`` pixels or the next larger of `SIZES`.
 
         Raises:
-            Refusal: its image is no file of its own, is gone, or does not decode.
+            Refusal: its image is neither a file nor in the run's data, is gone, or does not decode.
         """
         side = next((s for s in SIZES if s >= size), SIZES[-1])
         with self._lock:
@@ -141,11 +143,12 @@ class Pictures:
 
     def _made(self, row: Row, side: int) -> bytes:
         path = Path(row.path)
-        if not path.is_absolute() or not path.is_file():
-            raise Refusal(404, f"item {row.id}: its image is not (or no more) a file of this machine")
+        source = path if path.is_absolute() and path.is_file() else self._encoded.get(row.id)
+        if source is None:
+            raise Refusal(404, f"item {row.id}: its image is not (or no more) on this machine")
         try:
-            check_pixels(path, self._limits.pixels)
-            image = decode(path, row.box)
+            check_pixels(source, self._limits.pixels)
+            image = decode(source, row.box)
         except (DivconError, OSError) as error:
             raise Refusal(404, f"item {row.id}: {error}") from None
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

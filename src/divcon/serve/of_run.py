@@ -35,6 +35,8 @@ class OfRun:
     """Of the queries, as `divcon evaluate` writes them."""
     problem: str | None = None
     """Why the parts are not known."""
+    sets: dict[str, ImageSet] = field(default_factory=dict)
+    """The images themselves, by part."""
 
     @classmethod
     def of(cls, run: Path, index: Index) -> OfRun:
@@ -54,7 +56,7 @@ class OfRun:
         except DivconError as error:
             return cls(run, problem=f"the run's data cannot be read ({error})")
         parts = {name: _ids(part, index) for name, part in data.parts.items()}
-        return cls(run, parts, _paths(data))
+        return cls(run, parts, _paths(data), sets=data.parts)
 
     def splits(self) -> dict[int, str]:
         """The part of the data by id."""

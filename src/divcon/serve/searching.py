@@ -169,6 +169,9 @@ def _checked(values: Any) -> Search:
 def told(errors: Any) -> str:
     """What pydantic says is wrong, in a line."""
     first = errors[0]
+    if "where" in first["loc"]:
+        # It names the type that each of several forms failed at.
+        return 'where: give columns and values, as {"label": "mug", "price": {"<": 10}} or ["label=mug"]'
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     return f"{place or 'the body'}: {first['msg'].lower()}"
 
