@@ -117,7 +117,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
     return call
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop open, in which no other test can have its own
 def browser() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright; it reaches nothing but files and this machine."""
     from playwright.sync_api import sync_playwright
