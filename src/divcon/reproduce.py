@@ -23,7 +23,7 @@ from divcon.presets import changed
 from divcon.presets import preset as settings_of
 from divcon.published_results import PUBLISHED
 from divcon.run import run
-from divcon.run_folder import RunFolder
+from divcon.run_folder import RunFolder, kept_epoch
 from divcon.train.report import EpochReport
 
 _FEWEST_CLASSES = 8
@@ -78,8 +78,13 @@ def reproduce(
         source = None  # what it is trained on is no data set that can be read again
     every, last = config.data.evaluate_every, config.train.epochs - 1
 
+    of_last: dict[str, Any] = {}
+
     def observe(model: EmbeddingModel, report: EpochReport) -> dict[str, Any]:
-        if report.number != last and (report.number + 1) % every:
+        if report.number == last:
+            of_last.update(scored(model, last, clustering=clustering, per_query=True))
+            return {"recall_at_1": of_last["recall_at_1"]}
+        if (report.number + 1) % every:
             return {}
         return {"recall_at_1": scored(model, report.number, clustering=False)["recall_at_1"]}
 
@@ -88,8 +93,10 @@ def reproduce(
         return evaluate(model, data, workers=config.train.workers, on_progress=on_progress, **options)
 
     model = run(data, out, config, resume=True, source=source, display=display, observe=observe)
-    result = scored(model, last, clustering=clustering, per_query=True)
     lines = RunFolder(out).lines()
+    # A run that had ended before was not scored now, and with validation classes another epoch may be kept.
+    known_already = of_last and kept_epoch(lines) == last
+    result = of_last if known_already else scored(model, last, clustering=clustering, per_query=True)
     best = max((line for line in lines if line["observed"]), key=lambda line: line["observed"]["recall_at_1"])
     known = PUBLISHED.get(preset, {}).get(data.name)
     result["reproduced"] = {
