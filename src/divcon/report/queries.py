@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from divcon.data.image_set import ImageSet
-from divcon.evaluate.exclusion import Exclusion
 from divcon.evaluate.neighbours import nearest
 from divcon.evaluate.retrieval import retrieval_metrics
+from divcon.evaluate.task import Task
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,8 @@ def best_and_worst(
     scores = retrieval_metrics(
         embeddings, images.labels, recall_at=(1,), cameras=images.cameras, groups=images.groups, per_query=True
     )["per_query"]
-    exclude = Exclusion.itself(len(images))
-    if images.cameras is not None:
-        codes = np.unique(np.stack([images.labels, images.cameras]), axis=1, return_inverse=True)[1].reshape(-1)
-        exclude |= Exclusion.equal(codes, codes)
-    if images.groups is not None:
-        exclude |= Exclusion.equal(images.groups, images.groups)
+    columns = {"labels": (images.labels, None), "cameras": (images.cameras, None), "groups": (images.groups, None)}
+    exclude = Task.of(len(images), None, columns).exclude
     indices, distances = nearest(embeddings, embeddings, min(neighbours, len(images)), exclude=exclude)
     asked = np.flatnonzero(scores["num_matches"] > 0)
     score, matches = scores["map_at_r"][asked], scores["num_matches"][asked]

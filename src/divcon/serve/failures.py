@@ -3,15 +3,16 @@ split."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from divcon.compare import read_scores as read_json
 from divcon.errors import ConfigError
 from divcon.evaluate.neighbours import nearest
+from divcon.report.thumbnails import sampled
 from divcon.search import Index
 from divcon.search.items import absolute, key_of
 from divcon.serve.items import rows_of
@@ -27,19 +28,18 @@ _ALIKE = 0.95
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """What ``divcon evaluate --json`` wrote.
+    """What ``divcon evaluate --json`` wrote, with the scores of every query.
 
     Raises:
-        ConfigError: it is not that, or has no scores of every query.
+        DataError: the file cannot be read, or is no JSON of an object.
+        ConfigError: it has no scores of every query.
     """
-    try:
-        scores = json.loads(path.read_text())
-        each = scores["per_query"]
-        lengths = {len(each[name]) for name in ("path", "label", "recall_at_1")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--scores {path}: is not what divcon evaluate --json writes ({error!r})") from None
-    if len(lengths) != 1:
-        raise ConfigError(f"--scores {path}: damaged: its queries have not all a path, label and recall_at_1")
+    scores = read_json(path)
+    each = scores.get("per_query")
+    columns = [each.get(name) for name in ("path", "label", "recall_at_1")] if isinstance(each, dict) else []
+    lengths = {len(column) if isinstance(column, list) else None for column in columns}
+    if len(lengths) != 1 or None in lengths:
+        raise ConfigError(f"--scores {path}: has no scores of every query; give what divcon evaluate --json writes")
     return scores
 
 
@@ -50,12 +50,14 @@ def failures(index: Index, scores: dict[str, Any], of_run: OfRun | None) -> dict
     parts = of_run.parts if of_run else {}
     ids = _ids_of(index, each["path"], of_run)
     gallery = parts.get("test", parts.get("gallery", index.store.ids()))
-    gallery_ids, gallery_vectors = _vectors(index, _some(gallery[gallery >= 0], _MOST_GALLERY))
+    gallery_ids, gallery_vectors = _vectors(index, sampled(gallery[gallery >= 0], _MOST_GALLERY, (0,)))
     measure = next((name for name in ("map_at_r", "r_precision") if name in each), "recall_at_1")
     known = [i for i, value in enumerate(each["recall_at_1"]) if value is not None]
     known.sort(key=lambda i: (each["recall_at_1"][i], each[measure][i] if each[measure][i] is not None else 1.0, i))
     failed = [i for i in known if each["recall_at_1"][i] == 0]
-    looked_at = list(dict.fromkeys([*known[:WORST], *_some(np.array(failed, np.int64), _MOST_QUERIES).tolist()]))
+    looked_at = list(
+        dict.fromkeys([*known[:WORST], *sampled(np.array(failed, np.int64), _MOST_QUERIES, (0,)).tolist()])
+    )
     near = _near(index, {i: ids[i] for i in looked_at if ids[i] >= 0}, gallery_ids, gallery_vectors)
     rows = rows_of(index, sorted({ids[i] for i in known[:WORST]} | {j for found in near.values() for j, _ in found}))
 
@@ -125,7 +127,7 @@ def _pairs(index: Index, parts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     test = np.concatenate(
         [np.empty(0, np.int64), *(parts[name] for name in ("test", "query", "gallery") if name in parts)]
     )
-    sides = [_vectors(index, _some(ids[ids >= 0], _MOST_GALLERY // 5)) for ids in (test, train)]
+    sides = [_vectors(index, sampled(ids[ids >= 0], _MOST_GALLERY // 5, (0,))) for ids in (test, train)]
     if not all(len(ids) for ids, _ in sides):
         return []
     places, cosines = nearest(sides[0][1], sides[1][1], 1, metric="cosine")
@@ -137,7 +139,3 @@ def _pairs(index: Index, parts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         for a, b, score in pairs
         if a in rows and b in rows
     ]
-
-
-def _some(values: np.ndarray, most: int) -> np.ndarray:
-    return values if len(values) <= most else np.sort(np.random.default_rng(0).permutation(values)[:most])

@@ -13,6 +13,8 @@ from divcon.data.image_set import Benchmark, ImageSet
 from divcon.data.read import read
 from divcon.divide import Division
 from divcon.errors import DivconError
+from divcon.report.flow import flows
+from divcon.report.thumbnails import sampled
 from divcon.run_folder import RunFolder
 from divcon.search import Index
 from divcon.search.items import items_of
@@ -112,18 +114,9 @@ class OfRun:
         return (found, problem) if len(sizes) < 2 else ([], "the divisions are not of the same images")
 
 
-def flows(one: Division, other: Division) -> np.ndarray:
-    """(K + 1, K' + 1) int64: images with learner k in the one and k' in the other; the last row and column are those
-    left out."""
-    counts = np.zeros((one.num_learners + 1, other.num_learners + 1), np.int64)
-    # -1, left out, is the last row and column.
-    np.add.at(counts, (one.learner, other.learner), 1)
-    return counts
-
-
 def _sheet(ids: np.ndarray) -> list[int]:
     ids = ids[ids >= 0]
-    return np.sort(np.random.default_rng(0).permutation(ids)[:SHEET]).tolist()
+    return np.sort(sampled(ids, SHEET, (0,))).tolist()
 
 
 def _ids(images: ImageSet, index: Index) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from divcon.report.thumbnails import sampled
 from divcon.search import Index
 from divcon.serve.items import rows_of
 from divcon.serve.of_run import OfRun
@@ -38,9 +39,7 @@ def plane(index: Index, by: By, of_run: OfRun | None) -> dict[str, Any]:
     """For JSON: ``points`` with id, x, y, label, learner and split; ``total`` items."""
     ids = index.store.ids()
     total = len(ids)
-    if total > MOST[by]:
-        ids = np.sort(np.random.default_rng(0).permutation(ids)[: MOST[by]])
-    there, vectors = index.store.vectors(ids)
+    there, vectors = index.store.vectors(sampled(ids, MOST[by], (0,)))
     order = np.argsort(there)
     there, vectors = there[order], vectors[order]
     rows = rows_of(index, there)
