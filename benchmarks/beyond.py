@@ -33,7 +33,7 @@ from divcon.divide import Division, divide
 from divcon.train.loader import create_loader
 from divcon.train.sampler import Batch, EpochPlan, plan_epoch
 from divcon.train.schedule import Phase, learning_rates, phase_at
-from divcon.train.setup import check, seed_epoch, set_up, tell
+from divcon.train.setup import check, seed_batch, set_up, tell
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,6 @@ def train(model: dc.EmbeddingModel, images: dc.ImageSet, config: dc.TrainConfig,
     division = None
     with create_loader(model, images, config, fabric.device) as loader:
         for epoch in range(config.epochs):
-            seed_epoch(config.seed, epoch)
             phase, previous = phase_at(epoch, config, model.head.max_learners), division
             whole = phase is Phase.FINETUNE or config.divide_by == "none"
             if whole:
@@ -201,6 +200,7 @@ def train(model: dc.EmbeddingModel, images: dc.ImageSet, config: dc.TrainConfig,
             )
             model.train()
             for number, (_, pixels, targets) in enumerate(loader.batches(plan, epoch, labels)):
+                seed_batch(config.seed, epoch, number)
                 rates = learning_rates(epoch + number / len(plan.batches), phase, config)
                 for group in optimizer.param_groups:
                     group["lr"] = rates[group["name"]]

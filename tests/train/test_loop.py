@@ -172,12 +172,12 @@ def test_one_learner_equals_a_plain_loop(few: Benchmark, tiny_model: Make) -> No
     decoded = Decoded(few.train, plain.eval_transform, transform, config.seed)
     plain.to(memory_format=torch.channels_last)
     for epoch in range(2):
-        torch.manual_seed(int(np.random.SeedSequence([0, epoch]).generate_state(1, np.uint64)[0]))
         plain.train()
         position, total = 0, []
         plan = plan_epoch(Division.whole(labels), labels, batch_size=16, images_per_class=2, seed=0, epoch=epoch)
-        for batch in plan.batches:
+        for number, batch in enumerate(plan.batches):
             pixels = torch.stack([decoded[int(i), epoch, position + j][0] for j, i in enumerate(batch.indices)])
+            torch.manual_seed(int(np.random.SeedSequence([0, epoch, number]).generate_state(1, np.uint64)[0]))
             position += len(batch.indices)
             images = plain.normalize(pixels).contiguous(memory_format=torch.channels_last)
             loss = objective(plain(images), torch.from_numpy(labels[batch.indices]))

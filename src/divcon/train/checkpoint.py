@@ -24,7 +24,7 @@ MAY_CHANGE = {"workers", "device"}
 
 @dataclasses.dataclass
 class TrainState:
-    """What training changes. Random numbers are not part of it: each epoch draws its own from (seed, epoch)."""
+    """What training changes. Random numbers are not part of it: each batch draws its own from (seed, epoch, number)."""
 
     model: EmbeddingModel
     objectives: nn.Module

@@ -24,7 +24,7 @@ from divcon.train.loader import create_loader
 from divcon.train.report import EpochReport, LossRecord, Progress
 from divcon.train.sampler import plan_epoch
 from divcon.train.schedule import Phase, learning_rates, phase_at
-from divcon.train.setup import check, grow, seed_epoch, set_up, tell
+from divcon.train.setup import check, grow, seed_batch, set_up, tell
 
 
 def train(
@@ -63,7 +63,6 @@ def train(
 
     with create_loader(model, images, config, fabric.device) as loader:
         for epoch in range(state.epochs_done, config.epochs):
-            seed_epoch(config.seed, epoch)
             phase = phase_at(epoch, config, model.head.max_learners)
             report = EpochReport(epoch, phase)
 
@@ -113,6 +112,7 @@ def train(
             record = LossRecord(images, plan, epoch, immediate=fabric.device.type == "cpu")
             model.train()
             for number, (batch, pixels, targets) in enumerate(loader.batches(plan, epoch, labels)):
+                seed_batch(config.seed, epoch, number)
                 rates = learning_rates(epoch + number / len(plan.batches), phase, config)
                 for group in optimizer.param_groups:
                     group["lr"] = rates[group["name"]]

@@ -136,9 +136,16 @@ def _by_decay(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     return param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=left_out)
 
 
-def seed_epoch(seed: int, epoch: int) -> None:
-    """Dropout and mining draw from the global generator: started anew, an epoch depends on no epoch before it."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
+def seed_batch(seed: int, epoch: int, number: int) -> None:
+    """Dropout and mining draw from the global generator: started anew, a batch depends neither on the batches before it
+    nor on the process that trains on it."""
+    drawn = int(np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)[0])
+    # torch.manual_seed formats the stack for every device not yet started, which takes as long as a step on vectors.
+    torch.default_generator.manual_seed(drawn)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(drawn)
+    if torch.mps.is_available():
+        torch.mps.manual_seed(drawn)
 
 
 def tell(objectives: nn.ModuleList, division: Division, labels: np.ndarray, num_learners: int, *, new: bool) -> None:
