@@ -30,6 +30,7 @@ from torch import Tensor
 import divcon as dc
 from divcon.ablation.trials import folds_of
 from divcon.divide import Division, divide
+from divcon.train.feature_memory import FeatureMemory
 from divcon.train.loader import create_loader
 from divcon.train.sampler import Batch, EpochPlan, plan_epoch
 from divcon.train.schedule import Phase, learning_rates, phase_at
@@ -165,6 +166,7 @@ def train(model: dc.EmbeddingModel, images: dc.ImageSet, config: dc.TrainConfig,
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     _, optimizer, objectives = set_up(fabric, model, objectives, config)
     division = None
+    memory = FeatureMemory(len(images), model.num_features, fabric.device, kept=False)
     with create_loader(model, images, config, fabric.device) as loader:
         for epoch in range(config.epochs):
             phase, previous = phase_at(epoch, config, model.head.max_learners), division
@@ -172,7 +174,7 @@ def train(model: dc.EmbeddingModel, images: dc.ImageSet, config: dc.TrainConfig,
             if whole:
                 division = Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
-                features = model.pool(loader.all_images(epoch, lambda progress: None), len(images))
+                features = memory.refreshed(model, loader, epoch, lambda progress: None)
                 division = divide(
                     features,
                     labels,

@@ -15,6 +15,7 @@ from divcon.config_check import at_least, finite, flag, option_value
 from divcon.errors import ConfigError
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]
+DivideOn = Literal["memory", "fresh"]
 Pooling = Literal["auto", "avg", "max", "gem", "token"]
 Optimizer = Literal["adam", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -99,6 +100,9 @@ class TrainConfig:
     divide_by: DivideBy = "image"
     """What k-means clusters: image (both papers), or class (class means, so that a class stays whole). Or a control:
     random (images at random), random-class (whole classes at random), none (every learner has all images)."""
+    divide_on: DivideOn = "fresh"
+    """What features are divided on: fresh (all training images are embedded at each division; both papers), or memory
+    (those that training has seen since the last division are taken from there, and the others embedded)."""
     division_tries: int = 30
     """Seeds of k-means that are tried until each cluster has two classes with a positive pair (2021)."""
     rounds: Rounds = "epoch"

@@ -44,7 +44,7 @@ def test_batches_are_the_planned_rows_with_their_labels(vectors: dc.ImageSet) ->
 def test_all_of_them_come_in_order_and_progress_is_told(vectors: dc.ImageSet) -> None:
     told = []
     with create_loader(dc.EmbeddingModel(vector_dim=7), vectors, CONFIG, torch.device("cpu")) as loader:
-        parts = list(loader.all_images(2, told.append))
+        parts = list(loader.as_evaluated(np.arange(len(vectors)), 2, told.append))
     np.testing.assert_array_equal(np.concatenate([values.numpy() for values, _ in parts]), vectors.vectors)
     np.testing.assert_array_equal(np.concatenate([rows.numpy() for _, rows in parts]), np.arange(len(vectors)))
     assert [len(rows) for _, rows in parts[:-1]] == [32] * (len(parts) - 1)
@@ -63,7 +63,7 @@ def test_a_batch_can_be_changed_and_the_vectors_stay(vectors: dc.ImageSet) -> No
     ) as loader:
         for _, values, _ in loader.batches(plan, 0, labels):
             values.zero_()
-        for values, _ in loader.all_images(0, lambda progress: None):
+        for values, _ in loader.as_evaluated(np.arange(len(vectors)), 0, lambda progress: None):
             values.zero_()
     np.testing.assert_array_equal(frozen, vectors.vectors)
 

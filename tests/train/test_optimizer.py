@@ -102,7 +102,7 @@ def test_steps_are_those_of_pytorch_on_groups_made_by_hand(name: str, few: Bench
             group["lr"] = {"backbone": 0.01, "head": 0.03, "masks": 0.1}[group["name"]]
         for network, losses, steps in ((model, objectives, optimizer), (plain, others, by_hand)):
             torch.manual_seed(2)
-            own, full = network(images, learner=0, with_full=True)
+            own, full, _ = network(images, learner=0, with_all=True)
             steps.zero_grad()
             (losses[0](own, targets) + losses[-1](full, targets) + network.head.penalty()).backward()
             steps.step()

@@ -170,6 +170,7 @@ ARMS = {
             "masks",
             full_weight=0.0,
         ),
+        _arm("masks-memory", "masks, divided on the features that training has seen", "masks", divide_on="memory"),
         _arm("masks-all-data", "masks, each learner trained on all images", "masks", divide_by="none"),
         _arm("normalised-slices", "the head of slices, one loss, all data: no division", "slices", finetune_epoch=0),
         _arm("clustered", "masks, one loss on all of the embedding, batches of one cluster", "masks", joint_epoch=0),

@@ -135,11 +135,14 @@ class EmbeddingModel(nn.Module):
         return EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
 
     def forward(
-        self, images: Float[Tensor, "B *seen"], learner: int | None = None, *, with_full: bool = False
-    ) -> Float[Tensor, "B d"] | tuple[Float[Tensor, "B d"], Float[Tensor, "B D"]]:
+        self, images: Float[Tensor, "B *seen"], learner: int | None = None, *, with_all: bool = False
+    ) -> Float[Tensor, "B d"] | tuple[Float[Tensor, "B d"], Float[Tensor, "B D"], Float[Tensor, "B F"]]:
         """(B, 3, H, W) normalised images, or (B, F0) vectors, to embeddings of length one: (B, D), or learner k's
-        (B, d_k), or with ``with_full`` that and the full embedding of the same features."""
-        return self.head(self.pooling(self.backbone(images)), learner=learner, with_full=with_full)
+        (B, d_k); ``with_all`` gives that, the full embedding, and the pooled features that both are of."""
+        features = self.pooling(self.backbone(images))
+        if not with_all:
+            return self.head(features, learner=learner)
+        return *self.head(features, learner=learner, with_full=True), features
 
     def train(self, mode: bool = True) -> EmbeddingModel:
         """As in PyTorch; BatchNorm's running statistics stay frozen where training began from pretrained weights."""
@@ -155,11 +158,10 @@ class EmbeddingModel(nn.Module):
         return (pixels.float() / 255 - self._mean) / self._std
 
     @torch.inference_mode()
-    def pool(self, batches: Iterable[Pixels], num_images: int) -> np.ndarray:
-        """The pooled features, (N, F) float32, of batches of pixels (or vectors) and the rows that they go to; sets
-        eval mode."""
+    def pool(self, batches: Iterable[Pixels], features: np.ndarray) -> np.ndarray:
+        """Writes the pooled features of batches of pixels (or vectors) into the rows of ``features``, (N, F) float32,
+        that come with them, and returns it; sets eval mode."""
         self.eval()
-        features = np.empty((num_images, self.num_features), np.float32)
         for seen, indices in batches:
             seen = seen.to(self.device, non_blocking=True)
             images = self.normalize(seen) if self.vector_dim is None else seen
@@ -190,7 +192,7 @@ class EmbeddingModel(nn.Module):
             pin_memory=self.device.type == "cuda",
             on_progress=on_progress,
         )
-        return self.pool(batches, len(images))
+        return self.pool(batches, np.empty((len(images), self.num_features), np.float32))
 
     @torch.inference_mode()
     def embed(self, features: Float32[np.ndarray, "N F"], learner: int | None = None) -> Float32[np.ndarray, "N d"]:

@@ -16,6 +16,7 @@ from divcon.divide import Division
 from divcon.errors import RunError
 from divcon.files import written_whole
 from divcon.models import EmbeddingModel
+from divcon.train.feature_memory import FeatureMemory
 
 FORMAT = 2
 MAY_CHANGE = {"workers", "device"}
@@ -31,6 +32,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     precision: Any
     """Fabric's precision plugin, which holds the gradient scaler under fp16."""
+    features: FeatureMemory
     division: Division | None = None
     epochs_done: int = 0
 
@@ -52,6 +54,7 @@ class TrainState:
             "objectives": self.objectives.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision.state_dict(),
+            "features": self.features.state_dict(),
             "division": None
             if division is None
             else {
@@ -72,8 +75,8 @@ class TrainState:
             RunError: the file is damaged, or belongs to a training with other settings or data.
         """
         content = read_checkpoint(path)
-        # Begun before there was a choice, it is of Adam, without a loss on the full embedding.
-        saved = {"optimizer": "adam", "full_weight": 0.0, **content["config"]}
+        # Begun before there was a choice, it is of Adam, with no loss on the full embedding, divided on fresh features.
+        saved = {"optimizer": "adam", "full_weight": 0.0, "divide_on": "fresh", **content["config"]}
         asked = dataclasses.asdict(config)
         changed = [name for name in asked if name not in MAY_CHANGE and saved.get(name) != asked[name]]
         if changed:
@@ -86,6 +89,8 @@ class TrainState:
         self.objectives.load_state_dict(content["objectives"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.precision.load_state_dict(content["precision"])
+        if "features" in content:
+            self.features.load_state_dict(content["features"])
         division = content["division"]
         if division is not None:
             self.division = Division(np.asarray(division["learner"]), np.asarray(division["centroids"]))

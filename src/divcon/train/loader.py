@@ -16,14 +16,13 @@ from divcon.data.dataset import Decoded, Key, Pixels, batches_of, collate
 from divcon.data.image_set import ImageSet
 from divcon.data.transforms import train_transform
 from divcon.models import EmbeddingModel
-from divcon.models.inputs import vector_batches
 from divcon.train.report import Progress
 from divcon.train.sampler import Batch, EpochPlan
 
 
 class TrainLoader(ABC):
-    """Feeds both passes over the training images: all of them as evaluation sees them, to divide, and an epoch's
-    batches, to train. A context manager: leaving it ends its workers."""
+    """Feeds both passes over the training images: as evaluation sees them, to divide, and an epoch's batches, to
+    train. A context manager: leaving it ends its workers."""
 
     def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device) -> None:
         self._images = images
@@ -39,21 +38,21 @@ class TrainLoader(ABC):
     def close(self) -> None:  # noqa: B027 — most have nothing to end
         """End the workers."""
 
-    def all_images(self, epoch: int, on_progress: Callable[[Progress], None]) -> Iterator[Pixels]:
-        """All training images in order, as evaluation sees them.
+    def as_evaluated(self, images: np.ndarray, epoch: int, on_progress: Callable[[Progress], None]) -> Iterator[Pixels]:
+        """The training images at these positions, (n,) int64, in order, as evaluation sees them.
 
         Raises:
             ImageError: an image does not decode.
         """
-        done = 0
-        for seen, indices in self._in_order(2 * self._config.batch_size):
+        done, size = 0, 2 * self._config.batch_size
+        for seen, indices in self._seen([images[i : i + size] for i in range(0, len(images), size)]):
             yield seen, indices
             done += len(indices)
-            on_progress(Progress("divide", epoch, done, len(self._images)))
+            on_progress(Progress("divide", epoch, done, len(images)))
 
     @abstractmethod
-    def _in_order(self, batch_size: int) -> Iterator[Pixels]:
-        """All training images, as `divcon.EmbeddingModel.pool` takes them."""
+    def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
+        """These training images, as `divcon.EmbeddingModel.pool` takes them."""
 
     @abstractmethod
     def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
@@ -114,9 +113,8 @@ class ImageLoader(TrainLoader):
     def close(self) -> None:
         self._loader = None
 
-    def _in_order(self, batch_size: int) -> Iterator[Pixels]:
-        n = len(self._images)
-        return self._run([list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)])
+    def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
+        return self._run([batch.tolist() for batch in batches])
 
     def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         starts = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
@@ -145,8 +143,9 @@ class VectorLoader(TrainLoader):
         assert images.vectors is not None
         self._vectors = images.vectors
 
-    def _in_order(self, batch_size: int) -> Iterator[Pixels]:
-        return vector_batches(self._vectors, batch_size)
+    def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
+        for batch in batches:
+            yield torch.from_numpy(self._vectors[batch]), torch.from_numpy(batch)
 
     def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         for batch in plan.batches:

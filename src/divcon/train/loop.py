@@ -20,6 +20,7 @@ from divcon.data.image_set import ImageSet
 from divcon.divide import Division, divide
 from divcon.models import EmbeddingModel
 from divcon.train.checkpoint import TrainState
+from divcon.train.feature_memory import FeatureMemory
 from divcon.train.loader import create_loader
 from divcon.train.report import EpochReport, LossRecord, Progress
 from divcon.train.sampler import plan_epoch
@@ -57,7 +58,9 @@ def train(
     fabric, objectives = check(model, images, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     network, optimizer, objectives = set_up(fabric, model, objectives, config)
-    state = TrainState(model, objectives, optimizer, fabric.strategy.precision)
+    kept = config.divide_on == "memory" and config.divide_by != "none"
+    memory = FeatureMemory(len(images), model.num_features, fabric.device, kept=kept)
+    state = TrainState(model, objectives, optimizer, fabric.strategy.precision, memory)
     if checkpoint is not None and Path(checkpoint).exists():
         state.load(Path(checkpoint), config, images.fingerprint)
 
@@ -75,7 +78,7 @@ def train(
                 # A hierarchy begins with one learner, and doubles them until there are K.
                 grows = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
                 with fabric.autocast():
-                    features = model.pool(loader.all_images(epoch, on_progress), len(images))
+                    features = memory.refreshed(model, loader, epoch, on_progress)
                 division = divide(
                     features,
                     labels,
@@ -117,13 +120,16 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rates[group["name"]]
                 if phase is Phase.SUBSPACE:
-                    own, full = network(pixels, learner=batch.learner, with_full=True)
+                    own, full, features = network(pixels, learner=batch.learner, with_all=True)
                     loss = record.loss(objectives[batch.learner], own, targets)
                     if config.full_weight:
                         loss = loss + config.full_weight * record.full_loss(objectives[-1], full, targets)
                     loss = loss + config.mask_penalty * model.head.penalty()
                 else:
-                    loss = record.loss(objectives[-1], network(pixels), targets)
+                    _, full, features = network(pixels, with_all=True)
+                    loss = record.loss(objectives[-1], full, targets)
+                if phase is not Phase.FINETUNE:
+                    memory.saw(batch.indices, features)
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 optimizer.step()
