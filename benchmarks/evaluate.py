@@ -3,34 +3,27 @@
     python benchmarks/evaluate.py                          # the size of Stanford Online Products' test set
     python benchmarks/evaluate.py --n 20000 --classes 3741
 
-Each run is a process of its own, and the contenders take turns, so that a busy machine slows all alike. Time is
-measured from the vectors in memory to the result; memory is the peak of the process above what it held before.
-The bare searches compute no metric: they show what the metrics cost on top.
+How runs are timed: benchmarks/turns.py. The bare searches compute no metric: they show what the metrics cost on top.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
+from turns import Contender, add_options, alternate, run_one, write
 
 CONTENDERS = {
-    "divcon": ("divcon", "Recall@1/10/100, precision@1, R-precision, MAP@R"),
-    "faiss": ("faiss-cpu", "IndexFlatIP, 101 neighbours, no metrics"),
-    "torch": ("torch", "matmul + topk in blocks of 1,024, 101 neighbours, no metrics"),
-    "divcon-three": ("divcon", "precision@1, R-precision, MAP@R"),
-    "pml": ("pytorch-metric-learning", 'AccuracyCalculator k="max_bin_count": precision@1, R-precision, MAP@R'),
+    "divcon": Contender("divcon", "Recall@1/10/100, precision@1, R-precision, MAP@R", "divcon"),
+    "faiss": Contender("faiss-cpu", "IndexFlatIP, 101 neighbours, no metrics", "divcon"),
+    "torch": Contender("torch", "matmul + topk in blocks of 1,024, 101 neighbours, no metrics", "divcon"),
+    "divcon-three": Contender("divcon", "precision@1, R-precision, MAP@R", "divcon-three"),
+    "pml": Contender(
+        "pytorch-metric-learning",
+        'AccuracyCalculator k="max_bin_count": precision@1, R-precision, MAP@R',
+        "divcon-three",
+    ),
 }
 
 
@@ -79,90 +72,19 @@ def prepare(contender: str, points: np.ndarray, labels: np.ndarray) -> Callable[
     return lambda: calculator.get_accuracy(*tensors)
 
 
-def peak_mb() -> float:
-    """The most memory that this process has held (Linux counts in KiB, macOS in bytes)."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def run_one(contender: str, n: int, dim: int, classes: int) -> None:
-    points, labels = vectors(n, dim, classes)
-    run = prepare(contender, points, labels)
-    before, start = peak_mb(), time.perf_counter()
-    scores = run()
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "added_mb": peak_mb() - before, "scores": scores}))
-
-
-def run_apart(contender: str, arguments: argparse.Namespace) -> dict:
-    sizes = ["--n", arguments.n, "--dim", arguments.dim, "--classes", arguments.classes]
-    command = [sys.executable, __file__, "--contender", contender, *map(str, sizes)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
-
-
-def summary(runs: dict[str, list[dict]]) -> list[dict]:
-    """A row a contender; ratios are medians of turns, each against divcon in the same turn."""
-    rows = []
-    for contender, (package, what) in CONTENDERS.items():
-        ours = runs["divcon-three" if contender in ("divcon-three", "pml") else "divcon"]
-        seconds = [run["seconds"] for run in runs[contender]]
-        ratios = [mine["seconds"] / run["seconds"] for mine, run in zip(ours, runs[contender], strict=True)]
-        rows.append(
-            {
-                "contender": contender,
-                "package": package,
-                "version": version(package),
-                "what": what,
-                "median_seconds": statistics.median(seconds),
-                "seconds": seconds,
-                "divcon_to_this": statistics.median(ratios),
-                "peak_mb": max(run["peak_mb"] for run in runs[contender]),
-                "added_mb": max(run["added_mb"] for run in runs[contender]),
-                "scores": runs[contender][0]["scores"],
-            }
-        )
-    return rows
-
-
-def table(rows: list[dict]) -> str:
-    lines = [
-        "| | computes | median s | fastest – slowest s | divcon's time / this | peak MB | added MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['package']} {row['version']} | {row['what']} | {row['median_seconds']:.2f} "
-            f"| {min(row['seconds']):.2f} – {max(row['seconds']):.2f} | {row['divcon_to_this']:.2f} "
-            f"| {row['peak_mb']:.0f} | {row['added_mb']:.0f} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=60502, help="vectors (default: %(default)s)")
     parser.add_argument("--dim", type=int, default=128, help="their dimensions (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=11316, help="classes (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each contender (default: %(default)s)")
-    parser.add_argument("--json", type=Path, default=Path("build/benchmark-evaluate.json"), help="where results go")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.contender:
-        run_one(arguments.contender, arguments.n, arguments.dim, arguments.classes)
+    add_options(parser, CONTENDERS, "benchmark-evaluate.json")
+    options = parser.parse_args()
+    if options.contender:
+        run_one(prepare(options.contender, *vectors(options.n, options.dim, options.classes)))
         return
-    runs: dict[str, list[dict]] = {contender: [] for contender in CONTENDERS}
-    for turn in range(arguments.turns):
-        for contender, done in runs.items():
-            done.append(run_apart(contender, arguments))
-            print(f"turn {turn + 1}: {contender} {done[-1]['seconds']:.2f} s", file=sys.stderr)
-    rows = summary(runs)
-    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-    sizes = {"n": arguments.n, "dim": arguments.dim, "classes": arguments.classes, "turns": arguments.turns}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"sizes": sizes, "machine": machine, "results": rows}, indent=2) + "\n")
-    print(f"{arguments.n:,} × {arguments.dim}, {arguments.classes:,} classes, {machine['cores']} cores\n")
-    print(table(rows))
+    sizes = {"n": options.n, "dim": options.dim, "classes": options.classes}
+    title = f"Evaluating {options.n:,} × {options.dim} in {options.classes:,} classes"
+    write(options.json, title, sizes, options.turns, alternate(__file__, CONTENDERS, sizes, options.turns))
 
 
 if __name__ == "__main__":

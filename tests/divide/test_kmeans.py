@@ -61,12 +61,28 @@ def test_blocks_change_nothing(features: np.ndarray, monkeypatch: pytest.MonkeyP
 def test_an_emptied_cluster_starts_again_at_the_farthest_point() -> None:
     import torch
 
-    from divcon.divide.kmeans import _means
+    from divcon.divide.kmeans import _means, _sums
 
     x = torch.tensor([[0.0], [1.0], [10.0], [30.0]])
     assignment = torch.tensor([0, 0, 1, 1])  # cluster 2 is empty
     distances = torch.tensor([0.25, 0.25, 100.0, 100.5])
-    np.testing.assert_allclose(_means(x, assignment, distances, 3).numpy(), [[0.5], [10.0], [30.0]])
+    np.testing.assert_allclose(
+        _means(x, assignment, distances, _sums(x, assignment, 3)).numpy(), [[0.5], [10.0], [30.0]]
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40), st.integers(0, 99))
+def test_sums_follow_the_points_that_move(moves: list[tuple[int, int]], seed: int) -> None:
+    import torch
+
+    from divcon.divide.kmeans import _moved_sums, _sums
+
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal((len(moves), 5)).astype(np.float32))
+    before, after = (torch.tensor(clusters) for clusters in zip(*moves, strict=True))
+    expected = np.zeros((4, 5))
+    for point, cluster in zip(x.numpy(), after.tolist(), strict=True):
+        expected[cluster] += point
+    np.testing.assert_allclose(_moved_sums(x, after, before, _sums(x, before, 4)).numpy(), expected, atol=1e-5)
 
 
 @given(

@@ -68,13 +68,15 @@ def kmeans(
 
     iterations = 0
     assignment, distances = _assign(x, norms, centroids)
+    sums = _sums(x, assignment, num_clusters)
     while iterations < max_iterations:
         iterations += 1
-        moved = _means(x, assignment, distances, num_clusters)
+        moved = _means(x, assignment, distances, sums)
         shift = float(((moved - centroids).double() ** 2).sum())
         centroids = moved
         previous = assignment
         assignment, distances = _assign(x, norms, centroids)
+        sums = _moved_sums(x, assignment, previous, sums)
         if shift <= threshold or torch.equal(assignment, previous):
             break
     return KMeans(
@@ -99,14 +101,32 @@ def _assign(x: torch.Tensor, norms: torch.Tensor, centroids: torch.Tensor) -> tu
     return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
 
 
-def _means(x: torch.Tensor, assignment: torch.Tensor, distances: torch.Tensor, num_clusters: int) -> torch.Tensor:
-    """The mean of each cluster's points, (K, F); empty clusters take the points farthest from their centroids."""
+def _sums(x: torch.Tensor, assignment: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    """The sum of each cluster's points, (K, F) float64."""
     # A product with one-hot rows adds in a fixed order on every device, which scattered adds do not.
     rows = max(1, BLOCK_ELEMENTS // num_clusters)
     sums = torch.zeros(num_clusters, x.shape[1], dtype=torch.float64, device=x.device)
     for i in range(0, len(x), rows):
         one_hot = torch.nn.functional.one_hot(assignment[i : i + rows], num_clusters).to(x.dtype)
         sums += (one_hot.T @ x[i : i + rows]).double()
+    return sums
+
+
+def _moved_sums(
+    x: torch.Tensor, assignment: torch.Tensor, previous: torch.Tensor, sums: torch.Tensor
+) -> torch.Tensor:
+    """The sums after some points went to another cluster: after a few rounds they are few, and the others stay
+    unread."""
+    moved = torch.nonzero(assignment != previous).flatten()
+    if 4 * len(moved) > len(x):
+        return _sums(x, assignment, len(sums))
+    points = x[moved]
+    return sums + _sums(points, assignment[moved], len(sums)) - _sums(points, previous[moved], len(sums))
+
+
+def _means(x: torch.Tensor, assignment: torch.Tensor, distances: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """The mean of each cluster's points, (K, F); empty clusters take the points farthest from their centroids."""
+    sums, num_clusters = sums.clone(), len(sums)
     counts = torch.bincount(assignment, minlength=num_clusters).double()
     empty = torch.nonzero(counts == 0).flatten()
     if len(empty):

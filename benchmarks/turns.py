@@ -1,0 +1,113 @@
+"""Contenders that take turns, each run a process of its own, so that a busy machine slows all alike.
+
+What is timed begins with its input in memory and its imports done; memory is the peak of the process, and what that is
+above what it held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Somebody who does the work."""
+
+    package: str
+    what: str
+    against: str
+    """The contender of ours whose time is divided by this one's."""
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held (Linux counts in KiB, macOS in bytes)."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def run_one(work: Callable[[], dict[str, float]]) -> None:
+    """Do the work once and print what it took, as the last line."""
+    before, start = peak_mb(), time.perf_counter()
+    found = work()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "added_mb": peak_mb() - before, "found": found}))
+
+
+def alternate(
+    script: str, contenders: Mapping[str, Contender], sizes: Mapping[str, object], turns: int
+) -> list[dict[str, Any]]:
+    """A row a contender; ratios are medians of turns, each against ours in the same turn."""
+    flags = [text for name, value in sizes.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for turn in range(turns):
+        for name, done in runs.items():
+            command = [sys.executable, script, "--contender", name, *flags]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            done.append(json.loads(output.splitlines()[-1]))
+            print(f"turn {turn + 1}: {name} {done[-1]['seconds']:.2f} s", file=sys.stderr)
+    rows = []
+    for name, contender in contenders.items():
+        seconds = [run["seconds"] for run in runs[name]]
+        ratios = [
+            mine["seconds"] / run["seconds"] for mine, run in zip(runs[contender.against], runs[name], strict=True)
+        ]
+        rows.append(
+            {
+                "contender": name,
+                "package": contender.package,
+                "version": version(contender.package),
+                "what": contender.what,
+                "median_seconds": statistics.median(seconds),
+                "seconds": seconds,
+                "ours_to_this": statistics.median(ratios),
+                "peak_mb": max(run["peak_mb"] for run in runs[name]),
+                "added_mb": max(run["added_mb"] for run in runs[name]),
+                "found": runs[name][0]["found"],
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    lines = [
+        "| | computes | median s | fastest – slowest s | divcon's time / this | peak MB | added MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['package']} {row['version']} | {row['what']} | {row['median_seconds']:.2f} "
+            f"| {min(row['seconds']):.2f} – {max(row['seconds']):.2f} | {row['ours_to_this']:.2f} "
+            f"| {row['peak_mb']:.0f} | {row['added_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def add_options(parser: argparse.ArgumentParser, contenders: Mapping[str, Contender], json_name: str) -> None:
+    parser.add_argument("--turns", type=int, default=5, help="runs of each contender (default: %(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("build") / json_name, help="where results go")
+    parser.add_argument("--contender", choices=contenders, help=argparse.SUPPRESS)
+
+
+def write(path: Path, title: str, sizes: Mapping[str, object], turns: int, rows: list[dict[str, Any]]) -> None:
+    """The results as JSON, and the table beside it in Markdown and on the screen."""
+    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"title": title, "sizes": dict(sizes), "turns": turns, "machine": machine, "results": rows}
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    text = f"{title}, {machine['cores']} cores, {turns} turns\n\n{table(rows)}\n"
+    path.with_suffix(".md").write_text(text)
+    print(text)
