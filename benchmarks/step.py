@@ -1,6 +1,6 @@
 """What a step of divide and conquer costs over a plain step of pytorch-metric-learning on the same batch.
 
-    python benchmarks/step.py                                 # 60 steps of tf_efficientnet_lite0 at 64 px
+    python benchmarks/step.py                                 # 20 steps of tf_efficientnet_lite0 at 64 px
     python benchmarks/step.py --backbone resnet50.tv_in1k --size 224 --steps 5
 
 `plain` is what its documentation shows: a timm backbone, one linear layer, MarginLoss with its DistanceWeightedMiner,
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--size", type=int, default=64, help="of images, in pixels (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=60, help="timed together (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="timed together (default: %(default)s)")
     add_options(parser, CONTENDERS, "benchmark-step.json")
     options = parser.parse_args()
     if options.contender:
