@@ -149,7 +149,7 @@ def _run(
         display.epoch(line)
 
     options = {"checkpoint": folder.checkpoint, "on_progress": display.progress, "stop": stop}
-    epochs = train(model, data.train, config.train, **options)
+    epochs: Any = train(model, data.train, config.train, **options)
     for epoch in epochs:
         try:
             judge(epoch)
