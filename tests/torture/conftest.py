@@ -40,14 +40,16 @@ class Zygote:
         self._number = 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
+            [sys.executable, "-W", "ignore", str(Path(__file__).with_name("zygote.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
 
-    def begin(self, *arguments: object, kill: tuple[str, int, float] | None = None, clock: bool = False) -> int:
+    def begin(
+        self, *arguments: object, kill: tuple[str, int, float] | None = None, victim: str = "", clock: bool = False
+    ) -> int:
         """The number of the process that runs ``divcon ...``."""
         self._number += 1
         self._output, self._events = (self._folder / f"{kind}{self._number}" for kind in ("output", "events"))
@@ -56,6 +58,7 @@ class Zygote:
             "output": str(self._output),
             "events": str(self._events),
             "kill": kill,
+            "victim": victim,
             "clock": clock,
         }
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -80,12 +83,11 @@ class Zygote:
         return self.end()
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._process.kill()
         self._process.wait(60)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     found = Zygote(tmp_path_factory.mktemp("zygote"))
     yield found

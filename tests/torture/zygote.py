@@ -2,13 +2,16 @@
 
 Each such process is a real one and dies as one; it only begins at once, where importing PyTorch takes seconds.
 A line is JSON: ``arguments`` (as after ``divcon``), ``output`` (a file), ``events`` (a file), ``kill`` (or null):
-``[stage, number, delay]``, to be killed by SIGKILL ``delay`` seconds after the number-th event of that stage, and
-``clock`` (true: the clock jumps). Answers the process's number, and when it has ended, how.
+``[stage, number, delay]``, to be killed by SIGKILL ``delay`` seconds after the number-th event of that stage,
+``victim`` (``worker``: not it is killed, but a process that decodes for it; ``group``: SIGTERM to all of them; a
+number: it gets that signal), and ``clock`` (true: the clock jumps). Answers the process's number, and when it has ended,
+how.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+import lancedb  # noqa: F401 — imported once
+import pyarrow.parquet  # noqa: F401 — imported once
 
 import divcon.cli
 import divcon.report.write
@@ -31,7 +37,8 @@ from divcon.train.keeper import Keeper
 class Events:
     """Counts what happens, by stage, and kills."""
 
-    def __init__(self, path: str, kill: list[Any] | None) -> None:
+    def __init__(self, path: str, kill: list[Any] | None, victim: str) -> None:
+        self._victim = victim
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._kill = kill
         self._count: dict[str, int] = {}
@@ -47,6 +54,15 @@ class Events:
             self._die()
 
     def _die(self) -> None:
+        if self._victim == "worker":
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            return
+        if self._victim == "group":
+            os.killpg(0, signal.SIGTERM)
+            return
+        if self._victim:
+            os.kill(os.getpid(), int(self._victim))
+            return
         os.write(self._file, b"killed\n")
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -81,7 +97,7 @@ def child(order: dict[str, Any]) -> None:
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    events = Events(order["events"], order["kill"])
+    events = Events(order["events"], order["kill"], order["victim"])
     for name in ("replace", "rename", "fsync", "unlink", "ftruncate"):
         events.around(os, name, "saving")
     events.around(divcon.train.loop, "divide", "dividing")

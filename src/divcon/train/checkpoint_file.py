@@ -56,12 +56,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checked = _checked(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from None
-    except RunError:
-        raise
-    except Exception as error:  # PyTorch's reader fails in a dozen ways on bytes that are not its own
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # PyTorch's reader fails in a dozen ways on bytes that are not its own, OSError among them
         raise _damaged(path, type(error).__name__) from None
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(found, int):
