@@ -4,8 +4,8 @@ Each such process is a real one and dies as one; it only begins at once, where i
 A line is JSON: ``arguments`` (as after ``divcon``), ``output`` (a file), ``events`` (a file), ``kill`` (or null):
 ``[stage, number, delay]``, to be killed by SIGKILL ``delay`` seconds after the number-th event of that stage,
 ``victim`` (``worker``: not it is killed, but a process that decodes for it; ``group``: SIGTERM to all of them; a
-number: it gets that signal), and ``clock`` (true: the clock jumps). Answers the process's number, and when it has ended,
-how.
+number: it gets that signal), and ``clock`` (true: the clock jumps). Answers the process's number, and in the end how
+it ended.
 """
 
 from __future__ import annotations
