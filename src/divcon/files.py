@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ def written_whole(path: str | Path, *, previous: Path | None = None) -> Iterator
     half a file.
 
     Args:
-        previous: what was at ``path`` is kept there. A kill between the two renamings leaves that one alone.
+        previous: what was at ``path`` is kept there.
 
     Raises:
         OutputError: the file cannot be written; the message names it and says why.
@@ -31,7 +32,7 @@ def written_whole(path: str | Path, *, previous: Path | None = None) -> Iterator
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            path.replace(previous)
+            _keep(path, previous)
         beside.replace(path)
         _sync_names(path.parent)
     except OSError as error:
@@ -39,6 +40,17 @@ def written_whole(path: str | Path, *, previous: Path | None = None) -> Iterator
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """A second name for a file, so that there is one at ``path`` all the time."""
+    beside = previous.with_name(previous.name + ".new")
+    beside.unlink(missing_ok=True)
+    try:
+        beside.hardlink_to(path)
+    except OSError:  # not all file systems have them
+        shutil.copyfile(path, beside)
+    beside.replace(previous)
 
 
 def _sync_names(folder: Path) -> None:

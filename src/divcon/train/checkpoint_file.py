@@ -79,16 +79,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def mend(path: Path) -> str | None:
-    """Put the previous checkpoint in the place of one that is damaged, or that a kill has left without a successor.
+    """Put the previous checkpoint in the place of one that is damaged.
 
     Returns:
         What a person should know; None where there was nothing to mend, or nothing to mend it with.
     """
     previous = previous_of(path)
-    if not previous.exists():
-        return None
-    if not path.exists():
-        previous.replace(path)
+    if not (path.exists() and previous.exists()):
         return None
     try:
         read_checkpoint(path)
