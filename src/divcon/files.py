@@ -46,6 +46,9 @@ def _keep(path: Path, previous: Path) -> None:
     """A second name for a file, so that there is one at ``path`` all the time."""
     beside = previous.with_name(previous.name + ".new")
     beside.unlink(missing_ok=True)
+    # A kill may have left both names to one file; a renaming of one to the other would then do nothing.
+    if previous.exists() and previous.samefile(path):
+        return
     try:
         beside.hardlink_to(path)
     except OSError:  # not all file systems have them

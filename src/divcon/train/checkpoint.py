@@ -47,6 +47,10 @@ class TrainState:
     features: FeatureMemory
     division: Division | None = None
     epochs_done: int = 0
+    file_sizes: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+    """(N,) int64, of the training images; empty where they are no files."""
+    changed_files: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+    """(n,) int64, the training images whose files had another size when the training was kept."""
     inside: Inside | None = None
     """Of the epoch after those that are done; None before it is divided for."""
 
@@ -68,6 +72,7 @@ class TrainState:
             "precision": self.precision.state_dict(),
             "features": self.features.state_dict(),
             "division": _plain(self.division),
+            "file_sizes": torch.from_numpy(self.file_sizes),
             "inside": None,
         }
         if self.inside is not None:
@@ -106,7 +111,11 @@ class TrainState:
             self.features.load_state_dict(content["features"])
         self.division = _division(content["division"])
         self.epochs_done = content["epochs_done"]
-        inside = content.get("inside")  # not in format 2
+        then = content.get("file_sizes")  # like the following, not in format 2
+        if then is not None and len(then) == len(self.file_sizes):
+            then, now = then.numpy(), self.file_sizes
+            self.changed_files = np.flatnonzero((then != now) & (then >= 0) & (now >= 0))
+        inside = content.get("inside")
         if inside is not None:
             previous = _division(inside["previous"]) if inside.pop("redivided") else self.division
             losses = {name: inside[name].tolist() for name in ("losses", "full_losses")}

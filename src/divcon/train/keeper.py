@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from divcon.config import TrainConfig
+from divcon.data.file_sizes import file_sizes
 from divcon.data.image_set import ImageSet
 from divcon.data.workers import worker_death
 from divcon.divide import Division
@@ -40,14 +41,17 @@ class Keeper:
         self._path = None if path is None else Path(path)
         self._config = config
         self._images = images.fingerprint
+        self._told: tuple[str, ...] = ()
         self._stop = stop or Stop()
         self._record: LossRecord | None = None
         self._batches = 0
         if self._path is not None:
             if mended := mend(self._path):
                 warnings.warn(mended, stacklevel=3)
+            state.file_sizes = file_sizes(images)
             if self._path.exists():
                 state.load(self._path, config, self._images)
+                self._told = _changed(images, state.changed_files)
         self.resumes = state.inside is not None
         """Whether the epoch at hand was divided for before a stop."""
         self._saved = time.perf_counter()
@@ -93,6 +97,8 @@ class Keeper:
             record.restore(inside.losses, inside.full_losses, inside.seconds_training)
             report.seconds_dividing = inside.seconds_dividing
         inside.seconds_dividing = report.seconds_dividing
+        report.warnings += self._told
+        self._told = ()
         self.resumes, self._record, self._batches = False, record, len(plan.batches)
         with self._stop.held():
             left = loader.batches(plan, report.number, labels, inside.batches)
@@ -133,3 +139,13 @@ class Keeper:
         if inside is None or self._record is None:
             return f"before the first batch of epoch {epoch}"
         return f"in epoch {epoch} after {inside.batches} of {self._batches} batches"
+
+
+def _changed(images: ImageSet, changed: np.ndarray) -> tuple[str, ...]:
+    if not len(changed):
+        return ()
+    return (
+        f"{len(changed)} training images have other files than before the stop (the first: "
+        f"{images.where(changed[0])}); training goes on with those that are there now, and is not bit for bit what it "
+        "would have been",
+    )

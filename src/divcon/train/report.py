@@ -220,7 +220,7 @@ class EpochReport:
         self.drawn = np.unique(np.concatenate([batch.indices for batch in plan.batches]))
         self.lr = groups[0]["lr"]
         self.seconds_training = record.seconds
-        self.warnings = plan.warnings
+        self.warnings += plan.warnings
         if self.phase is Phase.SUBSPACE:
             self.penalty = float(head.penalty().detach())
             self.warnings += tuple(
