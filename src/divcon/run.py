@@ -19,6 +19,7 @@ from divcon.data.dataset import only_decodable
 from divcon.data.image_set import Benchmark
 from divcon.data.workers import worker_death
 from divcon.display import Display, Quiet
+from divcon.environment import not_repeatable
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluate.protocol import evaluate
 from divcon.folder_lock import FolderLock
@@ -27,6 +28,7 @@ from divcon.models.backbone import resolve_backbone
 from divcon.report import write_report
 from divcon.run_folder import RunFolder, kept_epoch
 from divcon.train.checkpoint import model_in
+from divcon.train.device import resolve_device
 from divcon.train.loop import check, train
 from divcon.train.report import EpochReport
 from divcon.train.stop import Stop
@@ -118,6 +120,10 @@ def _run(
     torch.manual_seed(config.train.seed)
     model = _begin(config.model, vector_dim, init, done, warn)
     check(model, data.train, config.train)
+    for message in not_repeatable(
+        resolve_device(config.train.device), found[1] if found is not None and done else None
+    ):
+        warn(message)
     folder.begin(config, data, source, None if init is None else Path(init))
     lines = folder.keep_lines(done)
     judged = data.validation

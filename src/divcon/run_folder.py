@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 from collections.abc import Collection
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from divcon.config import RunConfig, flag
 from divcon.data.image_set import Benchmark
-from divcon.environment import machine
+from divcon.environment import machine, run_versions
 from divcon.errors import ConfigError, OutputError, RunError
 from divcon.files import written_whole
 from divcon.folder_lock import LOCK_FILE, FolderLock
@@ -136,8 +134,6 @@ class RunFolder:
         """
         if self.checkpoint.exists():
             return
-        packages = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy")
-        versions = {"divcon": version("divcon"), "python": platform.python_version()}
         config.save(
             self.config,
             source=source,
@@ -145,7 +141,7 @@ class RunFolder:
             benchmark=data.name,
             protocol=data.protocol,
             split_hash=data.split_hash,
-            versions=versions | {name: version(name) for name in packages},
+            versions=run_versions(),
             machine=machine(),
         )
         seen = {name: [s.label_names[c] for c in s.classes] for name, s in _parts(data) if s is not None}
