@@ -16,6 +16,7 @@ import torch
 import divcon as dc
 from divcon.data.image_set import Benchmark
 from divcon.display import Quiet
+from divcon.environment import not_repeatable
 from divcon.errors import ConfigError, DataError, ImageError, OutputError, RunError
 from divcon.run import check_unseen
 from divcon.run_folder import RunFolder, kept_epoch
@@ -368,3 +369,24 @@ def test_a_line_that_is_damaged_in_the_middle_is_said_and_none_is_dropped(straig
             lines_of(tmp_path / "run")
     file.write_bytes(whole + b'{"epoch": 3, "loss"')
     assert lines_of(tmp_path / "run") == lines_of(straight)
+
+
+def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_the_same(few: Benchmark, tmp_path: Path) -> None:
+    out, told = tmp_path / "run", []
+
+    class Hears(Quiet):
+        def warn(self, message: str) -> None:
+            told.append(message)
+
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, CONFIG, display=Stop(2))
+    record = json.loads((out / "config.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    record["machine"] = "an abacus"
+    (out / "config.json").write_text(json.dumps(record))
+    dc.run(few, out, CONFIG, resume=True, display=Hears())
+    (message,) = told
+    assert message.startswith("the run goes on, but not bit for bit as it began: torch 1.0 then, 2")
+    assert "an abacus then, " in message
+    assert "on cuda two runs of one seed may differ" in not_repeatable("cuda", None)[0]
+    assert not_repeatable("cpu", None) == []

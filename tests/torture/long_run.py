@@ -25,6 +25,10 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def data(kind: str, learners: int) -> ImageSet:
     if kind == "images":
         train = dc.read("demo").train
@@ -48,7 +52,7 @@ def main(kind: str, divisions: int, learners: int) -> None:
         division_tries=1,
         memory_size=80,
         workers=2 if kind == "images" else 0,
-        checkpoint_minutes=0.001,
+        checkpoint_minutes=0.02,
     )
     if kind == "images":
         model = dc.EmbeddingModel("test_resnet", 64, learners, pretrained=False, image_size=32)
@@ -56,10 +60,10 @@ def main(kind: str, divisions: int, learners: int) -> None:
         model = dc.EmbeddingModel("mlp", 64, learners, vector_dim=64)
     held = []
     for _ in dc.train(model, images, config, checkpoint=sys.argv[4] if len(sys.argv) > 4 else None):
-        held.append((resident(), len(os.listdir("/proc/self/fd")), len(active_children())))
+        held.append((resident(), open_files(), len(active_children())))
     gc.collect()
     memory, files, children = (list(column) for column in zip(*held, strict=True))
-    after = {"files_after": len(os.listdir("/proc/self/fd")), "children_after": len(active_children())}
+    after = {"files_after": open_files(), "children_after": len(active_children())}
     print(json.dumps({"memory": memory, "files": files, "children": children, **after}))
 
 

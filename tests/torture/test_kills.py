@@ -18,10 +18,11 @@ from divcon.search import Index
 SETTINGS = ["--epochs", 4, "--learners", 3, "--dim", 12, "--batch-size", 16, "--images-per-class", 4]
 SETTINGS += ["--redivide-every", 1, "--finetune-epoch", 3, "--validation-fraction", 0.2]
 KINDS = {
-    "vectors": [*SETTINGS, "--memory-size", 64, "--checkpoint-minutes", 0.0003],
-    "vectors divided on memory": [*SETTINGS, "--divide-on", "memory", "--checkpoint-minutes", 0.0003],
-    "vectors, kept between epochs": [*SETTINGS, "--loss", "ProxyAnchorLoss", "--checkpoint-minutes", 0],
+    "kept every batch": [*SETTINGS, "--memory-size", 64, "--divide-on", "memory", "--checkpoint-minutes", 0.00001],
+    "kept now and then": [*SETTINGS, "--memory-size", 64, "--checkpoint-minutes", 0.0003],
+    "kept between epochs": [*SETTINGS, "--loss", "ProxyAnchorLoss", "--checkpoint-minutes", 0],
 }
+first, *others = KINDS
 STAGES = ("saving", "training", "dividing", "evaluating")
 
 
@@ -33,7 +34,7 @@ def record_kills() -> Any:
     print("killed while", json.dumps(counts))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [first, *(pytest.param(kind, marks=pytest.mark.slow) for kind in others)])
 def test_training(
     kind: str, zygote: Any, vectors: Path, tmp_path: Path, kills: int, run_of: Any, record_kills: Counter[str]
 ) -> None:
