@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-KILLS ?= 70
+KILLS ?= 100
 
 .PHONY: demo test test-slow torture check docs clean chromium
 

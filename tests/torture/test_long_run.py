@@ -1,4 +1,4 @@
-"""A long run holds no more after a hundred divisions than after a few: memory, open files, processes."""
+"""A long run holds no more after two hundred divisions than after one hundred: memory, open files, processes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ def long_run(kind: str, divisions: int, learners: int, checkpoint: Path) -> dict
     done = subprocess.run([*command, str(checkpoint)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    half, last = found["memory"][divisions // 2], found["memory"][-1]
     print(
-        f"{kind}, K {learners}: memory {found['memory'][9]:.0f} MiB after 10 divisions, {found['memory'][-1]:.0f} MiB"
+        f"{kind}, K {learners}: {half:.0f} MiB after {divisions // 2} divisions, {last:.0f} after {divisions}; open files "
+        f"{max(found['files'])}, {found['files_after']} in the end; workers left {found['children_after']}"
     )
-    print(f"after {divisions}; open files {max(found['files'])}, {found['files_after']} after it")
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "learners"), [("vectors", 4), ("vectors", 64), ("images", 4)])
-def test_a_hundred_divisions(kind: str, learners: int, tmp_path: Path) -> None:
-    found = long_run(kind, 100, learners, tmp_path / "checkpoint")
+@pytest.mark.parametrize(("kind", "learners"), [("vectors", 4), ("images", 4), ("images", 64)])
+def test_two_hundred_divisions(kind: str, learners: int, tmp_path: Path) -> None:
+    found = long_run(kind, 200, learners, tmp_path / "checkpoint")
     memory = np.array(found["memory"])
-    # The allocator's own to and fro is some MiB; a leak of a checkpoint, features or a worker would be tens.
-    assert memory[-10:].mean() - memory[10:20].mean() < 8
+    # The allocator gathers some tens of MiB of pieces at first, and ever fewer; a leak goes on as it begins.
+    assert memory[-10:].mean() - memory[95:105].mean() < 16
     assert max(found["files"][5:]) <= max(found["files"][:5])
     assert set(found["children"]) == {2 if kind == "images" else 0}
     assert found["children_after"] == 0
