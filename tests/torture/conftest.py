@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,31 @@ class Zygote:
     def run(self, *arguments: object, **options: Any) -> Ended:
         self.begin(*arguments, **options)
         return self.end()
+
+    def killed(
+        self, arguments: Sequence[object], kills: int, stages: Sequence[str], most: Mapping[str, int], seed: int
+    ) -> Counter[str]:
+        """Runs a command that is killed up to ``kills`` times, and each time run again, until it ends by itself, which
+        must be well.
+
+        Args:
+            stages: in whose turn it is killed.
+            most: the number of events of a stage within which that is.
+
+        Returns:
+            What it was doing when it was killed, counted.
+        """
+        rng, counts = np.random.default_rng(seed), Counter[str]()
+        while True:
+            killed = counts.total()
+            stage = stages[killed % len(stages)]
+            # At once, or within some milliseconds of the event.
+            at = (stage, int(rng.integers(1, max(2, most[stage]))), float(rng.choice([0.0, rng.uniform(0, 0.02)])))
+            ended = self.run(*arguments, kill=at if killed < kills else None)
+            if ended.code != -9:
+                assert ended.code == 0, ended.text
+                return counts
+            counts[ended.last] += 1
 
     def close(self) -> None:
         self._process.kill()

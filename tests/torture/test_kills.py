@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -26,47 +26,22 @@ first, *others = KINDS
 STAGES = ("saving", "training", "dividing", "evaluating")
 
 
-@pytest.fixture
-def record_kills() -> Any:
-    """Prints what was done when it was killed, to stand in the docs."""
-    counts: Counter[str] = Counter()
-    yield counts
-    print("killed while", json.dumps(counts))
-
-
 @pytest.mark.parametrize("kind", [first, *(pytest.param(kind, marks=pytest.mark.slow) for kind in others)])
-def test_training(
-    kind: str, zygote: Any, vectors: Path, tmp_path: Path, kills: int, run_of: Any, record_kills: Counter[str]
-) -> None:
+def test_training(kind: str, zygote: Any, vectors: Path, tmp_path: Path, kills: int, run_of: Any) -> None:
     settings = KINDS[kind]
     done = zygote.run("train", vectors, "--out", tmp_path / "whole", *settings)
     assert done.code == 0, done.text
     expected = run_of.of(tmp_path / "whole")
-    rng = np.random.default_rng(len(kind))
-    killed = runs = 0
-    while killed < kills:
-        runs += 1
-        out = tmp_path / f"run{runs}"
-        while True:
-            stage = STAGES[killed % len(STAGES)]
-            number = int(rng.integers(1, max(2, done.events[stage] // 2)))
-            delay = float(rng.choice([0.0, rng.uniform(0, 0.01)]))
-            ended = zygote.run(
-                "train",
-                vectors,
-                "--out",
-                out,
-                *settings,
-                "--resume",
-                kill=(stage, number, delay) if killed < kills else None,
-            )
-            if ended.code != -9:
-                break
-            killed += 1
-            record_kills[ended.last] += 1
-        assert ended.code == 0, ended.text
+    most = {stage: done.events[stage] // 2 for stage in STAGES}
+    counts, out = Counter[str](), tmp_path / "run"
+    for seed in itertools.count():
+        arguments = ("train", vectors, "--out", out, *settings, "--resume")
+        counts += zygote.killed(arguments, kills - counts.total(), STAGES, most, seed)
         expected.check_same(run_of.of(out))
         shutil.rmtree(out)
+        if counts.total() >= kills:
+            break
+    print(f"killed while {dict(counts)}")
 
 
 def rows_of(store: Path) -> list[tuple[Any, ...]]:
@@ -79,7 +54,7 @@ def rows_of(store: Path) -> list[tuple[Any, ...]]:
     return sorted((row["key"], row["label"], row["content"], row["details"], tuple(at[row["id"]])) for row in rows)
 
 
-def test_indexing(zygote: Any, vectors: Path, tmp_path: Path, kills: int, record_kills: Counter[str]) -> None:
+def test_indexing(zygote: Any, vectors: Path, tmp_path: Path, kills: int) -> None:
     """A store is made, then brought up to date with what has come, gone and changed; both are killed."""
     done = zygote.run("train", vectors, "--out", tmp_path / "run", *SETTINGS)
     assert done.code == 0, done.text
@@ -90,28 +65,26 @@ def test_indexing(zygote: Any, vectors: Path, tmp_path: Path, kills: int, record
     pq.write_table(table.slice(0, 300), tmp_path / "data.parquet")
     pq.write_table(changed, tmp_path / "later.parquet")
 
-    def bring_up_to_date(store: Path, limit: int) -> int:
-        killed = 0
+    def bring_up_to_date(store: Path, limit: int, seed: int) -> Counter[str]:
+        counts = Counter[str]()
         for data in ("data.parquet", "later.parquet"):
             # One name, so that the rows of both are the same items.
             shutil.copy(tmp_path / data, tmp_path / "items.parquet")
-            while True:
-                kill = None if killed >= limit else ("indexing", int(rng.integers(1, 12)), float(rng.uniform(0, 0.02)))
-                asked = ("index", tmp_path / "run", tmp_path / "items.parquet", "--store", store, "--delete-missing")
-                ended = zygote.run(*asked, "--workers", 0, kill=kill)
-                if ended.code != -9:
-                    assert ended.code == 0, ended.text
-                    break
-                killed += 1
-                record_kills[ended.last] += 1
-        return killed
+            arguments = ["index", tmp_path / "run", tmp_path / "items.parquet", "--store", store, "--delete-missing"]
+            arguments += ["--workers", 0]
+            # Half of what is left for the store that is made, the rest for the one that is brought up to date.
+            some = (limit + 1) // 2 if data == "data.parquet" else limit - counts.total()
+            counts += zygote.killed(arguments, min(some, 10), ("indexing",), {"indexing": 12}, seed)
+        return counts
 
-    rng = np.random.default_rng(0)
-    bring_up_to_date(tmp_path / "whole", 0)
+    bring_up_to_date(tmp_path / "whole", 0, 0)
     expected = rows_of(tmp_path / "whole")
     assert len(expected) == 420
-    killed = 0
-    while killed < kills:
-        killed += bring_up_to_date(tmp_path / "store", kills - killed)
+    counts = Counter[str]()
+    for seed in itertools.count():
+        counts += bring_up_to_date(tmp_path / "store", kills - counts.total(), seed)
         assert rows_of(tmp_path / "store") == expected
         shutil.rmtree(tmp_path / "store")
+        if counts.total() >= kills:
+            break
+    print(f"killed while {dict(counts)}")

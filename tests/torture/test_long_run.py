@@ -19,8 +19,8 @@ def long_run(kind: str, divisions: int, learners: int, checkpoint: Path) -> dict
     found = json.loads(done.stdout)
     half, last = found["memory"][divisions // 2], found["memory"][-1]
     print(
-        f"{kind}, K {learners}: {half:.0f} MiB after {divisions // 2} divisions, {last:.0f} after {divisions}; open files "
-        f"{max(found['files'])}, {found['files_after']} in the end; workers left {found['children_after']}"
+        f"{kind}, K {learners}: {half:.0f} MiB after {divisions // 2} divisions, {last:.0f} after {divisions}; "
+        f"open files {max(found['files'])}, {found['files_after']} in the end; workers left {found['children_after']}"
     )
     return found
 
