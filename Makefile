@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+KILLS ?= 100
 
-.PHONY: demo test test-slow check docs clean chromium
+.PHONY: demo test test-slow torture check docs clean chromium
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +25,10 @@ test: $(VENV)/.installed chromium  ## the default suite
 
 test-slow: $(VENV)/.installed chromium  ## all tests, the long ones too
 	$(BIN)/python -m pytest -m 'slow or not slow'
+
+# Some hundred runs are killed and resumed; where the file systems that it fills up cannot be mounted, that part is skipped.
+torture: $(VENV)/.installed  ## kills and faults over and over: docs/survives.md
+	DIVCON_KILLS=$(KILLS) $(BIN)/python -m pytest tests/torture -m 'slow or not slow' -s -v
 
 check: $(VENV)/.installed  ## style, types, import contract
 	$(BIN)/ruff check .

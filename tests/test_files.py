@@ -33,3 +33,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     ):
         beside.write_text("never")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_was_there_is_kept_beside(tmp_path: Path) -> None:
+    path, previous = tmp_path / "c", tmp_path / "c.previous"
+    for content in ("1", "2", "3"):
+        with written_whole(path, previous=previous) as beside:
+            beside.write_text(content)
+    assert (path.read_text(), previous.read_text()) == ("3", "2")
+    # As a kill leaves it just before the new file takes its place.
+    previous.unlink()
+    previous.hardlink_to(path)
+    with written_whole(path, previous=previous) as beside:
+        beside.write_text("4")
+    assert (path.read_text(), previous.read_text()) == ("4", "3")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "c.previous"]

@@ -175,6 +175,9 @@ class TrainConfig:
     """Keep images in channels-last memory order, which most convolutions run faster in."""
     workers: int = 2
     """Processes that decode and augment images; the result does not depend on it. 0: none beside the main one."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which what is trained is kept inside of an epoch too, so that a kill loses no more than these; 0:
+    after each epoch, and at a stop, alone."""
     device: Device = "auto"
     """Where to compute: auto takes cuda, then mps, then cpu."""
     seed: int = 0
@@ -204,7 +207,7 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} is not a multiple of --images-per-class {self.images_per_class}"
             )
         finite(self, "lr", "head_lr", "weight_decay", "warmup_epochs", "lr_gamma")
-        finite(self, "full_weight", "mask_lr", "mask_weight_decay", "mask_penalty")
+        finite(self, "checkpoint_minutes", "full_weight", "mask_lr", "mask_weight_decay", "mask_penalty")
         if self.freeze_backbone_epochs >= self.redivide_every > 0 and self.freeze_backbone_epochs:
             raise ConfigError(
                 f"--freeze-backbone-epochs {self.freeze_backbone_epochs} of every --redivide-every "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,37 @@ def machine() -> str:
     """The environment in words, as each run has it: seconds of two machines do not compare."""
     found = environment()
     return f"{found['accelerator'] or found['processor']}, {found['threads']} threads"
+
+
+def run_versions() -> dict[str, str]:
+    """What a run records of the packages that it is trained with."""
+    packages = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy")
+    found = {"divcon": version("divcon"), "python": platform.python_version()}
+    return found | {name: version(name) for name in packages}
+
+
+def not_repeatable(device: str, record: Mapping[str, Any] | None) -> list[str]:
+    """Why a run does not end bit for bit as another of its seed, in words; empty where it does.
+
+    Args:
+        device: where it computes: cpu, cuda or mps.
+        record: the ``config.json`` of the run, where it goes on.
+    """
+    told = []
+    if device != "cpu":
+        told.append(
+            f"on {device} two runs of one seed may differ in the last bits, which PyTorch adds up in no fixed order "
+            "there; so may a run that is resumed. --device cpu repeats bit for bit"
+        )
+    if record is None:
+        return told
+    then, now = record.get("versions") or {}, run_versions()
+    changed = [f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
+    if record.get("machine", machine()) != machine():
+        changed.append(f"{record['machine']} then, {machine()} now")
+    if changed:
+        told.append(f"the run goes on, but not bit for bit as it began: {'; '.join(changed)}")
+    return told
 
 
 def _processor() -> str:

@@ -38,6 +38,26 @@ class OutputError(DivconError):
     """A file cannot be written."""
 
 
+class WorkerError(DivconError):
+    """A process that decodes images ended before its work was done."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop (SIGINT, SIGTERM), and has kept what it had done.
+
+    A KeyboardInterrupt, so that nothing that catches exceptions goes on with the work.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that a signal has ended: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.signal
+
+
 class NonFiniteError(DivconError):
     """A loss, feature or vector is NaN or infinite."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +12,14 @@ from divcon.errors import OutputError
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, *, previous: Path | None = None) -> Iterator[Path]:
     """A path beside ``path`` to write to, which becomes ``path`` when the block ends; its folder is made.
 
-    A block that fails leaves what was there before, and nothing beside it.
+    A block that fails leaves what was there before, and nothing beside it. Neither a kill nor a loss of power leaves
+    half a file.
+
+    Args:
+        previous: what was at ``path`` is kept there.
 
     Raises:
         OutputError: the file cannot be written; the message names it and says why.
@@ -26,12 +31,43 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         yield beside
         with beside.open("rb") as file:
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
         beside.replace(path)
+        _sync_names(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """A second name for a file, so that there is one at ``path`` all the time."""
+    beside = previous.with_name(previous.name + ".new")
+    beside.unlink(missing_ok=True)
+    # A kill may have left both names to one file; a renaming of one to the other would then do nothing.
+    if previous.exists() and previous.samefile(path):
+        return
+    try:
+        beside.hardlink_to(path)
+    except OSError:  # not all file systems have them
+        shutil.copyfile(path, beside)
+    beside.replace(previous)
+
+
+def _sync_names(folder: Path) -> None:
+    """A renaming is on the disk only when its folder is."""
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(opened)
+    except OSError:
+        pass  # some network file systems know no such thing, and the file is there
+    finally:
+        os.close(opened)
 
 
 def check_writable(path: str | Path) -> None:

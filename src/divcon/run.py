@@ -17,16 +17,21 @@ from divcon.callable_module import make_callable
 from divcon.config import ModelConfig, RunConfig, flag
 from divcon.data.dataset import only_decodable
 from divcon.data.image_set import Benchmark
+from divcon.data.workers import worker_death
 from divcon.display import Display, Quiet
-from divcon.errors import DataError, RunError
+from divcon.environment import not_repeatable
+from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluate.protocol import evaluate
+from divcon.folder_lock import FolderLock
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
 from divcon.report import write_report
 from divcon.run_folder import RunFolder, kept_epoch
 from divcon.train.checkpoint import model_in
+from divcon.train.device import resolve_device
 from divcon.train.loop import check, train
 from divcon.train.report import EpochReport
+from divcon.train.stop import Stop
 
 
 def run(
@@ -62,14 +67,38 @@ def run(
         The model that is kept, in evaluation mode.
 
     Raises:
-        RunError: ``out`` holds a run already, or one of other settings or data.
+        Stopped: SIGINT or SIGTERM asked for it; the last whole batch is kept. A second SIGINT is a KeyboardInterrupt at
+            once, and what is on the disk is whole all the same.
+        RunError: ``out`` holds a run already, or one of other settings or data; or another process is training it.
         ConfigError: settings that do not go together, or not with the data: a backbone of images for vectors, say.
         OutputError: ``out`` cannot be written.
-        DataError, ImageError, NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
+        DataError, ImageError: as in `divcon.train`; the last whole batch is kept.
+        WorkerError: a process that decodes images was killed; what the checkpoint holds stays.
+        NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """
     config = config or RunConfig()
     display = display or Quiet()
     folder = RunFolder(out)
+    folder.check_mine()
+    with FolderLock(folder.path, "training it", RunError) as lock, Stop() as stop:
+        for message in folder.after_a_kill(lock):
+            display.warn(message)
+        return _run(data, folder, config, resume, init, source, display, observe, report, stop)
+
+
+def _run(
+    data: Benchmark,
+    folder: RunFolder,
+    config: RunConfig,
+    resume: bool,
+    init: str | Path | None,
+    source: dict[str, Any] | None,
+    display: Display,
+    observe: Callable[[EmbeddingModel, EpochReport], dict[str, Any]] | None,
+    report: bool,
+    stop: Stop,
+) -> EmbeddingModel:
+    """`run`, by the only process that writes to the folder."""
     if not len(data.train):
         raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
@@ -91,11 +120,16 @@ def run(
     torch.manual_seed(config.train.seed)
     model = _begin(config.model, vector_dim, init, done, warn)
     check(model, data.train, config.train)
+    for message in not_repeatable(
+        resolve_device(config.train.device), found[1] if found is not None and done else None
+    ):
+        warn(message)
     folder.begin(config, data, source, None if init is None else Path(init))
     lines = folder.keep_lines(done)
     judged = data.validation
     display.begin(config, data, done)
-    for epoch in train(model, data.train, config.train, checkpoint=folder.checkpoint, on_progress=display.progress):
+
+    def judge(epoch: EpochReport) -> None:
         line = epoch.to_dict()
         if epoch.redivided:
             epoch.division.save(folder.divisions / f"epoch_{epoch.number:04d}.safetensors")
@@ -119,7 +153,17 @@ def run(
         folder.append(line)
         lines.append(line)
         display.epoch(line)
+
+    options = {"checkpoint": folder.checkpoint, "on_progress": display.progress, "stop": stop}
+    epochs: Any = train(model, data.train, config.train, **options)
+    for epoch in epochs:
+        try:
+            judge(epoch)
+        except (Exception, Stopped) as error:
+            # Told there, the loop keeps what the epoch has trained.
+            epochs.throw(worker_death(error) or error)
     model = EmbeddingModel.load(folder.model, device=model.device)
+    folder.previous.unlink(missing_ok=True)
     if report:
         try:
             write_report(

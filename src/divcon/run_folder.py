@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 from collections.abc import Collection
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from divcon.config import RunConfig, flag
 from divcon.data.image_set import Benchmark
-from divcon.environment import machine
+from divcon.environment import machine, run_versions
 from divcon.errors import ConfigError, OutputError, RunError
 from divcon.files import written_whole
+from divcon.folder_lock import LOCK_FILE, FolderLock
 from divcon.models.backbone import AUTO
-from divcon.train.checkpoint import MAY_CHANGE, read_checkpoint
+from divcon.train.checkpoint import MAY_CHANGE
+from divcon.train.checkpoint_file import mend, previous_of, read_checkpoint
 
 ORIGIN = "run.json"
 """In the folder of a model that is made of a run's: the ``config.json`` of the run."""
@@ -38,6 +38,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.divisions = self.path / "divisions"
         self.checkpoint = self.path / "checkpoint"
+        self.previous = previous_of(self.checkpoint)
         self.model = self.path / "model"
         self.report = self.path / "report.html"
 
@@ -79,21 +80,38 @@ class RunFolder:
             with written_whole(folder / self.classes.name) as beside:
                 beside.write_bytes(self.classes.read_bytes())
 
+    def check_mine(self) -> None:
+        """
+        Raises:
+            RunError: there is something here, and it is no run.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file; give a folder (--out)")
+        there = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        if self.read() is None and not there <= {LOCK_FILE, f"{self.config.name}.new"}:
+            raise RunError(f"{self.path}: is not empty and holds no run; give another folder (--out)")
+
+    def after_a_kill(self, lock: FolderLock) -> list[str]:
+        """Put in order what a kill has left of the checkpoints; what a person should know of it."""
+        told = []
+        if lock.left_by is not None:
+            told.append(f"{self.path}: the process that trained this run was killed ({lock.left_by})")
+        if not lock.locks:
+            told.append(
+                f"{self.path}: its file system has no locks, so nothing keeps a second process from training this run "
+                "too; see that none does"
+            )
+        mended = mend(self.checkpoint)
+        return told if mended is None else [*told, mended]
+
     def check(self, config: RunConfig, data: Benchmark, resume: bool) -> int:
         """How many epochs are done; nothing is written.
 
         Raises:
-            RunError: a run is here and ``resume`` is not asked for, or it has other settings or data; or something
-                else is here.
+            RunError: a run is here and ``resume`` is not asked for, or it has other settings or data.
         """
         found = self.read()
-        if found is None:
-            if self.path.exists() and not self.path.is_dir():
-                raise RunError(f"{self.path}: is a file; give a folder (--out)")
-            if self.path.exists() and any(self.path.iterdir()):
-                raise RunError(f"{self.path}: is not empty and holds no run; give another folder (--out)")
-            return 0
-        if not self.checkpoint.exists():
+        if found is None or not self.checkpoint.exists():
             return 0
         saved, record = found
         if not resume:
@@ -116,8 +134,6 @@ class RunFolder:
         """
         if self.checkpoint.exists():
             return
-        packages = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy")
-        versions = {"divcon": version("divcon"), "python": platform.python_version()}
         config.save(
             self.config,
             source=source,
@@ -125,7 +141,7 @@ class RunFolder:
             benchmark=data.name,
             protocol=data.protocol,
             split_hash=data.split_hash,
-            versions=versions | {name: version(name) for name in packages},
+            versions=run_versions(),
             machine=machine(),
         )
         seen = {name: [s.label_names[c] for c in s.classes] for name, s in _parts(data) if s is not None}
@@ -146,13 +162,21 @@ class RunFolder:
         return set(self.classes_of("validation"))
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a stop has cut short is left out."""
+        """The lines of ``metrics.jsonl``; one that a stop has cut short is left out.
+
+        Raises:
+            RunError: one is damaged.
+        """
         lines = []
-        for text in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+        texts = self.metrics.read_bytes().split(b"\n") if self.metrics.exists() else [b""]
+        for number, text in enumerate(texts[:-1], 1):
             try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
+                lines.append({**json.loads(text)})
+            except (ValueError, TypeError) as error:
+                raise RunError(
+                    f"{self.metrics}: line {number} is damaged ({error}); put it right, or delete it: all else goes on "
+                    "without"
+                ) from None
         return lines
 
     def keep_lines(self, epochs_done: int) -> list[dict[str, Any]]:

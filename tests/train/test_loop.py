@@ -102,9 +102,10 @@ def test_a_finished_training_has_nothing_left_to_do(few: Benchmark, tiny_model: 
 
 
 def test_workers_change_nothing(straight: tuple, few: Benchmark, tiny_model: Make) -> None:
-    model = tiny_model()
-    list(dc.train(model, few.train, replace(CONFIG, workers=2)))
-    assert same(weights(model), straight[0])
+    for workers in (1, 4):
+        model = tiny_model()
+        list(dc.train(model, few.train, replace(CONFIG, workers=workers)))
+        assert same(weights(model), straight[0])
 
 
 def test_seeds_change_everything(straight: tuple, few: Benchmark, tiny_model: Make) -> None:

@@ -139,6 +139,7 @@ def tidied(folder: Path, keep_models: bool) -> None:
     run = RunFolder(folder)
     shutil.rmtree(run.model, ignore_errors=True)
     run.checkpoint.unlink(missing_ok=True)
+    run.previous.unlink(missing_ok=True)
     (folder / Observer.NAME).unlink(missing_ok=True)
 
 

@@ -26,7 +26,7 @@ from divcon.cli import (
 )
 from divcon.cli.app import app, notes
 from divcon.cli.settings import gathered
-from divcon.errors import DivconError
+from divcon.errors import DivconError, Stopped
 
 __all__ = [
     "ablate",
@@ -59,5 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     except DivconError as error:
         notes.print(Text.assemble(("error: ", "bold red"), str(gathered().placed(error))))
         sys.exit(2)
+    except Stopped as stopped:
+        notes.print(str(stopped), markup=False)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

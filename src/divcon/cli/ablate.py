@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from divcon.cli.app import app, console, note, notes, read_data
 from divcon.cli.settings import COMMAND_LINE, gather, gathered
 from divcon.config import RunConfig, flag
-from divcon.errors import ConfigError
+from divcon.errors import ConfigError, Stopped
 
 _DEFAULTS = RunConfig()
 _NOT_OF_THE_BASE = {
@@ -120,10 +120,10 @@ def ablate(
                 display=bar,
                 tell=lambda line: notes.print(line, markup=False),
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             bar.__exit__()
             notes.print(f"stopped; what is done is kept in {out}. Go on with the same command", markup=False)
-            raise SystemExit(130) from None
+            raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     shown = table(results, arms=[arm.name for arm in arms], seeds=numbers, reference=reference)
     console.print(shown, end="")
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from divcon.cli.app import app, console, notes, read_data
 from divcon.cli.settings import gather
 from divcon.config import RunConfig, flag
-from divcon.errors import ConfigError
+from divcon.errors import ConfigError, Stopped
 from divcon.files import check_writable, written_whole
 
 _DEFAULTS = RunConfig()
@@ -61,7 +61,6 @@ def reproduce(
     from divcon.data.published import PUBLISHED
     from divcon.display import Bar, print_scores
     from divcon.reproduce import reproduce as reproduce_preset
-    from divcon.run_folder import RunFolder
 
     if name not in (*PUBLISHED, "vehicleid"):
         raise ConfigError(
@@ -84,11 +83,12 @@ def reproduce(
                 source=source,
                 display=bar,
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             bar.__exit__()
-            done = RunFolder(out).epochs_done()
-            notes.print(f"stopped; {done} epochs are kept in {out}. Go on with the same command", markup=False)
-            raise SystemExit(130) from None
+            notes.print(
+                f"{str(stopped) or 'stopped at once'}; {out} keeps it. Go on with the same command", markup=False
+            )
+            raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     print_scores(result, console)
     _print(result)
     if json_file is not None:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from divcon.cli.app import app, console, notes, read_data
 from divcon.cli.settings import Gathered, as_file, gather, gathered
 from divcon.config import RunConfig
-from divcon.errors import ConfigError
+from divcon.errors import ConfigError, Stopped
 
 _DEFAULTS = RunConfig()
 
@@ -91,12 +91,13 @@ def train(
     with Bar(notes) as bar:
         try:
             train_run(benchmark, out, settings, resume=resume, init=init, source=source, display=bar)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             bar.__exit__()
-            done = RunFolder(out).epochs_done()
-            kept = f"{done} epochs are kept" if done else "no epoch was done yet"
-            notes.print(f"stopped; {kept}. Go on with: divcon train --out {out} --resume", markup=False)
-            raise SystemExit(130) from None
+            what = str(stopped) or "stopped at once; what was kept last is whole"
+            begun = RunFolder(out).read() is not None
+            how = f"Go on with: divcon train --out {out} --resume" if begun else "Nothing was begun"
+            notes.print(f"{what}. {how}", markup=False)
+            raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
 
 
 def _resumed(

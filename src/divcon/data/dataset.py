@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from divcon.data.image_set import Benchmark, ImageSet
 from divcon.data.transforms import Transform
+from divcon.data.workers import begin_worker, of_workers
 from divcon.errors import DataError, ImageError
 
 T = TypeVar("T")
@@ -77,8 +78,9 @@ def batches_of(loader: DataLoader | Iterable[Pixels | ImageError]) -> Iterator[P
 
     Raises:
         ImageError: an image does not decode; the message names it.
+        WorkerError: a process that decodes was killed.
     """
-    for batch in loader:
+    for batch in of_workers(loader):
         if isinstance(batch, ImageError):
             raise ImageError(*batch.args)
         yield batch
@@ -98,6 +100,7 @@ def evaluation_batches(
         num_workers=min(workers, -(-len(images) // batch_size)),
         collate_fn=collate,
         pin_memory=pin_memory,
+        worker_init_fn=begin_worker,
         # Its own generator: a loader draws a seed for its workers, which must not shift anybody's random numbers.
         generator=torch.Generator(),
     )
@@ -128,9 +131,10 @@ def each_image(images: ImageSet, function: Callable[[Image.Image], T], *, worker
         batch_size=64,
         num_workers=min(workers, -(-len(images) // 64)),
         collate_fn=list,
+        worker_init_fn=begin_worker,
         generator=torch.Generator(),
     )
-    for batch in loader:
+    for batch in of_workers(loader):
         yield from batch
 
 

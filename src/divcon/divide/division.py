@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.optimize import linear_sum_assignment
 
 from divcon.divide.clusters import DivideBy, classes_with_pairs, cluster, groups, normalized
 from divcon.errors import DataError
-from divcon.files import written_whole
+from divcon.tensor_file import DamagedTensorsError, check_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +137,20 @@ class Division:
         Raises:
             OutputError: the file cannot be written.
         """
-        with written_whole(path) as beside:
-            beside.write_bytes(save({"learner": self.learner, "centroids": self.centroids}))
+        write_tensors(Path(path), save({"learner": self.learner, "centroids": self.centroids}))
 
     @classmethod
     def load(cls, path: str | Path) -> Division:
-        return cls(**load_file(path))
+        """What `save` wrote.
+
+        Raises:
+            DataError: the file is not there, or damaged.
+        """
+        try:
+            check_tensors(Path(path))
+            return cls(**load_file(path))
+        except (OSError, SafetensorError, DamagedTensorsError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: the division cannot be read ({error})") from None
 
 
 def divide(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from divcon.errors import WeightsError
 from divcon.files import written_whole
+from divcon.tensor_file import check_tensors, write_tensors
 
 FORMAT = 1
 
@@ -23,8 +24,7 @@ def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, T
         OutputError: a file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with written_whole(folder / "model.safetensors") as beside:
-        beside.write_bytes(save(tensors))
+    write_tensors(folder / "model.safetensors", save(tensors))
     with written_whole(folder / "config.json") as beside:
         beside.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
 
@@ -51,6 +51,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """The weights, on the CPU.
 
     Raises:
-        OSError, SafetensorError: they are missing or damaged.
+        OSError, SafetensorError, DamagedTensorsError: they are missing or damaged.
     """
+    check_tensors(folder / "model.safetensors")
     return load_file(folder / "model.safetensors")

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from divcon.errors import ConfigError, StoreError
+from divcon.errors import ConfigError, OutputError, StoreError
 from divcon.files import written_whole
+from divcon.folder_lock import LOCK_FILE, FolderLock
 from divcon.search.about import About
 from divcon.search.store import BLOCK, FIXED_COLUMNS, Known, Store, as_array, field_of, schema
 from divcon.search.where import Condition
@@ -59,7 +60,7 @@ class LanceStore(Store):
         self._write_about(about)
 
     def _is_ours(self) -> bool:
-        return {entry.name for entry in self.folder.iterdir()} <= {f"{_TABLE}.lance", "divcon.lock"}
+        return {entry.name for entry in self.folder.iterdir()} <= {f"{_TABLE}.lance", LOCK_FILE}
 
     def about(self) -> About:
         try:
@@ -82,18 +83,13 @@ class LanceStore(Store):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
         if not self.exists() and (self.folder.is_file() or (self.folder.is_dir() and not self._is_ours())):
             raise StoreError(f"{self.uri}: there are other files; give a --store that is empty or not there yet")
+        lock = FolderLock(self.folder, "writing to it", StoreError)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "divcon.lock", timeout=0)
             lock.acquire()
-        except Timeout:
-            raise StoreError(f"{self.uri}: another process is writing to it; wait until it has ended") from None
-        except OSError as error:
-            raise StoreError(f"{self.uri}: cannot be written ({error.strerror or error})") from None
+        except OutputError as error:
+            raise StoreError(str(error)) from None
         try:
             yield
         finally:

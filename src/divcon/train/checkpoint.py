@@ -1,9 +1,8 @@
-"""Everything that the next epoch depends on, in one file that is there whole or not at all."""
+"""Everything that the next batch depends on, as a checkpoint holds it."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,26 @@ from torch import nn
 from divcon.config import TrainConfig
 from divcon.divide import Division
 from divcon.errors import RunError
-from divcon.files import written_whole
 from divcon.models import EmbeddingModel
+from divcon.train.checkpoint_file import read_checkpoint, write_checkpoint
 from divcon.train.feature_memory import FeatureMemory
 
-FORMAT = 2
-MAY_CHANGE = {"workers", "device"}
+MAY_CHANGE = {"workers", "device", "checkpoint_minutes"}
 """Settings that may differ between the parts of a resumed training: they do not change what is trained."""
+
+
+@dataclasses.dataclass
+class Inside:
+    """How far an epoch is that has been divided for."""
+
+    previous: Division | None
+    """The division of the epoch before."""
+    batches: int = 0
+    """Batches done."""
+    losses: list[float] = dataclasses.field(default_factory=list)
+    full_losses: list[float] = dataclasses.field(default_factory=list)
+    seconds_dividing: float = 0.0
+    seconds_training: float = 0.0
 
 
 @dataclasses.dataclass
@@ -35,6 +47,12 @@ class TrainState:
     features: FeatureMemory
     division: Division | None = None
     epochs_done: int = 0
+    file_sizes: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+    """(N,) int64, of the training images; empty where they are no files."""
+    changed_files: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+    """(n,) int64, the training images whose files had another size when the training was kept."""
+    inside: Inside | None = None
+    """Of the epoch after those that are done; None before it is divided for."""
 
     def save(self, path: Path, config: TrainConfig, images: str) -> None:
         """Write, whole or not at all.
@@ -42,9 +60,7 @@ class TrainState:
         Raises:
             OutputError: the file cannot be written; the previous one is kept.
         """
-        division = self.division
         content = {
-            "format": FORMAT,
             "epochs_done": self.epochs_done,
             "config": dataclasses.asdict(config),
             "images": images,
@@ -55,18 +71,20 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision.state_dict(),
             "features": self.features.state_dict(),
-            "division": None
-            if division is None
-            else {
-                "learner": torch.from_numpy(division.learner),
-                "centroids": torch.from_numpy(division.centroids),
-            },
+            "division": _plain(self.division),
+            "file_sizes": torch.from_numpy(self.file_sizes),
+            "inside": None,
         }
-        # By way of memory: PyTorch's own writer says of a full disk only that an assertion failed.
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        with written_whole(path) as beside:
-            beside.write_bytes(buffer.getbuffer())
+        if self.inside is not None:
+            same = self.inside.previous is self.division
+            content["inside"] = {
+                **vars(self.inside),
+                "previous": None if same else _plain(self.inside.previous),
+                "redivided": not same,
+                "losses": torch.tensor(self.inside.losses, dtype=torch.float64),
+                "full_losses": torch.tensor(self.inside.full_losses, dtype=torch.float64),
+            }
+        write_checkpoint(path, content)
 
     def load(self, path: Path, config: TrainConfig, images: str) -> None:
         """Go on from ``path``.
@@ -91,32 +109,21 @@ class TrainState:
         self.precision.load_state_dict(content["precision"])
         if "features" in content:
             self.features.load_state_dict(content["features"])
-        division = content["division"]
-        if division is not None:
-            self.division = Division(np.asarray(division["learner"]), np.asarray(division["centroids"]))
+        self.division = _division(content["division"])
         self.epochs_done = content["epochs_done"]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, of tensors and plain values only: no code in it is run.
-
-    Raises:
-        RunError: the file is damaged or of another format.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's reader fails in a dozen ways on bytes that are not its own
-        raise RunError(
-            f"{path}: the checkpoint is damaged ({type(error).__name__}); begin anew in another --out, from the model "
-            "that is kept with --init"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RunError(f"{path}: not a checkpoint of this version of divcon")
-    return content
+        then = content.get("file_sizes")  # like the following, not in format 2
+        if then is not None and len(then) == len(self.file_sizes):
+            then, now = then.numpy(), self.file_sizes
+            self.changed_files = np.flatnonzero((then != now) & (then >= 0) & (now >= 0))
+        inside = content.get("inside")
+        if inside is not None:
+            previous = _division(inside["previous"]) if inside.pop("redivided") else self.division
+            losses = {name: inside[name].tolist() for name in ("losses", "full_losses")}
+            self.inside = Inside(**{**inside, "previous": previous, **losses})
 
 
 def model_in(path: Path) -> EmbeddingModel:
-    """The model as the last epoch that the checkpoint holds left it, in evaluation mode.
+    """The model as the last training that the checkpoint holds left it, in evaluation mode.
 
     Raises:
         RunError: the file is damaged or of another format.
@@ -126,3 +133,13 @@ def model_in(path: Path) -> EmbeddingModel:
     model.load_state_dict(content["model"])
     model.freeze_batch_norm = content["freeze_batch_norm"]
     return model.eval()
+
+
+def _plain(division: Division | None) -> dict[str, torch.Tensor] | None:
+    if division is None:
+        return None
+    return {"learner": torch.from_numpy(division.learner), "centroids": torch.from_numpy(division.centroids)}
+
+
+def _division(held: dict[str, torch.Tensor] | None) -> Division | None:
+    return None if held is None else Division(np.asarray(held["learner"]), np.asarray(held["centroids"]))

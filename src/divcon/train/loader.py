@@ -15,6 +15,7 @@ from divcon.config import TrainConfig
 from divcon.data.dataset import Decoded, Key, Pixels, batches_of, collate
 from divcon.data.image_set import ImageSet
 from divcon.data.transforms import train_transform
+from divcon.data.workers import begin_worker
 from divcon.models import EmbeddingModel
 from divcon.train.report import Progress
 from divcon.train.sampler import Batch, EpochPlan
@@ -55,8 +56,11 @@ class TrainLoader(ABC):
         """These training images, as `divcon.EmbeddingModel.pool` takes them."""
 
     @abstractmethod
-    def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """An epoch's batches, each with what the model sees and the (B,) labels, on the device.
+    def batches(
+        self, plan: EpochPlan, epoch: int, labels: np.ndarray, first: int = 0
+    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """An epoch's batches from number ``first`` on, each with what the model sees and the (B,) labels, on the
+        device.
 
         Raises:
             ImageError: an image does not decode.
@@ -105,6 +109,7 @@ class ImageLoader(TrainLoader):
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
             collate_fn=collate,
+            worker_init_fn=begin_worker,
             pin_memory=device.type == "cuda",
             # Its own generator: a loader draws a seed for its workers, which must not shift dropout and mining.
             generator=torch.Generator(),
@@ -116,13 +121,15 @@ class ImageLoader(TrainLoader):
     def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
         return self._run([batch.tolist() for batch in batches])
 
-    def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    def batches(
+        self, plan: EpochPlan, epoch: int, labels: np.ndarray, first: int = 0
+    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         starts = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
         keys: list[list[Key]] = [
             [(int(index), epoch, int(start) + place) for place, index in enumerate(batch.indices)]
             for start, batch in zip(starts, plan.batches, strict=False)
         ]
-        for batch, (pixels, indices) in zip(plan.batches, self._run(keys), strict=True):
+        for batch, (pixels, indices) in zip(plan.batches[first:], self._run(keys[first:]), strict=True):
             images = self._model.normalize(pixels.to(self._device, non_blocking=True))
             if self._config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
@@ -147,7 +154,9 @@ class VectorLoader(TrainLoader):
         for batch in batches:
             yield torch.from_numpy(self._vectors[batch]), torch.from_numpy(batch)
 
-    def batches(self, plan: EpochPlan, epoch: int, labels: np.ndarray) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        for batch in plan.batches:
+    def batches(
+        self, plan: EpochPlan, epoch: int, labels: np.ndarray, first: int = 0
+    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        for batch in plan.batches[first:]:
             vectors = torch.from_numpy(self._vectors[batch.indices]).to(self._device)
             yield batch, vectors, torch.from_numpy(labels[batch.indices]).to(self._device)

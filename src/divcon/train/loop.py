@@ -21,11 +21,13 @@ from divcon.divide import Division, divide
 from divcon.models import EmbeddingModel
 from divcon.train.checkpoint import TrainState
 from divcon.train.feature_memory import FeatureMemory
+from divcon.train.keeper import Keeper
 from divcon.train.loader import create_loader
 from divcon.train.report import EpochReport, LossRecord, Progress
 from divcon.train.sampler import plan_epoch
 from divcon.train.schedule import Phase, learning_rates, phase_at
 from divcon.train.setup import check, grow, seed_batch, set_up, tell
+from divcon.train.stop import Stop
 
 
 def train(
@@ -35,23 +37,25 @@ def train(
     *,
     checkpoint: str | Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    stop: Stop | None = None,
 ) -> Iterator[EpochReport]:
     """Train a model by divide and conquer (2019, algorithm 1): yields a report after each epoch.
 
     Args:
         model: trained in place, and moved to the device of ``config``.
         images: the training images, of two classes at least.
-        checkpoint: a file that holds the state after each epoch whose report was taken. Where it exists already,
-            training goes on from it, and on the CPU ends with the same weights, bit for bit, as if it had never
-            stopped.
+        checkpoint: a file that holds the state after each epoch whose report was taken, and what it was some minutes
+            ago (``config.checkpoint_minutes``). Where it exists already, training goes on from it, and on the CPU ends
+            with the same weights, bit for bit, as if it had never stopped.
         on_progress: called after each batch.
+        stop: what may ask for an end of it, which comes after a batch, as `divcon.errors.Stopped`.
 
     Raises:
         ConfigError: a loss or miner cannot do with such batches; the message names the learner and the batch.
         DataError: the images cannot be divided, or give no batch; the message says what to change.
         ImageError: an image does not decode; the message names it.
         NonFiniteError: a loss became NaN or infinite; the message names the learner and the batch. What the checkpoint
-            holds is the state before that epoch.
+            holds is a state before that batch.
         RunError: the checkpoint is damaged, or of another training.
     """
     config = config or TrainConfig()
@@ -61,18 +65,19 @@ def train(
     kept = config.divide_on == "memory" and config.divide_by != "none"
     memory = FeatureMemory(len(images), model.num_features, fabric.device, kept=kept)
     state = TrainState(model, objectives, optimizer, fabric.strategy.precision, memory)
-    if checkpoint is not None and Path(checkpoint).exists():
-        state.load(Path(checkpoint), config, images.fingerprint)
+    keeper = Keeper(state, checkpoint, config, images, stop)
 
-    with create_loader(model, images, config, fabric.device) as loader:
+    with create_loader(model, images, config, fabric.device) as loader, keeper:
         for epoch in range(state.epochs_done, config.epochs):
             phase = phase_at(epoch, config, model.head.max_learners)
             report = EpochReport(epoch, phase)
 
             # Divide.
             started = time.perf_counter()
-            previous = state.division
-            if phase is Phase.FINETUNE or config.divide_by == "none":
+            previous = keeper.previous
+            if keeper.resumes and state.division:  # divided before a stop
+                division = state.division
+            elif phase is Phase.FINETUNE or config.divide_by == "none":
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
                 # A hierarchy begins with one learner, and doubles them until there are K.
@@ -94,13 +99,12 @@ def train(
                     grow(model, objectives, optimizer)
             else:
                 division = previous
-            state.division = division
+            keeper.divided(division, previous)
             learners = 1 if phase is Phase.FINETUNE else model.num_learners
-            tell(objectives, division, labels, learners, new=division is not previous)
+            tell(objectives, division, labels, learners, new=division is not previous and not keeper.resumes)
             report.divided(division, previous, labels, time.perf_counter() - started)
 
             # Train the learners in turn, or conquer.
-            started = time.perf_counter()
             plan = plan_epoch(
                 division,
                 labels,
@@ -114,7 +118,7 @@ def train(
             )
             record = LossRecord(images, plan, epoch, immediate=fabric.device.type == "cpu")
             model.train()
-            for number, (batch, pixels, targets) in enumerate(loader.batches(plan, epoch, labels)):
+            for number, (batch, pixels, targets) in keeper.steps(loader, plan, labels, report, record):
                 seed_batch(config.seed, epoch, number)
                 rates = learning_rates(epoch + number / len(plan.batches), phase, config)
                 for group in optimizer.param_groups:
@@ -134,9 +138,7 @@ def train(
                 fabric.backward(loss)
                 optimizer.step()
                 on_progress(Progress.of_training(report, record))
-            report.trained(plan, record, optimizer.param_groups, model.head, time.perf_counter() - started)
+            report.trained(plan, record, optimizer.param_groups, model.head)
 
             yield report
-            state.epochs_done = epoch + 1
-            if checkpoint is not None:
-                state.save(Path(checkpoint), config, images.fingerprint)
+            keeper.epoch_done(epoch)

@@ -20,6 +20,7 @@ from divcon.train.schedule import Phase
 
 Stage = Literal["check", "divide", "train", "evaluate"]
 """What a run is doing."""
+_FULL = "full embedding, "
 
 
 class LossRecord:
@@ -59,7 +60,7 @@ class LossRecord:
         Raises:
             ConfigError, NonFiniteError: as `loss`.
         """
-        return self._recorded(objective, embeddings, labels, self.full_values, self._full_waiting, "full embedding, ")
+        return self._recorded(objective, embeddings, labels, self.full_values, self._full_waiting, _FULL)
 
     def _recorded(
         self,
@@ -79,12 +80,34 @@ class LossRecord:
             raise ConfigError(f"{whose}{self._named(number)}: {error}") from error
         waiting.append(loss.detach())
         if len(waiting) >= self._every or number + 1 == len(self._plan.batches):
-            values += torch.stack(waiting).float().tolist()
-            waiting.clear()
-            wrong = np.flatnonzero(~np.isfinite(values))
-            if len(wrong):
-                self._stop(int(wrong[0]), f"the loss is {values[int(wrong[0])]}", whose)
+            self._settle(values, waiting, whose)
         return loss
+
+    def settle(self) -> None:
+        """Check the losses that were not checked yet.
+
+        Raises:
+            NonFiniteError: one is NaN or infinite.
+        """
+        self._settle(self.values, self._waiting, "")
+        self._settle(self.full_values, self._full_waiting, _FULL)
+
+    def _settle(self, values: list[float], waiting: list[Tensor], whose: str) -> None:
+        values += torch.stack(waiting).float().tolist() if waiting else []
+        waiting.clear()
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            self._stop(int(wrong[0]), f"the loss is {values[int(wrong[0])]}", whose)
+
+    def restore(self, values: list[float], full_values: list[float], seconds: float) -> None:
+        """Go on with an epoch that was stopped after these losses and so many seconds."""
+        self.values[:], self.full_values[:] = values, full_values
+        self.started -= seconds
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the epoch's batches so far."""
+        return time.perf_counter() - self.started
 
     def _stop(self, number: int, what: str, whose: str) -> NoReturn:
         raise NonFiniteError(
@@ -186,7 +209,6 @@ class EpochReport:
         record: LossRecord,
         groups: list[dict[str, Any]],
         head: SubspaceHead,
-        seconds: float,
     ) -> None:
         """Take in what the epoch's batches gave."""
         self.loss = record.mean
@@ -197,8 +219,8 @@ class EpochReport:
         self.distinct_images = plan.distinct_images
         self.drawn = np.unique(np.concatenate([batch.indices for batch in plan.batches]))
         self.lr = groups[0]["lr"]
-        self.seconds_training = seconds
-        self.warnings = plan.warnings
+        self.seconds_training = record.seconds
+        self.warnings += plan.warnings
         if self.phase is Phase.SUBSPACE:
             self.penalty = float(head.penalty().detach())
             self.warnings += tuple(
@@ -236,5 +258,5 @@ class Progress:
     @classmethod
     def of_training(cls, report: EpochReport, record: LossRecord) -> Progress:
         done, total = record.images_done
-        rate = done / max(1e-9, time.perf_counter() - record.started)
+        rate = done / max(1e-9, record.seconds)
         return cls("train", report.number, done, total, report.phase, report.division.sizes, record.mean, rate)
