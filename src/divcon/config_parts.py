@@ -108,6 +108,9 @@ class TrainConfig:
     rounds: Rounds = "epoch"
     """How many batches an epoch has: epoch: N // batch-size, whatever the method; or as many rounds, of one batch a
     learner, as the largest cluster has batches (longest: the others start over; 2019), or the smallest (shortest)."""
+    learners_per_step: int = 1
+    """Batches, of as many learners in turn, that one step of the optimizer is on: the mean of their losses. 1 in both
+    papers; an epoch has as many batches, and fewer steps."""
     hierarchy: bool = False
     """Begin with one learner and double their number at each division, up to --learners, each cluster split in two
     (2021; method masks)."""
@@ -190,6 +193,7 @@ class TrainConfig:
             batch_size=4,
             images_per_class=2,
             redivide_every=1,
+            learners_per_step=1,
             division_tries=1,
             freeze_backbone_epochs=0,
             memory_size=0,

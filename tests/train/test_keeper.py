@@ -22,6 +22,7 @@ from divcon.train.stop import Stop
 CONFIG = dc.TrainConfig(epochs=6, batch_size=8, images_per_class=2, redivide_every=2, joint_epoch=4, finetune_epoch=5)
 KINDS = {
     "plain": {},
+    "two learners a step": {"learners_per_step": 2},
     "memory of embeddings": {"memory_size": 16},
     "memory of features": {"divide_on": "memory"},
     "proxies": {"loss": "ProxyAnchorLoss"},

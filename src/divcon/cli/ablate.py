@@ -39,17 +39,17 @@ def ablate(
 ) -> None:
     """Compare methods at the same budget: the same images, the same number of trials, several seeds.
 
-        divcon ablate vectors.parquet --methods single,slices,masks --epochs 30 --out ablation
+    divcon ablate vectors.parquet --methods single,slices,masks --epochs 30 --out ablation
 
-        divcon ablate products.csv --methods single,slices,random-images --space space.yaml --trials 8 --out ablation
+    divcon ablate products.csv --methods single,slices,random-images --space space.yaml --trials 8 --out ablation
 
-        divcon ablate --out ablation
+    divcon ablate --out ablation
 
-        Each arm has the settings of the base, given here and with --config, but for its own. Where --space has values to
-        search, each arm has the same number of trials, judged on folds of the train classes; when all arms have their
-        choice (choices.json), each trains on all train classes, once a seed, and is judged on the test classes.
+    Each arm has the settings of the base, given here and with --config, but for its own. Where --space has values to
+    search, each arm has the same number of trials, judged on folds of the train classes; when all arms have their
+    choice (choices.json), each trains on all train classes, once a seed, and is judged on the test classes.
 
-        The arms: single, slices, masks; hierarchy (masks, whose learners double at each division); masks-alone (masks,
+    The arms: single, slices, masks; hierarchy (masks, whose learners double at each division); masks-alone (masks,
     without the loss on the full embedding beside the learner's); masks-memory (masks, divided on the features that
     training has seen); normalised-slices (the head of slices, one loss, all data); clustered and clustered-slices
     (masks and slices, one loss on the full embedding, batches of one cluster); random-images and random-classes
@@ -57,32 +57,32 @@ def ablate(
     images); any other method; and those that --space defines.
 
     The folder gets results.json, table.md, recall.svg and recall.png. A stopped ablation goes on with the same
-        command; more --methods and --seeds may be added. Without DATA, the table of what is done is made again.
+    command; more --methods and --seeds may be added. Without DATA, the table of what is done is made again.
 
-        Parameters
-        ----------
-        data
-            As in train.
-        root
-            As in train.
-        out
-            The folder that gets the results. Needed.
-        methods
-            The arms, in the order of the table: single,slices,masks where it is left out.
-        seeds
-            Of the runs that are compared: 0,1,2 where it is left out. The trials have the first.
-        space
-            A file (.yaml, .toml, .json) of arms of your own (arms) and of values to search (space).
-        trials
-            Trials of each arm: combinations of its values, drawn at random, the default ones first.
-        folds
-            Parts of the train classes: each trial trains on all but one and is judged on that, once a part.
-        reference
-            The arm that the others are compared with: single, or else the first, where it is left out.
-        keep_models
-            Keep models and checkpoints of the runs, which are else deleted once their results are written.
-        config
-            Take the base of all arms from this file, as in train.
+    Parameters
+    ----------
+    data
+        As in train.
+    root
+        As in train.
+    out
+        The folder that gets the results. Needed.
+    methods
+        The arms, in the order of the table: single,slices,masks where it is left out.
+    seeds
+        Of the runs that are compared: 0,1,2 where it is left out. The trials have the first.
+    space
+        A file (.yaml, .toml, .json) of arms of your own (arms) and of values to search (space).
+    trials
+        Trials of each arm: combinations of its values, drawn at random, the default ones first.
+    folds
+        Parts of the train classes: each trial trains on all but one and is judged on that, once a part.
+    reference
+        The arm that the others are compared with: single, or else the first, where it is left out.
+    keep_models
+        Keep models and checkpoints of the runs, which are else deleted once their results are written.
+    config
+        Take the base of all arms from this file, as in train.
     """
     if out is None:
         raise ConfigError("--out is missing: the folder that gets the results")

@@ -112,9 +112,7 @@ def _sums(x: torch.Tensor, assignment: torch.Tensor, num_clusters: int) -> torch
     return sums
 
 
-def _moved_sums(
-    x: torch.Tensor, assignment: torch.Tensor, previous: torch.Tensor, sums: torch.Tensor
-) -> torch.Tensor:
+def _moved_sums(x: torch.Tensor, assignment: torch.Tensor, previous: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
     """The sums after some points went to another cluster: after a few rounds they are few, and the others stay
     unread."""
     moved = torch.nonzero(assignment != previous).flatten()

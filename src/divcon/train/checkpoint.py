@@ -94,7 +94,13 @@ class TrainState:
         """
         content = read_checkpoint(path)
         # Begun before there was a choice, it is of Adam, with no loss on the full embedding, divided on fresh features.
-        saved = {"optimizer": "adam", "full_weight": 0.0, "divide_on": "fresh", **content["config"]}
+        saved = {
+            "optimizer": "adam",
+            "full_weight": 0.0,
+            "divide_on": "fresh",
+            "learners_per_step": 1,
+            **content["config"],
+        }
         asked = dataclasses.asdict(config)
         changed = [name for name in asked if name not in MAY_CHANGE and saved.get(name) != asked[name]]
         if changed:

@@ -61,7 +61,7 @@ class Keeper:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # Of other errors nobody knows whether the weights are whole: they may have come in the middle of a step.
-        if isinstance(error, (Stopped, DataError, WorkerError)) and self._record is not None:
+        if isinstance(error, (Stopped, DataError, WorkerError)) and self._between_steps():
             self._save()
         if isinstance(error, Stopped):
             error.args = (f"stopped {self._where()}",)
@@ -104,6 +104,8 @@ class Keeper:
             left = loader.batches(plan, report.number, labels, inside.batches)
             for number, batch in enumerate(left, inside.batches):
                 yield number, batch
+                if number + 1 != plan.step_of(number, self._config.learners_per_step).stop:
+                    continue  # gradients of a step that is not whole are nowhere kept
                 inside.batches = number + 1
                 minutes = (time.perf_counter() - self._saved) / 60
                 if self._config.checkpoint_minutes and minutes >= self._config.checkpoint_minutes:
@@ -121,6 +123,10 @@ class Keeper:
             self._state.epochs_done, self._state.inside, self._record = epoch + 1, None, None
             self._save()
         self._stop.check()
+
+    def _between_steps(self) -> bool:
+        inside = self._state.inside
+        return self._record is not None and inside is not None and self._record.batches_done == inside.batches
 
     def _save(self) -> None:
         if self._path is None:

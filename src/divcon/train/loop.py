@@ -120,9 +120,12 @@ def train(
             model.train()
             for number, (batch, pixels, targets) in keeper.steps(loader, plan, labels, report, record):
                 seed_batch(config.seed, epoch, number)
-                rates = learning_rates(epoch + number / len(plan.batches), phase, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = rates[group["name"]]
+                step = plan.step_of(number, config.learners_per_step)
+                if number == step.start:
+                    rates = learning_rates(epoch + number / len(plan.batches), phase, config)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rates[group["name"]]
+                    optimizer.zero_grad()
                 if phase is Phase.SUBSPACE:
                     own, full, features = network(pixels, learner=batch.learner, with_all=True)
                     loss = record.loss(objectives[batch.learner], own, targets)
@@ -134,9 +137,9 @@ def train(
                     loss = record.loss(objectives[-1], full, targets)
                 if phase is not Phase.FINETUNE:
                     memory.saw(batch.indices, features)
-                optimizer.zero_grad()
-                fabric.backward(loss)
-                optimizer.step()
+                fabric.backward(loss / len(step))
+                if number + 1 == step.stop:
+                    optimizer.step()
                 on_progress(Progress.of_training(report, record))
             report.trained(plan, record, optimizer.param_groups, model.head)
 

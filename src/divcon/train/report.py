@@ -123,9 +123,13 @@ class LossRecord:
         )
 
     @property
+    def batches_done(self) -> int:
+        return len(self.values) + len(self._waiting)
+
+    @property
     def images_done(self) -> tuple[int, int]:
         """Images shown so far, and in the whole epoch."""
-        return int(self._shown[len(self.values) + len(self._waiting)]), int(self._shown[-1])
+        return int(self._shown[self.batches_done]), int(self._shown[-1])
 
     @property
     def mean(self) -> float:
