@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KILLS ?= 100
 
-.PHONY: demo test test-slow torture check docs clean chromium
+.PHONY: demo test test-slow torture fuzz check docs clean chromium
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ test-slow: $(VENV)/.installed chromium  ## all tests, the long ones too
 # Some hundred runs are killed and resumed; where the file systems that it fills up cannot be mounted, that part is skipped.
 torture: $(VENV)/.installed  ## kills and faults over and over: docs/survives.md
 	DIVCON_KILLS=$(KILLS) $(BIN)/python -m pytest tests/torture -m 'slow or not slow' -s -v
+
+EXAMPLES ?= 400
+fuzz: $(VENV)/.installed  ## broken files of every kind that is read, EXAMPLES of each
+	DIVCON_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz -k broken
 
 check: $(VENV)/.installed  ## style, types, import contract
 	$(BIN)/ruff check .

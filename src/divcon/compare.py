@@ -75,7 +75,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: holds no scores; give what divcon evaluate --json wrote, or a run folder")

@@ -120,6 +120,8 @@ def _yaml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
         line = f" line {mark.line + 1}" if mark else ""
         what = ", ".join(filter(None, (error.context, error.problem)))
         raise ConfigError(f"{path}{line}: is not YAML ({what})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply for settings") from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
 
@@ -150,6 +152,8 @@ def _json(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
         values = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} line {error.lineno}: is not JSON ({error.msg})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply for settings") from None
     try:  # JSON is YAML, but for rare things, such as tabs before keys: then the lines stay unknown
         return values, _yaml(text, path)[1]
     except ConfigError:

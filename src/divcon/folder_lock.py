@@ -138,5 +138,5 @@ def _owner(held: int) -> str | None:
     try:
         found: Any = json.loads(os.pread(held, 4096, 0))
         return f"{found['pid']} on {found['host']}, since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -172,7 +172,7 @@ class RunFolder:
         for number, text in enumerate(texts[:-1], 1):
             try:
                 lines.append({**json.loads(text)})
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise RunError(
                     f"{self.metrics}: line {number} is damaged ({error}); put it right, or delete it: all else goes on "
                     "without"
@@ -257,7 +257,7 @@ def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:
             return None
         parts = {f.name: record[f.name] for f in dataclasses.fields(RunConfig)}
         parts["train"] = {"full_weight": 0.0, **parts["train"]}  # of a run begun before there was one
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise RunError(f"{path}: damaged, or not of a divcon run ({error})") from None
     try:
         return RunConfig.from_dict(parts, str(path)), record

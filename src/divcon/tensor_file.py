@@ -48,7 +48,7 @@ def _parts(content: memoryview) -> tuple[dict[str, Any], memoryview]:
     end = 8 + int.from_bytes(content[:8], "little")
     try:
         header = json.loads(bytes(content[8:end]))
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict) or end > len(content):
         raise DamagedTensorsError("its header is damaged")

@@ -101,7 +101,7 @@ def read_results(path: str | Path) -> Results:
             raise ValueError("it lacks settings, trials, choices or runs")
     except FileNotFoundError:
         raise RunError(f"{path}: there are no results of an ablation; give DATA to begin one") from None
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise RunError(f"{path}: damaged, or not of an ablation ({error})") from None
     return found
 

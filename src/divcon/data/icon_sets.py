@@ -139,5 +139,5 @@ def _link(text: str, url: str | None) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: this is not JSON ({error}); {_HOW_TO_GET}") from None

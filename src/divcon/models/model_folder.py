@@ -40,7 +40,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         begun = "; its run has not kept an epoch yet: go on with --resume" if folder.name == "model" else ""
         raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{folder / 'config.json'}: damaged ({error})") from None
     if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
         raise WeightsError(f"{folder / 'config.json'}: not a model of this version of divcon")

@@ -67,7 +67,7 @@ class LanceStore(Store):
             return About.from_dict(json.loads(self._about_file.read_text()), self.uri)
         except FileNotFoundError:
             raise StoreError(f"{self.uri}: there is no store; make one with divcon index RUN IMAGES --store") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"{self._about_file}: damaged ({error}); index again into another --store") from None
 
     def set_about(self, about: About) -> None:
