@@ -121,3 +121,38 @@ def test_hardness_of_a_batch_is_that_of_its_pairs_one_by_one() -> None:
         positives += [cosine for j, cosine in enumerate(cosines) if labels[j] == labels[i] and j != i]
     expected = {"nearest_negative": np.mean(nearest), "active": active / negatives, "positive": np.mean(positives)}
     assert found == pytest.approx(expected)
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return script("turns")
+
+
+def test_contenders_take_turns_and_ratios_are_of_the_same_turn(turns: ModuleType, tmp_path: Path) -> None:
+    """A script that says it took longer each time, and our contender twice as long as the other's first turn."""
+    fake, log = tmp_path / "fake.py", tmp_path / "log"
+    fake.write_text(
+        "import json, sys\n"
+        f"log = open({str(log)!r}, 'a+'); name = sys.argv[2]; print(name, *sys.argv[3:], file=log, flush=True)\n"
+        "log.seek(0); turn = sum(line.split()[0] == name for line in log)\n"
+        "seconds = {'ours': [2, 9, 3], 'theirs': [1, 3, 6]}[name][turn - 1]\n"
+        "print('noise'); print(json.dumps(dict(seconds=seconds, peak_mb=turn, added_mb=0, found={'turn': turn})))\n"
+    )
+    contenders = {
+        "ours": turns.Contender("divcon", "it", "ours"),
+        "theirs": turns.Contender("numpy", "the same", "ours"),
+    }
+    ours, theirs = turns.alternate(str(fake), contenders, {"n": 7, "of_what": "x"}, 3)
+    assert log.read_text().split("\n")[:-1] == ["ours --n 7 --of-what x", "theirs --n 7 --of-what x"] * 3
+    assert (ours["median_seconds"], theirs["median_seconds"]) == (3, 3)
+    assert (ours["ours_to_this"], theirs["ours_to_this"]) == (1, 2)  # of 2 / 1, 9 / 3 and 3 / 6
+    assert theirs["peak_mb"] == 3
+    assert f"| numpy {np.__version__} | the same | 3.00 | 1.00 – 6.00 | 2.00 | 3 | 0 |" in turns.table([ours, theirs])
+
+
+def test_the_contenders_of_k_means_find_clusters_as_good(turns: ModuleType) -> None:
+    kmeans = script("kmeans")
+    points = kmeans.points_of(600, 16, 6)
+    inertias = [kmeans.prepare(name, points, 6)()["inertia"] for name in kmeans.CONTENDERS]
+    assert min(inertias) > 0.75 * max(inertias)
