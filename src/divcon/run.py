@@ -80,10 +80,13 @@ def run(
     display = display or Quiet()
     folder = RunFolder(out)
     folder.check_mine()
-    with FolderLock(folder.path, "training it", RunError) as lock, Stop() as stop:
-        for message in folder.after_a_kill(lock):
-            display.warn(message)
-        return _run(data, folder, config, resume, init, source, display, observe, report, stop)
+    try:
+        with FolderLock(folder.path, "training it", RunError) as lock, Stop() as stop:
+            for message in folder.after_a_kill(lock):
+                display.warn(message)
+            return _run(data, folder, config, resume, init, source, display, observe, report, stop)
+    except RuntimeError as error:  # PyTorch tells of a killed worker wherever the main process is, here at the end too
+        raise worker_death(error) or error from None
 
 
 def _run(

@@ -34,8 +34,12 @@ def worker_death(error: BaseException) -> WorkerError | None:
     text = str(error).strip()
     if not isinstance(error, RuntimeError) or not text.startswith("DataLoader worker"):
         return None
+    return _killed(text.rstrip("."))
+
+
+def _killed(how: str) -> WorkerError:
     return WorkerError(
-        f"a process that decodes images was killed ({text.rstrip('.')}): memory may have run out, or shared memory "
+        f"a process that decodes images was killed ({how}): memory may have run out, or shared memory "
         "(/dev/shm); fewer --workers need less"
     )
 
@@ -54,4 +58,7 @@ def of_workers(loader: Iterable[Any]) -> Iterator[Any]:
             return
         except RuntimeError as error:
             raise worker_death(error) or error from None
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            # It died with a batch that was done but not handed over.
+            raise _killed(f"its last batch is lost: {error or type(error).__name__}") from None
         yield batch
