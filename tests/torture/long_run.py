@@ -5,6 +5,7 @@ python tests/torture/long_run.py vectors|images DIVISIONS LEARNERS
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -23,6 +24,19 @@ from divcon.data.image_set import ImageSet
 def resident() -> float:
     """MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class _MallInfo(ctypes.Structure):
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
+
+
+def allocated() -> float:
+    """MiB that the program has asked glibc for and not given back; the gaps between are not its own."""
+    look = ctypes.CDLL(None).mallinfo2
+    look.restype = _MallInfo
+    found = look()
+    return (found.uordblks + found.hblkhd) / 2**20
 
 
 def open_files() -> int:
@@ -60,11 +74,12 @@ def main(kind: str, divisions: int, learners: int) -> None:
         model = dc.EmbeddingModel("mlp", 64, learners, vector_dim=64)
     held = []
     for _ in dc.train(model, images, config, checkpoint=sys.argv[4] if len(sys.argv) > 4 else None):
-        held.append((resident(), open_files(), len(active_children())))
+        gc.collect()
+        held.append((resident(), allocated(), open_files(), len(active_children())))
     gc.collect()
-    memory, files, children = (list(column) for column in zip(*held, strict=True))
+    memory, in_use, files, children = (list(column) for column in zip(*held, strict=True))
     after = {"files_after": open_files(), "children_after": len(active_children())}
-    print(json.dumps({"memory": memory, "files": files, "children": children, **after}))
+    print(json.dumps({"memory": memory, "allocated": in_use, "files": files, "children": children, **after}))
 
 
 if __name__ == "__main__":
