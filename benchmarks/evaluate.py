@@ -8,11 +8,10 @@ How runs are timed: benchmarks/turns.py. The bare searches compute no metric: th
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
-from turns import Contender, add_options, alternate, run_one, write
+from turns import Contender, compare
 
 CONTENDERS = {
     "divcon": Contender("divcon", "Recall@1/10/100, precision@1, R-precision, MAP@R", "divcon"),
@@ -36,8 +35,8 @@ def vectors(n: int, dim: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return points / np.linalg.norm(points, axis=1, keepdims=True), labels
 
 
-def prepare(contender: str, points: np.ndarray, labels: np.ndarray) -> Callable[[], dict[str, float]]:
-    """What is timed, its imports done."""
+def prepare(contender: str, n: int, dim: int, classes: int) -> Callable[[], dict[str, float]]:
+    points, labels = vectors(n, dim, classes)
     if contender.startswith("divcon"):
         from divcon.evaluate.retrieval import retrieval_metrics
 
@@ -72,20 +71,8 @@ def prepare(contender: str, points: np.ndarray, labels: np.ndarray) -> Callable[
     return lambda: calculator.get_accuracy(*tensors)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=60502, help="vectors (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=128, help="their dimensions (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=11316, help="classes (default: %(default)s)")
-    add_options(parser, CONTENDERS, "benchmark-evaluate.json")
-    options = parser.parse_args()
-    if options.contender:
-        run_one(prepare(options.contender, *vectors(options.n, options.dim, options.classes)))
-        return
-    sizes = {"n": options.n, "dim": options.dim, "classes": options.classes}
-    title = f"Evaluating {options.n:,} × {options.dim} in {options.classes:,} classes"
-    write(options.json, title, sizes, options.turns, alternate(__file__, CONTENDERS, sizes, options.turns))
-
+SIZES = {"n": (60502, "vectors"), "dim": (128, "their dimensions"), "classes": (11316, "classes")}
 
 if __name__ == "__main__":
-    main()
+    title = "Evaluating {n:,} × {dim} in {classes:,} classes"
+    compare(__file__, __doc__, CONTENDERS, SIZES, title, prepare)

@@ -10,11 +10,10 @@ The inertia that each ends with is in the results. How runs are timed: benchmark
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
-from turns import Contender, add_options, alternate, run_one, write
+from turns import Contender, compare
 
 ITERATIONS = 25
 CONTENDERS = {
@@ -34,8 +33,8 @@ def points_of(n: int, dim: int, groups: int) -> np.ndarray:
     return points
 
 
-def prepare(contender: str, points: np.ndarray, clusters: int) -> Callable[[], dict[str, float]]:
-    """What is timed, its imports done."""
+def prepare(contender: str, n: int, dim: int, clusters: int, groups: int) -> Callable[[], dict[str, float]]:
+    points = points_of(n, dim, groups)
     if contender == "divcon":
         from divcon.divide.kmeans import kmeans
 
@@ -65,21 +64,12 @@ def prepare(contender: str, points: np.ndarray, clusters: int) -> Callable[[], d
     return of_sklearn
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=120_000, help="points (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=2048, help="their features (default: %(default)s)")
-    parser.add_argument("--clusters", type=int, default=8, help="K (default: %(default)s)")
-    parser.add_argument("--groups", type=int, default=500, help="centres that they lie around (default: %(default)s)")
-    add_options(parser, CONTENDERS, "benchmark-kmeans.json")
-    options = parser.parse_args()
-    if options.contender:
-        run_one(prepare(options.contender, points_of(options.n, options.dim, options.groups), options.clusters))
-        return
-    sizes = {"n": options.n, "dim": options.dim, "clusters": options.clusters, "groups": options.groups}
-    title = f"k-means of {options.n:,} × {options.dim:,}, K {options.clusters}"
-    write(options.json, title, sizes, options.turns, alternate(__file__, CONTENDERS, sizes, options.turns))
-
+SIZES = {
+    "n": (120_000, "points"),
+    "dim": (2048, "their features"),
+    "clusters": (8, "K"),
+    "groups": (500, "centres that they lie around"),
+}
 
 if __name__ == "__main__":
-    main()
+    compare(__file__, __doc__, CONTENDERS, SIZES, "k-means of {n:,} × {dim:,}, K {clusters}", prepare)

@@ -83,7 +83,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     options = parser.parse_args()
-    images = dc.read(*options.data).train
+    data = dc.read(*options.data)
+    images = data.train
     Watched.labels, Watched.rows = np.unique(images.labels, return_inverse=True)[1], []
     loop.FeatureMemory = Watched  # type: ignore[misc]
     for seed in options.seeds:
@@ -99,7 +100,7 @@ def main() -> None:
         for _ in dc.train(model, images, config):
             pass
     means = {k: float(np.mean([row[k] for row in Watched.rows])) for k in Watched.rows[0] if k not in ("seed", "epoch")}
-    about = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
+    about = {**{k: v for k, v in vars(options).items() if k not in ("out", "data")}, "data": data.name}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"settings": about, "means": means, "divisions": Watched.rows}, indent=1) + "\n")
     print("means: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items()))

@@ -12,13 +12,12 @@ divides. How runs are timed: benchmarks/turns.py.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from turns import Contender, add_options, alternate, run_one, write
+from turns import Contender, compare
 
 import divcon as dc
 
@@ -109,24 +108,22 @@ def ours(name: str, backbone: str, batches: list[tuple[Tensor, Tensor]]) -> Call
     return work
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
-    parser.add_argument("--size", type=int, default=64, help="of images, in pixels (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="timed together (default: %(default)s)")
-    add_options(parser, CONTENDERS, "benchmark-step.json")
-    options = parser.parse_args()
-    if options.contender:
-        torch.manual_seed(0)
-        make = (lambda *a: plain(*a)) if options.contender == "plain" else (lambda *a: ours(options.contender, *a))
-        warm, timed = batches_of(3, options.size), batches_of(options.steps, options.size)
-        make(options.backbone, warm)()  # what is allocated once, and the libraries' first calls
-        run_one(make(options.backbone, timed))
-        return
-    sizes = {"backbone": options.backbone, "size": options.size, "steps": options.steps}
-    title = f"{options.steps} training steps of {options.backbone} at {options.size} px, batch 80"
-    write(options.json, title, sizes, options.turns, alternate(__file__, CONTENDERS, sizes, options.turns))
+def prepare(contender: str, backbone: str, size: int, steps: int) -> Callable[[], dict[str, float]]:
+    torch.manual_seed(0)
 
+    def made(batches: list[tuple[Tensor, Tensor]]) -> Callable[[], dict[str, float]]:
+        return plain(backbone, batches) if contender == "plain" else ours(contender, backbone, batches)
+
+    made(batches_of(3, size))()  # what is allocated once, and the libraries' first calls
+    return made(batches_of(steps, size))
+
+
+SIZES = {
+    "backbone": ("tf_efficientnet_lite0", "the network"),
+    "size": (64, "of images, in pixels"),
+    "steps": (20, "steps that are timed together"),
+}
 
 if __name__ == "__main__":
-    main()
+    title = "{steps} training steps of {backbone} at {size} px, batch 80"
+    compare(__file__, __doc__, CONTENDERS, SIZES, title, prepare)

@@ -50,7 +50,7 @@ def alternate(
     script: str, contenders: Mapping[str, Contender], sizes: Mapping[str, object], turns: int
 ) -> list[dict[str, Any]]:
     """A row a contender; ratios are medians of turns, each against ours in the same turn."""
-    flags = [text for name, value in sizes.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for turn in range(turns):
         for name, done in runs.items():
@@ -96,18 +96,50 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def add_options(parser: argparse.ArgumentParser, contenders: Mapping[str, Contender], json_name: str) -> None:
+def compare(
+    script: str,
+    about: str | None,
+    contenders: Mapping[str, Contender],
+    sizes: Mapping[str, tuple[Any, str]],
+    title: str,
+    prepare: Callable[..., Callable[[], dict[str, float]]],
+) -> None:
+    """The command line of a script whose contenders take turns.
+
+    Args:
+        sizes: options by name, each with its default and help.
+        title: with the sizes in braces.
+        prepare: called with a contender's name and the sizes by name; gives what is timed, its imports done.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, (default, told) in sizes.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{told} (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="runs of each contender (default: %(default)s)")
-    parser.add_argument("--json", type=Path, default=Path("build") / json_name, help="where results go")
+    parser.add_argument("--json", type=Path, default=Path(f"build/{Path(script).stem}.json"), help="where results go")
     parser.add_argument("--contender", choices=contenders, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    chosen = {name: getattr(options, name) for name in sizes}
+    if options.contender:
+        run_one(prepare(options.contender, **chosen))
+        return
+    write(
+        options.json,
+        title.format(**chosen),
+        chosen,
+        options.turns,
+        alternate(script, contenders, chosen, options.turns),
+    )
 
 
 def write(path: Path, title: str, sizes: Mapping[str, object], turns: int, rows: list[dict[str, Any]]) -> None:
-    """The results as JSON, and the table beside it in Markdown and on the screen."""
+    """The results as JSON; the table on the screen."""
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"title": title, "sizes": dict(sizes), "turns": turns, "machine": machine, "results": rows}
     path.write_text(json.dumps(found, indent=2) + "\n")
-    text = f"{title}, {machine['cores']} cores, {turns} turns\n\n{table(rows)}\n"
-    path.with_suffix(".md").write_text(text)
-    print(text)
+    print(section(found))
+
+
+def section(found: dict[str, Any]) -> str:
+    """What was measured, and the table of it."""
+    return f"{found['title']}; {found['machine']['cores']} cores, {found['turns']} turns\n\n{table(found['results'])}\n"

@@ -72,15 +72,25 @@ def tiny_model() -> Callable[..., dc.EmbeddingModel]:
 
 
 @pytest.fixture
-def image_folder(tmp_path: Path, few: Benchmark) -> Path:
+def photos_in(few: Benchmark) -> Callable[[Path, int], Path]:
+    """Writes ``root/CLASS/*.png``, so many classes with 5 real images each."""
+
+    def write(root: Path, count: int) -> Path:
+        classes = [c for c in few.train.classes if (few.train.labels == c).sum() >= 5][:count]
+        for number, label in enumerate(classes):
+            folder = root / f"class{number:0{len(str(count - 1))}}"
+            folder.mkdir(parents=True)
+            for place, index in enumerate(np.flatnonzero(few.train.labels == label)[:5]):
+                few.train.open(index).save(folder / f"{place}.png")
+        return root
+
+    return write
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, photos_in: Callable[[Path, int], Path]) -> Path:
     """``root/CLASS/*.png`` of 8 classes with 5 real images each."""
-    root = tmp_path / "photos"
-    classes = [c for c in few.train.classes if (few.train.labels == c).sum() >= 5][:8]
-    for number, label in enumerate(classes):
-        (root / f"class{number}").mkdir(parents=True)
-        for place, index in enumerate(np.flatnonzero(few.train.labels == label)[:5]):
-            few.train.open(index).save(root / f"class{number}" / f"{place}.png")
-    return root
+    return photos_in(tmp_path / "photos", 8)
 
 
 @pytest.fixture

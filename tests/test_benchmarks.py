@@ -143,8 +143,8 @@ def test_contenders_take_turns_and_ratios_are_of_the_same_turn(turns: ModuleType
         "ours": turns.Contender("divcon", "it", "ours"),
         "theirs": turns.Contender("numpy", "the same", "ours"),
     }
-    ours, theirs = turns.alternate(str(fake), contenders, {"n": 7, "of_what": "x"}, 3)
-    assert log.read_text().split("\n")[:-1] == ["ours --n 7 --of-what x", "theirs --n 7 --of-what x"] * 3
+    ours, theirs = turns.alternate(str(fake), contenders, {"n": 7, "what": "x"}, 3)
+    assert log.read_text().split("\n")[:-1] == ["ours --n 7 --what x", "theirs --n 7 --what x"] * 3
     assert (ours["median_seconds"], theirs["median_seconds"]) == (3, 3)
     assert (ours["ours_to_this"], theirs["ours_to_this"]) == (1, 2)  # of 2 / 1, 9 / 3 and 3 / 6
     assert theirs["peak_mb"] == 3
@@ -153,6 +153,15 @@ def test_contenders_take_turns_and_ratios_are_of_the_same_turn(turns: ModuleType
 
 def test_the_contenders_of_k_means_find_clusters_as_good(turns: ModuleType) -> None:
     kmeans = script("kmeans")
-    points = kmeans.points_of(600, 16, 6)
-    inertias = [kmeans.prepare(name, points, 6)()["inertia"] for name in kmeans.CONTENDERS]
+    inertias = [kmeans.prepare(name, n=600, dim=16, clusters=6, groups=6)()["inertia"] for name in kmeans.CONTENDERS]
     assert min(inertias) > 0.75 * max(inertias)
+
+
+def test_the_tables_of_speed_are_of_what_was_measured(turns: ModuleType, tmp_path: Path) -> None:
+    speed = script("speed")
+    assert speed.tables(tmp_path) == ""
+    row = {"package": "p", "version": "1", "what": "it", "median_seconds": 2, "seconds": [1, 3], "ours_to_this": 0.5}
+    turns.write(tmp_path / "speed-kmeans-32.json", "k-means", {}, 2, [{**row, "peak_mb": 7, "added_mb": 3}])
+    told = speed.tables(tmp_path)
+    assert told.startswith("    python benchmarks/kmeans.py --clusters 32\n\nk-means; ")
+    assert "| p 1 | it | 2.00 | 1.00 – 3.00 | 0.50 | 7 | 3 |" in told

@@ -121,7 +121,7 @@ def _yaml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
         what = ", ".join(filter(None, (error.context, error.problem)))
         raise ConfigError(f"{path}{line}: is not YAML ({what})") from None
     except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply for settings") from None
+        raise ConfigError(f"{path}: is nested too deeply; settings are a part, a name and a value") from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
 
@@ -153,7 +153,7 @@ def _json(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} line {error.lineno}: is not JSON ({error.msg})") from None
     except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply for settings") from None
+        raise ConfigError(f"{path}: is nested too deeply; settings are a part, a name and a value") from None
     try:  # JSON is YAML, but for rare things, such as tabs before keys: then the lines stay unknown
         return values, _yaml(text, path)[1]
     except ConfigError:

@@ -13,9 +13,8 @@ import torch
 
 def environment() -> dict[str, Any]:
     """What seconds and scores depend on beside the settings: versions, processor, threads, accelerator."""
-    packages = ("divcon", "torch", "timm", "pytorch-metric-learning", "faiss-cpu", "numpy")
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": _versions("divcon", "torch", "timm", "pytorch-metric-learning", "faiss-cpu", "numpy"),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -30,9 +29,11 @@ def machine() -> str:
 
 def run_versions() -> dict[str, str]:
     """What a run records of the packages that it is trained with."""
-    packages = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy")
-    found = {"divcon": version("divcon"), "python": platform.python_version()}
-    return found | {name: version(name) for name in packages}
+    return _versions("divcon", "torch", "torchvision", "timm", "pytorch-metric-learning", "numpy")
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def not_repeatable(device: str, record: Mapping[str, Any] | None) -> list[str]:

@@ -1,4 +1,7 @@
-"""One owner a folder: who writes to a run or to a store of embeddings, as long as that process lives."""
+"""One owner a folder: who writes to a run or to a store of embeddings, as long as that process lives.
+
+The package filelock has neither who holds a lock, nor who left one behind, and its lock lives on in forked processes.
+"""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ def run(
         RunError: ``out`` holds a run already, or one of other settings or data; or another process is training it.
         ConfigError: settings that do not go together, or not with the data: a backbone of images for vectors, say.
         OutputError: ``out`` cannot be written.
-        DataError, ImageError: as in `divcon.train`; the last whole batch is kept.
+        DataError, ImageError: as in `divcon.train`; the last whole batch is kept, or where steps are of several, what
+            the checkpoint holds.
         WorkerError: a process that decodes images was killed; what the checkpoint holds stays.
         NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """

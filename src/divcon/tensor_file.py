@@ -31,16 +31,19 @@ def write_tensors(path: Path, content: bytes) -> None:
         file.write(body)
 
 
-def check_tensors(path: Path) -> None:
-    """Compare a file with its checksum; one without, of another program or an earlier version, passes.
+def checked_tensors(path: Path) -> bytes:
+    """The content of a file, for safetensors' ``load``, compared with its checksum; one without, of another program or
+    an earlier version, passes.
 
     Raises:
         OSError: it cannot be read. DamagedTensorsError: it is damaged.
     """
-    header, body = _parts(memoryview(path.read_bytes()))
+    content = path.read_bytes()
+    header, body = _parts(memoryview(content))
     written = header.get("__metadata__", {}).get(_NAME)
     if written is not None and written != _digest(header, body):
         raise DamagedTensorsError("its checksum is another one")
+    return content
 
 
 def _parts(content: memoryview) -> tuple[dict[str, Any], memoryview]:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-
-from divcon.data.image_set import Benchmark
 
 
 @dataclass
@@ -139,15 +137,9 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def photos(tmp_path: Path, few: Benchmark) -> Path:
+def photos(tmp_path: Path, photos_in: Callable[[Path, int], Path]) -> Path:
     """``root/CLASS/*.png``: 16 classes with 5 real images each, 8 to train on."""
-    root = tmp_path / "photos"
-    classes = [c for c in few.train.classes if (few.train.labels == c).sum() >= 5][:16]
-    for number, label in enumerate(classes):
-        (root / f"class{number:02d}").mkdir(parents=True)
-        for place, index in enumerate(np.flatnonzero(few.train.labels == label)[:5]):
-            few.train.open(index).save(root / f"class{number:02d}" / f"{place}.png")
-    return root
+    return photos_in(tmp_path / "photos", 16)
 
 
 @dataclass(frozen=True)

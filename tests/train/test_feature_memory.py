@@ -23,7 +23,7 @@ from divcon.train.report import Progress
 
 Make = Callable[..., dc.EmbeddingModel]
 CONFIG = dc.TrainConfig(
-    epochs=6, batch_size=16, images_per_class=2, joint_epoch=4, finetune_epoch=5, workers=0, divide_on="memory"
+    epochs=7, batch_size=16, images_per_class=2, joint_epoch=4, finetune_epoch=5, workers=0, divide_on="memory"
 )
 CPU = torch.device("cpu")
 
@@ -34,14 +34,6 @@ def as_vectors(images: dc.ImageSet, vectors: np.ndarray) -> dc.ImageSet:
 
 def unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
-
-
-def weights(model: dc.EmbeddingModel) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
@@ -124,7 +116,7 @@ def test_where_features_do_not_change_both_divide_alike(few: Benchmark) -> None:
         assert (memory == fresh).mean() > 0.97  # but for half precision
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 2, 3, 6])
 def test_resumed_after_any_epoch_it_divides_as_if_never_stopped(
     few: Benchmark, tiny_model: Make, tmp_path: Path, stop: int
 ) -> None:
@@ -135,7 +127,7 @@ def test_resumed_after_any_epoch_it_divides_as_if_never_stopped(
         pass
     model = tiny_model(seed=5)
     rest = list(dc.train(model, few.train, CONFIG, checkpoint=file))
-    assert same(weights(model), weights(straight))
+    torch.testing.assert_close(model.state_dict(), straight.state_dict(), rtol=0, atol=0)
     for report in rest:
         np.testing.assert_array_equal(report.division.learner, expected[report.number])
 
@@ -149,3 +141,17 @@ def test_a_checkpoint_holds_no_features_that_no_division_will_see(
             pass
         sizes[name] = read_checkpoint(tmp_path / name)["features"]["features"].numel()
     assert sizes == {"memory": len(few.train) * tiny_model().num_features, "fresh": 0, "none": 0}
+    list(dc.train(tiny_model(), few.train, CONFIG, checkpoint=tmp_path / "memory"))  # to the end of the finetune phase
+    assert read_checkpoint(tmp_path / "memory")["features"]["features"].numel() == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_where_all_images_were_seen_none_is_embedded(few: Benchmark, tiny_model: Make, workers: int) -> None:
+    model, n = tiny_model(), len(few.train)
+    memory = FeatureMemory(n, model.num_features, CPU, kept=True)
+    views = torch.rand(n, model.num_features)
+    with create_loader(model, few.train, replace(CONFIG, workers=workers), CPU) as loader:
+        first = memory.refreshed(model, loader, 0, lambda progress: None)
+        memory.saw(np.arange(n), views)
+        second = memory.refreshed(model, loader, 2, pytest.fail)
+    np.testing.assert_allclose(second, (first + unit(views.numpy())) / 2, atol=2e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -33,11 +34,12 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_learned_masks_part_until_the_joint_phase_and_then_stay(few: Benchmark, tiny_model: Make) -> None:
     model = tiny_model(4, method="masks")
     masks, penalties = [], []
-    for report in dc.train(model, few.train, replace(CONFIG, lr=1e-3)):
+    for report in dc.train(model, few.train, replace(CONFIG, lr=1e-3, mask_penalty=0.1)):
         masks.append(model.head.masks.detach().clone())
         penalties.append(report.penalty)
     assert penalties[5:] == [None, None]
-    assert all(0 < penalty < 1 for penalty in penalties[:5])  # 1 before the first batch
+    falling = [1, *penalties[:5], 0]  # 1 before the first batch
+    assert all(later < before for before, later in itertools.pairwise(falling))
     assert not torch.equal(masks[3], masks[4])
     assert torch.equal(masks[4], masks[5])
     assert torch.equal(masks[4], masks[6])

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 from scipy.optimize import linear_sum_assignment
 
 from divcon.divide.clusters import DivideBy, classes_with_pairs, cluster, groups, normalized
 from divcon.errors import DataError
-from divcon.tensor_file import DamagedTensorsError, check_tensors, write_tensors
+from divcon.tensor_file import DamagedTensorsError, checked_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +147,12 @@ class Division:
             DataError: the file is not there, or damaged.
         """
         try:
-            check_tensors(Path(path))
-            return cls(**load_file(path))
+            return cls(**load(checked_tensors(Path(path))))
         except (OSError, SafetensorError, DamagedTensorsError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: the division cannot be read ({error})") from None
+            raise DataError(
+                f"{path}: this division cannot be read ({error}); pictures of the run leave it out, and training does "
+                "not need it"
+            ) from None
 
 
 def divide(

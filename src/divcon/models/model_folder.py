@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from divcon.errors import WeightsError
 from divcon.files import written_whole
-from divcon.tensor_file import check_tensors, write_tensors
+from divcon.tensor_file import checked_tensors, write_tensors
 
 FORMAT = 1
 
@@ -53,5 +53,4 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         OSError, SafetensorError, DamagedTensorsError: they are missing or damaged.
     """
-    check_tensors(folder / "model.safetensors")
-    return load_file(folder / "model.safetensors")
+    return load(checked_tensors(folder / "model.safetensors"))

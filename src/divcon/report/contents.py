@@ -8,7 +8,7 @@ from typing import Any
 
 from divcon.config import RunConfig
 from divcon.divide import Division
-from divcon.errors import RunError
+from divcon.errors import DataError, RunError
 from divcon.report.charts import thinned
 from divcon.report.flow import MOST_COLUMNS
 from divcon.run_folder import RunFolder, kept_epoch
@@ -74,8 +74,8 @@ def _divisions(folder: RunFolder, lines: Sequence[dict[str, Any]]) -> tuple[list
         path = folder.divisions / f"epoch_{epoch:04d}.safetensors"
         try:
             found.append((epoch, Division.load(path)))
-        except Exception as error:  # what a damaged file brings about is the reader's secret
-            problems.append(f"{path.name}: this division cannot be read ({error})")
+        except DataError as error:
+            problems.append(str(error))
     sizes = {len(division.learner) for _, division in found}
     if len(sizes) > 1:
         return [], [*problems, "the divisions are not of the same number of images, so that they are not shown"]

@@ -12,7 +12,7 @@ import numpy as np
 from divcon.data.image_set import Benchmark, ImageSet
 from divcon.data.read import read
 from divcon.divide import Division
-from divcon.errors import DivconError
+from divcon.errors import DataError, DivconError
 from divcon.report.flow import flows
 from divcon.report.thumbnails import sampled
 from divcon.run_folder import RunFolder
@@ -108,8 +108,8 @@ class OfRun:
         for path in files:
             try:
                 found.append((int(path.stem.removeprefix("epoch_")), Division.load(path)))
-            except Exception as error:  # what a damaged file brings about is its reader's secret
-                problem = f"{path.name}: this division cannot be read ({error})"
+            except DataError as error:
+                problem = str(error)
         sizes = {len(division.learner) for _, division in found}
         return (found, problem) if len(sizes) < 2 else ([], "the divisions are not of the same images")
 

@@ -60,13 +60,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # PyTorch's reader fails in a dozen ways on bytes that are not its own, OSError among them
+    except Exception as error:
+        # PyTorch's reader fails in a dozen ways on bytes that are not its own, OSError among them.
         raise _damaged(path, type(error).__name__) from None
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(found, int):
-        raise RunError(f"{path}: is no checkpoint of divcon")
+        raise RunError(f"{path}: is no checkpoint of divcon; give another --out, or remove it to begin anew")
     if found not in READ:
         raise RunError(
             f"{path}: the checkpoint has format {found}, and this version of divcon reads {READ[0]} to {READ[-1]}; go "
@@ -88,7 +87,8 @@ def mend(path: Path) -> str | None:
     if not (path.exists() and previous.exists()):
         return None
     try:
-        read_checkpoint(path)
+        if not _checked(path):
+            read_checkpoint(path)
     except DamagedError:
         try:
             before = read_checkpoint(previous)
@@ -100,7 +100,7 @@ def mend(path: Path) -> str | None:
             f"{path}: the checkpoint was damaged, and the one before it is used, of {before['epochs_done']} "
             f"epochs{inside}; what was trained since is trained again"
         )
-    except RunError:
+    except (RunError, OSError):
         pass  # said by who reads it
     return None
 

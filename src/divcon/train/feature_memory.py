@@ -34,9 +34,12 @@ class FeatureMemory:
 
     def __init__(self, num_images: int, num_features: int, device: torch.device, *, kept: bool) -> None:
         self._kept = kept
-        self._features = torch.zeros((num_images, num_features) if kept else (0, num_features), dtype=torch.half)
-        self._features = self._features.to(device)
+        self._features = torch.zeros((num_images if kept else 0, num_features), dtype=torch.half).to(device)
         self._seen = np.zeros(num_images, bool)
+
+    def forget(self) -> None:
+        """There will be no division any more: let go of all features, and take in no others."""
+        self._kept, self._features = False, self._features[:0].clone()
 
     def saw(self, indices: np.ndarray, features: Float[Tensor, "B F"]) -> None:
         """Take in the features of a batch: ``indices``, (B,) int64, are its images. Nothing waits for the device."""
@@ -80,5 +83,7 @@ class FeatureMemory:
         return {"features": self._features, "seen": torch.from_numpy(self._seen)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self._kept and not len(state["features"]):
+            self.forget()
         self._features.copy_(state["features"])
         self._seen[:] = state["seen"].numpy()

@@ -40,7 +40,7 @@ class Keeper:
         self._state = state
         self._path = None if path is None else Path(path)
         self._config = config
-        self._images = images.fingerprint
+        self._images = "" if path is None else images.fingerprint
         self._told: tuple[str, ...] = ()
         self._stop = stop or Stop()
         self._record: LossRecord | None = None

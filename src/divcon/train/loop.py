@@ -62,8 +62,7 @@ def train(
     fabric, objectives = check(model, images, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     network, optimizer, objectives = set_up(fabric, model, objectives, config)
-    kept = config.divide_on == "memory" and config.divide_by != "none"
-    memory = FeatureMemory(len(images), model.num_features, fabric.device, kept=kept)
+    memory = FeatureMemory(len(images), model.num_features, fabric.device, kept=config.divide_on == "memory")
     state = TrainState(model, objectives, optimizer, fabric.strategy.precision, memory)
     keeper = Keeper(state, checkpoint, config, images, stop)
 
@@ -78,6 +77,7 @@ def train(
             if keeper.resumes and state.division:  # divided before a stop
                 division = state.division
             elif phase is Phase.FINETUNE or config.divide_by == "none":
+                memory.forget()
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
                 # A hierarchy begins with one learner, and doubles them until there are K.
@@ -135,8 +135,7 @@ def train(
                 else:
                     _, full, features = network(pixels, with_all=True)
                     loss = record.loss(objectives[-1], full, targets)
-                if phase is not Phase.FINETUNE:
-                    memory.saw(batch.indices, features)
+                memory.saw(batch.indices, features)
                 fabric.backward(loss / len(step))
                 if number + 1 == step.stop:
                     optimizer.step()
