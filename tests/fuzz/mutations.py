@@ -21,7 +21,7 @@ import divcon as dc
 from divcon.config_file import read_config_file
 from divcon.data.decode import decode
 from divcon.data.published.archive import unpacked
-from divcon.data.published.cars import _load
+from divcon.data.published.mat_file import read_mat
 from divcon.divide import Division
 from divcon.errors import DivconError
 from divcon.run_folder import RunFolder
@@ -49,7 +49,7 @@ def targets() -> dict[str, Target]:
         Target("vectors.parquet", _vectors, lambda path: dc.read(str(path))),
         Target("encoded.parquet", _encoded, lambda path: [dc.read(str(path)).train.open(i) for i in range(4)]),
         Target("rows.jsonl", _json_lines, lambda path: dc.read(str(path))),
-        Target("annos.mat", _mat, _load),
+        Target("annos.mat", _mat, read_mat),
         Target("settings.yaml", lambda path: path.write_text(_YAML), _settings),
         Target("settings.toml", lambda path: path.write_text(_TOML), _settings),
         Target("settings.json", lambda path: path.write_text(json.dumps({"train": {"epochs": 3}})), _settings),
@@ -126,6 +126,8 @@ def _mat(path: Path) -> None:
     kind = [("relative_im_path", object), ("class", object)]
     rows = np.array([(f"car_ims/{i}.jpg", i % 4 + 1) for i in range(6)], dtype=kind)
     scipy.io.savemat(path, {"annotations": rows, "class_names": np.array(["a", "b", "c", "d"], object)})
+    # It begins with the time, and the same edits are to give the same file at any time.
+    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(116) + path.read_bytes()[116:])
 
 
 def _settings(path: Path) -> object:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from divcon.data.image_set import Benchmark
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
+from divcon.data.published.mat_file import read_mat
 from divcon.data.published.tree import Tree, find_tree, require
 from divcon.errors import DataError
 
@@ -81,7 +83,7 @@ def _of_car_ims(tree: Tree) -> tuple[list[_Annotations], list[str]]:
     if not (place / _ALL).is_file():
         raise DataError(f"{place}: cars lacks {_ALL}, which is handed out beside car_ims.tgz; put it here")
     require("cars", tree.root, ["car_ims"])
-    held = _load(place / _ALL)
+    held = read_mat(place / _ALL)
     return [_annotations(place / _ALL, held, "relative_im_path", "")], _class_names(place / _ALL, held)
 
 
@@ -96,30 +98,15 @@ def _of_devkit(root: Path) -> tuple[list[_Annotations], list[str]]:
             f"{root}: cars lacks {_TEST}, the classes of cars_test/, which the devkit's own cars_test_annos.mat does "
             "not have; fetch it from where the data set is handed out, and put it here or into devkit/"
         )
-    held = {name: (path, _load(path)) for name, path in found.items() if path is not None}
+    held = {name: (path, read_mat(path)) for name, path in found.items() if path is not None}
     folders = {_TRAIN: "cars_train/", _TEST: "cars_test/"}
     listed = [_annotations(*held[name], "fname", folder) for name, folder in folders.items()]
     return listed, _class_names(*held[_NAMES])
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    import scipy.io
-
-    try:
-        return scipy.io.loadmat(path, squeeze_me=True)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Broken bytes bring about whatever its reader did not think of.
-        raise DataError(
-            f"{path}: does not read as a MATLAB file ({error or type(error).__name__}); unpack the original archive "
-            "again"
-        ) from None
-
-
-def _annotations(source: Path, held: dict[str, np.ndarray], path: str, folder: str) -> _Annotations:
-    table = np.atleast_1d(held.get("annotations", np.empty(0)))
-    fields = table.dtype.names or ()
+def _annotations(source: Path, held: dict[str, Any], path: str, folder: str) -> _Annotations:
+    table = held.get("annotations")
+    fields = table if isinstance(table, dict) else {}
     if "class" not in fields and path in fields:
         raise DataError(f"{source}: names images without their classes; this is cars_test_annos.mat: fetch {_TEST}")
     if path not in fields or "class" not in fields:
@@ -127,13 +114,14 @@ def _annotations(source: Path, held: dict[str, np.ndarray], path: str, folder: s
             f"{source}: there are no annotations with {path} and class in it; unpack the original archive again"
         )
     try:
-        classes = table["class"].astype(np.int64)
-    except (TypeError, ValueError):
+        classes = np.array(fields["class"]).astype(np.int64)
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{source}: a class is no whole number; unpack the original archive again") from None
-    return _Annotations(source, [f"{folder}{name}" for name in table[path]], classes)
+    return _Annotations(source, [f"{folder}{name}" for name in fields[path]], classes)
 
 
-def _class_names(source: Path, held: dict[str, np.ndarray]) -> list[str]:
-    if "class_names" not in held:
+def _class_names(source: Path, held: dict[str, Any]) -> list[str]:
+    names = held.get("class_names")
+    if not isinstance(names, list):
         raise DataError(f"{source}: there are no class_names in it; unpack the original archive again")
-    return [str(name) for name in np.atleast_1d(held["class_names"])]
+    return [str(name) for name in names]
