@@ -79,9 +79,19 @@ def test_whole_it_reads(name: str, wholes: dict[str, Path]) -> None:
 def test_broken_it_gives_a_value_or_an_error_of_divcon_s(name: str, wholes: dict[str, Path]) -> None:
     whole = (wholes[name] / name).read_bytes()
 
-    @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    tried = 0
+
+    @settings(
+        max_examples=EXAMPLES or 40,
+        deadline=None,
+        derandomize=not EXAMPLES,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(EDITS)
     def check(edits: list[tuple[str, int, bytes]]) -> None:
+        nonlocal tried
+        tried += 1
         try:
             attempt(name, wholes[name], mutations.broken(whole, edits))
         except mutations.EXPECTED as error:
@@ -90,6 +100,31 @@ def test_broken_it_gives_a_value_or_an_error_of_divcon_s(name: str, wholes: dict
             raise AssertionError("nested without end") from None
 
     check()
+    assert tried >= (EXAMPLES or 40)
+
+
+FOUND = [
+    ("vectors.parquet", ("overwrite", 0, b"\xff" * 8)),
+    ("encoded.parquet", ("overwrite", 0, b"\xff" * 8)),
+    ("rows.jsonl", ("overwrite", 2, b"\x80")),
+    ("rows.jsonl", ("overwrite", 10, b"\x80")),
+    ("rows.jsonl", ("overwrite", 11, b"\x80")),
+    ("rows.jsonl", ("overwrite", 30238, b"\x80")),
+    *(("weights.pth", ("overwrite", 0, letter)) for letter in (b"a", b"b", b"c", b"e")),
+    ("weights.pth", ("overwrite", 99, b"\xff" * 8)),
+    ("weights.pth", ("overwrite", 1129, b"e")),
+    ("config.json", ("overwrite", 556, b" ")),
+]
+"""What other errors came of before."""
+
+
+@pytest.mark.parametrize(("name", "edit"), FOUND)
+def test_what_was_found_is_an_error_of_divcon_s(
+    name: str, edit: tuple[str, int, bytes], wholes: dict[str, Path]
+) -> None:
+    whole = (wholes[name] / name).read_bytes()
+    with pytest.raises(mutations.EXPECTED):
+        attempt(name, wholes[name], mutations.broken(whole, [edit]))
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -16,6 +16,7 @@ from divcon.data.image_set import NO_PATH, Benchmark, ImageSet
 from divcon.data.repeats import first_rows, once
 from divcon.data.split import checked_benchmark, counted, labelled
 from divcon.data.table_columns import boxes_of, coded_texts, codes_of, is_empty, reject, texts_of
+from divcon.data.table_file import first_line
 from divcon.data.table_parts import parts_of
 from divcon.data.tables import TableFile, Tables, load_tables
 from divcon.data.vectors_reader import read_vectors
@@ -140,8 +141,11 @@ def check_paths(images: ImageSet) -> None:
 
 def _image_set(tables: Tables) -> ImageSet:
     source, rows, n = tables.source, tables.rows, len(tables.rows)
-    vectors = read_vectors(tables.files, source) if tables.kind == "vectors" else None
-    encoded, inner = read_encoded(tables.files, source) if tables.kind == "encoded" else (None, None)
+    try:
+        vectors = read_vectors(tables.files, source) if tables.kind == "vectors" else None
+        encoded, inner = read_encoded(tables.files, source) if tables.kind == "encoded" else (None, None)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{source}: a column is damaged ({first_line(error)}); make the file again") from None
     if tables.kind == "files":
         reject(source, is_empty(rows["path"]), "the path is empty", "name the image's file")
     paths = texts_of(rows["path"]) if "path" in rows.column_names else inner

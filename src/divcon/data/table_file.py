@@ -59,6 +59,10 @@ def load_table(path: Path) -> pa.Table:
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_nested(column.type):
             raise DataError(f"{path}: the column {name!r} holds {column.type}; give it one text or number a row")
+        try:
+            column.validate(full=True)  # Arrow reads text without looking whether it is UTF-8, but for that of a CSV
+        except pa.ArrowException as error:
+            raise DataError(f"{path}: the column {name!r} is damaged ({first_line(error)}); save it as UTF-8") from None
     return table.rename_columns({FILE_NAME: "path"}) if FILE_NAME in table.column_names else table
 
 
@@ -145,8 +149,8 @@ def _load_parquet(path: Path) -> pa.Table:
         with pq.ParquetFile(path) as parquet:
             schema = parquet.schema_arrow
             table = parquet.read(columns=_wanted(schema.names))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: this is not a parquet file ({_first_line(error)}); {_MIXED_UP}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: this is not a parquet file ({first_line(error)}); {_MIXED_UP}") from None
     return named_labels(path, schema, table)
 
 
@@ -160,9 +164,11 @@ def _read_json(path: Path) -> pa.Table:
     if not path.stat().st_size:
         raise DataError(f"{path}: the file is empty")
     try:
-        return pyarrow.json.read_json(path)
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: this is not JSON Lines, one object a line ({_first_line(error)})") from None
+        table = pyarrow.json.read_json(path)
+        table.column_names  # noqa: B018 — raises where a name is not UTF-8
+        return table
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: this is not JSON Lines, one object a line ({first_line(error)})") from None
 
 
 def _wanted(names: list[str]) -> list[str]:
@@ -217,8 +223,9 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
                     )
     except csv.Error as bad:
         return f"{path}: this is not a CSV ({bad})"
-    return f"{path}: this is not a CSV that can be read ({_first_line(error)})"
+    return f"{path}: this is not a CSV that can be read ({first_line(error)})"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of Arrow's says, without the stack of its own that may follow."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -42,7 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{folder / 'config.json'}: damaged ({error})") from None
-    if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
+    if not isinstance(config, dict) or config.pop("format", None) != FORMAT or "freeze_batch_norm" not in config:
         raise WeightsError(f"{folder / 'config.json'}: not a model of this version of divcon")
     return config
 
