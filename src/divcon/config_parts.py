@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from divcon.config_check import at_least, finite, flag, option_value
+from divcon.config_check import at_least, finite, flag, option_value, started_by_torchrun
 from divcon.errors import ConfigError
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]
@@ -24,6 +24,7 @@ OnBadImage = Literal["stop", "skip"]
 SmallClasses = Literal["repeat", "fill"]
 Rounds = Literal["epoch", "longest", "shortest"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Across = Literal["learners", "batch"]
 
 AUTO_MINERS = {
     "MarginLoss": "distance-weighted",
@@ -108,9 +109,9 @@ class TrainConfig:
     rounds: Rounds = "epoch"
     """How many batches an epoch has: epoch: N // batch-size, whatever the method; or as many rounds, of one batch a
     learner, as the largest cluster has batches (longest: the others start over; 2019), or the smallest (shortest)."""
-    learners_per_step: int = 1
-    """Batches, of as many learners in turn, that one step of the optimizer is on: the mean of their losses. 1 in both
-    papers; an epoch has as many batches, and fewer steps."""
+    learners_per_step: int | None = None
+    """Batches, of as many learners in turn, that one step of the optimizer is on: the mean of their losses; an epoch
+    has as many batches, and fewer steps. None: 1 (both papers), or --devices where these share out learners."""
     hierarchy: bool = False
     """Begin with one learner and double their number at each division, up to --learners, each cluster split in two
     (2021; method masks)."""
@@ -178,6 +179,12 @@ class TrainConfig:
     """Keep images in channels-last memory order, which most convolutions run faster in."""
     workers: int = 2
     """Processes that decode and augment images; the result does not depend on it. 0: none beside the main one."""
+    devices: int | None = None
+    """Processes that train together, each on a device of its own, or on its share of the processor's cores. What they
+    train is decided by the other settings, whatever their number. None: as many as torchrun has started, or 1."""
+    across: Across = "learners"
+    """What --devices share out: learners (the --learners-per-step batches of a step, so that different learners train
+    at once), or batch (the images of each batch; the losses see all of it)."""
     checkpoint_minutes: float = 10.0
     """Minutes after which what is trained is kept inside of an epoch too, so that a kill loses no more than these; 0:
     after each epoch, and at a stop, alone."""
@@ -187,8 +194,14 @@ class TrainConfig:
     """Decides the head's initial weights, the validation classes, divisions, batches and augmentation."""
 
     def __post_init__(self) -> None:
+        if self.devices is None:
+            object.__setattr__(self, "devices", started_by_torchrun() or 1)
+        apart = self.num_devices if self.across == "learners" else 1
+        if self.learners_per_step is None:
+            object.__setattr__(self, "learners_per_step", apart)
         at_least(
             self,
+            devices=1,
             epochs=1,
             batch_size=4,
             images_per_class=2,
@@ -201,6 +214,12 @@ class TrainConfig:
             workers=0,
             seed=0,
         )
+        if self.batches_per_step < apart:
+            raise ConfigError(
+                f"--devices {self.devices} share out the batches of a step, and --learners-per-step is "
+                f"{self.batches_per_step}: give --learners-per-step {self.devices}, or a multiple of it, or share out "
+                "the images of each batch (--across batch)"
+            )
         if self.batch_size < 2 * self.images_per_class:
             raise ConfigError(
                 f"--batch-size {self.batch_size} holds fewer than two classes of --images-per-class "
@@ -228,6 +247,16 @@ class TrainConfig:
                 f"--joint-epoch {joint} comes after --finetune-epoch {finetune}: the phases are subspace, joint, "
                 "finetune"
             )
+
+    @property
+    def num_devices(self) -> int:
+        """``devices``, with None resolved."""
+        return self.devices or 1
+
+    @property
+    def batches_per_step(self) -> int:
+        """``learners_per_step``, with None resolved."""
+        return self.learners_per_step or 1
 
     @property
     def phase_starts(self) -> tuple[int, int]:

@@ -101,7 +101,7 @@ def test_seeds_are_tried_until_each_cluster_has_two_classes_with_pairs(monkeypat
     good = np.where(labels < 2, 0, 1)
     tried: list[tuple[int, ...]] = []
 
-    def fake(points: np.ndarray, num_clusters: int, *, seed: tuple[int, ...], device: object) -> clusters.kmeans:
+    def fake(points: np.ndarray, num_clusters: int, *, seed: tuple[int, ...], **others: object) -> clusters.kmeans:
         tried.append(seed)
         from divcon.divide import KMeans
 

@@ -84,7 +84,7 @@ def test_stopped_after_every_third_batch(kind: str, images: ImageSet, tmp_path: 
         except Stopped as stopped:
             assert str(stopped).startswith("stopped in epoch ")
             assert stopped.exit_code == 143
-    assert attempt > 8
+    assert attempt >= 6
     assert [found[n] for n in sorted(found)] == expected
     mine, theirs = read_checkpoint(parts), read_checkpoint(whole)
     assert same(mine, theirs)

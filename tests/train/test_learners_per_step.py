@@ -73,9 +73,10 @@ def test_a_step_is_on_the_mean_of_their_losses(method: str, learners: int, at_on
 def test_the_steps_of_an_epoch_hold_each_batch_once() -> None:
     plan = EpochPlan([None] * 7, (), 1)  # type: ignore[list-item]
     for at_once in range(1, 9):
-        steps = [plan.step_of(number, at_once) for number in range(7)]
-        assert [n for step in dict.fromkeys(steps) for n in step] == list(range(7))
-        assert all(number in step and len(step) <= at_once for number, step in enumerate(steps))
+        steps = list(plan.steps(at_once))
+        assert [n for step in steps for n in step] == list(range(7))
+        assert all(len(step) == at_once for step in steps[:-1]) and len(steps[-1]) <= at_once
+        assert list(plan.steps(at_once, steps[-1].start)) == steps[-1:]
 
 
 def test_none_at_once_is_refused() -> None:
@@ -96,9 +97,9 @@ def test_an_image_that_fails_within_a_step_leaves_the_checkpoint_of_the_step_bef
     batches: Callable = VectorLoader.batches
     for fails_at in (3, 4, 5):
 
-        def failing(self, plan, epoch, labels, first=0, fails_at=fails_at):  # type: ignore[no-untyped-def]
-            for number, batch in enumerate(batches(self, plan, epoch, labels, first), first):
-                if epoch == 1 and number == fails_at:
+        def failing(self, plan, epoch, labels, numbers, fails_at=fails_at):  # type: ignore[no-untyped-def]
+            for batch in batches(self, plan, epoch, labels, numbers):
+                if epoch == 1 and batch[0] == fails_at:
                     raise ImageError("gone")
                 yield batch
 

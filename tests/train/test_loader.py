@@ -31,7 +31,7 @@ def test_batches_are_the_planned_rows_with_their_labels(vectors: dc.ImageSet) ->
     state = torch.get_rng_state()
     with create_loader(model, vectors, CONFIG, torch.device("cpu")) as loader:
         assert isinstance(loader, VectorLoader)
-        seen = list(loader.batches(plan, 3, labels))
+        seen = [found for _, *found in loader.batches(plan, 3, labels, range(len(plan.batches)))]
     assert len(seen) == len(plan.batches)
     for (batch, values, targets), planned in zip(seen, plan.batches, strict=True):
         assert batch is planned
@@ -61,7 +61,7 @@ def test_a_batch_can_be_changed_and_the_vectors_stay(vectors: dc.ImageSet) -> No
     with create_loader(
         dc.EmbeddingModel(vector_dim=7), replace(vectors, vectors=frozen), CONFIG, torch.device("cpu")
     ) as loader:
-        for _, values, _ in loader.batches(plan, 0, labels):
+        for _, _, values, _ in loader.batches(plan, 0, labels, range(len(plan.batches))):
             values.zero_()
         for values, _ in loader.as_evaluated(np.arange(len(vectors)), 0, lambda progress: None):
             values.zero_()

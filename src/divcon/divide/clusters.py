@@ -9,6 +9,7 @@ import numpy as np
 
 from divcon.divide.kmeans import kmeans
 from divcon.errors import DataError
+from divcon.processes import ALONE, Processes
 
 DivideBy = Literal["image", "class", "random", "random-class"]
 Clusters = tuple[np.ndarray, np.ndarray]
@@ -24,6 +25,7 @@ def cluster(
     seed: tuple[int, ...],
     tries: int,
     device: object = "cpu",
+    processes: Processes = ALONE,
 ) -> tuple[Clusters, bool]:
     """Cluster images, or the means of their classes, with one seed after the other until each cluster has two classes
     with a positive pair (2021); the first of the best where none does.
@@ -55,7 +57,8 @@ def cluster(
         if by == "random-class":
             of = np.random.default_rng(seed).permutation(len(means)) % num_clusters
             return of[class_of], class_means(features, of[class_of])[0]
-        found = kmeans(features if by == "image" else means, num_clusters, seed=seed, device=device)  # type: ignore[arg-type]
+        points = features if by == "image" else means
+        found = kmeans(points, num_clusters, seed=seed, device=device, processes=processes)  # type: ignore[arg-type]
         return (found.assignment if by == "image" else found.assignment[class_of]), found.centroids
 
     return _best(attempt, labels, num_clusters, seed, tries)

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from divcon.divide.clusters import DivideBy, classes_with_pairs, cluster, groups, normalized
 from divcon.errors import DataError
+from divcon.processes import ALONE, Processes
 from divcon.tensor_file import DamagedTensorsError, checked_tensors, write_tensors
 
 
@@ -166,6 +167,7 @@ def divide(
     previous: Division | None = None,
     double: bool = False,
     device: str | torch.device = "cpu",
+    processes: Processes = ALONE,
 ) -> Division:
     """Divide the training images among the learners (2019, section 3.1): cluster, match to the previous division,
     leave out what has no positive pair.
@@ -178,6 +180,8 @@ def divide(
         tries: seeds of k-means that are tried until each cluster has two classes with a positive pair (2021).
         previous: the division that the new one is matched to.
         double: then split each cluster in two, for 2 K learners (see `Division.doubled`).
+        processes: those that call this at once with the same features; they share out the work, and get the same
+            division.
 
     Raises:
         DataError: more learners than distinct images (or classes, by class); a cluster that cannot be split.
@@ -185,12 +189,15 @@ def divide(
     """
     seed = (seed,) if isinstance(seed, int) else seed
     features = normalized(features)
-    (learner, centroids), _ = cluster(features, labels, num_learners, by=by, seed=seed, tries=tries, device=device)
+    (learner, centroids), _ = cluster(
+        features, labels, num_learners, by=by, seed=seed, tries=tries, device=device, processes=processes
+    )
     division = Division(learner, centroids)
     if previous is not None:
         division = division.matched_to(previous)
     if double:
-        division = _doubled(division, features, labels, by, seed, tries, device)
+        division = _doubled(division, features, labels, by, seed, tries, device, processes)
+    division = Division(processes.from_first(division.learner), processes.from_first(division.centroids))
     return division.without_singletons(labels)
 
 
@@ -202,6 +209,7 @@ def _doubled(
     seed: tuple[int, ...],
     tries: int,
     device: str | torch.device,
+    processes: Processes = ALONE,
 ) -> Division:
     """`Division.doubled`, of features of length one."""
     learner = np.full_like(division.learner, -1)
@@ -212,7 +220,14 @@ def _doubled(
         if len(indices) > 1:
             with suppress(DataError):  # fewer than two distinct images or classes
                 (halves, centres), split = cluster(
-                    features[indices], labels[indices], 2, by=by, seed=(*seed, 2, k), tries=tries, device=device
+                    features[indices],
+                    labels[indices],
+                    2,
+                    by=by,
+                    seed=(*seed, 2, k),
+                    tries=tries,
+                    device=device,
+                    processes=processes,
                 )
         if not split:
             raise DataError(_cannot_split(k, division, labels, tries, by))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from divcon.errors import DataError, NonFiniteError
+from divcon.processes import ALONE, Processes
 
 BLOCK_ELEMENTS = 1 << 24  # floats of a block's distances and one-hot assignment: 64 MB each
 
@@ -34,6 +35,7 @@ def kmeans(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     device: str | torch.device = "cpu",
+    processes: Processes = ALONE,
 ) -> KMeans:
     """Lloyd's algorithm from a greedy k-means++ start (Arthur and Vassilvitskii 2007), over all points.
 
@@ -43,6 +45,7 @@ def kmeans(
         points: (N, F) float.
         num_clusters: K.
         seed: decides the start; the same seed gives the same clustering on the same device.
+        processes: those that call this at once with the same points; they share out the distances.
         tolerance: stop when the centroids' squared moves add up to less than this share of the points' mean variance.
 
     Raises:
@@ -67,7 +70,7 @@ def kmeans(
     threshold = tolerance * float(norms.double().mean()) / x.shape[1]
 
     iterations = 0
-    assignment, distances = _assign(x, norms, centroids)
+    assignment, distances = _assign(x, norms, centroids, processes)
     sums = _sums(x, assignment, num_clusters)
     while iterations < max_iterations:
         iterations += 1
@@ -75,7 +78,7 @@ def kmeans(
         shift = float(((moved - centroids).double() ** 2).sum())
         centroids = moved
         previous = assignment
-        assignment, distances = _assign(x, norms, centroids)
+        assignment, distances = _assign(x, norms, centroids, processes)
         sums = _moved_sums(x, assignment, previous, sums)
         if shift <= threshold or torch.equal(assignment, previous):
             break
@@ -92,13 +95,18 @@ def _squared_distances(x: torch.Tensor, norms: torch.Tensor, centroids: torch.Te
     return squared.add_(norms[:, None]).clamp_(min=0)
 
 
-def _assign(x: torch.Tensor, norms: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _assign(
+    x: torch.Tensor, norms: torch.Tensor, centroids: torch.Tensor, processes: Processes
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Each point's nearest centroid, (N,) int64, and the squared distance to it, (N,)."""
-    rows = max(1, BLOCK_ELEMENTS // len(centroids))
+    rows, mine = max(1, BLOCK_ELEMENTS // len(centroids)), processes.share(len(x))
     parts = [
-        _squared_distances(x[i : i + rows], norms[i : i + rows], centroids).min(dim=1) for i in range(0, len(x), rows)
+        _squared_distances(x[i : min(i + rows, mine.stop)], norms[i : min(i + rows, mine.stop)], centroids).min(dim=1)
+        for i in range(mine.start, mine.stop, rows)
     ]
-    return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
+    indices = torch.cat([x.new_empty(0, dtype=torch.int64), *(p.indices for p in parts)])
+    values = torch.cat([x.new_empty(0), *(p.values for p in parts)])
+    return processes.gathered(indices, len(x)), processes.gathered(values, len(x))
 
 
 def _sums(x: torch.Tensor, assignment: torch.Tensor, num_clusters: int) -> torch.Tensor:

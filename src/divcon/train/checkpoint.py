@@ -17,7 +17,7 @@ from divcon.models import EmbeddingModel
 from divcon.train.checkpoint_file import read_checkpoint, write_checkpoint
 from divcon.train.feature_memory import FeatureMemory
 
-MAY_CHANGE = {"workers", "device", "checkpoint_minutes"}
+MAY_CHANGE = {"workers", "device", "devices", "across", "checkpoint_minutes"}
 """Settings that may differ between the parts of a resumed training: they do not change what is trained."""
 
 

@@ -35,7 +35,7 @@ class ClassRows(nn.Module):
         # In a dict, so that the parameters it was made with, which are never used, are no parameters of this module.
         self._made: dict[str, nn.Module] = {}
         self._absent: dict[str, tuple[Tensor, Tensor]] = {}
-        self.register_state_dict_pre_hook(lambda module, *_: module._restore())  # type: ignore[arg-type]
+        self.register_state_dict_pre_hook(lambda module, *_: module.restore())  # type: ignore[arg-type]
         self.register_load_state_dict_post_hook(lambda module, *_: module._set_aside())  # type: ignore[arg-type]
 
     @staticmethod
@@ -53,7 +53,7 @@ class ClassRows(nn.Module):
             same = torch.equal(new, self._classes.to(device))
         if same:
             return
-        self._restore()
+        self.restore()
         self._classes = new
         self._made.clear()
         if new is not None:
@@ -92,7 +92,7 @@ class ClassRows(nn.Module):
         if self._classes is None:
             return self.loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         # In each step: weight decay would otherwise carry what they drifted by into the optimiser's moments.
-        self._restore()
+        self.restore()
         self._local = self._local.to(labels.device)
         labels = self._local[labels]
         known = (labels >= 0).all()
@@ -133,7 +133,8 @@ class ClassRows(nn.Module):
             self._absent[name] = rows, parameter.index_select(dim, rows)
 
     @torch.no_grad()
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Undo what an optimiser has done to the parameters of classes that there are not."""
         for name, (rows, values) in self._absent.items():
             parameter = self.loss.get_parameter(name)
             parameter.index_copy_(self._blocks[name][0], rows.to(parameter.device), values.to(parameter.device))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from divcon.models import EmbeddingModel
+from divcon.processes import ALONE, Processes
 from divcon.train.loader import TrainLoader
 from divcon.train.report import Progress
 
@@ -56,10 +57,15 @@ class FeatureMemory:
         self._features[places] = torch.lerp(self._features[places].float(), views, NEWEST).half()
 
     def refreshed(
-        self, model: EmbeddingModel, loader: TrainLoader, epoch: int, on_progress: Callable[[Progress], None]
+        self,
+        model: EmbeddingModel,
+        loader: TrainLoader,
+        epoch: int,
+        on_progress: Callable[[Progress], None],
+        processes: Processes = ALONE,
     ) -> Float32[np.ndarray, "N F"]:
         """The features of all training images, to divide them by: those not seen since the last call are embedded now,
-        as evaluation sees them.
+        as evaluation sees them; all processes share that out, and get all.
 
         Raises:
             ImageError: an image does not decode.
@@ -68,7 +74,10 @@ class FeatureMemory:
         features = np.empty((len(self._seen), self._features.shape[1]), np.float32)
         if self._kept:
             np.copyto(features, self._features.cpu().numpy())
-        model.pool(loader.as_evaluated(unseen, epoch, on_progress), features)
+        mine = unseen[processes.share(len(unseen))]
+        model.pool(loader.as_evaluated(mine, epoch, on_progress), features)
+        if not processes.alone:
+            features[unseen] = processes.gathered(torch.from_numpy(features[mine]), len(unseen)).numpy()
         if self._kept:
             fresh = F.normalize(torch.from_numpy(features[unseen]), dim=1)
             if 0 < len(unseen) < len(features):

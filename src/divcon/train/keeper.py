@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from divcon.data.image_set import ImageSet
 from divcon.data.workers import worker_death
 from divcon.divide import Division
 from divcon.errors import DataError, Stopped, WorkerError
+from divcon.processes import ALONE, Processes
 from divcon.train.checkpoint import Inside, TrainState
 from divcon.train.checkpoint_file import mend
 from divcon.train.loader import TrainLoader
@@ -31,11 +33,17 @@ class Keeper:
     last whole batch left it.
 
     Args:
-        path: the file; None keeps nothing.
+        path: the file; None keeps nothing. All processes read it, and the first writes it.
     """
 
     def __init__(
-        self, state: TrainState, path: str | Path | None, config: TrainConfig, images: ImageSet, stop: Stop | None
+        self,
+        state: TrainState,
+        path: str | Path | None,
+        config: TrainConfig,
+        images: ImageSet,
+        stop: Stop | None,
+        processes: Processes = ALONE,
     ) -> None:
         self._state = state
         self._path = None if path is None else Path(path)
@@ -43,15 +51,18 @@ class Keeper:
         self._images = "" if path is None else images.fingerprint
         self._told: tuple[str, ...] = ()
         self._stop = stop or Stop()
+        self._processes = processes
         self._record: LossRecord | None = None
         self._batches = 0
         if self._path is not None:
-            if mended := mend(self._path):
+            if processes.first and (mended := mend(self._path)):
                 warnings.warn(mended, stacklevel=3)
+            processes.sum(np.zeros(1))  # nobody reads before it is mended
             state.file_sizes = file_sizes(images)
             if self._path.exists():
                 state.load(self._path, config, self._images)
                 self._told = _changed(images, state.changed_files)
+        processes.begin_alike(state.model, state.objectives)
         self.resumes = state.inside is not None
         """Whether the epoch at hand was divided for before a stop."""
         self._saved = time.perf_counter()
@@ -82,12 +93,12 @@ class Keeper:
 
     def steps(
         self, loader: TrainLoader, plan: EpochPlan, labels: np.ndarray, report: EpochReport, record: LossRecord
-    ) -> Iterator[tuple[int, tuple[Batch, Tensor, Tensor]]]:
-        """The batches of the epoch at hand that are not done yet, each with its number. What ``record`` and ``report``
-        knew before a stop they know again.
+    ) -> Iterator[tuple[range, Iterator[tuple[int, Batch, Tensor, Tensor]]]]:
+        """The steps of the epoch at hand that are not done yet, each with those of its batches that this process
+        trains on. What ``record`` and ``report`` knew before a stop they know again.
 
         Raises:
-            Stopped: that was asked for, and the batch is done.
+            Stopped: that was asked for, and the step is done.
             OutputError: the state cannot be kept.
             ImageError: an image does not decode.
         """
@@ -101,12 +112,14 @@ class Keeper:
         self._told = ()
         self.resumes, self._record, self._batches = False, record, len(plan.batches)
         with self._stop.held():
-            left = loader.batches(plan, report.number, labels, inside.batches)
-            for number, batch in enumerate(left, inside.batches):
-                yield number, batch
-                if number + 1 != plan.step_of(number, self._config.learners_per_step).stop:
-                    continue  # gradients of a step that is not whole are nowhere kept
-                inside.batches = number + 1
+            steps = list(plan.steps(self._config.batches_per_step, inside.batches))
+            numbers = [number for step in steps for number in self._processes.batches(step)]
+            mine = loader.batches(plan, report.number, labels, numbers)
+            for step in steps:
+                yield step, islice(mine, len(self._processes.batches(step)))
+                inside.batches = step.stop
+                if not record.settled and not self._processes.alone:
+                    continue  # the others know losses that are to be kept, too
                 minutes = (time.perf_counter() - self._saved) / 60
                 if self._config.checkpoint_minutes and minutes >= self._config.checkpoint_minutes:
                     self._save()
@@ -126,14 +139,17 @@ class Keeper:
 
     def _between_steps(self) -> bool:
         inside = self._state.inside
-        return self._record is not None and inside is not None and self._record.batches_done == inside.batches
+        if self._record is None or inside is None or self._record.inside_a_step:
+            return False
+        return self._record.settled or self._processes.alone
 
     def _save(self) -> None:
-        if self._path is None:
+        if self._path is None or not self._processes.first:
             return
         inside = self._state.inside
         if inside is not None and self._record is not None:
-            self._record.settle()
+            if self._processes.alone:
+                self._record.settle()
             inside.losses, inside.full_losses = self._record.values, self._record.full_values
             inside.seconds_training = self._record.seconds
         with self._stop.held():

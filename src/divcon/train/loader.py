@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import numpy as np
@@ -17,6 +17,7 @@ from divcon.data.image_set import ImageSet
 from divcon.data.transforms import train_transform
 from divcon.data.workers import begin_worker
 from divcon.models import EmbeddingModel
+from divcon.processes import ALONE, Processes
 from divcon.train.report import Progress
 from divcon.train.sampler import Batch, EpochPlan
 
@@ -25,10 +26,11 @@ class TrainLoader(ABC):
     """Feeds both passes over the training images: as evaluation sees them, to divide, and an epoch's batches, to
     train. A context manager: leaving it ends its workers."""
 
-    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device, processes: Processes) -> None:
         self._images = images
         self._config = config
         self._device = device
+        self._processes = processes
 
     def __enter__(self) -> TrainLoader:
         return self
@@ -57,21 +59,27 @@ class TrainLoader(ABC):
 
     @abstractmethod
     def batches(
-        self, plan: EpochPlan, epoch: int, labels: np.ndarray, first: int = 0
-    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """An epoch's batches from number ``first`` on, each with what the model sees and the (B,) labels, on the
-        device.
+        self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
+    ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
+        """Those batches of an epoch, in order, each with its number, what the model sees in this process, and the (B,)
+        labels of all of it, on the device.
 
         Raises:
             ImageError: an image does not decode.
         """
 
 
-def create_loader(model: EmbeddingModel, images: ImageSet, config: TrainConfig, device: torch.device) -> TrainLoader:
+def create_loader(
+    model: EmbeddingModel,
+    images: ImageSet,
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> TrainLoader:
     """The loader of a set of images, or of one of vectors."""
     if images.vectors is not None:
-        return VectorLoader(images, config, device)
-    return ImageLoader(model, images, config, device)
+        return VectorLoader(images, config, device, processes)
+    return ImageLoader(model, images, config, device, processes)
 
 
 class _Plan:
@@ -93,8 +101,15 @@ class ImageLoader(TrainLoader):
     """Decodes in worker processes, and augments what is trained on. Batches are normalised (B, 3, size, size)
     float32."""
 
-    def __init__(self, model: EmbeddingModel, images: ImageSet, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(images, config, device)
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        images: ImageSet,
+        config: TrainConfig,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        super().__init__(images, config, device, processes)
         self._model = model
         self._plan = _Plan()
         training = train_transform(
@@ -122,18 +137,20 @@ class ImageLoader(TrainLoader):
         return self._run([batch.tolist() for batch in batches])
 
     def batches(
-        self, plan: EpochPlan, epoch: int, labels: np.ndarray, first: int = 0
-    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
+    ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
         starts = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
-        keys: list[list[Key]] = [
-            [(int(index), epoch, int(start) + place) for place, index in enumerate(batch.indices)]
-            for start, batch in zip(starts, plan.batches, strict=False)
-        ]
-        for batch, (pixels, indices) in zip(plan.batches[first:], self._run(keys[first:]), strict=True):
+        keys: list[list[Key]] = []
+        for number in numbers:
+            indices, start = plan.batches[number].indices, int(starts[number])
+            places = range(*self._processes.images(len(indices)).indices(len(indices)))
+            keys.append([(int(indices[place]), epoch, start + place) for place in places])
+        for number, (pixels, _) in zip(numbers, self._run(keys), strict=True):
+            batch = plan.batches[number]
             images = self._model.normalize(pixels.to(self._device, non_blocking=True))
             if self._config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            yield batch, images, torch.from_numpy(labels[indices.numpy()]).to(self._device)
+            yield number, batch, images, torch.from_numpy(labels[batch.indices]).to(self._device)
 
     def _run(self, batches: list[list[Key]]) -> Iterator[Pixels]:
         assert self._loader is not None, "the loader was closed"
@@ -145,8 +162,10 @@ class ImageLoader(TrainLoader):
 class VectorLoader(TrainLoader):
     """Takes vectors from memory as they are, without workers or augmentation. Batches are (B, F0) float32."""
 
-    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(images, config, device)
+    def __init__(
+        self, images: ImageSet, config: TrainConfig, device: torch.device, processes: Processes = ALONE
+    ) -> None:
+        super().__init__(images, config, device, processes)
         assert images.vectors is not None
         self._vectors = images.vectors
 
@@ -155,8 +174,10 @@ class VectorLoader(TrainLoader):
             yield torch.from_numpy(self._vectors[batch]), torch.from_numpy(batch)
 
     def batches(
-        self, plan: EpochPlan, epoch: int, labels: np.ndarray, first: int = 0
-    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        for batch in plan.batches[first:]:
-            vectors = torch.from_numpy(self._vectors[batch.indices]).to(self._device)
-            yield batch, vectors, torch.from_numpy(labels[batch.indices]).to(self._device)
+        self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
+    ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
+        for number in numbers:
+            batch = plan.batches[number]
+            mine = batch.indices[self._processes.images(len(batch.indices))]
+            vectors = torch.from_numpy(self._vectors[mine]).to(self._device)
+            yield number, batch, vectors, torch.from_numpy(labels[batch.indices]).to(self._device)

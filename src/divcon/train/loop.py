@@ -19,14 +19,16 @@ from divcon.config import TrainConfig
 from divcon.data.image_set import ImageSet
 from divcon.divide import Division, divide
 from divcon.models import EmbeddingModel
+from divcon.processes import Processes
 from divcon.train.checkpoint import TrainState
 from divcon.train.feature_memory import FeatureMemory
 from divcon.train.keeper import Keeper
 from divcon.train.loader import create_loader
+from divcon.train.others import with_others
 from divcon.train.report import EpochReport, LossRecord, Progress
 from divcon.train.sampler import plan_epoch
 from divcon.train.schedule import Phase, learning_rates, phase_at
-from divcon.train.setup import check, grow, seed_batch, set_up, tell
+from divcon.train.setup import check, grow, seed_batch, set_rates, set_up, take_step, tell
 from divcon.train.stop import Stop
 
 
@@ -38,6 +40,7 @@ def train(
     checkpoint: str | Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: Stop | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[EpochReport]:
     """Train a model by divide and conquer (2019, algorithm 1): yields a report after each epoch.
 
@@ -47,8 +50,9 @@ def train(
         checkpoint: a file that holds the state after each epoch whose report was taken, and what it was some minutes
             ago (``config.checkpoint_minutes``). Where it exists already, training goes on from it, and on the CPU ends
             with the same weights, bit for bit, as if it had never stopped.
-        on_progress: called after each batch.
-        stop: what may ask for an end of it, which comes after a batch, as `divcon.errors.Stopped`.
+        on_progress: called after each step.
+        stop: what may ask for an end of it, which comes after a step, as `divcon.errors.Stopped`.
+        processes: this process among those that train together; None: as many are started as ``config`` says.
 
     Raises:
         ConfigError: a loss or miner cannot do with such batches; the message names the learner and the batch.
@@ -59,14 +63,16 @@ def train(
         RunError: the checkpoint is damaged, or of another training.
     """
     config = config or TrainConfig()
-    fabric, objectives = check(model, images, config)
+    if processes is None:
+        return (yield from with_others(train, model, images, config, checkpoint, on_progress=on_progress, stop=stop))
+    fabric, objectives = check(model, images, config, processes)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     network, optimizer, objectives = set_up(fabric, model, objectives, config)
     memory = FeatureMemory(len(images), model.num_features, fabric.device, kept=config.divide_on == "memory")
     state = TrainState(model, objectives, optimizer, fabric.strategy.precision, memory)
-    keeper = Keeper(state, checkpoint, config, images, stop)
-
-    with create_loader(model, images, config, fabric.device) as loader, keeper:
+    keeper = Keeper(state, checkpoint, config, images, stop, processes)
+    loader = create_loader(model, images, config, fabric.device, processes)
+    with loader, keeper, processes.whole_batches(model.pooling):
         for epoch in range(state.epochs_done, config.epochs):
             phase = phase_at(epoch, config, model.head.max_learners)
             report = EpochReport(epoch, phase)
@@ -83,7 +89,7 @@ def train(
                 # A hierarchy begins with one learner, and doubles them until there are K.
                 grows = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
                 with fabric.autocast():
-                    features = memory.refreshed(model, loader, epoch, on_progress)
+                    features = memory.refreshed(model, loader, epoch, on_progress, processes)
                 division = divide(
                     features,
                     labels,
@@ -94,6 +100,7 @@ def train(
                     previous=previous,
                     double=grows,
                     device=fabric.device,
+                    processes=processes,
                 )
                 if grows:
                     grow(model, objectives, optimizer)
@@ -116,29 +123,26 @@ def train(
                 seed=config.seed,
                 epoch=epoch,
             )
-            record = LossRecord(images, plan, epoch, immediate=fabric.device.type == "cpu")
+            record = LossRecord(images, plan, epoch, processes, immediate=fabric.device.type == "cpu")
             model.train()
-            for number, (batch, pixels, targets) in keeper.steps(loader, plan, labels, report, record):
-                seed_batch(config.seed, epoch, number)
-                step = plan.step_of(number, config.learners_per_step)
-                if number == step.start:
-                    rates = learning_rates(epoch + number / len(plan.batches), phase, config)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rates[group["name"]]
-                    optimizer.zero_grad()
-                if phase is Phase.SUBSPACE:
-                    own, full, features = network(pixels, learner=batch.learner, with_all=True)
-                    loss = record.loss(objectives[batch.learner], own, targets)
-                    if config.full_weight:
-                        loss = loss + config.full_weight * record.full_loss(objectives[-1], full, targets)
-                    loss = loss + config.mask_penalty * model.head.penalty()
-                else:
-                    _, full, features = network(pixels, with_all=True)
-                    loss = record.loss(objectives[-1], full, targets)
-                memory.saw(batch.indices, features)
-                fabric.backward(loss / len(step))
-                if number + 1 == step.stop:
-                    optimizer.step()
+            for step, batches in keeper.steps(loader, plan, labels, report, record):
+                set_rates(optimizer, learning_rates(epoch + step.start / len(plan.batches), phase, config))
+                optimizer.zero_grad()
+                for number, batch, pixels, targets in batches:
+                    seed_batch(config.seed, epoch, number)
+                    if phase is Phase.SUBSPACE:
+                        own, full, features = network(pixels, learner=batch.learner, with_all=True)
+                        loss = record.loss(number, objectives[batch.learner], own, targets)
+                        if config.full_weight:
+                            loss = loss + config.full_weight * record.full_loss(number, objectives[-1], full, targets)
+                        loss = loss + config.mask_penalty * model.head.penalty()
+                    else:
+                        _, full, features = network(pixels, with_all=True)
+                        loss = record.loss(number, objectives[-1], full, targets)
+                    memory.saw(batch.indices, features)
+                    fabric.backward(loss / len(step))
+                take_step(optimizer, objectives, model, processes)
+                record.step_done(step)
                 on_progress(Progress.of_training(report, record))
             report.trained(plan, record, optimizer.param_groups, model.head)
 

@@ -79,6 +79,15 @@ def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int)
     return objectives
 
 
+def keeps_state(objective: nn.Module, dim: int, config: TrainConfig) -> bool:
+    """Whether an objective, of embeddings of ``dim`` dimensions, computes with what earlier batches have left in it,
+    beside what the optimiser changes."""
+    with torch.random.fork_rng(devices=[]):
+        after, _ = _stepped(objective, dim, config)
+    before = objective.state_dict()
+    return any(value.shape != before[n].shape or not value.equal(before[n]) for n, value in after.state_dict().items())
+
+
 def loss_names() -> list[str]:
     """The losses that `TrainConfig.loss` takes."""
     return [
@@ -104,16 +113,22 @@ def _create_objective(config: TrainConfig, kind: type[nn.Module], dim: int, num_
 
 def _try(objective: nn.Module, dim: int, config: TrainConfig) -> None:
     """A step on random embeddings: what an argument of the wrong kind does shows here, and not in the first epoch."""
-    each = min(4, config.images_per_class)
-    embeddings = nn.functional.normalize(torch.randn(2 * each, dim), dim=1).requires_grad_()
     where = f"(options {config.loss_options} {config.miner_options}, embeddings of {dim} dimensions)"
     try:
-        loss = copy.deepcopy(objective)(embeddings, torch.arange(2 * each) // each)
-        loss.backward()
+        _, loss = _stepped(objective, dim, config)
     except Exception as error:
         raise ConfigError(f"{error} {where}") from error
     if not torch.isfinite(loss):
         raise ConfigError(f"{config.loss} is {loss.item()} for random embeddings {where}; look at its arguments")
+
+
+def _stepped(objective: nn.Module, dim: int, config: TrainConfig) -> tuple[nn.Module, Tensor]:
+    """A copy of the objective after a batch of two classes, and its loss."""
+    stepped, each = copy.deepcopy(objective), min(4, config.images_per_class)
+    embeddings = nn.functional.normalize(torch.randn(2 * each, dim), dim=1).requires_grad_()
+    loss = stepped(embeddings, torch.arange(2 * each) // each)
+    loss.backward()
+    return stepped, loss
 
 
 def _loss_class(name: str) -> type[nn.Module]:

@@ -15,94 +15,130 @@ from divcon.data.image_set import ImageSet
 from divcon.divide import Division
 from divcon.errors import ConfigError, NonFiniteError
 from divcon.models import SubspaceHead
+from divcon.processes import ALONE, Processes
 from divcon.train.sampler import EpochPlan
 from divcon.train.schedule import Phase
 
 Stage = Literal["check", "divide", "train", "evaluate"]
 """What a run is doing."""
-_FULL = "full embedding, "
+_WHOSE = ("", "full embedding, ")
 
 
 class LossRecord:
-    """The losses of an epoch's batches, checked to be finite.
+    """The losses of an epoch's batches, checked to be finite, and told to all processes.
 
-    On an accelerator a check waits for the device, so it is made every ``EVERY`` batches; on the CPU (``immediate``) it
+    On an accelerator a check waits for the device, so it is made every ``EVERY`` steps; on the CPU (``immediate``) it
     costs nothing and is made before the weights change.
     """
 
     EVERY = 16
 
-    def __init__(self, images: ImageSet, plan: EpochPlan, epoch: int, *, immediate: bool) -> None:
+    def __init__(
+        self, images: ImageSet, plan: EpochPlan, epoch: int, processes: Processes = ALONE, *, immediate: bool
+    ) -> None:
         self._images = images
         self._plan = plan
         self._epoch = epoch
-        self._every = 1 if immediate else self.EVERY
-        self.values: list[float] = []
-        self.full_values: list[float] = []
-        self._waiting: list[Tensor] = []
-        self._full_waiting: list[Tensor] = []
+        self._processes = processes
+        self._immediate = immediate
+        self._losses = np.full((2, len(plan.batches)), np.nan)
+        """Of each batch its own, and that on the full embedding beside it; those beyond ``_settled`` may be another
+        process's, or not computed yet."""
+        self._waiting: list[tuple[int, int, Tensor]] = []
+        self._settled = 0
+        self._steps_waiting = 0
+        self.batches_done = 0
+        """Of whole steps."""
+        self.inside_a_step = False
+        """Whether a loss of the next step was computed."""
         self._shown = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
         self.started = time.perf_counter()
 
-    def loss(self, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss of the next batch, a scalar, recorded.
+    def loss(self, number: int, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of batch ``number``, a scalar, recorded.
 
         Raises:
             ConfigError: the loss or its miner cannot do with such a batch.
-            NonFiniteError: the embeddings (on the CPU, before a loss or miner stumbles over them), or a loss that was
-                recorded since the last check, are NaN or infinite.
+            NonFiniteError: on the CPU: the embeddings (before a loss or miner stumbles over them) or the loss are NaN
+                or infinite.
         """
-        return self._recorded(objective, embeddings, labels, self.values, self._waiting)
+        return self._recorded(0, number, objective, embeddings, labels)
 
-    def full_loss(self, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def full_loss(self, number: int, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss on the full embedding beside the batch's own, a scalar, recorded apart.
 
         Raises:
             ConfigError, NonFiniteError: as `loss`.
         """
-        return self._recorded(objective, embeddings, labels, self.full_values, self._full_waiting, _FULL)
+        return self._recorded(1, number, objective, embeddings, labels)
 
-    def _recorded(
-        self,
-        objective: nn.Module,
-        embeddings: Tensor,
-        labels: Tensor,
-        values: list[float],
-        waiting: list[Tensor],
-        whose: str = "",
-    ) -> Tensor:
-        number = len(values) + len(waiting)
-        if self._every == 1 and not torch.isfinite(embeddings).all():
-            self._stop(number, "the embeddings hold NaN or infinite values", whose)
+    def _recorded(self, row: int, number: int, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
+        if self._immediate and not torch.isfinite(embeddings).all():
+            self._stop(number, "the embeddings hold NaN or infinite values", _WHOSE[row])
         try:
             loss = objective(embeddings, labels)
         except ConfigError as error:
-            raise ConfigError(f"{whose}{self._named(number)}: {error}") from error
-        waiting.append(loss.detach())
-        if len(waiting) >= self._every or number + 1 == len(self._plan.batches):
-            self._settle(values, waiting, whose)
+            raise ConfigError(f"{_WHOSE[row]}{self._named(number)}: {error}") from error
+        self.inside_a_step = True
+        self._waiting.append((row, number, loss.detach()))
+        if self._immediate:
+            self._look()
         return loss
 
+    def step_done(self, step: range) -> None:
+        """The batches with these numbers are done, in whatever process.
+
+        Raises:
+            NonFiniteError: a loss that was recorded since the last check is NaN or infinite.
+        """
+        self.batches_done, self._steps_waiting = step.stop, self._steps_waiting + 1
+        self.inside_a_step = False
+        last = step.stop == len(self._plan.batches)
+        if self._immediate or last or self._steps_waiting >= self.EVERY:
+            self.settle()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all processes know the losses of all batches that are done."""
+        return self._settled == self.batches_done
+
     def settle(self) -> None:
-        """Check the losses that were not checked yet.
+        """Check the losses that were not checked yet; all processes at once, for they tell each other theirs.
 
         Raises:
             NonFiniteError: one is NaN or infinite.
         """
-        self._settle(self.values, self._waiting, "")
-        self._settle(self.full_values, self._full_waiting, _FULL)
+        self._look()
+        new = slice(self._settled, self.batches_done)
+        if not self._processes.alone and self._processes.across == "learners":
+            mine = np.nan_to_num(self._losses[:, new])
+            told = self._processes.sum(np.stack([mine, ~np.isnan(self._losses[:, new])]))
+            self._losses[:, new] = np.where(told[1] > 0, told[0], np.nan)
+        self._settled, self._steps_waiting = self.batches_done, 0
 
-    def _settle(self, values: list[float], waiting: list[Tensor], whose: str) -> None:
-        values += torch.stack(waiting).float().tolist() if waiting else []
-        waiting.clear()
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if len(wrong):
-            self._stop(int(wrong[0]), f"the loss is {values[int(wrong[0])]}", whose)
+    def _look(self) -> None:
+        values = torch.stack([loss for _, _, loss in self._waiting]).float().tolist() if self._waiting else []
+        for (row, number, _), value in zip(self._waiting, values, strict=True):
+            if not np.isfinite(value):
+                self._stop(number, f"the loss is {value}", _WHOSE[row])
+            self._losses[row, number] = value
+        self._waiting.clear()
 
     def restore(self, values: list[float], full_values: list[float], seconds: float) -> None:
         """Go on with an epoch that was stopped after these losses and so many seconds."""
-        self.values[:], self.full_values[:] = values, full_values
+        self._losses[0, : len(values)], self._losses[1, : len(full_values)] = values, full_values
+        self._settled = self.batches_done = len(values)
         self.started -= seconds
+
+    @property
+    def values(self) -> list[float]:
+        """The losses of the first batches, as far as all are known."""
+        return self._losses[0, : self._settled].tolist()
+
+    @property
+    def full_values(self) -> list[float]:
+        """Likewise of those on the full embedding beside them; empty where there are none."""
+        return [] if np.isnan(self._losses[1]).all() else self._losses[1, : self._settled].tolist()
 
     @property
     def seconds(self) -> float:
@@ -123,17 +159,13 @@ class LossRecord:
         )
 
     @property
-    def batches_done(self) -> int:
-        return len(self.values) + len(self._waiting)
-
-    @property
     def images_done(self) -> tuple[int, int]:
         """Images shown so far, and in the whole epoch."""
         return int(self._shown[self.batches_done]), int(self._shown[-1])
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.values)) if self.values else float("nan")
+        return float(np.mean(self.values)) if self._settled else float("nan")
 
     @property
     def full_mean(self) -> float | None:

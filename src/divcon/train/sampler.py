@@ -31,10 +31,11 @@ class EpochPlan:
     """Learners that sit the epoch out, and batches that could not be filled."""
     num_learners: int
 
-    def step_of(self, number: int, learners_per_step: int) -> range:
-        """The numbers of the batches that are one step of the optimizer with batch ``number``."""
-        start = number - number % learners_per_step
-        return range(start, min(start + learners_per_step, len(self.batches)))
+    def steps(self, learners_per_step: int, first: int = 0) -> Iterator[range]:
+        """The numbers of the batches that are one step of the optimizer, step by step, from batch ``first`` on, with
+        which one begins."""
+        for start in range(first, len(self.batches), learners_per_step):
+            yield range(start, min(start + learners_per_step, len(self.batches)))
 
     @property
     def distinct_images(self) -> float:

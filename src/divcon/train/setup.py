@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,23 @@ from divcon.divide import Division
 from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel, GrowingHead
 from divcon.models.inputs import check_sees
+from divcon.processes import ALONE, Processes
+from divcon.train.class_rows import ClassRows
 from divcon.train.device import resolve_device
-from divcon.train.losses import create_objectives
+from divcon.train.losses import create_objectives, keeps_state
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-def check(model: EmbeddingModel, images: ImageSet, config: TrainConfig) -> tuple[Fabric, nn.ModuleList]:
-    """Fabric on one device, and the objectives: all that can be refused before the first image is decoded.
+def check(
+    model: EmbeddingModel, images: ImageSet, config: TrainConfig, processes: Processes = ALONE
+) -> tuple[Fabric, nn.ModuleList]:
+    """Fabric on this process's device, and the objectives: all that can be refused before the first image is decoded.
 
     Raises:
-        ConfigError: the device is not there or cannot compute in that precision; a loss or miner is unknown.
+        ConfigError: the device is not there or cannot compute in that precision; a loss or miner is unknown; what is to
+            be trained cannot be shared out among several devices so.
         DataError: too few classes or images, or images where the model sees vectors.
     """
     check_sees(images, model.vector_dim)
@@ -41,12 +47,28 @@ def check(model: EmbeddingModel, images: ImageSet, config: TrainConfig) -> tuple
     device = resolve_device(config.device)
     if config.precision == "fp16" and device != "cuda":
         raise ConfigError(f"--precision fp16 needs CUDA, and this runs on {device}; use bf16 or fp32")
-    fabric = Fabric(accelerator=device, devices=1, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
+    devices: Any = [processes.rank] if device == "cuda" and not processes.alone else 1
+    fabric = Fabric(accelerator=device, devices=devices, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
     if config.hierarchy and config.divide_by == "none":
         raise ConfigError("--hierarchy splits clusters, and --divide-by none makes none; leave one of them out")
     if config.hierarchy:
         _check_hierarchy(model, config)
-    return fabric, create_objectives(config, model.head, images.num_classes)
+    objectives = create_objectives(config, model.head, images.num_classes)
+    if config.num_devices > 1 and config.across == "learners":
+        _check_shared_out(objectives[-1], model.embedding_dim, config)
+    return fabric, objectives
+
+
+def _check_shared_out(objective: nn.Module, dim: int, config: TrainConfig) -> None:
+    """Learners that train at once know nothing of each other's batches."""
+    what = "--divide-on memory" if config.divide_on == "memory" else "--memory-size" if config.memory_size else None
+    if what is None and keeps_state(objective, dim, config):
+        what = f"--loss {config.loss}"
+    if what is not None:
+        raise ConfigError(
+            f"{what} keeps something of each batch, which processes of other learners would not know; share out the "
+            "images of each batch (--across batch), or leave --devices out"
+        )
 
 
 def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
@@ -146,6 +168,25 @@ def seed_batch(seed: int, epoch: int, number: int) -> None:
         torch.cuda.manual_seed_all(drawn)
     if torch.mps.is_available():
         torch.mps.manual_seed(drawn)
+
+
+def set_rates(optimizer: Any, rates: Mapping[str, float]) -> None:
+    """Give each group of parameters the learning rate of its ``name``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["name"]]
+
+
+def take_step(optimizer: Any, objectives: nn.ModuleList, model: EmbeddingModel, processes: Processes) -> None:
+    """A step of the optimiser on the batches of all processes."""
+    if not processes.alone:
+        backbone = nn.ModuleList([model.backbone, model.pooling])
+        for module in objectives.modules():
+            if isinstance(module, ClassRows):
+                module.restore()  # as the process has done that computed with it
+        processes.sum_gradients(optimizer, backbone)
+    optimizer.step()
+    if not processes.alone:
+        processes.average_statistics(model.backbone)
 
 
 def tell(objectives: nn.ModuleList, division: Division, labels: np.ndarray, num_learners: int, *, new: bool) -> None:

@@ -1,0 +1,6 @@
+"""``python -m divcon``, as ``torchrun -m divcon`` needs it."""
+
+from divcon.cli import main
+
+if __name__ == "__main__":
+    main()
