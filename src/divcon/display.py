@@ -121,6 +121,7 @@ class Bar(Display):
                 if vectors is None
                 else f"backbone {model.backbone}"
             )
+            + (f"; {config.train.devices} devices across {config.train.across}" if config.train.num_devices > 1 else "")
         )
         for note in data.notes:
             self.warn(note)

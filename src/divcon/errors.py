@@ -39,7 +39,7 @@ class OutputError(DivconError):
 
 
 class WorkerError(DivconError):
-    """A process that decodes images ended before its work was done."""
+    """A process that decodes images, or trains along, ended before its work was done."""
 
 
 class Stopped(KeyboardInterrupt):

@@ -32,6 +32,11 @@ NOTICED_S = 25
 """Seconds after which the first process is interrupted where it has not noticed itself that another died."""
 
 
+def is_first() -> bool:
+    """Whether this process writes, or would be the first of those that it starts."""
+    return started_by_torchrun() is None or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def together(devices: int, across: str, device: str, follow: Callable[..., None], *given: Any) -> Iterator[Processes]:
     """This process becomes the first of ``devices`` that train together; ``follow(processes, *given)`` is what the
@@ -57,8 +62,17 @@ def together(devices: int, across: str, device: str, follow: Callable[..., None]
     if device == "cuda" and torch.cuda.device_count() < devices:
         raise ConfigError(f"--devices {devices}: PyTorch finds {torch.cuda.device_count()} of kind cuda here")
     if started is not None:
-        with _joined(device, int(os.environ["RANK"]), devices, None):
-            yield Processes(int(os.environ["RANK"]), devices, across)
+        if not is_first():
+            _leave_stopping_to_the_first()
+        try:
+            with _joined(device, int(os.environ["RANK"]), devices, None):
+                yield Processes(int(os.environ["RANK"]), devices, across)
+        except RuntimeError as error:
+            if not _is_lost(error):
+                raise
+            raise WorkerError(
+                "another of the processes that torchrun has started has ended: see what it says"
+            ) from None
         return
     # Nobody from another machine is to join in.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -90,7 +104,8 @@ class _Others:
         self._running: list[tuple[BaseProcess, Connection]] = []
         for rank in range(1, size):
             here, there = context.Pipe(duplex=False)
-            arguments = (there, rank, size, across, device, port, torch.get_num_threads() // size, follow, given)
+            threads, method = torch.get_num_threads() // size, multiprocessing.get_start_method()
+            arguments = (there, rank, size, across, device, port, threads, method, follow, given)
             process = context.Process(target=_other, args=arguments, name=f"divcon {rank} of {size}")
             process.start()
             there.close()
@@ -154,13 +169,14 @@ def _other(
     device: str,
     port: int,
     threads: int,
+    start_method: str,
     follow: Callable[..., None],
     given: tuple[Any, ...],
 ) -> None:
     """The life of a process of another rank."""
-    # Ctrl-C reaches all processes of a terminal: the first one decides when all stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _leave_stopping_to_the_first()
+    # A spawned process would spawn the workers of its loaders, which takes seconds each time.
+    multiprocessing.set_start_method(start_method, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if device == "cpu":
         torch.set_num_threads(max(1, threads))
@@ -174,6 +190,12 @@ def _other(
             failures.send(error if isinstance(error, DivconError) else WorkerError(f"process {rank}: {text}"))
         sys.stderr.flush()
         os._exit(1)
+
+
+def _leave_stopping_to_the_first() -> None:
+    """Ctrl-C reaches all processes of a terminal, torchrun's SIGTERM all that it has started."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _end_with_parent() -> None:

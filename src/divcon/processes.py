@@ -67,6 +67,10 @@ class Processes:
         others = [Processes(rank, self.size).share(size) for rank in range(self.size)]
         return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, others, strict=True)])
 
+    def wait(self) -> None:
+        """Until all have come here."""
+        self.sum(np.zeros(1))
+
     def sum(self, values: np.ndarray) -> np.ndarray:
         """The sum of all processes' arrays, float64."""
         total = torch.from_numpy(np.array(values, np.float64))

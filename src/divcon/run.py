@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from divcon.environment import not_repeatable
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluate.protocol import evaluate
 from divcon.folder_lock import FolderLock
+from divcon.launch import is_first, together
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
+from divcon.processes import Processes
 from divcon.report import write_report
 from divcon.run_folder import RunFolder, kept_epoch
 from divcon.train.checkpoint import model_in
@@ -74,20 +77,34 @@ def run(
         OutputError: ``out`` cannot be written.
         DataError, ImageError: as in `divcon.train`; the last whole batch is kept, or where steps are of several, what
             the checkpoint holds.
-        WorkerError: a process that decodes images was killed; what the checkpoint holds stays.
+        WorkerError: a process that decodes images, or trains along, was killed; what the checkpoint holds stays.
         NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """
     config = config or RunConfig()
     display = display or Quiet()
     folder = RunFolder(out)
     folder.check_mine()
+    options = config.train
+    device = resolve_device(options.device)
+    given = (data, out, config, resume, init)
     try:
-        with FolderLock(folder.path, "training it", RunError) as lock, Stop() as stop:
-            for message in folder.after_a_kill(lock):
-                display.warn(message)
-            return _run(data, folder, config, resume, init, source, display, observe, report, stop)
+        with ExitStack() as kept:
+            if is_first():
+                lock = kept.enter_context(FolderLock(folder.path, "training it", RunError))
+                for message in folder.after_a_kill(lock):
+                    display.warn(message)
+            processes = kept.enter_context(together(options.num_devices, options.across, device, _follow, *given))
+            stop = kept.enter_context(Stop())
+            display = display if processes.first else Quiet()
+            return _run(data, folder, config, resume, init, source, display, observe, report, stop, processes)
     except RuntimeError as error:  # PyTorch tells of a killed worker wherever the main process is, here at the end too
         raise worker_death(error) or error from None
+
+
+def _follow(
+    processes: Processes, data: Benchmark, out: str | Path, config: RunConfig, resume: bool, init: str | Path | None
+) -> None:
+    _run(data, RunFolder(out), config, resume, init, None, Quiet(), None, False, Stop(), processes)
 
 
 def _run(
@@ -101,8 +118,10 @@ def _run(
     observe: Callable[[EmbeddingModel, EpochReport], dict[str, Any]] | None,
     report: bool,
     stop: Stop,
+    processes: Processes,
 ) -> EmbeddingModel:
-    """`run`, by the only process that writes to the folder."""
+    """`run`, in each of the processes that train together; the first alone writes to the folder."""
+    processes.wait()  # nobody reads before what a kill has left is put in order
     if not len(data.train):
         raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
@@ -128,15 +147,15 @@ def _run(
         resolve_device(config.train.device), found[1] if found is not None and done else None
     ):
         warn(message)
-    folder.begin(config, data, source, None if init is None else Path(init))
-    lines = folder.keep_lines(done)
+    lines: list[dict[str, Any]] = []
+    if processes.first:
+        folder.begin(config, data, source, None if init is None else Path(init))
+        lines = folder.keep_lines(done)
     judged = data.validation
     display.begin(config, data, done)
 
     def judge(epoch: EpochReport) -> None:
         line = epoch.to_dict()
-        if epoch.redivided:
-            epoch.division.save(folder.divisions / f"epoch_{epoch.number:04d}.safetensors")
         last = epoch.number == config.train.epochs - 1
         started = time.perf_counter()
         if judged is not None and (last or (epoch.number + 1) % config.data.evaluate_every == 0):
@@ -146,7 +165,12 @@ def _run(
                 clustering=False,
                 workers=config.train.workers,
                 on_progress=display.stage("evaluate", epoch.number),
+                processes=processes,
             )
+        if not processes.first:
+            return
+        if epoch.redivided:
+            epoch.division.save(folder.divisions / f"epoch_{epoch.number:04d}.safetensors")
         if observe is not None:
             line["observed"] = observe(model, epoch)
         line["seconds_evaluating"] = time.perf_counter() - started
@@ -158,7 +182,7 @@ def _run(
         lines.append(line)
         display.epoch(line)
 
-    options = {"checkpoint": folder.checkpoint, "on_progress": display.progress, "stop": stop}
+    options = {"checkpoint": folder.checkpoint, "on_progress": display.progress, "stop": stop, "processes": processes}
     epochs: Any = train(model, data.train, config.train, **options)
     for epoch in epochs:
         try:
@@ -166,7 +190,10 @@ def _run(
         except (Exception, Stopped) as error:
             # Told there, the loop keeps what the epoch has trained.
             epochs.throw(worker_death(error) or error)
+    processes.wait()  # the last model is kept
     model = EmbeddingModel.load(folder.model, device=model.device)
+    if not processes.first:
+        return model
     folder.previous.unlink(missing_ok=True)
     if report:
         try:

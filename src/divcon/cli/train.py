@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from divcon.cli.app import app, console, notes, read_data
 from divcon.cli.settings import Gathered, as_file, gather, gathered
@@ -84,11 +85,12 @@ def train(
         raise ConfigError("DATA is missing: a folder, a CSV or parquet, or the name of a data set (see --help)")
     assert out is not None
     from divcon.display import Bar
+    from divcon.launch import is_first
     from divcon.run import run as train_run
     from divcon.run_folder import RunFolder
 
     benchmark, source = _read(source, found)
-    with Bar(notes) as bar:
+    with Bar(notes if is_first() else Console(quiet=True)) as bar:
         try:
             train_run(benchmark, out, settings, resume=resume, init=init, source=source, display=bar)
         except KeyboardInterrupt as stopped:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from divcon.data.image_set import Benchmark, ImageSet
 from divcon.errors import DataError
@@ -23,6 +24,7 @@ from divcon.evaluate.subspaces import (
     subspace_scores,
 )
 from divcon.models import EmbeddingModel
+from divcon.processes import ALONE, Processes
 
 
 def evaluate(
@@ -40,6 +42,7 @@ def evaluate(
     batch_size: int = 128,
     workers: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Scores of a model on classes that it was not trained on.
 
@@ -62,6 +65,8 @@ def evaluate(
         rerank: also the scores after re-ranking by k-reciprocal encoding, ``reranked``, and ``map`` and
             ``map_trapezoidal`` with it and without. Random galleries and ``parts`` are not re-ranked.
         recall_at: the k of Recall@k, beside 1; None: the benchmark's.
+        processes: those that call this at once; they share out the images, and the first alone gets the scores, the
+            others nothing.
 
     Returns:
         ``recall_at_1`` ..., ``precision_at_1``, ``r_precision``, ``map_at_r`` (see
@@ -90,15 +95,19 @@ def evaluate(
     total = tested + (len(choosing[1]) if choosing else 0)
 
     def pooled(images: ImageSet, before: int) -> np.ndarray:
-        return model.features(
-            images,
+        mine = processes.share(len(images))
+        found = model.features(
+            images if processes.alone else images.subset(np.arange(mine.start, mine.stop)),
             batch_size=batch_size,
             workers=workers,
-            on_progress=lambda done, _: on_progress(before + done, total),
+            on_progress=lambda done, _: on_progress(before + done * processes.size, total),
         )
+        return processes.gathered(torch.from_numpy(found), len(images)).numpy()
 
     query_features = pooled(query, 0)
     gallery_features = query_features if gallery is query else pooled(gallery, len(query))
+    if not processes.first:
+        return {}
 
     def sides(embed: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         return [embed(query_features)] if gallery is query else [embed(query_features), embed(gallery_features)]

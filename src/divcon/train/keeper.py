@@ -57,7 +57,7 @@ class Keeper:
         if self._path is not None:
             if processes.first and (mended := mend(self._path)):
                 warnings.warn(mended, stacklevel=3)
-            processes.sum(np.zeros(1))  # nobody reads before it is mended
+            processes.wait()  # nobody reads before it is mended
             state.file_sizes = file_sizes(images)
             if self._path.exists():
                 state.load(self._path, config, self._images)
