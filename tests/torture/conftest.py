@@ -158,7 +158,8 @@ class Run:
         texts = (folder / "metrics.jsonl").read_text().splitlines()
         lines = [{k: v for k, v in json.loads(t).items() if not k.startswith("seconds")} for t in texts]
         state = torch.load(folder / "checkpoint", weights_only=True)
-        del state["config"]["checkpoint_minutes"], state["config"]["workers"]
+        for name in ("checkpoint_minutes", "workers", "devices", "across"):
+            del state["config"][name]
         return cls(names, {name: (folder / name).read_bytes() for name in kept}, lines, state)
 
     def check_same(self, other: Run) -> None:

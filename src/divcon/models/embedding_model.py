@@ -136,10 +136,11 @@ class EmbeddingModel(nn.Module):
         return EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
 
     def forward(
-        self, images: Float[Tensor, "B *seen"], learner: int | None = None, *, with_all: bool = False
+        self, images: Float[Tensor, "b *seen"], learner: int | None = None, *, with_all: bool = False
     ) -> Float[Tensor, "B d"] | tuple[Float[Tensor, "B d"], Float[Tensor, "B D"], Float[Tensor, "B F"]]:
         """(B, 3, H, W) normalised images, or (B, F0) vectors, to embeddings of length one: (B, D), or learner k's
-        (B, d_k); ``with_all`` gives that, the full embedding, and the pooled features that both are of."""
+        (B, d_k); ``with_all`` gives that, the full embedding, and the pooled features that both are of. (Where several
+        processes train on one batch, b of its B images come in, and the features of all are gathered.)"""
         features = self.pooling(self.backbone(images))
         if not with_all:
             return self.head(features, learner=learner)

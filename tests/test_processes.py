@@ -1,0 +1,153 @@
+"""Processes that train together: who does what, what they tell each other, and how one that fails ends the others."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from divcon.divide.kmeans import kmeans
+from divcon.errors import ConfigError, DataError, WorkerError
+from divcon.launch import together
+from divcon.processes import ALONE, Processes
+
+SIZE = 3
+
+
+@given(st.integers(0, 100), st.integers(1, 9))
+def test_shares_are_a_partition_as_even_as_can_be(size: int, count: int) -> None:
+    shares = [Processes(rank, count).share(size) for rank in range(count)]
+    assert [row for share in shares for row in range(size)[share]] == list(range(size))
+    lengths = [share.stop - share.start for share in shares]
+    assert max(lengths) - min(lengths) <= 1
+
+
+@given(st.integers(0, 100), st.integers(1, 9), st.integers(1, 5))
+def test_each_batch_of_a_step_is_one_process_s(start: int, count: int, size: int) -> None:
+    step = range(start, start + count)
+    assert sorted(n for rank in range(size) for n in Processes(rank, size).batches(step)) == list(step)
+    assert all(Processes(rank, size, "batch").batches(step) == step for rank in range(size))
+    assert all(Processes(rank, size).images(count) == slice(0, count) for rank in range(size))
+
+
+def clusters(processes: Processes) -> Any:
+    points = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
+    return kmeans(points, 7, seed=3, processes=processes)
+
+
+def told(processes: Processes) -> dict[str, Any]:
+    """What the first process gets of the others."""
+    rows = torch.arange(10.0)[:, None] * torch.ones(2)
+    mine = processes.share(10)
+    values = np.arange(3, dtype=np.int64) + 10 * processes.rank
+    weights = torch.nn.ModuleList([torch.nn.Linear(2, 1), torch.nn.BatchNorm1d(2)])
+    with torch.no_grad():
+        for parameter in weights.parameters():
+            parameter.fill_(processes.rank)
+    processes.begin_alike(weights)
+    norm: Any = weights[1]
+    norm.running_mean.fill_(processes.rank)
+    processes.average_statistics(weights)
+    return {
+        "sum": processes.sum(np.array([processes.rank, 1.0])),
+        "gathered": processes.gathered(rows[mine], 10),
+        "few": processes.gathered(rows[:2][processes.share(2)], 2),
+        "first": processes.from_first(values),
+        "weight": weights[0].weight.detach(),
+        "statistics": norm.running_mean,
+        "clusters": clusters(processes),
+    }
+
+
+def batch_loss(processes: Processes) -> tuple[float, list[Any]]:
+    """The gradients of a loss on a batch of 7 whose images the processes share out."""
+    processes.across = "batch"
+    torch.manual_seed(0)
+    backbone, head = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
+    unused = torch.nn.Linear(1, 1)
+    pooling = torch.nn.Identity()
+    images = torch.randn(7, 4)[processes.images(7)]
+    optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters(), *unused.parameters()], 0.1)
+    with processes.whole_batches(pooling):
+        features = pooling(backbone(images))
+        loss = torch.cdist(head(features), head(features)).square().mean()
+        loss.backward()
+    processes.sum_gradients(optimizer, backbone)
+    processes.across = "learners"
+    return loss.item(), [p.grad for p in optimizer.param_groups[0]["params"]]
+
+
+def follow(processes: Processes, failing: str | None) -> None:
+    if failing is None:
+        told(processes)
+        batch_loss(processes)
+    elif processes.rank == SIZE - 1:
+        if failing == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise DataError("its image is gone") if failing == "data" else KeyError("not foreseen")
+    processes.wait()
+
+
+def test_what_they_tell_each_other() -> None:
+    with together(SIZE, "learners", "cpu", follow, None) as processes:
+        found = told(processes)
+        loss, gradients = batch_loss(processes)
+        processes.wait()
+    np.testing.assert_array_equal(found["sum"], [0 + 1 + 2, 3])
+    np.testing.assert_array_equal(found["gathered"], np.arange(10)[:, None] * np.ones(2))
+    np.testing.assert_array_equal(found["few"], np.arange(2)[:, None] * np.ones(2))
+    np.testing.assert_array_equal(found["first"], [0, 1, 2])
+    assert not found["weight"].any()
+    np.testing.assert_allclose(found["statistics"], [1, 1])
+    alone = clusters(ALONE)
+    np.testing.assert_array_equal(found["clusters"].assignment, alone.assignment)
+    assert found["clusters"].iterations == alone.iterations > 2
+    expected_loss, expected = batch_loss(Processes())
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert [g is None for g in gradients] == [g is None for g in expected] == [False] * 4 + [True] * 2
+    for mine, theirs in zip(gradients[:4], expected[:4], strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "message"),
+    [
+        ("data", DataError, "^its image is gone$"),
+        ("bug", WorkerError, "process 2: Traceback.*KeyError: 'not foreseen'"),
+        ("killed", WorkerError, r"process 2 of the 3 that train together ended \(SIGKILL\)"),
+    ],
+)
+def test_what_ends_one_ends_all(failing: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised, together(SIZE, "learners", "cpu", follow, failing) as processes:
+        processes.wait()
+        processes.wait()
+    assert re.search(message, str(raised.value), re.DOTALL)
+
+
+def test_the_first_s_own_error_is_the_one_that_is_told() -> None:
+    with pytest.raises(DataError, match="mine"), together(2, "learners", "cpu", follow, "data"):
+        raise DataError("mine")
+
+
+def test_what_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="several devices of kind mps"), together(2, "learners", "mps", follow, None):
+        pass
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="--devices 2: PyTorch finds 1"), together(2, "batch", "cuda", follow, None):
+        pass
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="torchrun has started 4"), together(2, "batch", "cpu", follow, None):
+        pass
+
+
+def test_alone_nothing_is_started() -> None:
+    with together(1, "learners", "cpu", follow, None) as processes:
+        assert processes is ALONE

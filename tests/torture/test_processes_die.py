@@ -1,0 +1,139 @@
+"""Of processes that train together one dies: the others end, a message says so, and the run is gone on with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHILDREN = Path("/proc/self/task")
+pytestmark = pytest.mark.skipif(not CHILDREN.exists(), reason="who started whom stands in /proc")
+
+SETTINGS = ["--epochs", "14", "--learners", "4", "--dim", "12", "--batch-size", "16", "--redivide-every", "1"]
+SETTINGS += ["--learners-per-step", "2", "--checkpoint-minutes", "0.001", "--validation-fraction", "0.2"]
+DIVCON = [sys.executable, "-m", "divcon"]
+SECONDS = 60
+"""How long the death of one may go unnoticed."""
+
+
+def started(command: list[Any]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(list(map(str, command)), env=environment, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def finished(command: list[Any]) -> None:
+    process = started(command)
+    _, text = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+
+
+def others_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that it has started to train along."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in listed if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def whole(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes train that nobody disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finished([*DIVCON, "train", vectors, "--out", out, "--devices", 2, *SETTINGS])
+    return out
+
+
+@pytest.fixture
+def disturbed(vectors: Path, tmp_path: Path, whole: Path) -> Any:
+    """A run by two processes in the middle of its work."""
+    process = started([*DIVCON, "train", vectors, "--out", tmp_path / "run", "--devices", 2, *SETTINGS])
+    lines = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: process.poll() is not None or (lines.exists() and len(lines.read_text().splitlines()) >= 3))
+    assert process.poll() is None, process.communicate()
+    yield process, tmp_path / "run"
+    process.kill()
+
+
+def test_another_is_killed(disturbed: Any, whole: Path, run_of: Any) -> None:
+    process, out = disturbed
+    (other,) = others_of(process)
+    os.kill(other, signal.SIGKILL)
+    _, text = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2
+    assert "error: process 1 of the 2 that train together ended (SIGKILL)" in text
+    assert "Traceback" not in text
+    finished([*DIVCON, "train", "--out", out, "--resume"])
+    run_of.of(whole).check_same(run_of.of(out))
+
+
+@pytest.mark.slow
+def test_the_first_is_killed(disturbed: Any, whole: Path, run_of: Any) -> None:
+    process, out = disturbed
+    (other,) = others_of(process)
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not alive(other), SECONDS)
+    finished([*DIVCON, "train", "--out", out, "--resume"])
+    run_of.of(whole).check_same(run_of.of(out))
+
+
+def test_it_is_asked_to_stop_and_one_goes_on(disturbed: Any, whole: Path, run_of: Any) -> None:
+    """With another number of processes the state is kept, and the rest is the same but for rounding."""
+    process, out = disturbed
+    (other,) = others_of(process)
+    os.kill(other, signal.SIGINT)  # as Ctrl-C is for all processes of a terminal
+    process.terminate()
+    _, text = process.communicate(timeout=SECONDS)
+    assert process.returncode == 143, text
+    assert "stopped " in text and "--resume" in text
+    assert not alive(other)
+    finished([*DIVCON, "train", "--out", out, "--resume", "--devices", 1])
+    expected, by_one = run_of.of(whole), run_of.of(out)
+    for mine, theirs in zip(by_one.lines, expected.lines, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert (mine["sizes"], mine["batches"]) == (theirs["sizes"], theirs["batches"])
+
+
+def test_torchrun_starts_them(vectors: Path, tmp_path: Path, whole: Path, run_of: Any) -> None:
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finished([*torchrun, "-m", "divcon", "train", vectors, "--out", out, *SETTINGS])
+    run_of.of(whole).check_same(run_of.of(out))
+
+
+@pytest.mark.slow
+def test_an_image_that_only_another_process_sees(photos: Path, tmp_path: Path) -> None:
+    settings = ["--backbone", "test_resnet", "--no-pretrained", "--size", "32", "--epochs", "2", "--learners", "2"]
+    settings += ["--batch-size", "8", "--images-per-class", "2", "--workers", "1", "--no-validation"]
+    images = tmp_path / "images"
+    for split, names in (("train", "first"), ("test", "other")):
+        for folder in sorted(photos.iterdir()):
+            shutil.copytree(folder, images / split / f"{names} {folder.name}")
+    last = sorted((images / "train").rglob("*.png"))[-1]
+    last.write_bytes(b"no image")
+    process = started([*DIVCON, "train", images, "--out", tmp_path / "run", "--devices", 2, *settings])
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert str(last) in text.replace("\n", "")
+    assert "Traceback" not in text
