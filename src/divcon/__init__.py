@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from divcon.compare import compare
     from divcon.config import DataConfig, ModelConfig, RunConfig, TrainConfig
     from divcon.data.image_set import Benchmark, ImageSet
+    from divcon.data.pack import pack
     from divcon.data.read import read
     from divcon.divide.division import Division, divide
     from divcon.errors import DivconError
@@ -48,6 +49,7 @@ _HOME = {
     "RunConfig": "divcon.config",
     "TrainConfig": "divcon.config",
     "ablate": "divcon.ablation.study",
+    "pack": "divcon.data.pack",
     "read": "divcon.data.read",
     "retrieval_metrics": "divcon.evaluate.retrieval",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "divide",
     "evaluate",
     "export",
+    "pack",
     "prune",
     "read",
     "report",

@@ -141,6 +141,7 @@ class RunFolder:
             benchmark=data.name,
             protocol=data.protocol,
             split_hash=data.split_hash,
+            packed=data.packed or None,
             versions=run_versions(),
             machine=machine(),
         )

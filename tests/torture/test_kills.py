@@ -88,3 +88,22 @@ def test_indexing(zygote: Any, vectors: Path, tmp_path: Path, kills: int) -> Non
         if counts.total() >= kills:
             break
     print(f"killed while {dict(counts)}")
+
+
+def test_packing(zygote: Any, photos: Path, tmp_path: Path, kills: int) -> None:
+    def arguments(out: str) -> tuple[Any, ...]:
+        return ("pack", photos, "--out", tmp_path / out, "--short-side", 24, "--workers", 0)
+
+    done = zygote.run(*arguments("whole"))
+    assert done.code == 0, done.text
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert len(expected) > 4
+    counts = Counter[str]()
+    for seed in itertools.count():
+        some = min(10, kills - counts.total())
+        counts += zygote.killed(arguments("packed"), some, ("packing", "saving"), {"packing": 40, "saving": 8}, seed)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "packed").iterdir()} == expected
+        shutil.rmtree(tmp_path / "packed")
+        if counts.total() >= kills:
+            break
+    print(f"killed while {dict(counts)}")

@@ -25,6 +25,7 @@ import lancedb  # noqa: F401 — imported once
 import pyarrow.parquet  # noqa: F401 — imported once
 
 import divcon.cli
+import divcon.data.pack
 import divcon.report.write
 import divcon.run
 import divcon.run_folder
@@ -111,6 +112,9 @@ def child(order: dict[str, Any]) -> None:
         divcon.search.items.chunks_of.__defaults__ = (48,)
         for name in ("create", "set_about", "write", "delete", "finish"):
             events.around(LanceStore, name, "indexing")
+    if order["arguments"][0] == "pack":
+        divcon.data.pack.IMAGES_A_FILE = 12
+        events.around(divcon.data.pack.Packing, "of", "packing")
     if order.get("clock"):
         now, jumps = time.time, random.Random(0)
         time.time = lambda: now() + jumps.choice([-86400.0 * 400, 0.0, 86400.0 * 400])

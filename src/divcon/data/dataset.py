@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -108,7 +109,7 @@ def evaluation_batches(
 
 
 class _Each(Dataset, Generic[T]):
-    def __init__(self, images: ImageSet, function: Callable[[Image.Image], T]) -> None:
+    def __init__(self, images: ImageSet, function: Callable[[ImageSet, int], T]) -> None:
         self.images = images
         self.function = function
 
@@ -117,15 +118,14 @@ class _Each(Dataset, Generic[T]):
 
     def __getitem__(self, index: int) -> T | str:
         try:
-            image = self.images.open(index)
+            return self.function(self.images, index)
         except ImageError as error:
             return str(error)
-        return self.function(image)
 
 
-def each_image(images: ImageSet, function: Callable[[Image.Image], T], *, workers: int = 0) -> Iterator[T | str]:
-    """Decode every image once, in order: yields what the function, which is run where it is decoded, makes of it, or
-    what is wrong with it in words."""
+def each(images: ImageSet, function: Callable[[ImageSet, int], T], *, workers: int = 0) -> Iterator[T | str]:
+    """What the function makes of the set and each index in turn, or what is wrong with an image in words; it is called
+    where images are decoded, in worker processes if there are any."""
     loader = DataLoader(
         _Each(images, function),
         batch_size=64,
@@ -136,6 +136,16 @@ def each_image(images: ImageSet, function: Callable[[Image.Image], T], *, worker
     )
     for batch in of_workers(loader):
         yield from batch
+
+
+def each_image(images: ImageSet, function: Callable[[Image.Image], T], *, workers: int = 0) -> Iterator[T | str]:
+    """Decode every image once, in order: yields what the function, which is run where it is decoded, makes of it, or
+    what is wrong with it in words."""
+    return each(images, partial(_of_opened, function), workers=workers)
+
+
+def _of_opened(function: Callable[[Image.Image], T], images: ImageSet, index: int) -> T:
+    return function(images.open(index))
 
 
 def _decodes(image: Image.Image) -> None:

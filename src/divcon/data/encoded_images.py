@@ -17,7 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from divcon.data.source import Source, where_in
-from divcon.data.table_file import IMAGE_COLUMN, is_parquet
+from divcon.data.table_file import IMAGE_COLUMN, first_line, is_parquet
 from divcon.errors import DataError, ImageError
 
 pc: Any = pyarrow.compute
@@ -29,6 +29,7 @@ LARGEST_GROUP = 64 << 20
 """Bytes of a row group that is read for one image: with larger ones all are read at once, as every process that
 decodes would soon hold some of them."""
 _GROUPS_KEPT = 2
+_FILES_OPEN = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class RowGroups:
     """The first row of each row group."""
     leaf: str
     _kept: OrderedDict[tuple[int, int], pa.ChunkedArray] = field(default_factory=OrderedDict)
+    _opened: OrderedDict[tuple[int, Path], pq.ParquetFile] = field(default_factory=OrderedDict)
 
     def __getitem__(self, row: int) -> pa.Scalar:
         """The image of the row, a binary scalar.
@@ -64,13 +66,22 @@ class RowGroups:
         if key not in self._kept:
             file, place = self.groups[number]
             try:
-                with pq.ParquetFile(file) as parquet:
-                    self._kept[key] = _bytes_in(parquet.read_row_group(place, [self.leaf], use_threads=False))
+                table = self._file(file).read_row_group(place, [self.leaf], use_threads=False)
+                self._kept[key] = _bytes_in(table)
             except (pa.ArrowException, OSError) as error:
                 raise ImageError(f"{file}: cannot be read any more ({error}); has it changed?") from None
             while len(self._kept) > _GROUPS_KEPT:
                 self._kept.popitem(last=False)
         return self._kept[key]
+
+    def _file(self, path: Path) -> pq.ParquetFile:
+        """Kept open: to read where its row groups are takes longer than to read one."""
+        key = (os.getpid(), path)
+        if key not in self._opened:
+            self._opened[key] = pq.ParquetFile(path, page_checksum_verification=True)
+            while len(self._opened) > _FILES_OPEN:
+                self._opened.popitem(last=False)
+        return self._opened[key]
 
 
 Encoded = pa.Array | pa.ChunkedArray | RowGroups
@@ -122,8 +133,11 @@ def _leaf(file: Path) -> str:
 
 
 def _read(file: Path, leaf: str) -> pa.ChunkedArray:
-    with pq.ParquetFile(file) as parquet:
-        return _bytes_in(parquet.read(columns=[leaf]))
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            return _bytes_in(parquet.read(columns=[leaf]))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: its images are damaged ({first_line(error)}); make the file again") from None
 
 
 def _bytes_in(table: pa.Table) -> pa.ChunkedArray:

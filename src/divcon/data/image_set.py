@@ -147,6 +147,21 @@ class ImageSet:
             return table.removesuffix(": ") or path
         return f"{table}{path}" if table else str(Path(self.root, path))
 
+    def content(self, i: int) -> bytes:
+        """The encoded bytes of image i, of all of it where it has a box.
+
+        Raises:
+            ImageError: the file cannot be read. Or the set is of vectors.
+        """
+        if self.vectors is not None:
+            raise ImageError(f"{self.where(i)}: this is a vector, not an image")
+        if self.encoded is not None:
+            return self.encoded[int(self.rows[i])].as_py()
+        try:
+            return Path(self.root, self.path(i)).read_bytes()
+        except OSError as error:
+            raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
+
     def open(self, i: int) -> Image.Image:
         """Image i, or the part of it in its box, as RGB: see `divcon.data.decode.decode`.
 
@@ -194,6 +209,8 @@ class Benchmark:
     none."""
     notes: tuple[str, ...] = field(default=())
     """What the reader found that the user should know."""
+    packed: str = ""
+    """Of what it was packed, and how, in words (see `divcon.data.pack`); else empty."""
 
     def __post_init__(self) -> None:
         test = (("query", self.query), ("gallery", self.gallery))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.packed import as_packed
 from divcon.data.table import benchmark_of, images_of_tables
 from divcon.data.table_file import PARQUET_SUFFIXES, TABLE_SUFFIXES
 from divcon.data.table_parts import SPLITS
@@ -50,7 +51,7 @@ def read_table_folder(root: str | os.PathLike[str], *, check_files: bool = True,
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
     """
-    return benchmark_of(_loaded(root), check_files=check_files, flip=flip)
+    return as_packed(benchmark_of(_loaded(root), check_files=check_files, flip=flip), Path(root))
 
 
 def images_in_table_folder(root: str | os.PathLike[str]) -> ImageSet:

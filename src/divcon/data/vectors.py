@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,9 @@ def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Fe
         OutputError: the file cannot be written.
     """
     parts = [part for part in table_parts(benchmark) if len(part.images)]
-    sets = [part.images for part in parts]
     if not parts:
         raise DataError(f"{benchmark.name}: there are no images to write vectors of")
-    table = pa.concat_tables([part.table() for part in parts], promote_options="default")
-    place = table.column_names.index("path")
-    table = table.set_column(place, "path", _told_apart(table["path"].combine_chunks(), sets))
+    table = benchmark_table(parts)
     blocks = _blocks(parts, features)
     first = next(blocks)
     _write(path, table, itertools.chain([first], blocks), first.shape[1])
@@ -121,6 +118,13 @@ def table_parts(data: Benchmark) -> Iterator[TablePart]:
     others = np.flatnonzero(~np.isin(gallery.rows, query.rows)) if one_source else np.arange(len(gallery))
     others_set = gallery.subset(others)
     yield TablePart("gallery", others_set, others, "test", np.zeros(len(others), bool), np.ones(len(others), bool))
+
+
+def benchmark_table(parts: Sequence[TablePart]) -> pa.Table:
+    """The rows of all parts, one of them at least; encoded images of one path are told apart by their row."""
+    table = pa.concat_tables([part.table() for part in parts], promote_options="default")
+    paths = _told_apart(table["path"].combine_chunks(), [part.images for part in parts])
+    return table.set_column(table.column_names.index("path"), "path", paths)
 
 
 def _blocks(parts: Iterable[TablePart], features: Features) -> Iterator[np.ndarray]:

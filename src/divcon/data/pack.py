@@ -1,0 +1,203 @@
+"""A benchmark's images decoded once, made smaller, and kept for random access: parquet files that ``divcon.read`` reads
+back as the same benchmark, and other programs as a table.
+
+``pack.json`` is written last, and says what the packed benchmark is: a folder without it is not packed to the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from divcon.data.dataset import each
+from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.packed import ABOUT
+from divcon.data.table_file import BOX_COLUMNS, IMAGE_COLUMN
+from divcon.data.vectors import benchmark_table, table_parts
+from divcon.errors import ConfigError, DataError, ImageError, RunError
+from divcon.files import written_whole
+from divcon.folder_lock import LOCK_FILE, FolderLock
+
+IMAGES_A_FILE = 4096
+IMAGES_A_GROUP = 16
+"""What is read at once for one image, from memory mostly: the system keeps files that are used."""
+_SIGNATURE = b"divcon.pack"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are packed."""
+
+    short_side: int = 256
+    """Pixels of the shorter side; smaller images stay as they are. 256 is what evaluation at 224 resizes to (2019)."""
+    lossless: bool = False
+    """Resized images as WebP without loss; else as JPEG."""
+    quality: int = 95
+    """Of JPEG, up to 100."""
+    interpolation: str = "bilinear"
+    """How they are resized: bilinear, or bicubic as some backbones want it."""
+
+    def __post_init__(self) -> None:
+        if self.short_side < 1 or not 1 <= self.quality <= 100:
+            raise ConfigError("--short-side must be 1 at least, and --quality from 1 to 100")
+
+    def __str__(self) -> str:
+        how = "without loss" if self.lossless else f"as JPEG of quality {self.quality}"
+        return f"shorter side {self.short_side} ({self.interpolation}), {how}"
+
+    def of(self, images: ImageSet, index: int) -> bytes:
+        """The bytes that are kept of an image: those of its file, where it is small enough and has no box to cut.
+
+        Raises:
+            ImageError: it does not decode.
+        """
+        image = images.open(index)
+        if min(image.size) <= self.short_side and (images.boxes is None or images.boxes[index][0] < 0):
+            return images.content(index)
+        seen: Any = image
+        if min(image.size) > self.short_side:
+            interpolation = InterpolationMode(self.interpolation)
+            seen = functional.resize(seen, [self.short_side], interpolation=interpolation)
+        out = io.BytesIO()
+        if self.lossless:
+            seen.save(out, "WEBP", lossless=True)
+        else:
+            seen.save(out, "JPEG", quality=self.quality, subsampling=0)
+        return out.getvalue()
+
+
+def pack(
+    data: Benchmark,
+    out: str | Path,
+    packing: Packing | None = None,
+    *,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Write a benchmark's images into a folder that ``divcon.read`` reads back as the same benchmark, with the same
+    ``split_hash``. Called again after a stop it goes on with the first file that is not whole.
+
+    Args:
+        out: the folder; only a pack of the same data and settings may be there.
+        workers: processes that decode.
+        on_progress: called with the images done, and all.
+
+    Raises:
+        DataError: the data holds vectors, or nothing; or what is read back is not what was packed.
+        ImageError: an image does not decode; the message names it.
+        RunError: the folder holds something else, or another process packs into it.
+        OutputError: the folder cannot be written.
+    """
+    packing, out = packing or Packing(), Path(out)
+    if any(part.images.vectors is not None for part in table_parts(data)):
+        raise DataError(f"{data.name}: holds vectors; there are no images to pack")
+    files = _files(data, packing, out)
+    with FolderLock(out, "packing into it", RunError):
+        _check_mine(out, [file.path for file in files])
+        total, done = sum(len(file.rows) for file in files), 0
+        for file in files:
+            if not file.is_whole():
+                file.write(packing, workers, lambda n, before=done: on_progress(before + n, total))
+            done += len(file.rows)
+            on_progress(done, total)
+        about = {
+            "name": data.name,
+            "packed": f"packed from {data.train.source or data.query.source}: {packing}",
+            "recall_at": list(data.recall_at),
+            "random_galleries": data.random_galleries,
+            "flip": data.train.flip,
+            "notes": list(data.notes),
+            "split_hash": data.split_hash,
+        }
+        with written_whole(out / ABOUT) as beside:
+            beside.write_text(json.dumps(about, indent=2) + "\n")
+    return out
+
+
+@dataclass(frozen=True)
+class _File:
+    """One parquet of a pack."""
+
+    path: Path
+    rows: pa.Table
+    """All columns but the images."""
+    images: list[ImageSet]
+    """Of these rows: of one part of the benchmark, or of query and gallery in turn."""
+    signature: bytes
+    """What must be in it: the rows and how they are packed."""
+
+    def is_whole(self) -> bool:
+        if not self.path.exists():
+            return False
+        try:
+            found = (pq.read_schema(self.path).metadata or {}).get(_SIGNATURE)
+        except (pa.ArrowException, OSError):
+            found = None
+        if found != self.signature:
+            raise RunError(f"{self.path}: is of other data or other settings; give another --out, or remove it")
+        return True
+
+    def write(self, packing: Packing, workers: int, on_progress: Callable[[int], None]) -> None:
+        schema = self.rows.schema.append(pa.field(IMAGE_COLUMN, pa.binary()))
+        schema = schema.with_metadata({**(schema.metadata or {}), _SIGNATURE: self.signature})
+        options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+        with written_whole(self.path) as beside, pq.ParquetWriter(beside, schema, **options) as writer:
+            group: list[bytes] = []
+            for number, content in enumerate(self._contents(packing, workers), 1):
+                group.append(content)
+                if len(group) == IMAGES_A_GROUP or number == len(self.rows):
+                    rows = self.rows.slice(number - len(group), len(group)).combine_chunks()
+                    writer.write_table(rows.append_column(schema.field(IMAGE_COLUMN), pa.array(group, pa.binary())))
+                    group = []
+                on_progress(number)
+
+    def _contents(self, packing: Packing, workers: int) -> Iterator[bytes]:
+        for images in self.images:
+            for content in each(images, packing.of, workers=workers):
+                if isinstance(content, str):
+                    raise ImageError(content)
+                yield content
+
+
+def _check_mine(out: Path, files: list[Path]) -> None:
+    names = {path.name for path in files}
+    known = {*names, *(f"{name}.new" for name in names), ABOUT, f"{ABOUT}.new", LOCK_FILE}
+    others = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    if others:
+        raise RunError(f"{out}: holds {others[0]}, which is not of this pack; give another folder (--out)")
+
+
+def _files(data: Benchmark, packing: Packing, out: Path) -> list[_File]:
+    parts = [part for part in table_parts(data) if len(part.images)]
+    if not parts:
+        raise DataError(f"{data.name}: there are no images to pack")
+    table = benchmark_table(parts)
+    table = table.drop_columns([name for name in BOX_COLUMNS if name in table.column_names])
+    sets = [part.images for part in parts]
+    part_of = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
+    place = np.concatenate([np.arange(len(images)) for images in sets])
+    files = []
+    splits = np.array(table["split"].to_pylist())
+    for split in dict.fromkeys(splits.tolist()):
+        rows = np.flatnonzero(splits == split)
+        chunks = [rows[i : i + IMAGES_A_FILE] for i in range(0, len(rows), IMAGES_A_FILE)]
+        for number, chunk in enumerate(chunks):
+            images = [sets[p].subset(place[chunk][part_of[chunk] == p]) for p in np.unique(part_of[chunk])]
+            content = table.take(pa.array(chunk))
+            digest = hashlib.sha256(repr((packing, split, number, len(chunks))).encode())
+            for column in content.columns:
+                digest.update(repr(column.to_pylist()).encode())
+            name = f"{split}-{number:05d}-of-{len(chunks):05d}.parquet"
+            files.append(_File(out / name, content, images, digest.hexdigest().encode()))
+    return files
