@@ -201,7 +201,7 @@ def train(model: dc.EmbeddingModel, images: dc.ImageSet, config: dc.TrainConfig,
                 parts,
             )
             model.train()
-            for number, (_, pixels, targets) in enumerate(loader.batches(plan, epoch, labels)):
+            for number, _, pixels, targets in loader.batches(plan, epoch, labels, range(len(plan.batches))):
                 seed_batch(config.seed, epoch, number)
                 rates = learning_rates(epoch + number / len(plan.batches), phase, config)
                 for group in optimizer.param_groups:

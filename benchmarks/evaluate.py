@@ -2,6 +2,10 @@
 
     python benchmarks/evaluate.py                          # the size of Stanford Online Products' test set
     python benchmarks/evaluate.py --n 20000 --classes 3741
+    python benchmarks/evaluate.py --n 1000000 --classes 187000 --queries 10000 --turns 3
+
+Each vector is a query among all the others; or ``--queries`` others are, of the same classes. Clusterings are of one
+seed.
 
 How runs are timed: benchmarks/turns.py. The bare searches compute no metric: they show what the metrics cost on top.
 """
@@ -23,6 +27,8 @@ CONTENDERS = {
         'AccuracyCalculator k="max_bin_count": precision@1, R-precision, MAP@R',
         "divcon-three",
     ),
+    "clustering": Contender("divcon", "NMI and AMI of k-means, as many clusters as classes", "clustering"),
+    "faiss-kmeans": Contender("faiss-cpu", "Kmeans, from the same start, 25 iterations, no metrics", "clustering"),
 }
 
 
@@ -35,20 +41,37 @@ def vectors(n: int, dim: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return points / np.linalg.norm(points, axis=1, keepdims=True), labels
 
 
-def prepare(contender: str, n: int, dim: int, classes: int) -> Callable[[], dict[str, float]]:
-    points, labels = vectors(n, dim, classes)
+def prepare(contender: str, n: int, dim: int, classes: int, queries: int) -> Callable[[], dict[str, float]]:
+    points, labels = vectors(n + queries, dim, classes)
+    asked, asked_labels = (points[n:], labels[n:]) if queries else (points, labels)
+    points, labels = points[:n], labels[:n]
     if contender.startswith("divcon"):
         from divcon.evaluate.retrieval import retrieval_metrics
 
         recall_at = (1, 10, 100) if contender == "divcon" else (1,)
-        return lambda: retrieval_metrics(points, labels, recall_at=recall_at)
+        others = {"gallery_embeddings": points, "gallery_labels": labels} if queries else {}
+        return lambda: retrieval_metrics(asked, asked_labels, recall_at=recall_at, **others)
+    if contender == "clustering":
+        from divcon.evaluate.clustering import clustering_metrics
+
+        return lambda: clustering_metrics(points, labels, seeds=(0,))
+    if contender == "faiss-kmeans":
+        import faiss
+
+        def clustered() -> dict[str, float]:
+            kmeans = faiss.Kmeans(dim, classes, niter=25, seed=0, min_points_per_centroid=1, max_points_per_centroid=n)
+            kmeans.train(points)
+            kmeans.assign(points)
+            return {}
+
+        return clustered
     if contender == "faiss":
         import faiss
 
         def search() -> dict[str, float]:
             index = faiss.IndexFlatIP(points.shape[1])
             index.add(points)
-            index.search(points, 101)
+            index.search(asked, 101)
             return {}
 
         return search
@@ -58,7 +81,7 @@ def prepare(contender: str, n: int, dim: int, classes: int) -> Callable[[], dict
         tensor = torch.from_numpy(points)
 
         def top() -> dict[str, float]:
-            for block in tensor.split(1024):
+            for block in torch.from_numpy(asked).split(1024):
                 (block @ tensor.T).topk(101)
             return {}
 
@@ -67,12 +90,17 @@ def prepare(contender: str, n: int, dim: int, classes: int) -> Callable[[], dict
 
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
     calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
-    tensors = torch.from_numpy(points), torch.from_numpy(labels)
-    return lambda: calculator.get_accuracy(*tensors)
+    sides = [torch.from_numpy(side) for side in (asked, asked_labels, *((points, labels) if queries else ()))]
+    return lambda: calculator.get_accuracy(*sides)
 
 
-SIZES = {"n": (60502, "vectors"), "dim": (128, "their dimensions"), "classes": (11316, "classes")}
+SIZES = {
+    "n": (60502, "vectors"),
+    "dim": (128, "their dimensions"),
+    "classes": (11316, "classes"),
+    "queries": (0, "queries apart"),
+}
 
 if __name__ == "__main__":
-    title = "Evaluating {n:,} × {dim} in {classes:,} classes"
+    title = "Evaluating {n:,} × {dim} in {classes:,} classes, queries apart: {queries:,}"
     compare(__file__, __doc__, CONTENDERS, SIZES, title, prepare)

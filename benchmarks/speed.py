@@ -20,6 +20,7 @@ from turns import section
 HERE = Path(__file__).parent
 PARTS = {
     "evaluate": ("evaluate.py",),
+    "million": ("evaluate.py", "--n", "1000000", "--classes", "187000", "--queries", "10000"),
     "kmeans-8": ("kmeans.py", "--clusters", "8"),
     "kmeans-32": ("kmeans.py", "--clusters", "32"),
     "step": ("step.py",),

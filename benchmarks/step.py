@@ -6,13 +6,14 @@
 `plain` is what its documentation shows: a timm backbone, one linear layer, MarginLoss with its DistanceWeightedMiner,
 Adam. The others are divcon's network, objectives and optimiser, stepped as divcon/train/loop.py does, on the same
 batches in memory: `single`, `slices` and `masks` with the learner's loss alone (as in both papers), and `masks` with
-the second loss on the full embedding (divcon's default), with the memory of features beside it. None of them decodes or
+the second loss on the full embedding (divcon's default); then that with one more option. None of them decodes or
 divides. How runs are timed: benchmarks/turns.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,16 @@ from turns import Contender, compare
 
 import divcon as dc
 
-OURS = {
-    "single": ("single", 1, 0.0, "fresh"),
-    "slices": ("slices", 4, 0.0, "fresh"),
-    "masks-alone": ("masks", 4, 0.0, "fresh"),
-    "masks": ("masks", 4, 1.0, "fresh"),
-    "masks-memory": ("masks", 4, 1.0, "memory"),
+OURS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "single": ("single", 1, {"full_weight": 0.0}),
+    "slices": ("slices", 4, {"full_weight": 0.0}),
+    "masks-alone": ("masks", 4, {"full_weight": 0.0}),
+    "masks": ("masks", 4, {}),
+    "masks-memory": ("masks", 4, {"divide_on": "memory"}),
+    "channels-first": ("masks", 4, {"channels_last": False}),
+    "fused": ("masks", 4, {"fused": True}),
+    "bf16": ("masks", 4, {"precision": "bf16"}),
+    "compile": ("masks", 4, {"compile": True}),
 }
 CONTENDERS = {
     "plain": Contender(
@@ -36,7 +41,11 @@ CONTENDERS = {
     "slices": Contender("divcon", "a step of slices, full weight 0", "masks"),
     "masks-alone": Contender("divcon", "a step of masks, full weight 0", "masks"),
     "masks": Contender("divcon", "a step of masks, full weight 1", "masks"),
-    "masks-memory": Contender("divcon", "a step of masks, full weight 1, features remembered", "masks"),
+    "masks-memory": Contender("divcon", "that with features remembered", "masks"),
+    "channels-first": Contender("divcon", "that without channels_last", "masks"),
+    "fused": Contender("divcon", "that with the fused optimizer", "masks"),
+    "bf16": Contender("divcon", "that in bf16", "masks"),
+    "compile": Contender("divcon", "that with the backbone compiled", "masks"),
 }
 
 
@@ -48,11 +57,14 @@ def batches_of(steps: int, size: int) -> list[tuple[Tensor, Tensor]]:
     return [(images[step % len(images)].contiguous(memory_format=torch.channels_last), labels) for step in range(steps)]
 
 
-def plain(backbone: str, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], dict[str, float]]:
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def plain(backbone: str, size: int) -> Callable[[Batches], dict[str, float]]:
     from pytorch_metric_learning.losses import MarginLoss
     from pytorch_metric_learning.miners import DistanceWeightedMiner
 
-    ours = dc.EmbeddingModel(backbone, 128, 1, image_size=batches[0][0].shape[-1])
+    ours = dc.EmbeddingModel(backbone, 128, 1, image_size=size)
     model = nn.Sequential(ours.backbone, ours.pooling, nn.Linear(ours.num_features, 128))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
@@ -62,7 +74,7 @@ def plain(backbone: str, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], d
     miner, loss = DistanceWeightedMiner(cutoff=0.5, nonzero_loss_cutoff=1.4), MarginLoss(margin=0.2, beta=1.2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4)
 
-    def work() -> dict[str, float]:
+    def steps(batches: Batches) -> dict[str, float]:
         for images, labels in batches:
             embeddings = model(images)
             value = loss(embeddings, labels, miner(embeddings, labels))
@@ -72,50 +84,50 @@ def plain(backbone: str, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], d
             value.item()
         return {"loss": value.item()}
 
-    return work
+    return steps
 
 
-def ours(name: str, backbone: str, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], dict[str, float]]:
+def ours(name: str, backbone: str, size: int) -> Callable[[Batches], dict[str, float]]:
     from lightning.fabric import Fabric
 
     from divcon.train.feature_memory import FeatureMemory
     from divcon.train.losses import create_objectives
     from divcon.train.setup import seed_batch, set_up
 
-    method, learners, full_weight, divide_on = OURS[name]
-    model = dc.EmbeddingModel(backbone, 128, learners, method=method, image_size=batches[0][0].shape[-1])
-    config = dc.TrainConfig(full_weight=full_weight, divide_on=divide_on)  # type: ignore[arg-type]
-    fabric = Fabric(accelerator="cpu", devices=1)
+    method, learners, more = OURS[name]
+    model = dc.EmbeddingModel(backbone, 128, learners, method=method, image_size=size)
+    config = dc.TrainConfig(**more)
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if config.precision == "bf16" else "32-true")
     network, optimizer, objectives = set_up(fabric, model, create_objectives(config, model.head, 20), config)
-    memory = FeatureMemory(1000, model.num_features, fabric.device, kept=divide_on == "memory")
+    memory = FeatureMemory(1000, model.num_features, fabric.device, kept=config.divide_on == "memory")
     model.train()
 
-    def work() -> dict[str, float]:
+    def steps(batches: Batches) -> dict[str, float]:
         for step, (images, labels) in enumerate(batches):
+            if not config.channels_last:
+                images = images.contiguous()
             seed_batch(0, 0, step)
+            optimizer.zero_grad()
             own, full, features = network(images, learner=step % learners, with_all=True)
             loss = objectives[step % learners](own, labels)
             if config.full_weight:
                 loss = loss + config.full_weight * objectives[-1](full, labels)
             loss = loss + config.mask_penalty * model.head.penalty()
             memory.saw(np.arange(80) + 80 * (step % 12), features)
-            optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()
             loss.item()
         return {"loss": loss.item()}
 
-    return work
+    return steps
 
 
 def prepare(contender: str, backbone: str, size: int, steps: int) -> Callable[[], dict[str, float]]:
     torch.manual_seed(0)
-
-    def made(batches: list[tuple[Tensor, Tensor]]) -> Callable[[], dict[str, float]]:
-        return plain(backbone, batches) if contender == "plain" else ours(contender, backbone, batches)
-
-    made(batches_of(3, size))()  # what is allocated once, and the libraries' first calls
-    return made(batches_of(steps, size))
+    run = plain(backbone, size) if contender == "plain" else ours(contender, backbone, size)
+    run(batches_of(3, size))  # what is allocated once, and what is compiled
+    batches = batches_of(steps, size)
+    return lambda: run(batches)
 
 
 SIZES = {

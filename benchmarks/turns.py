@@ -115,6 +115,7 @@ def compare(
     for name, (default, told) in sizes.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{told} (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="runs of each contender (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=contenders, help="contenders that take part (default: all)")
     parser.add_argument("--json", type=Path, default=Path(f"build/{Path(script).stem}.json"), help="where results go")
     parser.add_argument("--contender", choices=contenders, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -122,12 +123,16 @@ def compare(
     if options.contender:
         run_one(prepare(options.contender, **chosen))
         return
+    named = options.only or contenders
+    taking_part = {
+        name: c for name, c in contenders.items() if name in named or name in {contenders[n].against for n in named}
+    }
     write(
         options.json,
         title.format(**chosen),
         chosen,
         options.turns,
-        alternate(script, contenders, chosen, options.turns),
+        alternate(script, taking_part, chosen, options.turns),
     )
 
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from divcon.cli.app import app as command_line
 from divcon.config import DataConfig, ModelConfig, TrainConfig, flag
-from divcon.config_parts import AUTO_MINERS
+from divcon.config_train import AUTO_MINERS
 from divcon.errors import ConfigError
 from divcon.models import SubspaceHead, create_head
 from divcon.presets import PRESETS

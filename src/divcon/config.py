@@ -1,7 +1,5 @@
 """Every setting of a run: the one source of command-line flags, of files of settings, of the run's ``config.json``, and
-of their help.
-
-The settings themselves stand in `divcon.config_parts`.
+of their help. They stand in `divcon.config_model`, `divcon.config_train` and `divcon.config_data`.
 """
 
 from __future__ import annotations
@@ -16,17 +14,15 @@ from typing import Any
 from cyclopts import Parameter
 
 from divcon.config_check import Where, flag, placed, stranger, typed, typed_value
+from divcon.config_data import DataConfig, OnBadImage
 from divcon.config_file import as_yaml, read_config_file
-from divcon.config_parts import (
-    DataConfig,
+from divcon.config_model import ModelConfig, Pooling
+from divcon.config_train import (
     Device,
     DivideBy,
     DivideOn,
     LrSchedule,
-    ModelConfig,
-    OnBadImage,
     Optimizer,
-    Pooling,
     Precision,
     Rounds,
     SmallClasses,

@@ -9,7 +9,9 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from divcon.errors import ConfigError, unknown
 
@@ -175,3 +177,7 @@ def _shown(value: Any) -> str:
 def started_by_torchrun() -> int | None:
     """How many processes torchrun has started, of which this is one; None where it has not started this one."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+Option = Annotated[float | int | bool | str, Parameter(converter=option_value)]
+"""A value of an argument that is handed on to a loss, a miner or a head."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from math import log
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,6 +73,41 @@ def test_scikit_learns_kmeans_scores_alike(spread):
     assert found["nmi"] == pytest.approx(nmi, abs=0.03)
     assert found["ami"] == pytest.approx(ami, abs=0.03)
     assert 0.3 < found["nmi"] < 0.97
+
+
+@pytest.mark.parametrize(("points", "classes"), [((900, 16), 180), ((400, 8), 12), ((300, 4), 299)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kmeans_finds_what_faiss_finds(points, classes, seed):
+    """From the same start, all 25 iterations of it, whatever is left out here because nothing moved there."""
+    values = np.random.default_rng(7).standard_normal(points).astype(np.float32)
+    theirs = faiss.Kmeans(
+        points[1], classes, niter=25, seed=seed, min_points_per_centroid=1, max_points_per_centroid=points[0]
+    )
+    theirs.train(values)
+    assigned = theirs.assign(values)[1]
+    mine = clustering._kmeans(values, classes, seed, 25)
+    assert (mine == assigned).mean() > 0.99
+    assert len(np.unique(mine)) == classes
+
+
+@given(st.integers(0, 1000), st.integers(1, 30), st.integers(0, 6))
+@settings(max_examples=80, deadline=None)
+def test_kmeans_is_lloyds_where_points_repeat_and_clusters_empty(seed, k, iterations):
+    values = np.random.default_rng(seed).standard_normal((16, 3)).astype(np.float32).repeat(3, axis=0)
+    mine = clustering._kmeans(values, k, seed, iterations)
+    drawn = np.empty(len(values), np.int32)
+    faiss.rand_perm(faiss.swig_ptr(drawn), len(drawn), seed + 1)
+    centroids = values[drawn[:k]].astype(float)
+    for turn in range(iterations + 1):
+        distances = np.square(values[:, None].astype(float) - centroids[None]).sum(2)
+        found = distances.argmin(1)
+        if turn < iterations:
+            for c in np.unique(found):
+                centroids[c] = values[found == c].mean(axis=0)
+    # Which of equal centroids it is does not matter.
+    means = [np.stack([values[of == of[i]].mean(axis=0) for i in range(len(values))]) for of in (mine, found)]
+    inertia = [np.square(values - mean).sum() for mean in means]
+    assert inertia[0] == pytest.approx(inertia[1], rel=1e-4, abs=1e-5)
 
 
 def test_a_seed_gives_the_same_clusters_and_another_seed_others():

@@ -99,6 +99,8 @@ class TrainState:
             "full_weight": 0.0,
             "divide_on": "fresh",
             "learners_per_step": 1,
+            "fused": False,
+            "compile": False,
             **content["config"],
         }
         asked = dataclasses.asdict(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +25,7 @@ from divcon.train.device import resolve_device
 from divcon.train.losses import create_objectives, keeps_state
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_COMPILERS = (os.environ.get("CXX", "c++"), "g++", "clang++")
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -47,6 +50,8 @@ def check(
     device = resolve_device(config.device)
     if config.precision == "fp16" and device != "cuda":
         raise ConfigError(f"--precision fp16 needs CUDA, and this runs on {device}; use bf16 or fp32")
+    if config.compile and device == "cpu" and not any(map(shutil.which, _COMPILERS)):
+        raise ConfigError(f"--compile needs a C++ compiler on the CPU ({', '.join(_COMPILERS)}); leave it out")
     devices: Any = [processes.rank] if device == "cuda" and not processes.alone else 1
     fabric = Fabric(accelerator=device, devices=devices, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
     if config.hierarchy and config.divide_by == "none":
@@ -129,7 +134,10 @@ def set_up(
         model.head.start_with_one()
     groups = _groups(model, objectives, config)
     objectives.to(fabric.device)
-    optimizer = _OPTIMIZERS[config.optimizer](groups, weight_decay=config.weight_decay)
+    optimizer = _OPTIMIZERS[config.optimizer](groups, weight_decay=config.weight_decay, fused=config.fused or None)
+    if config.compile:
+        # In place, so that weights keep their names; what comes after it branches by learner.
+        model.backbone.compile()
     network, optimizer = fabric.setup(model, optimizer)
     return network, optimizer, objectives
 

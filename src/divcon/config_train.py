@@ -1,4 +1,4 @@
-"""The settings of a run, part by part, with the bounds that each must keep.
+"""The settings of training, with the bounds that each must keep.
 
 The text under each field is what ``divcon train --help`` shows.
 """
@@ -6,21 +6,18 @@ The text under each field is what ``divcon train --help`` shows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from cyclopts import Group, Parameter
 
-from divcon.config_check import at_least, finite, flag, option_value, started_by_torchrun
+from divcon.config_check import Option, at_least, finite, flag, started_by_torchrun
 from divcon.errors import ConfigError
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]
 DivideOn = Literal["memory", "fresh"]
-Pooling = Literal["auto", "avg", "max", "gem", "token"]
 Optimizer = Literal["adam", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16"]
 LrSchedule = Literal["constant", "cosine", "step"]
-OnBadImage = Literal["stop", "skip"]
 SmallClasses = Literal["repeat", "fill"]
 Rounds = Literal["epoch", "longest", "shortest"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -32,57 +29,6 @@ AUTO_MINERS = {
     "MultiSimilarityLoss": "MultiSimilarityMiner",
 }
 """What miner ``auto`` is: the one that the loss's paper (Wu et al., ICCV 2017; Wang et al., CVPR 2019) has."""
-
-Option = Annotated[float | int | bool | str, Parameter(converter=option_value)]
-"""A value of an argument that is handed on to a loss, a miner or a head."""
-
-
-@Parameter(name="*", group=Group("Model", sort_key=1))
-@dataclass(frozen=True)
-class ModelConfig:
-    """What is trained: a backbone and a head (see `divcon.EmbeddingModel`)."""
-
-    method: str = "masks"
-    """How the embedding is divided among learners: single (one learner: ordinary metric learning, the baseline),
-    slices (CVPR 2019: K consecutive parts of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
-    num_learners: Annotated[int, Parameter(name=("--learners", "--num-learners"))] = 4
-    """K, the number of learners, and of clusters that the training images are divided into; 1 under single."""
-    embedding_dim: Annotated[int, Parameter(name=("--dim", "--embedding-dim"))] = 128
-    """D, the length of the embedding."""
-    head_options: dict[str, Option] = field(default_factory=dict)
-    """Arguments of the method's head. Of masks: kind (learned, or fixed: consecutive parts) and full (plain, or masked:
-    the full embedding is multiplied with the sum of the masks), as in --head-options.kind fixed."""
-    backbone: str = "auto"
-    """The network before the head: any timm model by name; for vectors none (the head alone) or mlp (a small residual
-    network). auto: resnet50.tv_in1k for images, none for vectors."""
-    pretrained: bool = True
-    """Start from the backbone's pretrained weights."""
-    weights: Path | None = None
-    """Start the backbone from this file (.safetensors, or .pth of tensors only) in place of timm's weights."""
-    image_size: Annotated[int, Parameter(name=("--size", "--image-size"))] = 224
-    """Height and width, in pixels, of what the backbone sees; not for vectors. For a vision transformer a multiple of
-    its patch size (14 or 16, say); its position embeddings are resampled to it."""
-    pooling: Pooling = "auto"
-    """How the backbone's features of all places become one vector, before the head: auto (as the backbone does), avg,
-    max, gem (Radenovic et al., TPAMI 2018: a mean of p-th powers, where p is learned and starts at 3; what is negative
-    counts as zero), or token (a vision transformer's class token). In a vision transformer avg, max and gem are over
-    the tokens of the patches alone. Not for vectors."""
-    dropout: float = 0.01
-    """Share of the pooled features that is dropped before the head in training."""
-
-    def __post_init__(self) -> None:
-        if self.method == "single" and self.num_learners != 1:
-            object.__setattr__(self, "num_learners", 1)
-        if self.weights is not None:  # so that it is found from another working directory, too
-            object.__setattr__(self, "weights", Path(self.weights).absolute())
-        at_least(self, num_learners=1, embedding_dim=1, image_size=1)
-        if self.embedding_dim < self.num_learners:
-            raise ConfigError(
-                f"--dim {self.embedding_dim} cannot be divided among --learners {self.num_learners}: each learner "
-                "needs at least one dimension; give a larger --dim or fewer --learners"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"--dropout {self.dropout}: must be at least 0 and below 1")
 
 
 @Parameter(name="*", group=Group("Training", sort_key=2))
@@ -177,6 +123,11 @@ class TrainConfig:
     """Arithmetic of the network: fp32, bf16 or fp16 (mixed; fp16 on CUDA only). Distances and losses stay in fp32."""
     channels_last: bool = True
     """Keep images in channels-last memory order, which most convolutions run faster in."""
+    fused: bool = False
+    """Let the optimizer step on all weights at once, in PyTorch's fused kernels; the same but for rounding."""
+    compile: bool = False
+    """Compile the backbone with torch.compile, which takes a minute or more at first; the same but for rounding.
+    Whether steps then take less time depends on device and backbone."""
     workers: int = 2
     """Processes that decode and augment images; the result does not depend on it. 0: none beside the main one."""
     devices: int | None = None
@@ -273,26 +224,3 @@ class TrainConfig:
     def chosen_mask_lr(self) -> float:
         """The learning rate of learned masks, with None resolved."""
         return 100 * self.lr if self.mask_lr is None else self.mask_lr
-
-
-@Parameter(name="*", group=Group("Data and validation", sort_key=3))
-@dataclass(frozen=True)
-class DataConfig:
-    """What it is trained and judged on."""
-
-    validation: bool = True
-    """Hold validation classes out of the training classes and keep the best epoch by their Recall@1.
-    --no-validation trains on all of them, those that the data names for validation too, and keeps the last epoch, as
-    the papers do."""
-    validation_fraction: float = 0.1
-    """Share of the training classes that is held out, where the data does not name validation classes."""
-    evaluate_every: int = 1
-    """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
-    on_bad_image: OnBadImage = "stop"
-    """An image that does not decode: stop with its name; or skip: decode all images once before training, and leave
-    those out that fail, listing them."""
-
-    def __post_init__(self) -> None:
-        at_least(self, evaluate_every=1)
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"--validation-fraction {self.validation_fraction}: must be between 0 and 1")
