@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 PARTS = {
     "evaluate": ("evaluate.py",),
     "million": ("evaluate.py", "--n", "1000000", "--classes", "187000", "--queries", "10000"),
+    "decode-large": ("decode.py",),
+    "decode-small": ("decode.py", "--width", "640", "--height", "480"),
     "kmeans-8": ("kmeans.py", "--clusters", "8"),
     "kmeans-32": ("kmeans.py", "--clusters", "32"),
     "step": ("step.py",),

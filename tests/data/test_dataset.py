@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from divcon.data.dataset import Decoded, batches_of, collate, evaluation_batches, undecodable
 from divcon.data.folder import images_of
-from divcon.data.transforms import EvalTransform, train_transform
+from divcon.data.transforms import EvalTransform, TrainTransform
 from divcon.errors import ImageError
 
 PATHS = [f"{i:02d}.png" for i in range(12)]
@@ -27,7 +27,7 @@ def images(make_images):
 
 
 def batch(images, keys, workers: int, seed: int = 0) -> torch.Tensor:
-    dataset = Decoded(images, EvalTransform(16), train_transform(16), seed)
+    dataset = Decoded(images, EvalTransform(16), TrainTransform(16), seed)
     loader = DataLoader(dataset, batch_sampler=[keys[:5], keys[5:]], num_workers=workers, collate_fn=collate)
     return torch.cat([pixels for pixels, _ in batches_of(loader)])
 
@@ -55,7 +55,7 @@ def test_the_process_generator_is_left_as_it_was(images):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    dataset = Decoded(images, EvalTransform(16), train_transform(16))
+    dataset = Decoded(images, EvalTransform(16), TrainTransform(16))
     dataset[(0, 1, 2)], dataset[0]
     list(evaluation_batches(images, EvalTransform(16), batch_size=5, workers=0))
     list(undecodable(images))

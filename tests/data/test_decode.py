@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps, features
 
 from divcon.data.decode import decode, to_rgb
 from divcon.data.image_set import ImageSet
-from divcon.data.transforms import EvalTransform
+from divcon.data.transforms import EvalTransform, TrainTransform
 from divcon.errors import ImageError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -465,3 +465,57 @@ def test_whoever_lifts_pillows_limit_has_it_lifted(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     Image.new("RGB", (64, 48), BLUE).save(tmp_path / "a.png")
     check_flat(tmp_path / "a.png", BLUE)
+
+
+class TestNeeds:
+    """What is far larger than it is needed."""
+
+    @pytest.fixture(scope="class")
+    def photo(self) -> Image.Image:
+        rng = np.random.default_rng(0)
+        rough = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        return rough.resize((1600, 1200), Image.Resampling.BICUBIC)
+
+    def encoded(self, image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+        out = io.BytesIO()
+        image.save(out, kind, **options)
+        return out.getvalue()
+
+    @pytest.mark.parametrize(
+        ("needs", "size"),
+        [
+            (None, (1600, 1200)),
+            (1200, (1600, 1200)),
+            (601, (1600, 1200)),
+            (600, (800, 600)),
+            (150, (200, 150)),
+            (1, (200, 150)),
+        ],
+    )
+    def test_a_jpeg_is_decoded_at_the_smallest_scale_that_will_do(self, photo, needs, size):
+        found = decode(self.encoded(photo, quality=95), needs=needs)
+        assert found.size == size
+        expected = np.asarray(photo.resize(size, Image.Resampling.BOX)).astype(float)
+        assert np.abs(np.asarray(found) - expected).mean() < 2
+
+    def test_it_is_turned_all_the_same(self, photo):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        assert decode(self.encoded(photo, exif=exif), needs=300).size == (300, 400)
+
+    def test_a_box_and_other_formats_are_decoded_whole(self, photo):
+        assert decode(self.encoded(photo), (0, 0, 1500, 1100), 100).size == (1500, 1100)
+        assert decode(self.encoded(photo, "WEBP"), needs=100).size == (1600, 1200)
+
+    @pytest.mark.parametrize("size", [32, 96])
+    def test_evaluation_sees_what_it_saw(self, photo, size):
+        transform, content = EvalTransform(size), self.encoded(photo, quality=95)
+        reduced, whole = (transform(decode(content, needs=needs)).numpy() for needs in (transform.needs, None))
+        assert decode(content, needs=transform.needs).size != photo.size
+        assert np.abs(reduced.astype(float) - whole).mean() < 1
+
+    def test_no_training_crop_has_too_few_pixels(self):
+        for min_scale in (0.08, 0.5, 1.0):
+            needs = TrainTransform(64, min_scale=min_scale).needs
+            area = min_scale * needs**2
+            assert min((area * ratio) ** 0.5 for ratio in (3 / 4, 4 / 3)) >= 64 - 1e-6

@@ -50,7 +50,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, few: dc.Benchmark) -> Path:
 def seen(images: dc.ImageSet, size: int) -> np.ndarray:
     """What evaluation sees of all images."""
     transform = EvalTransform(size)
-    return np.stack([transform(images.open(i)).numpy() for i in range(len(images))]).astype(float)
+    return np.stack([transform(images.open(i, transform.needs)).numpy() for i in range(len(images))]).astype(float)
 
 
 def same_benchmark(found: dc.Benchmark, data: dc.Benchmark) -> None:

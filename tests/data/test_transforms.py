@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from divcon.data.transforms import EvalTransform, train_transform
+from divcon.data.transforms import EvalTransform, TrainTransform
 
 
 def picture(height: int, width: int) -> Image.Image:
@@ -44,13 +44,13 @@ class TestEval:
 class TestTrain:
     def test_shape_and_type(self):
         for shape in ((64, 64), (50, 200), (10, 10)):
-            seen = train_transform(32)(picture(*shape))
+            seen = TrainTransform(32)(picture(*shape))
             assert seen.shape == (3, 32, 32) and seen.dtype == torch.uint8
 
     def test_crops_are_of_the_scale_asked_for(self):
         torch.manual_seed(0)
         for min_scale in (0.08, 0.5):
-            transform = train_transform(64, min_scale=min_scale, flip=False)
+            transform = TrainTransform(64, min_scale=min_scale, flip=False)
             areas = []
             for _ in range(200):
                 seen = transform(picture(256, 256)).float()
@@ -64,14 +64,14 @@ class TestTrain:
         torch.manual_seed(0)
 
         def mirrored(flip: bool) -> int:
-            transform = train_transform(16, min_scale=0.5, flip=flip)
+            transform = TrainTransform(16, min_scale=0.5, flip=flip)
             seen = [transform(picture(32, 32)).float() for _ in range(200)]
             return sum((pixels[0, :, 0] > pixels[0, :, -1]).all().item() for pixels in seen)
 
         assert 70 < mirrored(True) < 130 and mirrored(False) == 0
 
     def test_the_generator_decides(self):
-        transform = train_transform(16)
+        transform = TrainTransform(16)
         image = picture(64, 64)
         torch.manual_seed(3)
         one = [transform(image) for _ in range(5)]

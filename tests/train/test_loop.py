@@ -150,7 +150,7 @@ def test_learners_train_their_own_slice_and_the_end_trains_all(few: Benchmark, t
 def test_one_learner_equals_a_plain_loop(few: Benchmark, tiny_model: Make) -> None:
     """`single` is ordinary metric learning: the same batches through a loop written out."""
     from divcon.data.dataset import Decoded
-    from divcon.data.transforms import train_transform
+    from divcon.data.transforms import TrainTransform
     from divcon.divide import Division
     from divcon.train.losses import create_objectives
     from divcon.train.sampler import plan_epoch
@@ -169,7 +169,7 @@ def test_one_learner_equals_a_plain_loop(few: Benchmark, tiny_model: Make) -> No
         ],
         weight_decay=config.weight_decay,
     )
-    transform = train_transform(32, interpolation=plain.preprocessing.interpolation, min_scale=0.08, flip=False)
+    transform = TrainTransform(32, interpolation=plain.preprocessing.interpolation, min_scale=0.08, flip=False)
     decoded = Decoded(few.train, plain.eval_transform, transform, config.seed)
     plain.to(memory_format=torch.channels_last)
     for epoch in range(2):

@@ -29,7 +29,8 @@ Pixels = tuple[torch.Tensor, torch.Tensor]
 class Decoded(Dataset):
     """The images of a set, decoded and transformed.
 
-    Augmentation draws from (seed, epoch, position) alone, and leaves the process's generator as it was. An image that
+    What is much larger than the transform needs is decoded at a smaller scale, where its format allows it. Augmentation
+    draws from (seed, epoch, position) alone, and leaves the process's generator as it was. An image that
     does not decode is returned as its `ImageError`, to be raised in the main process by `batches_of`: raised in a
     worker it would come wrapped in the worker's trace.
     """
@@ -48,9 +49,9 @@ class Decoded(Dataset):
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, int] | ImageError:
         try:
             if not isinstance(key, tuple):
-                return self.evaluation(self.images.open(key)), key
+                return self.evaluation(self.images.open(key, _needs(self.evaluation))), key
             index, epoch, position = key
-            image = self.images.open(index)
+            image = self.images.open(index, _needs(self.training))
         except ImageError as error:
             return error
         if self.training is None:
@@ -63,6 +64,11 @@ class Decoded(Dataset):
             return self.training(image), index
         finally:
             torch.set_rng_state(state)
+
+
+def _needs(transform: Transform | None) -> int | None:
+    """Of how many pixels the shorter side must be for the transform; None: it does not say."""
+    return getattr(transform, "needs", None)
 
 
 def collate(items: Sequence[tuple[torch.Tensor, int] | ImageError]) -> Pixels | ImageError:

@@ -48,7 +48,9 @@ _LOOKS_LIKE = (
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
-def decode(source: str | os.PathLike[str] | bytes, box: tuple[int, int, int, int] | None = None) -> Image.Image:
+def decode(
+    source: str | os.PathLike[str] | bytes, box: tuple[int, int, int, int] | None = None, needs: int | None = None
+) -> Image.Image:
     """The image in a file, or in the bytes of one, as RGB.
 
     What is transparent becomes white, of 16 bits a channel the upper 8 are kept, CMYK and LAB are converted, a colour
@@ -61,6 +63,8 @@ def decode(source: str | os.PathLike[str] | bytes, box: tuple[int, int, int, int
     Args:
         box: the part to take, left, top, right, bottom, in the pixels as the file stores them: before EXIF turns them,
             which is how open-metric-learning counts. (A TIFF's are counted after: Pillow turns those itself.)
+        needs: pixels that the shorter side must have; a JPEG without a box is then decoded at a half, quarter or eighth
+            of its width and height, if these are as many still.
 
     Raises:
         ImageError: what is wrong, without the name of the file: it is missing or empty, does not decode, has more
@@ -68,9 +72,9 @@ def decode(source: str | os.PathLike[str] | bytes, box: tuple[int, int, int, int
     """
     try:
         if isinstance(source, bytes):
-            return _decode(io.BytesIO(source), box)
+            return _decode(io.BytesIO(source), box, needs)
         with Path(source).open("rb") as file:
-            return _decode(file, box)
+            return _decode(file, box, needs)
     except MemoryError:
         raise
     except FileNotFoundError:
@@ -86,7 +90,7 @@ def decode(source: str | os.PathLike[str] | bytes, box: tuple[int, int, int, int
     raise ImageError(f"this image does not decode ({problem})")
 
 
-def _decode(file: IO[bytes], box: tuple[int, int, int, int] | None) -> Image.Image:
+def _decode(file: IO[bytes], box: tuple[int, int, int, int] | None, needs: int | None) -> Image.Image:
     try:
         image = Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
@@ -96,6 +100,8 @@ def _decode(file: IO[bytes], box: tuple[int, int, int, int] | None) -> Image.Ima
     with image:
         # Read before the pixels are: Pillow turns a TIFF itself, and only then forgets its orientation.
         turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+        if needs is not None and box is None and image.format == "JPEG" and min(image.size) >= 2 * needs:
+            image.draft(None, (needs, needs))
         image.load()
         pixels = to_rgb(image if box is None else _cropped(image, box))
     return pixels if turn is None else pixels.transpose(turn)

@@ -162,8 +162,11 @@ class ImageSet:
         except OSError as error:
             raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
-    def open(self, i: int) -> Image.Image:
+    def open(self, i: int, needs: int | None = None) -> Image.Image:
         """Image i, or the part of it in its box, as RGB: see `divcon.data.decode.decode`.
+
+        Args:
+            needs: pixels that its shorter side must have at least: a JPEG may be decoded at a smaller scale.
 
         Raises:
             ImageError: the file is missing, or does not decode; the message names it. Or the set is of vectors.
@@ -177,8 +180,8 @@ class ImageSet:
         encoded = self.encoded
         try:
             if encoded is None:
-                return decode(Path(self.root, self.path(i)), box)
-            return decode(encoded[int(self.rows[i])].as_py(), box)
+                return decode(Path(self.root, self.path(i)), box, needs)
+            return decode(encoded[int(self.rows[i])].as_py(), box, needs)
         except ImageError as error:
             raise ImageError(f"{self.where(i)}: {error}") from None
 

@@ -62,7 +62,7 @@ class Packing:
         Raises:
             ImageError: it does not decode.
         """
-        image = images.open(index)
+        image = images.open(index, 2 * self.short_side)
         if min(image.size) <= self.short_side and (images.boxes is None or images.boxes[index][0] < 0):
             return images.content(index)
         seen: Any = image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,21 +16,32 @@ Transform = Callable[[Image.Image], torch.Tensor]
 EVAL_RESIZE = 256 / 224
 """The shorter side is resized to this many times the crop (2019: 256 for crops of 224)."""
 
+_RATIO = (3 / 4, 4 / 3)
+"""Of a training crop's width and height."""
 _LONG = 32
 """Of an image longer than this many times its width (or wider than its height), only the middle is resized."""
 
 
-def train_transform(
-    size: int, *, interpolation: str = "bilinear", min_scale: float = 0.08, flip: bool = True
-) -> Transform:
+class TrainTransform:
     """A random crop of ``min_scale`` to all of the area, resized, and mirrored half of the time where ``flip``; draws
     from torch's global generator."""
-    steps: list[torch.nn.Module] = [
-        v2.RandomResizedCrop(size, scale=(min_scale, 1.0), interpolation=InterpolationMode(interpolation))
-    ]
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    return v2.Compose([*steps, v2.PILToTensor()])
+
+    def __init__(
+        self, size: int, *, interpolation: str = "bilinear", min_scale: float = 0.08, flip: bool = True
+    ) -> None:
+        steps: list[torch.nn.Module] = [
+            v2.RandomResizedCrop(
+                size, scale=(min_scale, 1.0), ratio=_RATIO, interpolation=InterpolationMode(interpolation)
+            )
+        ]
+        if flip:
+            steps.append(v2.RandomHorizontalFlip())
+        self._steps = v2.Compose([*steps, v2.PILToTensor()])
+        self.needs = math.ceil(size / math.sqrt(min_scale * _RATIO[0]))
+        """Of how many pixels the shorter side must be, so that the smallest crop has ``size`` of them each way."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self._steps(image)
 
 
 class EvalTransform:
@@ -38,6 +50,8 @@ class EvalTransform:
 
     def __init__(self, size: int, *, interpolation: str = "bilinear") -> None:
         self.size = size
+        self.needs = 2 * round(size * EVAL_RESIZE)
+        """Of how many pixels the shorter side must be: what is resized to half or less loses nothing that is seen."""
         self.interpolation = InterpolationMode(interpolation)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from divcon.config import TrainConfig
 from divcon.data.dataset import Decoded, Key, Pixels, batches_of, collate
 from divcon.data.image_set import ImageSet
-from divcon.data.transforms import train_transform
+from divcon.data.transforms import TrainTransform
 from divcon.data.workers import begin_worker
 from divcon.models import EmbeddingModel
 from divcon.processes import ALONE, Processes
@@ -112,7 +112,7 @@ class ImageLoader(TrainLoader):
         super().__init__(images, config, device, processes)
         self._model = model
         self._plan = _Plan()
-        training = train_transform(
+        training = TrainTransform(
             model.image_size,
             interpolation=model.preprocessing.interpolation,
             min_scale=config.crop_scale,
