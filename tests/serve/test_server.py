@@ -38,8 +38,6 @@ def free_port() -> int:
 def start(*arguments: object) -> Started:
     port = free_port()
     command = [sys.executable, "-m", "divcon", "serve", *map(str, arguments), "--port", str(port)]
-    if not (Path(__file__).parents[2] / "src/divcon/__main__.py").exists():
-        command[1:3] = ["-c", "from divcon.cli import main; main()"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     url, until = f"http://127.0.0.1:{port}", time.monotonic() + 90
@@ -51,7 +49,8 @@ def start(*arguments: object) -> Started:
             assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
             time.sleep(0.1)
     assert process.stdout is not None
-    said, token = process.stdout.readline(), process.stdout.readline().removeprefix("token: ").strip()
+    said = process.stdout.readline()
+    token = process.stdout.readline().removeprefix("token: ").strip() if "--host" in arguments else ""
     return Started(process, url, said, token)
 
 
@@ -100,6 +99,39 @@ def test_an_upload_that_ends_early_is_no_harm(server: Started) -> None:
             head += f"Authorization: Bearer {server.token}\r\n\r\n"
             connection.sendall(head.encode() + b"{" * 1000)
     assert httpx2.post(f"{server.url}/search", json={"id": 1}, headers=server.bearer).status_code == 200
+
+
+def test_clients_that_never_end_their_headers_are_let_go(store: Path) -> None:
+    """200 connections that send a letter every second; others are answered meanwhile, and these are closed."""
+    started = start(store.parent, "--device", "cpu", "--seconds", "3")
+    port = int(started.url.rpartition(":")[2])
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+    try:
+        slow[0].sendall(f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())  # and then is slow, too
+        assert slow[0].recv(1 << 16).startswith(b"HTTP/1.1 200")
+        closed: set[int] = set()
+        until = time.monotonic() + 60
+        while len(closed) < len(slow):
+            assert time.monotonic() < until, f"{len(slow) - len(closed)} are still open"
+            for number, connection in enumerate(slow):
+                if number not in closed:
+                    try:
+                        connection.sendall(b"G")
+                        connection.setblocking(False)
+                        if connection.recv(1) == b"":
+                            closed.add(number)
+                    except BlockingIOError:
+                        pass
+                    except OSError:
+                        closed.add(number)
+            answer = httpx2.post(f"{started.url}/search", json={"id": 1})
+            assert answer.status_code == 200 and answer.json()["hits"]
+            time.sleep(0.5)
+    finally:
+        for connection in slow:
+            connection.close()
+        started.process.kill()
+        started.process.wait()
 
 
 def test_a_signal_stops_it(server: Started) -> None:

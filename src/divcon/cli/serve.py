@@ -103,5 +103,5 @@ def serve(
             console.print(f"token: {token}")
         if not is_loopback(host):
             note("whoever can read this network can read what is sent, the token too; put TLS in front")
-        run_server(server, host, port)
+        run_server(server, host, port, seconds=limits.seconds)
     console.print("stopped")

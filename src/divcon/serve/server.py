@@ -10,8 +10,11 @@ _STOP_SECONDS = 10
 """For requests that are under way when the server is stopped."""
 
 
-def serve(app: Any, host: str, port: int) -> None:
+def serve(app: Any, host: str, port: int, *, seconds: float) -> None:
     """Answer on host and port until SIGINT or SIGTERM; requests under way are then finished first.
+
+    Args:
+        seconds: a connection that brings no whole request line and headers for so long is closed.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -32,6 +35,7 @@ def serve(app: Any, host: str, port: int) -> None:
         raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error})") from None
     config = uvicorn.Config(
         app,
+        http=_impatient(seconds),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -53,3 +57,30 @@ def serve(app: Any, host: str, port: int) -> None:
         listener.close()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _impatient(seconds: float) -> Any:
+    """uvicorn's protocol, which would wait for the end of a request's headers for ever."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    base: Any = AutoHTTPProtocol
+
+    class Impatient(base):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._look_again()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._look.cancel()
+            super().connection_lost(exc)
+
+        def _look_again(self) -> None:
+            self._look = self.loop.call_later(seconds, self._close_if_idle, self.cycle)
+
+        def _close_if_idle(self, before: Any) -> None:
+            if self.cycle is before and (before is None or before.response_complete):
+                self.transport.close()
+            else:
+                self._look_again()
+
+    return Impatient
