@@ -129,7 +129,7 @@ class RunConfig:
 
 
 PARTS = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
-RECORDED = ("benchmark", "protocol", "split_hash", "versions", "machine")
+RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine")
 """What a run's ``config.json`` holds beside settings, source and init."""
 
 

@@ -24,6 +24,7 @@ from divcon.evaluate.subspaces import (
     subspace_scores,
 )
 from divcon.models import EmbeddingModel
+from divcon.models.inputs import check_finite
 from divcon.processes import ALONE, Processes
 
 
@@ -102,7 +103,9 @@ def evaluate(
             workers=workers,
             on_progress=lambda done, _: on_progress(before + done * processes.size, total),
         )
-        return processes.gathered(torch.from_numpy(found), len(images)).numpy()
+        found = processes.gathered(torch.from_numpy(found), len(images)).numpy()
+        check_finite(found, images, f"evaluating {data.name}")
+        return found
 
     query_features = pooled(query, 0)
     gallery_features = query_features if gallery is query else pooled(gallery, len(query))

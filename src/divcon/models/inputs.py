@@ -13,7 +13,7 @@ from divcon.data.dataset import Pixels, evaluation_batches
 from divcon.data.folder import images_of
 from divcon.data.image_set import ImageSet
 from divcon.data.transforms import EvalTransform
-from divcon.errors import DataError
+from divcon.errors import DataError, NonFiniteError
 
 Inputs = ImageSet | np.ndarray | str | Path | Sequence[str | Path]
 """Images or vectors: a set, an (N, F0) array of vectors, a file, a folder, or several of them."""
@@ -91,3 +91,14 @@ def input_batches(
         yield seen, indices
         done += len(indices)
         on_progress(done, len(images))
+
+
+def check_finite(features: np.ndarray, images: ImageSet, what: str) -> None:
+    """Raise NonFiniteError, with the names of the images, unless all (N, F) features are finite."""
+    wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(wrong):
+        named = ", ".join(images.where(i) for i in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise NonFiniteError(
+            f"{what}: the model's features of {len(wrong):,} of {len(images):,} images are NaN or infinite: {named}; "
+            "look at them, or at the weights: a smaller --lr, --warmup-epochs or --precision fp32 may help"
+        )

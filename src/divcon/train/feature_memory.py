@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from divcon.models import EmbeddingModel
+from divcon.models.inputs import check_finite
 from divcon.processes import ALONE, Processes
 from divcon.train.loader import TrainLoader
 from divcon.train.report import Progress
@@ -69,6 +70,7 @@ class FeatureMemory:
 
         Raises:
             ImageError: an image does not decode.
+            NonFiniteError: a feature is NaN or infinite; the message names the images.
         """
         unseen = np.flatnonzero(~self._seen)
         features = np.empty((len(self._seen), self._features.shape[1]), np.float32)
@@ -78,6 +80,7 @@ class FeatureMemory:
         model.pool(loader.as_evaluated(mine, epoch, on_progress), features)
         if not processes.alone:
             features[unseen] = processes.gathered(torch.from_numpy(features[mine]), len(unseen)).numpy()
+        check_finite(features, loader.images, f"epoch {epoch}, dividing")
         if self._kept:
             fresh = F.normalize(torch.from_numpy(features[unseen]), dim=1)
             if 0 < len(unseen) < len(features):

@@ -27,7 +27,7 @@ class TrainLoader(ABC):
     train. A context manager: leaving it ends its workers."""
 
     def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device, processes: Processes) -> None:
-        self._images = images
+        self.images = images
         self._config = config
         self._device = device
         self._processes = processes
