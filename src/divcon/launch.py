@@ -102,6 +102,8 @@ class _Others:
         """Whether the first process has stopped training."""
         self._size = size
         self._running: list[tuple[BaseProcess, Connection]] = []
+        self._asking = threading.Lock()
+        """How a process has ended is told to one thread alone, which keeps it for the other."""
         for rank in range(1, size):
             here, there = context.Pipe(duplex=False)
             threads, method = torch.get_num_threads() // size, multiprocessing.get_start_method()
@@ -120,9 +122,9 @@ class _Others:
             with suppress(EOFError, OSError):
                 if pipe.poll(0):
                     return pipe.recv()
-            if process.exitcode:
+            if code := self._exit_code(process):
                 lost = WorkerError(
-                    f"process {rank} of the {self._size} that train together ended ({_how(process.exitcode)}): memory "
+                    f"process {rank} of the {self._size} that train together ended ({_how(code)}): memory "
                     "may have run out; what the checkpoint holds stays, and can be gone on with"
                 )
         return lost
@@ -143,11 +145,15 @@ class _Others:
         sentinels = {process.sentinel: process for process, _ in self._running}
         while sentinels and not self.left:
             for ended in wait(list(sentinels), 1):
-                process = sentinels.pop(ended)  # type: ignore[arg-type]
-                process.join()
-                if process.exitcode:
+                if self._exit_code(sentinels.pop(ended)):  # type: ignore[arg-type]
                     self._interrupt()
                     return
+
+    def _exit_code(self, process: BaseProcess) -> int | None:
+        with self._asking:
+            if wait([process.sentinel], 0):
+                process.join()
+            return process.exitcode
 
     def _interrupt(self) -> None:
         for act in (_thread.interrupt_main, self._exit):
