@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KILLS ?= 100
 
-.PHONY: demo test test-slow torture fuzz check docs clean chromium
+.PHONY: demo test test-slow torture fuzz fuzz-guided check docs clean chromium
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,11 @@ torture: $(VENV)/.installed  ## kills and faults over and over: docs/survives.md
 EXAMPLES ?= 400
 fuzz: $(VENV)/.installed  ## broken files of every kind that is read, EXAMPLES of each
 	DIVCON_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz -k broken
+
+SECONDS ?= 60
+fuzz-guided: $(VENV)/.installed  ## the same, guided by the code that is reached, SECONDS for each kind
+	$(BIN)/pip install --quiet -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/guided.py --seconds $(SECONDS)
 
 check: $(VENV)/.installed  ## style, types, import contract
 	$(BIN)/ruff check .

@@ -1,10 +1,11 @@
-"""Files of every kind that divcon reads, and ways to break them. Shared by the tests and by ``fuzz.py``."""
+"""Files of every kind that divcon reads, and ways to break them. Shared by the tests and by ``guided.py``."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def targets() -> dict[str, Target]:
         Target("settings.toml", lambda path: path.write_text(_TOML), _settings),
         Target("settings.json", lambda path: path.write_text(json.dumps({"train": {"epochs": 3}})), _settings),
         Target("checkpoint", _checkpoint, read_checkpoint),
+        Target("pack.json", _pack, lambda path: dc.read(str(path.parent))),
         Target("division.safetensors", _division, Division.load),
         Target("weights.safetensors", _weights, _take_weights),
         Target("weights.pth", _weights, _take_weights),
@@ -110,6 +112,12 @@ def _encoded(path: Path) -> None:
     Image.new("RGB", (9, 7), (10, 90, 200)).save(image, "PNG")
     column = [{"bytes": image.getvalue(), "path": f"{i}.png"} for i in range(8)]
     pq.write_table(pa.table({"image": column, "label": [f"c{i % 4}" for i in range(8)]}), path)
+
+
+def _pack(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        _encoded(Path(folder) / "encoded.parquet")
+        dc.pack(dc.read(f"{folder}/encoded.parquet"), path.parent)
 
 
 def _json_lines(path: Path) -> None:
