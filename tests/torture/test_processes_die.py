@@ -98,6 +98,7 @@ def test_the_first_is_killed(disturbed: Any, whole: Path, run_of: Any) -> None:
     run_of.of(whole).check_same(run_of.of(out))
 
 
+@pytest.mark.slow
 def test_it_is_asked_to_stop_and_one_goes_on(disturbed: Any, whole: Path, run_of: Any) -> None:
     """With another number of processes the state is kept, and the rest is the same but for rounding."""
     process, out = disturbed
