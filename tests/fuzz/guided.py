@@ -19,7 +19,10 @@ from pathlib import Path
 
 import atheris  # pyright: ignore[reportMissingImports] — of the extra `fuzz`
 
-with atheris.instrument_imports(include=["divcon"]):
+if "--target" in sys.argv:
+    with atheris.instrument_imports(include=["divcon"]):
+        import mutations
+else:
     import mutations
 
 KEPT = Path("build/fuzz")
@@ -49,7 +52,7 @@ def fuzz(name: str, seconds: int) -> None:
             shutil.rmtree(tried)
 
     KEPT.mkdir(parents=True, exist_ok=True)
-    limits = [f"-max_total_time={seconds}", "-rss_limit_mb=8192", "-timeout=120", "-verbosity=0"]
+    limits = [f"-max_total_time={seconds}", "-rss_limit_mb=8192", "-timeout=120", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={KEPT}/{name}-", str(corpus)], attempt)
     atheris.Fuzz()
 
@@ -67,8 +70,9 @@ def main() -> None:
     for name in options.only:
         command = [sys.executable, __file__, "--target", name, "--seconds", str(options.seconds)]
         found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        runs = [line for line in found.stdout.splitlines() if line.startswith("Done ")]
-        print(f"{name}: {runs[-1] if runs and not found.returncode else found.stdout[-3000:]}", flush=True)
+        tried = [line.split()[-1] for line in found.stdout.splitlines() if "number_of_executed_units" in line]
+        text = found.stdout[-3000:] if found.returncode or not tried else f"{tried[-1]} files read"
+        print(f"{name}: {text}", flush=True)
         failed += [name] if found.returncode else []
     sys.exit(f"something else than an error of divcon's: {', '.join(failed)} (in {KEPT})" if failed else 0)
 
