@@ -58,7 +58,9 @@ def together(devices: int, across: str, device: str, follow: Callable[..., None]
     if started not in (None, devices):
         raise ConfigError(f"torchrun has started {started} processes, and --devices is {devices}; give as many")
     if device not in BACKENDS:
-        raise ConfigError(f"--devices {devices}: one training cannot run on several devices of kind {device}")
+        raise ConfigError(
+            f"--devices {devices}: a training cannot run on several devices of kind {device}; try --device cpu"
+        )
     if device == "cuda" and torch.cuda.device_count() < devices:
         raise ConfigError(f"--devices {devices}: PyTorch finds {torch.cuda.device_count()} of kind cuda here")
     if started is not None:

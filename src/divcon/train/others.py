@@ -28,7 +28,8 @@ def with_others(
     **callbacks: Any,
 ) -> Iterator[EpochReport]:
     """What ``train`` yields, as the first of ``config.devices`` processes that call it."""
-    check(model, images, config)
+    if config.num_devices > 1:
+        check(model, images, config)  # before any is started
     device = resolve_device(config.device)
     given = (train, model, images, config, checkpoint)
     with together(config.num_devices, config.across, device, _follow, *given) as processes:
