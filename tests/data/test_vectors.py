@@ -16,6 +16,7 @@ from divcon.data.folder import images_of
 from divcon.data.image_set import Benchmark, ImageSet
 from divcon.data.read import read
 from divcon.data.vectors import write_benchmark_vectors, write_vectors
+from divcon.data.vectors_reader import read_vectors
 from divcon.errors import DataError, ImageError, OutputError
 
 LABELS = list("aabbccdd")
@@ -341,3 +342,11 @@ class TestWriting:
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError):
             write_benchmark_vectors(tmp_path / "file" / "v.parquet", demo, feature_of)
+
+
+@pytest.mark.parametrize("rows", [0, 7, 9])
+def test_a_file_whose_columns_have_several_numbers_of_rows_is_damaged(rows, tmp_path):
+    file = table(tmp_path / "v.parquet", fixed(numbers()))
+    assert read_vectors([file], "v", 8).shape == (8, 3)
+    with pytest.raises(DataError, match="v: the column 'embedding' is damaged"):
+        read_vectors([file], "v", rows)

@@ -142,7 +142,7 @@ def check_paths(images: ImageSet) -> None:
 def _image_set(tables: Tables) -> ImageSet:
     source, rows, n = tables.source, tables.rows, len(tables.rows)
     try:
-        vectors = read_vectors(tables.files, source) if tables.kind == "vectors" else None
+        vectors = read_vectors(tables.files, source, n) if tables.kind == "vectors" else None
         encoded, inner = read_encoded(tables.files, source) if tables.kind == "encoded" else (None, None)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{source}: a column is damaged ({first_line(error)}); make the file again") from None

@@ -18,17 +18,20 @@ _ROWS_AT_A_TIME = 8192
 _WANTED = "the column 'embedding' needs a list of numbers a row"
 
 
-def read_vectors(files: Sequence[Path], source: str) -> np.ndarray:
+def read_vectors(files: Sequence[Path], source: str, num_rows: int) -> np.ndarray:
     """The column ``embedding`` of the rows of one parquet or several, (N, F) float32.
 
     It may be a list, large list, list of fixed size, or tensor of one dimension, of floats or integers of any width.
     It is read some thousand rows at a time: in memory is the array, and little more.
 
+    Args:
+        num_rows: N, as many as the files' other columns have.
+
     Raises:
         DataError: with the row, for a vector that is missing, empty, of another length than the first, or not finite
-            in float32; or the column holds something else.
+            in float32; or the column holds something else, or has another number of rows.
     """
-    num_rows, width, row = sum(pq.read_metadata(file).num_rows for file in files), 0, 0
+    width, row = 0, 0
     vectors = np.empty((num_rows, 0), np.float32)
     for column in itertools.chain.from_iterable(map(_columns, files)):
         lengths = _lengths(column)
@@ -40,10 +43,15 @@ def read_vectors(files: Sequence[Path], source: str) -> np.ndarray:
         if bad.any():
             i = int(np.argmax(bad))
             raise DataError(where_in(source, row + i) + _wrong_length(int(lengths[i]), width))
+        if row + len(column) > num_rows:
+            break
         block = vectors[row : row + len(column)]
         _fill(block, column.flatten(), source, row)
         row += len(column)
-    return vectors
+    else:
+        if row == num_rows:
+            return vectors
+    raise DataError(f"{source}: the column 'embedding' is damaged: it has another number of rows than the others")
 
 
 def _columns(file: Path) -> Iterator[pa.Array]:
