@@ -32,7 +32,7 @@ torture: $(VENV)/.installed  ## kills and faults over and over: docs/survives.md
 
 EXAMPLES ?= 400
 fuzz: $(VENV)/.installed  ## broken files of every kind that is read, EXAMPLES of each
-	DIVCON_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz -k broken
+	DIVCON_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz tests/serve/test_fuzz.py -k 'broken or serve'
 
 SECONDS ?= 60
 fuzz-guided: $(VENV)/.installed  ## the same, guided by the code that is reached, SECONDS for each kind

@@ -1,0 +1,123 @@
+"""Requests of every shape: each is answered with what was asked for, or with what is wrong, and never with a 500."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from divcon.search import Index
+from divcon.serve import create_app
+
+EXAMPLES = int(os.environ.get("DIVCON_FUZZ_EXAMPLES", "0"))
+FUZZ = settings(
+    max_examples=EXAMPLES or 60,
+    deadline=None,
+    derandomize=not EXAMPLES,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+NUMBERS = st.integers(-(10**30), 10**30) | st.floats() | st.sampled_from([0, 1, 3, -1, 2**31, 2**63, 1e400])
+TEXTS = st.text(max_size=20) | st.sampled_from(
+    ["", "0", "NaN", "1e999", "../../etc/passwd", "label = 'x'", "' OR 1=1 --"]
+)
+PLAIN = st.none() | st.booleans() | NUMBERS | TEXTS
+VALUES = st.recursive(PLAIN, lambda v: st.lists(v, max_size=5) | st.dictionaries(TEXTS, v, max_size=3), max_leaves=12)
+NAMES = ["id", "path", "vector", "k", "where", "learner", "each_k", "image"]
+FIELDS = st.dictionaries(st.sampled_from(NAMES) | TEXTS, VALUES, max_size=5)
+PATHS = [
+    "/items",
+    "/items/{}",
+    "/items/{}/image",
+    "/about",
+    "/map",
+    "/failures",
+    "/divisions",
+    "/{}",
+    "/docs",
+    "/metrics",
+]
+
+
+@pytest.fixture(scope="module")
+def client(index: Index) -> Iterator[TestClient]:
+    with TestClient(create_app(index), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
+
+
+def check(client: TestClient, answer: Any) -> None:
+    assert answer.status_code < 500, answer.text
+    if answer.status_code >= 400 and answer.headers["content-type"].startswith("application/json"):
+        assert answer.json()["error"]
+    assert client.get("/health").status_code == 200
+
+
+@FUZZ
+@given(FIELDS)
+def test_searches_as_json(client: TestClient, fields: dict[str, Any]) -> None:
+    import json
+
+    content = json.dumps(fields).encode("utf-8", "surrogatepass")
+    check(client, client.post("/search", content=content, headers={"content-type": "application/json"}))
+
+
+@FUZZ
+@given(
+    st.binary(max_size=300), st.sampled_from(["application/json", "multipart/form-data; boundary=x", "text/plain", ""])
+)
+def test_bodies_of_any_bytes(client: TestClient, content: bytes, kind: str) -> None:
+    check(client, client.post("/search", content=content, headers={"content-type": kind}))
+    check(client, client.post("/login", content=content, headers={"content-type": kind}))
+
+
+@FUZZ
+@given(
+    st.lists(st.tuples(st.integers(0, 1 << 14), st.integers(0, 255)), max_size=8),
+    st.integers(0, 1 << 14),
+    st.dictionaries(st.sampled_from(NAMES), TEXTS, max_size=3),
+)
+def test_uploads_that_are_broken(
+    client: TestClient, photos: Path, edits: list[tuple[int, int]], end: int, fields: dict[str, str]
+) -> None:
+    content = bytearray((photos / "1-1.png").read_bytes())
+    for place, value in edits:
+        content[place % len(content)] = value
+    content = content[: end or None]
+    fields.pop("image", None)
+    check(client, client.post("/search", files={"image": ("a.png", bytes(content))}, data=fields))
+
+
+@FUZZ
+@given(
+    st.sampled_from(PATHS),
+    TEXTS | st.integers().map(str),
+    st.dictionaries(
+        st.sampled_from(["offset", "limit", "where", "learner", "size", "k", "epoch"]),
+        TEXTS | st.integers().map(str),
+        max_size=3,
+    ),
+)
+def test_pages_of_any_name_and_query(client: TestClient, path: str, name: str, query: dict[str, str]) -> None:
+    from urllib.parse import quote
+
+    check(client, client.get(path.format(quote(name, safe="", errors="replace")), params=query))
+
+
+@FUZZ
+@given(
+    st.dictionaries(
+        st.sampled_from(["host", "origin", "authorization", "cookie", "range", "accept"]),
+        st.binary(max_size=40),
+        max_size=3,
+    )
+)
+def test_headers_of_any_bytes(client: TestClient, headers: dict[str, bytes]) -> None:
+    answer = client.get("/about", headers=dict(headers))
+    assert answer.status_code < 500
+    assert client.get("/health").status_code == 200
