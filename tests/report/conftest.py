@@ -147,7 +147,7 @@ def no_test_images(monkeypatch: pytest.MonkeyPatch, few: Benchmark) -> Iterator[
     tested = set(few.query.rows.tolist())
     opened = ImageSet.open
 
-    def refusing(images: ImageSet, i: int) -> object:
+    def refusing(images: ImageSet, i: int, needs: int | None = None) -> object:
         assert int(images.rows[i]) not in tested, "a test image was opened"
         return opened(images, i)
 

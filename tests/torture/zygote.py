@@ -33,7 +33,6 @@ import divcon.run_folder
 import divcon.search.items
 import divcon.train.loop
 from divcon.train.feature_memory import FeatureMemory
-from divcon.train.keeper import Keeper
 
 
 class Events:
@@ -82,14 +81,13 @@ class Events:
 
         setattr(owner, name, called)
 
-    def between(self, owner: Any, name: str, stage: str) -> None:
-        """An event before each item that a generator function gives."""
+    def before(self, owner: Any, name: str, stage: str) -> None:
+        """An event before each call."""
         function: Callable[..., Any] = getattr(owner, name)
 
         def called(*arguments: Any, **options: Any) -> Any:
-            for item in function(*arguments, **options):
-                self.happens(stage)
-                yield item
+            self.happens(stage)
+            return function(*arguments, **options)
 
         setattr(owner, name, called)
 
@@ -105,7 +103,7 @@ def child(order: dict[str, Any]) -> None:
         events.around(os, name, "saving")
     events.around(divcon.train.loop, "divide", "dividing")
     events.around(FeatureMemory, "refreshed", "dividing")
-    events.between(Keeper, "steps", "training")
+    events.before(divcon.train.loop, "take_step", "training")
     events.around(divcon.run, "evaluate", "evaluating")
     if order["arguments"][0] == "index":
         from divcon.search.lance import LanceStore
