@@ -59,8 +59,7 @@ class Events:
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
             return
         if self._victim == "group":
-            # From another process, as a scheduler is: workers take the signal of their own parent for the end.
-            subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"], check=True, start_new_session=True)
+            os.killpg(0, signal.SIGTERM)
             return
         if self._victim:
             os.kill(os.getpid(), int(self._victim))
