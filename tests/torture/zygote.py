@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -58,7 +59,8 @@ class Events:
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
             return
         if self._victim == "group":
-            os.killpg(0, signal.SIGTERM)
+            # From another process, as a scheduler is: workers take the signal of their own parent for the end.
+            subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"], check=True, start_new_session=True)
             return
         if self._victim:
             os.kill(os.getpid(), int(self._victim))

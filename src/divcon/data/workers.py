@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from divcon.errors import WorkerError
@@ -29,6 +30,19 @@ def _end_if_parent_asks() -> None:
     os._exit(0)
 
 
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """For what forks the workers: threads that PyTorch starts in them before `begin_worker` have it blocked, too."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def worker_death(error: BaseException) -> WorkerError | None:
     """What a person should know, where ``error`` is PyTorch's about a worker that died; else None."""
     text = str(error).strip()
@@ -50,7 +64,8 @@ def of_workers(loader: Iterable[Any]) -> Iterator[Any]:
     Raises:
         WorkerError: one of its workers was killed.
     """
-    batches = iter(loader)
+    with _sigterm_blocked():
+        batches = iter(loader)
     while True:
         try:
             batch = next(batches)
