@@ -132,7 +132,11 @@ def test_what_ends_one_ends_all(failing: str, error: type[Exception], message: s
 
 
 def test_the_first_s_own_error_is_the_one_that_is_told() -> None:
-    with pytest.raises(DataError, match="mine"), together(2, "learners", "cpu", follow, "data"):
+    """Also where another has failed before."""
+    with pytest.raises(DataError, match="mine"), together(SIZE, "learners", "cpu", follow, "data") as processes:
+        with pytest.raises(RuntimeError):
+            processes.wait()
+            processes.wait()
         raise DataError("mine")
 
 

@@ -56,13 +56,17 @@ def together(devices: int, across: str, device: str, follow: Callable[..., None]
         yield ALONE
         return
     if started not in (None, devices):
-        raise ConfigError(f"torchrun has started {started} processes, and --devices is {devices}; give as many")
+        raise ConfigError(
+            f"torchrun has started {started} processes, and --devices is {devices}; give --devices {started}"
+        )
     if device not in BACKENDS:
         raise ConfigError(
             f"--devices {devices}: a training cannot run on several devices of kind {device}; try --device cpu"
         )
     if device == "cuda" and torch.cuda.device_count() < devices:
-        raise ConfigError(f"--devices {devices}: PyTorch finds {torch.cuda.device_count()} of kind cuda here")
+        raise ConfigError(
+            f"--devices {devices}: PyTorch finds {torch.cuda.device_count()} of kind cuda here; give fewer"
+        )
     if started is not None:
         if not is_first():
             _leave_stopping_to_the_first()
@@ -73,7 +77,7 @@ def together(devices: int, across: str, device: str, follow: Callable[..., None]
             if not _is_lost(error):
                 raise
             raise WorkerError(
-                "another of the processes that torchrun has started has ended: see what it says"
+                "another of the processes that torchrun has started ended: see what it says, and go on with --resume"
             ) from None
         return
     # Nobody from another machine is to join in.
@@ -127,7 +131,7 @@ class _Others:
             if code := self._exit_code(process):
                 lost = WorkerError(
                     f"process {rank} of the {self._size} that train together ended ({_how(code)}): memory "
-                    "may have run out; what the checkpoint holds stays, and can be gone on with"
+                    "may have run out; what the checkpoint holds stays: go on with --resume"
                 )
         return lost
 

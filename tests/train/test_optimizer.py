@@ -12,7 +12,7 @@ import torch
 
 import divcon as dc
 from divcon.data.image_set import Benchmark
-from divcon.errors import RunError
+from divcon.errors import ConfigError, RunError
 from divcon.train.checkpoint import read_checkpoint
 from divcon.train.setup import check, set_up
 
@@ -173,3 +173,29 @@ def test_a_modern_backbone_learns(few: Benchmark, backbone: str) -> None:
     config = replace(ADAMW, epochs=6, finetune_epoch=0, lr=1e-3, lr_schedule="cosine", warmup_epochs=1.0)
     losses = [report.loss for report in dc.train(model, few.train, config)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["fused", pytest.param("compile", marks=pytest.mark.slow)],  # which takes minutes to compile
+)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_options_of_speed_train_the_same(option: str, optimizer: str, few: Benchmark) -> None:
+    """But for rounding; and each is told to PyTorch."""
+    config = replace(CONFIG, epochs=1, finetune_epoch=1, optimizer=optimizer)
+    plain, fast = (vit(backbone="test_resnet") for _ in range(2))
+    expected = next(dc.train(plain, few.train, config))
+    found = next(dc.train(fast, few.train, replace(config, **{option: True})))
+    assert found.loss == pytest.approx(expected.loss, rel=1e-3)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-2, atol=2e-3)
+    fabric, objectives = check(fast, few.train, config)
+    _, stepping, _ = set_up(fabric, fast, objectives, replace(config, **{option: True}))
+    assert (stepping.param_groups[0]["fused"] is True) == (option == "fused")
+    assert (fast.backbone._compiled_call_impl is not None) == (option == "compile")
+
+
+def test_compiling_without_a_compiler_is_refused(few: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"--compile needs a C\+\+ compiler"):
+        check(vit(), few.train, replace(CONFIG, compile=True, device="cpu"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -184,20 +185,35 @@ def _files(data: Benchmark, packing: Packing, out: Path) -> list[_File]:
         raise DataError(f"{data.name}: there are no images to pack")
     table = benchmark_table(parts)
     table = table.drop_columns([name for name in BOX_COLUMNS if name in table.column_names])
-    sets = [part.images for part in parts]
-    part_of = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
-    place = np.concatenate([np.arange(len(images)) for images in sets])
-    files = []
-    splits = np.array(table["split"].to_pylist())
-    for split in dict.fromkeys(splits.tolist()):
-        rows = np.flatnonzero(splits == split)
-        chunks = [rows[i : i + IMAGES_A_FILE] for i in range(0, len(rows), IMAGES_A_FILE)]
-        for number, chunk in enumerate(chunks):
-            images = [sets[p].subset(place[chunk][part_of[chunk] == p]) for p in np.unique(part_of[chunk])]
-            content = table.take(pa.array(chunk))
-            digest = hashlib.sha256(repr((packing, split, number, len(chunks))).encode())
-            for column in content.columns:
-                digest.update(repr(column.to_pylist()).encode())
-            name = f"{split}-{number:05d}-of-{len(chunks):05d}.parquet"
-            files.append(_File(out / name, content, images, digest.hexdigest().encode()))
+    files, before = [], 0
+    for split, group in itertools.groupby(parts, key=lambda part: part.split):
+        sets = [part.images for part in group]
+        size = sum(map(len, sets))
+        count = -(-size // IMAGES_A_FILE)
+        for number in range(count):
+            start = number * IMAGES_A_FILE
+            rows = table.slice(before + start, min(IMAGES_A_FILE, size - start))
+            images = _slice(sets, start, start + len(rows))
+            path = out / f"{split}-{number:05d}-of-{count:05d}.parquet"
+            digest = hashlib.sha256(repr((packing, path.name)).encode() + _bytes_of(rows))
+            files.append(_File(path, rows, images, digest.hexdigest().encode()))
+        before += size
     return files
+
+
+def _slice(sets: list[ImageSet], start: int, stop: int) -> list[ImageSet]:
+    """Images ``start`` to ``stop`` of the sets, one after another."""
+    found, before = [], 0
+    for images in sets:
+        first, last = max(0, start - before), min(len(images), stop - before)
+        if first < last:
+            found.append(images.subset(np.arange(first, last)))
+        before += len(images)
+    return found
+
+
+def _bytes_of(rows: pa.Table) -> memoryview:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows.combine_chunks())
+    return memoryview(sink.getvalue())

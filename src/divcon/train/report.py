@@ -165,7 +165,7 @@ class LossRecord:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.values)) if self._settled else float("nan")
+        return float(self._losses[0, : self._settled].mean()) if self._settled else float("nan")
 
     @property
     def full_mean(self) -> float | None:
