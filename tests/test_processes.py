@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,3 +159,34 @@ def test_what_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_alone_nothing_is_started() -> None:
     with together(1, "learners", "cpu", follow, None) as processes:
         assert processes is ALONE
+
+
+def listening() -> list[str]:
+    """The addresses, in hexadecimal, on which this process listens."""
+    mine = set()
+    for place in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # what it is listed with is closed again
+            mine.add(str(place.readlink()))
+    rows = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine]
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="who listens stands in /proc")
+def test_nobody_from_another_machine_can_join() -> None:
+    with together(2, "learners", "cpu", follow, None) as processes:
+        told(processes)
+        batch_loss(processes)
+        found = listening()
+        processes.wait()
+    assert found and set(found) == {"0100007F"}
+
+
+def test_a_script_without_its_guard_is_told_of_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from divcon.launch import together\nwith together(2, 'learners', 'cpu', print) as processes:\n    pass\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert 'needs the line if __name__ == "__main__"' in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import Store, TCPStore  # type: ignore[reportPrivateImportUsage]
+from torch.distributed import FileStore  # type: ignore[reportPrivateImportUsage]
 
 from divcon.config_check import started_by_torchrun
 from divcon.errors import ConfigError, DivconError, WorkerError
@@ -80,28 +81,31 @@ def together(devices: int, across: str, device: str, follow: Callable[..., None]
                 "another of the processes that torchrun has started ended: see what it says, and go on with --resume"
             ) from None
         return
-    # Nobody from another machine is to join in.
+    # Nobody from another machine is to join in: they meet in a file of this user's, and talk within the machine. (A
+    # TCPStore listens to all the network.)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    store = TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False, timeout=WAITS)
-    others = _Others(devices, across, device, store.port, follow, given)
-    try:
-        with _threads(devices if device == "cpu" else 1), _joined(device, 0, devices, store):
-            yield Processes(0, devices, across)
-    except (Exception, KeyboardInterrupt) as error:
-        others.left = True
-        told = others.told(wait_for_it=_is_lost(error))
-        if told is not None and not isinstance(error, DivconError):
-            raise told from None
-        raise
-    finally:
-        others.end()
+    with tempfile.TemporaryDirectory(prefix="divcon-", ignore_cleanup_errors=True) as folder:
+        meeting = f"{folder}/meeting"
+        others = _Others(devices, across, device, meeting, follow, given)
+        try:
+            others.wait_for_start()
+            with _threads(devices if device == "cpu" else 1), _joined(device, 0, devices, meeting):
+                yield Processes(0, devices, across)
+        except (Exception, KeyboardInterrupt) as error:
+            others.left = True
+            told = others.told(wait_for_it=_is_lost(error))
+            if told is not None and not isinstance(error, DivconError):
+                raise told from None
+            raise
+        finally:
+            others.end()
 
 
 class _Others:
     """The processes of the other ranks, and a thread that watches them."""
 
     def __init__(
-        self, size: int, across: str, device: str, port: int, follow: Callable[..., None], given: tuple[Any, ...]
+        self, size: int, across: str, device: str, meeting: str, follow: Callable[..., None], given: tuple[Any, ...]
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self.left = False
@@ -113,12 +117,28 @@ class _Others:
         for rank in range(1, size):
             here, there = context.Pipe(duplex=False)
             threads, method = torch.get_num_threads() // size, multiprocessing.get_start_method()
-            arguments = (there, rank, size, across, device, port, threads, method, follow, given)
+            arguments = (there, rank, size, across, device, meeting, threads, method, follow, given)
             process = context.Process(target=_other, args=arguments, name=f"divcon {rank} of {size}")
             process.start()
             there.close()
             self._running.append((process, here))
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def wait_for_start(self) -> None:
+        """
+        Raises:
+            WorkerError: one has not come as far as its first line.
+        """
+        for rank, (process, pipe) in enumerate(self._running, 1):
+            try:
+                pipe.recv()
+            except EOFError:
+                process.join()
+                raise WorkerError(
+                    f"process {rank} of the {self._size} that are to train together did not start (what is wrong with "
+                    "it stands above); a script that trains on several devices needs the line if __name__ == "
+                    '"__main__": around what it does'
+                ) from None
 
     def told(self, *, wait_for_it: bool) -> DivconError | None:
         """What another process has failed of; None where none has."""
@@ -179,7 +199,7 @@ def _other(
     size: int,
     across: str,
     device: str,
-    port: int,
+    meeting: str,
     threads: int,
     start_method: str,
     follow: Callable[..., None],
@@ -192,9 +212,9 @@ def _other(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if device == "cpu":
         torch.set_num_threads(max(1, threads))
+    failures.send("started")
     try:
-        store = TCPStore("127.0.0.1", port, size, is_master=False, timeout=WAITS)
-        with _joined(device, rank, size, store):
+        with _joined(device, rank, size, meeting):
             follow(Processes(rank, size, across), *given)
     except BaseException as error:
         if not _is_lost(error):
@@ -218,8 +238,9 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _joined(device: str, rank: int, size: int, store: Store | None) -> Iterator[None]:
-    where = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+def _joined(device: str, rank: int, size: int, meeting: str | None) -> Iterator[None]:
+    """One of the group; they meet in a file, or as torchrun has arranged."""
+    where = {} if meeting is None else {"store": FileStore(meeting, size), "rank": rank, "world_size": size}
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
     dist.init_process_group(BACKENDS[device], timeout=WAITS, **where)
