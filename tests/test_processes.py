@@ -41,6 +41,12 @@ def test_each_batch_of_a_step_is_one_process_s(start: int, count: int, size: int
     assert all(Processes(rank, size).images(count) == slice(0, count) for rank in range(size))
 
 
+def test_a_batch_too_small_to_be_shared_out_is_refused() -> None:
+    assert Processes(1, 4, "batch").images(4) == slice(1, 2)
+    with pytest.raises(ConfigError, match="--devices 4 cannot share out a batch of 3 images"):
+        Processes(1, 4, "batch").images(3)
+
+
 def clusters(processes: Processes) -> Any:
     points = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
     return kmeans(points, 7, seed=3, processes=processes)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from divcon.errors import ConfigError
+
 
 class Processes:
     """This process among those that train together; made without arguments, it is alone.
@@ -47,8 +49,19 @@ class Processes:
         return step[self.rank :: self.size]
 
     def images(self, size: int) -> slice:
-        """Which of a batch's images this process decodes and passes through the backbone."""
-        return self.share(size) if self.across == "batch" else slice(0, size)
+        """Which of a batch's images this process decodes and passes through the backbone.
+
+        Raises:
+            ConfigError: there are fewer images than processes to share them out among.
+        """
+        if self.across != "batch":
+            return slice(0, size)
+        if size < self.size:
+            raise ConfigError(
+                f"--devices {self.size} cannot share out a batch of {size} images, as a small cluster has (--across "
+                "batch); give fewer --devices, fewer --learners or --across learners"
+            )
+        return self.share(size)
 
     def share(self, size: int) -> slice:
         """Which of so many rows this process works on: in order, and as many as any other's or one fewer."""
