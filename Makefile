@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 KILLS ?= 100
+JOBS ?= 2
 
 .PHONY: demo test test-slow torture fuzz fuzz-guided check docs clean chromium
 
@@ -20,11 +21,11 @@ chromium:
 		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
 		|| echo "no Chromium: the tests of pages will fail (apt-get install chromium)"
 
-test: $(VENV)/.installed chromium  ## the default suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed chromium  ## the default suite, in JOBS processes
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.installed chromium  ## all tests, the long ones too
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'slow or not slow'
 
 # Some hundred runs are killed and resumed; where the file systems that it fills up cannot be mounted, that part is skipped.
 torture: $(VENV)/.installed  ## kills and faults over and over: docs/survives.md

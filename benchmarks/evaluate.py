@@ -1,4 +1,4 @@
-"""divcon's retrieval metrics beside bare neighbour searches and pytorch-metric-learning's AccuracyCalculator.
+"""divcon's retrieval metrics beside bare neighbour searches and other evaluations.
 
     python benchmarks/evaluate.py                          # the size of Stanford Online Products' test set
     python benchmarks/evaluate.py --n 20000 --classes 3741
@@ -8,6 +8,9 @@ Each vector is a query among all the others; or ``--queries`` others are, of the
 seed.
 
 How runs are timed: benchmarks/turns.py. The bare searches compute no metric: they show what the metrics cost on top.
+`loops` is how the 2019 code goes about it: a search with faiss, then for each k a loop over the queries in Python.
+Open Metric Learning wants NumPy 1, and takes part where it is installed all the same
+(`pip install --no-deps open-metric-learning`, and what it imports).
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ CONTENDERS = {
     "divcon": Contender("divcon", "Recall@1/10/100, precision@1, R-precision, MAP@R", "divcon"),
     "faiss": Contender("faiss-cpu", "IndexFlatIP, 101 neighbours, no metrics", "divcon"),
     "torch": Contender("torch", "matmul + topk in blocks of 1,024, 101 neighbours, no metrics", "divcon"),
+    "loops": Contender("faiss-cpu", "IndexFlatL2, then Recall@1/10/100 in Python loops (2019)", "divcon"),
+    "oml": Contender("open-metric-learning", "batched_knn, then CMC@1/10/100, precision@1, MAP@100", "divcon"),
     "divcon-three": Contender("divcon", "precision@1, R-precision, MAP@R", "divcon-three"),
     "pml": Contender(
         "pytorch-metric-learning",
@@ -77,6 +82,23 @@ def prepare(contender: str, n: int, dim: int, classes: int, queries: int) -> Cal
         return search
     import torch
 
+    if contender == "loops":
+        import faiss
+
+        def in_loops() -> dict[str, float]:
+            index = faiss.IndexFlatL2(points.shape[1])
+            index.add(points)
+            found = index.search(asked, 101)[1]
+            near = torch.from_numpy(labels[found if queries else found[:, 1:]])
+            return {
+                f"recall@{k}": sum(1 for own, others in zip(asked_labels, near, strict=True) if own in others[:k])
+                / len(near)
+                for k in (1, 10, 100)
+            }
+
+        return in_loops
+    if contender == "oml":
+        return of_oml(points, labels, asked if queries else None, asked_labels)
     if contender == "torch":
         tensor = torch.from_numpy(points)
 
@@ -92,6 +114,31 @@ def prepare(contender: str, n: int, dim: int, classes: int, queries: int) -> Cal
     calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
     sides = [torch.from_numpy(side) for side in (asked, asked_labels, *((points, labels) if queries else ()))]
     return lambda: calculator.get_accuracy(*sides)
+
+
+def of_oml(
+    points: np.ndarray, labels: np.ndarray, asked: np.ndarray | None, asked_labels: np.ndarray
+) -> Callable[[], dict[str, float]]:
+    import torch
+    from oml.functional.knn import batched_knn, batched_knn_qg  # type: ignore[import-not-found]
+    from oml.functional.metrics import calc_retrieval_metrics  # type: ignore[import-not-found]
+
+    gallery, own = torch.from_numpy(points), torch.from_numpy(labels)
+    every = torch.arange(len(gallery))
+
+    def metrics() -> dict[str, float]:
+        if asked is None:
+            _, near, right = batched_knn(gallery, every, every, 101, labels_gt=own)
+        else:
+            _, near, right = batched_knn_qg(
+                torch.from_numpy(asked), gallery, 101, torch.from_numpy(asked_labels), own
+            )
+        found = calc_retrieval_metrics(
+            near, right, cmc_top_k=(1, 10, 100), precision_top_k=(1,), map_top_k=(100,), verbose=False
+        )
+        return {f"recall@{k}": float(value) for k, value in found["cmc"].items()}
+
+    return metrics
 
 
 SIZES = {

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,16 @@ class Contender:
     what: str
     against: str
     """The contender of ours whose time is divided by this one's."""
+
+
+def installed(contender: Contender) -> bool:
+    """Whether its package is; says so where not."""
+    try:
+        version(contender.package)
+    except PackageNotFoundError:
+        print(f"without {contender.package}, which is not installed", file=sys.stderr)
+        return False
+    return True
 
 
 def peak_mb() -> float:
@@ -123,7 +133,7 @@ def compare(
     if options.contender:
         run_one(prepare(options.contender, **chosen))
         return
-    named = options.only or contenders
+    named = options.only or [name for name, contender in contenders.items() if installed(contender)]
     taking_part = {
         name: c for name, c in contenders.items() if name in named or name in {contenders[n].against for n in named}
     }

@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached for the network would not be the same test everywhere
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if at_once := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they, and what they start, share out the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
 
 from jaxtyping import install_import_hook
 

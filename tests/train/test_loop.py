@@ -196,11 +196,12 @@ def test_it_learns(demo: Benchmark, subset: Callable[[ImageSet, int], ImageSet])
     torch.manual_seed(0)
     model = dc.EmbeddingModel("tf_efficientnet_lite0", 64, 2, image_size=64)
     test = subset(demo.query, 60)
-    before = dc.evaluate(model, test, clustering=False)["recall_at_1"]
+    # Over seeds, Recall@1 of 400 queries grows by 0.7 to 4.9 points, MAP@R by 4.1 to 7.2.
+    before = dc.evaluate(model, test, clustering=False)["map_at_r"]
     config = dc.TrainConfig(epochs=6, batch_size=40, workers=0, redivide_every=1)
     losses = [r.loss for r in dc.train(model, subset(demo.train, 60), config)]
-    after = dc.evaluate(model, test, clustering=False)["recall_at_1"]
-    assert after > before + 0.01
+    after = dc.evaluate(model, test, clustering=False)["map_at_r"]
+    assert after > before + 0.02
     assert losses[1] < losses[0]
 
 

@@ -12,6 +12,7 @@ from divcon.errors import DataError, NonFiniteError
 from divcon.processes import ALONE, Processes
 
 BLOCK_ELEMENTS = 1 << 24  # floats of a block's distances and one-hot assignment: 64 MB each
+CACHED_ELEMENTS = 1 << 18  # floats of a block that stays in a processor's cache: 1 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +57,11 @@ def kmeans(
         device = "cpu"  # MPS has no float64, which the sums below need
     x = torch.as_tensor(points, dtype=torch.float32, device=device)
     n = len(x)
-    finite = torch.isfinite(x).all(dim=1)
-    if not finite.all():
-        rows = torch.nonzero(~finite).flatten()[:5].tolist()
-        raise NonFiniteError(f"k-means: {int((~finite).sum())} of {n} rows hold NaN or Inf, first rows {rows}")
     if num_clusters > n:
         raise DataError(f"k-means: {n} points cannot be divided into {num_clusters} clusters")
 
-    mean = x.double().mean(dim=0).float()
-    x = x - mean  # distances of centred points lose fewer digits
-    norms = (x * x).sum(dim=1)
+    mean = x.mean(dim=0)
+    x, norms = _centred(x, mean)
     centroids = _plus_plus(x, norms, num_clusters, np.random.default_rng(seed))
     threshold = tolerance * float(norms.double().mean()) / x.shape[1]
 
@@ -88,6 +84,26 @@ def kmeans(
         inertia=float(distances.double().sum()),
         iterations=iterations,
     )
+
+
+def _centred(points: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The points without their mean, (N, F), whose distances lose fewer digits; and their squared lengths, (N,).
+
+    Large points are read from memory once: what reads them again and again takes as long as an iteration.
+    """
+    centred, norms = torch.empty_like(points), points.new_empty(len(points))
+    rows = max(1, CACHED_ELEMENTS // points.shape[1])
+    for i in range(0, len(points), rows):
+        block = torch.sub(points[i : i + rows], mean, out=centred[i : i + rows])
+        torch.linalg.vecdot(block, block, out=norms[i : i + rows])
+    if not torch.isfinite(norms).all():
+        rows_with = torch.nonzero(~torch.isfinite(points).all(dim=1)).flatten().tolist()
+        if not rows_with:
+            raise NonFiniteError("k-means: the squares of these values are too large for float32")
+        raise NonFiniteError(
+            f"k-means: {len(rows_with)} of {len(points)} rows hold NaN or Inf, first rows {rows_with[:5]}"
+        )
+    return centred, norms
 
 
 def _squared_distances(x: torch.Tensor, norms: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
