@@ -45,12 +45,14 @@ def tables(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="parts to run again")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each contender (default: %(default)s)")
+    parser.add_argument("--turns", type=int, help="runs of each contender (default: the script's own)")
     parser.add_argument("--out", type=Path, default=Path("build"), help="(default: %(default)s)")
     options = parser.parse_args()
     for part in options.only:
         script, *sizes = PARTS[part]
-        command = [sys.executable, HERE / script, *sizes, "--turns", str(options.turns)]
+        command = [sys.executable, HERE / script, *sizes]
+        if options.turns:
+            command += ["--turns", str(options.turns)]
         subprocess.run([*command, "--json", options.out / f"speed-{part}.json"], check=True)
     (options.out / "speed.md").write_text(tables(options.out))
 

@@ -1,7 +1,7 @@
 """What a step of divide and conquer costs over a plain step of pytorch-metric-learning on the same batch.
 
-    python benchmarks/step.py                                 # 20 steps of tf_efficientnet_lite0 at 64 px
-    python benchmarks/step.py --backbone resnet50.tv_in1k --size 224 --steps 5
+    python benchmarks/step.py                                 # tf_efficientnet_lite0 at 64 px
+    python benchmarks/step.py --backbone resnet50.tv_in1k --size 224 --turns 10
 
 `plain` is what its documentation shows: a timm backbone, one linear layer, MarginLoss with its DistanceWeightedMiner,
 Adam. The others are divcon's network, objectives and optimiser, stepped as divcon/train/loop.py does, on the same
@@ -46,6 +46,7 @@ CONTENDERS = {
     "fused": Contender("divcon", "that with the fused optimizer", "masks"),
     "bf16": Contender("divcon", "that in bf16", "masks"),
     "compile": Contender("divcon", "that with the backbone compiled", "masks"),
+    "plain-fused": Contender("pytorch-metric-learning", "the plain step with a fused optimizer", "fused"),
 }
 
 
@@ -60,7 +61,7 @@ def batches_of(steps: int, size: int) -> list[tuple[Tensor, Tensor]]:
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def plain(backbone: str, size: int) -> Callable[[Batches], dict[str, float]]:
+def plain(backbone: str, size: int, fused: bool) -> Callable[[Batches], dict[str, float]]:
     from pytorch_metric_learning.losses import MarginLoss
     from pytorch_metric_learning.miners import DistanceWeightedMiner
 
@@ -72,7 +73,7 @@ def plain(backbone: str, size: int) -> Callable[[Batches], dict[str, float]]:
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # as divcon's are, which begin from pretrained weights
     miner, loss = DistanceWeightedMiner(cutoff=0.5, nonzero_loss_cutoff=1.4), MarginLoss(margin=0.2, beta=1.2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=fused or None)
 
     def steps(batches: Batches) -> dict[str, float]:
         for images, labels in batches:
@@ -124,7 +125,10 @@ def ours(name: str, backbone: str, size: int) -> Callable[[Batches], dict[str, f
 
 def prepare(contender: str, backbone: str, size: int, steps: int) -> Callable[[], dict[str, float]]:
     torch.manual_seed(0)
-    run = plain(backbone, size) if contender == "plain" else ours(contender, backbone, size)
+    if contender.startswith("plain"):
+        run = plain(backbone, size, contender == "plain-fused")
+    else:
+        run = ours(contender, backbone, size)
     run(batches_of(3, size))  # what is allocated once, and what is compiled
     batches = batches_of(steps, size)
     return lambda: run(batches)
@@ -133,9 +137,9 @@ def prepare(contender: str, backbone: str, size: int, steps: int) -> Callable[[]
 SIZES = {
     "backbone": ("tf_efficientnet_lite0", "the network"),
     "size": (64, "of images, in pixels"),
-    "steps": (20, "steps that are timed together"),
+    "steps": (2, "steps that are timed together"),
 }
 
 if __name__ == "__main__":
     title = "{steps} training steps of {backbone} at {size} px, batch 80"
-    compare(__file__, __doc__, CONTENDERS, SIZES, title, prepare)
+    compare(__file__, __doc__, CONTENDERS, SIZES, title, prepare, turns=40, closely=True)

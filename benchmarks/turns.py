@@ -1,7 +1,8 @@
 """Contenders that take turns, each run a process of its own, so that a busy machine slows all alike.
 
 What is timed begins with its input in memory and its imports done; memory is the peak of the process, and what that is
-above what it held before.
+above what it held before. Work of less than a second takes its turns in one process, many of them, since a machine that
+others use, too, is now fast and now slow for seconds; its memory is that of a process of its own all the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -58,8 +60,8 @@ def run_one(work: Callable[[], dict[str, float]]) -> None:
 
 def alternate(
     script: str, contenders: Mapping[str, Contender], sizes: Mapping[str, object], turns: int
-) -> list[dict[str, Any]]:
-    """A row a contender; ratios are medians of turns, each against ours in the same turn."""
+) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each contender, each a process of its own."""
     flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for turn in range(turns):
@@ -68,6 +70,27 @@ def alternate(
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             done.append(json.loads(output.splitlines()[-1]))
             print(f"turn {turn + 1}: {name} {done[-1]['seconds']:.2f} s", file=sys.stderr)
+    return runs
+
+
+def alternate_closely(
+    works: Mapping[str, Callable[[], object]], apart: Mapping[str, list[dict[str, Any]]], turns: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Time each work so many times in this process, in another order each turn; what else a run found is that of its
+    first ``apart``."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    order, draw = list(works), random.Random(0)
+    for _ in range(turns):
+        draw.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            works[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: [{**apart[name][0], "seconds": taken} for taken in seconds[name]] for name in works}
+
+
+def summed_up(contenders: Mapping[str, Contender], runs: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row a contender; ratios are medians of turns, each against ours in the same turn."""
     rows = []
     for name, contender in contenders.items():
         seconds = [run["seconds"] for run in runs[name]]
@@ -113,6 +136,9 @@ def compare(
     sizes: Mapping[str, tuple[Any, str]],
     title: str,
     prepare: Callable[..., Callable[[], dict[str, float]]],
+    *,
+    turns: int = 5,
+    closely: bool = False,
 ) -> None:
     """The command line of a script whose contenders take turns.
 
@@ -120,11 +146,13 @@ def compare(
         sizes: options by name, each with its default and help.
         title: with the sizes in braces.
         prepare: called with a contender's name and the sizes by name; gives what is timed, its imports done.
+        turns: how many, by default.
+        closely: in one process, and one run of each in a process of its own for its memory.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (default, told) in sizes.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{told} (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each contender (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=turns, help="runs of each contender (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=contenders, help="contenders that take part (default: all)")
     parser.add_argument("--json", type=Path, default=Path(f"build/{Path(script).stem}.json"), help="where results go")
     parser.add_argument("--contender", choices=contenders, help=argparse.SUPPRESS)
@@ -137,13 +165,11 @@ def compare(
     taking_part = {
         name: c for name, c in contenders.items() if name in named or name in {contenders[n].against for n in named}
     }
-    write(
-        options.json,
-        title.format(**chosen),
-        chosen,
-        options.turns,
-        alternate(script, taking_part, chosen, options.turns),
-    )
+    apart = 1 if closely else options.turns
+    runs = alternate(script, taking_part, chosen, apart)
+    if closely:
+        runs = alternate_closely({name: prepare(name, **chosen) for name in taking_part}, runs, options.turns)
+    write(options.json, title.format(**chosen), chosen, options.turns, summed_up(taking_part, runs))
 
 
 def write(path: Path, title: str, sizes: Mapping[str, object], turns: int, rows: list[dict[str, Any]]) -> None:

@@ -143,12 +143,32 @@ def test_contenders_take_turns_and_ratios_are_of_the_same_turn(turns: ModuleType
         "ours": turns.Contender("divcon", "it", "ours"),
         "theirs": turns.Contender("numpy", "the same", "ours"),
     }
-    ours, theirs = turns.alternate(str(fake), contenders, {"n": 7, "what": "x"}, 3)
+    runs = turns.alternate(str(fake), contenders, {"n": 7, "what": "x"}, 3)
+    ours, theirs = turns.summed_up(contenders, runs)
     assert log.read_text().split("\n")[:-1] == ["ours --n 7 --what x", "theirs --n 7 --what x"] * 3
     assert (ours["median_seconds"], theirs["median_seconds"]) == (3, 3)
     assert (ours["ours_to_this"], theirs["ours_to_this"]) == (1, 2)  # of 2 / 1, 9 / 3 and 3 / 6
     assert theirs["peak_mb"] == 3
     assert f"| numpy {np.__version__} | the same | 3.00 | 1.00 – 6.00 | 2.00 | 3 | 0 |" in turns.table([ours, theirs])
+
+
+def test_short_work_takes_its_turns_in_one_process(turns: ModuleType) -> None:
+    contenders = {name: turns.Contender("divcon", name, "ours") for name in ("ours", "theirs")}
+    done: list[str] = []
+    works = {name: lambda name=name: done.append(name) for name in contenders}
+    apart = {name: [{"seconds": 99.0, "peak_mb": 3, "added_mb": 1, "found": {}}] for name in contenders}
+    runs = turns.alternate_closely(works, apart, 8)
+    assert all(sorted(done[i : i + 2]) == ["ours", "theirs"] for i in range(0, 16, 2))
+    assert len({tuple(done[i : i + 2]) for i in range(0, 16, 2)}) == 2
+    rows = turns.summed_up(contenders, runs)
+    assert [len(row["seconds"]) for row in rows] == [8, 8]
+    assert max(rows[0]["seconds"]) < 99 and [row["peak_mb"] for row in rows] == [3, 3]
+
+
+def test_what_is_not_installed_takes_no_part(turns: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert turns.installed(turns.Contender("numpy", "", ""))
+    assert not turns.installed(turns.Contender("no-such-package", "", ""))
+    assert "without no-such-package, which is not installed" in capsys.readouterr().err
 
 
 def test_the_contenders_of_k_means_find_clusters_as_good(turns: ModuleType) -> None:
