@@ -21,13 +21,20 @@ def opened(browser: Browser, served: Any) -> Iterator[Opened]:
     """``opened("/?id=3", width=360)``: a page of the server, which must neither fail nor ask elsewhere."""
     contexts, wrong = [], []
 
-    def open_page(path: str = "/", width: int = 1600, scheme: Any = "light", url: str = served.url) -> Page:
+    def open_page(
+        path: str = "/",
+        width: int = 1600,
+        scheme: Any = "light",
+        url: str = served.url,
+        before: Callable[[Page], object] = lambda page: None,
+    ) -> Page:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: wrong.append(request.url) if not _own(request.url, url) else None)
+        before(page)
         page.goto(url + path)
         return page
 
@@ -126,6 +133,17 @@ def test_what_is_no_image_is_said(opened: Opened, tmp_path: Path, width: int) ->
     page.go_back()
     expect(page.locator("#results .item")).to_have_count(40)
     expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_an_image_that_is_chosen_while_the_page_begins_is_searched(opened: Opened, photos: Path) -> None:
+    held: list[Any] = []
+    page = opened(before=lambda page: page.route("**/about", lambda route: held.append(route)))
+    while not held:
+        page.wait_for_timeout(10)
+    page.set_input_files("#file", photos / "4-0.png")
+    held[0].continue_()
+    expect(page.locator("#query")).to_contain_text("4-0.png")
+    expect(page.locator("#learners .learner")).to_have_count(2)
 
 
 def test_an_image_is_dropped_and_pasted(opened: Opened, photos: Path) -> None:

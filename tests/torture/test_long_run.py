@@ -15,8 +15,9 @@ import pytest
 
 def long_run(kind: str, divisions: int, learners: int, checkpoint: Path) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).with_name("long_run.py")), kind, str(divisions), str(learners)]
-    # PyTorch's oneDNN keeps up to 1,024 kernels: they gather for hundreds of divisions, and would hide a leak.
-    environment = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+    # oneDNN, and PyTorch's own cache in front of it, keep 1,024 kernels each, one for each size of a batch: they gather
+    # for hundreds of divisions, and would hide a leak.
+    environment = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "1"}
     done = subprocess.run([*command, str(checkpoint)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -33,7 +34,7 @@ def long_run(kind: str, divisions: int, learners: int, checkpoint: Path) -> dict
 def test_a_hundred_divisions(kind: str, learners: int, tmp_path: Path) -> None:
     found = long_run(kind, 100, learners, tmp_path / "checkpoint")
     allocated = np.array(found["allocated"])
-    assert allocated[-10:].mean() - allocated[45:55].mean() < 6
+    assert allocated[-10:].mean() - allocated[45:55].mean() < 1
     assert max(found["files"][5:]) <= max(found["files"][:5])
     assert set(found["children"]) == {2 if kind == "images" else 0}
     assert found["children_after"] == 0

@@ -261,6 +261,7 @@ async function start() {
     $("about").textContent = `${about.items.toLocaleString()} ${images}, ${about.dims} dimensions${learners}`;
     begin();
     await show();
+    if ($("file")?.files.length) $("file").dispatchEvent(new Event("change"));  // chosen before anybody listened
   } catch (error) {
     complain(error.message);
   }
