@@ -130,9 +130,7 @@ def of_oml(
         if asked is None:
             _, near, right = batched_knn(gallery, every, every, 101, labels_gt=own)
         else:
-            _, near, right = batched_knn_qg(
-                torch.from_numpy(asked), gallery, 101, torch.from_numpy(asked_labels), own
-            )
+            _, near, right = batched_knn_qg(torch.from_numpy(asked), gallery, 101, torch.from_numpy(asked_labels), own)
         found = calc_retrieval_metrics(
             near, right, cmc_top_k=(1, 10, 100), precision_top_k=(1,), map_top_k=(100,), verbose=False
         )

@@ -356,6 +356,22 @@ def test_an_image_that_became_another_one_is_noticed_by_a_resume(image_folder: P
     dc.run(data, out, config, resume=True)
     told = lines_of(out)[1]["warnings"]
     assert [w for w in told if "1 training images have other files than before the stop" in w and paths[0].name in w]
+    assert not any("when the training began" in w for w in told)
+
+
+def test_images_that_became_others_while_it_trained_are_said_in_the_end(image_folder: Path, tmp_path: Path) -> None:
+    data, out = dc.read(image_folder), tmp_path / "run"
+    paths = [Path(data.train.where(i)) for i in (3, 11, 5)]
+
+    def replace(model: object, epoch: object) -> dict[str, object]:
+        paths[0].write_bytes(paths[1].read_bytes())
+        paths[2].write_bytes(paths[1].read_bytes())
+        return {}
+
+    dc.run(data, out, short(), observe=replace)
+    told = ["2 training images have other files than when the training began" in str(line) for line in lines_of(out)]
+    assert told == [*[False] * (len(told) - 1), True]
+    assert paths[0].name in str(lines_of(out)[-1]["warnings"])
 
 
 def test_a_line_that_is_damaged_in_the_middle_is_said_and_none_is_dropped(straight: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_kmeans_finds_what_faiss_finds(points, classes, seed):
 @given(st.integers(0, 1000), st.integers(1, 30), st.integers(0, 6))
 @settings(max_examples=80, deadline=None)
 def test_kmeans_is_lloyds_where_points_repeat_and_clusters_empty(seed, k, iterations):
-    # Of two equal points the mean is the point, to the last bit: of three it may be another, and ties are broken otherwise.
+    # The mean of two equal points is the point, to the last bit. That of three may be another, and break ties.
     values = np.random.default_rng(seed).standard_normal((16, 3)).astype(np.float32).repeat(2, axis=0)
     mine = clustering._kmeans(values, k, seed, iterations)
     drawn = np.empty(len(values), np.int32)

@@ -20,3 +20,10 @@ def file_sizes(images: ImageSet) -> np.ndarray:
         except (OSError, TypeError, ValueError):
             known[path] = -1
     return np.fromiter((known[path] for path in images.paths.to_pylist()), np.int64, len(images))
+
+
+def resized(then: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """(n,) int64, the images whose files had another size then; those that are or were not there are left out."""
+    if len(then) != len(now):
+        return np.empty(0, np.int64)
+    return np.flatnonzero((then != now) & (then >= 0) & (now >= 0))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from divcon.config import TrainConfig
+from divcon.data.file_sizes import resized
 from divcon.divide import Division
 from divcon.errors import RunError
 from divcon.models import EmbeddingModel
@@ -120,9 +121,8 @@ class TrainState:
         self.division = _division(content["division"])
         self.epochs_done = content["epochs_done"]
         then = content.get("file_sizes")  # like the following, not in format 2
-        if then is not None and len(then) == len(self.file_sizes):
-            then, now = then.numpy(), self.file_sizes
-            self.changed_files = np.flatnonzero((then != now) & (then >= 0) & (now >= 0))
+        if then is not None:
+            self.changed_files = resized(then.numpy(), self.file_sizes)
         inside = content.get("inside")
         if inside is not None:
             previous = _division(inside["previous"]) if inside.pop("redivided") else self.division

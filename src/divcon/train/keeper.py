@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from divcon.config import TrainConfig
-from divcon.data.file_sizes import file_sizes
+from divcon.data.file_sizes import file_sizes, resized
 from divcon.data.image_set import ImageSet
 from divcon.data.workers import worker_death
 from divcon.divide import Division
@@ -48,7 +48,8 @@ class Keeper:
         self._state = state
         self._path = None if path is None else Path(path)
         self._config = config
-        self._images = "" if path is None else images.fingerprint
+        self._images = images
+        self._fingerprint = "" if path is None else images.fingerprint
         self._told: tuple[str, ...] = ()
         self._stop = stop or Stop()
         self._processes = processes
@@ -60,8 +61,8 @@ class Keeper:
             processes.wait()  # nobody reads before it is mended
             state.file_sizes = file_sizes(images)
             if self._path.exists():
-                state.load(self._path, config, self._images)
-                self._told = _changed(images, state.changed_files)
+                state.load(self._path, config, self._fingerprint)
+                self._told = self._other_files(state.changed_files, "before the stop")
         processes.begin_alike(state.model, state.objectives)
         self.resumes = state.inside is not None
         """Whether the epoch at hand was divided for before a stop."""
@@ -124,6 +125,9 @@ class Keeper:
                 if self._config.checkpoint_minutes and minutes >= self._config.checkpoint_minutes:
                     self._save()
                 self._stop.check()
+        if report.number == self._config.epochs - 1 and self._path is not None and self._processes.first:
+            replaced = resized(self._state.file_sizes, file_sizes(self._images))
+            report.warnings += self._other_files(replaced, "when the training began")
 
     def epoch_done(self, epoch: int) -> None:
         """Keep the state after an epoch.
@@ -153,21 +157,19 @@ class Keeper:
             inside.losses, inside.full_losses = self._record.values, self._record.full_values
             inside.seconds_training = self._record.seconds
         with self._stop.held():
-            self._state.save(self._path, self._config, self._images)
+            self._state.save(self._path, self._config, self._fingerprint)
         self._saved = time.perf_counter()
+
+    def _other_files(self, which: np.ndarray, when: str) -> tuple[str, ...]:
+        if not len(which):
+            return ()
+        return (
+            f"{len(which)} training images have other files than {when} (the first: {self._images.where(which[0])}); "
+            "each was trained on as it was found, and the run is not bit for bit what it would have been",
+        )
 
     def _where(self) -> str:
         inside, epoch = self._state.inside, self._state.epochs_done
         if inside is None or self._record is None:
             return f"before the first batch of epoch {epoch}"
         return f"in epoch {epoch} after {inside.batches} of {self._batches} batches"
-
-
-def _changed(images: ImageSet, changed: np.ndarray) -> tuple[str, ...]:
-    if not len(changed):
-        return ()
-    return (
-        f"{len(changed)} training images have other files than before the stop (the first: "
-        f"{images.where(changed[0])}); training goes on with those that are there now, and is not bit for bit what it "
-        "would have been",
-    )
