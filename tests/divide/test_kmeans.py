@@ -111,3 +111,6 @@ def test_errors_say_what_and_where() -> None:
     points[3, 1] = np.nan
     with pytest.raises(NonFiniteError, match=r"1 of 5 rows .* \[3\]"):
         kmeans(points, 2)
+    points[3, 1] = 1e30
+    with pytest.raises(NonFiniteError, match="the squares of these values are too large for float32"):
+        kmeans(points, 2)
