@@ -223,6 +223,13 @@ class TestRefused:
         path.write_bytes(content.replace((1_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
         assert "cannot be unpacked" in refused(path)
 
+    def test_a_zip_with_a_name_that_is_no_utf8(self, folder: Path) -> None:
+        path = make_zip(folder / "a.zip", {"dataé/one": b"1"})
+        path.write_bytes(
+            path.read_bytes().replace("é".encode(), b"\xad\xad", 1)
+        )  # not in its list
+        assert "cannot be unpacked ('utf-8' codec can't decode byte 0xad" in refused(path)
+
     def test_one_that_is_encrypted(self, folder: Path) -> None:
         path = make_zip(folder / "a.zip", {"one": b"1"})
         content = bytearray(path.read_bytes())

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divcon.data import table as table_module
 from divcon.data.table import images_in_table, read_table
 from divcon.errors import DataError, ImageError
 
@@ -203,6 +204,13 @@ class TestEncoded:
         assert data.query.rows.tolist() == [4, 5, 6, 7]
         assert [data.query.open(i).getpixel((0, 0)) for i in range(4)] == [colour_of(r[:6]) for r in PAIRS[4:]]
         assert data.query.path(0) == ("c1.png" if as_struct else "(no path)")
+
+    def test_a_column_that_has_fewer_rows_than_its_file_says(self, encoded, tmp_path, monkeypatch):
+        pq.write_table(self.table(encoded, True), tmp_path / "t.parquet")
+        read = table_module.read_encoded
+        monkeypatch.setattr(table_module, "read_encoded", lambda *files: (read(*files)[0], pa.array([], pa.string())))
+        with pytest.raises(DataError, match=r"t\.parquet: a column is damaged: it has another number of rows"):
+            read_table(tmp_path / "t.parquet")
 
     def test_bytes_that_are_no_image_are_named(self, encoded, tmp_path):
         table = self.table(encoded, False)

@@ -70,3 +70,8 @@ def test_unknown_methods_are_refused() -> None:
         create_head("slice", 5, 10, 2)
     with pytest.raises(ConfigError, match="single has one learner, not 2"):
         create_head("single", 5, 10, 2)
+    for count in (0, -1, 11):
+        with pytest.raises(ConfigError, match=f"10 dimensions cannot be divided among {count} learners"):
+            create_head("slices", 5, 10, count)
+        with pytest.raises(ConfigError, match=f"10 dimensions cannot be divided among {count} learners"):
+            create_head("masks", 5, 10, count)

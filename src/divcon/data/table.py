@@ -151,6 +151,9 @@ def _image_set(tables: Tables) -> ImageSet:
     paths = texts_of(rows["path"]) if "path" in rows.column_names else inner
     if paths is None:
         paths = pa.nulls(n, pa.string())
+    if len(paths) != n:  # the end of a parquet file says how many rows each column has, and may be damaged
+        damaged = "a column is damaged: it has another number of rows than the others"
+        raise DataError(f"{source}: {damaged}; make the file again")
     if tables.kind == "vectors":
         paths = _paths_or_rows(paths)
     elif tables.kind == "encoded":

@@ -291,7 +291,7 @@ def create_head(
 
 def _consecutive(dim: int, count: int) -> list[slice]:
     """``dim`` dimensions in ``count`` consecutive parts whose sizes differ by at most one."""
-    if dim < count:
+    if not 1 <= count <= dim:
         raise ConfigError(f"an embedding of {dim} dimensions cannot be divided among {count} learners")
     small, larger = divmod(dim, count)
     sizes = [small + (k < larger) for k in range(count)]

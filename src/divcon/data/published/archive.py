@@ -27,7 +27,10 @@ MOST_BYTES = 64 << 30
 """More than this, unpacked, is no data set that is read here: the largest has a tenth of it."""
 MOST_FILES = 1_000_000
 _MARK = ".divcon-unpacked"
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError)
+_BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError),
+    UnicodeDecodeError,  # of a name
+)
 
 OnProgress = Callable[[int, int], None]
 
