@@ -225,9 +225,7 @@ class TestRefused:
 
     def test_a_zip_with_a_name_that_is_no_utf8(self, folder: Path) -> None:
         path = make_zip(folder / "a.zip", {"dataé/one": b"1"})
-        path.write_bytes(
-            path.read_bytes().replace("é".encode(), b"\xad\xad", 1)
-        )  # not in its list
+        path.write_bytes(path.read_bytes().replace("é".encode(), b"\xad\xad", 1))  # not in its list
         assert "cannot be unpacked ('utf-8' codec can't decode byte 0xad" in refused(path)
 
     def test_one_that_is_encrypted(self, folder: Path) -> None:

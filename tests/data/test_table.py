@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divcon.data import encoded_images
 from divcon.data import table as table_module
 from divcon.data.table import images_in_table, read_table
 from divcon.errors import DataError, ImageError
@@ -211,6 +212,13 @@ class TestEncoded:
         monkeypatch.setattr(table_module, "read_encoded", lambda *files: (read(*files)[0], pa.array([], pa.string())))
         with pytest.raises(DataError, match=r"t\.parquet: a column is damaged: it has another number of rows"):
             read_table(tmp_path / "t.parquet")
+
+    def test_rows_without_the_column(self, encoded, tmp_path):
+        pq.write_table(self.table(encoded, True), tmp_path / "t.parquet")
+        group = pq.read_metadata(tmp_path / "t.parquet").row_group(0)
+        assert encoded_images._chunk(group, "image.bytes", tmp_path / "t.parquet").num_values
+        with pytest.raises(DataError, match=r"t\.parquet: its images are damaged .*'image\.bites'"):
+            encoded_images._chunk(group, "image.bites", tmp_path / "t.parquet")
 
     def test_bytes_that_are_no_image_are_named(self, encoded, tmp_path):
         table = self.table(encoded, False)

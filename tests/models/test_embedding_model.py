@@ -114,9 +114,10 @@ def test_what_cannot_be_loaded_says_why(tiny_model: Make, tmp_path: Path) -> Non
         dc.EmbeddingModel.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "embedding_dim": 17}))
-    with pytest.raises(WeightsError, match="damaged or of another version"):
-        dc.EmbeddingModel.load(tmp_path)
+    for damage in ({"embedding_dim": 17}, {"num_learners": 0}, {"dropout": 1.01}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **damage}))
+        with pytest.raises(WeightsError, match="damaged or of another version"):
+            dc.EmbeddingModel.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
     with pytest.raises(WeightsError, match="not a model of this version"):
         dc.EmbeddingModel.load(tmp_path)

@@ -99,7 +99,11 @@ def read_encoded(files: Sequence[Path], source: Source) -> tuple[Encoded, pa.Arr
     leaf = leaves.pop()
     metadata = [pq.read_metadata(file) for file in files]
     groups = [(file, g) for file, found in zip(files, metadata, strict=True) for g in range(found.num_row_groups)]
-    columns = [_chunk(found.row_group(g), leaf) for found in metadata for g in range(found.num_row_groups)]
+    columns = [
+        _chunk(found.row_group(g), leaf, file)
+        for file, found in zip(files, metadata, strict=True)
+        for g in range(found.num_row_groups)
+    ]
     counts = [found.row_group(g).num_rows for found in metadata for g in range(found.num_row_groups)]
     starts = tuple(accumulate(counts, initial=0))[:-1]
     lazy = RowGroups(tuple(groups), starts, leaf)
@@ -158,8 +162,11 @@ def _paths(files: Sequence[Path]) -> pa.Array | None:
     return pa.chunked_array(parts, pa.string()).combine_chunks()
 
 
-def _chunk(group: Any, leaf: str) -> Any:
-    return next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == leaf)
+def _chunk(group: Any, leaf: str, file: Path) -> Any:
+    for i in range(group.num_columns):
+        if group.column(i).path_in_schema == leaf:
+            return group.column(i)
+    raise DataError(f"{file}: its images are damaged (rows without a column {leaf!r}); make the file again")
 
 
 def _reject_empty(images: pa.ChunkedArray, start: int, source: Source) -> None:

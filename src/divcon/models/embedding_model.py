@@ -22,7 +22,6 @@ from divcon.models.model_folder import read_config, read_weights, write_model
 from divcon.models.pooling import create_pooling
 from divcon.models.vector_backbone import create_vector_backbone
 from divcon.models.weights import load_fitting
-from divcon.tensor_file import DamagedTensorsError
 
 KEPT_WITH_HEAD = ("method", "head_options", "embedding_dim", "num_learners", "pooling")
 """What two models must be made with alike for the head of one to serve the other."""
@@ -254,7 +253,7 @@ class EmbeddingModel(nn.Module):
         try:
             model = cls(**config, pretrained=False)
             model.load_state_dict(read_weights(folder))
-        except (TypeError, ConfigError, SafetensorError, DamagedTensorsError, RuntimeError, OSError) as error:
+        except (TypeError, ValueError, ConfigError, SafetensorError, RuntimeError, OSError) as error:
             raise WeightsError(f"{folder}: the model is damaged or of another version ({error})") from None
         model.freeze_batch_norm = frozen
         return model.to(device).eval()
