@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 from PIL import Image
 
 import divcon as dc
-from divcon.cli import main
 from divcon.data.image_set import Benchmark
 from divcon.report.pictures import RIGHT, WRONG, cluster_sheet, neighbour_sheet, recall_curve
 
@@ -46,9 +46,9 @@ def test_the_curve_is_drawn_for_each_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_scores_both_methods_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["demo", "--out", str(tmp_path / "demo"), "--epochs", "2", "--workers", "0"])
-    printed = capsys.readouterr().out
+def test_the_demo_scores_both_methods_and_draws(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    code, printed, _ = command("demo", "--out", tmp_path / "demo", "--epochs", "2", "--workers", "0")
+    assert code == 0
     for name in ("untrained features", "single", "slices", "95 % interval"):
         assert name in printed
     for name in ("recall_by_epoch", "clusters", "neighbours"):
@@ -56,6 +56,6 @@ def test_the_demo_scores_both_methods_and_draws(tmp_path: Path, capsys: pytest.C
     for method, learners in (("single", 1), ("slices", 4)):
         record = json.loads((tmp_path / "demo" / method / "config.json").read_text())
         assert record["model"]["num_learners"] == learners
-    with pytest.raises(SystemExit):
-        main(["demo", "--out", str(tmp_path / "demo")])
-    assert "holds a demo already" in capsys.readouterr().err
+    code, _, said = command("demo", "--out", tmp_path / "demo")
+    assert code == 2
+    assert "holds a demo already" in said
