@@ -17,6 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import divcon as dc
+from divcon.errors import DataError
+
 HERE = Path(__file__).parent
 EXAMPLES = int(os.environ.get("DIVCON_FUZZ_EXAMPLES", "0"))
 """Of each target; 0: a few, the same ones each time."""
@@ -151,3 +154,9 @@ def test_no_pickle_is_ever_loaded() -> None:
             r"\beval\(\w",
         ):
             assert not re.search(never, re.sub(r"\.eval\(|#.*", "", text)), f"{path}: {never}"
+
+
+def test_a_parquet_on_whose_size_statistics_pyarrow_aborts() -> None:
+    """`make fuzz-guided` found it: asked for the numbers of its column of images, PyArrow ended the process."""
+    with pytest.raises(DataError, match=r"size_statistics\.parquet: its images are damaged"):
+        dc.read(str(Path(__file__).parent / "found" / "size_statistics.parquet"))
