@@ -58,4 +58,4 @@ def test_the_demo_scores_both_methods_and_draws(tmp_path: Path, command: Callabl
         assert record["model"]["num_learners"] == learners
     code, _, said = command("demo", "--out", tmp_path / "demo")
     assert code == 2
-    assert "holds a demo already" in said
+    assert "cannot resume with other settings (--epochs is 2 in the run, 8 now)" in said
