@@ -177,6 +177,15 @@ def test_the_contenders_of_k_means_find_clusters_as_good(turns: ModuleType) -> N
     assert min(inertias) > 0.75 * max(inertias)
 
 
+@pytest.mark.parametrize("queries", [0, 50])
+def test_loops_in_python_recall_what_divcon_does(turns: ModuleType, queries: int) -> None:
+    evaluate = script("evaluate")
+    sizes = {"n": 400, "dim": 64, "classes": 80, "queries": queries}
+    ours, loops = (evaluate.prepare(name, **sizes)() for name in ("divcon", "loops"))
+    assert 0.1 < loops["recall@1"] < loops["recall@10"] < 1
+    assert loops == {f"recall@{k}": pytest.approx(ours[f"recall_at_{k}"]) for k in (1, 10, 100)}
+
+
 def test_the_tables_of_speed_are_of_what_was_measured(turns: ModuleType, tmp_path: Path) -> None:
     speed = script("speed")
     assert speed.tables(tmp_path) == ""

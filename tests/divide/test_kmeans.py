@@ -112,5 +112,5 @@ def test_errors_say_what_and_where() -> None:
     with pytest.raises(NonFiniteError, match=r"1 of 5 rows .* \[3\]"):
         kmeans(points, 2)
     points[3, 1] = 1e30
-    with pytest.raises(NonFiniteError, match="the squares of these values are too large for float32"):
+    with pytest.raises(NonFiniteError, match="the squares of these values are too large for float32; scale them down"):
         kmeans(points, 2)

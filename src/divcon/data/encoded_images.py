@@ -99,22 +99,23 @@ def read_encoded(files: Sequence[Path], source: Source) -> tuple[Encoded, pa.Arr
     leaf = leaves.pop()
     metadata = [pq.read_metadata(file) for file in files]
     groups = [(file, g) for file, found in zip(files, metadata, strict=True) for g in range(found.num_row_groups)]
-    # Of all columns, images are by far the largest. Asked for one column's numbers, PyArrow aborts where they are
-    # damaged; a read tells of that.
-    sizes = [found.row_group(g).total_byte_size for found in metadata for g in range(found.num_row_groups)]
     counts = [found.row_group(g).num_rows for found in metadata for g in range(found.num_row_groups)]
     starts = tuple(accumulate(counts, initial=0))[:-1]
     lazy = RowGroups(tuple(groups), starts, leaf)
-    encoded: Encoded = lazy
-    if sum(sizes) <= IN_MEMORY or max(sizes) > LARGEST_GROUP:
-        encoded = pa.chunked_array([chunk for file in files for chunk in _read(file, leaf).chunks], pa.large_binary())
-        _reject_empty(encoded, 0, source)
-    else:
+    columns = []
+    # PyArrow aborts on the numbers of a column where they are damaged, and a read tells of that: ask where it must be.
+    if sum(found.row_group(g).total_byte_size for found in metadata for g in range(found.num_row_groups)) > IN_MEMORY:
         columns = [
             _chunk(found.row_group(g), leaf, file)
             for file, found in zip(files, metadata, strict=True)
             for g in range(found.num_row_groups)
         ]
+    sizes = [column.total_uncompressed_size for column in columns]
+    encoded: Encoded = lazy
+    if sum(sizes) <= IN_MEMORY or max(sizes) > LARGEST_GROUP:
+        encoded = pa.chunked_array([chunk for file in files for chunk in _read(file, leaf).chunks], pa.large_binary())
+        _reject_empty(encoded, 0, source)
+    else:
         for number, column in enumerate(columns):
             if column.statistics is None or not column.statistics.has_null_count or column.statistics.null_count:
                 _reject_empty(lazy.group(number), starts[number], source)
@@ -141,10 +142,7 @@ def _leaf(file: Path) -> str:
 def _read(file: Path, leaf: str) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            found = parquet.read(columns=[leaf])
-        if not found.num_columns:
-            raise DataError(f"{file}: its images are damaged (rows without a column {leaf!r}); make the file again")
-        return _bytes_in(found)
+            return _bytes_in(parquet.read(columns=[leaf]))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: its images are damaged ({first_line(error)}); make the file again") from None
 

@@ -51,7 +51,7 @@ def kmeans(
 
     Raises:
         DataError: fewer distinct points than clusters.
-        NonFiniteError: a point has a NaN or an infinite value; the message names the rows.
+        NonFiniteError: a point has a NaN or an infinite value (the message names the rows), or one whose square is.
     """
     if torch.device(device).type == "mps":
         device = "cpu"  # MPS has no float64, which the sums below need
@@ -99,7 +99,7 @@ def _centred(points: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, to
     if not torch.isfinite(norms).all():
         rows_with = torch.nonzero(~torch.isfinite(points).all(dim=1)).flatten().tolist()
         if not rows_with:
-            raise NonFiniteError("k-means: the squares of these values are too large for float32")
+            raise NonFiniteError("k-means: the squares of these values are too large for float32; scale them down")
         raise NonFiniteError(
             f"k-means: {len(rows_with)} of {len(points)} rows hold NaN or Inf, first rows {rows_with[:5]}"
         )
