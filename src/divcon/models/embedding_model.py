@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from divcon.data.dataset import Pixels
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, WeightsError
 from divcon.models.backbone import Preprocessing, create_backbone, resolve_backbone
+from divcon.models.folding import folded
 from divcon.models.head import create_head, head_class
 from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
 from divcon.models.model_folder import read_config, read_weights, write_model
@@ -81,7 +83,6 @@ class EmbeddingModel(nn.Module):
         head_class(method, num_learners, head_options)  # before weights are fetched for what cannot be
         backbone = resolve_backbone(backbone, vector_dim, weights)
         self.vector_dim = vector_dim
-        seen: dict[str, Any]
         if vector_dim is None:
             self.backbone, self.preprocessing = create_backbone(
                 backbone, pretrained=pretrained, weights=weights, image_size=image_size
@@ -93,7 +94,7 @@ class EmbeddingModel(nn.Module):
             channels = (1, -1, 1, 1)
             self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
             self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
-            seen = {"image_size": image_size, "pooling": pooling}
+            seen: dict[str, Any] = {"image_size": image_size, "pooling": pooling}
         else:
             if pooling != "auto":
                 raise ConfigError(f"--pooling {pooling}: vectors are pooled already, and are taken whole; leave it out")
@@ -163,10 +164,14 @@ class EmbeddingModel(nn.Module):
         """Writes the pooled features of batches of pixels (or vectors) into the rows of ``features``, (N, F) float32,
         that come with them, and returns it; sets eval mode."""
         self.eval()
-        for seen, indices in batches:
+        backbone, batches = self.backbone, iter(batches)
+        first = list(islice(batches, 2))
+        for number, (seen, indices) in enumerate(chain(first, batches)):
             seen = seen.to(self.device, non_blocking=True)
             images = self.normalize(seen) if self.vector_dim is None else seen
-            features[indices.numpy()] = self.pooling(self.backbone(images)).float().cpu().numpy()
+            if number == 0 and len(first) > 1:  # a single batch is done before it would be folded
+                backbone = folded(backbone, images[:1])
+            features[indices.numpy()] = self.pooling(backbone(images)).float().cpu().numpy()
         return features
 
     def features(

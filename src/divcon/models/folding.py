@@ -1,0 +1,99 @@
+"""BatchNorm folded into the convolutions before it: what a backbone computes in evaluation, in less time."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+_ROUNDING = 0.05
+"""How far, relative to its length, a feature may be from the backbone's: half precision rounds by less."""
+
+
+def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of a backbone in eval mode whose BatchNorms are part of the convolutions whose outputs they alone see; the
+    same but for rounding. The backbone itself where there is none.
+
+    All other tensors are the backbone's own: the copy is for use before the backbone is trained on.
+
+    Args:
+        example: (B, 3, H, W), an image or more as the backbone sees them; they show what is computed in which order.
+    """
+    if not any(type(module) in _NORMS for module in backbone.modules()):
+        return backbone
+    with _Uses() as uses:
+        features = uses.of_modules(_copy(backbone), example)
+    pairs = uses.pairs()
+    folding = _copy(backbone) if pairs else backbone
+    for convolution, norm in pairs:
+        old = backbone.get_submodule(norm)
+        fused: nn.Module = fuse_conv_bn_eval(backbone.get_submodule(convolution), old)  # type: ignore[arg-type]
+        if example.device.type in ("cpu", "cuda"):
+            fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        folding.set_submodule(convolution, fused)
+        rest = [old.get_submodule(name) for name in ("drop", "act") if isinstance(old, BatchNormAct2d)]
+        folding.set_submodule(norm, nn.Sequential(*rest))
+    try:
+        wrong = (folding(example) - features).norm() > _ROUNDING * features.norm()
+    except AttributeError:  # of a norm, which is not there any more
+        return backbone
+    return backbone if wrong else folding
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A copy that shares the tensors."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+
+
+class _Uses(TorchDispatchMode):
+    """Watches a network compute, in this thread alone: how many operations take in each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of: Counter[int] = Counter()
+        self._calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+        self._alive: list[Any] = []  # no two tensors may have one id
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._of.update(map(id, given))
+        self._alive.append(given)
+        return func(*args, **(kwargs or {}))
+
+    def of_modules(self, network: nn.Module, example: Tensor) -> Tensor:
+        """What the network makes of the example."""
+        for name, module in network.named_modules():
+            # Exact types: another kind of convolution may compute its weights, and another norm more than a BatchNorm.
+            if type(module) in (*_CONVOLUTIONS, *_NORMS):
+                module.register_forward_hook(partial(self._called, name))
+        return network(example)
+
+    def _called(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._calls.append((name, module, args[0], output))
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The names of each convolution whose output goes into a BatchNorm alone, and of that BatchNorm."""
+        times = Counter(name for name, *_ in self._calls)
+        outputs = {id(out): (name, module) for name, module, _, out in self._calls if type(module) in _CONVOLUTIONS}
+        pairs = []
+        for norm, module, taken, _ in self._calls:
+            if type(module) not in _NORMS or id(taken) not in outputs:
+                continue
+            name, convolution = outputs[id(taken)]
+            tensors = [taken, *convolution.parameters(), *module.parameters(), *module.buffers()]
+            once = times[name] == times[norm] == 1 and all(self._of[id(tensor)] <= 1 for tensor in tensors)
+            if once and not module.training and module.running_mean is not None:
+                pairs.append((name, norm))
+        return pairs
