@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from divcon.errors import NonFiniteError
 from divcon.evaluate.exclusion import Exclusion
 from divcon.evaluate.neighbours import as_vectors, nearest, neighbour_blocks
+from divcon.evaluate.smallest import smallest_products
 from divcon.evaluate.space import Space
 
 METRICS = ("euclidean", "cosine", "inner")
@@ -194,16 +195,21 @@ def test_full_rankings_stay_under_the_budget(kind):
     assert peak < 8 * 2**20  # all at once would take ten times that
 
 
-def test_products_with_the_whole_gallery_stay_under_the_budget(monkeypatch):
+def test_products_stay_under_the_budget(monkeypatch):
     sizes = []
-    products = Space._products
 
-    def measured(self, vectors, dtype):
-        found = products(self, vectors, dtype)
-        sizes.append(found.numel() * found.element_size())
-        return found
+    def measured(function):
+        def call(*args):
+            found = function(*args)
+            for tensor in (found, *args):
+                if isinstance(tensor, torch.Tensor):
+                    sizes.append(tensor.numel() * tensor.element_size())
+            return found
 
-    monkeypatch.setattr(Space, "_products", measured)
+        return call
+
+    monkeypatch.setattr(Space, "_products", measured(Space._products))
+    monkeypatch.setattr("divcon.evaluate.space.smallest_products", measured(smallest_products))
     points = vectors("unit", 3000)
     for k, backend in ((1, "torch"), (2100, "faiss")):
         list(neighbour_blocks(points[:200], points, k, backend=backend, memory_mb=4, distances=False))
@@ -211,10 +217,34 @@ def test_products_with_the_whole_gallery_stay_under_the_budget(monkeypatch):
         sizes.clear()
 
 
+def test_both_begin_and_the_faster_goes_on(monkeypatch):
+    used, slower, now = [], "", [0]
+    monkeypatch.setattr("divcon.evaluate.space.time.perf_counter", lambda: now[0])
+    for name in ("_by_faiss", "_by_torch"):
+        search = getattr(Space, name)
+
+        def slowed(self, vectors, reach, search=search, name=name):
+            used.append(name)
+            now[0] += len(vectors) * (2 if name == slower else 1)
+            return search(self, vectors, reach)
+
+        monkeypatch.setattr(Space, name, slowed)
+    points = vectors("unit", 600)
+    expected = nearest(points, points, 5, backend="faiss")
+    monkeypatch.setattr("divcon.evaluate.space._TRIAL", 100)
+    for memory_mb in (0.3, 100):
+        for slower, faster in (("_by_faiss", "_by_torch"), ("_by_torch", "_by_faiss")):
+            used.clear()
+            found = nearest(points, points, 5, memory_mb=memory_mb)
+            assert len(used) > 2 and used.count(slower) == 1 and used[2:] == [faster] * (len(used) - 2)
+            np.testing.assert_array_equal(found[0], expected[0])
+            np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_a_thorough_search_fetches_no_more_than_may_tie():
     points = vectors("unit", 500)
     points[100:120] = points[7]
-    space = Space(points, points, "euclidean", device=torch.device("cpu"), use_faiss=True, budget=2**26)
+    space = Space(points, points, "euclidean", device=torch.device("cpu"), backend="faiss", budget=2**26)
     assert space.thorough(np.arange(5), 3)[1].shape == (5, 3)
     assert space.thorough(np.array([0, 7]), 3)[1].shape == (2, 21)
 
@@ -236,8 +266,8 @@ def test_a_collapsed_model_costs_one_ranking_a_block(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_quick_values_lie_within_their_error_bounds(kind, metric, dtype, monkeypatch):
     points = vectors(kind, 1000)
-    for use_faiss in (True, False):
-        space = Space(points, points, metric, device=torch.device("cpu"), use_faiss=use_faiss, budget=2**26)
+    for backend in ("faiss", "torch"):
+        space = Space(points, points, metric, device=torch.device("cpu"), backend=backend, budget=2**26)
         monkeypatch.setattr(space, "dtype", lambda reach: dtype)
         rows = np.arange(0, 1000, 10)
         values, items, error = space.quick(rows, 1000)
@@ -263,13 +293,13 @@ def test_the_training_precision_around_changes_nothing():
 
 def test_autocast_does_not_reach_the_products(monkeypatch):
     seen = []
-    products = Space._products
-    monkeypatch.setattr(Space, "_products", lambda self, *args: seen.append(products(self, *args)) or seen[-1])
+    search = Space._by_torch
+    monkeypatch.setattr(Space, "_by_torch", lambda self, *args: seen.append(search(self, *args)) or seen[-1])
     points = vectors("unit", 100)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         nearest(points, points, 10, backend="torch", metric="inner")
-    products = seen[0].numpy() / seen[0][0, 0].item()  # the vectors were scaled
-    np.testing.assert_allclose(products, points @ points.T, atol=1e-6)
+    products = -seen[0][0] / -seen[0][0][0, 0]  # the vectors were scaled
+    np.testing.assert_allclose(products, np.sort(points @ points.T)[:, ::-1][:, : products.shape[1]], atol=1e-6)
 
 
 @pytest.mark.parametrize(

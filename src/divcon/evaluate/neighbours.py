@@ -1,6 +1,6 @@
 """Exact nearest neighbours, in blocks of queries under a memory budget.
 
-A fast search proposes candidates (faiss on the CPU, torch elsewhere); whatever it cannot tell apart within
+A fast search proposes candidates (faiss or torch, whichever is faster here); whatever it cannot tell apart within
 its rounding is computed again pair by pair in float64. So the answer depends neither on the device nor on the
 size of the blocks, and equal distances are told apart by index alone.
 """
@@ -89,8 +89,8 @@ def neighbour_blocks(
         exclude: what a query may not retrieve; ``Exclusion.itself(N)`` where the queries are the gallery.
         memory_mb: bounds what a block needs beyond the vectors and one copy of the gallery in float32: blocks
             become smaller, down to one query.
-        device: where torch searches; on the CPU faiss does.
-        backend: "faiss" or "torch" to choose in spite of the device.
+        device: where torch searches.
+        backend: "faiss" or "torch"; None: both begin on the CPU and the faster of them goes on, elsewhere torch.
         distances: False leaves them out, which is faster for large k.
 
     Yields:
@@ -116,7 +116,7 @@ def neighbour_blocks(
         gallery_vectors,
         metric,
         device=torch.device(device),
-        use_faiss=backend == "faiss" or (backend is None and torch.device(device).type == "cpu"),
+        backend=backend,
         budget=int(memory_mb * 2**20),
     )
     return _blocks(space, k, exclude, distances)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,10 +10,18 @@ import faiss  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 import torch
 
+from divcon.evaluate.smallest import smallest_products
+
 METRICS = ("euclidean", "cosine", "inner")
 
-_FAISS_MOST = 2048
-"""Beyond so many neighbours a query faiss is slower than torch's selection over the whole row."""
+_QUICK_MOST = 2048
+"""Beyond so many neighbours a query, selection over the whole row is faster."""
+_TRIAL = 512
+"""So many queries are enough to tell how long a search takes."""
+_MOST_ITEMS = 2**16
+"""Of the gallery, so many are compared at a time."""
+_ROOM_BYTES = 2**27
+"""Of their products with queries, so many bytes are computed at a time."""
 _COSINE_DIGITS = 12
 """Cosines equal to so many digits tie: normalising rounds, yet parallel vectors of any lengths are to tie."""
 
@@ -33,11 +42,13 @@ class Space:
         metric: str,
         *,
         device: torch.device,
-        use_faiss: bool,
+        backend: str | None,
         budget: int,
     ) -> None:
         self.query, self.gallery, self.metric = query, gallery, metric
-        self.device, self.use_faiss, self.budget = device, use_faiss, budget
+        self.device, self.budget = device, budget
+        both = backend is None and device.type == "cpu"
+        self._seconds = dict.fromkeys(("torch", "faiss") if both else (backend or "torch",), 0.0)
         # Moving all vectors leaves distances alone; around their mean, less of them is lost to rounding.
         self._centre = gallery.mean(axis=0, dtype=np.float64) if metric == "euclidean" else None
         self._extent = float(max(_norms(query).max(), _norms(gallery).max()))
@@ -50,11 +61,12 @@ class Space:
             vectors = self._prepared(gallery[part])
             self._gallery32[part] = vectors
             self._gallery_norm = max(self._gallery_norm, float(_norms(vectors).max()))
-        self._gallery_tensor: torch.Tensor | None = None
+        self._gallery: torch.Tensor | None = None
+        self._room: torch.Tensor | None = None
 
     def _parts(self) -> Iterator[slice]:
         """Slices of the gallery whose float64 copies are small beside the budget."""
-        step = max(1, self.budget // (64 * self.gallery.shape[1]))
+        step = max(1, min(self.budget // (64 * self.gallery.shape[1]), _MOST_ITEMS))
         return (slice(i, i + step) for i in range(0, len(self.gallery), step))
 
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
@@ -71,7 +83,7 @@ class Space:
     def queries_at_once(self, reach: int) -> int:
         """How many queries the budget allows when each is given ``reach`` candidates."""
         row = 128 * reach + 16 * self.query.shape[1]
-        if not (self.use_faiss and reach <= _FAISS_MOST):
+        if reach > _QUICK_MOST:
             row += 24 * len(self.gallery)
         return max(1, self.budget // row)
 
@@ -114,7 +126,7 @@ class Space:
 
     def dtype(self, reach: int) -> torch.dtype:
         """Long rankings hold many near ties, which float64 tells apart at once."""
-        return torch.float32 if reach <= _FAISS_MOST else torch.float64
+        return torch.float32 if reach <= _QUICK_MOST else torch.float64
 
     def quick(self, rows: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ``reach`` nearest of each query at ``rows``, by products.
@@ -123,17 +135,56 @@ class Space:
             (q, reach) float64 nearness, rising; (q, reach) int64 indices; (q, reach) float64 error bounds.
         """
         vectors, dtype = self._prepared(self.query[rows]), self.dtype(reach)
-        if not (self.use_faiss and dtype == torch.float32):
-            return self._top(vectors, self._products(vectors, dtype), reach)
-        kind = faiss.METRIC_L2 if self.metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
-        found, indices = faiss.knn(vectors.astype(np.float32), self._gallery32, reach, metric=kind)
-        values = found.astype(np.float64) if self.metric == "euclidean" else -found.astype(np.float64)
+        if dtype == torch.float64:
+            return self._top(vectors, self._products(vectors), reach)
+        values, indices = (np.concatenate(found) for found in zip(*self._raced(vectors, reach), strict=True))
         return values, indices, self.error(_norms(vectors), values, dtype)
+
+    def _raced(self, vectors: np.ndarray, reach: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Nearness and indices of some queries after others. Which search is the faster differs by processor, up to
+        three times: each has some queries to begin with, then the one that took less has the rest."""
+        while len(vectors):
+            backend = min(self._seconds, key=self._seconds.__getitem__)
+            trial = len(self._seconds) > 1 and not all(self._seconds.values())
+            some = vectors[: _TRIAL if trial else None]
+            started = time.perf_counter()
+            search = self._by_faiss if backend == "faiss" else self._by_torch
+            values, indices = search(some.astype(np.float32), reach)
+            self._seconds[backend] = (time.perf_counter() - started) / len(some)
+            values = values.astype(np.float64)
+            if self.metric == "euclidean" and backend == "torch":
+                values += _norms(some)[:, None] ** 2
+            yield values, indices
+            vectors = vectors[len(some) :]
+
+    def _by_faiss(self, vectors: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.metric == "euclidean":
+            return faiss.knn(vectors, self._gallery32, reach, metric=faiss.METRIC_L2)
+        found, indices = faiss.knn(vectors, self._gallery32, reach, metric=faiss.METRIC_INNER_PRODUCT)
+        return -found, indices
+
+    def _by_torch(self, vectors: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._room is None or self._gallery is None:
+            self._room = torch.empty(min(self.budget // 4, _ROOM_BYTES) // 4, device=self.device)
+            self._gallery = torch.from_numpy(self._gallery32).to(self.device)
+        held = self._gallery
+        query = torch.from_numpy(vectors).to(self.device)
+        euclidean = self.metric == "euclidean"
+        query = torch.cat([-2 * query, torch.ones_like(query[:, :1])], dim=1) if euclidean else -query
+
+        def part_of(part: slice) -> torch.Tensor:
+            gallery = held[part]
+            return torch.cat([gallery, gallery.square().sum(1, keepdim=True)], dim=1) if euclidean else gallery
+
+        parts = ((part.start, part_of(part)) for part in self._parts())
+        with _full_precision(self.device):
+            values, indices = smallest_products(query, parts, reach, self._room)
+        return values.cpu().numpy(), indices.cpu().numpy()
 
     def thorough(self, rows: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Like ``quick`` in float64, with as many more (all rows alike) as may tie with the last."""
         vectors = self._prepared(self.query[rows])
-        products = self._products(vectors, torch.float64)
+        products = self._products(vectors)
         values, _, error = self._top(vectors, products, reach)
         last = values[:, -1] + 3 * error[:, -1]
         if self.metric == "euclidean":
@@ -150,29 +201,19 @@ class Space:
             values += norms[:, None] ** 2
         return values, top.indices.cpu().numpy(), self.error(norms, values, products.dtype)
 
-    def _products(self, vectors: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-        """(q, G) nearness, less the query's own squared norm, which changes no order."""
-        device = self.device
-        if dtype == torch.float64 and device.type == "mps":
-            device = torch.device("cpu")
-        query = torch.from_numpy(vectors).to(dtype).to(device)
-        out = torch.empty(len(vectors), len(self.gallery), dtype=dtype, device=device)
+    def _products(self, vectors: np.ndarray) -> torch.Tensor:
+        """(q, G) float64 nearness, less the query's own squared norm, which changes no order."""
+        device = torch.device("cpu") if self.device.type == "mps" else self.device  # which has no float64
+        query = torch.from_numpy(vectors).to(device)
+        out = torch.empty(len(vectors), len(self.gallery), dtype=torch.float64, device=device)
         with _full_precision(device):
             for part in self._parts():
-                gallery = self._gallery_part(part, dtype, device)
+                gallery = torch.from_numpy(self._prepared(self.gallery[part])).to(device)
                 if self.metric == "euclidean":
                     out[:, part] = torch.addmm(gallery.square().sum(dim=1), query, gallery.T, alpha=-2)
                 else:
                     out[:, part] = (query @ gallery.T).neg_()
         return out
-
-    def _gallery_part(self, part: slice, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        if dtype == torch.float64:
-            return torch.from_numpy(self._prepared(self.gallery[part])).to(device)
-        held = self._gallery_tensor
-        if held is None:
-            held = self._gallery_tensor = torch.from_numpy(self._gallery32).to(device)
-        return held[part]
 
 
 def _norms(vectors: np.ndarray) -> np.ndarray:
