@@ -29,6 +29,8 @@ PARTS = {
     "kmeans-8": ("kmeans.py", "--clusters", "8"),
     "kmeans-32": ("kmeans.py", "--clusters", "32"),
     "step": ("step.py",),
+    "embed": ("embed.py",),
+    "embed-resnet": ("embed.py", "--backbone", "resnet50", "--size", "224", "--images", "320", "--turns", "5"),
 }
 
 

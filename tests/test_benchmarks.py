@@ -186,6 +186,14 @@ def test_loops_in_python_recall_what_divcon_does(turns: ModuleType, queries: int
     assert loops == {f"recall@{k}": pytest.approx(ours[f"recall_at_{k}"]) for k in (1, 10, 100)}
 
 
+def test_all_who_embed_give_the_same_features(turns: ModuleType) -> None:
+    embed = script("embed")
+    found = {name: embed.prepare(name, "resnet18", 32, embed.BATCH + 40)() for name in embed.CONTENDERS}
+    assert found["timm"]["std"] > 0
+    for name, numbers in found.items():
+        assert numbers == pytest.approx(found["timm"], rel=1e-3), name
+
+
 def test_the_tables_of_speed_are_of_what_was_measured(turns: ModuleType, tmp_path: Path) -> None:
     speed = script("speed")
     assert speed.tables(tmp_path) == ""
