@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 import divcon as dc
@@ -75,6 +76,26 @@ def test_the_features_of_a_backbone_are_the_same(name: str, size: int, left: int
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     assert not any(tensor.is_inference() for tensor in backbone.state_dict().values())
     backbone.train()(torch.randn(2, 3, size, size)).sum().backward()
+
+
+@pytest.mark.parametrize("size", [15, 16, 17, 18])
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("dilation", "groups"), [(1, 1), (1, 4), (2, 1)])
+def test_convolutions_that_pad_as_tensorflow_does(size: int, kernel: int, stride: int, dilation: int, groups: int):
+    same = Conv2dSame(4, 8, (kernel, 3), stride=stride, dilation=dilation, groups=groups)
+    backbone = uneven(nn.Sequential(same, nn.BatchNorm2d(8)))
+    copy = fold(backbone, channels=4, size=size)
+    assert norms(copy) == 0
+    expected = outputs(backbone, channels=4, size=size)
+    torch.testing.assert_close(outputs(copy, channels=4, size=size), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_random_number_is_drawn() -> None:
+    backbone = uneven(timm.create_model("tf_efficientnet_lite0", num_classes=0))
+    before = torch.get_rng_state()
+    assert not any(isinstance(module, Conv2dSame) for module in fold(backbone).modules())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_copy_shares_what_is_not_folded() -> None:

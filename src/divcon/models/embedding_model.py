@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from divcon.data.dataset import Pixels
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, WeightsError
 from divcon.models.backbone import Preprocessing, create_backbone, resolve_backbone
-from divcon.models.folding import folded
+from divcon.models.forward import computed
 from divcon.models.head import create_head, head_class
 from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
 from divcon.models.model_folder import read_config, read_weights, write_model
@@ -164,15 +163,14 @@ class EmbeddingModel(nn.Module):
         """Writes the pooled features of batches of pixels (or vectors) into the rows of ``features``, (N, F) float32,
         that come with them, and returns it; sets eval mode."""
         self.eval()
-        backbone, batches = self.backbone, iter(batches)
-        first = list(islice(batches, 2))
-        for number, (seen, indices) in enumerate(chain(first, batches)):
-            seen = seen.to(self.device, non_blocking=True)
-            images = self.normalize(seen) if self.vector_dim is None else seen
-            if number == 0 and len(first) > 1:  # a single batch is done before it would be folded
-                backbone = folded(backbone, images[:1])
-            features[indices.numpy()] = self.pooling(backbone(images)).float().cpu().numpy()
+        prepared = ((self._prepared(seen), indices) for seen, indices in batches)
+        for pooled, indices in computed(self.backbone, self.pooling, prepared):
+            features[indices.numpy()] = pooled.float().cpu().numpy()
         return features
+
+    def _prepared(self, seen: Tensor) -> Tensor:
+        seen = seen.to(self.device, non_blocking=True)
+        return self.normalize(seen) if self.vector_dim is None else seen
 
     def features(
         self,

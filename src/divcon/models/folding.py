@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,7 +26,7 @@ _ROUNDING = 0.05
 
 def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
     """A copy of a backbone in eval mode whose BatchNorms are part of the convolutions whose outputs they alone see; the
-    same but for rounding. The backbone itself where there is none.
+    same but for rounding, for images of one size. The backbone itself where there is none.
 
     All other tensors are the backbone's own: the copy is for use before the backbone is trained on.
 
@@ -36,10 +38,14 @@ def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
     with _Uses() as uses:
         features = uses.of_modules(_copy(backbone), example)
     pairs = uses.pairs()
-    folding = _copy(backbone) if pairs else backbone
-    for convolution, norm in pairs:
+    if not pairs:
+        return backbone
+    folding = _copy(backbone)
+    for convolution, norm, size in pairs:
         old = backbone.get_submodule(norm)
         fused: nn.Module = fuse_conv_bn_eval(backbone.get_submodule(convolution), old)  # type: ignore[arg-type]
+        if type(fused) is Conv2dSame:
+            fused = _padded_alike(fused, size)
         if example.device.type in ("cpu", "cuda"):
             fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         folding.set_submodule(convolution, fused)
@@ -55,6 +61,28 @@ def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
 def _copy(module: nn.Module) -> nn.Module:
     """A copy that shares the tensors."""
     return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+
+
+def _padded_alike(convolution: Any, size: torch.Size) -> nn.Conv2d:
+    """What pads its (h, w) input more at the end than at the beginning, as one that pads both alike: its kernel begins
+    with zeros instead. The input is then not copied, which takes longer than the convolution itself."""
+    dims = zip(size, convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
+    pads = [int(get_same_padding(*numbers)) for numbers in dims]
+    if any(pad % 2 for pad in pads) and convolution.dilation != (1, 1):
+        return convolution
+    weight = F.pad(convolution.weight, (pads[1] % 2, 0, pads[0] % 2, 0))
+    alike = nn.Conv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        (weight.shape[2], weight.shape[3]),
+        convolution.stride,
+        ((pads[0] + 1) // 2, (pads[1] + 1) // 2),
+        convolution.dilation,
+        convolution.groups,
+        device="meta",  # where making it draws no random numbers
+    )
+    alike.weight, alike.bias = nn.Parameter(weight, requires_grad=False), convolution.bias
+    return alike
 
 
 class _Uses(TorchDispatchMode):
@@ -83,17 +111,18 @@ class _Uses(TorchDispatchMode):
     def _called(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         self._calls.append((name, module, args[0], output))
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """The names of each convolution whose output goes into a BatchNorm alone, and of that BatchNorm."""
+    def pairs(self) -> list[tuple[str, str, torch.Size]]:
+        """The names of each convolution whose output goes into a BatchNorm alone, and of that BatchNorm; and the (h, w)
+        of what the convolution sees."""
         times = Counter(name for name, *_ in self._calls)
-        outputs = {id(out): (name, module) for name, module, _, out in self._calls if type(module) in _CONVOLUTIONS}
+        outputs = {id(call[-1]): call for call in self._calls if type(call[1]) in _CONVOLUTIONS}
         pairs = []
         for norm, module, taken, _ in self._calls:
             if type(module) not in _NORMS or id(taken) not in outputs:
                 continue
-            name, convolution = outputs[id(taken)]
+            name, convolution, seen, _ = outputs[id(taken)]
             tensors = [taken, *convolution.parameters(), *module.parameters(), *module.buffers()]
             once = times[name] == times[norm] == 1 and all(self._of[id(tensor)] <= 1 for tensor in tensors)
             if once and not module.training and module.running_mean is not None:
-                pairs.append((name, norm))
+                pairs.append((name, norm, seen.shape[2:]))
         return pairs

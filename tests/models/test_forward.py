@@ -1,0 +1,56 @@
+"""Features where nothing is trained: in small parts on a CPU, and the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from divcon.models.forward import computed
+
+
+class Watched(nn.Module):
+    """Sees what it is given, and gives means of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return x.flatten(2).mean(2) if x.ndim == 4 else x
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "parts"),
+    [
+        (64, 160, [54, 53, 53]),  # alike, not two large ones and a rest
+        (64, 64, [64]),
+        (64, 65, [33, 32]),
+        (512, 3, [1, 1, 1]),
+        (1024, 2, [1, 1]),  # no less than an image
+    ],
+)
+def test_a_cpu_is_given_so_many_pixels_at_a_time(size: int, batch: int, parts: list[int], monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    images = torch.randn(batch, 1, size, size)
+    network = Watched()
+    [(features, along)] = computed(network, lambda pooled: 2 * pooled, [(images, torch.arange(batch))])
+    assert network.seen == parts
+    torch.testing.assert_close(features, 2 * images.flatten(2).mean(2))
+    assert along.tolist() == list(range(batch))
+
+
+def test_more_threads_are_given_more(monkeypatch) -> None:
+    network = Watched()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    list(computed(network, nn.Identity(), [(torch.randn(160, 1, 64, 64), torch.arange(160))]))
+    assert network.seen == [160]
+
+
+def test_vectors_and_no_batches() -> None:
+    network = Watched()
+    vectors = [(torch.randn(n, 5), torch.arange(n)) for n in (4, 3)]
+    assert [len(features) for features, _ in computed(network, nn.Identity(), vectors)] == [4, 3]
+    assert network.seen == [4, 3]
+    assert list(computed(network, nn.Identity(), [])) == []
