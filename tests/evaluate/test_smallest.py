@@ -58,3 +58,9 @@ def test_the_room_given_is_what_is_used():
     # Six vectors, four at a time; of the last two, the first two rows.
     torch.testing.assert_close(room.view(4, 64)[:, :50], (vectors[:4] @ others.T))
     assert torch.isinf(room.view(4, 64)[:, 50:]).all()
+
+
+def test_no_more_of_it_is_touched_than_is_needed():
+    room = torch.zeros(100 * 64)
+    smallest_products(torch.ones(2, 2), [(0, torch.ones(50, 2))], 3, room)
+    assert (room[: 2 * 64] != 0).all() and not room[2 * 64 :].any()

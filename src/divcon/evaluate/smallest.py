@@ -33,7 +33,7 @@ def smallest_products(
         if len(room) < width:
             room = room.new_empty(width)
         # Not allocated anew each time: new pages from the system cost as much as the products themselves.
-        products = room[: len(room) // width * width].view(-1, width)
+        products = room[: min(len(room) // width, len(vectors)) * width].view(-1, width)
         products[:, len(part) :] = torch.inf
         found = []
         for some in vectors.split(len(products)):
