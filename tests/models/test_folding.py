@@ -222,6 +222,16 @@ def test_features_of_several_batches_are_those_of_the_network_as_it_is(tiny_mode
     np.testing.assert_allclose(model.features(images, batch_size=7), changed, rtol=1e-3, atol=1e-4 * changed.std())
 
 
+def test_a_compiled_backbone_is_folded_as_it_was_written() -> None:
+    backbone = uneven(timm.create_model("resnet18", num_classes=0))
+    expected = outputs(backbone)
+    compiled: list[int] = []
+    backbone.compile(backend=lambda graph, inputs: compiled.append(1) or graph)
+    copy = fold(backbone)
+    torch.testing.assert_close(outputs(copy), expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    assert norms(copy) == 0 and not compiled
+
+
 def test_where_it_would_compute_otherwise_the_backbone_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = uneven(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     monkeypatch.setattr("divcon.models.folding.fuse_conv_bn_eval", lambda convolution, norm: convolution)

@@ -48,6 +48,7 @@ class Space:
         self.query, self.gallery, self.metric = query, gallery, metric
         self.device, self.budget = device, budget
         both = backend is None and device.type == "cpu"
+        # What a query took, by the searches that there are.
         self._seconds = dict.fromkeys(("torch", "faiss") if both else (backend or "torch",), 0.0)
         # Moving all vectors leaves distances alone; around their mean, less of them is lost to rounding.
         self._centre = gallery.mean(axis=0, dtype=np.float64) if metric == "euclidean" else None
