@@ -154,6 +154,19 @@ class Standardized(nn.Conv2d):
         return self._conv_forward(input, self.weight / self.weight.norm(), self.bias)
 
 
+class ByKeyword(nn.Module):
+    """What the convolution or the norm is given is named."""
+
+    def __init__(self, named: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.named = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), named
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.named == "conv":
+            return self.norm(self.conv(input=x))
+        return self.norm(input=self.conv(x))
+
+
 class Asked(nn.Module):
     """The norm is asked for what only a norm has."""
 
@@ -177,6 +190,8 @@ class Asked(nn.Module):
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
         Asked(),
+        ByKeyword("conv"),
+        ByKeyword("norm"),
     ],
     ids=lambda backbone: type(backbone).__name__,
 )

@@ -86,7 +86,10 @@ def _padded_alike(convolution: Any, size: torch.Size) -> nn.Conv2d:
 
 
 class _Uses(TorchDispatchMode):
-    """Watches a network compute, in this thread alone: how many operations take in each tensor."""
+    """Watches a network compute: how many operations take in each tensor.
+
+    In this thread alone: while torch.fx traces, the modules of all threads are called by it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +112,8 @@ class _Uses(TorchDispatchMode):
         return network(example)
 
     def _called(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self._calls.append((name, module, args[0], output))
+        if args:  # or it was called by keyword, and stays as it is
+            self._calls.append((name, module, args[0], output))
 
     def pairs(self) -> list[tuple[str, str, torch.Size]]:
         """The names of each convolution whose output goes into a BatchNorm alone, and of that BatchNorm; and the (h, w)
