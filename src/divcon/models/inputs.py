@@ -76,8 +76,8 @@ def input_batches(
     pin_memory: bool,
     on_progress: Callable[[int, int], None],
 ) -> Iterator[Pixels]:
-    """All images or vectors in order, as evaluation sees them; ``on_progress`` is told of a batch when the next is asked
-    for.
+    """All images or vectors in order, as evaluation sees them; ``on_progress`` is told of a batch when the next is
+    asked for.
 
     Raises:
         ImageError: an image does not decode; the message names it.
