@@ -20,8 +20,7 @@ from divcon.errors import RunError
 from divcon.folder_lock import FolderLock
 with FolderLock(sys.argv[1], "training it", RunError):
     if os.fork() == 0:  # as a process that decodes, which may outlive its owner by seconds
-        time.sleep(60)
-    print("held", flush=True)
+        print("held", flush=True)  # said by the child: the owner may run on before its child has begun
     time.sleep(60)
 """
 
