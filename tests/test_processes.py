@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from divcon.divide.kmeans import kmeans
 from divcon.errors import ConfigError, DataError, WorkerError
-from divcon.launch import together
+from divcon.launch import _joined, together
 from divcon.processes import ALONE, Processes
 
 SIZE = 3
@@ -139,6 +140,19 @@ def test_what_ends_one_ends_all(failing: str, error: type[Exception], message: s
         processes.wait()
         processes.wait()
     assert re.search(message, str(raised.value), re.DOTALL)
+
+
+def test_who_did_not_come_to_meet_keeps_nobody_from_meeting_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("divcon.launch.WAITS", timedelta(seconds=0.5))
+        with pytest.raises(RuntimeError), _joined("cpu", 0, 2, str(tmp_path / "meeting")):
+            pass
+    with together(2, "learners", "cpu", follow, None) as processes:
+        told(processes)
+        batch_loss(processes)
+        processes.wait()
 
 
 def test_the_first_s_own_error_is_the_one_that_is_told() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[reportPrivateImportUsage]
+from torch.distributed import FileStore, HashStore  # type: ignore[reportPrivateImportUsage]
 
 from divcon.config_check import started_by_torchrun
 from divcon.errors import ConfigError, DivconError, WorkerError
@@ -243,7 +243,14 @@ def _joined(device: str, rank: int, size: int, meeting: str | None) -> Iterator[
     where = {} if meeting is None else {"store": FileStore(meeting, size), "rank": rank, "world_size": size}
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
-    dist.init_process_group(BACKENDS[device], timeout=WAITS, **where)
+    try:
+        dist.init_process_group(BACKENDS[device], timeout=WAITS, **where)
+    except BaseException:
+        # PyTorch has counted this group, and would look for the next under another name than the other processes do,
+        # until one is destroyed.
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        dist.destroy_process_group()
+        raise
     try:
         yield
     finally:
