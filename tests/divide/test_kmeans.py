@@ -52,10 +52,46 @@ def test_blocks_change_nothing(features: np.ndarray, monkeypatch: pytest.MonkeyP
     import sys
 
     whole = kmeans(features, 8, seed=0)
-    monkeypatch.setattr(sys.modules["divcon.divide.kmeans"], "BLOCK_ELEMENTS", 8 * 37)
+    for name in ("divcon.divide.kmeans", "divcon.divide.nearest"):
+        monkeypatch.setattr(sys.modules[name], "BLOCK_ELEMENTS", 8 * 37)
+        monkeypatch.setattr(sys.modules[name], "CACHED_ELEMENTS", 13 * features.shape[1])
     blocks = kmeans(features, 8, seed=0)
     np.testing.assert_array_equal(whole.assignment, blocks.assignment)
     np.testing.assert_allclose(whole.centroids, blocks.centroids, atol=1e-6)
+    assert whole.inertia == pytest.approx(blocks.inertia, rel=1e-6)
+
+
+def test_points_far_from_the_origin_are_divided_as_those_around_it(features: np.ndarray) -> None:
+    around = kmeans(features, 4, seed=0)
+    far = kmeans(features + 100, 4, seed=0)
+    np.testing.assert_array_equal(far.assignment, around.assignment)
+    np.testing.assert_allclose(far.centroids, around.centroids + 100, atol=1e-4)
+    assert far.inertia == pytest.approx(around.inertia, rel=1e-3)
+
+
+def test_a_start_among_some_of_the_points_is_as_good(features: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    points = np.tile(features, (4, 1))  # 2,400 points, of which a start for one cluster needs 256
+    whole = [kmeans(points, 2, seed=seed) for seed in range(5)]
+    monkeypatch.setattr(sys.modules["divcon.divide.kmeans"], "SEEDING_POINTS", 512)
+    drawn: list[int] = []
+    plus_plus = sys.modules["divcon.divide.kmeans"]._plus_plus
+    monkeypatch.setattr(
+        sys.modules["divcon.divide.kmeans"], "_plus_plus", lambda x, *rest: drawn.append(len(x)) or plus_plus(x, *rest)
+    )
+    some = [kmeans(points, 2, seed=seed) for seed in range(5)]
+    assert drawn == [512] * 5
+    assert np.mean([s.inertia for s in some]) == pytest.approx(np.mean([w.inertia for w in whole]), rel=0.01)
+
+
+def test_few_distinct_points_are_found_and_counted_among_all() -> None:
+    points = np.zeros((40_000, 2), np.float32)
+    points[[5, 39_999]] = [[1, 0], [0, 1]]  # hardly among the 16,384 that a start is chosen from
+    for seed in range(3):
+        assert sorted(np.bincount(kmeans(points, 3, seed=seed).assignment)) == [1, 1, 39_998]
+    with pytest.raises(DataError, match="only 3 distinct points"):
+        kmeans(points, 4)
 
 
 def test_an_emptied_cluster_starts_again_at_the_farthest_point() -> None:
@@ -66,9 +102,8 @@ def test_an_emptied_cluster_starts_again_at_the_farthest_point() -> None:
     x = torch.tensor([[0.0], [1.0], [10.0], [30.0]])
     assignment = torch.tensor([0, 0, 1, 1])  # cluster 2 is empty
     distances = torch.tensor([0.25, 0.25, 100.0, 100.5])
-    np.testing.assert_allclose(
-        _means(x, assignment, distances, _sums(x, assignment, 3)).numpy(), [[0.5], [10.0], [30.0]]
-    )
+    means = _means(x, assignment, _sums(x, assignment, 3), lambda: distances)
+    np.testing.assert_allclose(means.numpy(), [[0.5], [10.0], [30.0]])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40), st.integers(0, 99))
