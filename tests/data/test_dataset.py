@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from divcon.data.dataset import Decoded, batches_of, collate, evaluation_batches, undecodable
+from divcon.data.dataset import Decoded, batches_of, collate, evaluation_batches, kept_workers, undecodable
 from divcon.data.folder import images_of
 from divcon.data.transforms import EvalTransform, TrainTransform
 from divcon.errors import ImageError
@@ -94,3 +99,64 @@ def test_undecodable_images_are_found(images, workers, tmp_path):
 def test_a_training_key_without_a_training_transform(images):
     with pytest.raises(ValueError, match="no training transform"):
         Decoded(images, EvalTransform(16))[(0, 0, 0)]
+
+
+class WhoDecodes:
+    """A transform that tells the process it is called in."""
+
+    def __call__(self, image: object) -> torch.Tensor:
+        return torch.tensor([os.getpid()])
+
+
+@pytest.fixture
+def spawned():
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def decoders(images, transform) -> set[int]:
+    batches = evaluation_batches(images, transform, batch_size=8, workers=1)
+    return {pid for pixels, _ in batches for pid in pixels.flatten().tolist()}
+
+
+def alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def test_workers_that_are_not_forked_wait_for_the_next_pass(images, spawned):
+    who = WhoDecodes()
+    with kept_workers():
+        first = decoders(images, who)
+        with kept_workers():
+            assert decoders(images, who) == first != {os.getpid()}
+        assert all(map(alive, first))
+        # A pass that is not ended keeps nothing that the next could wait for in vain.
+        next(evaluation_batches(images, who, batch_size=8, workers=1))
+        other = decoders(images, who)
+        assert not other & first
+        assert not decoders(images.subset(np.arange(8)), who) & other
+    deadline = time.monotonic() + 30
+    while any(map(alive, other)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, other))
+
+
+def test_what_a_worker_failed_of_is_not_what_the_next_pass_gets(images, make_images, spawned, tmp_path):
+    with kept_workers():
+        broken = images_of(make_images(["a.png", "b.png"], "broken"))
+        good = (tmp_path / "broken" / "a.png").read_bytes()
+        (tmp_path / "broken" / "a.png").write_bytes(good[:40])
+        with pytest.raises(ImageError, match=r"a\.png"):
+            list(evaluation_batches(broken, EvalTransform(8), batch_size=2, workers=1))
+        (tmp_path / "broken" / "a.png").write_bytes(good)
+        assert len(list(evaluation_batches(broken, EvalTransform(8), batch_size=2, workers=1))) == 1
+
+
+def test_equal_transforms_are_one():
+    assert EvalTransform(16) == EvalTransform(16) != EvalTransform(16, interpolation="bicubic")
+    assert EvalTransform(16) != EvalTransform(17)

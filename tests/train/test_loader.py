@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import divcon as dc
+from divcon.data import dataset
 from divcon.data.image_set import Benchmark
 from divcon.divide import Division
 from divcon.train.loader import ImageLoader, VectorLoader, create_loader
@@ -71,3 +72,13 @@ def test_a_batch_can_be_changed_and_the_vectors_stay(vectors: dc.ImageSet) -> No
 def test_images_have_the_other_loader(few: Benchmark) -> None:
     model = dc.EmbeddingModel("test_resnet", pretrained=False, image_size=32)
     assert isinstance(create_loader(model, few.train, CONFIG, torch.device("cpu")), ImageLoader)
+
+
+def test_the_workers_of_evaluations_stay_as_long_as_a_training(few: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none: "spawn")
+    assert dataset._kept is None
+    with create_loader(
+        dc.EmbeddingModel("test_resnet", pretrained=False, image_size=32), few.train, CONFIG, torch.device("cpu")
+    ):
+        assert dataset._kept == {}
+    assert dataset._kept is None

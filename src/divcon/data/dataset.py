@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import multiprocessing
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Generic, TypeVar
@@ -100,18 +102,46 @@ def evaluation_batches(
 
     Raises:
         ImageError: an image does not decode; the message names it.
+        WorkerError: a process that decodes was killed.
     """
-    loader = DataLoader(
+    workers = min(workers, -(-len(images) // batch_size))
+    key = (id(images), transform, batch_size, workers, pin_memory)
+    kept = _kept if workers else None
+    loader = None if kept is None else kept.pop(key, None)
+    loader = loader or DataLoader(
         Decoded(images, transform),
         batch_size=batch_size,
-        num_workers=min(workers, -(-len(images) // batch_size)),
+        num_workers=workers,
+        persistent_workers=kept is not None,
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=begin_worker,
         # Its own generator: a loader draws a seed for its workers, which must not shift anybody's random numbers.
         generator=torch.Generator(),
     )
-    return batches_of(loader)
+    yield from batches_of(loader)
+    if kept is not None:
+        kept[key] = loader
+
+
+_kept: dict[Hashable, DataLoader] | None = None
+"""The loaders whose workers wait for another pass over the same set."""
+
+
+@contextmanager
+def kept_workers() -> Iterator[None]:
+    """Within, the processes that have decoded a set for evaluation wait for the next pass over it, where starting them
+    takes seconds: where they are not forked."""
+    global _kept
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if _kept is not None or method == "fork":
+        yield
+        return
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
 
 
 class _Each(Dataset, Generic[T]):

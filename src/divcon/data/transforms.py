@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,15 +45,18 @@ class TrainTransform:
         return self._steps(image)
 
 
+@dataclass(frozen=True)
 class EvalTransform:
     """The centre: the shorter side resized to 256/224 of ``size``, then cropped. An image that is ``size`` x ``size``
     already is taken whole, since cropping it would only lose its border."""
 
-    def __init__(self, size: int, *, interpolation: str = "bilinear") -> None:
-        self.size = size
-        self.needs = 2 * round(size * EVAL_RESIZE)
+    size: int
+    interpolation: str = field(default="bilinear", kw_only=True)
+
+    @property
+    def needs(self) -> int:
         """Of how many pixels the shorter side must be: what is resized to half or less loses nothing that is seen."""
-        self.interpolation = InterpolationMode(interpolation)
+        return 2 * round(self.size * EVAL_RESIZE)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         # Any: torchvision's types say that only tensors come out.
@@ -63,6 +67,7 @@ class EvalTransform:
                 # Resized whole, a line of pixels would be gigabytes, all but the middle of them cut off again.
                 sides = (min(image.height, _LONG * short), min(image.width, _LONG * short))
                 seen = functional.center_crop(seen, list(sides))
-            seen = functional.resize(seen, [round(self.size * EVAL_RESIZE)], interpolation=self.interpolation)
+            interpolation = InterpolationMode(self.interpolation)
+            seen = functional.resize(seen, [round(self.size * EVAL_RESIZE)], interpolation=interpolation)
             seen = functional.center_crop(seen, [self.size, self.size])
         return functional.pil_to_tensor(seen)

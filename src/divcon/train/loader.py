@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from divcon.config import TrainConfig
-from divcon.data.dataset import Decoded, Key, Pixels, batches_of, collate
+from divcon.data.dataset import Decoded, Key, Pixels, batches_of, collate, kept_workers
 from divcon.data.image_set import ImageSet
 from divcon.data.transforms import TrainTransform
 from divcon.data.workers import begin_worker
@@ -24,7 +24,7 @@ from divcon.train.sampler import Batch, EpochPlan
 
 class TrainLoader(ABC):
     """Feeds both passes over the training images: as evaluation sees them, to divide, and an epoch's batches, to
-    train. A context manager: leaving it ends its workers."""
+    train. A context manager: within, its workers stay, and those of evaluations between epochs."""
 
     def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device, processes: Processes) -> None:
         self.images = images
@@ -33,10 +33,13 @@ class TrainLoader(ABC):
         self._processes = processes
 
     def __enter__(self) -> TrainLoader:
+        self._kept = kept_workers()
+        self._kept.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+        self._kept.__exit__(None, None, None)
 
     def close(self) -> None:  # noqa: B027 — most have nothing to end
         """End the workers."""
