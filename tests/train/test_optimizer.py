@@ -108,10 +108,10 @@ def test_steps_are_those_of_pytorch_on_groups_made_by_hand(name: str, few: Bench
             steps.step()
     before = dict(vit(pooling="gem").named_parameters())
     for n, p in plain.named_parameters():
-        torch.testing.assert_close(dict(model.named_parameters())[n], p, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(dict(model.named_parameters())[n], p, rtol=1e-3, atol=5e-5)
         assert not torch.equal(p, before[n]), n
     for mine, theirs in zip(objectives.parameters(), others.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=5e-5)
 
 
 def test_resumed_under_adamw_a_hierarchy_is_the_same_bit_for_bit(few: Benchmark, tmp_path: Path) -> None:
