@@ -81,6 +81,8 @@ def test_adam_has_the_groups_of_both_papers(few: Benchmark) -> None:
 def test_steps_are_those_of_pytorch_on_groups_made_by_hand(name: str, few: Benchmark) -> None:
     config = replace(ADAMW, optimizer=name)
     model, plain = vit(pooling="gem"), vit(pooling="gem")
+    # As it is trained: gradients that are zero but for rounding, as those of the keys' bias are, make whole steps.
+    plain.to(memory_format=torch.channels_last)
     fabric, objectives = check(model, few.train, config)
     torch.manual_seed(1)
     _, others = check(plain, few.train, config)
@@ -108,10 +110,10 @@ def test_steps_are_those_of_pytorch_on_groups_made_by_hand(name: str, few: Bench
             steps.step()
     before = dict(vit(pooling="gem").named_parameters())
     for n, p in plain.named_parameters():
-        torch.testing.assert_close(dict(model.named_parameters())[n], p, rtol=1e-3, atol=5e-5)
+        torch.testing.assert_close(dict(model.named_parameters())[n], p, rtol=1e-5, atol=1e-7)
         assert not torch.equal(p, before[n]), n
     for mine, theirs in zip(objectives.parameters(), others.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=5e-5)
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_resumed_under_adamw_a_hierarchy_is_the_same_bit_for_bit(few: Benchmark, tmp_path: Path) -> None:
