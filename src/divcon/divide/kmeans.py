@@ -42,9 +42,11 @@ def kmeans(
     device: str | torch.device = "cpu",
     processes: Processes = ALONE,
 ) -> KMeans:
-    """Lloyd's algorithm from a greedy k-means++ start (Arthur and Vassilvitskii 2007), over all points.
+    """Lloyd's algorithm over all points, from a greedy k-means++ start (Arthur and Vassilvitskii 2007) among 16,384 of
+    them, or 256 a cluster where that is more.
 
-    A cluster that empties starts again at the point that is farthest from its centroid.
+    Points whose nearest centroid cannot have changed are not compared again (Elkan 2003). A cluster that empties starts
+    again at the point that is farthest from its centroid.
 
     Args:
         points: (N, F) float.
