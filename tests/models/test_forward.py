@@ -1,4 +1,4 @@
-"""Features where nothing is trained: in small parts on a CPU, and the same."""
+"""Features where nothing is trained: in small parts on a CPU, one batch ahead of who takes them, and the same."""
 
 from __future__ import annotations
 
@@ -54,3 +54,11 @@ def test_vectors_and_no_batches() -> None:
     assert [len(features) for features, _ in computed(network, nn.Identity(), vectors)] == [4, 3]
     assert network.seen == [4, 3]
     assert list(computed(network, nn.Identity(), [])) == []
+
+
+def test_a_batch_is_given_when_the_next_has_been_asked_of_the_device() -> None:
+    network = Watched()
+    images = [(torch.randn(n, 1, 8, 8), torch.arange(n)) for n in (2, 3, 4)]
+    given = [(len(network.seen), len(along)) for _, along in computed(network, nn.Identity(), images)]
+    begun = len(network.seen) - 3  # an image to see what can be folded
+    assert given == [(begun + 2, 2), (begun + 3, 3), (begun + 3, 4)]

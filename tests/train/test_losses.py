@@ -334,3 +334,24 @@ def test_smooth_ap_equals_the_library_s_where_that_is_right_and_loops_elsewhere(
         expected.append(1 - precision / len(positives))
     value = SmoothAPLoss(temperature=0.1)(embeddings, labels)
     assert float(value) == pytest.approx(sum(expected) / 12, rel=1e-4)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["some pairs have a loss", "no pair has"])
+@pytest.mark.parametrize("options", [{}, {"learn_beta": True, "nu": 0.3}, {"learn_beta": True, "num_classes": 4}])
+def test_the_margin_loss_is_the_library_s_bit_for_bit(options: dict, apart: bool) -> None:
+    labels = torch.arange(16) // 4
+    embeddings = F.one_hot(labels, 4).float() if apart else F.normalize(torch.randn(16, 4), dim=1)
+    triplets = DistanceWeightedMiner()(embeddings, labels)
+    made = objectives(1, head="single", loss="MarginLoss", loss_options=options)[-1].loss
+    made = getattr(made, "loss", made)  # of one beta a class
+    found = []
+    for loss in (made, pml_losses.MarginLoss(**options)):
+        leaf = embeddings.clone().requires_grad_()
+        value = loss(leaf, labels, triplets)
+        value.backward()
+        # Without a loss the library gives beta no gradient at all.
+        gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in loss.parameters())
+        found.append((value.detach(), leaf.grad, *gradients))
+    assert bool(found[0][1].any()) != apart  # the gradient of the embeddings
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)

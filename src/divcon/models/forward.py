@@ -18,17 +18,22 @@ so large that the system gives new memory for each layer."""
 def computed(
     backbone: nn.Module, pooling: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pooled features of each batch, (B, F), by a backbone in eval mode; within `torch.inference_mode`.
+    """The pooled features of each batch, (B, F), by a backbone in eval mode; within `torch.inference_mode`. Each is
+    given when the next is asked of the device, so that reading it leaves an accelerator something to do.
 
     Args:
         batches: (B, ...) as the backbone sees them, on its device, and what comes along with each.
     """
     batches = iter(batches)
     first = list(islice(batches, 2))
+    before: list[tuple[Tensor, Tensor]] = []
     for number, (seen, along) in enumerate(chain(first, batches)):
         if number == 0 and len(first) > 1:  # a single batch is done before it would be folded
             backbone = folded(backbone, seen[:1])
-        yield torch.cat([pooling(backbone(some)) for some in seen.tensor_split(_parts(seen))]), along
+        pooled = torch.cat([pooling(backbone(some)) for some in seen.tensor_split(_parts(seen))])
+        yield from before
+        before = [(pooled, along)]
+    yield from before
 
 
 def _parts(seen: Tensor) -> int:

@@ -31,6 +31,7 @@ class ClassRows(nn.Module):
         self._num_classes = num_classes
         self._blocks = _class_blocks(create)
         self._classes: Tensor | None = None
+        self._known = torch.empty(0, dtype=torch.bool)
         self._local = torch.empty(0, dtype=torch.int64)
         # In a dict, so that the parameters it was made with, which are never used, are no parameters of this module.
         self._made: dict[str, nn.Module] = {}
@@ -57,23 +58,23 @@ class ClassRows(nn.Module):
         self._classes = new
         self._made.clear()
         if new is not None:
-            self._local = torch.full((self._num_classes,), -1, device=device)
-            self._local[new] = torch.arange(len(new), device=device)
+            places = torch.full((self._num_classes,), -1)
+            places[new.cpu()] = torch.arange(len(new))
+            self._known, self._local = places >= 0, places.to(device)
             if len(new):
                 with torch.random.fork_rng(devices=[]):
                     self._made["loss"] = self._create(len(new)).to(device)
         self._set_aside()
 
     def check(self, labels: Int64[Tensor, "B"]) -> None:
-        """Whether all labels are of the classes there are. On the CPU: elsewhere it would wait for the device in every
-        step, and `forward` gives NaN instead, which the loop looks for.
+        """Whether all labels, (B,) on the CPU, are of the classes there are.
 
         Raises:
             ValueError: some are not.
         """
-        if self._classes is None or labels.device.type != "cpu":
+        if self._classes is None:
             return
-        known = self._local[labels] >= 0
+        known = self._known[labels]
         if not known.all():
             raise ValueError(
                 f"labels {labels[~known].unique().tolist()} are not of the {len(self._classes)} classes that the "
@@ -88,15 +89,13 @@ class ClassRows(nn.Module):
         ref_emb: Float[Tensor, "R D"] | None = None,
         ref_labels: Int64[Tensor, "R"] | None = None,
     ) -> Any:
-        """The loss of the batch, whose labels have passed `check`; NaN where one is not of the classes there are."""
+        """The loss of the batch, whose labels have passed `check`."""
         if self._classes is None:
             return self.loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         # In each step: weight decay would otherwise carry what they drifted by into the optimiser's moments.
         self.restore()
         self._local = self._local.to(labels.device)
         labels = self._local[labels]
-        known = (labels >= 0).all()
-        labels = labels.clamp(min=0)
         ref_labels = None if ref_labels is None else self._local[ref_labels]
         chosen = {
             name: parameter.index_select(self._blocks[name][0], self._rows(name, self._classes))
@@ -112,7 +111,7 @@ class ClassRows(nn.Module):
             if chosen[name].data_ptr() != places[name]:
                 dim, rows = self._blocks[name][0], self._rows(name, self._classes)
                 self.loss.get_parameter(name).data.index_copy_(dim, rows, chosen[name].data)
-        return torch.where(known, value, torch.nan)
+        return value
 
     def _rows(self, name: str, classes: Int64[Tensor, "c"]) -> Int64[Tensor, "r"]:
         """Where a parameter holds what belongs to these classes: one class after the other, each with all its rows."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_finite
 from divcon.processes import ALONE, Processes
+from divcon.train.device import to_device
 from divcon.train.loader import TrainLoader
 from divcon.train.report import Progress
 
@@ -51,8 +52,7 @@ class FeatureMemory:
         images, back = np.unique(indices[::-1], return_index=True)
         self._seen[images] = True
         places, rows = (
-            torch.from_numpy(numbers).to(self._features.device, non_blocking=True)
-            for numbers in (images, len(indices) - 1 - back)
+            to_device(torch.from_numpy(numbers), self._features.device) for numbers in (images, len(indices) - 1 - back)
         )
         views = F.normalize(features.detach()[rows].float(), dim=1)
         self._features[places] = torch.lerp(self._features[places].float(), views, NEWEST).half()

@@ -18,6 +18,7 @@ from divcon.data.transforms import TrainTransform
 from divcon.data.workers import begin_worker
 from divcon.models import EmbeddingModel
 from divcon.processes import ALONE, Processes
+from divcon.train.device import to_device
 from divcon.train.report import Progress
 from divcon.train.sampler import Batch, EpochPlan
 
@@ -65,7 +66,7 @@ class TrainLoader(ABC):
         self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
     ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
         """Those batches of an epoch, in order, each with its number, what the model sees in this process, and the (B,)
-        labels of all of it, on the device.
+        labels of all of it, on the CPU.
 
         Raises:
             ImageError: an image does not decode.
@@ -153,7 +154,7 @@ class ImageLoader(TrainLoader):
             images = self._model.normalize(pixels.to(self._device, non_blocking=True))
             if self._config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            yield number, batch, images, torch.from_numpy(labels[batch.indices]).to(self._device)
+            yield number, batch, images, torch.from_numpy(labels[batch.indices])
 
     def _run(self, batches: list[list[Key]]) -> Iterator[Pixels]:
         assert self._loader is not None, "the loader was closed"
@@ -182,5 +183,5 @@ class VectorLoader(TrainLoader):
         for number in numbers:
             batch = plan.batches[number]
             mine = batch.indices[self._processes.images(len(batch.indices))]
-            vectors = torch.from_numpy(self._vectors[mine]).to(self._device)
-            yield number, batch, vectors, torch.from_numpy(labels[batch.indices]).to(self._device)
+            vectors = to_device(torch.from_numpy(self._vectors[mine]), self._device)
+            yield number, batch, vectors, torch.from_numpy(labels[batch.indices])

@@ -12,6 +12,7 @@ import torch
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.reducers import DivisorReducer
 from torch import Tensor, nn
 
 from divcon.config import TrainConfig
@@ -54,6 +55,17 @@ class ClampedCosine(CosineSimilarity):
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         """(B, R) cosines."""
         return super().compute_mat(query_emb, ref_emb).clamp(-1 + 1e-6, 1 - 1e-6)
+
+
+class Quotient(DivisorReducer):
+    """The sum of a loss over the number of pairs that have one; 0 without any. The library asks the device whether
+    there are any, and waits for the answer."""
+
+    def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | int) -> Tensor:
+        """A scalar, of (T,) losses."""
+        if not isinstance(divisor, Tensor):
+            return super().sum_and_divide(losses, embeddings, divisor)
+        return torch.where(divisor == 0, self.zero_loss(embeddings), losses.sum() / divisor.clamp(min=1))
 
 
 def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int) -> nn.ModuleList:
@@ -164,6 +176,10 @@ def _create_loss(config: TrainConfig, kind: type[nn.Module], dim: int, num_class
     loss = create(kind, options, "loss", sizes)
     if config.loss in _NEEDS_CLAMPED and "distance" not in options:
         loss.distance = ClampedCosine()
+    for module in list(loss.modules()):
+        for name, part in module.named_children():
+            if type(part) is DivisorReducer:
+                setattr(module, name, Quotient())
     if isinstance(loss, pml_losses.DynamicSoftMarginLoss):
         # The library's histogram has no place for the upper end of the last bins; empty ones change nothing.
         loss.hist_ = torch.zeros(loss.num_bins + 2)

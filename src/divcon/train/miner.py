@@ -8,9 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from divcon.train.device import to_device
+
 
 class TripletMiner(nn.Module, ABC):
-    """For each positive pair one negative. Distances are computed in float32, without gradient."""
+    """For each positive pair one negative. Distances are computed in float32, without gradient.
+
+    Labels on the CPU spare an accelerator a wait: which pairs there are is then known without asking it.
+    """
 
     @torch.no_grad()
     def forward(
@@ -21,16 +26,16 @@ class TripletMiner(nn.Module, ABC):
         ref_labels: Int64[Tensor, "R"] | None = None,
         own: Int64[Tensor, "B"] | None = None,
     ) -> tuple[Int64[Tensor, "T"], Int64[Tensor, "T"], Int64[Tensor, "T"]]:
-        """Triplets of (B, D) embeddings of length one and their (B,) labels.
+        """Triplets of (B, D) embeddings of length one and their (B,) labels, which may be on the CPU.
 
         Args:
             ref_emb: where positives and negatives are looked for: (R, D), of length one; the batch itself if None.
-            ref_labels: their (R,) labels.
+            ref_labels: their (R,) labels, on the device of ``labels``, as is ``own``.
             own: (B,) the places in ``ref_emb`` that hold the batch itself, so that no image is its own positive.
 
         Returns:
-            Anchors (into the batch), positives and negatives (into ``ref_emb``), (T,) int64 each, T the number of
-            ordered positive pairs whose anchor has a negative.
+            Anchors (into the batch), positives and negatives (into ``ref_emb``), (T,) int64 each, on the device of the
+            embeddings, T the number of ordered positive pairs whose anchor has a negative.
         """
         if ref_emb is None or ref_labels is None:
             ref_emb, ref_labels, own = embeddings, labels, torch.arange(len(labels), device=labels.device)
@@ -39,6 +44,7 @@ class TripletMiner(nn.Module, ABC):
         if own is not None:
             positive[torch.arange(len(labels), device=labels.device), own] = False
         anchors, positives = torch.nonzero(positive & different.any(dim=1, keepdim=True), as_tuple=True)
+        different, anchors, positives = (to_device(part, embeddings.device) for part in (different, anchors, positives))
         if len(anchors) == 0:
             return anchors, positives, anchors
         return anchors, positives, self.negatives(_distances(embeddings, ref_emb), different, anchors, embeddings)
@@ -88,7 +94,7 @@ class DistanceWeightedMiner(TripletMiner):
     ) -> Int64[Tensor, "T"]:
         weights = self._weights(distances, different, embeddings.shape[1])
         parts = anchors.split(max(1, self._MOST // distances.shape[1]))
-        return torch.cat([torch.multinomial(weights[part], 1).flatten() for part in parts])
+        return torch.cat([_drawn(weights[part]) for part in parts])
 
     def weights(
         self,
@@ -147,6 +153,12 @@ class NearestNegativesMiner(TripletMiner):
         first = torch.searchsorted(anchors, anchors)
         turn = torch.arange(len(anchors), device=anchors.device) - first
         return nearest[anchors, turn % different.sum(dim=1)[anchors]]
+
+
+def _drawn(weights: Float[Tensor, "T R"]) -> Int64[Tensor, "T"]:
+    """A column for each row, as likely as its weight: what `torch.multinomial` draws of the same random numbers, but it
+    waits for the device to tell it that the weights are in order."""
+    return (weights / torch.empty_like(weights).exponential_()).argmax(dim=1)
 
 
 def _distances(embeddings: Float[Tensor, "B D"], ref_emb: Float[Tensor, "R D"]) -> Float[Tensor, "B R"]:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from divcon.errors import ConfigError
 from divcon.train.class_rows import ClassRows
+from divcon.train.device import to_device
 from divcon.train.memory import Memory
+from divcon.train.miner import TripletMiner
 
 
 class Objective(nn.Module):
@@ -43,15 +45,18 @@ class Objective(nn.Module):
             self.loss.forget()
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int64[Tensor, "B"]) -> Float[Tensor, ""]:
-        """The loss, a scalar, of (B, d) embeddings and their (B,) labels.
+        """The loss, a scalar, of (B, d) embeddings and their (B,) labels, which are on the CPU: what follows from them
+        alone is then known there, and an accelerator need not be waited for.
 
         Raises:
             ConfigError: loss or miner cannot compute this batch; the message says why and what to do.
             ValueError: a label is not of the classes that `divided` was told.
         """
+        known = labels.cpu()
         for module in self.modules():
             if isinstance(module, ClassRows):
-                module.check(labels)
+                module.check(known)
+        labels = to_device(known, embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
             # An embedding that is zero (of a dead mask) has no direction: normalised once more in the loss, it would
@@ -59,13 +64,14 @@ class Objective(nn.Module):
             alive = (embeddings != 0).any(dim=1, keepdim=True)
             embeddings = torch.where(alive, embeddings, embeddings.detach())
             try:
-                tuples = self.miner(embeddings, labels) if self.miner is not None else None
+                own = isinstance(self.miner, TripletMiner)
+                tuples = self.miner(embeddings, known if own else labels) if self.miner is not None else None
                 loss = self.loss(embeddings, labels, tuples)
                 loss = loss.reshape(())
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
             except Exception as error:
-                raise ConfigError(self._cannot(labels, error)) from error
+                raise ConfigError(self._cannot(known, error)) from error
         for module in self.loss.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.requires_grad:  # DynamicSoftMarginLoss's histogram would keep the graphs of all past batches
