@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -218,13 +219,14 @@ def test_products_stay_under_the_budget(monkeypatch):
 
 
 def test_both_begin_and_the_faster_goes_on(monkeypatch):
-    used, slower, now = [], "", [0]
+    used, sizes, slower, now = [], [], "", [0]
     monkeypatch.setattr("divcon.evaluate.space.time.perf_counter", lambda: now[0])
     for name in ("_by_faiss", "_by_torch"):
         search = getattr(Space, name)
 
         def slowed(self, vectors, reach, search=search, name=name):
             used.append(name)
+            sizes.append(len(vectors))
             now[0] += len(vectors) * (2 if name == slower else 1)
             return search(self, vectors, reach)
 
@@ -232,13 +234,24 @@ def test_both_begin_and_the_faster_goes_on(monkeypatch):
     points = vectors("unit", 600)
     expected = nearest(points, points, 5, backend="faiss")
     monkeypatch.setattr("divcon.evaluate.space._TRIAL", 100)
-    for memory_mb in (0.3, 100):
+    # Fewer elements than its threshold faiss compares in a slower way, which says nothing of the rest.
+    for threshold, enough in ((1, 100), (150 * points.shape[1] - 1, 150)):
+        monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", threshold)
         for slower, faster in (("_by_faiss", "_by_torch"), ("_by_torch", "_by_faiss")):
             used.clear()
-            found = nearest(points, points, 5, memory_mb=memory_mb)
-            assert len(used) > 2 and used.count(slower) == 1 and used[2:] == [faster] * (len(used) - 2)
+            sizes.clear()
+            found = nearest(points, points, 5)
+            assert used == ["_by_torch", "_by_faiss", faster] and used.count(slower) == 1
+            assert sizes == [enough, enough, 600 - 2 * enough]
             np.testing.assert_array_equal(found[0], expected[0])
             np.testing.assert_array_equal(found[1], expected[1])
+    for some in (points[:149], points[:299]):  # too few for faiss
+        used.clear()
+        np.testing.assert_array_equal(nearest(some, points, 5)[0], expected[0][: len(some)])
+        assert set(used) == {"_by_torch"}
+    used.clear()
+    np.testing.assert_array_equal(nearest(points, points, 5, memory_mb=0.3)[0], expected[0])  # at a time, too
+    assert set(used) == {"_by_torch"} and len(used) > 2
 
 
 def test_a_thorough_search_fetches_no_more_than_may_tie():

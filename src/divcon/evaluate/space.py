@@ -144,10 +144,13 @@ class Space:
     def _raced(self, vectors: np.ndarray, reach: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Nearness and indices of some queries after others. Which search is the faster differs by processor, up to
         three times: each has some queries to begin with, then the one that took less has the rest."""
+        # Fewer queries faiss compares one by one, not by products of matrices: each takes several times longer.
+        enough = max(_TRIAL, -(-faiss.cvar.distance_compute_blas_threshold // vectors.shape[1]))
         while len(vectors):
-            backend = min(self._seconds, key=self._seconds.__getitem__)
-            trial = len(self._seconds) > 1 and not all(self._seconds.values())
-            some = vectors[: _TRIAL if trial else None]
+            tried = {backend: seconds for backend, seconds in self._seconds.items() if seconds}
+            trial = len(tried) < len(self._seconds) and (not tried or len(vectors) >= enough)
+            backend = next(b for b in self._seconds if b not in tried) if trial else min(tried, key=tried.__getitem__)
+            some = vectors[: enough if trial and len(self._seconds) > 1 else None]
             started = time.perf_counter()
             search = self._by_faiss if backend == "faiss" else self._by_torch
             values, indices = search(some.astype(np.float32), reach)
