@@ -1,8 +1,10 @@
-"""The loader of vectors: the rows that were planned, all of them in order, and nothing drawn at random."""
+"""The loader of vectors: the rows that were planned, all of them in order, and nothing drawn at random. That of images:
+its workers stay, and what is divided is decoded once."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import divcon as dc
 from divcon.data import dataset
 from divcon.data.image_set import Benchmark
 from divcon.divide import Division
-from divcon.train.loader import ImageLoader, VectorLoader, create_loader
+from divcon.train.loader import ImageLoader, TrainLoader, VectorLoader, create_loader
 from divcon.train.sampler import plan_epoch
 
 CONFIG = dc.TrainConfig(batch_size=16, images_per_class=2, workers=0)
@@ -82,3 +84,36 @@ def test_the_workers_of_evaluations_stay_as_long_as_a_training(few: Benchmark, m
     ):
         assert dataset._kept == {}
     assert dataset._kept is None
+
+
+def test_what_is_divided_is_decoded_once(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = dc.read(image_folder).train
+    model = dc.EmbeddingModel("test_resnet", 8, 2, pretrained=False, image_size=32)
+    every = np.arange(len(images))
+    decoded: list[int] = []
+    getitem = dataset.Decoded.__getitem__
+    monkeypatch.setattr(dataset.Decoded, "__getitem__", lambda self, key: decoded.append(key) or getitem(self, key))
+
+    def seen(loader: TrainLoader, which: np.ndarray) -> torch.Tensor:
+        decoded.clear()
+        parts = list(loader.as_evaluated(which, 0, lambda progress: None))
+        np.testing.assert_array_equal(torch.cat([indices for _, indices in parts]).numpy(), which)
+        return torch.cat([pixels for pixels, _ in parts])
+
+    for config in (CONFIG, replace(CONFIG, batch_size=4)):
+        with create_loader(model, images, config, torch.device("cpu")) as loader:
+            some = seen(loader, every[3:9])
+            assert decoded == every[3:9].tolist()
+            first = seen(loader, every)
+            # By whole batches: those that miss an image are decoded.
+            assert set(every) - set(range(3, 9)) <= set(decoded)
+            assert torch.equal(first[3:9], some)
+            again = seen(loader, every)
+            assert not decoded and torch.equal(again, first)
+            assert torch.equal(seen(loader, every[[5, 2, 2, 0]]), first[[5, 2, 2, 0]]) and not decoded
+            again.zero_()
+            assert torch.equal(seen(loader, every), first)
+    monkeypatch.setattr("divcon.train.loader.KEPT_BYTES", len(images) * 3 * 32 * 32 - 1)
+    with create_loader(model, images, CONFIG, torch.device("cpu")) as loader:
+        for _ in range(2):
+            assert torch.equal(seen(loader, every), first) and decoded == every.tolist()

@@ -22,6 +22,10 @@ from divcon.train.device import to_device
 from divcon.train.report import Progress
 from divcon.train.sampler import Batch, EpochPlan
 
+KEPT_BYTES = 2**31
+"""Images as evaluation sees them are kept from one division to the next, where all take no more than so many bytes: the
+14,000 first of 224 pixels."""
+
 
 class TrainLoader(ABC):
     """Feeds both passes over the training images: as evaluation sees them, to divide, and an epoch's batches, to
@@ -100,10 +104,31 @@ class _Plan:
         return len(self.batches)
 
 
+class _KeptPixels:
+    """Decoded images as evaluation sees them. Memory that holds none of them yet is not taken from the system."""
+
+    def __init__(self, num_images: int, size: int) -> None:
+        fit = num_images * 3 * size**2 <= KEPT_BYTES
+        self._pixels = torch.empty((num_images if fit else 0, 3, size, size), dtype=torch.uint8)
+        self._held = np.zeros(num_images, bool)
+
+    def holds(self, images: np.ndarray) -> bool:
+        return bool(self._held[images].all())
+
+    def take(self, images: np.ndarray) -> Pixels:
+        indices = torch.from_numpy(images)
+        return self._pixels[indices], indices
+
+    def keep(self, pixels: Tensor, indices: Tensor) -> None:
+        if len(self._pixels):
+            self._pixels[indices] = pixels
+            self._held[indices.numpy()] = True
+
+
 @final
 class ImageLoader(TrainLoader):
     """Decodes in worker processes, and augments what is trained on. Batches are normalised (B, 3, size, size)
-    float32."""
+    float32. What is divided is decoded once, where it fits into `KEPT_BYTES`."""
 
     def __init__(
         self,
@@ -116,6 +141,7 @@ class ImageLoader(TrainLoader):
         super().__init__(images, config, device, processes)
         self._model = model
         self._plan = _Plan()
+        self._kept_pixels = _KeptPixels(len(images), model.image_size)
         training = TrainTransform(
             model.image_size,
             interpolation=model.preprocessing.interpolation,
@@ -136,9 +162,20 @@ class ImageLoader(TrainLoader):
 
     def close(self) -> None:
         self._loader = None
+        self._kept_pixels = _KeptPixels(0, 0)
 
     def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
-        return self._run([batch.tolist() for batch in batches])
+        kept = self._kept_pixels
+        held = [kept.holds(batch) for batch in batches]
+        decoded = self._run([batch.tolist() for batch, is_held in zip(batches, held, strict=True) if not is_held])
+        for batch, is_held in zip(batches, held, strict=True):
+            if is_held:
+                yield kept.take(batch)
+            else:
+                pixels, indices = next(decoded)
+                kept.keep(pixels, indices)
+                yield pixels, indices
+        next(decoded, None)  # the loader's workers are at an end of it
 
     def batches(
         self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
