@@ -47,7 +47,9 @@ class ClassRows(nn.Module):
     def divided(self, classes: Int64[Tensor, "c"] | Int64[np.ndarray, "c"] | None) -> None:
         """From now on there are only these classes; None: all of them. Draws no random numbers."""
         device = next(self.loss.parameters()).device
-        new = None if classes is None else torch.as_tensor(classes).to(device)
+        # What follows from the classes alone is computed beside the device.
+        given = None if classes is None else torch.as_tensor(classes).cpu()
+        new = None if given is None else given.to(device)
         if new is None or self._classes is None:
             same = new is self._classes
         else:
@@ -57,9 +59,9 @@ class ClassRows(nn.Module):
         self.restore()
         self._classes = new
         self._made.clear()
-        if new is not None:
+        if given is not None and new is not None:
             places = torch.full((self._num_classes,), -1)
-            places[new.cpu()] = torch.arange(len(new))
+            places[given] = torch.arange(len(given))
             self._known, self._local = places >= 0, places.to(device)
             if len(new):
                 with torch.random.fork_rng(devices=[]):
@@ -124,12 +126,9 @@ class ClassRows(nn.Module):
         self._absent = {}
         if self._classes is None:
             return
-        for name, (dim, each) in self._blocks.items():
-            parameter = self.loss.get_parameter(name)
-            absent = torch.ones(parameter.shape[dim] // each, dtype=torch.bool, device=parameter.device)
-            absent[self._classes.to(parameter.device)] = False
-            rows = self._rows(name, absent.nonzero().flatten())
-            self._absent[name] = rows, parameter.index_select(dim, rows)
+        for name, (dim, _) in self._blocks.items():
+            rows = self._rows(name, (~self._known).nonzero().flatten())
+            self._absent[name] = rows, self.loss.get_parameter(name).index_select(dim, rows)
 
     @torch.no_grad()
     def restore(self) -> None:

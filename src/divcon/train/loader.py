@@ -167,7 +167,8 @@ class ImageLoader(TrainLoader):
     def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
         kept = self._kept_pixels
         held = [kept.holds(batch) for batch in batches]
-        decoded = self._run([batch.tolist() for batch, is_held in zip(batches, held, strict=True) if not is_held])
+        missing = [batch.tolist() for batch, is_held in zip(batches, held, strict=True) if not is_held]
+        decoded = self._run(missing) if missing else iter(())
         for batch, is_held in zip(batches, held, strict=True):
             if is_held:
                 yield kept.take(batch)
