@@ -5,7 +5,7 @@
         --ideas single masks "masks, full weight 1.0" --out docs/results/beyond-icons-2000.json
 
 One idea was taken into divcon, a loss on the full embedding beside the learner's (``--full-weight``); what does not
-name it here is without it. For the others, the training loop here is that of ``divcon/train/loop.py`` with the ideas in
+name it here is without it. For the others, the training loop here is that of ``divcon/training/loop.py`` with the ideas in
 it: several learners a step, each with its part of the batch; images, or classes, that belong to their two nearest
 clusters; learners' losses, or a distillation of their similarities, in the finetune phase. With none of them it trains
 what divcon trains (``single``, ``slices``, ``masks``), bit for bit. Every idea sees as many images as the others, and
@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 import divcon as dc
-from divcon.ablation.trials import folds_of
-from divcon.divide import Division, divide
-from divcon.train.feature_memory import FeatureMemory
-from divcon.train.loader import create_loader
-from divcon.train.sampler import Batch, EpochPlan, plan_epoch
-from divcon.train.schedule import Phase, learning_rates, phase_at
-from divcon.train.setup import check, seed_batch, set_up, tell
+from divcon.division import Division, divide
+from divcon.experiments.arms import folds_of
+from divcon.training.feature_bank import FeatureBank
+from divcon.training.loader import create_loader
+from divcon.training.sampler import Batch, EpochPlan, plan_epoch
+from divcon.training.schedule import Phase, learning_rates, phase_at
+from divcon.training.setup import check, seed_batch, set_up, tell
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,13 @@ def loss_of(
     return loss
 
 
-def train(model: dc.EmbeddingModel, images: dc.ImageSet, config: dc.TrainConfig, idea: Idea) -> Iterator[Division]:
+def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfig, idea: Idea) -> Iterator[Division]:
     """The loop of divcon, with the idea in it; yields the division after each epoch."""
     fabric, objectives = check(model, images, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     _, optimizer, objectives = set_up(fabric, model, objectives, config)
     division = None
-    memory = FeatureMemory(len(images), model.num_features, fabric.device, kept=False)
+    memory = FeatureBank(len(images), model.num_features, fabric.device, kept=False)
     with create_loader(model, images, config, fabric.device) as loader:
         for epoch in range(config.epochs):
             phase, previous = phase_at(epoch, config, model.head.max_learners), division

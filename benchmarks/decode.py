@@ -53,7 +53,7 @@ def prepare(contender: str, n: int, width: int, height: int) -> Callable[[], dic
         loader = DataLoader(ImageFolder(root / "photos", v2.Compose(steps)), BATCH, shuffle=True)
         return lambda: {"mean": float(np.mean([pixels.float().mean() for pixels, _ in loader]))}
     import divcon as dc
-    from divcon.data.dataset import Decoded, batches_of, collate
+    from divcon.data.loading import Decoded, batches_of, collate
     from divcon.data.transforms import EvalTransform, TrainTransform
 
     data = dc.read(root / "photos")

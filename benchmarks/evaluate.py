@@ -51,13 +51,13 @@ def prepare(contender: str, n: int, dim: int, classes: int, queries: int) -> Cal
     asked, asked_labels = (points[n:], labels[n:]) if queries else (points, labels)
     points, labels = points[:n], labels[:n]
     if contender.startswith("divcon"):
-        from divcon.evaluate.retrieval import retrieval_metrics
+        from divcon.evaluation.retrieval import retrieval_metrics
 
         recall_at = (1, 10, 100) if contender == "divcon" else (1,)
         others = {"gallery_embeddings": points, "gallery_labels": labels} if queries else {}
         return lambda: retrieval_metrics(asked, asked_labels, recall_at=recall_at, **others)
     if contender == "clustering":
-        from divcon.evaluate.clustering import clustering_metrics
+        from divcon.evaluation.clustering import clustering_metrics
 
         return lambda: clustering_metrics(points, labels, seeds=(0,))
     if contender == "faiss-kmeans":

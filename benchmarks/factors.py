@@ -1,7 +1,7 @@
 """What each setting of divide and conquer does, one at a time, on precomputed vectors and on validation classes alone.
 
     npm pack @iconify/json@2.2.535 && tar xzf iconify-json-2.2.535.tgz
-    divcon data icons package --out data/icons-2000 --classes 2000 --seed 0
+    python tools/icons.py package --out data/icons-2000 --classes 2000 --seed 0
     divcon features icons data/icons-2000 --backbone tf_efficientnet_lite0 --size 64 --out data/vectors-2000.parquet
     python benchmarks/factors.py data/vectors-2000.parquet --out docs/results/factors-vectors-2000.json
 
@@ -26,7 +26,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 import divcon as dc
-from divcon.divide import Division
+from divcon.division import Division
 
 EPOCHS = 20
 DEFAULTS: dict[str, Any] = {
@@ -126,11 +126,11 @@ def matching(name: str):
         Division.matched_to = ours  # type: ignore[method-assign]
 
 
-def recall_at_1(model: dc.EmbeddingModel, data: dc.ImageSet) -> float:
+def recall_at_1(model: dc.EmbeddingModel, data: dc.LabeledSet) -> float:
     return dc.evaluate(model, data, clustering=False)["recall_at_1"]
 
 
-def judge(name: str, data: dc.ImageSet, folds: int, seed: int) -> dict:
+def judge(name: str, data: dc.LabeledSet, folds: int, seed: int) -> dict:
     """Recall@1 after every second epoch on each fold, and what the divisions were like."""
     model_settings, train_settings = SETTINGS[name]
     classes = np.random.default_rng(seed).permutation(data.classes)

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 import divcon as dc
-from divcon.divide import Division, divide
-from divcon.run_folder import RunFolder
-from divcon.train.sampler import plan_epoch
+from divcon.division import Division, divide
+from divcon.runs.folder import RunFolder
+from divcon.training.sampler import plan_epoch
 
 WAYS = [("all data", 1), *((by, k) for by in ("image", "class") for k in (4, 8, 16))]
 ACTIVE = 1 - 1.4**2 / 2

@@ -2,7 +2,7 @@
 three seeds each, on classes never seen.
 
     npm pack @iconify/json@2.2.535 && tar xzf iconify-json-2.2.535.tgz
-    divcon data icons package --out data/icons-2000 --classes 2000 --seed 0
+    python tools/icons.py package --out data/icons-2000 --classes 2000 --seed 0
     python benchmarks/icons.py data/icons-2000 --runs runs/icons-2000 --out docs/results/icons-2000.json
 
 Twelve runs of 12 epochs (1,008 batches), about ten minutes each on two idle cores. A run that is there already is not
@@ -50,7 +50,7 @@ def divcon(*arguments: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="what `divcon data icons` built")
+    parser.add_argument("data", type=Path, help="what `python tools/icons.py` built")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the results, as JSON")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

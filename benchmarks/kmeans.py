@@ -36,7 +36,7 @@ def points_of(n: int, dim: int, groups: int) -> np.ndarray:
 def prepare(contender: str, n: int, dim: int, clusters: int, groups: int) -> Callable[[], dict[str, float]]:
     points = points_of(n, dim, groups)
     if contender == "divcon":
-        from divcon.divide.kmeans import kmeans
+        from divcon.division.kmeans import kmeans
 
         def ours() -> dict[str, float]:
             found = kmeans(points, clusters, seed=0, max_iterations=ITERATIONS)

@@ -22,9 +22,9 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 
 import divcon as dc
-from divcon.divide import Division, divide
-from divcon.train import loop
-from divcon.train.feature_memory import FeatureMemory
+from divcon.division import Division, divide
+from divcon.training import loop
+from divcon.training.feature_bank import FeatureBank
 
 
 def likeness(division: Division, other: Division) -> float:
@@ -33,7 +33,7 @@ def likeness(division: Division, other: Division) -> float:
     return float(normalized_mutual_info_score(division.learner[both], other.learner[both]))
 
 
-class Watched(FeatureMemory):
+class Watched(FeatureBank):
     """Remembers, but gives fresh features, and notes what a division on the memory would have been."""
 
     labels: np.ndarray
@@ -86,7 +86,7 @@ def main() -> None:
     data = dc.read(*options.data)
     images = data.train
     Watched.labels, Watched.rows = np.unique(images.labels, return_inverse=True)[1], []
-    loop.FeatureMemory = Watched  # type: ignore[misc]
+    loop.FeatureBank = Watched  # type: ignore[misc]
     for seed in options.seeds:
         Watched.seed = seed
         torch.manual_seed(seed)

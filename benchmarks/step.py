@@ -4,7 +4,7 @@
     python benchmarks/step.py --backbone resnet50.tv_in1k --size 224 --turns 10
 
 `plain` is what its documentation shows: a timm backbone, one linear layer, MarginLoss with its DistanceWeightedMiner,
-Adam. The others are divcon's network, objectives and optimiser, stepped as divcon/train/loop.py does, on the same
+Adam. The others are divcon's network, objectives and optimiser, stepped as divcon/training/loop.py does, on the same
 batches in memory: `single`, `slices` and `masks` with the learner's loss alone (as in both papers), and `masks` with
 the second loss on the full embedding (divcon's default); then that with one more option. None of them decodes or
 divides. How runs are timed: benchmarks/turns.py.
@@ -91,16 +91,16 @@ def plain(backbone: str, size: int, fused: bool) -> Callable[[Batches], dict[str
 def ours(name: str, backbone: str, size: int) -> Callable[[Batches], dict[str, float]]:
     from lightning.fabric import Fabric
 
-    from divcon.train.feature_memory import FeatureMemory
-    from divcon.train.losses import create_objectives
-    from divcon.train.setup import seed_batch, set_up
+    from divcon.training.feature_bank import FeatureBank
+    from divcon.training.losses import create_objectives
+    from divcon.training.setup import seed_batch, set_up
 
     method, learners, more = OURS[name]
     model = dc.EmbeddingModel(backbone, 128, learners, method=method, image_size=size)
     config = dc.TrainConfig(**more)
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if config.precision == "bf16" else "32-true")
     network, optimizer, objectives = set_up(fabric, model, create_objectives(config, model.head, 20), config)
-    memory = FeatureMemory(1000, model.num_features, fabric.device, kept=config.divide_on == "memory")
+    memory = FeatureBank(1000, model.num_features, fabric.device, kept=config.divide_on == "memory")
     model.train()
 
     def steps(batches: Batches) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """One metric against divide and conquer on vectors of icons of 2,000 classes, three seeds each, on classes never seen.
 
     npm pack @iconify/json@2.2.535 && tar xzf iconify-json-2.2.535.tgz
-    divcon data icons package --out data/icons-2000 --classes 2000 --seed 0
+    python tools/icons.py package --out data/icons-2000 --classes 2000 --seed 0
     divcon features icons data/icons-2000 --backbone tf_efficientnet_lite0 --size 64 --out data/vectors-2000.parquet
     python benchmarks/vectors.py data/vectors-2000.parquet --runs runs/vectors --out docs/results/vectors-2000.json
 

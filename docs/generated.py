@@ -26,15 +26,12 @@ from sphinx.pycode import ModuleAnalyzer
 from torch import nn
 
 from divcon.cli.app import app as command_line
-from divcon.config import DataConfig, ModelConfig, TrainConfig, flag
-from divcon.config_train import AUTO_MINERS
+from divcon.config.presets import PRESETS, PUBLISHED
+from divcon.config.settings import AUTO_MINERS, DataConfig, ModelConfig, TrainConfig, flag
 from divcon.errors import ConfigError
 from divcon.models import SubspaceHead, create_head
-from divcon.presets import PRESETS
-from divcon.published_results import PUBLISHED
-from divcon.train.losses import OWN_MINERS, create_objectives, loss_names, miner_names
-from divcon.train.memory import memory_losses
-from divcon.train.pml_options import arguments
+from divcon.training.cross_batch_memory import memory_losses
+from divcon.training.losses import OWN_MINERS, arguments, create_objectives, loss_names, miner_names
 
 PML = "https://kevinmusgrave.github.io/pytorch-metric-learning"
 _PARTS = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
@@ -46,7 +43,7 @@ _COMMAND = re.compile(r"(divcon|npm|source) ")
 
 
 def settings() -> str:
-    """Every setting: its name, flag, type, default and what it means, from the dataclasses of `divcon.config`."""
+    """Every setting: its name, flag, type, default and what it means, from the dataclasses of `divcon.config.settings`."""
     lines = []
     for part, kind in _PARTS.items():
         documented = ModuleAnalyzer.for_module(kind.__module__).find_attr_docs()

@@ -21,8 +21,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 import divcon as dc
-from divcon.data.image_set import ImageSet
-from divcon.train.schedule import Phase, phase_at
+from divcon.data.labeled_set import LabeledSet
+from divcon.division import kmeans
+from divcon.training.schedule import Phase, phase_at
 
 COLORS = ("#1f6fb4", "#d9541e", "#2a9d5c", "#8e44ad")
 """Of the learners."""
@@ -35,7 +36,7 @@ LEARNERS = 4
 class Sheet:
     """A white sheet of icons and words."""
 
-    def __init__(self, images: ImageSet, height: int) -> None:
+    def __init__(self, images: LabeledSet, height: int) -> None:
         self.images = images
         self.picture = Image.new("RGB", (WIDTH, height), "white")
         self.draw = ImageDraw.Draw(self.picture)
@@ -67,7 +68,7 @@ def some(division: dc.Division, learner: int, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(learner).choice(members, min(count, len(members)), replace=False))
 
 
-def draw_division(path: Path, images: ImageSet, division: dc.Division) -> None:
+def draw_division(path: Path, images: LabeledSet, division: dc.Division) -> None:
     columns, size = 20, 49
     block = 2 * size + 52
     sheet = Sheet(images, LEARNERS * block)
@@ -80,7 +81,7 @@ def draw_division(path: Path, images: ImageSet, division: dc.Division) -> None:
     sheet.save(path)
 
 
-def draw_matching(path: Path, images: ImageSet, before: dc.Division, after: dc.Division) -> None:
+def draw_matching(path: Path, images: LabeledSet, before: dc.Division, after: dc.Division) -> None:
     """Three columns: the division before; the clusters after, as k-means numbers them; the same, matched. An icon's
     frame has the colour of the learner that it was with before."""
     columns, size, gap = 6, 50, 36
@@ -103,7 +104,7 @@ def draw_matching(path: Path, images: ImageSet, before: dc.Division, after: dc.D
     sheet.save(path)
 
 
-def draw_left_out(path: Path, images: ImageSet, clusters: dc.Division, division: dc.Division) -> None:
+def draw_left_out(path: Path, images: LabeledSet, clusters: dc.Division, division: dc.Division) -> None:
     """A row a class, a column a learner; an image that is its class's only one with a learner sits out."""
     out = (clusters.learner >= 0) & (division.learner < 0)
     size, rows = 52, []
@@ -139,7 +140,7 @@ def draw_left_out(path: Path, images: ImageSet, clusters: dc.Division, division:
     sheet.save(path)
 
 
-def draw_hierarchy(path: Path, images: ImageSet, features: np.ndarray) -> None:
+def draw_hierarchy(path: Path, images: LabeledSet, features: np.ndarray) -> None:
     levels = [dc.divide(features, images.labels, 1)]
     for learners in (1, 2):
         levels.append(
@@ -232,7 +233,7 @@ def draw_schedule(path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def learned_masks(images: ImageSet, features: np.ndarray) -> np.ndarray:
+def learned_masks(images: LabeledSet, features: np.ndarray) -> np.ndarray:
     """The relu'd masks, (K, D), after a training on the features."""
     vectors = dataclasses.replace(images, vectors=features.astype(np.float32), encoded=None)
     torch.manual_seed(0)
@@ -260,7 +261,7 @@ def main() -> None:
 
     before = dc.divide(features, labels, LEARNERS)
     draw_division(out / "division.png", images, before)
-    found = dc.divide.kmeans(features / np.linalg.norm(features, axis=1, keepdims=True), LEARNERS, seed=(0,))
+    found = kmeans(features / np.linalg.norm(features, axis=1, keepdims=True), LEARNERS, seed=(0,))
     draw_left_out(out / "left_out.png", images, dc.Division(found.assignment, found.centroids), before)
 
     for epoch in dc.train(model, images, dc.TrainConfig(epochs=2, finetune_epoch=2)):

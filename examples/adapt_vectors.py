@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import divcon as dc
-from divcon.data.vectors import write_benchmark_vectors
+from divcon.data.readers.vectors import write_benchmark_vectors
 
 
 def vectors_of_icons(path: Path, classes: int | None) -> None:

@@ -12,10 +12,7 @@ if at_once := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they, and 
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    [
-        f"divcon.{name}"
-        for name in ("divide", "models", "train.miner", "train.losses", "train.objective", "train.class_rows")
-    ],
+    [f"divcon.{name}" for name in ("division", "models", "training.miners", "training.losses", "training.proxies")],
     "beartype.beartype",
 )
 
@@ -35,7 +32,8 @@ from PIL import Image
 
 import divcon as dc
 from divcon.cli import main
-from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +94,7 @@ def image_folder(tmp_path: Path, photos_in: Callable[[Path, int], Path]) -> Path
 
 
 @pytest.fixture
-def subset() -> Callable[[ImageSet, int], ImageSet]:
+def subset() -> Callable[[LabeledSet, int], LabeledSet]:
     """The first classes of a set."""
     return lambda images, classes: images.of_classes(images.classes[:classes])
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.divide import Division
+from divcon.division import Division
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -32,13 +32,13 @@ def beyond() -> ModuleType:
     return script("beyond")
 
 
-def vectors() -> dc.ImageSet:
+def vectors() -> dc.LabeledSet:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(24), 8)
     made = rng.normal(size=(24, 12))[labels] + rng.normal(size=(len(labels), 12))
     rows = np.arange(len(labels))
     names, paths = tuple(map(str, range(24))), pa.array([str(row) for row in rows])
-    return dc.ImageSet(labels, names, paths, rows, "made", vectors=made.astype(np.float32))
+    return dc.LabeledSet(labels, names, paths, rows, "made", vectors=made.astype(np.float32))
 
 
 @pytest.mark.parametrize("method", ["single", "slices", "masks"])

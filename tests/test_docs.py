@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import divcon as dc
-from divcon.config import flag
-from divcon.train.losses import loss_names, miner_names
+from divcon.config.settings import flag
+from divcon.training.losses import loss_names, miner_names
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -137,15 +137,14 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
         if name == "DivconError":
             target = "divcon.errors.DivconError"
         if name == "retrieval_metrics":
-            target = "divcon.evaluate.retrieval_metrics"
+            target = "divcon.evaluation.retrieval_metrics"
         assert f'id="{target}"' in pages, name
 
 
 def test_the_table_of_published_results_is_of_the_presets_and_of_what_was_sent_in(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from divcon.presets import PRESETS
-    from divcon.published_results import PUBLISHED
+    from divcon.config.presets import PRESETS, PUBLISHED
 
     page = (site / "reproduce.html").read_text()
     assert page.count("<tr ") >= 5 * len(PRESETS)

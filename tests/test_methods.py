@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import divcon as dc
-from divcon.train.checkpoint import read_checkpoint
+from divcon.training.checkpoint import read_checkpoint
 
 SIZES = {"--backbone": "test_resnet", "--size": 32, "--dim": 16, "--batch-size": 8, "--images-per-class": 2}
 SMALL = [*(word for pair in SIZES.items() for word in pair), "--no-pretrained", "--no-validation", "--workers", 0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

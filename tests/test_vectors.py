@@ -15,12 +15,13 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.data.image_set import Benchmark, ImageSet
-from divcon.data.vectors import write_benchmark_vectors
-from divcon.display import Quiet
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
+from divcon.data.readers.vectors import write_benchmark_vectors
 from divcon.errors import ConfigError, DataError, RunError, WeightsError
-from divcon.run_folder import RunFolder
-from divcon.train import Phase
+from divcon.runs.display import NullDisplay
+from divcon.runs.folder import RunFolder
+from divcon.training import Phase
 
 DIM = 12
 TRAIN = dc.TrainConfig(epochs=5, batch_size=16, images_per_class=2, joint_epoch=3, finetune_epoch=4, workers=0)
@@ -43,13 +44,13 @@ def clusters(classes: range, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def data(few: Benchmark) -> Benchmark:
     """Vectors of 24 train and 24 test classes."""
 
-    def of(images: ImageSet, classes: range, seed: int) -> ImageSet:
+    def of(images: LabeledSet, classes: range, seed: int) -> LabeledSet:
         vectors, labels = clusters(classes, seed)
         n = len(labels)
         rows = np.arange(n) + 1000 * seed
         paths = [f"{seed}/{i}.png" for i in range(n)]
         names = tuple(f"c{i:02d}" for i in range(48))
-        return ImageSet(labels, names, pa.array(paths), rows, "made", vectors=vectors)
+        return LabeledSet(labels, names, pa.array(paths), rows, "made", vectors=vectors)
 
     test = of(few.query, range(24, 48), 2)
     return Benchmark("made", of(few.train, range(24), 1), test, test)
@@ -119,8 +120,8 @@ def test_saved_and_loaded_it_is_the_same(data: Benchmark, tmp_path: Path, backbo
     list(dc.train(model, data.train, replace(TRAIN, epochs=1, joint_epoch=None, finetune_epoch=0)))
     model.save(tmp_path)
     again = dc.EmbeddingModel.load(tmp_path)
-    assert (again.vector_dim, again.made_with) == (DIM, model.made_with)
-    assert again.made_with["backbone"] == backbone
+    assert (again.vector_dim, again.config) == (DIM, model.config)
+    assert again.config["backbone"] == backbone
     assert "image_size" not in json.loads((tmp_path / "config.json").read_text())
     np.testing.assert_array_equal(again.encode(data.query), model.eval().encode(data.query))
     config = json.loads((tmp_path / "config.json").read_text())
@@ -133,14 +134,14 @@ def test_going_on_from_another_model(data: Benchmark, tiny_model: Callable[..., 
     for backbone in ("none", "mlp"):
         other, mine = model_of(1, backbone), model_of(2, backbone)
         assert not same(weights(other), weights(mine))
-        assert mine.adopt(other)
+        assert mine.warm_start(other)
         assert same(weights(other), weights(mine))
     with pytest.raises(ConfigError, match=r"backbone mlp, and this run none: give --backbone mlp"):
-        model_of(backbone="none").adopt(model_of(backbone="mlp"))
+        model_of(backbone="none").warm_start(model_of(backbone="mlp"))
     with pytest.raises(ConfigError, match=r"sees vectors of 7 dimensions, and this data holds vectors of 12 dimen"):
-        model_of().adopt(dc.EmbeddingModel(vector_dim=7))
+        model_of().warm_start(dc.EmbeddingModel(vector_dim=7))
     with pytest.raises(ConfigError, match=r"sees images, and this data holds vectors of 12 dimensions"):
-        model_of().adopt(tiny_model())
+        model_of().warm_start(tiny_model())
 
 
 def test_what_a_model_does_not_see_is_said_with_both_numbers(
@@ -263,7 +264,7 @@ def test_the_untrained_vectors_are_scored_by_their_cosines(data: Benchmark) -> N
 
 
 def test_nothing_has_to_be_decoded(data: Benchmark) -> None:
-    from divcon.data.dataset import only_decodable
+    from divcon.data.loading import only_decodable
 
     warned: list[str] = []
     kept = only_decodable(data, ("train", "query", "gallery"), 0, warned.append)
@@ -276,7 +277,7 @@ def test_nothing_has_to_be_decoded(data: Benchmark) -> None:
 
 
 def test_a_run_keeps_the_backbone_s_real_name_and_goes_on_with_it(data: Benchmark, tmp_path: Path) -> None:
-    class Stop(Quiet):
+    class Stop(NullDisplay):
         def epoch(self, line: dict) -> None:
             if line["epoch"] == 2:
                 raise KeyboardInterrupt
@@ -366,7 +367,7 @@ def test_from_the_command_line(parquet: Path, data: Benchmark, command: Command,
     assert "holds images, and the model sees vectors of 12" in err
     code, _, err = command("train", parquet, "--out", tmp_path / "begun", "--init", out, *settings[4:8], "--epochs", 1)
     assert code == 0, err
-    assert dc.EmbeddingModel.load(tmp_path / "begun").made_with == model.made_with
+    assert dc.EmbeddingModel.load(tmp_path / "begun").config == model.config
 
 
 # divcon features.

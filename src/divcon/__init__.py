@@ -15,46 +15,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from divcon.ablation.study import ablate
-    from divcon.compare import compare
-    from divcon.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-    from divcon.data.image_set import Benchmark, ImageSet
+    from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
+    from divcon.data.benchmark import Benchmark
+    from divcon.data.labeled_set import LabeledSet
+    from divcon.data.labeled_set import LabeledSet as ImageSet
     from divcon.data.pack import pack
     from divcon.data.read import read
-    from divcon.divide.division import Division, divide
+    from divcon.division.division import Division, divide
     from divcon.errors import DivconError
-    from divcon.evaluate.protocol import evaluate
-    from divcon.evaluate.retrieval import retrieval_metrics
-    from divcon.export import export
-    from divcon.models import EmbeddingModel
-    from divcon.prune import prune
-    from divcon.report import report
-    from divcon.reproduce import reproduce
-    from divcon.run import run
+    from divcon.evaluation.compare import compare
+    from divcon.evaluation.protocol import evaluate
+    from divcon.evaluation.retrieval import retrieval_metrics
+    from divcon.experiments.ablation import ablate
+    from divcon.experiments.reproduce import reproduce
+    from divcon.exports import export
+    from divcon.models.embedding_model import EmbeddingModel
+    from divcon.runs.prune import prune
+    from divcon.runs.report import report
+    from divcon.runs.run import run
     from divcon.search.index import Index
-    from divcon.train.loop import train
+    from divcon.training.loop import train
 
 __version__ = "0.1.0"
 
 # Imported at first use: PyTorch takes seconds, and `divcon --help` does not need it.
 _HOME = {
-    "Benchmark": "divcon.data.image_set",
-    "DataConfig": "divcon.config",
-    "Division": "divcon.divide.division",
-    "DivconError": "divcon.errors",
-    "EmbeddingModel": "divcon.models",
-    "ImageSet": "divcon.data.image_set",
-    "Index": "divcon.search.index",
-    "ModelConfig": "divcon.config",
-    "RunConfig": "divcon.config",
-    "TrainConfig": "divcon.config",
-    "ablate": "divcon.ablation.study",
-    "pack": "divcon.data.pack",
-    "read": "divcon.data.read",
-    "retrieval_metrics": "divcon.evaluate.retrieval",
+    "Benchmark": "data.benchmark:Benchmark",
+    "DataConfig": "config.settings:DataConfig",
+    "Division": "division.division:Division",
+    "DivconError": "errors:DivconError",
+    "EmbeddingModel": "models.embedding_model:EmbeddingModel",
+    "ImageSet": "data.labeled_set:LabeledSet",
+    "Index": "search.index:Index",
+    "LabeledSet": "data.labeled_set:LabeledSet",
+    "ModelConfig": "config.settings:ModelConfig",
+    "RunConfig": "config.settings:RunConfig",
+    "TrainConfig": "config.settings:TrainConfig",
+    "ablate": "experiments.ablation:ablate",
+    "compare": "evaluation.compare:compare",
+    "divide": "division.division:divide",
+    "evaluate": "evaluation.protocol:evaluate",
+    "export": "exports:export",
+    "pack": "data.pack:pack",
+    "prune": "runs.prune:prune",
+    "read": "data.read:read",
+    "report": "runs.report:report",
+    "reproduce": "experiments.reproduce:reproduce",
+    "retrieval_metrics": "evaluation.retrieval:retrieval_metrics",
+    "run": "runs.run:run",
+    "train": "training.loop:train",
 }
-# Rooms that are called like the function they hold (see callable_module).
-_ROOMS = ("compare", "divide", "evaluate", "export", "prune", "report", "reproduce", "run", "train")
 
 __all__ = [
     "Benchmark",
@@ -64,6 +74,7 @@ __all__ = [
     "EmbeddingModel",
     "ImageSet",
     "Index",
+    "LabeledSet",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
@@ -84,13 +95,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"divcon.{name}")
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'divcon' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'divcon' has no attribute {name!r}")
+    module, _, attribute = _HOME[name].partition(":")
+    value = getattr(importlib.import_module(f"divcon.{module}"), attribute)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,7 @@
 """``python -m divcon``, as ``torchrun -m divcon`` needs it."""
 
+from __future__ import annotations
+
 from divcon.cli import main
 
 if __name__ == "__main__":

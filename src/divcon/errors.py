@@ -1,4 +1,8 @@
-"""What a user is told when their data or options cannot be used: what is wrong, where, and what to do."""
+"""Errors that are the input's: what is wrong, where, and what to do.
+
+A message names settings as Python knows them, in backticks: `` `batch_size` ``, `` `divide_by=class` ``. The command
+line shows them as flags (`divcon.cli.messages`).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,29 @@ class ImageError(DataError):
 
 
 class ConfigError(DivconError):
-    """An option or a combination of options cannot work."""
+    """A setting, or a combination of settings, cannot work.
+
+    Args:
+        message: says what is wrong and what to do; names settings in backticks.
+        field: the settings that it is about, by their names in Python: the first is the one to change.
+    """
+
+    def __init__(self, message: str, *, field: str | Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.fields: tuple[str, ...] = (field,) if isinstance(field, str) else tuple(field)
+
+    @property
+    def field(self) -> str | None:
+        """The setting to change; None where the error is about none."""
+        return self.fields[0] if self.fields else None
+
+
+class TrustError(DivconError):
+    """A file names a part of somebody's own, whose module the user has not allowed to be imported."""
+
+    def __init__(self, message: str, module: str) -> None:
+        super().__init__(f"{message}; if you trust it, allow that: `trust={module}`")
+        self.module = module
 
 
 class WeightsError(DivconError):

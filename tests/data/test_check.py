@@ -16,10 +16,18 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import divcon as dc
-from divcon.data.check import check
+from divcon.data.benchmark import Benchmark
+from divcon.data.check import (
+    MAX_BITS,
+    MAX_DIFFERENCE,
+    check,
+    equal_groups,
+    fingerprint_of,
+    near_groups,
+    perceptual_hash,
+)
 from divcon.data.clean import cleaned, write_table
-from divcon.data.copies import MAX_BITS, MAX_DIFFERENCE, equal_groups, near_groups, perceptual_hash, print_of, prints
-from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
 
 
@@ -66,21 +74,21 @@ class TestPrints:
 
     def test_the_exact_print_is_of_size_and_pixels(self):
         black = [Image.new("RGB", size) for size in ((2, 8), (8, 2), (4, 4), (4, 4))]
-        exact = [print_of(image).exact for image in black]
+        exact = [fingerprint_of(image).exact for image in black]
         assert len(set(exact)) == 3 and exact[2] == exact[3]
         one_off = picture(1)
         one_off.putpixel((0, 0), tuple(v ^ 1 for v in one_off.getpixel((0, 0))))
-        assert print_of(one_off).exact != print_of(picture(1)).exact
+        assert fingerprint_of(one_off).exact != fingerprint_of(picture(1)).exact
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_of_every_image_in_order(self, tmp_path, workers):
         write(tmp_path, GOOD)
         (tmp_path / "a3.png").write_bytes(b"")
         images = dc.read(tmp_path / "t.csv").train
-        found = list(prints(images, workers=workers))
+        found = list(fingerprints(images, workers=workers))
         assert [isinstance(f, str) for f in found] == [i == 3 for i in range(9)]
         for i, result in enumerate(found):
-            assert i == 3 or result.exact == print_of(picture(i)).exact
+            assert i == 3 or result.exact == fingerprint_of(picture(i)).exact
         assert "a3.png" in found[3] and "empty" in found[3]
 
     def test_equal_groups(self):
@@ -156,7 +164,7 @@ class TestNear:
                 return Image.open(buffer).convert("RGB")
             return image.resize((50, 50) if change == "half" else (200, 200), Image.Resampling.BICUBIC)
 
-        found = [print_of(image) for image in [*images, *map(changed, images)]]
+        found = [fingerprint_of(image) for image in [*images, *map(changed, images)]]
         groups = near_groups(np.stack([f.bits for f in found]), np.stack([f.thumb for f in found]))
         assert all(len(group) == 2 and group[1] == group[0] + len(images) for group in groups)
         assert len(groups) >= 0.65 * len(images)
@@ -167,7 +175,7 @@ class TestNear:
             Image.merge("RGB", [image.getchannel(c) for c in order]) for image, order in ((red, "RGB"), (blue, "BGR"))
         )
         same_grey = red.convert("L").convert("RGB")
-        found = [print_of(image) for image in (red, blue, same_grey)]
+        found = [fingerprint_of(image) for image in (red, blue, same_grey)]
         assert near_groups(np.stack([f.bits for f in found]), np.stack([f.thumb for f in found])) == []
 
     def test_few_of_the_icons_are_taken_for_copies_of_another_class(self, demo):
@@ -288,11 +296,11 @@ class TestCheck:
         assert told["copies"][0][0]["row"] == 1 and told["parts"][0]["images"] == 9
 
 
-def vector_set(vectors, labels, start: int) -> ImageSet:
+def vector_set(vectors, labels, start: int) -> LabeledSet:
     vectors = np.asarray(vectors, np.float32).reshape(len(labels), -1)
     rows = np.arange(start, start + len(labels))
     names = tuple("abcdefgh")
-    return ImageSet(
+    return LabeledSet(
         np.asarray(labels, np.int64), names, pa.array([f"row {r}" for r in rows]), rows, "v.parquet", vectors=vectors
     )
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from divcon.data.dataset import Decoded, batches_of, collate, evaluation_batches, kept_workers, undecodable
-from divcon.data.folder import images_of
+from divcon.data.loading import Decoded, batches_of, collate, evaluation_batches, kept_workers, undecodable
+from divcon.data.readers.folder import images_of
 from divcon.data.transforms import EvalTransform, TrainTransform
 from divcon.errors import ImageError
 

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
 
 from divcon.data.decode import decode, to_rgb
-from divcon.data.image_set import ImageSet
+from divcon.data.labeled_set import LabeledSet
 from divcon.data.transforms import EvalTransform, TrainTransform
 from divcon.errors import ImageError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
 
-def set_of(path: Path, box=None) -> ImageSet:
-    return ImageSet(
+def set_of(path: Path, box=None) -> LabeledSet:
+    return LabeledSet(
         np.zeros(1, np.int64),
         ("a",),
         pa.array([path.name]),
@@ -35,9 +35,9 @@ def set_of(path: Path, box=None) -> ImageSet:
     )
 
 
-def encoded_set_of(content: bytes) -> ImageSet:
+def encoded_set_of(content: bytes) -> LabeledSet:
     zeros = np.zeros(1, np.int64)
-    return ImageSet(zeros, ("a",), pa.array(["(no path)"]), zeros, "x.parquet", encoded=pa.array([content]))
+    return LabeledSet(zeros, ("a",), pa.array(["(no path)"]), zeros, "x.parquet", encoded=pa.array([content]))
 
 
 def check_flat(path: Path, colour: tuple[int, int, int], tolerance: int = 0, size: int = 8) -> None:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divcon.data import digests
-from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
 
 
-def of_set(images: ImageSet) -> str:
+def of_set(images: LabeledSet) -> str:
     """The slow way: a string an image."""
     lines = [f"{images.path(i)}\t{images.label_name(i)}\n" for i in range(len(images))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
@@ -28,11 +28,11 @@ def of_benchmark(data: Benchmark) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def image_set(rows, kind=None) -> ImageSet:
+def image_set(rows, kind=None) -> LabeledSet:
     names = tuple(sorted({label for _, label in rows}))
     labels = np.array([names.index(label) for _, label in rows], np.int64)
     paths = pa.array([path for path, _ in rows], kind or pa.string())
-    return ImageSet(labels, names, paths, np.arange(len(rows)), "somewhere")
+    return LabeledSet(labels, names, paths, np.arange(len(rows)), "somewhere")
 
 
 # A new line or tab in a path is nobody's, but must not break the hash; letters beyond ASCII sort by their code.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from divcon.data.folder import images_of, read_folder
+from divcon.data.readers.folder import images_of, read_folder
 from divcon.errors import DataError
 
 FOUR = [f"{c}/{i}.png" for c in "abcd" for i in (1, 2)]

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divcon.data import icons
-from divcon.data.icon_sets import IconPackage
-from divcon.data.icons import STYLE_WORDS, build_icons, split_of, stem
 from divcon.data.read import read
 from divcon.errors import DataError
+from tools import icons
+from tools.icons import STYLE_WORDS, IconPackage, build_icons, split_of, stem
 
 MIT = {"title": "MIT", "spdx": "MIT", "url": "https://example.org/mit"}
 CC_BY = {"title": "CC BY 4.0", "spdx": "CC-BY-4.0"}
@@ -149,10 +148,13 @@ def test_processes_change_nothing(package, tmp_path, monkeypatch):
 
 
 def test_another_process_and_hash_seed_change_nothing(package, tmp_path):
-    script = "import sys; from divcon.data.icons import build_icons; build_icons(sys.argv[1], sys.argv[2])"
+    script = "import sys; from tools.icons import build_icons; build_icons(sys.argv[1], sys.argv[2])"
     for seed in ("1", "2"):
         subprocess.run(
-            [sys.executable, "-c", script, package, tmp_path / seed], check=True, env={"PYTHONHASHSEED": seed}
+            [sys.executable, "-c", script, package, tmp_path / seed],
+            check=True,
+            env={"PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
         )
     assert (tmp_path / "1/icons.parquet").read_bytes() == (tmp_path / "2/icons.parquet").read_bytes()
 
@@ -184,7 +186,7 @@ class TestLicences:
     def test_attribution_names_each_set_that_is_used(self, package, tmp_path):
         build_icons(package, tmp_path / "out", classes=2, seed=3)
         text = (tmp_path / "out/ATTRIBUTION.md").read_text()
-        assert "divcon data icons PACKAGE_DIR --out DIR --classes 2 --seed 3\n" in text
+        assert "python tools/icons.py PACKAGE_DIR --out DIR --classes 2 --seed 3\n" in text
         assert "`@iconify/json` 9.9.9" in text
         assert "| ant | Ant | A. \\| ant | [MIT](https://example.org/mit) | MIT | 2 |" in text
         assert "| bee | Bee | A. \\| bee | CC BY 4.0 | CC-BY-4.0 | 2 |" in text

@@ -10,19 +10,20 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from divcon.data.image_set import Benchmark, ImageSet
-from divcon.data.source import where_in
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
+from divcon.data.tables import where_in
 from divcon.errors import DataError, ImageError
 
 
-def image_set(labels, root="", **fields) -> ImageSet:
+def image_set(labels, root="", **fields) -> LabeledSet:
     labels = np.asarray(labels, np.int64)
     paths = pa.array([f"{i}.png" for i in range(len(labels))], pa.string())
     fields = {"rows": np.arange(len(labels)), "source": "folder", "paths": paths} | fields
-    return ImageSet(labels, tuple("abcdefgh"), root=str(root), **fields)
+    return LabeledSet(labels, tuple("abcdefgh"), root=str(root), **fields)
 
 
-def encoded_set(*images: Image.Image, format="PNG", **save) -> ImageSet:
+def encoded_set(*images: Image.Image, format="PNG", **save) -> LabeledSet:
     buffers = [io.BytesIO() for _ in images]
     for image, buffer in zip(images, buffers, strict=True):
         image.save(buffer, format, **save)

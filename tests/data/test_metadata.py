@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from divcon.data.folder import images_of
-from divcon.data.metadata import metadata_of
+from divcon.data.readers.folder import images_of
+from divcon.data.tables import metadata_of
 from divcon.errors import DataError
 
 ROWS = {"price": [3, None], "share": [0.5, 2.0], "red": [True, False], "name": ["a;b", None]}

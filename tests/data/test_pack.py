@@ -18,14 +18,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import divcon as dc
-from divcon.data import encoded_images
 from divcon.data import pack as pack_module
-from divcon.data.dataset import Decoded, batches_of, collate
+from divcon.data.loading import Decoded, batches_of, collate
 from divcon.data.pack import Packing, pack
+from divcon.data.readers.vectors import write_benchmark_vectors
 from divcon.data.transforms import EvalTransform
-from divcon.data.vectors import write_benchmark_vectors
 from divcon.errors import ConfigError, DataError, ImageError, RunError
-from divcon.evaluate.protocol import _identities
+from divcon.evaluation.protocol import _identities
 
 NAMES = ("cub", "cars", "sop", "inshop", "vehicleid", "market1501")
 
@@ -47,7 +46,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, few: dc.Benchmark) -> Path:
     return root
 
 
-def seen(images: dc.ImageSet, size: int) -> np.ndarray:
+def seen(images: dc.LabeledSet, size: int) -> np.ndarray:
     """What evaluation sees of all images."""
     transform = EvalTransform(size)
     return np.stack([transform(images.open(i, transform.needs)).numpy() for i in range(len(images))]).astype(float)

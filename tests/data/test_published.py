@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 from divcon.data.published import PUBLISHED
 from divcon.data.published.counts import differences
 from divcon.data.read import read

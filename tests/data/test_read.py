@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from divcon.data.icon_sets import PERMISSIVE
-from divcon.data.icons import split_of
 from divcon.data.read import read
 from divcon.errors import ConfigError, DataError
+from tools.icons import PERMISSIVE, split_of
 
 FOUR = [f"{c}/{i}.png" for c in "abcd" for i in (1, 2)]
 
@@ -49,9 +48,9 @@ def test_what_is_neither_a_name_nor_a_path(make_images, tmp_path):
 
 
 def test_icons_need_a_place(tmp_path):
-    with pytest.raises(DataError, match="divcon data icons"):
+    with pytest.raises(DataError, match=r"tools/icons\.py"):
         read("icons")
-    with pytest.raises(DataError, match=r"icons\.parquet: there is no such file; `divcon data icons"):
+    with pytest.raises(DataError, match=r"icons\.parquet: there is no such file; `python tools/icons\.py"):
         read("icons", tmp_path)
     with pytest.raises(ConfigError, match="demo: it takes no root"):
         read("demo", tmp_path)
@@ -95,7 +94,7 @@ class TestDemo:
         assert len(content) <= 4_000_000
         table = pq.read_table(io.BytesIO(content))
         text = (folder / "ATTRIBUTION.md").read_text()
-        assert "divcon data icons PACKAGE_DIR --out DIR --classes 600 --seed 0 --permissive" in text
+        assert "python tools/icons.py PACKAGE_DIR --out DIR --classes 600 --seed 0 --permissive" in text
         lines = [line.split(" | ") for line in text.splitlines() if re.match(r"\| [a-z0-9-]+ \|", line)][1:]
         listed = {line[0].strip("| "): int(line[-1].strip("| ").replace(",", "")) for line in lines}
         values = table["icon_set"].value_counts().to_pylist()

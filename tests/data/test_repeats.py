@@ -7,8 +7,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divcon.data.image_set import ImageSet
-from divcon.data.repeats import first_rows, once
+from divcon.data.labeled_set import LabeledSet
+from divcon.data.readers.table import first_rows, once
 
 ROW = st.tuples(st.sampled_from(["a", "b", "é"]), st.sampled_from([None, (0, 0, 1, 1), (0, 0, 1, 2), (1, 0, 2, 1)]))
 
@@ -18,7 +18,7 @@ ROW = st.tuples(st.sampled_from(["a", "b", "é"]), st.sampled_from([None, (0, 0,
 def test_the_first_row_of_each_image(rows, boxed, data):
     boxes = np.array([box or (-1, -1, -1, -1) for _, box in rows], np.int64)
     keys = [(path, box if boxed else None) for path, box in rows]
-    images = ImageSet(
+    images = LabeledSet(
         np.zeros(len(rows), np.int64),
         ("x",),
         pa.array([path for path, _ in rows]),

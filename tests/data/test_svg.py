@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from divcon.data.svg import is_blank, render, svg_text, to_png
+from tools.icons import is_blank, render, svg_text, to_png
 
 SQUARE = {"body": '<rect width="8" height="8" fill="currentColor"/>'}
 

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divcon.data import encoded_images
-from divcon.data import table as table_module
-from divcon.data.table import images_in_table, read_table
+from divcon.data.readers import table as table_module
+from divcon.data.readers.table import images_in_table, read_table
 from divcon.errors import DataError, ImageError
 
 PAIRS = [f"{c}{i}.png,{c}" for c in "abcd" for i in (1, 2)]

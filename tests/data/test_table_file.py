@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divcon.data.table_file import csv_line, load_table, require_columns
+from divcon.data.tables import csv_line, load_table, require_columns
 from divcon.errors import DataError
 
 ROWS = [{"path": "a 1.png", "label": "x"}, {"path": "b;2.png", "label": "y,\n z"}, {"path": "c", "label": None}]

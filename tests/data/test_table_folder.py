@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from divcon.data import encoded_images
-from divcon.data.encoded_images import RowGroups
-from divcon.data.folder import images_of
+from divcon.data.encoded import RowGroups
 from divcon.data.read import read
+from divcon.data.readers.folder import images_of
 from divcon.errors import ConfigError, DataError, ImageError
 
 NAMES = ["zebra", "ant", "bee", "cat"]
@@ -173,7 +172,7 @@ class TestRowGroups:
     def test_worker_processes_read_them_too(self, pushed):
         import pickle
 
-        from divcon.data.dataset import undecodable
+        from divcon.data.loading import undecodable
 
         images = read(pushed).train
         images.open(0)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divcon.data import vectors as vectors_module
-from divcon.data.folder import images_of
-from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
 from divcon.data.read import read
-from divcon.data.vectors import write_benchmark_vectors, write_vectors
-from divcon.data.vectors_reader import read_vectors
+from divcon.data.readers import vectors as vectors_module
+from divcon.data.readers.folder import images_of
+from divcon.data.readers.vectors import read_vectors, write_benchmark_vectors, write_vectors
 from divcon.errors import DataError, ImageError, OutputError
 
 LABELS = list("aabbccdd")
@@ -45,7 +45,7 @@ def error_of(path) -> str:
     return str(caught.value)
 
 
-def items(images: ImageSet, *, paths: bool = True) -> list[tuple]:
+def items(images: LabeledSet, *, paths: bool = True) -> list[tuple]:
     """All that tells one image from another, in order."""
     return [
         (
@@ -84,7 +84,7 @@ class TestColumn:
         path = tmp_path_factory.mktemp("v") / "t.parquet"
         pq.write_table(pa.table({"embedding": fixed(values)}), path, row_group_size=group)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("divcon.data.vectors_reader._ROWS_AT_A_TIME", block)
+            patch.setattr("divcon.data.readers.vectors._ROWS_AT_A_TIME", block)
             np.testing.assert_array_equal(images_of(path).vectors, values)
 
     @pytest.mark.parametrize("column", [list("abcdefgh"), list(range(8)), [["x"]] * 8, [[[1.0]]] * 8, [[True]] * 8])
@@ -105,7 +105,7 @@ class TestColumn:
     )
     @pytest.mark.parametrize("row", [0, 5])
     def test_a_bad_vector_is_named(self, tmp_path, kind, bad, said, row, monkeypatch):
-        monkeypatch.setattr("divcon.data.vectors_reader._ROWS_AT_A_TIME", 3)
+        monkeypatch.setattr("divcon.data.readers.vectors._ROWS_AT_A_TIME", 3)
         values = [[1.0, 2.0]] * 8
         values[row] = bad
         assert f"t.parquet row {row}: {said}" in error_of(table(tmp_path / "t.parquet", pa.array(values, kind)))
@@ -180,10 +180,10 @@ class TestTable:
 
 
 class TestImageSet:
-    def vectors(self, **fields) -> ImageSet:
+    def vectors(self, **fields) -> LabeledSet:
         fields = {"labels": np.arange(4), "vectors": numbers(4)} | fields
         paths = pa.array([f"row {i}" for i in range(4)])
-        return ImageSet(label_names=tuple("abcd"), paths=paths, rows=np.arange(4), source="", **fields)
+        return LabeledSet(label_names=tuple("abcd"), paths=paths, rows=np.arange(4), source="", **fields)
 
     def test_parts_carry_their_vectors(self):
         images = self.vectors()
@@ -209,7 +209,7 @@ class TestImageSet:
             self.vectors(vectors=numbers(4)[:, 0])
 
 
-def feature_of(images: ImageSet) -> np.ndarray:
+def feature_of(images: LabeledSet) -> np.ndarray:
     """A vector that tells what the image is: its row, its label, and one number more."""
     return np.stack([images.rows, images.labels, np.full(len(images), 0.5)], 1).astype(np.float32)
 
@@ -319,7 +319,7 @@ class TestWriting:
     def test_query_and_gallery_of_two_sources(self, tmp_path):
         def part(source, labels):
             paths = pa.array([f"{source}{i}" for i in range(len(labels))])
-            return ImageSet(np.array(labels), tuple("abcd"), paths, np.arange(len(labels)), source)
+            return LabeledSet(np.array(labels), tuple("abcd"), paths, np.arange(len(labels)), source)
 
         data = Benchmark("x", part("s", [0, 0, 1, 1]), part("q", [2, 3]), part("g", [2, 3, 3]))
         write_benchmark_vectors(tmp_path / "v.parquet", data, feature_of)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from divcon.data.workers import of_workers, worker_death
+from divcon.data.loading import of_workers, worker_death
 from divcon.errors import WorkerError
 
 

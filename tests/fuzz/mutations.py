@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 
 import divcon as dc
-from divcon.config_file import read_config_file
+from divcon.config.files import read_config_file
 from divcon.data.decode import decode
 from divcon.data.published.archive import unpacked
 from divcon.data.published.mat_file import read_mat
-from divcon.divide import Division
+from divcon.division import Division
 from divcon.errors import DivconError
-from divcon.run_folder import RunFolder
-from divcon.tensor_file import DamagedTensorsError
-from divcon.train.checkpoint_file import read_checkpoint, write_checkpoint
+from divcon.runs.folder import RunFolder
+from divcon.runtime.files import DamagedTensorsError
+from divcon.training.checkpoint import read_checkpoint, write_checkpoint
 
 EXPECTED = (DivconError, DamagedTensorsError)
 """What a reader may raise: an error of divcon's own."""

@@ -156,7 +156,7 @@ def test_position_embeddings_are_resampled_to_the_size_asked(tmp_path: Path) -> 
     # So are those of a model that training goes on from.
     other = dc.EmbeddingModel("test_vit", 8, 2, pretrained=False, image_size=96)
     model = dc.EmbeddingModel("test_vit", 8, 2, pretrained=False, image_size=64)
-    assert model.adopt(other)
+    assert model.warm_start(other)
     pos = other.backbone.state_dict()["pos_embed"]
     torch.testing.assert_close(model.backbone.state_dict()["pos_embed"], resampled(pos, 4))
     assert torch.equal(model.head.linear.weight, other.head.linear.weight)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError, ImageError, WeightsError
 from divcon.models import MaskHead
 
@@ -20,11 +20,11 @@ Make = Callable[..., dc.EmbeddingModel]
 
 def test_many_learners_are_masks_unless_told_otherwise_and_one_is_single() -> None:
     made = {k: dc.EmbeddingModel(embedding_dim=8, num_learners=k, vector_dim=5) for k in (1, 2, 4)}
-    assert {k: model.made_with["method"] for k, model in made.items()} == {1: "single", 2: "masks", 4: "masks"}
+    assert {k: model.config["method"] for k, model in made.items()} == {1: "single", 2: "masks", 4: "masks"}
     assert [isinstance(model.head, MaskHead) for model in made.values()] == [False, True, True]
-    assert dc.EmbeddingModel(embedding_dim=8, vector_dim=5).made_with["method"] == "single"
+    assert dc.EmbeddingModel(embedding_dim=8, vector_dim=5).config["method"] == "single"
     told = dc.EmbeddingModel(embedding_dim=8, num_learners=2, vector_dim=5, method="slices")
-    assert told.made_with["method"] == "slices"
+    assert told.config["method"] == "slices"
 
 
 def test_embeddings_have_length_one_and_learners_are_parts_of_them(tiny_model: Make, few: Benchmark) -> None:
@@ -129,14 +129,14 @@ def test_what_cannot_be_loaded_says_why(tiny_model: Make, tmp_path: Path) -> Non
 def test_going_on_from_another_model(tiny_model: Make) -> None:
     other = tiny_model(seed=1)
     same = tiny_model(seed=2)
-    same.adopt(other)
+    same.warm_start(other)
     for name, value in other.state_dict().items():
         assert torch.equal(value, same.state_dict()[name])
     larger = tiny_model(seed=2, embedding_dim=32)
     head = larger.head.linear.weight.clone()
-    larger.adopt(other)
+    larger.warm_start(other)
     assert torch.equal(larger.head.linear.weight, head)
     assert torch.equal(next(larger.backbone.parameters()), next(other.backbone.parameters()))
     vit = dc.EmbeddingModel("test_vit", 16, 2, pretrained=False, image_size=32)
     with pytest.raises(ConfigError, match="--backbone test_resnet"):
-        vit.adopt(other)
+        vit.warm_start(other)

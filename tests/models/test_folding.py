@@ -13,7 +13,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 import divcon as dc
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 from divcon.models.folding import folded
 
 Make = Callable[..., dc.EmbeddingModel]

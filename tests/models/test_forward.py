@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from divcon.models.forward import computed
+from divcon.models.folding import computed
 
 
 class Watched(nn.Module):

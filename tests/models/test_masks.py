@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import divcon as dc
 from divcon.errors import ConfigError, WeightsError
 from divcon.models import create_head
-from divcon.models.head import GrowingHead, MaskHead, SubspaceHead, methods
+from divcon.models.heads import GrowingHead, MaskHead, SubspaceHead, methods
 
 
 def masks_of(head: SubspaceHead, masks: torch.Tensor) -> MaskHead:

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 
 import divcon as dc
-from divcon.config import Pooling
-from divcon.data.image_set import Benchmark
+from divcon.config.settings import Pooling
+from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, WeightsError
 from divcon.models import GeM, keep_subspaces
 from divcon.models.pooling import POOLINGS, create_pooling
@@ -101,7 +101,7 @@ def test_gem_stays_finite_where_powers_vanish_or_overflow(p: float, precision: t
 
 def reference(model: dc.EmbeddingModel, pooling: str, images: torch.Tensor) -> torch.Tensor:
     """The pooled features by hand, of a model that timm makes anew with the same weights."""
-    name = model.made_with["backbone"]
+    name = model.config["backbone"]
     sized = {"img_size": SIZE} if "vit" in name else {}
     plain = timm.create_model(name, num_classes=0, **sized).eval()
     plain.load_state_dict(model.backbone.state_dict(), strict="vit3" not in name)  # whose own pooling has weights
@@ -202,7 +202,7 @@ def test_a_pooling_that_timm_takes_and_does_not_use_is_refused() -> None:
 def test_vectors_are_not_pooled() -> None:
     with pytest.raises(ConfigError, match="--pooling gem: vectors are pooled already"):
         dc.EmbeddingModel(vector_dim=5, embedding_dim=8, pooling="gem")
-    assert "pooling" not in dc.EmbeddingModel(vector_dim=5, embedding_dim=8).made_with
+    assert "pooling" not in dc.EmbeddingModel(vector_dim=5, embedding_dim=8).config
 
 
 def test_settings_and_models_have_the_same_poolings() -> None:
@@ -216,8 +216,8 @@ def test_what_gem_has_learned_is_saved_loaded_and_pruned(backbone: str, few: Ben
         model.pooling.p.fill_(4.5)  # type: ignore[union-attr, operator]
     model.save(tmp_path)
     again = dc.EmbeddingModel.load(tmp_path)
-    assert again.made_with == model.made_with
-    assert again.made_with["pooling"] == "gem"
+    assert again.config == model.config
+    assert again.config["pooling"] == "gem"
     images = few.query.subset(np.arange(4))
     np.testing.assert_array_equal(again.encode(images), model.encode(images))
     small = keep_subspaces(model, [1])
@@ -231,7 +231,7 @@ def test_models_saved_before_there_was_a_choice_load_as_auto(tiny_model: Make, f
     del config["pooling"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     again = dc.EmbeddingModel.load(tmp_path)
-    assert again.made_with["pooling"] == "auto"
+    assert again.config["pooling"] == "auto"
     images = few.query.subset(np.arange(4))
     np.testing.assert_array_equal(again.encode(images), model.encode(images))
     # Read as pooled otherwise, it is refused: the p of a GeM is not there.
@@ -246,12 +246,12 @@ def test_going_on_from_another_model_takes_its_pooling_and_head_or_neither() -> 
         for parameter in other.parameters():
             parameter.add_(1.0)
     same = model_of("test_vit", "gem")
-    assert same.adopt(other)
+    assert same.warm_start(other)
     for name, value in other.state_dict().items():
         assert torch.equal(value, same.state_dict()[name])
     averaged = model_of("test_vit", "avg")
     head = averaged.head.linear.weight.detach().clone()
-    assert not averaged.adopt(other)
+    assert not averaged.warm_start(other)
     assert torch.equal(averaged.head.linear.weight, head)
     for name, value in other.backbone.state_dict().items():
         assert torch.equal(value, averaged.backbone.state_dict()[name])

@@ -51,7 +51,7 @@ def test_kept_subspaces_are_the_parents_embedding_cut(
     parts = [model.head.dimensions()[k] for k in sorted(learners)]
     kept = [d for part in parts for d in part]
     assert (small.embedding_dim, small.num_learners) == (len(kept), len(learners))
-    assert small.made_with["method"] == model.made_with["method"]
+    assert small.config["method"] == model.config["method"]
     expected = unit(model.encode(vectors)[:, kept])
     np.testing.assert_allclose(small.encode(vectors), expected, atol=1e-6)
     for new, old in enumerate(sorted(learners)):
@@ -125,7 +125,7 @@ def test_components_are_the_projection_that_keeps_inner_products_best(
     model = model_of(**options)
     embeddings = model.encode(vectors).astype(np.float64)
     small = keep_components(model, model.features(vectors), dims)
-    assert (small.embedding_dim, small.num_learners, small.made_with["method"]) == (dims, 1, "single")
+    assert (small.embedding_dim, small.num_learners, small.config["method"]) == (dims, 1, "single")
     # As the singular value decomposition has it, whatever the signs.
     basis = np.linalg.svd(embeddings, full_matrices=False)[2][:dims]
     expected = unit(embeddings @ basis.T)

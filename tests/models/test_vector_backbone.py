@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divcon.errors import ConfigError
-from divcon.models.backbone import resolve_backbone
-from divcon.models.vector_backbone import create_vector_backbone
+from divcon.models.backbone import create_vector_backbone, resolve_backbone
 
 
 @given(st.integers(1, 50), st.floats(1e-6, 1e6), st.integers(0, 5))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.data.image_set import ImageSet
+from divcon.data.labeled_set import LabeledSet
 
 DIM = 12
 _numbers = itertools.count()
@@ -50,12 +50,12 @@ def make_model() -> Callable[..., dc.EmbeddingModel]:
 
 
 @pytest.fixture
-def vectors() -> Callable[..., ImageSet]:
+def vectors() -> Callable[..., LabeledSet]:
     """``vectors(n)``: n vectors of DIM dimensions of five classes, with paths."""
 
-    def make(n: int, seed: int = 0) -> ImageSet:
+    def make(n: int, seed: int = 0) -> LabeledSet:
         rng = np.random.default_rng(seed)
-        return ImageSet(
+        return LabeledSet(
             labels=np.arange(n) % 5,
             label_names=("a", "b", "c", "d", "e"),
             paths=pa.array([f"item{i:05}" for i in range(n)]),

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.data.folder import images_of
-from divcon.data.image_set import ImageSet
+from divcon.data.labeled_set import LabeledSet
+from divcon.data.readers.folder import images_of
 from divcon.errors import ConfigError, DataError, ImageError, StoreError
-from divcon.evaluate.neighbours import nearest
+from divcon.evaluation.neighbours import nearest
 from divcon.search import Changes, Hit, open_store
 from divcon.search.items import chunks_of, items_of
 
-Vectors = Callable[..., ImageSet]
+Vectors = Callable[..., LabeledSet]
 
 
 def ids(hits: list[Hit]) -> list[int]:
@@ -49,8 +49,8 @@ def test_exact_answers_are_those_of_evaluate(uri: str, model: dc.EmbeddingModel,
 def test_what_is_read_block_by_block_is_found_alike(
     uri: str, model: dc.EmbeddingModel, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("divcon.search.lance.BLOCK", 64)
-    monkeypatch.setattr("divcon.search.postgres.BLOCK", 64)
+    monkeypatch.setattr("divcon.search.stores.lance.BLOCK", 64)
+    monkeypatch.setattr("divcon.search.stores.postgres.BLOCK", 64)
     data = vectors(500)
     data.vectors[250:] = data.vectors[:250]
     index = dc.Index.build(model, data, uri)

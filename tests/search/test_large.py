@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.data.image_set import ImageSet
-from divcon.evaluate.neighbours import nearest
+from divcon.data.labeled_set import LabeledSet
+from divcon.evaluation.neighbours import nearest
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_100_000_vectors_of_128_dimensions(uri: str, kind: str) -> None:
     model = dc.EmbeddingModel(vector_dim=dims, embedding_dim=dims).eval()
     with torch.no_grad():  # embeddings are the vectors, normalised
         model.head.linear.weight.copy_(torch.eye(dims))
-    data = ImageSet(
+    data = LabeledSet(
         labels=np.arange(n) % 100,
         label_names=tuple(map(str, range(100))),
         paths=pa.array([f"item{i}" for i in range(n)]),

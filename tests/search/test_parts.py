@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 
 import divcon as dc
-from divcon.data.image_set import ImageSet
+from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError, ImageError, StoreError
 from divcon.search import Changes
 from divcon.search.about import about_of
 from divcon.search.items import AT_A_TIME, Items, chunks_of, items_of, listed
-from divcon.search.parts import read_parts, write_parts
-from divcon.search.update import Embedding
+from divcon.search.update import Embedding, read_parts, write_parts
 
 
-def chunks(data: ImageSet) -> Iterator[Items]:
+def chunks(data: LabeledSet) -> Iterator[Items]:
     return chunks_of(items_of(data, {"price": data.rows})[0], 10)
 
 
 def test_shards_give_what_one_process_gives(
-    uri: str, model: dc.EmbeddingModel, vectors: Callable[..., ImageSet], tmp_path: Path
+    uri: str, model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path
 ) -> None:
     data, about, how, folder = vectors(95), about_of(model), Embedding(model), tmp_path / "parts"
     written = [write_parts(how, about, chunks(data), folder, shard, 3) for shard in (1, 2, 3)]
@@ -38,7 +37,7 @@ def test_shards_give_what_one_process_gives(
 
 
 def test_a_shard_goes_on_where_it_stopped(
-    model: dc.EmbeddingModel, vectors: Callable[..., ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, about, how = vectors(60), about_of(model), Embedding(model)
     write_parts(how, about, chunks(data), tmp_path)
@@ -67,7 +66,7 @@ def test_a_shard_goes_on_where_it_stopped(
 def test_parts_that_do_not_belong_together(
     model: dc.EmbeddingModel,
     make_model: Callable[..., dc.EmbeddingModel],
-    vectors: Callable[..., ImageSet],
+    vectors: Callable[..., LabeledSet],
     tmp_path: Path,
 ) -> None:
     data, about, how = vectors(60), about_of(model), Embedding(model)

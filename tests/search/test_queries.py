@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import divcon as dc
-from divcon.data.image_set import ImageSet
+from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError, StoreError
 from divcon.models import SubspaceHead
 
@@ -105,7 +105,7 @@ def test_an_item_is_found_by_its_own_path_alone(index: dc.Index, image_folder: P
 
 
 def test_images_for_a_model_of_vectors_and_huge_vectors(
-    model: dc.EmbeddingModel, vectors: Callable[..., ImageSet], tmp_path: Path
+    model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path
 ) -> None:
     index = dc.Index.build(model, vectors(5), tmp_path / "store")
     with pytest.raises(DataError, match="sees vectors of 12 dimensions, not images"):
@@ -135,7 +135,7 @@ class _Rolled(SubspaceHead):
         return 4
 
 
-def test_a_head_of_ones_own_has_no_stored_subspaces(vectors: Callable[..., ImageSet], tmp_path: Path) -> None:
+def test_a_head_of_ones_own_has_no_stored_subspaces(vectors: Callable[..., LabeledSet], tmp_path: Path) -> None:
     model = dc.EmbeddingModel(vector_dim=12, embedding_dim=9, num_learners=2, method="rolled-for-search")
     index = dc.Index.build(model.eval(), vectors(5), tmp_path / "store")
     with pytest.raises(ConfigError, match="_Rolled cannot be had from stored embeddings"):
@@ -143,7 +143,7 @@ def test_a_head_of_ones_own_has_no_stored_subspaces(vectors: Callable[..., Image
 
 
 def test_a_model_that_gives_nan_is_not_indexed(
-    model: dc.EmbeddingModel, vectors: Callable[..., ImageSet], tmp_path: Path
+    model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path
 ) -> None:
     with torch.no_grad():
         model.head.linear.bias[0] = torch.nan
@@ -169,6 +169,6 @@ def test_boxes_and_encoded_images_are_items_of_their_own(
     assert [found[label].metadata["colour"] for label in "abc"] == ["red", "blue", None]
 
     encoded = pa.array([image.read_bytes()] * 2, pa.large_binary())
-    images = ImageSet(np.zeros(2, np.int64), ("x",), pa.array(["p.png", "p.png"]), np.arange(2), "s", encoded=encoded)
+    images = LabeledSet(np.zeros(2, np.int64), ("x",), pa.array(["p.png", "p.png"]), np.arange(2), "s", encoded=encoded)
     index = dc.Index.build(tiny_model(), images, tmp_path / "encoded")
     assert [index.item(i).path for i in (0, 1)] == ["p.png row 0", "p.png row 1"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import divcon as dc
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 from divcon.search import Index
 
 CLASSES, EACH = 8, 5

@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import divcon as dc
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 from divcon.search import Index
 from divcon.serve import Limits, create_app
 

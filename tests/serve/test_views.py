@@ -14,12 +14,12 @@ import pytest
 from starlette.testclient import TestClient
 
 import divcon as dc
-from divcon.divide import Division
+from divcon.division import Division
 from divcon.errors import DivconError
 from divcon.search import Index
 from divcon.serve import create_app
 from divcon.serve.failures import read_scores
-from divcon.serve.plane import coordinates
+from divcon.serve.views import coordinates
 
 
 @pytest.fixture(scope="module")

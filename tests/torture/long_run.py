@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 import divcon as dc
-from divcon.data.image_set import ImageSet
+from divcon.data.labeled_set import LabeledSet
 
 
 def resident() -> float:
@@ -43,7 +43,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def data(kind: str, learners: int) -> ImageSet:
+def data(kind: str, learners: int) -> LabeledSet:
     if kind == "images":
         train = dc.read("demo").train
         return train.of_classes(train.classes[: max(40, 2 * learners)])
@@ -51,7 +51,7 @@ def data(kind: str, learners: int) -> ImageSet:
     vectors = (rng.normal(size=(400, 64))[labels] + rng.normal(size=(4000, 64))).astype(np.float32)
     names = tuple(str(c) for c in range(400))
     rows = np.arange(4000)
-    return ImageSet(labels, names, pa.array([f"row {i}" for i in rows]), rows, source="", vectors=vectors)
+    return LabeledSet(labels, names, pa.array([f"row {i}" for i in rows]), rows, source="", vectors=vectors)
 
 
 def main(kind: str, divisions: int, learners: int) -> None:

@@ -14,22 +14,22 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.config import TrainConfig
-from divcon.divide import divide
+from divcon.config.settings import TrainConfig
+from divcon.division import divide
 from divcon.errors import ConfigError, DataError, NonFiniteError
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, images_per_class=2, finetune_epoch=2, workers=0)
 
 
-def vectors(labels: np.ndarray, dim: int = 6, seed: int = 0, names: tuple[str, ...] | None = None) -> dc.ImageSet:
+def vectors(labels: np.ndarray, dim: int = 6, seed: int = 0, names: tuple[str, ...] | None = None) -> dc.LabeledSet:
     rng, count = np.random.default_rng(seed), int(labels.max()) + 1
     values = (rng.normal(size=(count, dim))[labels] + 0.5 * rng.normal(size=(len(labels), dim))).astype(np.float32)
     paths = pa.array([f"row {row}" for row in range(len(labels))])
     names = names or tuple(map(str, range(count)))
-    return dc.ImageSet(labels, names, paths, np.arange(len(labels)), "", vectors=values)
+    return dc.LabeledSet(labels, names, paths, np.arange(len(labels)), "", vectors=values)
 
 
-def made(images: dc.ImageSet, learners: int = 2, dim: int = 8, **options: Any) -> dc.EmbeddingModel:
+def made(images: dc.LabeledSet, learners: int = 2, dim: int = 8, **options: Any) -> dc.EmbeddingModel:
     assert images.vectors is not None
     torch.manual_seed(0)
     return dc.EmbeddingModel("mlp", dim, learners, vector_dim=images.vectors.shape[1], **options)
@@ -49,10 +49,10 @@ def write_table(path: Path, rows: int, dim: int, classes: int) -> Path:
 
 class TestNotFinite:
     @pytest.fixture
-    def images(self) -> dc.ImageSet:
+    def images(self) -> dc.LabeledSet:
         return vectors(np.repeat(np.arange(8), 6))
 
-    def breaks(self, model: dc.EmbeddingModel, images: dc.ImageSet, rows: list[int], number: float) -> Any:
+    def breaks(self, model: dc.EmbeddingModel, images: dc.LabeledSet, rows: list[int], number: float) -> Any:
         """A backbone whose features of these rows are not finite, in evaluation."""
         assert images.vectors is not None
         wrong = torch.from_numpy(images.vectors[rows, 0])
@@ -66,7 +66,7 @@ class TestNotFinite:
     @pytest.mark.parametrize("number", [float("nan"), float("inf")])
     @pytest.mark.parametrize("divide_on", ["fresh", "memory"])
     def test_dividing_names_the_images_and_the_last_state_stays(
-        self, number: float, divide_on: str, images: dc.ImageSet, tmp_path: Path
+        self, number: float, divide_on: str, images: dc.LabeledSet, tmp_path: Path
     ) -> None:
         config = replace(CONFIG, epochs=4, finetune_epoch=4, redivide_every=2, divide_on=divide_on, rounds="shortest")  # type: ignore[arg-type]
         model = made(images)
@@ -86,7 +86,7 @@ class TestNotFinite:
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value)
 
-    def test_evaluating_names_the_images(self, images: dc.ImageSet) -> None:
+    def test_evaluating_names_the_images(self, images: dc.LabeledSet) -> None:
         model = made(images)
         self.breaks(model, images, [7, 30], float("nan"))
         with pytest.raises(NonFiniteError, match=r"evaluating .*: .* of 2 of 48 images .*: row 7, row 30"):

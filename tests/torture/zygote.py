@@ -27,12 +27,12 @@ import pyarrow.parquet  # noqa: F401 — imported once
 
 import divcon.cli
 import divcon.data.pack
-import divcon.report.write
-import divcon.run
-import divcon.run_folder
+import divcon.runs.folder
+import divcon.runs.report.write
+import divcon.runs.run
 import divcon.search.items
-import divcon.train.loop
-from divcon.train.feature_memory import FeatureMemory
+import divcon.training.loop
+from divcon.training.feature_bank import FeatureBank
 
 
 class Events:
@@ -101,12 +101,12 @@ def child(order: dict[str, Any]) -> None:
     events = Events(order["events"], order["kill"], order["victim"])
     for name in ("replace", "rename", "fsync", "unlink", "ftruncate"):
         events.around(os, name, "saving")
-    events.around(divcon.train.loop, "divide", "dividing")
-    events.around(FeatureMemory, "refreshed", "dividing")
-    events.before(divcon.train.loop, "take_step", "training")
-    events.around(divcon.run, "evaluate", "evaluating")
+    events.around(divcon.training.loop, "divide", "dividing")
+    events.around(FeatureBank, "refreshed", "dividing")
+    events.before(divcon.training.loop, "take_step", "training")
+    events.around(divcon.runs.run, "evaluate", "evaluating")
     if order["arguments"][0] == "index":
-        from divcon.search.lance import LanceStore
+        from divcon.search.stores.lance import LanceStore
 
         # Some items at a time, so that there is an inside to be killed in.
         divcon.search.items.chunks_of.__defaults__ = (48,)

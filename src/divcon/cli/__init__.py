@@ -12,7 +12,8 @@ from divcon.cli import (
     check,
     compare,
     completion,
-    data,
+    demo,
+    evaluate,
     export,
     features,
     index,
@@ -23,7 +24,6 @@ from divcon.cli import (
     search,
     serve,
     train,
-    use,
 )
 from divcon.cli.app import app, notes
 from divcon.cli.settings import gathered
@@ -34,7 +34,8 @@ __all__ = [
     "check",
     "compare",
     "completion",
-    "data",
+    "demo",
+    "evaluate",
     "export",
     "features",
     "index",
@@ -46,7 +47,6 @@ __all__ = [
     "search",
     "serve",
     "train",
-    "use",
 ]
 
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from divcon.cli.app import app, console, note, notes, read_data
 from divcon.cli.settings import COMMAND_LINE, gather, gathered
-from divcon.config import RunConfig, flag
+from divcon.config.settings import RunConfig, flag
 from divcon.errors import ConfigError, Stopped
 
 _DEFAULTS = RunConfig()
@@ -95,10 +95,10 @@ def ablate(
         _tabulate_again(out, names, numbers, reference)
         return
 
-    from divcon.ablation import ablate as run_ablation
-    from divcon.ablation import arms_of, read_space, table
-    from divcon.ablation.study import DEFAULT_ARMS, DEFAULT_SEEDS
-    from divcon.display import Bar
+    from divcon.experiments import ablate as run_ablation
+    from divcon.experiments import arms_of, read_space, table
+    from divcon.experiments.ablation import DEFAULT_ARMS, DEFAULT_SEEDS
+    from divcon.runs.display import Bar
 
     own, searched = read_space(space) if space is not None else ({}, {})
     arms = arms_of(DEFAULT_ARMS if names is None else names, own)
@@ -130,9 +130,8 @@ def ablate(
 
 def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None, reference: str | None) -> None:
     """The table and pictures of runs that are done already, without the data."""
-    from divcon.ablation import Arm, arms_of, read_results
-    from divcon.ablation.results import ResultsFile
-    from divcon.ablation.table import draw, tabulate
+    from divcon.experiments import Arm, arms_of, read_results
+    from divcon.experiments.results import ResultsFile, draw, tabulate
 
     results = read_results(out / ResultsFile.NAME)
     held = results["settings"]

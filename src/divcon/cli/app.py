@@ -10,10 +10,10 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from divcon import __version__
-from divcon.config import Device, OnBadImage
+from divcon.config.settings import Device, OnBadImage
 
 if TYPE_CHECKING:
-    from divcon.data.image_set import Benchmark
+    from divcon.data.benchmark import Benchmark
 
 app = App(
     name="divcon",
@@ -21,8 +21,6 @@ app = App(
     "it never saw.",
     version=__version__,
 )
-data_app = App(name="data", help="Build data sets.")
-app.command(data_app)
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from divcon.cli.app import Workers, app, console, note, notes, read_data
-from divcon.files import check_writable, written_whole
+from divcon.runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
-    from divcon.data.check_result import CheckResult, Finding
-    from divcon.data.image_set import Benchmark
+    from divcon.data.benchmark import Benchmark
+    from divcon.data.check import CheckResult, Finding
 
 _SHOWN = 5
 """How many images or groups of a kind are named."""
@@ -83,7 +83,7 @@ def check(
         )
     _print(result, benchmark, fixed=fix is not None)
     if json_file is not None:
-        with written_whole(json_file) as beside:
+        with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
     if fix is not None:
         _fix(benchmark, result, fix)
@@ -94,7 +94,7 @@ def check(
 def _read(data: str, root: Path | None) -> Benchmark:
     """The data, whose missing files are for the check to find."""
     from divcon.data.read import NAMED
-    from divcon.data.table_file import TABLE_SUFFIXES
+    from divcon.data.tables import TABLE_SUFFIXES
 
     table = data not in NAMED and Path(data).is_file() and Path(data).suffix.lower() in TABLE_SUFFIXES
     published = data in NAMED and data not in ("demo", "icons")

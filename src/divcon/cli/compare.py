@@ -12,12 +12,12 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note
-from divcon.cli.use import tested_on
+from divcon.cli.evaluate import tested_on
 from divcon.errors import ConfigError
-from divcon.files import check_writable, written_whole
+from divcon.runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
-    from divcon.compare import Compared
+    from divcon.evaluation.compare import Compared
 
 
 @app.command
@@ -47,12 +47,12 @@ def compare(
     json_file
         Write the comparison here too.
     """
-    from divcon.compare import compare as compare_results
-    from divcon.compare import read_scores
-    from divcon.data.dataset import only_decodable
-    from divcon.evaluate.protocol import evaluate
+    from divcon.data.loading import only_decodable
+    from divcon.evaluation.compare import compare as compare_results
+    from divcon.evaluation.compare import read_scores
+    from divcon.evaluation.protocol import evaluate
     from divcon.models import EmbeddingModel
-    from divcon.train.device import resolve_device
+    from divcon.runtime.device import resolve_device
 
     names = [str(run) for run in runs]
     if len(names) != len(set(names)):
@@ -77,7 +77,7 @@ def compare(
         told = ("benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")
         of = {key: results[names[0]][key] for key in told if key in results[names[0]]}
         rows = [dataclasses.asdict(row) for row in compared]
-        with written_whole(json_file) as beside:
+        with atomic_write(json_file) as beside:
             beside.write_text(json.dumps({**of, "compared": rows}, indent=1) + "\n")
 
 

@@ -44,8 +44,8 @@ def export(
     scores
         What evaluate --json wrote of this run, for the model card of hf.
     """
-    from divcon.export import check_export
-    from divcon.export import export as export_model
+    from divcon.exports import check_export
+    from divcon.exports import export as export_model
     from divcon.models import EmbeddingModel
 
     check_export(out, format, scores)

@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
 from divcon.errors import ConfigError
-from divcon.files import check_writable
+from divcon.runtime.files import check_writable
 
 
 @app.command
@@ -56,11 +56,11 @@ def features(
     import numpy as np
     from rich.progress import Progress
 
-    from divcon.data.dataset import only_decodable
-    from divcon.data.image_set import ImageSet
-    from divcon.data.vectors import table_parts, write_benchmark_vectors
+    from divcon.data.labeled_set import LabeledSet
+    from divcon.data.loading import only_decodable
+    from divcon.data.readers.vectors import table_parts, write_benchmark_vectors
     from divcon.models import EmbeddingModel
-    from divcon.train.device import resolve_device
+    from divcon.runtime.device import resolve_device
 
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: vectors are written as parquet; give a name that ends in .parquet")
@@ -83,7 +83,7 @@ def features(
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("images", total=sum(len(part.images) for part in table_parts(benchmark)))
 
-        def pooled(images: ImageSet) -> np.ndarray:
+        def pooled(images: LabeledSet) -> np.ndarray:
             nonlocal done
             before, done = done, done + len(images)
             return model.features(

@@ -102,7 +102,7 @@ def index(
             raise ConfigError("--parts writes to no store: leave --store and --delete-missing to divcon index --load")
         _write_parts(run, _chunks(images or [], root, stream), parts, shard, device, batch_size, workers, on_bad_image)
         return
-    from divcon.train.device import resolve_device
+    from divcon.runtime.device import resolve_device
 
     chunks, total = _chunks(images or [], root, stream)
     made = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
@@ -129,8 +129,8 @@ def _only(**given: Any) -> None:
 
 def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[Iterator[Items], int | None]:
     """What is to be indexed, some at a time, and how many it is, where that is known."""
-    from divcon.data.folder import images_of
     from divcon.data.read import NAMED
+    from divcon.data.readers.folder import images_of
     from divcon.search.items import chunks_of, items_of, listed
 
     if stream is not None:
@@ -156,10 +156,9 @@ def _write_parts(
     on_bad_image: str,
 ) -> None:
     from divcon.models import EmbeddingModel
+    from divcon.runtime.device import resolve_device
     from divcon.search.about import about_of
-    from divcon.search.parts import write_parts
-    from divcon.search.update import Embedding
-    from divcon.train.device import resolve_device
+    from divcon.search.update import Embedding, write_parts
 
     number, shards = _shard(shard)
     chunks, total = what
@@ -185,7 +184,7 @@ def _load(folder: Path, uri: str, ann_from: int | None) -> None:
     from dataclasses import replace
 
     from divcon.search import Index
-    from divcon.search.parts import read_parts
+    from divcon.search.update import read_parts
 
     about, total, parts = read_parts(folder)
     if ann_from is not None:

@@ -61,7 +61,7 @@ def pack(
     )
     from rich.text import Text
 
-    from divcon.data.dataset import only_decodable
+    from divcon.data.loading import only_decodable
     from divcon.data.pack import Packing
     from divcon.data.pack import pack as pack_images
 

@@ -48,11 +48,10 @@ def prune(
         are those of the model, cut, so that stored ones can be cut too.
     """
     from divcon.models import EmbeddingModel
-    from divcon.prune import Pruning, check_prunable
-    from divcon.prune import prune as prune_model
-    from divcon.run_folder import RunFolder
-    from divcon.run_source import own_benchmark
-    from divcon.train.device import resolve_device
+    from divcon.runs.folder import RunFolder, own_benchmark
+    from divcon.runs.prune import Pruning, check_prunable
+    from divcon.runs.prune import prune as prune_model
+    from divcon.runtime.device import resolve_device
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; give another folder")

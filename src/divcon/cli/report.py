@@ -8,9 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note, read_data
-from divcon.cli.use import tested_on
+from divcon.cli.evaluate import tested_on
 from divcon.errors import ConfigError
-from divcon.files import check_writable
+from divcon.runtime.files import check_writable
 
 
 @app.command
@@ -56,11 +56,11 @@ def report(
     evaluate
         Score the test classes now, and put that into it. NMI and AMI are left out; --scores can have them.
     """
-    from divcon.compare import read_scores
-    from divcon.evaluate.protocol import evaluate as evaluate_model
+    from divcon.evaluation.compare import read_scores
+    from divcon.evaluation.protocol import evaluate as evaluate_model
     from divcon.models import EmbeddingModel
-    from divcon.report import report as write
-    from divcon.train.device import resolve_device
+    from divcon.runs.report import report as write
+    from divcon.runtime.device import resolve_device
 
     if scores is not None and evaluate:
         raise ConfigError("--scores and --evaluate both say what the scores are; give one of them")

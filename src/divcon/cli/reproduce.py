@@ -11,9 +11,9 @@ from rich.table import Table
 
 from divcon.cli.app import app, console, notes, read_data
 from divcon.cli.settings import gather
-from divcon.config import RunConfig, flag
+from divcon.config.settings import RunConfig, flag
 from divcon.errors import ConfigError, Stopped
-from divcon.files import check_writable, written_whole
+from divcon.runtime.files import atomic_write, check_writable
 
 _DEFAULTS = RunConfig()
 
@@ -59,8 +59,8 @@ def reproduce(
         NMI and AMI of the result.
     """
     from divcon.data.published import PUBLISHED
-    from divcon.display import Bar, print_scores
-    from divcon.reproduce import reproduce as reproduce_preset
+    from divcon.experiments.reproduce import reproduce as reproduce_preset
+    from divcon.runs.display import Bar, print_scores
 
     if name not in (*PUBLISHED, "vehicleid"):
         raise ConfigError(
@@ -92,7 +92,7 @@ def reproduce(
     print_scores(result, console)
     _print(result)
     if json_file is not None:
-        with written_whole(json_file) as beside:
+        with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n")
 
 

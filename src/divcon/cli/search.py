@@ -56,8 +56,8 @@ def search(
     json_lines
         Print a line of JSON a hit.
     """
+    from divcon.runtime.device import resolve_device
     from divcon.search import Index
-    from divcon.train.device import resolve_device
 
     if "://" not in store and (Path(store) / "index" / "divcon.json").is_file():
         store = str(Path(store) / "index")

@@ -73,14 +73,14 @@ def serve(
     """
     import secrets
 
-    from divcon.run_folder import RunFolder
+    from divcon.runs.folder import RunFolder
+    from divcon.runtime.device import resolve_device
     from divcon.search import Index
     from divcon.serve.app import create_app
     from divcon.serve.failures import read_scores
     from divcon.serve.guard import is_loopback
     from divcon.serve.limits import Limits
     from divcon.serve.server import serve as run_server
-    from divcon.train.device import resolve_device
 
     limits = Limits(upload_mb, megapixels, most_k, at_once, waiting, seconds)
     if token is not None and (len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token):

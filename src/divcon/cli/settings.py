@@ -14,9 +14,8 @@ from typing import Any
 
 from cyclopts import UNSET, App, Argument, ArgumentCollection, Token
 
-from divcon.config import PARTS, RunConfig, settings_in
-from divcon.config_check import placed
-from divcon.config_file import ConfigFile, as_yaml, read_config_file
+from divcon.config.files import ConfigFile, as_yaml, placed, read_config_file
+from divcon.config.settings import PARTS, RunConfig, settings_in
 from divcon.errors import ConfigError, DivconError, unknown
 
 PART_OF = {f.name: part for part, kind in PARTS.items() for f in dataclasses.fields(kind)}
@@ -184,7 +183,7 @@ def _data(file: ConfigFile, data: str) -> str:
 
 
 def _run_layer(out: Path) -> _Layer | None:
-    from divcon.run_folder import RunFolder
+    from divcon.runs.folder import RunFolder
 
     held = RunFolder(out).read()
     if held is None:
@@ -194,13 +193,13 @@ def _run_layer(out: Path) -> _Layer | None:
 
 
 def _preset_layer(name: str, data: str | None) -> _Layer:
-    from divcon.presets import decided, preset
+    from divcon.config.presets import decided, preset
 
     return _Layer(decided(preset(name, data or "")), lambda *_: f"preset {name}")
 
 
 def _model_layer(init: Path) -> _Layer:
-    from divcon.run import model_settings
+    from divcon.runs.run import model_settings
 
     return _Layer(model_settings(init), lambda *_: f"model {init}")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from divcon.cli.app import app, console, notes, read_data
 from divcon.cli.settings import Gathered, as_file, gather, gathered
-from divcon.config import RunConfig
+from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
 
 _DEFAULTS = RunConfig()
@@ -84,13 +84,13 @@ def train(
     if source is None:
         raise ConfigError("DATA is missing: a folder, a CSV or parquet, or the name of a data set (see --help)")
     assert out is not None
-    from divcon.display import Bar
-    from divcon.launch import is_first
-    from divcon.run import run as train_run
-    from divcon.run_folder import RunFolder
+    from divcon.runs.display import Bar
+    from divcon.runs.folder import RunFolder
+    from divcon.runs.run import run as train_run
+    from divcon.runtime.launch import is_main_process
 
     benchmark, source = _read(source, found)
-    with Bar(notes if is_first() else Console(quiet=True)) as bar:
+    with Bar(notes if is_main_process() else Console(quiet=True)) as bar:
         try:
             train_run(benchmark, out, settings, resume=resume, init=init, source=source, display=bar)
         except KeyboardInterrupt as stopped:
@@ -106,7 +106,7 @@ def _resumed(
     out: Path, settings: RunConfig, source: dict[str, Any] | None, init: Path | None
 ) -> tuple[RunConfig, dict[str, Any] | None, Path | None]:
     """Settings, source and init of the run in ``out``; as they are where it is still to begin and is told on what."""
-    from divcon.run_folder import RunFolder
+    from divcon.runs.folder import RunFolder
 
     folder = RunFolder(out)
     if source is not None and folder.read() is None:

@@ -1,5 +1,8 @@
-"""Data: readers that give an `ImageSet` or a `Benchmark`, and decoding in worker processes."""
+"""Data: readers that give a `LabeledSet` or a `Benchmark`, and decoding in worker processes."""
 
-from divcon.data.image_set import Benchmark, ImageSet
+from __future__ import annotations
 
-__all__ = ["Benchmark", "ImageSet"]
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
+
+__all__ = ["Benchmark", "LabeledSet"]

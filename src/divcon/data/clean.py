@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from divcon.data.check_result import CheckResult, Found, Group
-from divcon.data.image_set import NO_PATH, Benchmark, ImageSet
-from divcon.data.split import checked_benchmark, counted
-from divcon.data.vectors import TablePart, table_parts, write_benchmark_vectors
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted
+from divcon.data.check import CheckResult, Found, Group
+from divcon.data.labeled_set import NO_PATH, LabeledSet
+from divcon.data.readers.vectors import TablePart, table_parts, write_benchmark_vectors
 from divcon.errors import ConfigError, DataError
-from divcon.files import written_whole
+from divcon.runtime.files import atomic_write
 
 _SIDES = ("train", "validation", "test")
 _ROWS_AT_A_TIME = 1024
@@ -116,7 +116,7 @@ def write_table(out: Path, benchmark: Benchmark) -> None:
         return
     parts = [part for part in table_parts(benchmark) if len(part.images)]
     table = pa.concat_tables([_with_paths(part, out.parent) for part in parts], promote_options="default")
-    with written_whole(out) as beside:
+    with atomic_write(out) as beside:
         if benchmark.query.encoded is not None:
             _write_encoded(beside, table, parts)
         elif out.suffix == ".parquet":
@@ -142,11 +142,11 @@ def _leave_out_copies(group: Group, leave_out: Callable[[Found, str], None]) -> 
     return stay[0]
 
 
-def _keys(images: ImageSet) -> list[_Key]:
+def _keys(images: LabeledSet) -> list[_Key]:
     return [(images.source, row) for row in images.rows.tolist()]
 
 
-def _with_roles(images: ImageSet, other: ImageSet, part: str, roles: dict[_Key, set[str]]) -> ImageSet:
+def _with_roles(images: LabeledSet, other: LabeledSet, part: str, roles: dict[_Key, set[str]]) -> LabeledSet:
     """The images, and those of the other set whose copies in this one were left out."""
     here = set(_keys(images))
     moved = [i for i, key in enumerate(_keys(other)) if part in roles.get(key, ()) and key not in here]
@@ -181,6 +181,6 @@ def _write_encoded(path: Path, table: pa.Table, parts: Sequence[TablePart]) -> N
                 done += len(rows)
 
 
-def _vectors(images: ImageSet) -> np.ndarray:
+def _vectors(images: LabeledSet) -> np.ndarray:
     assert images.vectors is not None
     return images.vectors

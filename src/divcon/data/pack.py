@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from divcon.data.dataset import each
-from divcon.data.image_set import Benchmark, ImageSet
-from divcon.data.packed import ABOUT
-from divcon.data.table_file import BOX_COLUMNS, IMAGE_COLUMN
-from divcon.data.vectors import benchmark_table, table_parts
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
+from divcon.data.loading import each
+from divcon.data.readers.table import ABOUT
+from divcon.data.readers.vectors import benchmark_table, table_parts
+from divcon.data.tables import BOX_COLUMNS, IMAGE_COLUMN
 from divcon.errors import ConfigError, DataError, ImageError, RunError
-from divcon.files import written_whole
-from divcon.folder_lock import LOCK_FILE, FolderLock
+from divcon.runtime.files import atomic_write
+from divcon.runtime.lock import LOCK_FILE, FolderLock
 
 IMAGES_A_FILE = 4096
 IMAGES_A_GROUP = 16
@@ -57,7 +58,7 @@ class Packing:
         how = "without loss" if self.lossless else f"as JPEG of quality {self.quality}"
         return f"shorter side {self.short_side} ({self.interpolation}), {how}"
 
-    def of(self, images: ImageSet, index: int) -> bytes:
+    def of(self, images: LabeledSet, index: int) -> bytes:
         """The bytes that are kept of an image: those of its file, where it is small enough and has no box to cut.
 
         Raises:
@@ -121,7 +122,7 @@ def pack(
             "notes": list(data.notes),
             "split_hash": data.split_hash,
         }
-        with written_whole(out / ABOUT) as beside:
+        with atomic_write(out / ABOUT) as beside:
             beside.write_text(json.dumps(about, indent=2) + "\n")
     return out
 
@@ -133,7 +134,7 @@ class _File:
     path: Path
     rows: pa.Table
     """All columns but the images."""
-    images: list[ImageSet]
+    images: list[LabeledSet]
     """Of these rows: of one part of the benchmark, or of query and gallery in turn."""
     signature: bytes
     """What must be in it: the rows and how they are packed."""
@@ -153,7 +154,7 @@ class _File:
         schema = self.rows.schema.append(pa.field(IMAGE_COLUMN, pa.binary()))
         schema = schema.with_metadata({**(schema.metadata or {}), _SIGNATURE: self.signature})
         options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
-        with written_whole(self.path) as beside, pq.ParquetWriter(beside, schema, **options) as writer:
+        with atomic_write(self.path) as beside, pq.ParquetWriter(beside, schema, **options) as writer:
             group: list[bytes] = []
             for number, content in enumerate(self._contents(packing, workers), 1):
                 group.append(content)
@@ -201,7 +202,7 @@ def _files(data: Benchmark, packing: Packing, out: Path) -> list[_File]:
     return files
 
 
-def _slice(sets: list[ImageSet], start: int, stop: int) -> list[ImageSet]:
+def _slice(sets: list[LabeledSet], start: int, stop: int) -> list[LabeledSet]:
     """Images ``start`` to ``stop`` of the sets, one after another."""
     found, before = [], 0
     for images in sets:

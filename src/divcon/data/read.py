@@ -9,15 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from divcon.data.folder import read_folder
-from divcon.data.icons_reader import read_icons
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.vehicleid import vehicleid_of
-from divcon.data.table import read_table
-from divcon.data.table_file import TABLE_SUFFIXES
-from divcon.data.table_folder import read_table_folder, table_files
+from divcon.data.readers.folder import read_folder
+from divcon.data.readers.icons import read_icons
+from divcon.data.readers.table import read_table, read_table_folder, table_files
+from divcon.data.tables import TABLE_SUFFIXES
 from divcon.errors import ConfigError, DataError, unknown
 
 
@@ -80,7 +79,7 @@ def read_demo() -> Benchmark:
 
 def _named_icons(root: str | os.PathLike[str] | None = None) -> Benchmark:
     if root is None:
-        raise DataError("icons: say where they are: the folder that `divcon data icons PACKAGE_DIR --out DIR` made")
+        raise DataError("icons: say where they are: the folder that `python tools/icons.py PACKAGE_DIR --out DIR` made")
     return read_icons(root)
 
 

@@ -1,22 +1,312 @@
-"""One table, or several one after another, as one."""
+"""A CSV, parquet or JSON Lines file as an Arrow table of the columns that describe images, and errors that name the
+line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+import difflib
+import itertools
+import json
+from array import array
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
 
-from divcon.data.source import Source
-from divcon.data.table_file import IMAGE_COLUMN, VECTOR_COLUMN, column_names, is_parquet, load_table, require_columns
 from divcon.errors import DataError
 
 pc: Any = pyarrow.compute
 """Any, because its functions are made at import and type checkers see none."""
+
+METADATA = b"huggingface"
+"""The key of the schema's metadata: JSON, of which ``info.features`` describes the columns."""
+
+
+def named_labels(path: Path, schema: pa.Schema, table: pa.Table) -> pa.Table:
+    """The table with names in place of the numbers of its column ``label``, where the schema gives them
+    (``ClassLabel``); any other table as it is.
+
+    Raises:
+        DataError: with the row, a number that has no name (-1 is how ``datasets`` puts an unknown label).
+    """
+    names = _names_of(schema)
+    if names is None or "label" not in table.column_names or not pa.types.is_integer(table["label"].type):
+        return table
+    labels = table["label"]
+    inside = pc.and_(pc.greater_equal(labels, 0), pc.less(labels, len(names)))
+    bad = ~pc.fill_null(inside, True).to_numpy()
+    if bad.any():
+        row = int(np.argmax(bad))
+        more = f" (in {bad.sum():,} rows)" if bad.sum() > 1 else ""
+        raise DataError(
+            f"{path} row {row}: the label is {labels[row].as_py()}, and the file's metadata names 0 to "
+            f"{len(names) - 1}{more}; take such rows out, or give them a label"
+        )
+    indices = pa.chunked_array([chunk.cast(pa.int32()) for chunk in labels.chunks], pa.int32())
+    values = pa.array(names, pa.string())
+    chunks = [pa.DictionaryArray.from_arrays(chunk, values) for chunk in indices.chunks]
+    column = pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
+    return table.set_column(table.column_names.index("label"), "label", column)
+
+
+def _names_of(schema: pa.Schema) -> list[str] | None:
+    try:
+        feature = json.loads((schema.metadata or {})[METADATA])["info"]["features"]["label"]
+        return [str(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+CSV_SUFFIXES = (".csv", ".tsv")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+TABLE_SUFFIXES = CSV_SUFFIXES + PARQUET_SUFFIXES + JSON_SUFFIXES
+
+BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
+"""Left, top, right, bottom, under open-metric-learning's names."""
+COLUMNS = ("path", "label", "split", "is_query", "is_gallery", "camera", "sequence", *BOX_COLUMNS)
+"""All that is read as it is; other columns may be there."""
+FILE_NAME = "file_name"
+"""The column path under the name that Hugging Face's metadata files give it."""
+IMAGE_COLUMN = "image"
+"""Encoded images in place of files, in a parquet; ``encoded_images`` reads it."""
+VECTOR_COLUMN = "embedding"
+"""Vectors in place of images, in a parquet; ``vectors_reader`` reads it."""
+
+_MIXED_UP = "a table is a CSV in UTF-8, a parquet file, or JSON Lines"
+
+
+def load_table(path: Path) -> pa.Table:
+    """The columns among COLUMNS that the file has, row for row; of a CSV as text, with null for empty fields.
+
+    A CSV may be separated by commas, semicolons or tabs, and start with a byte order mark. The column ``file_name`` is
+    ``path`` where there is no other. Labels that a parquet of Hugging Face's ``datasets`` numbers are given their
+    names.
+
+    Raises:
+        DataError: no such file, not such a table, no rows, rows of unequal length, text that is not UTF-8, vectors
+            that are not in a parquet.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    suffix = path.suffix.lower()
+    load = _load_csv if suffix in CSV_SUFFIXES else _load_json if suffix in JSON_SUFFIXES else _load_parquet
+    table = load(path)
+    if not len(table):
+        raise DataError(f"{path}: the table has no rows")
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_nested(column.type):
+            raise DataError(f"{path}: the column {name!r} holds {column.type}; give it one text or number a row")
+        try:
+            column.validate(full=True)  # Arrow reads text without looking whether it is UTF-8, but for that of a CSV
+        except pa.ArrowException as error:
+            raise DataError(f"{path}: the column {name!r} is damaged ({first_line(error)}); save it as UTF-8") from None
+    return table.rename_columns({FILE_NAME: "path"}) if FILE_NAME in table.column_names else table
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the file is taken for a parquet."""
+    return path.suffix.lower() not in CSV_SUFFIXES + JSON_SUFFIXES
+
+
+def require_columns(path: Path, read: Collection[str], names: Iterable[str], hint: str) -> None:
+    """Raise DataError if one of the ``names`` is not among the columns ``read``, naming those the file has."""
+    missing = [name for name in names if name not in read]
+    if not missing:
+        return
+    present = column_names(path)
+    by_fold = {name.strip().casefold(): name for name in present}
+    near = difflib.get_close_matches(missing[0], by_fold, n=1, cutoff=0.5)
+    advice = f"rename {by_fold[near[0]]!r}, if that is it" if near else hint
+    raise DataError(f"{path}: there is no column {missing[0]!r} among {', '.join(map(repr, present[:20]))}; {advice}")
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of all columns of the file."""
+    if path.suffix.lower() in CSV_SUFFIXES:
+        return _header(path)
+    return pq.read_schema(path).names if is_parquet(path) else _read_json(path).column_names
+
+
+def csv_line(source: str | Path, row: int) -> int:
+    """The line (from 1) on which record ``row`` (from 0, after the header) of a CSV ends; quoted newlines are
+    counted, blank lines are no records."""
+    lines = _record_lines(str(source), Path(source).stat().st_mtime_ns)
+    return lines[row] if row < len(lines) else row + 2
+
+
+@lru_cache(maxsize=8)
+def _record_lines(source: str, changed: int) -> array[int]:
+    """The lines of all records; kept, because whoever names one row of a table often names thousands."""
+    with Path(source).open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file, delimiter=delimiter(Path(source)))
+        lines = array("q", (reader.line_num for record in reader if record))
+    return lines[1:]
+
+
+def json_line(source: str | Path, row: int) -> int:
+    """The line (from 1) of object ``row`` (from 0) of a JSON Lines file; blank lines are no objects."""
+    with Path(source).open("rb") as file:
+        lines = (number for number, line in enumerate(file, 1) if line.strip())
+        return next(itertools.islice(lines, row, None), row + 1)
+
+
+def _load_csv(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        start = file.read(8192)
+    if not start.strip():
+        raise DataError(f"{path}: the file is empty")
+    if b"\0" in start:
+        raise DataError(f"{path}: this is not text in UTF-8, so no CSV; {_MIXED_UP}")
+    header = _header(path)
+    _no_vectors(path, header)
+    wanted = _wanted(header)
+    twice = next((name for name in wanted if header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: there are two columns {twice!r}; keep one")
+    if not wanted:
+        # Arrow reads every column when none is named.
+        wanted = header
+    try:
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(path), newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=wanted,
+                column_types=dict.fromkeys(wanted, pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowException as error:
+        raise DataError(_what_is_wrong(path, error)) from None
+
+
+def _load_parquet(path: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as parquet:
+            schema = parquet.schema_arrow
+            table = parquet.read(columns=_wanted(schema.names))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: this is not a parquet file ({first_line(error)}); {_MIXED_UP}") from None
+    return named_labels(path, schema, table)
+
+
+def _load_json(path: Path) -> pa.Table:
+    table = _read_json(path)
+    _no_vectors(path, table.column_names)
+    return table.select(_wanted(table.column_names))
+
+
+def _read_json(path: Path) -> pa.Table:
+    if not path.stat().st_size:
+        raise DataError(f"{path}: the file is empty")
+    try:
+        table = pyarrow.json.read_json(path)
+        table.column_names  # noqa: B018 — raises where a name is not UTF-8
+        return table
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: this is not JSON Lines, one object a line ({first_line(error)})") from None
+
+
+def _wanted(names: list[str]) -> list[str]:
+    other = FILE_NAME if "path" not in names and FILE_NAME in names else "path"
+    return [name for name in (other, *COLUMNS[1:]) if name in names]
+
+
+def _no_vectors(path: Path, names: list[str]) -> None:
+    if VECTOR_COLUMN in names:
+        raise DataError(
+            f"{path}: vectors are read from a parquet, and this has the column {VECTOR_COLUMN!r}; write it as parquet, "
+            "or take the column out to use the images"
+        )
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            records = csv.reader(file, delimiter=delimiter(path))
+            return next((record for record in records if record), [])
+    except UnicodeDecodeError as error:
+        raise DataError(_what_is_wrong(path, error)) from None
+    except csv.Error as error:
+        raise DataError(f"{path}: this is not a CSV ({error}); {_MIXED_UP}") from None
+
+
+def delimiter(path: Path) -> str:
+    """Comma, semicolon or tab: what the header has most of."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = next((line for line in file if line.strip()), "")
+    return max(",;\t", key=header.count)
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Where a CSV cannot be read and why; Arrow's own message counts in its blocks."""
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError as bad:
+        line = content.count(b"\n", 0, bad.start) + 1
+        return f"{path} line {line}: this is not UTF-8 (byte 0x{content[bad.start]:02x}); save the file as UTF-8"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=delimiter(path), strict=True)
+            records = (record for record in reader if record)
+            width = len(next(records, []))
+            for record in records:
+                if len(record) != width:
+                    return (
+                        f"{path} line {reader.line_num}: {len(record)} fields, where the header has {width}; "
+                        "put a field that contains the separator in double quotes"
+                    )
+    except csv.Error as bad:
+        return f"{path}: this is not a CSV ({bad})"
+    return f"{path}: this is not a CSV that can be read ({first_line(error)})"
+
+
+def first_line(error: Exception) -> str:
+    """What an error of Arrow's says, without the stack of its own that may follow."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class Source(str):
+    """The name of what was read: a table, or a folder. Where it is a folder of tables, it also knows these: their
+    rows are counted on from one to the next."""
+
+    tables: tuple[tuple[str, int], ...]
+    """Each table, and the number of its first row."""
+
+    def __new__(cls, name: str, tables: tuple[tuple[str, int], ...] = ()) -> Source:
+        source = super().__new__(cls, name)
+        source.tables = tables
+        return source
+
+
+def where_in(source: str, row: int) -> str:
+    """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet, nothing of a
+    folder."""
+    tables = source.tables if isinstance(source, Source) else ()
+    if tables:
+        source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
+        row -= start
+    suffix = Path(source).suffix.lower()
+    if suffix in CSV_SUFFIXES:
+        return f"{source} line {csv_line(source, row)}: "
+    if suffix in JSON_SUFFIXES:
+        return f"{source} line {json_line(source, row)}: "
+    if suffix in PARQUET_SUFFIXES:
+        return f"{source} row {row}: "
+    return ""
+
 
 Kind = Literal["files", "encoded", "vectors"]
 
@@ -112,3 +402,66 @@ def _as_one_of_several(table: pa.Table, file: TableFile) -> pa.Table:
         split = pa.DictionaryArray.from_arrays(indices, pa.array([file.split])).cast(pa.string())
         table = table.append_column("split", split)
     return table
+
+
+_OWN = ("path", "label", FILE_NAME, IMAGE_COLUMN, VECTOR_COLUMN, *BOX_COLUMNS)
+
+
+def metadata_of(source: str) -> pa.Table | None:
+    """The columns of a table (or of the tables of a folder) beside path, label, box, image and embedding, row for row:
+    of type string, int64, float64 or bool. None where the source is no table, or has no such column.
+
+    Raises:
+        DataError: a column is whole numbers in one table and text in another.
+    """
+    files = [Path(name) for name, _ in source.tables] if isinstance(source, Source) else []
+    files = files or [Path(source)]
+    if not all(file.suffix.lower() in TABLE_SUFFIXES and file.is_file() for file in files):
+        return None
+    try:
+        tables = [plain(_read(file)) for file in files]
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{source}: its columns cannot be read ({str(error).splitlines()[0]})") from None
+    return table if table.num_columns else None
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """The columns as string, int64, float64 or bool; those of lists, structs or bytes are left out, and the rest
+    (dates, decimals) become text."""
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            column, kind = column.cast(kind.value_type), kind.value_type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            continue
+        if pa.types.is_integer(kind) and kind != pa.uint64():
+            columns[name] = column.cast(pa.int64())
+        elif pa.types.is_floating(kind):
+            columns[name] = column.cast(pa.float64())
+        elif pa.types.is_boolean(kind):
+            columns[name] = column
+        else:
+            columns[name] = column.cast(pa.string())
+    return pa.table(columns) if columns else table.select([])
+
+
+def _others(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name not in _OWN]
+
+
+def _read(file: Path) -> pa.Table:
+    suffix = file.suffix.lower()
+    if suffix in JSON_SUFFIXES:
+        table = pyarrow.json.read_json(file)
+        return table.select(_others(table.column_names))
+    if suffix not in CSV_SUFFIXES:
+        with pq.ParquetFile(file) as parquet:
+            return parquet.read(columns=_others(parquet.schema_arrow.names))
+    table = pyarrow.csv.read_csv(
+        file,
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(file), newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+    )
+    return table.select(_others(table.column_names))

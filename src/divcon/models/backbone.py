@@ -3,19 +3,139 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from jaxtyping import Float
+from safetensors.torch import load_file as load_safetensors
 from timm.data.config import resolve_data_config
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from divcon.errors import ConfigError, WeightsError, unknown
-from divcon.models.vector_backbone import VECTOR_BACKBONES
-from divcon.models.weights import load_file, load_in_order
+
+VECTOR_BACKBONES = ("none", "mlp")
+
+
+class ToScaleOne(nn.Module):
+    """Each vector divided by its root mean square over the dimensions.
+
+    Learning rates then mean the same for the unit vectors of one model as for the raw features of another, and the
+    cosines between vectors are what they were. A vector of zeros stays one.
+    """
+
+    def forward(self, vectors: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        return F.normalize(vectors, dim=1) * vectors.shape[1] ** 0.5
+
+
+class ResidualMlp(nn.Module):
+    """``x + W2 gelu(W1 x)``, as wide inside as outside. W2 begins at zero: training starts from x itself."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, dim)
+        self.outer = nn.Linear(dim, dim)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, vectors: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        return vectors + self.outer(F.gelu(self.inner(vectors)))
+
+
+def create_vector_backbone(name: str, vector_dim: int) -> nn.Module:
+    """What maps (B, F) float vectors to (B, F) features: ``none`` brings them to one scale, ``mlp`` also trains a
+    residual network on them.
+
+    Raises:
+        ConfigError: no such backbone, or vectors without a dimension.
+    """
+    if name not in VECTOR_BACKBONES:
+        raise ConfigError(unknown("backbone for vectors", name, VECTOR_BACKBONES))
+    if vector_dim < 1:
+        raise ConfigError(f"vectors of {vector_dim} dimensions: there must be one at least")
+    return ToScaleOne() if name == "none" else nn.Sequential(ToScaleOne(), ResidualMlp(vector_dim))
+
+
+def load_in_order(backbone: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights whose names differ from the model's but whose tensors come in the model's order; the classifier's
+    tensors, which come last, are left."""
+    own = backbone.state_dict()
+    values = list(weights.values())[: len(own)]
+    for (name, target), value in zip(own.items(), values, strict=True):
+        if target.shape != value.shape:
+            raise WeightsError(
+                f"packaged weights do not fit: {name} is {tuple(target.shape)}, not {tuple(value.shape)}"
+            )
+    backbone.load_state_dict(dict(zip(own, values, strict=True)))
+
+
+def load_file(backbone: nn.Module, path: Path) -> None:
+    """Load a ``.safetensors`` file, or a ``.pth`` of tensors only.
+
+    Raises:
+        WeightsError: no such file, one that cannot be read as weights, or weights that do not fit the backbone.
+    """
+    weights: Any
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_safetensors(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(weights, dict):
+            raise EOFError(f"it holds {type(weights).__name__}, not a dictionary of tensors")
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such file of weights") from None
+    except Exception as error:  # PyTorch's reader fails in a dozen ways on bytes that are not its own
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({type(error).__name__}); it must be a .safetensors file, or a "
+            "file that torch.save wrote of tensors only"
+        ) from None
+    nested = weights.get("state_dict")
+    if wrong := load_fitting(backbone, nested if isinstance(nested, dict) else weights):
+        raise WeightsError(f"{path}: does not fit the backbone: {wrong}")
+
+
+def load_fitting(backbone: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Load weights of the same architecture; what the backbone has no place for, a classifier say, is left.
+
+    Where they do not fit as they are, they are converted as timm converts pretrained weights of the architecture:
+    position embeddings are resampled to the backbone's image size, names of the authors' own files become timm's.
+
+    Returns:
+        What does not fit even so; then nothing was loaded. Empty: all was loaded.
+    """
+    wrong = _wrong(backbone, weights)
+    if wrong:
+        weights = _converted(backbone, weights)
+        if _wrong(backbone, weights):
+            return wrong
+    backbone.load_state_dict({name: weights[name] for name in backbone.state_dict() if name in weights}, strict=False)
+    return ""
+
+
+def _wrong(backbone: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    own = backbone.state_dict()
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    said = [f"{len(missing)} tensors are missing ({', '.join(missing[:3])} ...)"] if missing else []
+    said += [f"{len(wrong)} have another shape ({', '.join(wrong[:3])} ...)"] if wrong else []
+    return " and ".join(said)
+
+
+def _converted(backbone: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    # timm has one such function in the module of each family, and hands it on to its own loading of weights.
+    convert = getattr(importlib.import_module(type(backbone).__module__), "checkpoint_filter_fn", None)
+    if convert is None:
+        return weights
+    try:
+        return convert(dict(weights), backbone)
+    except Exception:  # on weights of another architecture it fails in any way; what does not fit is said by name
+        return weights
+
 
 AUTO = {"images": "resnet50.tv_in1k", "vectors": "none"}
 """What the backbone ``auto`` is, by what the data holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,66 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from divcon.data.dataset import Pixels
+from divcon.data.loading import Pixels
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, WeightsError
-from divcon.models.backbone import Preprocessing, create_backbone, resolve_backbone
-from divcon.models.forward import computed
-from divcon.models.head import create_head, head_class
+from divcon.models.backbone import (
+    Preprocessing,
+    create_backbone,
+    create_vector_backbone,
+    load_fitting,
+    resolve_backbone,
+)
+from divcon.models.folding import computed
+from divcon.models.heads import create_head, head_class
 from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
-from divcon.models.model_folder import read_config, read_weights, write_model
 from divcon.models.pooling import create_pooling
-from divcon.models.vector_backbone import create_vector_backbone
-from divcon.models.weights import load_fitting
+from divcon.runtime.files import atomic_write, checked_tensors, write_tensors
+
+FORMAT = 1
+
+
+def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write both files, each whole or not at all.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_tensors(folder / "model.safetensors", save(tensors))
+    with atomic_write(folder / "config.json") as beside:
+        beside.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `write_model` was given as ``config``.
+
+    Raises:
+        WeightsError: no model there, a damaged one, or one of another version.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        begun = "; its run has not kept an epoch yet: go on with --resume" if folder.name == "model" else ""
+        raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{folder / 'config.json'}: damaged ({error})") from None
+    if not isinstance(config, dict) or config.pop("format", None) != FORMAT or "freeze_batch_norm" not in config:
+        raise WeightsError(f"{folder / 'config.json'}: not a model of this version of divcon")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights, on the CPU.
+
+    Raises:
+        OSError, SafetensorError, DamagedTensorsError: they are missing or damaged.
+    """
+    return load(checked_tensors(folder / "model.safetensors"))
+
 
 KEPT_WITH_HEAD = ("method", "head_options", "embedding_dim", "num_learners", "pooling")
 """What two models must be made with alike for the head of one to serve the other."""
@@ -38,7 +86,7 @@ class EmbeddingModel(nn.Module):
         num_learners: K.
         method: ``single``, ``slices``, ``masks``, or a `divcon.models.SubspaceHead` of your own by its ``method``;
             None: ``masks`` where there are several learners, ``single`` where there is one.
-        head_options: arguments of the method's head (see `divcon.models.head`).
+        head_options: arguments of the method's head (see `divcon.models.heads`).
         pretrained: start from timm's weights; then BatchNorm's running statistics stay as they are.
         weights: a file of backbone weights to start from in their place.
         image_size: height and width of what the backbone sees, in pixels; a vision transformer's position embeddings
@@ -103,7 +151,7 @@ class EmbeddingModel(nn.Module):
             seen = {"vector_dim": vector_dim}
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
         self.freeze_batch_norm = vector_dim is None and (pretrained or weights is not None)
-        self.made_with = {
+        self.config = {
             "backbone": backbone,
             "embedding_dim": embedding_dim,
             "num_learners": num_learners,
@@ -218,7 +266,7 @@ class EmbeddingModel(nn.Module):
         workers: int = 0,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> np.ndarray:
-        """The embeddings of images or vectors: files, folders (walked), an (N, F0) array of vectors, or an `ImageSet`.
+        """The embeddings of images or vectors: files, folders (walked), an (N, F0) array of vectors, or a `LabeledSet`.
 
         Args:
             learner: k for its subspace alone; None for the full embedding.
@@ -239,7 +287,7 @@ class EmbeddingModel(nn.Module):
         Raises:
             OutputError: a file cannot be written.
         """
-        write_model(Path(folder), {**self.made_with, "freeze_batch_norm": self.freeze_batch_norm}, self.state_dict())
+        write_model(Path(folder), {**self.config, "freeze_batch_norm": self.freeze_batch_norm}, self.state_dict())
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> EmbeddingModel:
@@ -261,7 +309,7 @@ class EmbeddingModel(nn.Module):
         model.freeze_batch_norm = frozen
         return model.to(device).eval()
 
-    def adopt(self, other: EmbeddingModel) -> bool:
+    def warm_start(self, other: EmbeddingModel) -> bool:
         """Go on from another model of the same backbone: its backbone (position embeddings resampled where it saw
         another image size), and its pooling and head where method, sizes and pooling agree.
 
@@ -272,7 +320,7 @@ class EmbeddingModel(nn.Module):
             ConfigError: the other's backbone is another one, or was made for other vectors, or for an image size whose
                 weights cannot be used at this one.
         """
-        mine, theirs = self.made_with, other.made_with
+        mine, theirs = self.config, other.config
         if self.vector_dim != other.vector_dim:
             here, there = (
                 "images" if m.vector_dim is None else f"vectors of {m.vector_dim} dimensions" for m in (self, other)

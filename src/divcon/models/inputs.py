@@ -9,23 +9,23 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from divcon.data.dataset import Pixels, evaluation_batches
-from divcon.data.folder import images_of
-from divcon.data.image_set import ImageSet
+from divcon.data.labeled_set import LabeledSet
+from divcon.data.loading import Pixels, evaluation_batches
+from divcon.data.readers.folder import images_of
 from divcon.data.transforms import EvalTransform
 from divcon.errors import DataError, NonFiniteError
 
-Inputs = ImageSet | np.ndarray | str | Path | Sequence[str | Path]
+Inputs = LabeledSet | np.ndarray | str | Path | Sequence[str | Path]
 """Images or vectors: a set, an (N, F0) array of vectors, a file, a folder, or several of them."""
 
 
-def as_set(inputs: Inputs) -> ImageSet:
+def as_set(inputs: Inputs) -> LabeledSet:
     """The set that is meant.
 
     Raises:
         DataError: there is no such file or folder, or no image in it; an array is not (N, F0) of finite numbers.
     """
-    if isinstance(inputs, ImageSet):
+    if isinstance(inputs, LabeledSet):
         return inputs
     if not isinstance(inputs, np.ndarray):
         return images_of(inputs)
@@ -35,7 +35,7 @@ def as_set(inputs: Inputs) -> ImageSet:
     if len(wrong):
         raise DataError(f"row {wrong[0]} of the vectors holds NaN or infinite values (in {len(wrong)} rows)")
     n = len(inputs)
-    return ImageSet(
+    return LabeledSet(
         labels=np.zeros(n, np.int64),
         label_names=("",),
         paths=pa.array([str(i) for i in range(n)], pa.string()),
@@ -45,7 +45,7 @@ def as_set(inputs: Inputs) -> ImageSet:
     )
 
 
-def check_sees(images: ImageSet, vector_dim: int | None) -> None:
+def check_sees(images: LabeledSet, vector_dim: int | None) -> None:
     """Raise DataError unless the set holds what a model sees: images (None), or vectors of ``vector_dim``
     dimensions."""
     what = images.source or "what was given"
@@ -68,7 +68,7 @@ def vector_batches(vectors: np.ndarray, batch_size: int) -> Iterator[Pixels]:
 
 
 def input_batches(
-    images: ImageSet,
+    images: LabeledSet,
     transform: EvalTransform | None,
     *,
     batch_size: int,
@@ -94,7 +94,7 @@ def input_batches(
         on_progress(done, len(images))
 
 
-def check_finite(features: np.ndarray, images: ImageSet, what: str) -> None:
+def check_finite(features: np.ndarray, images: LabeledSet, what: str) -> None:
     """Raise NonFiniteError, with the names of the images, unless all (N, F) features are finite."""
     wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(wrong):

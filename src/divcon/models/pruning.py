@@ -11,7 +11,7 @@ from torch import Tensor
 
 from divcon.errors import ConfigError
 from divcon.models.embedding_model import EmbeddingModel
-from divcon.models.head import MaskHead, SliceHead
+from divcon.models.heads import MaskHead, SliceHead
 
 
 def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingModel:
@@ -30,7 +30,7 @@ def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingM
     kept = sorted(set(learners))
     if not isinstance(model.head, (SliceHead, MaskHead)) or not parts:
         raise ConfigError(
-            f"method {model.made_with['method']}: learners share the dimensions of the embedding, so that none can be "
+            f"method {model.config['method']}: learners share the dimensions of the embedding, so that none can be "
             "cut off with its learner; prune by pca"
         )
     if not kept or kept[0] < 0 or kept[-1] >= len(parts):
@@ -58,7 +58,7 @@ def keep_learner(model: EmbeddingModel, learner: int) -> EmbeddingModel:
         return keep_subspaces(model, [learner])
     if not isinstance(model.head, MaskHead):
         raise ConfigError(
-            f"method {model.made_with['method']}: divcon cannot cut a learner out of a method of your own, since it "
+            f"method {model.config['method']}: divcon cannot cut a learner out of a method of your own, since it "
             "does not know how its embedding comes of the linear layer"
         )
     small = _made_anew(model, num_learners=1, method="single", head_options={})
@@ -115,12 +115,12 @@ def _scaled_linear(model: EmbeddingModel, features: np.ndarray) -> tuple[Tensor,
             for part in head.dimensions():
                 scale[part] = 1 / outputs[:, part].norm(dim=1).mean().clamp_min(1e-12)
     elif isinstance(head, MaskHead):
-        masked = model.made_with["head_options"].get("full") == "masked"
+        masked = model.config["head_options"].get("full") == "masked"
         masks = head.masks[: head.num_learners].detach().cpu().double()
         scale = masks.relu().sum(dim=0) if masked else torch.ones_like(bias)
     else:
         raise ConfigError(
-            f"method {model.made_with['method']}: divcon cannot prune a method of your own, since it does not know how "
+            f"method {model.config['method']}: divcon cannot prune a method of your own, since it does not know how "
             "the embedding comes of the linear layer"
         )
     return weight * scale[:, None], bias * scale
@@ -128,7 +128,7 @@ def _scaled_linear(model: EmbeddingModel, features: np.ndarray) -> tuple[Tensor,
 
 def _made_anew(model: EmbeddingModel, **changes: Any) -> EmbeddingModel:
     """A model of the same backbone and pooling and their weights, with another head."""
-    small = EmbeddingModel(**{**model.made_with, **changes}, pretrained=False)
+    small = EmbeddingModel(**{**model.config, **changes}, pretrained=False)
     small.backbone.load_state_dict(model.backbone.state_dict())
     small.pooling.load_state_dict(model.pooling.state_dict())
     small.freeze_batch_norm = model.freeze_batch_norm

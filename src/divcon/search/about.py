@@ -124,7 +124,7 @@ class About:
 
 def fingerprint(model: EmbeddingModel) -> str:
     """16 hexadecimal digits of what decides a model's embeddings: how it was made, and its weights."""
-    digest = hashlib.sha256(repr(sorted(model.made_with.items())).encode())
+    digest = hashlib.sha256(repr(sorted(model.config.items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"\n{name} {values.dtype} {tuple(values.shape)}\n".encode())

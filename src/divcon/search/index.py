@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,27 +13,89 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from divcon.data.image_set import ImageSet
-from divcon.errors import ConfigError, DataError
+from divcon.data.labeled_set import LabeledSet
+from divcon.errors import ConfigError, DataError, StoreError
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import as_set
 from divcon.search.about import ANN_FROM, About, about_of
-from divcon.search.check import CHECKED, Recall, measure
-from divcon.search.hits import Hit, hits_of
+from divcon.search.filters import Where, conditions_of
 from divcon.search.items import Items, chunks_of, items_of, key_of
-from divcon.search.model import StoreModel
-from divcon.search.neighbours import Neighbours
+from divcon.search.neighbours import CHECKED, Neighbours, Recall, measure
 from divcon.search.queries import embeddings_of, is_several, subspace_weights
-from divcon.search.store import Store, open_store
+from divcon.search.stores import open_store
+from divcon.search.stores.base import Store
 from divcon.search.update import Changes, Embedded, Embedding, Updating, bring_up_to_date
-from divcon.search.where import Where, conditions_of
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that a search found."""
+
+    id: int
+    """Its number in the store, which stays."""
+    score: float
+    """The cosine of the two embeddings, 1 where they are equal."""
+    label: str | None
+    path: str
+    """Where it can be opened; for encoded images and vectors, what their table calls it."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """The user's columns by name."""
+    box: tuple[int, int, int, int] | None = None
+    """The part of the image that is meant: left, top, right, bottom in pixels; None: all of it."""
+
+
+def hits_of(store: Store, about: About, found: list[tuple[np.ndarray, np.ndarray]]) -> list[list[Hit]]:
+    """The hits of ids and scores, a pair a query; what was deleted in the meantime is left out."""
+    ids = np.unique(np.concatenate([pair[0] for pair in found]))
+    rows = {row["id"]: row for row in store.rows(ids).to_pylist()} if len(ids) else {}
+    return [
+        [_hit(rows[i], score, about) for i, score in zip(ids.tolist(), scores.tolist(), strict=True) if i in rows]
+        for ids, scores in found
+    ]
+
+
+def _hit(row: dict[str, Any], score: float, about: About) -> Hit:
+    box = None
+    if row["box"]:
+        left, top, right, bottom = map(int, row["box"].split(","))
+        box = (left, top, right, bottom)
+    columns = {column.name: row.get(column.stored) for column in about.columns}
+    return Hit(row["id"], score, row["label"], row["path"], columns, box)
+
+
+class StoreModel:
+    """Gives the model; several threads may ask."""
+
+    def __init__(self, store: Store, model: EmbeddingModel | None, device: str | torch.device) -> None:
+        self._store = store
+        self._model = model
+        self._device = device
+        self._lock = threading.Lock()
+
+    def __call__(self) -> EmbeddingModel:
+        """The model, in evaluation mode where it is loaded here.
+
+        Raises:
+            StoreError: the store does not say where it lies, or another one lies there now.
+            WeightsError: there is none there any more.
+        """
+        with self._lock:
+            if self._model is None:
+                about, uri = self._store.about(), self._store.uri
+                if about.model is None:
+                    raise StoreError(f"{uri}: does not say where its model lies; give the model, or its folder")
+                model = EmbeddingModel.load(about.model, device=self._device)
+                about.check_model(model, uri)
+                self._model = model
+            return self._model
+
 
 MOST_K = 10_000
 """The largest k."""
 
 Model = EmbeddingModel | str | Path
 """A model, or the folder of a run or model."""
-Data = ImageSet | np.ndarray | str | Path | Sequence[str | Path]
+Data = LabeledSet | np.ndarray | str | Path | Sequence[str | Path]
 """Images or vectors: a set, an (N, F0) array, a file, folder or table, or several of them."""
 
 
@@ -209,7 +273,7 @@ class Index:
         return bring_up_to_date(self.store, self._neighbours, write, delete_missing=delete_missing)
 
     def load(self, parts: Iterable[Embedded], *, on_progress: Callable[[int], None] = lambda done: None) -> Changes:
-        """Bring the store up to date with items that were embedded elsewhere (see `divcon.search.parts`)."""
+        """Bring the store up to date with items that were embedded elsewhere (see `divcon.search.update`)."""
 
         def write(updating: Updating) -> None:
             for done in updating.load(parts):
@@ -238,7 +302,7 @@ class Index:
             query: an image (PIL), a path, the bytes of an image, a vector ((D,), or of what the model sees, where it
                 sees vectors), or the id of an item. A path of an item is that item. Several: a list, or (Q, D).
             k: 1 to 10,000; fewer are found where there are fewer.
-            where: see `divcon.search.where.conditions_of`.
+            where: see `divcon.search.filters.conditions_of`.
             learner: search by learner k's subspace alone: scores are cosines in it.
             embedded: vectors are embeddings, also where the model sees vectors.
 

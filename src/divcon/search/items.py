@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from divcon.data.folder import SPLIT_FOLDERS
-from divcon.data.image_set import NO_PATH, ImageSet, row_name
-from divcon.data.metadata import metadata_of, plain
+from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
+from divcon.data.readers.folder import SPLIT_FOLDERS
+from divcon.data.tables import metadata_of, plain
 from divcon.errors import DataError, ImageError
 
 AT_A_TIME = 1024
@@ -30,7 +30,7 @@ AT_A_TIME = 1024
 class Items:
     """N images or vectors to be indexed."""
 
-    images: ImageSet
+    images: LabeledSet
     names: list[str]
     """What each is known by: its path, and its box or row where several share a path."""
     labels: list[str | None]
@@ -102,7 +102,7 @@ def absolute(root: str, path: str) -> str:
     return os.path.abspath(os.path.join(root, path))  # noqa: PTH100, PTH118
 
 
-def items_of(images: ImageSet, columns: pa.Table | Mapping[str, Sequence[Any]] | None = None) -> tuple[Items, int]:
+def items_of(images: LabeledSet, columns: pa.Table | Mapping[str, Sequence[Any]] | None = None) -> tuple[Items, int]:
     """The items of a set, and how many of its rows were left out because an earlier one is the same image (path and
     box).
 
@@ -158,7 +158,7 @@ def listed(listing: str, root: str = "") -> Iterator[Items]:
 def _in_sets(paths: Iterable[str], root: str) -> Iterator[Items]:
     paths = iter(paths)
     while some := list(itertools.islice(paths, AT_A_TIME)):
-        images = ImageSet(
+        images = LabeledSet(
             labels=np.zeros(len(some), np.int64),
             label_names=("",),
             paths=pa.array(some, pa.string()),
@@ -169,7 +169,7 @@ def _in_sets(paths: Iterable[str], root: str) -> Iterator[Items]:
         yield items_of(images)[0]
 
 
-def _names(images: ImageSet) -> list[str]:
+def _names(images: LabeledSet) -> list[str]:
     paths = images.paths.to_pylist()
     if images.encoded is None and images.vectors is None:
         boxes = images.boxes if images.boxes is not None else itertools.repeat(None)
@@ -187,7 +187,7 @@ def _names(images: ImageSet) -> list[str]:
     return names
 
 
-def _labels(images: ImageSet) -> list[str | None]:
+def _labels(images: LabeledSet) -> list[str | None]:
     if images.label_names != ("",):
         return [images.label_names[label] for label in images.labels]
     if not images.root or images.encoded is not None or images.vectors is not None:

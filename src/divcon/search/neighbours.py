@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from divcon.evaluate.neighbours import nearest
+from divcon.evaluation.neighbours import nearest
 from divcon.search.about import METRIC
-from divcon.search.store import Store
-from divcon.search.where import Condition
+from divcon.search.filters import Condition
+from divcon.search.stores.base import Store
 
 _MARGIN = 1e-3
 """More than float32 can be wrong by in the product of two vectors of length one, whatever their length."""
@@ -41,7 +42,7 @@ class Neighbours:
         self, queries: np.ndarray, k: int, conditions: Sequence[Condition] = (), weights: np.ndarray | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The k rows of the largest cosine that fulfil the conditions, a pair a query: (up to k,) int64 ids, and
-        float32 cosines, falling; of a tie, the lower id. As `divcon.evaluate.neighbours.nearest` gives them.
+        float32 cosines, falling; of a tie, the lower id. As `divcon.evaluation.neighbours.nearest` gives them.
 
         Args:
             queries: (Q, D) float32.
@@ -121,3 +122,65 @@ def _first(query: np.ndarray, candidates: list[tuple[np.ndarray, np.ndarray]], k
     vectors = np.concatenate([part[1] for part in candidates if len(part[0])])[order]
     rows, cosines = nearest(query[None], vectors, min(k, len(ids)), metric=METRIC)
     return ids[order][rows[0]], cosines[0]
+
+
+GOAL = 0.99
+"""Recall@10 that an effort is chosen for."""
+CHECKED = 200
+"""Queries that a check draws."""
+_TRIED = 100
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The approximate index against exact search."""
+
+    recall: float
+    """The share of the k nearest items that it finds, mean over queries."""
+    k: int
+    queries: int
+    effort: int
+    seconds_exact: float
+    """A query."""
+    seconds_approximate: float
+    """A query."""
+
+
+def measure(store: Store, neighbours: Neighbours, effort: int, k: int, queries: int, seed: int = 0) -> Recall:
+    """Recall@k of one effort, on items drawn as queries, which do not find themselves."""
+    ids, vectors = _drawn(store, queries, seed)
+    start = time.perf_counter()
+    exact = _others(ids, neighbours.exact(vectors, k + 1), k)
+    between = time.perf_counter()
+    recall = _recall(exact, _others(ids, neighbours.approximate(vectors, k + 1, effort), k))
+    end = time.perf_counter()
+    return Recall(recall, k, len(ids), effort, (between - start) / len(ids), (end - between) / len(ids))
+
+
+def choose_effort(store: Store, neighbours: Neighbours, k: int = 10, seed: int = 1) -> tuple[int, float]:
+    """The smallest effort that finds `GOAL` of the k nearest, or the largest there is, and its recall."""
+    ids, vectors = _drawn(store, _TRIED, seed)
+    exact = _others(ids, neighbours.exact(vectors, k + 1), k)
+    effort, recall = 0, 0.0
+    for effort in store.efforts():
+        recall = _recall(exact, _others(ids, neighbours.approximate(vectors, k + 1, effort), k))
+        if recall >= GOAL:
+            break
+    return effort, recall
+
+
+def _drawn(store: Store, queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = store.ids()
+    return store.vectors(np.random.default_rng(seed).permutation(ids)[:queries])
+
+
+def _others(queries: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]], k: int) -> list[set[int]]:
+    """The ids found, the query's own taken out."""
+    return [
+        set([id_ for id_ in ids.tolist() if id_ != own][:k])
+        for own, (ids, _) in zip(queries.tolist(), found, strict=True)
+    ]
+
+
+def _recall(exact: list[set[int]], found: list[set[int]]) -> float:
+    return sum(len(a & b) / max(1, len(a)) for a, b in zip(exact, found, strict=True)) / max(1, len(exact))

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from divcon.data.image_set import ImageSet
+from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
 from divcon.models import EmbeddingModel, MaskHead, SliceHead
 from divcon.search.about import About
 from divcon.search.items import absolute, key_of
-from divcon.search.store import Store
+from divcon.search.stores.base import Store
 
 Query = Image.Image | str | Path | bytes | np.ndarray | Sequence[float] | int
 """An image, a file of one or its bytes, a vector, or the id of an item. A path that is an item's is that item."""
@@ -108,9 +108,9 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _set(names: Sequence[str], contents: Sequence[bytes]) -> ImageSet:
+def _set(names: Sequence[str], contents: Sequence[bytes]) -> LabeledSet:
     n = len(names)
-    return ImageSet(
+    return LabeledSet(
         labels=np.zeros(n, np.int64),
         label_names=("",),
         paths=pa.array(names, pa.string()),
@@ -180,7 +180,7 @@ def subspace_weights(model: EmbeddingModel, learner: int) -> np.ndarray:
     if not isinstance(head, MaskHead):
         raise ConfigError(f"--learner: the subspaces of {type(head).__name__} cannot be had from stored embeddings")
     masks = np.maximum(head.masks.detach().cpu().numpy()[: model.num_learners], 0)
-    if model.made_with["head_options"].get("full", "plain") == "plain":
+    if model.config["head_options"].get("full", "plain") == "plain":
         return masks[learner].astype(np.float32)
     total = masks.sum(axis=0)
     return np.divide(masks[learner], total, out=np.zeros_like(total), where=total > 0).astype(np.float32)

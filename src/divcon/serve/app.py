@@ -10,8 +10,13 @@ from typing import Annotated, Any
 from divcon import __version__
 from divcon.errors import ConfigError, DivconError, StoreError, WeightsError
 from divcon.search import Index
+from divcon.search.filters import conditions_of
 from divcon.search.queries import subspace_weights
-from divcon.search.where import conditions_of
+from divcon.serve import searching
+from divcon.serve.guard import COOKIE, Guard, Metrics
+from divcon.serve.items import EncodedImages, Pictures, row_of, rows_of
+from divcon.serve.limits import Limits, Refusal, Threads
+from divcon.serve.views import Views
 
 try:
     from fastapi import FastAPI, Query, Request
@@ -20,14 +25,6 @@ try:
     from starlette.exceptions import HTTPException
 except ImportError:
     raise ConfigError('a server needs FastAPI: pip install "divcon[serve]"') from None
-
-from divcon.serve import searching
-from divcon.serve.encoded import EncodedImages
-from divcon.serve.guard import COOKIE, Guard
-from divcon.serve.items import Pictures, row_of, rows_of
-from divcon.serve.limits import Limits, Refusal, Threads
-from divcon.serve.metrics import Metrics
-from divcon.serve.views import Views
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", **{f"/{path.name}": path.name for path in PAGE.iterdir() if path.suffix != ".html"}}

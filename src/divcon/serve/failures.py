@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from divcon.compare import read_scores as read_json
 from divcon.errors import ConfigError
-from divcon.evaluate.neighbours import nearest
-from divcon.report.thumbnails import sampled
+from divcon.evaluation.compare import read_scores as read_json
+from divcon.evaluation.neighbours import nearest
+from divcon.runs.report.thumbnails import sampled
 from divcon.search import Index
 from divcon.search.items import absolute, key_of
 from divcon.serve.items import rows_of

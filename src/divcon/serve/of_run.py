@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
 from divcon.data.read import read
-from divcon.divide import Division
+from divcon.division import Division
 from divcon.errors import DataError, DivconError
-from divcon.report.flow import flows
-from divcon.report.thumbnails import sampled
-from divcon.run_folder import RunFolder
+from divcon.runs.folder import RunFolder
+from divcon.runs.report.charts import flows
+from divcon.runs.report.thumbnails import sampled
 from divcon.search import Index
 from divcon.search.items import items_of
 
@@ -37,7 +38,7 @@ class OfRun:
     """Of the queries, as `divcon evaluate` writes them."""
     problem: str | None = None
     """Why the parts are not known."""
-    sets: dict[str, ImageSet] = field(default_factory=dict)
+    sets: dict[str, LabeledSet] = field(default_factory=dict)
     """The images themselves, by part."""
 
     @classmethod
@@ -119,7 +120,7 @@ def _sheet(ids: np.ndarray) -> list[int]:
     return np.sort(sampled(ids, SHEET, (0,))).tolist()
 
 
-def _ids(images: ImageSet, index: Index) -> np.ndarray:
+def _ids(images: LabeledSet, index: Index) -> np.ndarray:
     if not len(images):
         return np.empty(0, np.int64)
     items, _ = items_of(images)

@@ -1,5 +1,7 @@
 """Readers of the data sets that papers report on, as they are unpacked from their original archives."""
 
+from __future__ import annotations
+
 from divcon.data.published.cars import read_cars
 from divcon.data.published.counts import PUBLISHED, Published
 from divcon.data.published.cub import read_cub

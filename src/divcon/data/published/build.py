@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from divcon.data.image_set import Benchmark, ImageSet
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted
+from divcon.data.labeled_set import LabeledSet
 from divcon.data.published.counts import PUBLISHED, differences, swapped
 from divcon.data.published.tree import compare_files, first_few, missing_text
-from divcon.data.split import checked_benchmark, counted
 from divcon.errors import DataError
 
 
@@ -38,7 +38,7 @@ def build(
         labels: (N,) int64, indices into ``label_names``.
         parts: the images of train, and of test, or of query and gallery: (N,) bool each.
         folders: where its images lie, below ``root``.
-        cameras, groups: (N,) int64, of images of query and gallery; see `ImageSet`.
+        cameras, groups: (N,) int64, of images of query and gallery; see `LabeledSet`.
         others: whether the folders also have images that no list names; else a note says where they do.
         check_files: refuse images that are missing, and note numbers that are not the published ones.
 
@@ -51,7 +51,7 @@ def build(
     files = compare_files(root, folders, paths)
     if files.missing and check_files:
         raise DataError(missing_text(root, files.missing, len(paths)))
-    images = ImageSet(
+    images = LabeledSet(
         labels=labels,
         label_names=tuple(label_names),
         paths=pa.array(paths, pa.string()),

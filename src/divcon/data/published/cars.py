@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
 from divcon.data.published.mat_file import read_mat

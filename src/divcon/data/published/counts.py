@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from divcon.data.image_set import Benchmark, ImageSet
-from divcon.data.split import counted
+from divcon.data.benchmark import Benchmark, counted
+from divcon.data.labeled_set import LabeledSet
 
 
 @dataclass(frozen=True)
@@ -98,5 +98,5 @@ def swapped(benchmark: Benchmark, published: Published) -> tuple[str, str] | Non
     return None
 
 
-def _numbers(images: ImageSet) -> tuple[int, int]:
+def _numbers(images: LabeledSet) -> tuple[int, int]:
     return images.num_classes, len(images)

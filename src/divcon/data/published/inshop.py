@@ -9,12 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark, labelled
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
-from divcon.data.published.list_file import read_list
-from divcon.data.published.tree import find_tree, wrong_level
-from divcon.data.split import labelled
+from divcon.data.published.tree import find_tree, read_list, wrong_level
 from divcon.errors import DataError
 
 _LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")

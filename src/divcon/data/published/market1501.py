@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark, labelled
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build, swapped_error
 from divcon.data.published.tree import find_tree, images_below, require
-from divcon.data.split import labelled
 from divcon.errors import DataError
 
 _FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}

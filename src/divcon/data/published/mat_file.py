@@ -20,7 +20,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file does not read as a MATLAB file.
     """
-    from divcon.errors import DataError  # not above: the other process needs nothing of divcon, and starts sooner
+    from divcon.errors import DataError
 
     told: dict[str, Any]
     try:

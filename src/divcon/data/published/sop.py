@@ -6,11 +6,10 @@ import os
 
 import numpy as np
 
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build, swapped_error
-from divcon.data.published.list_file import class_folders, read_list
-from divcon.data.published.tree import find_tree, require
+from divcon.data.published.tree import class_folders, find_tree, read_list, require
 
 _LISTS = ("Ebay_train.txt", "Ebay_test.txt")
 _FIELDS = ("image_id", "class_id", "super_class_id", "path")

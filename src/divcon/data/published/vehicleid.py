@@ -8,12 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from divcon.data.image_set import Benchmark
+from divcon.data.benchmark import Benchmark, labelled
 from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
-from divcon.data.published.list_file import read_list
-from divcon.data.published.tree import find_tree, require
-from divcon.data.split import labelled
+from divcon.data.published.tree import find_tree, read_list, require
 from divcon.errors import ConfigError, unknown
 
 Size = Literal["small", "medium", "large"]

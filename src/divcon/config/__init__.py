@@ -1,0 +1,1 @@
+"""Settings: what there is to set, files of settings, and the papers' presets."""

@@ -1,0 +1,354 @@
+"""Settings in a file: YAML, TOML or JSON read into plain values that know their lines, and written as YAML.
+
+`divcon.config.settings` says what a file may hold. YAML is 1.2: ``yes`` and ``no`` are text, ``1e-4`` is a number.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from divcon.errors import ConfigError, unknown
+
+Keys = tuple[str, ...]
+
+SUFFIXES = (".yaml", ".yml", ".toml", ".json")
+"""Of the files that can be read."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """What a file of settings holds."""
+
+    path: Path
+    values: dict[str, Any]
+    lines: dict[Keys, int]
+    """The line, from 1, of each key whose place is known."""
+
+    def where(self, *keys: str) -> str:
+        """The file, and the line of the key or of the nearest above it: ``run.yaml line 3``."""
+        for depth in range(len(keys), 0, -1):
+            if keys[:depth] in self.lines:
+                return f"{self.path} line {self.lines[keys[:depth]]}"
+        return str(self.path)
+
+
+def read_config_file(path: str | Path) -> ConfigFile:
+    """Read a file of settings, in the format that its suffix names.
+
+    Raises:
+        ConfigError: there is no such file; it is not YAML, TOML or JSON; a key stands twice; it is empty, or not a
+            mapping. The message has the line where the format gives one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        held = path / "config.json"
+        hint = f"give {held}" if held.exists() else f"give a file ({', '.join(SUFFIXES)})"
+        raise ConfigError(f"{path}: is a folder; {hint}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{path}: settings are read from {', '.join(SUFFIXES)}; give a file that ends in one of them")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file of settings") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    read = {".toml": _toml, ".json": _json}.get(path.suffix.lower(), _yaml)
+    values, lines = read(text, path) if text.strip() else (None, {})
+    if values is None:
+        raise ConfigError(f"{path}: is empty; it should hold settings, as in: train: {{epochs: 60}}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: should map parts to settings, as in train: {{epochs: 60}}; it holds {values!r}")
+    return ConfigFile(path, values, lines)
+
+
+def as_yaml(tree: Mapping[str, Any], comments: Mapping[Keys, str] | None = None) -> str:
+    """A tree of plain values as YAML, with ``comments`` at the ends of the lines of their keys."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 1 << 30  # a folded line would part a value from its comment
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    written = io.StringIO()
+    yaml.dump(_commented(tree, comments or {}, ()), written)
+    return written.getvalue()
+
+
+def _commented(tree: Mapping[str, Any], comments: Mapping[Keys, str], above: Keys) -> Any:
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    mapped = CommentedMap()
+
+    def text(value: Any) -> Any:  # escaped: YAML takes some of these characters for line breaks
+        unclear = isinstance(value, str) and not value.isprintable()
+        return DoubleQuotedScalarString(value) if unclear else value
+
+    for key, value in tree.items():
+        key = text(key)
+        mapped[key] = _commented(value, comments, (*above, key)) if isinstance(value, Mapping) else text(value)
+        if (*above, key) in comments:
+            mapped.yaml_add_eol_comment(comments[(*above, key)], key, column=44)
+    return mapped
+
+
+def _yaml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        plain = YAML(typ="safe", pure=True)
+        return plain.load(text), _lines_of(YAML().load(text), ())
+    except DuplicateKeyError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        found = re.search(r'duplicate key "(.*?)"', error.problem or "")
+        key = repr(found[1]) if found else "a key"
+        raise ConfigError(f"{path}{line}: {key} stands here a second time; keep one of the two") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise ConfigError(f"{path}{line}: is not YAML ({what})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply; settings are a part, a name and a value") from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+
+
+def _lines_of(node: Any, above: Keys) -> dict[Keys, int]:
+    from ruamel.yaml.comments import CommentedMap
+
+    if not isinstance(node, CommentedMap):
+        return {}
+    lines = {}
+    for key, value in node.items():
+        if key in (node.lc.data or {}):
+            lines[(*above, str(key))] = node.lc.key(key)[0] + 1
+        lines |= _lines_of(value, (*above, str(key)))
+    return lines
+
+
+def _json(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            _yaml(text, path)  # which says in what line, where JSON can be read as YAML
+            key = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+            raise ConfigError(f"{path}: {key!r} stands here a second time; keep one of the two")
+        return values
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} line {error.lineno}: is not JSON ({error.msg})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply; settings are a part, a name and a value") from None
+    try:  # JSON is YAML, but for rare things, such as tabs before keys: then the lines stay unknown
+        return values, _yaml(text, path)[1]
+    except ConfigError:
+        return values, {}
+
+
+_TABLE = re.compile(r"\s*\[\s*([\w.\s\"'-]+?)\s*\]\s*(#.*)?$")
+_KEY = re.compile(r"\s*([\w.\"'-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=")
+
+
+def _toml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        line = f" line {found[1]}" if found else ""
+        raise ConfigError(f"{path}{line}: is not TOML ({str(error).partition(' (at ')[0]})") from None
+    # tomllib keeps no lines: keys are looked for where they stand first on a line, below their table.
+    table: Keys = ()
+    lines: dict[Keys, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := _TABLE.match(line):
+            table = _dotted(found[1])
+            lines.setdefault(table, number)
+        elif found := _KEY.match(line):
+            lines.setdefault(table + _dotted(found[1]), number)
+    return values, lines
+
+
+def _dotted(name: str) -> Keys:
+    return tuple(part.strip().strip("\"'") for part in name.split("."))
+
+
+Where = Callable[..., str]
+"""``where("train", "epochs")``: the place of a key, for messages."""
+
+_FLAGS = {"num_learners": "--learners", "embedding_dim": "--dim", "image_size": "--size"}
+
+
+def flag(name: str) -> str:
+    """The command line's name of a setting."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def at_least(config: Any, **bounds: int) -> None:
+    """
+    Raises:
+        ConfigError: a setting is below its bound.
+    """
+    for name, bound in bounds.items():
+        if getattr(config, name) < bound:
+            raise ConfigError(f"{flag(name)} {getattr(config, name)}: must be at least {bound}")
+
+
+def finite(config: Any, *names: str) -> None:
+    """
+    Raises:
+        ConfigError: a setting that is given is negative, infinite or not a number.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < float("inf"):
+            must = "must be finite" if value > 0 else "must not be negative"
+            raise ConfigError(f"{flag(name)} {value}: {must}")
+
+
+def option_value(hint: Any, tokens: Any) -> Any:
+    """A word of the command line as a number, true or false, or text: what an option of a loss, say, is given as.
+
+    ``3`` is a whole number and ``3.0`` is not, which matters to the losses that take either.
+    """
+    word = tokens if isinstance(tokens, str) else tokens[0].value
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(word.lower(), word)
+
+
+def typed(part: str, kind: type, values: Any, where: Where, folder: Path | None, part_of: Mapping[str, str]) -> dict:
+    """The values for a dataclass ``kind``, each of its field's type.
+
+    An int is taken for a float; nothing else is converted but paths, which start from ``folder`` where one is given.
+
+    Args:
+        part_of: the part that each setting belongs to, for the words about one that stands in the wrong place.
+
+    Raises:
+        ConfigError: no mapping; an unknown name, with the nearest ones; another type than the field's.
+    """
+    if values is None:  # a part that is named in YAML, with nothing below it
+        values = {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where(part)}: {part}: expected a mapping of names to values, not {_shown(values)}")
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in fields(kind)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{where(part, str(name))}: {stranger(str(name), part, known, part_of)}")
+    for field in fields(kind):
+        if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
+            raise ConfigError(f"{where(part)}: {part}: {field.name} is missing")
+    return {name: typed_value(hints[name], values[name], (part, name), where, folder) for name in values}
+
+
+def placed(error: ConfigError, places: Mapping[str, str]) -> ConfigError:
+    """The error of a check, with the places of the settings it speaks of before it.
+
+    Args:
+        places: by the setting's name, for those that a file gave; they are called as the file calls them.
+    """
+    text = str(error)
+    spoken = set(re.findall(r"--[a-z][a-z-]*", text))
+    names = [name for name in places if flag(name) in spoken]
+    for name in names:
+        text = re.sub(re.escape(flag(name)) + r"(?![a-z-])", name, text)
+    before = ", ".join(dict.fromkeys(places[name] for name in names))
+    return ConfigError(f"{before}: {text}" if before else text)
+
+
+def stranger(name: str, part: str, known: Collection[str], part_of: Mapping[str, str]) -> str:
+    """The words for a key that is not known where it stands: what it is called, where it belongs, what is near it.
+
+    Args:
+        part: the part it stands in; empty outside all.
+    """
+    by_flag = {flag(setting)[2:]: setting for setting in part_of}
+    meant = name if name in part_of else by_flag.get(name.removeprefix("--").replace("_", "-"))
+    if meant is None:
+        near = unknown("setting" if part else "part", name, known)
+        return f"{near} (in {part})" if part else near
+    called = "" if meant == name else f"; it is called {meant!r} in a file"
+    if part_of[meant] == part:
+        return f"unknown setting {name!r}{called}"
+    return f"{name!r} is a setting of {part_of[meant]}: it belongs below that{called}"
+
+
+def typed_value(hint: Any, value: Any, keys: tuple[str, ...], where: Where, folder: Path | None) -> Any:
+    """The value that stands under ``keys``, of the type ``hint``.
+
+    Raises:
+        ConfigError: it is of another type; the message says where it stands and what is expected.
+    """
+    from pydantic import ValidationError
+
+    try:
+        value = _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        if isinstance(value, dict) and (wrong := error.errors()[0]["loc"][:1]):  # the key, or what stands under it
+            named = isinstance(key := wrong[0], str)
+            keys, value, hint = (*keys, str(key)), value.get(key) if named else key, typing.get_args(hint)[named]
+        raise ConfigError(
+            f"{where(*keys)}: {'.'.join(keys)}: expected {_expected(hint)}, not {_shown(value)}{_nearest(hint, value)}"
+        ) from None
+    return folder / value.expanduser() if isinstance(value, Path) and folder is not None else value
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    is_path = Path in (hint, *typing.get_args(hint))  # a file has paths as text, which is not strict
+    return TypeAdapter(hint, config=ConfigDict(strict=not is_path))
+
+
+def _nearest(hint: Any, value: Any) -> str:
+    said = unknown("", str(value), typing.get_args(hint)) if typing.get_origin(hint) is Literal else ""
+    return f"; {said.partition('; ')[2]}" if "did you mean" in said else ""
+
+
+def _expected(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(str, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(str, arguments))}"
+    if typing.get_origin(hint) is dict:
+        return f"a mapping of names to values, each {_expected(arguments[-1])}"
+    if arguments:
+        said = list(dict.fromkeys(_expected(a) for a in arguments if not (a is int and float in arguments)))
+        return f"{', '.join(said[:-1])} or {said[-1]}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return names.get(hint, "null")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+Option = Annotated[float | int | bool | str, Parameter(converter=option_value)]
+"""A value of an argument that is handed on to a loss, a miner or a head."""

@@ -1,0 +1,209 @@
+"""What all readers do with classes: order their names, share them out, and check that they can be trained and
+judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from divcon.data.labeled_set import LabeledSet, digest_of_parts
+from divcon.errors import DataError
+
+
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in order: by number where all are whole numbers, by their text otherwise."""
+    names = set(names)
+    if all(re.fullmatch(r"-?\d+", name, re.ASCII) for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def labelled(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The class names in order, see `sorted_names`, and the number among them of each of N names, (N,) int64."""
+    label_names = sorted_names(names)
+    place = {name: i for i, name in enumerate(label_names)}
+    return label_names, np.array([place[name] for name in names], np.int64)
+
+
+def first_half(labels: np.ndarray, source: str) -> np.ndarray:
+    """Which images are of the first half of the classes, the middle one included: (N,) bool for (N,) int64
+    labels.
+
+    Raises:
+        DataError: fewer than four classes.
+    """
+    classes = np.flatnonzero(np.bincount(labels))
+    if len(classes) < 4:
+        raise DataError(
+            f"{source}: {_classes(len(classes))}; without a split, half of the classes train and half test, "
+            "and both need two: give at least four, or a split"
+        )
+    return np.isin(labels, classes[: (len(classes) + 1) // 2])
+
+
+def checked_benchmark(
+    name: str,
+    train: LabeledSet,
+    query: LabeledSet,
+    gallery: LabeledSet,
+    *,
+    validation: LabeledSet | None = None,
+    notes: Sequence[str] = (),
+) -> Benchmark:
+    """The benchmark, with notes on the classes that cannot take part fully.
+
+    Raises:
+        DataError: a class is in two parts, or train or test has too few classes with a pair of images.
+    """
+    notes = list(notes)
+    if len(train):
+        notes += _check_pairs(train, "train", "have no positive pair and sit out of training")
+    else:
+        notes.append("no image is in train: this can be evaluated on, not trained on")
+    if query is gallery:
+        notes += _check_pairs(query, "test", "have no match and are left out of the means as queries")
+    else:
+        notes += _check_matches(query, gallery)
+    return Benchmark(name, train, query, gallery, validation=validation, notes=tuple(notes))
+
+
+def _check_pairs(images: LabeledSet, part: str, consequence: str) -> list[str]:
+    classes, sizes = images.classes, np.bincount(images.labels)[images.classes]
+    if (sizes >= 2).sum() < 2:
+        raise DataError(
+            f"{images.source}: {part} has {_classes(len(classes))}, {(sizes >= 2).sum()} of them with two "
+            "images or more; it needs at least two such classes"
+        )
+    single = classes[sizes == 1]
+    if not len(single):
+        return []
+    first = ", ".join(repr(images.label_names[c]) for c in single[:3])
+    more = ", ..." if len(single) > 3 else ""
+    return [f"{part}: {_classes(len(single))} of one image ({first}{more}) {consequence}"]
+
+
+def _check_matches(query: LabeledSet, gallery: LabeledSet) -> list[str]:
+    if not len(query) or not len(gallery):
+        raise DataError(
+            f"{query.source}: test has {len(query):,} queries and {len(gallery):,} gallery images; it needs both"
+        )
+    unmatched = ~np.isin(query.labels, gallery.labels)
+    if unmatched.all():
+        raise DataError(f"{query.source}: no query has an image of its class in the gallery")
+    if unmatched.any():
+        number = counted(unmatched.sum(), "query", "queries")
+        return [f"test: {number} without a match in the gallery, left out of the means"]
+    return []
+
+
+def counted(n: int, one: str, many: str = "") -> str:
+    """``1 image``, ``1,200 images``."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def _classes(n: int) -> str:
+    return counted(n, "class", "classes")
+
+
+LEAVE_ONE_OUT = "leave-one-out"
+QUERY_GALLERY = "query-gallery"
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """What a model is trained on and what it is then asked: train classes, and queries against a gallery of
+    others.
+
+    ``query is gallery`` means leave-one-out: each image searches among all the others.
+    """
+
+    name: str
+    train: LabeledSet
+    query: LabeledSet
+    gallery: LabeledSet
+    recall_at: tuple[int, ...] = (1, 2, 4, 8, 10)
+    validation: LabeledSet | None = None
+    """Images of classes kept for model selection, where the source names them; otherwise they are held out of
+    train."""
+    random_galleries: int = 0
+    """Galleries of one random image a class that it is scored with besides, as VehicleID's own protocol has it; 0:
+    none."""
+    notes: tuple[str, ...] = field(default=())
+    """What the reader found that the user should know."""
+    packed: str = ""
+    """Of what it was packed, and how, in words (see `divcon.data.pack`); else empty."""
+
+    def __post_init__(self) -> None:
+        test = (("query", self.query), ("gallery", self.gallery))
+        for name, other in test:
+            _check_disjoint(self.train, "train", other, name)
+        if self.validation is not None:
+            for name, other in (("train", self.train), *test):
+                _check_disjoint(self.validation, "validation", other, name)
+
+    @property
+    def protocol(self) -> str:
+        return LEAVE_ONE_OUT if self.query is self.gallery else QUERY_GALLERY
+
+    @property
+    def parts(self) -> dict[str, LabeledSet]:
+        """Its sets by name: train, validation if it has one, and test, or query and gallery where they are two."""
+        parts = {"train": self.train}
+        if self.validation is not None:
+            parts["validation"] = self.validation
+        if self.query is self.gallery:
+            return parts | {"test": self.query}
+        return parts | {"query": self.query, "gallery": self.gallery}
+
+    @cached_property
+    def split_hash(self) -> str:
+        """16 hexadecimal digits of what is asked of a model: every query and gallery image with its label.
+        Two results can be compared where protocol and hash are the same."""
+        return digest_of_parts(self.protocol, self.query, self.gallery)
+
+    def with_validation(self, fraction: float = 0.1, seed: int = 0) -> Benchmark:
+        """The same with validation classes: those that the source names, or else ``fraction`` of the train
+        classes, drawn by ``seed`` and taken out of ``train``.
+
+        Raises:
+            DataError: too few classes to hold any out.
+        """
+        if self.validation is not None:
+            return self
+        # A class of one image has no match to be judged by.
+        classes = np.flatnonzero(np.bincount(self.train.labels) >= 2)
+        held = max(2, round(fraction * len(classes)))
+        if len(classes) - held < 2:
+            raise DataError(
+                f"{self.train.source}: {len(classes)} train classes of two images and more are too few to hold "
+                f"{held} out for validation; train without validation classes (--no-validation)"
+            )
+        chosen = np.random.default_rng([seed, 0x5EED]).permutation(classes)[:held]
+        out = np.isin(self.train.labels, chosen)
+        return replace(self, train=self.train.subset(~out), validation=self.train.subset(out))
+
+    def without_validation(self) -> Benchmark:
+        """The same with the validation classes that the source names among those to train on."""
+        if self.validation is None:
+            return self
+        return replace(self, train=self.train.joined(self.validation), validation=None)
+
+
+def _check_disjoint(part: LabeledSet, name: str, other: LabeledSet, other_name: str) -> None:
+    label_of = {other.label_names[c]: c for c in other.classes}
+    shared = [c for c in part.classes if part.label_names[c] in label_of]
+    if not shared:
+        return
+    label = part.label_names[shared[0]]
+    i = int(np.flatnonzero(part.labels == shared[0])[0])
+    j = int(np.flatnonzero(other.labels == label_of[label])[0])
+    number = "1 class is" if len(shared) == 1 else f"{len(shared):,} classes are"
+    raise DataError(
+        f"{number} both in {name} and in {other_name}, for example {label!r} ({part.where(i)}; "
+        f"{other.where(j)}): an embedding is judged on classes never seen in training, so give each class one "
+        "split"
+    )

@@ -1,0 +1,178 @@
+"""The encoded images of a parquet: in memory where they are few, or read a row group at a time when asked for."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from divcon.data.tables import IMAGE_COLUMN, Source, first_line, is_parquet, where_in
+from divcon.errors import DataError, ImageError
+
+pc: Any = pyarrow.compute
+"""Any, because its functions are made at import and type checkers see none."""
+
+IN_MEMORY = 1 << 30
+"""Bytes of images that are read at once; of more, those that are asked for."""
+LARGEST_GROUP = 64 << 20
+"""Bytes of a row group that is read for one image: with larger ones all are read at once, as every process that
+decodes would soon hold some of them."""
+_GROUPS_KEPT = 2
+_FILES_OPEN = 32
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroups:
+    """The encoded images of parquet files, indexed by row through all of them, as Arrow's columns are.
+
+    Each process keeps the row groups that it read last, so that images in order are read once.
+    """
+
+    groups: tuple[tuple[Path, int], ...]
+    """The file and number of each row group."""
+    starts: tuple[int, ...]
+    """The first row of each row group."""
+    leaf: str
+    _kept: OrderedDict[tuple[int, int], pa.ChunkedArray] = field(default_factory=OrderedDict)
+    _opened: OrderedDict[tuple[int, Path], pq.ParquetFile] = field(default_factory=OrderedDict)
+
+    def __getitem__(self, row: int) -> pa.Scalar:
+        """The image of the row, a binary scalar.
+
+        Raises:
+            ImageError: its file cannot be read any more.
+        """
+        number = bisect_right(self.starts, row) - 1
+        return self.group(number)[row - self.starts[number]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowGroups, (self.groups, self.starts, self.leaf)
+
+    def group(self, number: int) -> pa.ChunkedArray:
+        """All images of a row group."""
+        # A process that was forked has its own.
+        key = (os.getpid(), number)
+        if key not in self._kept:
+            file, place = self.groups[number]
+            try:
+                table = self._file(file).read_row_group(place, [self.leaf], use_threads=False)
+                self._kept[key] = _bytes_in(table)
+            except (pa.ArrowException, OSError) as error:
+                raise ImageError(f"{file}: cannot be read any more ({error}); has it changed?") from None
+            while len(self._kept) > _GROUPS_KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def _file(self, path: Path) -> pq.ParquetFile:
+        """Kept open: to read where its row groups are takes longer than to read one."""
+        key = (os.getpid(), path)
+        if key not in self._opened:
+            self._opened[key] = pq.ParquetFile(path, page_checksum_verification=True)
+            while len(self._opened) > _FILES_OPEN:
+                self._opened.popitem(last=False)
+        return self._opened[key]
+
+
+Encoded = pa.Array | pa.ChunkedArray | RowGroups
+
+
+def read_encoded(files: Sequence[Path], source: Source) -> tuple[Encoded, pa.Array | None]:
+    """The encoded images of the files' columns ``image``, and the paths that come with them, if any do.
+
+    Raises:
+        DataError: the column holds something else, or a row has no bytes.
+    """
+    leaves = {_leaf(file) for file in files}
+    if len(leaves) > 1:
+        raise DataError(f"{source}: its files have two kinds of column 'image'; write them alike")
+    leaf = leaves.pop()
+    metadata = [pq.read_metadata(file) for file in files]
+    groups = [(file, g) for file, found in zip(files, metadata, strict=True) for g in range(found.num_row_groups)]
+    counts = [found.row_group(g).num_rows for found in metadata for g in range(found.num_row_groups)]
+    starts = tuple(accumulate(counts, initial=0))[:-1]
+    lazy = RowGroups(tuple(groups), starts, leaf)
+    columns = []
+    # PyArrow aborts on the numbers of a column where they are damaged, and a read tells of that: ask where it must be.
+    if sum(found.row_group(g).total_byte_size for found in metadata for g in range(found.num_row_groups)) > IN_MEMORY:
+        columns = [
+            _chunk(found.row_group(g), leaf, file)
+            for file, found in zip(files, metadata, strict=True)
+            for g in range(found.num_row_groups)
+        ]
+    sizes = [column.total_uncompressed_size for column in columns]
+    encoded: Encoded = lazy
+    if sum(sizes) <= IN_MEMORY or max(sizes) > LARGEST_GROUP:
+        encoded = pa.chunked_array([chunk for file in files for chunk in _read(file, leaf).chunks], pa.large_binary())
+        _reject_empty(encoded, 0, source)
+    else:
+        for number, column in enumerate(columns):
+            if column.statistics is None or not column.statistics.has_null_count or column.statistics.null_count:
+                _reject_empty(lazy.group(number), starts[number], source)
+    return encoded, _paths(files) if leaf != IMAGE_COLUMN else None
+
+
+def _leaf(file: Path) -> str:
+    """The name of the column of bytes, within the file."""
+    if is_parquet(file):
+        kind = pq.read_schema(file).field(IMAGE_COLUMN).type
+        leaf, value = IMAGE_COLUMN, kind
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            leaf, value = f"{IMAGE_COLUMN}.bytes", kind.field("bytes").type
+        if pa.types.is_binary(value) or pa.types.is_large_binary(value):
+            return leaf
+    else:
+        kind = "text"
+    raise DataError(
+        f"{file}: the column 'image' holds {kind}, not encoded images (bytes of PNG, JPEG, ...); files are named in "
+        "the column 'path'"
+    )
+
+
+def _read(file: Path, leaf: str) -> pa.ChunkedArray:
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            return _bytes_in(parquet.read(columns=[leaf]))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: its images are damaged ({first_line(error)}); make the file again") from None
+
+
+def _bytes_in(table: pa.Table) -> pa.ChunkedArray:
+    column = table.column(0)
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    return pa.chunked_array([chunk.cast(pa.large_binary()) for chunk in column.chunks], pa.large_binary())
+
+
+def _paths(files: Sequence[Path]) -> pa.Array | None:
+    parts = []
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            if parquet.schema_arrow.field(IMAGE_COLUMN).type.get_field_index("path") < 0:
+                return None
+            column = parquet.read(columns=[f"{IMAGE_COLUMN}.path"]).column(0)
+            parts += [chunk.cast(pa.string()) for chunk in pc.struct_field(column, "path").chunks]
+    return pa.chunked_array(parts, pa.string()).combine_chunks()
+
+
+def _chunk(group: Any, leaf: str, file: Path) -> Any:
+    for i in range(group.num_columns):
+        if group.column(i).path_in_schema == leaf:
+            return group.column(i)
+    raise DataError(f"{file}: its images are damaged (rows without a column {leaf!r}); make the file again")
+
+
+def _reject_empty(images: pa.ChunkedArray, start: int, source: Source) -> None:
+    if images.null_count:
+        row = start + int(np.argmax(images.is_null().to_numpy()))
+        more = f" (in {images.null_count:,} rows)" if images.null_count > 1 else ""
+        raise DataError(f"{where_in(source, row)}the image has no bytes{more}; take the row out")

@@ -1,0 +1,266 @@
+"""The two values that all data comes as: a labelled set of images or vectors, and a benchmark made of such sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from PIL import Image
+
+from divcon.data.decode import decode
+from divcon.data.encoded import Encoded
+from divcon.data.tables import where_in
+from divcon.errors import ImageError
+
+pc: Any = pyarrow.compute
+"""Any, because its functions are made at import and type checkers see none."""
+
+_joined = pc.binary_join_element_wise
+_TAB, _NEWLINE = (pa.scalar(text, pa.large_string()) for text in "\t\n")
+_AT_A_TIME = 1 << 16
+
+
+def digest_of(images: LabeledSet) -> str:
+    """16 hexadecimal digits of every image's path and label, and of its vector if it has one, in order."""
+    digest = hashlib.sha256()
+    for paths, labels in _columns(images):
+        digest.update(_text(_joined(paths, labels, _TAB)))
+    if images.vectors is not None:
+        digest.update(str(images.vectors.shape).encode())
+        for start in range(0, len(images), 8192):
+            digest.update(np.ascontiguousarray(images.vectors[start : start + 8192]).data)
+    return digest.hexdigest()[:16]
+
+
+def digest_of_parts(protocol: str, query: LabeledSet, gallery: LabeledSet) -> str:
+    """16 hexadecimal digits of the protocol, and of the labels and paths of each part, in whatever order."""
+    digest = hashlib.sha256(protocol.encode())
+    lines = None
+    for role, images in (("query", query), ("gallery", gallery)):
+        if lines is None or images is not query:
+            lines = pa.chunked_array(
+                [_joined(labels, paths, _TAB) for paths, labels in _columns(images)],
+                pa.large_string(),
+            ).combine_chunks()
+            # By bytes, which is the order of the characters too.
+            order = pc.array_sort_indices(lines)
+        digest.update(f"\n{role}\n".encode())
+        for start in range(0, len(lines), _AT_A_TIME):
+            text = _text(lines.take(order[start : start + _AT_A_TIME]))
+            digest.update(text if start + _AT_A_TIME < len(lines) else text[:-1])
+    return digest.hexdigest()[:16]
+
+
+def _columns(images: LabeledSet) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """The paths and the names of the labels, some thousand at a time."""
+    names = pa.array(images.label_names, pa.large_string())
+    for start in range(0, len(images), _AT_A_TIME):
+        paths = pc.fill_null(images.paths[start : start + _AT_A_TIME].cast(pa.large_string()), "None")
+        yield paths, names.take(pa.array(images.labels[start : start + _AT_A_TIME]))
+
+
+def _text(lines: pa.Array) -> memoryview:
+    """The bytes of the lines in one piece, each with the end of a line."""
+    ended = _joined(lines, pa.scalar("", pa.large_string()), _NEWLINE)
+    _, offsets, data = ended.buffers()
+    return memoryview(data)[: np.frombuffer(offsets, np.int64)[len(ended)]] if len(ended) else memoryview(b"")
+
+
+NO_PATH = "(no path)"
+"""What stands for the path of an encoded image that has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledSet:
+    """N labelled images, by path, as encoded bytes, or as vectors that stand for them.
+
+    ``rows`` identifies an image within its source (the row of the table, or the place in the sorted folder):
+    two sets read from the same source hold the same image where they hold the same row.
+    """
+
+    labels: np.ndarray
+    """(N,) int64, each an index into ``label_names``."""
+    label_names: tuple[str, ...]
+    """The names of all classes of the source, those that this set has no image of included."""
+    paths: pa.Array
+    """(N,) strings, as the source gives them: relative to ``root``, or absolute."""
+    rows: np.ndarray
+    """(N,) int64, unique."""
+    source: str
+    """The table or folder that the rows count in, for messages."""
+    root: str = ""
+    """The folder that relative paths start from."""
+    encoded: Encoded | None = None
+    """The source's column of encoded images (PNG, JPEG, ... bytes), indexed by ``rows``; None: files are
+    opened."""
+    vectors: np.ndarray | None = None
+    """(N, F) float32, what a model sees in place of images; such a set has nothing to open. ``paths`` are then what
+    the table gives, or ``row 17`` where it has none."""
+    boxes: np.ndarray | None = None
+    """(N, 4) int64, the part of each image to use: left, top, right, bottom in pixels; a negative left: all
+    of it."""
+    cameras: np.ndarray | None = None
+    """(N,) int64. A query ignores gallery images of its own label and camera."""
+    groups: np.ndarray | None = None
+    """(N,) int64. A query ignores gallery images of its own group (a video sequence, say); -1 has none."""
+    flip: bool = True
+    """Whether a mirrored image is still of its class, so that training may flip."""
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        for name in ("paths", "rows", "vectors", "boxes", "cameras", "groups"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise ValueError(f"LabeledSet: {name} has {len(value)} entries for {n} labels")
+        if n and (self.labels.min() < 0 or self.labels.max() >= len(self.label_names)):
+            raise ValueError("LabeledSet: a label is outside label_names")
+        if self.vectors is not None and (self.vectors.ndim != 2 or self.vectors.dtype != np.float32):
+            raise ValueError(
+                f"LabeledSet: vectors are {self.vectors.dtype} of shape {self.vectors.shape}; they need (N, F) float32"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        what = "images" if self.vectors is None else "vectors"
+        return f"LabeledSet({len(self)} {what}, {self.num_classes} classes, {self.source!r})"
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """The labels that have an image here, sorted, (C,) int64."""
+        return np.flatnonzero(np.bincount(self.labels))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def subset(self, indices: np.ndarray) -> LabeledSet:
+        """The images at ``indices`` (int or bool), in that order."""
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            indices = np.flatnonzero(indices)
+        run = None
+        if len(indices) and indices[0] >= 0 and (np.diff(indices) == 1).all():
+            # Images that follow one another are not copied: vectors may fill the memory.
+            run = slice(int(indices[0]), int(indices[-1]) + 1)
+
+        def take(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[indices if run is None else run]
+
+        return replace(
+            self,
+            labels=self.labels[indices],
+            rows=self.rows[indices],
+            paths=self.paths.take(pa.array(indices, type=pa.int64())) if run is None else self.paths[run],
+            vectors=take(self.vectors),
+            boxes=take(self.boxes),
+            cameras=take(self.cameras),
+            groups=take(self.groups),
+        )
+
+    def joined(self, other: LabeledSet) -> LabeledSet:
+        """The images of both, which come from one source."""
+
+        def both(name: str) -> np.ndarray | None:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            return None if mine is None else np.concatenate([mine, theirs])
+
+        names = ("labels", "rows", "vectors", "boxes", "cameras", "groups")
+        paths = pa.chunked_array([self.paths, other.paths]).combine_chunks()
+        return replace(self, paths=paths, **{name: both(name) for name in names})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of every image's path and label, and of its vector if it has one, in order."""
+        return digest_of(self)
+
+    def of_classes(self, classes: np.ndarray) -> LabeledSet:
+        """The images whose label is among ``classes``."""
+        return self.subset(np.isin(self.labels, classes))
+
+    def path(self, i: int) -> str:
+        """The path of image i as the source gives it."""
+        return self.paths[int(i)].as_py()
+
+    def label_name(self, i: int) -> str:
+        return self.label_names[self.labels[i]]
+
+    def where(self, i: int) -> str:
+        """Image i in words, for messages: the table and line that name it and the path given there, or its
+        whole path."""
+        row, path = int(self.rows[i]), self.path(i)
+        table = where_in(self.source, row)
+        if self.vectors is not None and path == row_name(row):
+            return table.removesuffix(": ") or path
+        return f"{table}{path}" if table else str(Path(self.root, path))
+
+    def content(self, i: int) -> bytes:
+        """The encoded bytes of image i, of all of it where it has a box.
+
+        Raises:
+            ImageError: the file cannot be read. Or the set is of vectors.
+        """
+        if self.vectors is not None:
+            raise ImageError(f"{self.where(i)}: this is a vector, not an image")
+        if self.encoded is not None:
+            return self.encoded[int(self.rows[i])].as_py()
+        try:
+            return Path(self.root, self.path(i)).read_bytes()
+        except OSError as error:
+            raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
+
+    def open(self, i: int, needs: int | None = None) -> Image.Image:
+        """Image i, or the part of it in its box, as RGB: see `divcon.data.decode.decode`.
+
+        Args:
+            needs: pixels that its shorter side must have at least: a JPEG may be decoded at a smaller scale.
+
+        Raises:
+            ImageError: the file is missing, or does not decode; the message names it. Or the set is of vectors.
+        """
+        if self.vectors is not None:
+            raise ImageError(f"{self.where(i)}: this is a vector, not an image; vectors are not opened")
+        box = None
+        if self.boxes is not None and self.boxes[i][0] >= 0:
+            left, top, right, bottom = self.boxes[i].tolist()
+            box = (left, top, right, bottom)
+        encoded = self.encoded
+        try:
+            if encoded is None:
+                return decode(Path(self.root, self.path(i)), box, needs)
+            return decode(encoded[int(self.rows[i])].as_py(), box, needs)
+        except ImageError as error:
+            raise ImageError(f"{self.where(i)}: {error}") from None
+
+
+def row_name(row: int) -> str:
+    """What stands for the path of a vector that has none: ``row 17``."""
+    return f"row {row}"
+
+
+def file_sizes(images: LabeledSet) -> np.ndarray:
+    """(N,) int64 bytes of each image's file; -1: there is no such file. Empty where images do not come from files."""
+    if images.vectors is not None or images.encoded is not None:
+        return np.empty(0, np.int64)
+    known: dict[str, int] = {}
+    for path in images.paths.unique().to_pylist():
+        try:
+            known[path] = Path(images.root, path).stat().st_size
+        except (OSError, TypeError, ValueError):
+            known[path] = -1
+    return np.fromiter((known[path] for path in images.paths.to_pylist()), np.int64, len(images))
+
+
+def resized(then: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """(n,) int64, the images whose files had another size then; those that are or were not there are left out."""
+    if len(then) != len(now):
+        return np.empty(0, np.int64)
+    return np.flatnonzero((then != now) & (then >= 0) & (now >= 0))

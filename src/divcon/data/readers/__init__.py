@@ -1,0 +1,1 @@
+"""Readers: folders, tables, vectors and icons to a `divcon.Benchmark`."""

@@ -1,0 +1,580 @@
+"""Tables of images or vectors: CSV, parquet or JSON Lines, in divcon's columns or open-metric-learning's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.data.encoded import read_encoded
+from divcon.data.labeled_set import NO_PATH, LabeledSet
+from divcon.data.readers.vectors import read_vectors
+from divcon.data.tables import (
+    BOX_COLUMNS,
+    PARQUET_SUFFIXES,
+    TABLE_SUFFIXES,
+    TableFile,
+    Tables,
+    first_line,
+    load_tables,
+    where_in,
+)
+from divcon.errors import DataError
+
+pc: Any = pyarrow.compute
+"""Any, because its functions are made at import and type checkers see none."""
+
+_TRUE = ("true", "1", "1.0")
+_FALSE = ("false", "0", "0.0")
+_NONE = ("", "none", "nan", "null", "<na>")
+"""How writers of tables put an empty number or flag."""
+_MOST_BYTES = 1 << 30
+"""Of the texts that Arrow's type `string` is asked to hold; it can hold twice that."""
+
+
+def reject(source: str, bad: np.ndarray, problem: str, advice: str) -> None:
+    """Raise DataError for the first of the ``bad`` rows, (N,) bool, if there are any."""
+    rows = np.flatnonzero(bad)
+    if len(rows):
+        more = f" (in {len(rows):,} rows)" if len(rows) > 1 else ""
+        raise DataError(f"{where_in(source, int(rows[0]))}{problem}{more}; {advice}")
+
+
+def texts_of(column: pa.ChunkedArray) -> pa.Array:
+    """The values as text, in one piece; whole numbers without a decimal point."""
+    chunks = [text_chunk(chunk) for chunk in column.chunks]
+    kind = pa.large_string() if sum(chunk.nbytes for chunk in chunks) > _MOST_BYTES else pa.string()
+    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind).combine_chunks()
+
+
+def text_chunk(chunk: pa.Array) -> pa.Array:
+    """The values of one piece of a column as text."""
+    if pa.types.is_dictionary(chunk.type):
+        chunk = chunk.cast(chunk.type.value_type)
+    is_text = pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)
+    return chunk if is_text else chunk.cast(pa.string())
+
+
+def coded_texts(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """The different texts, and the place among them of every value: (N,) int64, -1 where there is none."""
+    offsets, values, codes = 0, [], []
+    for chunk in column.chunks:
+        coded = text_chunk(chunk).dictionary_encode()
+        values.append(coded.dictionary.cast(pa.large_string()))
+        codes.append((offsets, pc.fill_null(coded.indices, -1).to_numpy()))
+        offsets += len(coded.dictionary)
+    joined = pa.chunked_array(values, pa.large_string()).combine_chunks().dictionary_encode()
+    # The last place is for -1.
+    place = np.append(joined.indices.to_numpy(), -1).astype(np.int64)
+    parts = [place[np.where(part < 0, -1, part + start)] for start, part in codes]
+    return np.concatenate([np.empty(0, np.int64), *parts]), joined.dictionary
+
+
+def codes_of(column: pa.ChunkedArray) -> np.ndarray:
+    """(N,) int64, equal where the texts are; -1 where there is none."""
+    return coded_texts(column)[0]
+
+
+def is_empty(column: pa.ChunkedArray) -> np.ndarray:
+    """(N,) bool, whether there is no text but spaces."""
+    chunks = [pc.equal(pc.utf8_trim_whitespace(pc.fill_null(text_chunk(part), "")), "") for part in _pieces(column)]
+    return np.concatenate([np.empty(0, bool), *(chunk.to_numpy(zero_copy_only=False) for chunk in chunks)])
+
+
+def places_among(column: pa.ChunkedArray, known: Sequence[str]) -> tuple[np.ndarray, str | None]:
+    """The place of every value among the ``known`` texts, (N,) int8, spaces and case aside and no value as "", or
+    -1; and the first value that is not among them."""
+    codes, texts = coded_texts(column)
+    places = pc.fill_null(pc.index_in(_plain(texts), pa.array(known, pa.large_string())), -1).to_numpy()
+    of_none = known.index("") if "" in known else -1
+    found = np.append(places, of_none).astype(np.int8)[codes]
+    bad = found < 0
+    if not bad.any():
+        return found, None
+    code = codes[np.argmax(bad)]
+    return found, "" if code < 0 else texts[int(code)].as_py()
+
+
+def flags_of(tables: Tables, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The flag, False where empty, and whether it is there: (N,) bool each."""
+    places, unknown = places_among(tables.rows[name], _TRUE + _FALSE + _NONE)
+    reject(tables.source, places < 0, f"{name} is {unknown!r}", "write True or False")
+    return places < len(_TRUE), places < len(_TRUE) + len(_FALSE)
+
+
+def boxes_of(tables: Tables) -> np.ndarray | None:
+    """(N, 4) int64 boxes, -1 where empty; None where the table has none at all."""
+    if not set(BOX_COLUMNS) & set(tables.rows.column_names):
+        return None
+    tables.require(BOX_COLUMNS, f"a box needs {', '.join(BOX_COLUMNS)}")
+    source = tables.source
+    boxes = np.stack([_numbers(tables.rows[name], name, source) for name in BOX_COLUMNS], 1)
+    empty = np.isnan(boxes)
+    if empty.all():
+        return None
+    whole = np.all(empty, axis=1)
+    reject(source, np.any(empty, axis=1) & ~whole, "the box has an empty side", "fill in all four or none")
+    left, top, right, bottom = boxes.T
+    wrong = (left < 0) | (top < 0) | (left >= right) | (top >= bottom) | (boxes != np.rint(boxes)).any(1)
+    bad = np.logical_and(~whole, wrong)
+    if bad.any():
+        sides_text = ", ".join(f"{n} {v:g}" for n, v in zip(BOX_COLUMNS, boxes[int(np.argmax(bad))], strict=True))
+        reject(
+            source,
+            bad,
+            f"the box is {sides_text}",
+            "give whole pixels with 0 <= x_1 < x_2 and 0 <= y_1 < y_2",
+        )
+    return np.where(whole[:, None], -1, boxes).astype(np.int64)
+
+
+def _numbers(column: pa.ChunkedArray, name: str, source: str) -> np.ndarray:
+    codes, texts = coded_texts(column)
+    plain = _plain(texts)
+    plain = pc.if_else(pc.is_in(plain, pa.array(_NONE, plain.type)), None, plain)
+    numeric = pc.fill_null(pc.match_substring_regex(plain, r"^[-+]?\d+(\.\d*)?(e[-+]?\d+)?$"), True)
+    bad = np.append(~numeric.to_numpy(zero_copy_only=False), False)[codes]
+    if bad.any():
+        reject(source, bad, f"{name} is {plain[int(codes[np.argmax(bad)])].as_py()!r}", "write a number of pixels")
+    return np.append(plain.cast(pa.float64()).to_numpy(zero_copy_only=False), np.nan)[codes]
+
+
+def _plain(texts: pa.Array) -> pa.Array:
+    return pc.utf8_lower(pc.utf8_trim_whitespace(texts))
+
+
+def _pieces(column: pa.ChunkedArray) -> list[pa.Array]:
+    """The column in pieces of no more than a million rows, so that what is made of one takes little memory."""
+    size = 1 << 20
+    return [chunk[start : start + size] for chunk in column.chunks for start in range(0, len(chunk), size)]
+
+
+SPLITS = ("train", "test", "validation", "val", "query", "gallery")
+_TRAIN, _TEST, _VALIDATION, _VAL, _QUERY, _GALLERY = range(len(SPLITS))
+
+
+def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Which rows are train, validation, query and gallery, (N,) bool each; and notes."""
+    source, columns = tables.source, tables.rows.column_names
+    flags = {"is_query", "is_gallery"} & set(columns)
+    if flags:
+        tables.require(["is_query", "is_gallery"], "give both is_query and is_gallery, or neither")
+    if "split" not in columns and not flags:
+        train = first_half(labels, source)
+        counts = f"{np.count_nonzero(np.bincount(labels[train])):,} train, the other "
+        counts += f"{np.count_nonzero(np.bincount(labels[~train])):,} test"
+        note = f"the table has no split: the first half of the sorted classes, {counts}"
+        return train, np.zeros_like(train), ~train, ~train, [note]
+
+    query = gallery = known = np.zeros(len(labels), bool)
+    if flags:
+        query, query_known = flags_of(tables, "is_query")
+        gallery, gallery_known = flags_of(tables, "is_gallery")
+        known = query_known & gallery_known
+    if "split" not in columns:
+        test = query | gallery
+        return ~test, np.zeros_like(test), query, gallery, []
+
+    split = _splits(tables)
+    train, validation = split == _TRAIN, (split == _VALIDATION) | (split == _VAL)
+    test = ~train & ~validation
+    if not test.any():
+        test, validation = validation, np.zeros_like(validation)
+    if not test.any():
+        raise DataError(
+            f"{source}: all rows are train, so there is nothing to judge the embedding on; mark rows as test, "
+            "or leave the column split out and half of the classes are"
+        )
+    plain = test & (split != _QUERY) & (split != _GALLERY)
+    notes = []
+    if flags:
+        reject(source, plain & ~known, "is_query or is_gallery is empty in a test row", "write True or False")
+        neither = plain & ~query & ~gallery
+        if neither.any():
+            notes.append(f"left out: {counted(neither.sum(), 'test row')}, neither query nor gallery")
+    else:
+        query = gallery = plain
+    query, gallery = (plain & query) | (split == _QUERY), (plain & gallery) | (split == _GALLERY)
+    return train, validation, query, gallery, notes
+
+
+def _splits(tables: Tables) -> np.ndarray:
+    """The place of every row's split in SPLITS, (N,) int8."""
+    places, unknown = places_among(tables.rows["split"], SPLITS)
+    what = f"the split is {unknown!r}" if (unknown or "").strip() else "the split is empty"
+    reject(tables.source, places < 0, what, f"write one of {', '.join(SPLITS)}")
+    return places
+
+
+def first_rows(images: LabeledSet) -> np.ndarray:
+    """(N,) int64: the first row that has the same path and box as row i.
+
+    Raises:
+        DataError: an image has two labels.
+    """
+    codes = images.paths.dictionary_encode().indices.to_numpy()
+    if images.boxes is not None:
+        for side in images.boxes.T:
+            codes = _paired(codes, _coded(side))
+    first = _first_of(codes, np.arange(len(codes)))[codes]
+    clash = images.labels != images.labels[first]
+    if clash.any():
+        row = int(np.argmax(clash))
+        other = int(first[row])
+        raise DataError(
+            f"{images.where(row)} has the label {images.label_name(row)!r}, and "
+            f"{images.label_name(other)!r} in {where_in(images.source, other).rstrip(': ')}; give each image "
+            "one label"
+        )
+    return first
+
+
+def once(part: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The part, (N,) bool, without the rows whose image an earlier row of it has; ``first`` is ``first_rows``'."""
+    rows = np.flatnonzero(part)
+    kept = np.zeros_like(part)
+    kept[rows] = _first_of(first[rows], rows, len(part))[first[rows]] == rows
+    return kept
+
+
+def _first_of(codes: np.ndarray, rows: np.ndarray, num_codes: int | None = None) -> np.ndarray:
+    """(num_codes,) int64: for each code the first of the ascending ``rows`` that has it."""
+    size = (int(codes.max()) + 1 if len(codes) else 0) if num_codes is None else num_codes
+    first = np.empty(size, np.int64)
+    # Of what is written to one place, the last stays.
+    first[codes[::-1]] = rows[::-1]
+    return first
+
+
+def _paired(codes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N,) codes of the pairs of two codes."""
+    return _coded(codes.astype(np.int64) * (int(others.max(initial=0)) + 1) + others)
+
+
+def _coded(numbers: np.ndarray) -> np.ndarray:
+    return pa.array(numbers).dictionary_encode().indices.to_numpy()
+
+
+def read_table(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    check_files: bool = True,
+    flip: bool = True,
+) -> Benchmark:
+    """A benchmark from a CSV, a parquet or JSON Lines with the columns
+    ``path,label[,split][,is_query,is_gallery][,camera]``; ``file_name`` will do for ``path``.
+
+    - ``split``: train, test, validation (or val), query, gallery. Validation rows are the test part where
+      there is no other, as open-metric-learning means them; otherwise they are for model selection. Without
+      ``split``, the rows that are query or gallery are the test part; without those columns too, the first
+      half of the sorted classes trains.
+    - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. Where all are both, the protocol is
+      leave-one-out.
+    - ``x_1,y_1,x_2,y_2``: the part of the image to use: left, top, right, bottom in pixels; empty: all of it.
+    - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and
+      camera.
+    - ``image`` (parquet): encoded images in place of files, as bytes or as a struct with the field ``bytes``.
+    - ``embedding`` (parquet): vectors in place of images (``read_vectors``), and no file is looked for; ``path`` may
+      then be missing or empty.
+
+    A row that repeats an earlier row's image (path and box) in the same part is left out, and a note says so.
+
+    Args:
+        root: the folder that relative paths start from, in place of the table's own.
+        check_files: look for every file now, not when it is first used.
+        flip: whether a mirrored image is still of its class, so that training may flip.
+
+    Raises:
+        DataError: with the table's name and line, for what is missing, empty, unknown or contradictory.
+    """
+    return benchmark_of(_one(path, root), check_files=check_files, flip=flip)
+
+
+def images_in_table(
+    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, check_files: bool = True
+) -> LabeledSet:
+    """All images or vectors of a table, whose labels, if it has any, are kept, and whose split is ignored.
+
+    Raises:
+        DataError: as ``read_table``.
+    """
+    return images_of_tables(_one(path, root), check_files=check_files)
+
+
+def _one(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Tables:
+    path = Path(path)
+    return load_tables(path.stem, str(path), [TableFile(path)], str(path.parent if root is None else root))
+
+
+def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True) -> Benchmark:
+    """``read_table`` of tables that are loaded."""
+    need = ["path", "label"] if tables.kind == "files" else ["label"]
+    tables.require(need, "a table needs the columns path and label")
+    images = replace(_image_set(tables), flip=flip)
+    if check_files:
+        check_paths(images)
+    name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
+    # Of the rows there is no more need; of ten million it counts.
+    del tables
+    if images.encoded is None:
+        first = first_rows(images)
+        kept = [once(part, first) for part in parts]
+        repeated = np.any([part & ~rest for part, rest in zip(parts, kept, strict=True)], axis=0).sum()
+        if repeated:
+            what = "image" if images.vectors is None else "path"
+            notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
+        # An image that is a query in one row and in the gallery in another must not find itself.
+        parts, images = kept, replace(images, rows=first)
+    train, validation, query, gallery = parts
+    query_set = images.subset(query)
+    gallery_set = query_set if (query == gallery).all() else images.subset(gallery)
+    return checked_benchmark(
+        name,
+        images.subset(train),
+        query_set,
+        gallery_set,
+        validation=images.subset(validation) if validation.any() else None,
+        notes=notes,
+    )
+
+
+def images_of_tables(tables: Tables, *, check_files: bool = True) -> LabeledSet:
+    """``images_in_table`` of tables that are loaded."""
+    if tables.kind == "files":
+        tables.require(["path"], "a table of images needs the column path")
+    images = _image_set(tables)
+    if check_files:
+        check_paths(images)
+    return images
+
+
+def check_paths(images: LabeledSet) -> None:
+    """Raise DataError if files are missing: which comes first, and how many do."""
+    if images.encoded is not None or images.vectors is not None:
+        return
+    exists, join, root = os.path.exists, os.path.join, images.root
+    first, missing = 0, 0
+    for start in range(0, len(images), 1 << 16):
+        paths = images.paths[start : start + (1 << 16)].to_pylist()
+        gone = [start + i for i, path in enumerate(paths) if not exists(join(root, path))]
+        if gone and not missing:
+            first = gone[0]
+        missing += len(gone)
+    if missing:
+        raise DataError(
+            f"{images.where(first)}: there is no such file ({missing:,} of {len(images):,} are "
+            f"missing); relative paths start from {images.root or '.'}: another folder can be given as the root"
+        )
+
+
+def _image_set(tables: Tables) -> LabeledSet:
+    source, rows, n = tables.source, tables.rows, len(tables.rows)
+    try:
+        vectors = read_vectors(tables.files, source, n) if tables.kind == "vectors" else None
+        encoded, inner = read_encoded(tables.files, source) if tables.kind == "encoded" else (None, None)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{source}: a column is damaged ({first_line(error)}); make the file again") from None
+    if tables.kind == "files":
+        reject(source, is_empty(rows["path"]), "the path is empty", "name the image's file")
+    paths = texts_of(rows["path"]) if "path" in rows.column_names else inner
+    if paths is None:
+        paths = pa.nulls(n, pa.string())
+    if len(paths) != n:  # the end of a parquet file says how many rows each column has, and may be damaged
+        damaged = "a column is damaged: it has another number of rows than the others"
+        raise DataError(f"{source}: {damaged}; make the file again")
+    if tables.kind == "vectors":
+        paths = _paths_or_rows(paths)
+    elif tables.kind == "encoded":
+        paths = pc.fill_null(paths, NO_PATH)
+    label_names, labels = ("",), np.zeros(n, np.int64)
+    if "label" in rows.column_names:
+        label_names, labels = _labels(rows["label"], source)
+    groups = cameras = None
+    if "sequence" in rows.column_names:
+        groups = codes_of(rows["sequence"])
+    if "camera" in rows.column_names:
+        cameras = codes_of(rows["camera"])
+        # An unknown camera is not the same as another unknown one.
+        cameras = np.where(cameras < 0, -1 - np.arange(n), cameras)
+    return LabeledSet(
+        labels=labels,
+        label_names=label_names,
+        paths=paths,
+        rows=np.arange(n, dtype=np.int64),
+        source=source,
+        root=tables.root,
+        encoded=encoded,
+        vectors=vectors,
+        boxes=boxes_of(tables),
+        cameras=cameras,
+        groups=groups,
+    )
+
+
+def _labels(column: pa.ChunkedArray, source: str) -> tuple[tuple[str, ...], np.ndarray]:
+    codes, texts = coded_texts(column)
+    names = texts.to_pylist()
+    empty = np.array([not name.strip() for name in names] + [True])[codes]
+    reject(source, empty, "the label is empty", "give the row a label or take it out")
+    label_names, labels = labelled(names)
+    return label_names, labels[codes]
+
+
+def _paths_or_rows(paths: pa.Array) -> pa.Array:
+    """The paths, and the number of the row in place of those that are empty."""
+    empty = is_empty(pa.chunked_array([paths]))
+    if not empty.any():
+        return paths
+    rows = pc.binary_join_element_wise("row", pa.array(np.arange(len(paths))).cast(pa.string()), " ")
+    return pc.if_else(pa.array(empty), rows, paths)
+
+
+ABOUT = "pack.json"
+_MOST = 100_000
+
+
+def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
+    """What was read from a folder of parquet files, as the benchmark that ``pack.json`` there says it is; as it is
+    where there is none.
+
+    Raises:
+        DataError: ``pack.json`` is damaged, or of other files.
+    """
+    path = folder / ABOUT
+    if not path.exists():
+        return benchmark
+    try:
+        about = json.loads(path.read_text())
+        recall_at, galleries = tuple(int(k) for k in about["recall_at"]), int(about["random_galleries"])
+        if not recall_at or not all(1 <= k <= _MOST for k in recall_at) or not 0 <= galleries <= _MOST:
+            raise ValueError("recall_at or random_galleries is no number of images")
+        found = replace(
+            benchmark,
+            name=str(about["name"]),
+            recall_at=recall_at,
+            random_galleries=galleries,
+            notes=(*map(str, about["notes"]), str(about["packed"])),
+            packed=str(about["packed"]),
+        )
+        parts = {name: replace(images, flip=bool(about["flip"])) for name, images in found.parts.items()}
+        then = about["split_hash"]
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged ({error!r}); pack again") from None
+    if found.split_hash != then:
+        raise DataError(f"{path}: its split is {then}, and that of the files beside it {found.split_hash}; pack again")
+    query = parts["test"] if "test" in parts else parts["query"]
+    return replace(
+        found,
+        train=parts["train"],
+        validation=parts.get("validation"),
+        query=query,
+        gallery=parts.get("gallery", query),
+    )
+
+
+_METADATA = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
+_SHARD = re.compile(
+    rf"(?P<split>{'|'.join(SPLITS)})(-(?P<number>\d+)-of-(?P<count>\d+))?(-[0-9a-f]+)?({'|'.join(PARQUET_SUFFIXES)})"
+)
+
+
+def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
+    """The tables that a folder is read from; none where it is a folder of images alone.
+
+    - ``metadata.csv`` (or .tsv, .parquet, .pq, .jsonl, .ndjson) in it, or one in each of its folders ``train``,
+      ``test``, ``validation``, ``val``, ``query``, ``gallery``, whose split that is;
+    - parquet files named by their split, ``train.parquet`` or ``train-00000-of-00002.parquet``, in it or in its
+      folder ``data``.
+
+    A file's own column ``split`` goes before its name. Files of one split alone have no split.
+
+    Raises:
+        DataError: two metadata files in one folder; one split's folder has one, and another's has none; of files
+            numbered "of N" one is missing.
+    """
+    root = Path(folder)
+    files = _metadata_in(root) or _metadata_by_split(root) or _shards_in(root) or _shards_in(root / "data", "data")
+    splits = {file.split for file in files}
+    if len(splits) == 1:
+        files = [TableFile(file.path, None, file.folder) for file in files]
+    return files
+
+
+def read_table_folder(root: str | os.PathLike[str], *, check_files: bool = True, flip: bool = True) -> Benchmark:
+    """A benchmark from the tables in a folder (``table_files``), with their columns as in ``read_table``; paths start
+    from the folder of the table that names them.
+
+    Raises:
+        DataError: as ``read_table`` and ``table_files``; there are none.
+    """
+    return as_packed(benchmark_of(_loaded(root), check_files=check_files, flip=flip), Path(root))
+
+
+def images_in_table_folder(root: str | os.PathLike[str]) -> LabeledSet:
+    """All images or vectors of the tables in a folder, whose labels, if they have any, are kept.
+
+    Raises:
+        DataError: as ``read_table_folder``.
+    """
+    return images_of_tables(_loaded(root))
+
+
+def _loaded(root: str | os.PathLike[str]) -> Tables:
+    files = table_files(root)
+    if not files:
+        raise DataError(f"{root}: there are no tables in it ({', '.join(_METADATA)}, or parquet files of each split)")
+    return load_tables(Path(root).resolve().name, str(root), files, str(root))
+
+
+def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:
+    found = [folder / name for name in _METADATA if (folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder}: there are {' and '.join(path.name for path in found)}; keep one")
+    return [TableFile(path, split, split or "") for path in found]
+
+
+def _metadata_by_split(root: Path) -> list[TableFile]:
+    splits = [split for split in SPLITS if (root / split).is_dir()]
+    found = [_metadata_in(root / split, split) for split in splits]
+    if any(found) and not all(found):
+        without = splits[[bool(files) for files in found].index(False)]
+        raise DataError(f"{root / without}: there is no metadata file, and another split has one; write it here too")
+    return [file for files in found for file in files]
+
+
+def _shards_in(folder: Path, below: str = "") -> list[TableFile]:
+    """The files named by their split, by split and number; none in a folder that holds others but ``data``."""
+    if not folder.is_dir():
+        return []
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    if any(entry.is_dir() and not entry.name.startswith(".") and entry.name != "data" for entry in entries):
+        # Folders of classes, beside which a table may lie.
+        return []
+    names = [match for entry in entries if (match := _SHARD.fullmatch(entry.name))]
+    _check_complete(folder, names)
+    names.sort(key=lambda match: (SPLITS.index(match["split"]), match.string))
+    return [TableFile(folder / match.string, match["split"], below) for match in names]
+
+
+def _check_complete(folder: Path, names: Iterable[re.Match[str]]) -> None:
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for match in names:
+        if match["count"]:
+            numbers.setdefault((match["split"], int(match["count"])), set()).add(int(match["number"]))
+    for (split, count), there in numbers.items():
+        missing = [number for number in range(count) if number not in there]
+        if missing:
+            raise DataError(
+                f"{folder}: of the {count} files of {split}, number {missing[0]:05d} is missing"
+                f"{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''}; fetch it, or rename those there are"
+            )

@@ -1,0 +1,269 @@
+"""Vectors as a parquet: path, label where there is one, embedding; and a whole benchmark with its parts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import NO_PATH, LabeledSet
+from divcon.data.tables import BOX_COLUMNS, VECTOR_COLUMN, where_in
+from divcon.errors import DataError
+from divcon.runtime.files import atomic_write
+
+pc: Any = pyarrow.compute
+"""Any, because its functions are made at import and type checkers see none."""
+
+Features = Callable[[LabeledSet], np.ndarray] | Mapping[str, np.ndarray]
+
+_ROWS_AT_A_TIME = 8192
+
+
+def write_vectors(path: str | Path, images: LabeledSet, embeddings: np.ndarray) -> None:
+    """Write the (N, D) embeddings of N images as float32, whole or not at all; paths as they can be opened from here.
+
+    ``divcon.read`` and ``images_of`` read the file back, as vectors.
+
+    Raises:
+        DataError: the embeddings are not N vectors.
+        OutputError: the file cannot be written.
+    """
+    if embeddings.ndim != 2 or len(embeddings) != len(images):
+        raise DataError(f"embeddings of shape {embeddings.shape} are not one vector for each of {len(images):,} images")
+    paths = _told_apart(images.paths, [images])
+    if images.encoded is None and images.root:
+        paths = _under(images.root, paths)
+    columns = {"path": paths}
+    if images.label_names != ("",):
+        columns["label"] = _labels(images)
+    blocks = (embeddings[start : start + _ROWS_AT_A_TIME] for start in range(0, len(images), _ROWS_AT_A_TIME))
+    _write(path, pa.table(columns), blocks, embeddings.shape[1])
+
+
+def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Features) -> None:
+    """Write a benchmark with vectors in place of its images, so that ``divcon.read`` gives the same benchmark back.
+
+    The columns are ``path,label,split,embedding``, with ``is_query,is_gallery`` where query and gallery differ, and
+    ``camera``, ``sequence`` and the sides of the boxes where the benchmark has them. Paths are as the benchmark has
+    them, so that its ``split_hash`` stays the same; encoded images of one path are told apart by their row.
+
+    Args:
+        features: a function of a `LabeledSet` that gives its (n, F) vectors, called with some thousand images at a
+            time, so that memory stays bounded; or arrays of them by part: train, validation, query, gallery (an image
+            that is in both needs its vector in query alone).
+
+    Raises:
+        DataError: the features are not one vector an image, or not all of one length.
+        OutputError: the file cannot be written.
+    """
+    parts = [part for part in table_parts(benchmark) if len(part.images)]
+    if not parts:
+        raise DataError(f"{benchmark.name}: there are no images to write vectors of")
+    table = benchmark_table(parts)
+    blocks = _blocks(parts, features)
+    first = next(blocks)
+    _write(path, table, itertools.chain([first], blocks), first.shape[1])
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """Some images of a benchmark that a table holds one after another."""
+
+    name: str
+    """The name of its features."""
+    images: LabeledSet
+    places: np.ndarray
+    """(n,) int64, which vectors of the named features are theirs."""
+    split: str
+    is_query: np.ndarray | None = None
+    is_gallery: np.ndarray | None = None
+
+    def table(self) -> pa.Table:
+        """What the table says of them, all but pixels or vectors; unknown cameras, no sequence, no box are null."""
+        images, n = self.images, len(self.images)
+        columns = {"path": images.paths, "label": _labels(images), "split": pa.repeat(self.split, n)}
+        if self.is_query is not None:
+            columns |= {"is_query": pa.array(self.is_query), "is_gallery": pa.array(self.is_gallery)}
+        for name, codes in (("camera", images.cameras), ("sequence", images.groups)):
+            if codes is not None:
+                columns[name] = pa.array(codes, mask=codes < 0)
+        if images.boxes is not None:
+            for i, name in enumerate(BOX_COLUMNS):
+                columns[name] = pa.array(images.boxes[:, i], mask=images.boxes[:, 0] < 0)
+        return pa.table(columns)
+
+
+def table_parts(data: Benchmark) -> Iterator[TablePart]:
+    """The rows of a table that `divcon.read` reads back as this benchmark, in blocks: an image that is in two parts is
+    in one block."""
+    for name, images in (("train", data.train), ("validation", data.validation)):
+        if images is not None:
+            yield TablePart(name, images, np.arange(len(images)), name)
+    query, gallery = data.query, data.gallery
+    every = np.arange(len(query))
+    if query is gallery:
+        yield TablePart("query", query, every, "test")
+        return
+    # An image that is in both must be one row, or it would find itself.
+    one_source = query.source == gallery.source
+    both = np.isin(query.rows, gallery.rows) if one_source else np.zeros(len(query), bool)
+    yield TablePart("query", query, every, "test", np.ones(len(query), bool), both)
+    others = np.flatnonzero(~np.isin(gallery.rows, query.rows)) if one_source else np.arange(len(gallery))
+    others_set = gallery.subset(others)
+    yield TablePart("gallery", others_set, others, "test", np.zeros(len(others), bool), np.ones(len(others), bool))
+
+
+def benchmark_table(parts: Sequence[TablePart]) -> pa.Table:
+    """The rows of all parts, one of them at least; encoded images of one path are told apart by their row."""
+    table = pa.concat_tables([part.table() for part in parts], promote_options="default")
+    paths = _told_apart(table["path"].combine_chunks(), [part.images for part in parts])
+    return table.set_column(table.column_names.index("path"), "path", paths)
+
+
+def _blocks(parts: Iterable[TablePart], features: Features) -> Iterator[np.ndarray]:
+    """The vectors of the parts in turn, (n, F), some thousand at a time."""
+    width = None
+    for part in parts:
+        for start in range(0, len(part.images), _ROWS_AT_A_TIME):
+            rows = np.arange(start, min(start + _ROWS_AT_A_TIME, len(part.images)))
+            if callable(features):
+                block = features(part.images.subset(rows))
+            elif part.name not in features or len(features[part.name]) <= part.places.max():
+                raise DataError(f"{part.name}: there are features of {', '.join(features)}, too few for its images")
+            else:
+                block = features[part.name][part.places[rows]]
+            if block.ndim != 2 or len(block) != len(rows) or block.shape[1] != (width or block.shape[1]):
+                one = f"one vector of length {width}" if width else "one vector"
+                raise DataError(f"{part.name}: features of shape {block.shape} are not {one} for each of {len(rows):,}")
+            width = block.shape[1]
+            yield block
+
+
+def _write(path: str | Path, table: pa.Table, blocks: Iterable[np.ndarray], width: int) -> None:
+    schema = table.schema.append(pa.field(VECTOR_COLUMN, pa.list_(pa.float32(), width)))
+    with atomic_write(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+        done = 0
+        for block in blocks:
+            flat = pa.array(np.ascontiguousarray(block, np.float32).reshape(-1))
+            rows = table.slice(done, len(block)).combine_chunks()
+            done += len(block)
+            vectors = pa.FixedSizeListArray.from_arrays(flat, width)
+            writer.write_table(rows.append_column(schema.field(VECTOR_COLUMN), vectors))
+
+
+def _labels(images: LabeledSet) -> pa.Array:
+    return pa.array(images.label_names, pa.string()).take(pa.array(images.labels))
+
+
+def _under(root: str, paths: pa.Array) -> pa.Array:
+    return pa.array([str(Path(root, path)) for path in paths.to_pylist()], pa.string())
+
+
+def _told_apart(paths: pa.Array, sets: Iterable[LabeledSet]) -> pa.Array:
+    """The paths, with the row's number where encoded images share one: a path is one image to those who read."""
+    rows = np.concatenate([images.rows if images.encoded is not None else np.full(len(images), -1) for images in sets])
+    if not len(rows) or rows.max() < 0:
+        return paths
+    coded = paths.dictionary_encode()
+    codes = coded.indices.to_numpy()
+    shared = (np.bincount(codes)[codes] > 1) & (rows >= 0)
+    names = pc.binary_join_element_wise(paths, pa.array(rows).cast(pa.string()), " row ")
+    names = pc.replace_substring(names, f"{NO_PATH} ", "")
+    return pc.if_else(pa.array(shared), names, paths)
+
+
+_WANTED = "the column 'embedding' needs a list of numbers a row"
+
+
+def read_vectors(files: Sequence[Path], source: str, num_rows: int) -> np.ndarray:
+    """The column ``embedding`` of the rows of one parquet or several, (N, F) float32.
+
+    It may be a list, large list, list of fixed size, or tensor of one dimension, of floats or integers of any width.
+    It is read some thousand rows at a time: in memory is the array, and little more.
+
+    Args:
+        num_rows: N, as many as the files' other columns have.
+
+    Raises:
+        DataError: with the row, for a vector that is missing, empty, of another length than the first, or not finite
+            in float32; or the column holds something else, or has another number of rows.
+    """
+    width, row = 0, 0
+    vectors = np.empty((num_rows, 0), np.float32)
+    for column in itertools.chain.from_iterable(map(_columns, files)):
+        lengths = _lengths(column)
+        if not row:
+            width = int(lengths[0])
+            # A vector that is missing or empty is the first of the bad ones.
+            vectors = np.empty((num_rows, max(width, 0)), np.float32)
+        bad = (lengths < 1) | (lengths != width)
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise DataError(where_in(source, row + i) + _wrong_length(int(lengths[i]), width))
+        if row + len(column) > num_rows:
+            break
+        block = vectors[row : row + len(column)]
+        _fill(block, column.flatten(), source, row)
+        row += len(column)
+    else:
+        if row == num_rows:
+            return vectors
+    raise DataError(f"{source}: the column 'embedding' is damaged: it has another number of rows than the others")
+
+
+def _columns(file: Path) -> Iterator[pa.Array]:
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
+        _check_type(parquet.schema_arrow.field(VECTOR_COLUMN).type, file)
+        for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=[VECTOR_COLUMN]):
+            column = batch.column(0)
+            if len(column):
+                yield column.storage if isinstance(column, pa.ExtensionArray) else column
+
+
+def _check_type(kind: pa.DataType, file: Path) -> None:
+    storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    if pa.types.is_list(storage) or pa.types.is_large_list(storage) or pa.types.is_fixed_size_list(storage):
+        value, tensor = storage.value_type, getattr(kind, "shape", [1])
+        if (pa.types.is_floating(value) or pa.types.is_integer(value)) and len(tensor) == 1:
+            return
+    raise DataError(f"{file}: the column 'embedding' holds {kind}, not vectors; {_WANTED}")
+
+
+def _lengths(column: pa.Array) -> np.ndarray:
+    """(n,) int64 lengths of the lists; -1 where there is none."""
+    return column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _wrong_length(length: int, width: int) -> str:
+    if length < 0:
+        return f"the vector is missing; {_WANTED}, or take the row out"
+    if length == 0:
+        return f"the vector is empty; {_WANTED}"
+    return f"the vector has {length:,} numbers, where the first has {width:,}; all need one length"
+
+
+def _fill(block: np.ndarray, values: pa.Array, source: str, row: int) -> None:
+    numbers = values.to_numpy(zero_copy_only=False).reshape(block.shape)
+    with np.errstate(over="ignore"):
+        block[:] = numbers
+    # The sum is finite where all numbers are, unless it overflows; only then is every number looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(block.sum()):
+            return
+    bad = ~np.isfinite(block)
+    if bad.any():
+        i, place = (int(at) for at in np.argwhere(bad)[0])
+        value = values[i * block.shape[1] + place].as_py()
+        what = "no number" if value is None else f"{value:g}"
+        raise DataError(
+            f"{where_in(source, row + i)}the vector has {what} in place {place}; every number must be finite in "
+            "float32: leave such rows out, or make their vectors again"
+        )

@@ -1,0 +1,347 @@
+"""The central value: which learner each training image belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy.optimize import linear_sum_assignment
+
+from divcon.division.kmeans import kmeans
+from divcon.errors import DataError
+from divcon.runtime.distributed import ALONE, ProcessGroup
+from divcon.runtime.files import DamagedTensorsError, checked_tensors, write_tensors
+
+DivideBy = Literal["image", "class", "random", "random-class"]
+Clusters = tuple[np.ndarray, np.ndarray]
+"""The cluster of each image, (N,) int64, and the centroids, (K, F) float32."""
+
+
+def cluster(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_clusters: int,
+    *,
+    by: DivideBy,
+    seed: tuple[int, ...],
+    tries: int,
+    device: object = "cpu",
+    processes: ProcessGroup = ALONE,
+) -> tuple[Clusters, bool]:
+    """Cluster images, or the means of their classes, with one seed after the other until each cluster has two classes
+    with a positive pair (2021); the first of the best where none does.
+
+    Args:
+        features: (N, F) float, L2-normalised.
+        labels: (N,) int.
+
+    Returns:
+        The clusters, and whether each has two classes with a positive pair.
+
+    Raises:
+        DataError: more clusters than distinct images (or classes, by class).
+        NonFiniteError: a feature is NaN or infinite.
+    """
+    if by in ("class", "random-class"):
+        means, class_of = class_means(features, labels)
+        if num_clusters > len(means):
+            raise DataError(f"{len(means)} classes cannot be divided among {num_clusters} learners by class")
+        if 2 * num_clusters > len(means):
+            tries = 1  # no seed can give each cluster two classes
+    elif by == "random" and num_clusters > len(features):
+        raise DataError(f"{len(features)} images cannot be divided among {num_clusters} learners")
+
+    def attempt(seed: tuple[int, ...]) -> Clusters:
+        if by == "random":
+            assignment = np.random.default_rng(seed).permutation(len(features)) % num_clusters
+            return assignment, class_means(features, assignment)[0]
+        if by == "random-class":
+            of = np.random.default_rng(seed).permutation(len(means)) % num_clusters
+            return of[class_of], class_means(features, of[class_of])[0]
+        points = features if by == "image" else means
+        found = kmeans(points, num_clusters, seed=seed, device=device, processes=processes)  # type: ignore[arg-type]
+        return (found.assignment if by == "image" else found.assignment[class_of]), found.centroids
+
+    return _best(attempt, labels, num_clusters, seed, tries)
+
+
+def _best(
+    attempt: Callable[[tuple[int, ...]], Clusters],
+    labels: np.ndarray,
+    num_clusters: int,
+    seed: tuple[int, ...],
+    tries: int,
+) -> tuple[Clusters, bool]:
+    best, most = None, -1
+    for number in range(tries):
+        clusters = attempt(seed if number == 0 else (*seed, number))
+        good = int((classes_with_pairs(clusters[0], labels, num_clusters) >= 2).sum())
+        if good > most:
+            best, most = clusters, good
+        if good == num_clusters:
+            break
+    assert best is not None
+    return best, most == num_clusters
+
+
+def classes_with_pairs(learner: np.ndarray, labels: np.ndarray, num_learners: int) -> np.ndarray:
+    """How many classes each learner has two images of at least, (K,) int64."""
+    of, _, count = groups(learner, labels)
+    return np.bincount(of[(count >= 2) & (of >= 0)], minlength=num_learners)
+
+
+def groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The (learner, class) groups: the learner of each group (G,), the group of each image (N,), its images (G,)."""
+    width = int(labels.max()) + 1 if len(labels) else 1
+    keys, group, count = np.unique((learner + 1) * width + labels, return_inverse=True, return_counts=True)
+    return keys // width - 1, group, count
+
+
+def class_means(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean feature of each class, (C, F), and the class of each image, (N,)."""
+    _, class_of, count = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(class_of, kind="stable")
+    sums = np.add.reduceat(features[order], np.cumsum(count) - count, axis=0, dtype=np.float64)
+    return (sums / count[:, None]).astype(np.float32), class_of
+
+
+def normalized(features: np.ndarray) -> np.ndarray:
+    """(N, F) features, each row of length one."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """N images divided among K learners."""
+
+    learner: np.ndarray
+    """(N,) int64: the learner of each image; -1 sits out until the next division."""
+    centroids: np.ndarray
+    """(K, F) float32: row k is the centre of learner k's cluster."""
+
+    def __post_init__(self) -> None:
+        learner = np.asarray(self.learner, dtype=np.int64)
+        object.__setattr__(self, "learner", learner)
+        object.__setattr__(self, "centroids", np.asarray(self.centroids, dtype=np.float32))
+        if learner.ndim != 1 or self.centroids.ndim != 2:
+            raise ValueError("Division: learner must be (N,) and centroids (K, F)")
+        if len(learner) and not (learner.min() >= -1 and learner.max() < self.num_learners):
+            raise ValueError(f"Division: a learner is outside -1 .. {self.num_learners - 1}")
+
+    @classmethod
+    def whole(cls, labels: np.ndarray) -> Division:
+        """All images to one learner, those without a positive pair left out."""
+        return cls(np.zeros(len(labels), np.int64), np.zeros((1, 0), np.float32)).without_singletons(labels)
+
+    @property
+    def num_learners(self) -> int:
+        return len(self.centroids)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Images of each learner."""
+        return tuple(np.bincount(self.learner[self.learner >= 0], minlength=self.num_learners).tolist())
+
+    @property
+    def num_left_out(self) -> int:
+        return int((self.learner < 0).sum())
+
+    def indices(self, learner: int) -> np.ndarray:
+        """The images of one learner, ascending, (n,) int64. The only cluster of a division that is not divided is that
+        of every learner."""
+        return np.flatnonzero(self.learner == (learner if self.num_learners > 1 else 0))
+
+    def overlap(self, other: Division) -> Int64[np.ndarray, "K K2"]:
+        """(K, K') int64: images that are with learner k here and with learner k' in ``other``."""
+        if len(self.learner) != len(other.learner):
+            raise ValueError(f"divisions of {len(self.learner)} and of {len(other.learner)} images do not compare")
+        both = (self.learner >= 0) & (other.learner >= 0)
+        pairs = self.learner[both] * other.num_learners + other.learner[both]
+        counts = np.bincount(pairs, minlength=self.num_learners * other.num_learners)
+        return counts.reshape(self.num_learners, other.num_learners)
+
+    def matched_to(self, previous: Division) -> Division:
+        """The same clusters, numbered so that each learner keeps as many of its previous images as a one-to-one
+        numbering allows (linear assignment; 2019, section 3.2, "to maintain consistency")."""
+        if self.num_learners != previous.num_learners:
+            raise ValueError(f"{self.num_learners} clusters cannot be matched to {previous.num_learners} learners")
+        clusters, learners = linear_sum_assignment(self.overlap(previous), maximize=True)
+        # new_number[c] is the learner that cluster c goes to: the assignment itself, not its inverse.
+        new_number = np.empty(self.num_learners, np.int64)
+        new_number[clusters] = learners
+        centroids = np.empty_like(self.centroids)
+        centroids[new_number] = self.centroids
+        return Division(np.where(self.learner >= 0, new_number[self.learner], -1), centroids)
+
+    def without_singletons(self, labels: np.ndarray) -> Division:
+        """The same, leaving out each image that is its class's only one in its cluster: it has no positive pair."""
+        _, group, count = groups(self.learner, labels)
+        return replace(self, learner=np.where(count[group] >= 2, self.learner, -1))
+
+    def kept_pairs(self, labels: np.ndarray) -> float:
+        """The share of all positive pairs (two images of a class) whose images are with the same learner."""
+        learner, _, count = groups(self.learner, labels)
+        within = (count * (count - 1) / 2)[learner >= 0].sum()
+        sizes = np.bincount(labels)
+        pairs = (sizes * (sizes - 1) / 2).sum()
+        return float(within / pairs) if pairs else 0.0
+
+    def classes_per_learner(self, labels: np.ndarray) -> tuple[int, ...]:
+        """Classes that each learner has images of."""
+        learner, _, _ = groups(self.learner, labels)
+        return tuple(np.bincount(learner[learner >= 0], minlength=self.num_learners).tolist())
+
+    def doubled(
+        self,
+        features: Float[np.ndarray, "N F"],
+        labels: Int64[np.ndarray, "N"],
+        *,
+        by: DivideBy = "image",
+        seed: int | tuple[int, ...] = 0,
+        tries: int = 30,
+        device: str | torch.device = "cpu",
+    ) -> Division:
+        """Each cluster k split by 2-means into 2k and 2k + 1, which hold two classes with a positive pair each
+        (2021, hierarchy); `merged` gives this division back.
+
+        Args:
+            features: (N, F) float, L2-normalised here.
+            by: what is split, as in `divide`.
+            tries: seeds that are tried for each cluster.
+
+        Raises:
+            DataError: a cluster cannot be split so; the message names it.
+        """
+        seed = (seed,) if isinstance(seed, int) else seed
+        return _doubled(self, normalized(features), labels, by, seed, tries, device)
+
+    def merged(self) -> Division:
+        """Clusters 2k and 2k + 1 as one, k: the parent of what `doubled` gave (centroids weighted by size)."""
+        sizes = np.array(self.sizes, np.float64).reshape(-1, 2, 1)
+        weights = np.where(sizes.sum(1, keepdims=True) > 0, sizes / np.maximum(sizes.sum(1, keepdims=True), 1), 0.5)
+        centroids = (self.centroids.reshape(len(sizes), 2, -1) * weights).sum(1)
+        return Division(np.where(self.learner >= 0, self.learner // 2, -1), centroids)
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors, whole or not at all.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        write_tensors(Path(path), save({"learner": self.learner, "centroids": self.centroids}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Division:
+        """What `save` wrote.
+
+        Raises:
+            DataError: the file is not there, or damaged.
+        """
+        try:
+            return cls(**load(checked_tensors(Path(path))))
+        except (OSError, SafetensorError, DamagedTensorsError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: this division cannot be read ({error}); pictures of the run leave it out, and training does "
+                "not need it"
+            ) from None
+
+
+def divide(
+    features: Float[np.ndarray, "N F"],
+    labels: Int64[np.ndarray, "N"],
+    num_learners: int,
+    *,
+    by: DivideBy = "image",
+    seed: int | tuple[int, ...] = 0,
+    tries: int = 30,
+    previous: Division | None = None,
+    double: bool = False,
+    device: str | torch.device = "cpu",
+    processes: ProcessGroup = ALONE,
+) -> Division:
+    """Divide the training images among the learners (2019, section 3.1): cluster, match to the previous division,
+    leave out what has no positive pair.
+
+    Args:
+        features: (N, F) float, the backbone's pooled features; they are L2-normalised here.
+        labels: (N,) int.
+        by: ``image``: k-means on the images. ``class``: k-means on the class means, a class stays whole.
+            ``random``: equal parts at random. ``random-class``: as many whole classes each, at random.
+        tries: seeds of k-means that are tried until each cluster has two classes with a positive pair (2021).
+        previous: the division that the new one is matched to.
+        double: then split each cluster in two, for 2 K learners (see `Division.doubled`).
+        processes: those that call this at once with the same features; they share out the work, and get the same
+            division.
+
+    Raises:
+        DataError: more learners than distinct images (or classes, by class); a cluster that cannot be split.
+        NonFiniteError: a feature is NaN or infinite.
+    """
+    seed = (seed,) if isinstance(seed, int) else seed
+    features = normalized(features)
+    (learner, centroids), _ = cluster(
+        features, labels, num_learners, by=by, seed=seed, tries=tries, device=device, processes=processes
+    )
+    division = Division(learner, centroids)
+    if previous is not None:
+        division = division.matched_to(previous)
+    if double:
+        division = _doubled(division, features, labels, by, seed, tries, device, processes)
+    division = Division(processes.broadcast(division.learner), processes.broadcast(division.centroids))
+    return division.without_singletons(labels)
+
+
+def _doubled(
+    division: Division,
+    features: np.ndarray,
+    labels: np.ndarray,
+    by: DivideBy,
+    seed: tuple[int, ...],
+    tries: int,
+    device: str | torch.device,
+    processes: ProcessGroup = ALONE,
+) -> Division:
+    """`Division.doubled`, of features of length one."""
+    learner = np.full_like(division.learner, -1)
+    centroids = np.zeros((2 * division.num_learners, features.shape[1]), np.float32)
+    for k in range(division.num_learners):
+        indices = division.indices(k)
+        split = False
+        if len(indices) > 1:
+            with suppress(DataError):  # fewer than two distinct images or classes
+                (halves, centres), split = cluster(
+                    features[indices],
+                    labels[indices],
+                    2,
+                    by=by,
+                    seed=(*seed, 2, k),
+                    tries=tries,
+                    device=device,
+                    processes=processes,
+                )
+        if not split:
+            raise DataError(_cannot_split(k, division, labels, tries, by))
+        learner[indices] = 2 * k + halves
+        centroids[2 * k : 2 * k + 2] = centres
+    return Division(learner, centroids)
+
+
+def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by: str) -> str:
+    classes = int(classes_with_pairs(division.learner, labels, division.num_learners)[k])
+    advice = "" if by.endswith("class") else ", divide by class (--divide-by class)"
+    return (
+        f"the hierarchy cannot split learner {k} of {division.num_learners}: of its {division.sizes[k]} images, "
+        f"{classes} classes with a positive pair, 2-means made no two clusters with two such classes each "
+        f"({tries} {'seed' if tries == 1 else 'seeds'} tried); use --learners {division.num_learners}, try more seeds "
+        f"(--division-tries){advice}, or leave --hierarchy out; what is trained so far "
+        "can be started from (--init)"
+    )

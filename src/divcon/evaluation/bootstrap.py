@@ -1,0 +1,135 @@
+"""How far a mean over queries may be from that over all classes of the kind: bootstrap over classes.
+
+Queries of one class stand or fall together, so an interval that draws single queries is too narrow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from divcon.evaluation.task import column
+
+_DRAWN_AT_ONCE = 2**22
+
+
+def bootstrap_interval(
+    values: object, classes: object, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval of a mean over queries when as many classes are drawn, with replacement.
+
+    Args:
+        values: (Q,) numbers, one a query, such as hits at 1; NaN where the query was left out of the mean.
+        classes: (Q,) ints or strings, the class of each query.
+        level: the share of the drawn means that lies inside.
+        draws: how many times classes are drawn.
+        seed: draws are the same for the same seed and number of classes.
+
+    Returns:
+        Both ends; (nan, nan) where all queries are of one class, which says nothing of others.
+
+    Raises:
+        ValueError: lengths that differ, no value that is not NaN, level outside (0, 1), draws below 1.
+    """
+    sums, counts = _by_class(values, classes)
+    return _interval(sums[None], counts, level, draws, seed)
+
+
+def bootstrap_difference(
+    values_a: object,
+    values_b: object,
+    classes: object,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The interval of mean(a) - mean(b) of two models on the same queries: both see the same drawn classes.
+
+    Queries that either leaves out are left out. Arguments, result and errors as for ``bootstrap_interval``.
+    """
+    a, b = _values(values_a), _values(values_b)
+    if a.shape != b.shape:
+        raise ValueError(f"{len(a)} values of the one and {len(b)} of the other: give the same queries of both")
+    return bootstrap_interval(a - b, classes, level=level, draws=draws, seed=seed)
+
+
+def bootstrap_runs_difference(
+    hits_a: object,
+    hits_b: object,
+    classes: object,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval of mean(a) - mean(b) of two arms when seeds and classes are drawn, with replacement.
+
+    Each draw takes as many seeds, and as many classes, as there are; the same ones for both arms. With one seed only
+    classes are drawn.
+
+    Args:
+        hits_a: (S, Q) numbers, a run a row, a query a column.
+        hits_b: (S, Q), of the same seeds and queries.
+        classes: (Q,) ints or strings, the class of each query.
+        level: the share of the drawn differences that lies inside.
+        draws: how many times.
+        seed: draws are the same for the same seed, number of seeds and number of classes.
+
+    Returns:
+        Both ends; (nan, nan) where all queries are of one class, which says nothing of others.
+
+    Raises:
+        ValueError: shapes that differ, a value that is not finite, no value, level outside (0, 1), draws below 1.
+    """
+    a, b = np.asarray(hits_a, np.float64), np.asarray(hits_b, np.float64)
+    code = np.unique(np.asarray(classes), return_inverse=True)[1]
+    if a.ndim != 2 or a.shape != b.shape or a.shape[1] != len(code) or not a.size:
+        raise ValueError(f"hits of shapes {a.shape} and {b.shape} for {len(code)} classes; (S, Q) is needed of both")
+    if not np.isfinite(a).all() or not np.isfinite(b).all():
+        raise ValueError("a value is NaN or infinite; leave queries out that have no match")
+    # All that a draw needs of the queries: the sum of a seed and class.
+    sums = np.stack([np.bincount(code, weights=row) for row in a - b])
+    return _interval(sums, np.bincount(code), level, draws, seed)
+
+
+def _interval(sums: np.ndarray, counts: np.ndarray, level: float, draws: int, seed: int) -> tuple[float, float]:
+    """The interval of the mean, from the (S, C) sums of each seed and class and the (C,) queries of each class."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, not {draws}")
+    num_seeds, num_classes = sums.shape
+    if num_classes == 1:
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    step = max(1, _DRAWN_AT_ONCE // sums.size)
+    means = []
+    for i in range(0, draws, step):
+        size = min(step, draws - i)
+        of_seeds = sums[generator.integers(num_seeds, size=(size, num_seeds))].mean(axis=1) if num_seeds > 1 else sums
+        drawn = generator.integers(num_classes, size=(size, num_classes))
+        drawn_sums = np.take_along_axis(np.broadcast_to(of_seeds, drawn.shape), drawn, axis=1)
+        means.append(drawn_sums.sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _values(values: object) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"one value a query is needed, an array of shape {array.shape} was given")
+    return array
+
+
+def _by_class(values: object, classes: object) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) float64 sums and (C,) int64 counts of the values that are not NaN, classes in sorted order."""
+    array, names = _values(values), column(classes, "classes")
+    if len(array) != len(names):
+        raise ValueError(f"{len(array)} values for the classes of {len(names)} queries")
+    kept = ~np.isnan(array)
+    if not kept.any():
+        raise ValueError("there is no query to draw: every value is NaN or there is none")
+    code = np.unique(names[kept], return_inverse=True)[1]
+    return np.bincount(code, weights=array[kept]), np.bincount(code)

@@ -1,0 +1,145 @@
+"""How well clusters found without labels agree with the classes: NMI and AMI of k-means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import faiss
+import numpy as np
+from scipy.special import gammaln
+from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
+
+from divcon.evaluation.neighbours import as_vectors
+from divcon.evaluation.task import column
+
+
+def clustering_metrics(
+    embeddings: object, labels: object, *, seeds: Sequence[int] = (0, 1, 2), iterations: int = 25
+) -> dict[str, float]:
+    """NMI and AMI between the labels and k-means with as many clusters as there are classes.
+
+    k-means is Lloyd's, on the CPU: all points, k of them drawn by the seed as the start, euclidean.
+
+    Args:
+        embeddings: (N, D) numbers, array or tensor.
+        labels: (N,) ints or strings.
+        seeds: one run each.
+        iterations: of k-means, at most.
+
+    Returns:
+        ``nmi`` and ``ami``, means over the seeds (``nmi`` divides by the mean of both entropies), and
+        ``nmi_std`` and ``ami_std``, their sample standard deviations, 0 for one seed.
+
+    Raises:
+        ValueError: wrong shapes, lengths that differ, empty input, no seed.
+        NonFiniteError: an embedding holds NaN or infinite values; the message names the rows.
+    """
+    vectors, names = as_vectors(embeddings, "embeddings"), column(labels, "labels")
+    if len(vectors) != len(names):
+        raise ValueError(f"labels has {len(names)} entries for {len(vectors)} embeddings")
+    if not len(seeds):
+        raise ValueError("clustering_metrics needs at least one seed")
+    codes = np.unique(names, return_inverse=True)[1]
+    num_classes = int(codes.max()) + 1
+    clusters = [_kmeans(vectors.astype(np.float32), num_classes, seed, iterations) for seed in seeds]
+    nmi = [float(normalized_mutual_info_score(codes, assignment)) for assignment in clusters]
+    ami = [adjusted_mutual_information(codes, assignment) for assignment in clusters]
+    return {
+        "nmi": float(np.mean(nmi)),
+        "nmi_std": _std(nmi),
+        "ami": float(np.mean(ami)),
+        "ami_std": _std(ami),
+    }
+
+
+def adjusted_mutual_information(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """scikit-learn's ``adjusted_mutual_info_score`` of two (N,) int labelings, fast for many classes.
+
+    What chance would share depends on the sizes of a class and a cluster alone, so it is computed once for
+    each two sizes and not once for each class and cluster (at 4,773 of each: 0.1 s in place of 8 s).
+    """
+    sizes = [np.bincount(labeling) for labeling in (labels, clusters)]
+    sizes = [counts[counts > 0] for counts in sizes]
+    if len(sizes[0]) == 1 or len(sizes[1]) == 1:
+        return float(len(sizes[0]) == len(sizes[1]))
+    expected = _expected_mutual_information(*sizes)
+    shares = [counts / len(labels) for counts in sizes]
+    entropy = float(np.mean([-(share * np.log(share)).sum() for share in shares]))
+    smallest = np.finfo(np.float64).eps  # a perfect match of singletons is 1, not 0 / 0
+    over_chance = mutual_info_score(labels, clusters) - expected
+    return float(_away_from_zero(over_chance, smallest) / _away_from_zero(entropy - expected, smallest))
+
+
+def _away_from_zero(value: float, least: float) -> float:
+    return min(value, -least) if value < 0 else max(value, least)
+
+
+def _expected_mutual_information(class_sizes: np.ndarray, cluster_sizes: np.ndarray) -> float:
+    """Of random labelings of these sizes, (C,) and (K,) ints above zero (Vinh, Epps, Bailey 2010)."""
+    n = int(class_sizes.sum())
+    log_factorial = gammaln(np.arange(n + 1) + 1.0)
+    expected = 0.0
+    clusters = list(zip(*np.unique(cluster_sizes, return_counts=True), strict=True))
+    for a, num_a in zip(*np.unique(class_sizes, return_counts=True), strict=True):
+        for b, num_b in clusters:
+            shared = np.arange(max(1, a + b - n), min(a, b) + 1)
+            log_chance = (
+                log_factorial[[a, b, n - a, n - b]].sum()
+                - log_factorial[n]
+                - log_factorial[shared]
+                - log_factorial[a - shared]
+                - log_factorial[b - shared]
+                - log_factorial[n - a - b + shared]
+            )
+            information = shared / n * np.log(n * shared / (a * b))
+            expected += float(num_a * num_b * (information * np.exp(log_chance)).sum())
+    return expected
+
+
+def _kmeans(points: np.ndarray, k: int, seed: int, iterations: int) -> np.ndarray:
+    """(N,) int64, the nearest of k centroids for each of the (N, D) float32 points, after Lloyd's iterations from k
+    points that faiss draws by the seed.
+
+    With clusters of a few points each, most centroids soon stay where they are. A point whose own centroid has not
+    moved is compared with those that have alone, which changes nothing in what is found; and where no point goes to
+    another cluster, nothing will change any more. A cluster that empties keeps its centroid.
+    """
+    drawn = np.empty(len(points), np.int32)
+    faiss.rand_perm(faiss.swig_ptr(drawn), len(drawn), seed + 1)  # pyright: ignore[reportAttributeAccessIssue]
+    centroids = points[drawn[:k]]
+    distances, clusters = _nearest(points, centroids)
+    for _ in range(iterations):
+        means = _means(points, clusters, centroids)
+        moved = np.flatnonzero((means != centroids).any(axis=1))
+        centroids, before = means, clusters.copy()
+        own_moved = np.isin(clusters, moved)
+        distances[own_moved], clusters[own_moved] = _nearest(points[own_moved], centroids)
+        others = np.flatnonzero(~own_moved)
+        if len(moved) and len(others):
+            near, place = _nearest(points[others], centroids[moved])
+            nearer = near < distances[others]
+            distances[others[nearer]], clusters[others[nearer]] = near[nearer], moved[place[nearer]]
+        if np.array_equal(before, clusters):
+            break
+    return clusters
+
+
+def _nearest(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The squared distance of each point to its nearest centroid, (n,) float32, and which that is, (n,) int64."""
+    if not len(points):
+        return np.empty(0, np.float32), np.empty(0, np.int64)
+    distances, places = faiss.knn(points, centroids, 1)
+    return distances[:, 0], places[:, 0]
+
+
+def _means(points: np.ndarray, clusters: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """(K, D) float32: the mean of each cluster's points; where it has none, what ``centroids`` says."""
+    order = np.argsort(clusters, kind="stable")
+    there, starts, counts = np.unique(clusters[order], return_index=True, return_counts=True)
+    means = centroids.copy()
+    means[there] = np.add.reduceat(points[order], starts, axis=0) / counts[:, None].astype(np.float32)
+    return means
+
+
+def _std(values: list[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,545 @@
+"""Exact nearest neighbours, in blocks of queries under a memory budget.
+
+A fast search proposes candidates (faiss or torch, whichever is faster here); whatever it cannot tell apart within
+its rounding is computed again pair by pair in float64. So the answer depends neither on the device nor on the
+size of the blocks, and equal distances are told apart by index alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import faiss  # pyright: ignore[reportMissingTypeStubs]
+import numpy as np
+import torch
+from torch import Tensor
+
+from divcon.errors import NonFiniteError
+from divcon.evaluation.task import Exclusion
+
+_CHUNK = 32
+"""So many products are told by the smallest of them at first."""
+
+
+def smallest_products(
+    vectors: Tensor, parts: Iterable[tuple[int, Tensor]], k: int, room: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The k smallest inner products of each vector with many others, which come in parts.
+
+    Args:
+        vectors: (q, D).
+        parts: the position of the first, from 0 on, and (p, D) vectors; of k in all, at least.
+        k: how many.
+        room: (m,) memory for products, of the vectors' dtype and on their device: so many are computed at a time, or
+            those of one vector with one part where that is more.
+
+    Returns:
+        (q, k) products, rising, and (q, k) int64 positions of the others; of equal products, any.
+    """
+    values = vectors.new_empty(len(vectors), 0)
+    positions = torch.empty_like(values, dtype=torch.int64)
+    for start, part in parts:
+        width = -(-len(part) // _CHUNK) * _CHUNK
+        if len(room) < width:
+            room = room.new_empty(width)
+        # Not allocated anew each time: new pages from the system cost as much as the products themselves.
+        products = room[: min(len(room) // width, len(vectors)) * width].view(-1, width)
+        products[:, len(part) :] = torch.inf
+        found = []
+        for some in vectors.split(len(products)):
+            torch.mm(some, part.T, out=products[: len(some), : len(part)])
+            found.append(_smallest(products[: len(some)], min(k, len(part))))
+        values = torch.cat([values, torch.cat([value for value, _ in found])], dim=1)
+        positions = torch.cat([positions, torch.cat([position for _, position in found]) + start], dim=1)
+        if start:
+            values, order = values.topk(min(k, values.shape[1]), dim=1, largest=False)
+            positions = positions.gather(1, order)
+    return values, positions
+
+
+def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of each row of (q, w) products, whole chunks of them, and their columns."""
+    if products.shape[1] < 2 * k * _CHUNK:
+        return products.topk(k, dim=1, largest=False)
+    # Each of the k chunks with the least minima holds a product that is no larger than any outside of them.
+    minima = products.view(len(products), -1, _CHUNK).amin(dim=2)
+    chunks = minima.topk(k, dim=1, largest=False, sorted=False).indices
+    rows = torch.arange(len(products), device=products.device)[:, None] * minima.shape[1]
+    few = products.view(-1, _CHUNK).index_select(0, (rows + chunks).view(-1)).view(len(products), -1)
+    values, places = few.topk(k, dim=1, largest=False)
+    return values, chunks.gather(1, places // _CHUNK) * _CHUNK + places % _CHUNK
+
+
+METRICS = ("euclidean", "cosine", "inner")
+
+_QUICK_MOST = 2048
+"""Beyond so many neighbours a query, selection over the whole row is faster."""
+_TRIAL = 512
+"""So many queries are enough to tell how long a search takes."""
+_MOST_ITEMS = 2**16
+"""Of the gallery, so many are compared at a time."""
+_ROOM_BYTES = 2**27
+"""Of their products with queries, so many bytes are computed at a time."""
+_COSINE_DIGITS = 12
+"""Cosines equal to so many digits tie: normalising rounds, yet parallel vectors of any lengths are to tie."""
+
+
+class Space:
+    """Q queries and G gallery items under a metric.
+
+    Nearness is a number that is smaller for what is nearer: squared euclidean distance, or minus the cosine
+    or inner product. ``exact`` gives it in float64, summed in one fixed order, so that equal pairs give equal
+    numbers. Matrix products give it fast, with errors below ``error``, of vectors that are moved and scaled
+    so that float32 holds them best.
+    """
+
+    def __init__(
+        self,
+        query: np.ndarray,
+        gallery: np.ndarray,
+        metric: str,
+        *,
+        device: torch.device,
+        backend: str | None,
+        budget: int,
+    ) -> None:
+        self.query, self.gallery, self.metric = query, gallery, metric
+        self.device, self.budget = device, budget
+        both = backend is None and device.type == "cpu"
+        # What a query took, by the searches that there are.
+        self._seconds = dict.fromkeys(("torch", "faiss") if both else (backend or "torch",), 0.0)
+        # Moving all vectors leaves distances alone; around their mean, less of them is lost to rounding.
+        self._centre = gallery.mean(axis=0, dtype=np.float64) if metric == "euclidean" else None
+        self._extent = float(max(_norms(query).max(), _norms(gallery).max()))
+        if not np.isfinite(self._extent):
+            raise ValueError("the vectors are so large that their squares overflow float64")
+        self._scale = float(2.0 ** -np.frexp(self._extent)[1])
+        self._gallery32 = np.empty(gallery.shape, dtype=np.float32)
+        self._gallery_norm = 0.0
+        for part in self._parts():
+            vectors = self._prepared(gallery[part])
+            self._gallery32[part] = vectors
+            self._gallery_norm = max(self._gallery_norm, float(_norms(vectors).max()))
+        self._gallery: torch.Tensor | None = None
+        self._room: torch.Tensor | None = None
+
+    def _parts(self) -> Iterator[slice]:
+        """Slices of the gallery whose float64 copies are small beside the budget."""
+        step = max(1, min(self.budget // (64 * self.gallery.shape[1]), _MOST_ITEMS))
+        return (slice(i, i + step) for i in range(0, len(self.gallery), step))
+
+    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, D) float64, moved and scaled for products."""
+        if self.metric == "cosine":
+            norms = _norms(vectors)
+            return vectors / np.where(norms > 0, norms, 1)[:, None]
+        moved = vectors.astype(np.float64)
+        if self._centre is not None:
+            moved -= self._centre
+        moved *= self._scale
+        return moved
+
+    def queries_at_once(self, reach: int) -> int:
+        """How many queries the budget allows when each is given ``reach`` candidates."""
+        row = 128 * reach + 16 * self.query.shape[1]
+        if reach > _QUICK_MOST:
+            row += 24 * len(self.gallery)
+        return max(1, self.budget // row)
+
+    def rankings_at_once(self) -> int:
+        """How many queries the budget allows when all of the gallery may tie for each."""
+        return max(1, self.budget // (160 * len(self.gallery)))
+
+    def exact(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(n,) float64: the nearness of n pairs, from the vectors as they were given."""
+        out = np.empty(len(rows), dtype=np.float64)
+        step = max(1, min(self.budget // 8, 2**25) // (32 * self.query.shape[1]))
+        for i in range(0, len(rows), step):
+            query = self.query[rows[i : i + step]].astype(np.float64)
+            gallery = self.gallery[items[i : i + step]]
+            if self.metric == "euclidean":
+                query -= gallery
+                out[i : i + step] = np.square(query, out=query).sum(axis=1)
+                continue
+            if self.metric == "cosine":
+                norms = _norms(query) * _norms(gallery)
+            query *= gallery
+            product = query.sum(axis=1)
+            if self.metric == "cosine":
+                product = np.round(product / np.where(norms > 0, norms, 1), _COSINE_DIGITS)
+            out[i : i + step] = -product
+        return out
+
+    def error(self, norms: np.ndarray, quick: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        """Bounds on how far ``quick`` (q, m), computed in ``dtype``, may be from the exact nearness."""
+        # Sums of D products err by some sqrt(D) roundings; the rest is margin (a test measures it).
+        unit = torch.finfo(dtype).eps * (4 + np.sqrt(self.query.shape[1]))
+        norms = norms[:, None]
+        if self.metric != "euclidean":
+            rounding = 4 * 10.0**-_COSINE_DIGITS if self.metric == "cosine" else 0.0
+            return unit * norms * self._gallery_norm + rounding + np.zeros_like(quick)
+        # An item's norm is at most the query's plus the distance: a few far items do not blur the near ones.
+        squared = np.minimum(self._gallery_norm**2, 2 * norms**2 + 2 * np.abs(quick))
+        moving = 2.0**-50 * self._extent * self._scale * (norms + np.sqrt(squared))
+        return unit * (norms**2 + squared) + moving
+
+    def dtype(self, reach: int) -> torch.dtype:
+        """Long rankings hold many near ties, which float64 tells apart at once."""
+        return torch.float32 if reach <= _QUICK_MOST else torch.float64
+
+    def quick(self, rows: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ``reach`` nearest of each query at ``rows``, by products.
+
+        Returns:
+            (q, reach) float64 nearness, rising; (q, reach) int64 indices; (q, reach) float64 error bounds.
+        """
+        vectors, dtype = self._prepared(self.query[rows]), self.dtype(reach)
+        if dtype == torch.float64:
+            return self._top(vectors, self._products(vectors), reach)
+        values, indices = (np.concatenate(found) for found in zip(*self._raced(vectors, reach), strict=True))
+        return values, indices, self.error(_norms(vectors), values, dtype)
+
+    def _raced(self, vectors: np.ndarray, reach: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Nearness and indices of some queries after others. Which search is the faster differs by processor, up to
+        three times: each has some queries to begin with, then the one that took less has the rest."""
+        # Fewer queries faiss compares one by one, not by products of matrices: each takes several times longer.
+        enough = max(_TRIAL, -(-faiss.cvar.distance_compute_blas_threshold // vectors.shape[1]))
+        while len(vectors):
+            tried = {backend: seconds for backend, seconds in self._seconds.items() if seconds}
+            trial = len(tried) < len(self._seconds) and (not tried or len(vectors) >= enough)
+            backend = next(b for b in self._seconds if b not in tried) if trial else min(tried, key=tried.__getitem__)
+            some = vectors[: enough if trial and len(self._seconds) > 1 else None]
+            started = time.perf_counter()
+            search = self._by_faiss if backend == "faiss" else self._by_torch
+            values, indices = search(some.astype(np.float32), reach)
+            self._seconds[backend] = (time.perf_counter() - started) / len(some)
+            values = values.astype(np.float64)
+            if self.metric == "euclidean" and backend == "torch":
+                values += _norms(some)[:, None] ** 2
+            yield values, indices
+            vectors = vectors[len(some) :]
+
+    def _by_faiss(self, vectors: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.metric == "euclidean":
+            return faiss.knn(vectors, self._gallery32, reach, metric=faiss.METRIC_L2)
+        found, indices = faiss.knn(vectors, self._gallery32, reach, metric=faiss.METRIC_INNER_PRODUCT)
+        return -found, indices
+
+    def _by_torch(self, vectors: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._room is None or self._gallery is None:
+            self._room = torch.empty(min(self.budget // 4, _ROOM_BYTES) // 4, device=self.device)
+            self._gallery = torch.from_numpy(self._gallery32).to(self.device)
+        held = self._gallery
+        query = torch.from_numpy(vectors).to(self.device)
+        euclidean = self.metric == "euclidean"
+        query = torch.cat([-2 * query, torch.ones_like(query[:, :1])], dim=1) if euclidean else -query
+
+        def part_of(part: slice) -> torch.Tensor:
+            gallery = held[part]
+            return torch.cat([gallery, gallery.square().sum(1, keepdim=True)], dim=1) if euclidean else gallery
+
+        parts = ((part.start, part_of(part)) for part in self._parts())
+        with _full_precision(self.device):
+            values, indices = smallest_products(query, parts, reach, self._room)
+        return values.cpu().numpy(), indices.cpu().numpy()
+
+    def thorough(self, rows: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Like ``quick`` in float64, with as many more (all rows alike) as may tie with the last."""
+        vectors = self._prepared(self.query[rows])
+        products = self._products(vectors)
+        values, _, error = self._top(vectors, products, reach)
+        last = values[:, -1] + 3 * error[:, -1]
+        if self.metric == "euclidean":
+            last -= _norms(vectors) ** 2
+        within = products <= torch.from_numpy(last).to(products.device)[:, None]
+        return self._top(vectors, products, max(reach, int(within.sum(dim=1).max())))
+
+    def _top(
+        self, vectors: np.ndarray, products: torch.Tensor, reach: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        top = torch.topk(products, reach, dim=1, largest=False)
+        values, norms = top.values.cpu().numpy().astype(np.float64), _norms(vectors)
+        if self.metric == "euclidean":
+            values += norms[:, None] ** 2
+        return values, top.indices.cpu().numpy(), self.error(norms, values, products.dtype)
+
+    def _products(self, vectors: np.ndarray) -> torch.Tensor:
+        """(q, G) float64 nearness, less the query's own squared norm, which changes no order."""
+        device = torch.device("cpu") if self.device.type == "mps" else self.device  # which has no float64
+        query = torch.from_numpy(vectors).to(device)
+        out = torch.empty(len(vectors), len(self.gallery), dtype=torch.float64, device=device)
+        with _full_precision(device):
+            for part in self._parts():
+                gallery = torch.from_numpy(self._prepared(self.gallery[part])).to(device)
+                if self.metric == "euclidean":
+                    out[:, part] = torch.addmm(gallery.square().sum(dim=1), query, gallery.T, alpha=-2)
+                else:
+                    out[:, part] = (query @ gallery.T).neg_()
+        return out
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Products in full float32 even where the training around runs in less."""
+    mkldnn = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    backends = (torch.backends.cuda.matmul, mkldnn)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False), torch.no_grad():
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+_MOST_QUERIES = 4096
+"""faiss itself works in blocks of so many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The neighbours of q consecutive queries."""
+
+    start: int
+    """The position of the first query."""
+    indices: np.ndarray
+    """(q, k) int64, positions in the gallery, nearest first; -1 beyond the last admissible item."""
+    distances: np.ndarray | None
+    """(q, k) float32: euclidean distances, rising; or cosines or inner products, falling. Infinite, or minus
+    infinite for the latter two, where the index is -1. None where they were not asked for."""
+
+
+def as_vectors(values: object, name: str) -> np.ndarray:
+    """N vectors as a (N, D) array of float32, or of float64 where they came as such or as whole numbers.
+
+    Args:
+        values: (N, D) array, tensor or nested sequence of numbers.
+        name: what they are, for messages.
+
+    Raises:
+        ValueError: not two-dimensional, empty, or not numbers.
+        NonFiniteError: a value is NaN or infinite; the message names the rows.
+    """
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach().cpu()
+        values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    vectors = np.asarray(values)
+    if vectors.ndim != 2:
+        raise ValueError(f"{name}: an array of shape (N, D) is needed, one of shape {vectors.shape} was given")
+    if not vectors.size:
+        raise ValueError(f"{name}: there are no vectors in an array of shape {vectors.shape}")
+    if vectors.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: numbers are needed, not {vectors.dtype}")
+    if vectors.dtype.kind != "f":
+        vectors = vectors.astype(np.float64)
+    elif vectors.dtype.itemsize < 4:
+        vectors = vectors.astype(np.float32)
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        shown = ", ".join(str(row) for row in broken[:10]) + (", ..." if len(broken) > 10 else "")
+        raise NonFiniteError(f"{name}: {len(broken)} of {len(vectors)} rows hold NaN or infinite values: {shown}")
+    return np.ascontiguousarray(vectors)
+
+
+def neighbour_blocks(
+    query: object,
+    gallery: object,
+    k: int,
+    *,
+    metric: str = "euclidean",
+    exclude: Exclusion | None = None,
+    memory_mb: float = 1024,
+    device: str | torch.device = "cpu",
+    backend: str | None = None,
+    distances: bool = True,
+) -> Iterator[Block]:
+    """The k nearest admissible gallery items of each query, block after block; of a tie, the lower index.
+
+    Args:
+        query: (Q, D) array or tensor of numbers.
+        gallery: (G, D), likewise.
+        k: how many; rows with fewer admissible items are padded with -1.
+        metric: "euclidean" (nothing is normalised), "cosine" (equal to twelve digits is a tie; a vector of
+            zeros has cosine 0 with everything) or "inner".
+        exclude: what a query may not retrieve; ``Exclusion.itself(N)`` where the queries are the gallery.
+        memory_mb: bounds what a block needs beyond the vectors and one copy of the gallery in float32: blocks
+            become smaller, down to one query.
+        device: where torch searches.
+        backend: "faiss" or "torch"; None: both begin on the CPU and the faster of them goes on, elsewhere torch.
+        distances: False leaves them out, which is faster for large k.
+
+    Yields:
+        Blocks of consecutive queries, in order.
+
+    Raises:
+        ValueError: wrong shapes, an empty input, k below 1, an unknown metric or backend.
+        NonFiniteError: a vector holds NaN or infinite values.
+    """
+    query_vectors, gallery_vectors = as_vectors(query, "query"), as_vectors(gallery, "gallery")
+    if query_vectors.shape[1] != gallery_vectors.shape[1]:
+        raise ValueError(f"queries have {query_vectors.shape[1]} dimensions, gallery items {gallery_vectors.shape[1]}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+    if backend not in (None, "faiss", "torch"):
+        raise ValueError(f"backend must be faiss or torch, not {backend!r}")
+    exclude = exclude or Exclusion(())
+    exclude.check(len(query_vectors), len(gallery_vectors))
+    space = Space(
+        query_vectors,
+        gallery_vectors,
+        metric,
+        device=torch.device(device),
+        backend=backend,
+        budget=int(memory_mb * 2**20),
+    )
+    return _blocks(space, k, exclude, distances)
+
+
+def nearest(
+    query: object,
+    gallery: object,
+    k: int,
+    *,
+    metric: str = "euclidean",
+    exclude: Exclusion | None = None,
+    memory_mb: float = 1024,
+    device: str | torch.device = "cpu",
+    backend: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``neighbour_blocks`` put together: (Q, k) int64 indices and (Q, k) float32 distances or scores."""
+    blocks = list(
+        neighbour_blocks(
+            query,
+            gallery,
+            k,
+            metric=metric,
+            exclude=exclude,
+            memory_mb=memory_mb,
+            device=device,
+            backend=backend,
+        )
+    )
+    distances = [block.distances for block in blocks if block.distances is not None]
+    return np.concatenate([block.indices for block in blocks]), np.concatenate(distances)
+
+
+def ranked_blocks(
+    distances: Callable[[np.ndarray], np.ndarray],
+    queries: np.ndarray,
+    k: int,
+    *,
+    exclude: Exclusion,
+    at_once: int,
+) -> Iterator[Block]:
+    """As `neighbour_blocks`, where the distances are given, not the vectors.
+
+    Args:
+        distances: of the queries at these positions, to all of the gallery: (q, G).
+        queries: (Q,) positions of the queries that are asked.
+        k: how many.
+        exclude: what they may not retrieve.
+        at_once: of how many queries distances are asked for at a time.
+    """
+    for start in range(0, len(queries), at_once):
+        rows = np.arange(start, min(start + at_once, len(queries)))
+        ranked = np.argsort(distances(queries[rows]), axis=1, kind="stable")
+        yield Block(start, _first(ranked, ~exclude.mask(rows, ranked), k), None)
+
+
+def _blocks(space: Space, k: int, exclude: Exclusion, distances: bool) -> Iterator[Block]:
+    num_queries, num_gallery = len(space.query), len(space.gallery)
+    excluded = exclude.most(num_queries)
+    spare = max(16, k // 16)  # room for ties at the k-th place
+    start = 0
+    while start < num_queries:
+        reach = min(num_gallery, k + int(excluded[start : start + _MOST_QUERIES].max()) + spare)
+        stop = min(num_queries, start + min(_MOST_QUERIES, space.queries_at_once(max(reach, k))))
+        rows = np.arange(start, stop)
+        indices = _search(space, rows, k, reach, exclude, excluded)
+        yield Block(start, indices, _distances(space, rows, indices) if distances else None)
+        start = stop
+
+
+def _search(space: Space, rows: np.ndarray, k: int, reach: int, exclude: Exclusion, excluded: np.ndarray) -> np.ndarray:
+    """(q, k): the neighbours of the queries at ``rows`` from ``reach`` candidates each; where these leave the
+    k-th place open, because a tie may run on beyond them, from the whole gallery."""
+    values, items, error = space.quick(rows, reach)
+    blurred = np.diff(values) <= error[:, 1:] + error[:, :-1]
+    allowed = ~exclude.mask(rows, items)
+    if reach == len(space.gallery):
+        settled = np.ones(len(rows), dtype=bool)
+    else:
+        # What was not fetched may be as near as the last item, and as whatever is not told apart from it.
+        allowed[:, :-1] &= np.logical_or.accumulate(~blurred[:, ::-1], axis=1)[:, ::-1]
+        allowed[:, -1] = False
+        settled = allowed.sum(axis=1) >= k
+    _settle(space, rows, items, allowed, blurred & settled[:, None])
+    indices = _first(items, allowed, k)
+
+    open_rows = rows[~settled]
+    if len(open_rows):
+        # Equal vectors have equal rankings: a model that sends many images to one point costs one ranking.
+        _, firsts, same = np.unique(space.query[open_rows], axis=0, return_index=True, return_inverse=True)
+        reach = min(len(space.gallery), k + int(excluded[open_rows].max()))
+        ranked = _ranking(space, open_rows[firsts], reach)[same.reshape(-1)]
+        indices[~settled] = _first(ranked, ~exclude.mask(open_rows, ranked), k)
+    return indices
+
+
+def _ranking(space: Space, rows: np.ndarray, reach: int) -> np.ndarray:
+    """(q, reach) int64: the nearest of the whole gallery, all ties settled, nothing excluded."""
+    ranked = np.empty((len(rows), reach), dtype=np.int64)
+    step = space.rankings_at_once()
+    for i in range(0, len(rows), step):
+        some = rows[i : i + step]
+        values, items, error = space.thorough(some, reach)
+        blurred = np.diff(values) <= error[:, 1:] + error[:, :-1]
+        # Runs that begin beyond the reach matter to nobody, and may be most of the gallery.
+        beyond = np.logical_or.accumulate(~blurred[:, reach - 1 :], axis=1)
+        blurred[:, reach - 1 :] &= ~beyond
+        _settle(space, some, items, np.ones_like(items, dtype=bool), blurred)
+        ranked[i : i + step] = items[:, :reach]
+    return ranked
+
+
+def _settle(space: Space, rows: np.ndarray, items: np.ndarray, allowed: np.ndarray, blurred: np.ndarray) -> None:
+    """Puts each run of items that were not told apart into its exact order, equal ones by index; in place.
+
+    ``blurred`` (q, m - 1): whether an item and the next of its row are in one run. ``allowed`` moves along.
+    """
+    follows = np.zeros(items.shape, dtype=bool)
+    follows[:, 1:] = blurred
+    member = follows.copy()
+    member[:, :-1] |= blurred
+    row, column = np.nonzero(member)
+    item, keep = items[row, column], allowed[row, column]
+    order = np.lexsort((item, space.exact(rows[row], item), np.cumsum(~follows[row, column])))
+    items[row, column], allowed[row, column] = item[order], keep[order]
+
+
+def _first(items: np.ndarray, allowed: np.ndarray, k: int) -> np.ndarray:
+    """(q, k): the first k allowed entries of each row, then -1."""
+    first = np.full((len(items), k), -1, dtype=np.int64)
+    place = np.cumsum(allowed, axis=1, dtype=np.int64) - 1
+    row, column = np.nonzero(allowed & (place < k))
+    first[row, place[row, column]] = items[row, column]
+    return first
+
+
+def _distances(space: Space, rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    row, column = np.nonzero(indices >= 0)
+    exact = space.exact(rows[row], indices[row, column])
+    out = np.full(indices.shape, np.inf if space.metric == "euclidean" else -np.inf, dtype=np.float32)
+    out[row, column] = np.sqrt(exact) if space.metric == "euclidean" else -exact
+    return out

@@ -1,0 +1,349 @@
+"""How well vectors of one class find each other: recall, precision, R-precision, MAP@R."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from divcon.errors import DataError
+from divcon.evaluation.neighbours import Block, as_vectors, neighbour_blocks, ranked_blocks
+from divcon.evaluation.reranking import Reranked, ReRanking
+from divcon.evaluation.task import Task, column
+
+
+def retrieval_metrics(
+    embeddings: object,
+    labels: object,
+    *,
+    gallery_embeddings: object = None,
+    gallery_labels: object = None,
+    recall_at: Sequence[int] = (1, 2, 4, 8, 10),
+    precision_at: Sequence[int] = (1,),
+    map: bool = False,
+    cmc: int | None = None,
+    rerank: ReRanking | None = None,
+    ids: object = None,
+    gallery_ids: object = None,
+    cameras: object = None,
+    gallery_cameras: object = None,
+    groups: object = None,
+    gallery_groups: object = None,
+    metric: str = "euclidean",
+    per_query: bool = False,
+    device: str | torch.device = "cpu",
+    memory_mb: float = 1024,
+) -> dict[str, Any]:
+    """Retrieval metrics of N queries: among all the others (leave-one-out), or in a gallery of G items.
+
+    A query's ranking holds the *admissible* gallery items, nearest first, equally near ones by position.
+    Admissible is all but the query itself (its position in leave-one-out; items of its id), items of its
+    label *and* camera, and items of its group. R is how many admissible items have the query's label. Queries
+    whose R is 0 are left out of every mean. The results, each a mean over the other queries:
+
+    - ``recall_at_k``: 1 where any of the first k items has the query's label, else 0.
+    - ``precision_at_k``: the share of the first k items that have it.
+    - ``r_precision``: the share of the first R.
+    - ``map_at_r``: (1 / R) * the sum of precision at i over the ranks i <= R whose item has the query's label
+      (Musgrave et al. 2020, "A Metric Learning Reality Check").
+    - ``map``, where asked for: the same over the whole ranking, as fast-reid and most others have it. It sorts the
+      gallery for each query: slow.
+    - ``map_trapezoidal``, with it: the area under each query's curve of precision over recall by trapezoids, as the
+      evaluation code of Oxford buildings and of Market-1501 has it, half a point to a point higher or so: each hit
+      counts the mean of the precision just before it (1 where it is the first item) and at it.
+    - ``cmc``, where asked for: the cumulative match characteristic, a list of Recall@1, Recall@2 ... Recall@``cmc``.
+      What papers on re-identification call CMC at rank k, or rank-k accuracy, is Recall@k under their protocol.
+    - ``reranked``, where asked for: a dict with the parameters of the re-ranking and all of the above of the ranking
+      that it makes (see `divcon.evaluation.reranked_distances`). What is excluded is excluded from that ranking too,
+      yet counts as a neighbour before, as no label is used.
+    - ``num_queries``: N. ``num_queries_without_match``: how many of them were left out.
+
+    Args:
+        embeddings: (N, D) numbers, array or tensor.
+        labels: (N,) ints or strings.
+        gallery_embeddings, gallery_labels: (G, D) and (G,); without them, or where ``gallery_embeddings`` is
+            the very object ``embeddings``, leave-one-out.
+        recall_at, precision_at: the k.
+        map: also both mean average precisions over the full ranking.
+        cmc: the last rank of the cumulative match characteristic; None: leave it out.
+        rerank: also the metrics after re-ranking with this; brings both mean average precisions along.
+        ids, gallery_ids: (N,) and (G,) ints or strings; items of a query's id are the query itself.
+        cameras, gallery_cameras: (N,) and (G,) ints or strings.
+        groups, gallery_groups: (N,) and (G,) ints; a negative group is none.
+        metric: "euclidean" (nothing is normalised), "cosine" or "inner". Or "precomputed": ``embeddings`` are
+            distances, (Q, G) with ``gallery_labels``, or (N, N) without them for leave-one-out.
+        per_query: adds ``per_query``: the metrics of each query as (N,) float64 in the order given, NaN for
+            those left out, and ``num_matches``, R, (N,) int64.
+        device: where torch searches; faiss does on the CPU.
+        memory_mb: bounds what the search needs beyond its input.
+
+    Raises:
+        ValueError: shapes or lengths that do not fit, empty input, a k below 1, one side without the other, ``rerank``
+            with another metric than euclidean or cosine.
+        NonFiniteError: an embedding holds NaN or infinite values; the message names the rows.
+        DataError: no query has a match.
+        ConfigError: ``memory_mb`` is too little for ``rerank``.
+    """
+    cut = _Cut(recall_at, precision_at, map or rerank is not None, cmc)
+    query = as_vectors(embeddings, "embeddings")
+    if metric == "precomputed":
+        apart = gallery_labels is not None
+        gallery, num_gallery = query, query.shape[1]
+        if gallery_embeddings is not None or (not apart and len(query) != num_gallery):
+            raise ValueError(
+                f"precomputed distances of shape {query.shape}: give (Q, G) with gallery_labels and no "
+                "gallery_embeddings, or (N, N) for leave-one-out"
+            )
+    else:
+        apart = gallery_embeddings is not None and gallery_embeddings is not embeddings
+        gallery = as_vectors(gallery_embeddings, "gallery_embeddings") if apart else query
+        num_gallery = len(gallery)
+    task = Task.of(
+        len(query),
+        num_gallery if apart else None,
+        {
+            "labels": (labels, gallery_labels),
+            "ids": (ids, gallery_ids),
+            "cameras": (cameras, gallery_cameras),
+            "groups": (groups, gallery_groups),
+        },
+    )
+    matches = task.exclude.admissible(task.query_labels, task.gallery_labels)
+    if not matches.any():
+        raise DataError(f"none of the {len(matches)} queries has a match: the gallery has no other item of its class")
+    search = {"metric": metric, "memory_mb": memory_mb, "device": device}
+    again = None if rerank is None else _reranked(task, query, gallery, rerank, **search)
+
+    def ranking(queries: np.ndarray, k: int) -> Iterator[Block]:
+        exclude = task.exclude.take(queries)
+        if metric == "precomputed":
+            at_once = max(1, int(memory_mb * 2**20) // (128 * num_gallery))
+            return ranked_blocks(lambda rows: query[rows], queries, k, exclude=exclude, at_once=at_once)
+        return neighbour_blocks(query[queries], gallery, k, exclude=exclude, distances=False, **search)
+
+    result, scores = _measured(task, matches, cut, ranking)
+    if again is not None and rerank is not None:
+        result["reranked"] = asdict(rerank) | _measured(task, matches, cut, again)[0]
+    result["num_queries"] = len(matches)
+    result["num_queries_without_match"] = int((matches == 0).sum())
+    if per_query:
+        result["per_query"] = {**scores, "num_matches": matches}
+    return result
+
+
+Ranking = Callable[[np.ndarray, int], Iterator[Block]]
+"""The first k admissible items of the queries at the given positions."""
+
+
+def _reranked(task: Task, query: np.ndarray, gallery: np.ndarray, rerank: ReRanking, **search: Any) -> Ranking:
+    # An item that is both query and gallery item is one item, and not its own neighbour twice.
+    other = task.in_gallery < 0
+    row = np.where(other, np.cumsum(other) - 1, other.sum() + task.in_gallery)
+    items = np.concatenate([query[other], gallery])
+    reranked = Reranked(items, other.sum() + np.arange(len(gallery)), rerank, **search)
+
+    def ranking(queries: np.ndarray, k: int) -> Iterator[Block]:
+        exclude = task.exclude.take(queries)
+        return ranked_blocks(reranked.distances, row[queries], k, exclude=exclude, at_once=reranked.queries_at_once)
+
+    return ranking
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Where rankings are looked at."""
+
+    recall_at: Sequence[int]
+    precision_at: Sequence[int]
+    full: bool
+    """Mean average precision over the full ranking, too."""
+    cmc: int | None
+
+    def __post_init__(self) -> None:
+        if any(k < 1 for k in (*self.recall_at, *self.precision_at)):
+            asked = f"{tuple(self.recall_at)}, {tuple(self.precision_at)}"
+            raise ValueError(f"recall_at and precision_at must be at least 1: {asked}")
+        if self.cmc is not None and self.cmc < 1:
+            raise ValueError(f"cmc, the last rank, must be at least 1, not {self.cmc}")
+
+    @property
+    def least(self) -> int:
+        """As many ranks at least are needed."""
+        return max((*self.recall_at, *self.precision_at, self.cmc or 1))
+
+
+def _measured(
+    task: Task, matches: np.ndarray, cut: _Cut, ranking: Ranking
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The means over all queries that have a match, and each query's scores.
+
+    Args:
+        matches: (Q,) int64, how many admissible items have the query's label.
+    """
+    asked = np.flatnonzero(matches)
+    scores: dict[str, np.ndarray] = {}
+    first_hit = np.zeros(len(matches), dtype=np.int64)
+    for queries, k in _by_depth(matches, asked, cut.least, len(task.gallery_labels), cut.full):
+        for block in ranking(queries, k):
+            rows = queries[block.start : block.start + len(block.indices)]
+            hits = task.gallery_labels[block.indices] == task.query_labels[rows, None]
+            hits &= block.indices >= 0
+            first_hit[rows] = _first_hit(hits)
+            for name, values in _scores(hits, matches[rows], cut).items():
+                scores.setdefault(name, np.full(len(matches), np.nan))[rows] = values
+    means: dict[str, Any] = {name: float(values[asked].mean()) for name, values in scores.items()}
+    if cut.cmc is not None:
+        means["cmc"] = match_characteristic(first_hit[asked], cut.cmc)
+    return means, scores
+
+
+def match_characteristic(first_hit: np.ndarray, last: int) -> list[float]:
+    """The cumulative match characteristic at ranks 1 ... ``last``: the share of queries whose first match is there or
+    before.
+
+    Args:
+        first_hit: (N,) ints, the rank of each query's first match, from 1 on.
+        last: the last rank.
+    """
+    counts = np.bincount(np.minimum(first_hit, last + 1), minlength=last + 2)[1 : last + 1]
+    return (np.cumsum(counts) / len(first_hit)).tolist()
+
+
+def _first_hit(hits: np.ndarray) -> np.ndarray:
+    """(q,) int64: the rank of each row's first hit in (q, k) bool hits, from 1 on; beyond all ranks without one."""
+    return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, np.iinfo(np.int64).max)
+
+
+def _by_depth(
+    matches: np.ndarray, asked: np.ndarray, least: int, num_gallery: int, full: bool
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The queries that are asked, by the k they need: one large class is not to deepen all searches."""
+    depth = np.full(len(asked), num_gallery) if full else np.maximum(matches[asked], least)
+    doubling = np.ceil(np.log2(depth / depth.min())).astype(np.int64)
+    for step in np.unique(doubling):
+        queries = asked[doubling == step]
+        yield queries, min(num_gallery, int(depth[doubling == step].max()))
+
+
+def _scores(hits: np.ndarray, matches: np.ndarray, cut: _Cut) -> dict[str, np.ndarray]:
+    """Each metric of q queries from (q, k) bool hits and their (q,) numbers of matches, all above zero."""
+    row, place = np.nonzero(hits)
+    found = np.bincount(row, minlength=len(hits))
+    first_of_row = np.concatenate([[0], np.cumsum(found)[:-1]])
+    nth = np.arange(len(row)) - first_of_row[row] + 1  # this hit is its row's nth
+    precision_here = nth / (place + 1)
+    within = place < matches[row]
+
+    def total(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+        return np.bincount(row[where], weights=values[where], minlength=len(hits))
+
+    one = np.ones(len(row))
+    scores = {f"recall_at_{k}": np.minimum(total(one, place < k), 1.0) for k in cut.recall_at}
+    scores |= {f"precision_at_{k}": total(one, place < k) / k for k in cut.precision_at}
+    scores["r_precision"] = total(one, within) / matches
+    scores["map_at_r"] = total(precision_here, within) / matches
+    if cut.full:
+        everywhere = np.ones(len(row), dtype=bool)
+        precision_before = np.where(place > 0, (nth - 1) / np.maximum(place, 1), 1.0)
+        scores["map"] = total(precision_here, everywhere) / matches
+        scores["map_trapezoidal"] = total((precision_before + precision_here) / 2, everywhere) / matches
+    return scores
+
+
+_COMPARED_AT_ONCE = 2**24
+
+
+def random_gallery_metrics(
+    embeddings: object,
+    labels: object,
+    *,
+    draws: int = 10,
+    recall_at: Sequence[int] = (1, 5),
+    cmc: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """Retrieval metrics where one image of each class, drawn by lot, is the gallery, and all others are queries (Liu et
+    al. 2016, "Deep Relative Distance Learning"). A query has one match, so that Recall@k is the cumulative match
+    characteristic at k, and average precision is one over the match's rank: the neighbours need not be sorted.
+
+    Args:
+        embeddings: (N, D) numbers, array or tensor; near is what is near by Euclid.
+        labels: (N,) ints or strings.
+        draws: how many galleries are drawn.
+        recall_at: the k.
+        cmc: the last rank of the cumulative match characteristic; None: leave it out.
+        seed: draw number i is the same for the same seed and labels.
+        device: where distances are computed.
+
+    Returns:
+        ``recall_at_k`` for each k and ``map``, the mean over draws of the mean over queries, each with its sample
+        standard deviation over the draws, ``recall_at_k_std`` (0 for one draw); ``cmc``, where asked for, a list of
+        the mean Recall@1, Recall@2 ... Recall@``cmc``; ``draws``, ``num_queries``, ``num_gallery``.
+
+    Raises:
+        ValueError: lengths that differ, ``draws``, ``cmc`` or a k below 1.
+        NonFiniteError: an embedding holds NaN or infinite values.
+        DataError: no class has two images.
+    """
+    if draws < 1 or any(k < 1 for k in recall_at):
+        raise ValueError(f"draws and recall_at must be at least 1, not {draws} and {tuple(recall_at)}")
+    if cmc is not None and cmc < 1:
+        raise ValueError(f"cmc, the last rank, must be at least 1, not {cmc}")
+    vectors, names = as_vectors(embeddings, "embeddings"), column(labels, "labels")
+    if len(vectors) != len(names):
+        raise ValueError(f"labels has {len(names)} entries for {len(vectors)} embeddings")
+    code = np.unique(names, return_inverse=True)[1]
+    num_classes = int(code.max(initial=-1)) + 1
+    if len(code) == num_classes:
+        raise DataError("no class has two images, one for the gallery and one to ask with")
+    found: dict[str, list[float]] = {}
+    curves = []
+    for draw in range(draws):
+        gallery = drawn_gallery(code, seed, draw)
+        query = np.setdiff1d(np.arange(len(code)), gallery)
+        rank = _ranks(vectors[query], vectors[gallery], code[query], device)
+        for k in recall_at:
+            found.setdefault(f"recall_at_{k}", []).append(float((rank <= k).mean()))
+        found.setdefault("map", []).append(float((1 / rank).mean()))
+        if cmc is not None:
+            curves.append(match_characteristic(rank, cmc))
+    result: dict[str, Any] = {}
+    for name, values in found.items():
+        result[name] = float(np.mean(values))
+        result[f"{name}_std"] = float(np.std(values, ddof=1)) if draws > 1 else 0.0
+    if curves:
+        result["cmc"] = np.mean(curves, axis=0).tolist()
+    return result | {"draws": draws, "num_queries": len(code) - num_classes, "num_gallery": num_classes}
+
+
+def drawn_gallery(code: Int64[np.ndarray, "N"], seed: int, draw: int) -> Int64[np.ndarray, "C"]:
+    """One image of each of C classes, which ``code`` numbers from 0 on: that of class c at place c, each image of a
+    class as likely as another."""
+    order = np.random.default_rng([seed, draw]).permutation(len(code))
+    return order[np.unique(code[order], return_index=True)[1]]
+
+
+def _ranks(
+    query: Float[np.ndarray, "Q D"],
+    gallery: Float[np.ndarray, "C D"],
+    match: Int64[np.ndarray, "Q"],
+    device: str | torch.device,
+) -> Int64[np.ndarray, "Q"]:
+    """The place of each query's match in its ranking, from 1 on; of equally near ones the lower class comes first."""
+    items = torch.from_numpy(gallery).to(device)
+    places = torch.arange(len(gallery), device=device)
+    step = max(1, _COMPARED_AT_ONCE // len(gallery))
+    ranks = []
+    for start in range(0, len(query), step):
+        right = torch.from_numpy(match[start : start + step]).to(device)[:, None]
+        # Less the query's own square, which is the same for all items.
+        far = items.square().sum(1) - 2 * torch.from_numpy(query[start : start + step]).to(device) @ items.T
+        limit = far.gather(1, right)
+        before = (far < limit) | ((far == limit) & (places < right))
+        ranks.append(1 + before.sum(1).cpu().numpy())
+    return np.concatenate(ranks)

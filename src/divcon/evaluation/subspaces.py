@@ -1,0 +1,195 @@
+"""What the learners' subspaces are worth: each left out, the best few of them, and how alike they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
+from divcon.evaluation.retrieval import retrieval_metrics
+from divcon.models import EmbeddingModel
+
+MOST_IMAGES = 3000
+"""By so many images, at most, subspaces are chosen: each step of the choice searches among all of them."""
+_LEAST_OF_A_CLASS = 16
+COMPARED = 1000
+"""So many images, at most, have their pairs compared: half a million pairs."""
+
+
+def subspace_scores(
+    dimensions: Sequence[Sequence[int]],
+    sides: Sequence[np.ndarray],
+    scores: Callable[[list[np.ndarray]], dict[str, Any]],
+    order: Sequence[int] | None,
+) -> dict[str, Any]:
+    """Scores of an embedding of which learners own dimensions.
+
+    Args:
+        dimensions: which dimensions each of K learners owns.
+        sides: (N, D) float32 embeddings of the queries, and of the gallery where it is another set.
+        scores: of the sides, cut to fewer dimensions.
+        order: the learners in the order that `subspace_order` gave, for ``by_size``; None leaves it out.
+
+    Returns:
+        ``without``: K scores, each of the embedding without one learner's subspace. ``by_size``: K scores, of the first
+        1, 2 ... K subspaces of ``order``, each with its ``learners`` and ``dims``. Nothing where K is 1.
+    """
+
+    def of(learners: Sequence[int]) -> dict[str, Any]:
+        return scores([kept_part(side, [dimensions[k] for k in learners]) for side in sides])
+
+    count = len(dimensions)
+    if count < 2:
+        return {}
+    found: dict[str, Any] = {"without": [of([k for k in range(count) if k != left]) for left in range(count)]}
+    if order is not None:
+        found["by_size"] = [
+            {"learners": list(order[:n]), "dims": sum(len(dimensions[k]) for k in order[:n]), **of(order[:n])}
+            for n in range(1, count + 1)
+        ]
+    return found
+
+
+def kept_part(embeddings: np.ndarray, dimensions: Sequence[Sequence[int]]) -> np.ndarray:
+    """(N, D) embeddings cut to some subspaces' dimensions, in the embedding's order: (N, d) of length one."""
+    kept = embeddings[:, sorted(d for part in dimensions for d in part)]
+    return normalized(kept)
+
+
+def normalized(features: np.ndarray) -> np.ndarray:
+    """(N, F) features, each row of length one."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def subspace_order(
+    model: EmbeddingModel,
+    images: LabeledSet,
+    dims: int | None = None,
+    *,
+    features: np.ndarray | None = None,
+    batch_size: int = 128,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[int]:
+    """The learners whose subspaces together find best, the most useful first.
+
+    Each step adds the subspace with which Recall@1 among ``images`` is highest; MAP@R decides where Recall@1 is equal,
+    the lower number where both are. That is not always the best set of a size, but costs K searches a step.
+
+    Args:
+        images: what it is chosen by. To be honest they are not of the classes that scores are then reported on.
+        dims: only as many subspaces as fit into so many dimensions; None: all K.
+        features: their pooled features, (N, F) float32, where they are there already.
+
+    Raises:
+        ValueError: the model's learners share dimensions, or none of their subspaces fits.
+        DataError: no image has another of its class.
+    """
+    parts = model.head.dimensions()
+    if not parts:
+        raise ValueError("the model's learners share dimensions, so that there are no subspaces to choose from")
+    if features is None:
+        features = model.features(images, batch_size=batch_size, workers=workers, on_progress=on_progress)
+    embeddings = model.embed(features)
+
+    def worth(learners: list[int]) -> tuple[float, float]:
+        scores = scores_among(kept_part(embeddings, [parts[k] for k in learners]), images, model.device)
+        return scores["recall_at_1"], scores["map_at_r"]
+
+    return greedy_order([len(part) for part in parts], worth, dims)
+
+
+def scores_among(embeddings: np.ndarray, images: LabeledSet, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Retrieval metrics of images that each search among all the others, from their (N, d) embeddings."""
+    return retrieval_metrics(
+        embeddings, images.labels, recall_at=(1,), cameras=images.cameras, groups=images.groups, device=device
+    )
+
+
+def greedy_order(
+    sizes: Sequence[int], worth: Callable[[list[int]], tuple[float, ...]], dims: int | None = None
+) -> list[int]:
+    """The most parts that fit into ``dims``, each the one that is worth most beside those before it.
+
+    Args:
+        sizes: of K parts.
+        worth: of some of them; higher is better.
+
+    Raises:
+        ValueError: not one part fits.
+    """
+    room = sum(sizes) if dims is None else dims
+    number = int(np.searchsorted(np.cumsum(sorted(sizes)), room, side="right"))
+    if not number:
+        raise ValueError(f"the smallest part has {min(sizes)} dimensions, more than {room}")
+    order: list[int] = []
+    while len(order) < number:
+        left = [k for k in range(len(sizes)) if k not in order]
+
+        def fits(k: int, left: list[int] = left) -> bool:
+            # A large part is not to take the room of two small ones.
+            smallest = sorted(sizes[other] for other in left if other != k)[: number - len(order) - 1]
+            return sum(sizes[chosen] for chosen in order) + sizes[k] + sum(smallest) <= room
+
+        order.append(max((k for k in left if fits(k)), key=lambda k: (worth([*order, k]), -k)))
+    return order
+
+
+def choosing_part(data: Benchmark) -> tuple[str, LabeledSet] | None:
+    """The images of a benchmark to choose by, never of its test classes: ``("validation", images)``, or of ``"train"``
+    where it has no validation classes; at most `MOST_IMAGES`, see `sample_of`. None where no two are of one class."""
+    for name, images in (("validation", data.validation), ("train", data.train)):
+        if images is not None and len(found := sample_of(images)):
+            return name, found
+    return None
+
+
+def sample_of(images: LabeledSet, most: int = MOST_IMAGES, seed: int = 0) -> LabeledSet:
+    """Images of classes with two and more, in their order: up to ``most`` of them (and at least one class), drawn by
+    ``seed``; of each class so many that all classes have their share, but no fewer than 16."""
+    rng = np.random.default_rng([seed, 0x0DE5])
+    shuffled = rng.permutation(len(images))
+    labels = images.labels[shuffled]
+    classes = rng.permutation(np.flatnonzero(np.bincount(labels) >= 2))
+    if not len(classes):
+        return images.subset(np.empty(0, np.int64))
+    share = max(_LEAST_OF_A_CLASS, most // len(classes))
+    drawn, total = [], 0
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    for label in classes:
+        of_class = shuffled[by_class[label][:share]]
+        if drawn and total + len(of_class) > most:
+            break
+        drawn.append(of_class)
+        total += len(of_class)
+    return images.subset(np.sort(np.concatenate(drawn)))
+
+
+def similarity_correlations(embeddings: Sequence[np.ndarray]) -> list[list[float | None]]:
+    """How alike K subspaces see the same images: Pearson's correlation of the cosines of all pairs of images, in one
+    subspace and in the other.
+
+    One means that both find the same images alike, so that the second adds nothing; zero that they have nothing in
+    common.
+
+    Args:
+        embeddings: K arrays, (N, d_k) float of length one. It takes memory for K N² numbers: a thousand images will do.
+
+    Returns:
+        (K, K); None where a subspace tells no two pairs apart.
+    """
+    pairs = np.triu_indices(len(embeddings[0]), 1)
+    cosines = np.stack([(part @ part.T)[pairs] for part in embeddings]).astype(np.float64)
+    cosines -= cosines.mean(axis=1, keepdims=True) if cosines.shape[1] else 0
+    lengths = np.linalg.norm(cosines, axis=1)
+    # Rounding alone is no difference between pairs.
+    dead = lengths < 1e-5 * max(1, cosines.shape[1]) ** 0.5
+    products = cosines @ cosines.T / np.where(dead, 1, lengths)[:, None] / np.where(dead, 1, lengths)
+    return [
+        [None if dead[i] or dead[j] else float(np.clip(products[i, j], -1, 1)) for j in range(len(embeddings))]
+        for i in range(len(embeddings))
+    ]

@@ -1,0 +1,259 @@
+"""What a person sees while a run goes on: one bar with rate and time left, and a line an epoch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from divcon.config.settings import RunConfig
+from divcon.data.benchmark import Benchmark
+from divcon.training.report import Progress as RunProgress
+from divcon.training.report import Stage
+
+
+class Display(ABC):
+    """What a run tells of itself; a subclass says where to."""
+
+    @abstractmethod
+    def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
+        """The run starts, or goes on after ``epochs_done``."""
+
+    @abstractmethod
+    def progress(self, progress: RunProgress) -> None:
+        """After each batch of whatever stage."""
+
+    def stage(self, stage: Stage, epoch: int) -> Callable[[int, int], None]:
+        """What is called with the number of images done and of all in a stage of an epoch, to be shown as progress."""
+        return lambda done, total: self.progress(RunProgress(stage, epoch, done, total))
+
+    @abstractmethod
+    def epoch(self, line: dict[str, Any]) -> None:
+        """After each epoch, with its line of ``metrics.jsonl``."""
+
+    @abstractmethod
+    def warn(self, message: str) -> None:
+        """Something that a person should know."""
+
+    @abstractmethod
+    def end(self, out: Path, kept_epoch: int | None) -> None:
+        """The run is over and its model kept."""
+
+
+class NullDisplay(Display):
+    """Says nothing."""
+
+    def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
+        pass
+
+    def progress(self, progress: RunProgress) -> None:
+        pass
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        pass
+
+    def end(self, out: Path, kept_epoch: int | None) -> None:
+        pass
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left of the whole run, from the time that its epochs took so far: dividing and evaluating included."""
+
+    def render(self, task: Task) -> Text:
+        done = task.completed - task.fields["before"]
+        if not done or task.elapsed is None or task.total is None:
+            return Text("time left --", style="progress.remaining")
+        seconds = int(task.elapsed / done * (task.total - task.completed))
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        return Text(f"time left {hours}:{minutes:02d}:{seconds % 60:02d}", style="progress.remaining")
+
+
+class Bar(Display):
+    """A bar on a terminal; elsewhere, a line an epoch. A context manager: leaving it takes the bar away."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            _TimeLeft(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=None, detail="", before=0)
+        self._epochs = 0
+        self._head_printed = False
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
+        self._epochs = config.train.epochs
+        self._bar.reset(self._task, total=self._epochs, completed=epochs_done, before=epochs_done, detail="")
+        model, vectors = config.model, data.train.vectors
+        what = "images" if vectors is None else f"vectors ({vectors.shape[1]:,} dimensions)"
+        self.console.print(
+            f"[bold]{escape(data.name)}[/]: {len(data.train):,} {what} of {data.train.num_classes:,} classes to train "
+            "on"
+            + (f", {data.validation.num_classes:,} classes held out for validation" if data.validation else "")
+            + f"; {model.method}, {model.num_learners} learner{'s' * (model.num_learners > 1)}, "
+            f"D {model.embedding_dim}, "
+            + (
+                f"{escape(model.backbone)} at {model.image_size} px"
+                if vectors is None
+                else f"backbone {model.backbone}"
+            )
+            + (f"; {config.train.devices} devices across {config.train.across}" if config.train.num_devices > 1 else "")
+        )
+        for note in data.notes:
+            self.warn(note)
+        joint, finetune = config.train.phase_starts
+        if model.num_learners > 1 and min(joint, finetune) >= self._epochs:
+            self.warn(
+                f"nothing conquers: --finetune-epoch {finetune} is not below --epochs {self._epochs}, so no loss ever "
+                "sees the full embedding"
+            )
+        if epochs_done:
+            self.console.print(f"going on after {epochs_done} of {self._epochs} epochs")
+
+    def progress(self, progress: RunProgress) -> None:
+        share = progress.done / max(1, progress.total)
+        if progress.stage == "check":
+            self._bar.update(self._task, description="decoding each image once", total=1, completed=share)
+            return
+        completed = progress.epoch + {"divide": 0.0, "train": share, "evaluate": 1.0}[progress.stage]
+        what = f"epoch {progress.epoch + 1}/{self._epochs} "
+        detail = f"{progress.done:,}/{progress.total:,} images"
+        if progress.stage == "train":
+            what += f"[bold]{progress.phase}[/]"
+            if len(progress.sizes) > 1:
+                sizes = " ".join(map(str, progress.sizes[:8])) + (" ..." if len(progress.sizes) > 8 else "")
+                what += f" learners {sizes}"
+            detail += f" loss {progress.loss:.3f} {progress.images_per_second:,.0f} images/s"
+        else:
+            what += {"divide": "dividing", "evaluate": "evaluating"}[progress.stage]
+        self._bar.update(self._task, description=what, completed=completed, detail=detail)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        if not self._head_printed:
+            self._head_printed = True
+            self.console.print(
+                "[dim]epoch  phase     loss   recall@1  learner sizes (left out)         "
+                "dividing, training, evaluating[/]"
+            )
+        score = f"{100 * line['validation']['recall_at_1']:7.1f}" if "validation" in line else "      -"
+        sizes = " ".join(map(str, line["sizes"][:8])) + (" ..." if len(line["sizes"]) > 8 else "")
+        sizes += f" ({line['left_out']})" if line["left_out"] else ""
+        seconds = ", ".join(f"{line[f'seconds_{what}']:.1f}" for what in ("dividing", "training", "evaluating"))
+        self.console.print(
+            f"{line['epoch']:5d}  {line['phase']:9s} {line['loss']:.3f} {score}   {sizes:<32s} {seconds} s"
+        )
+        for warning in line["warnings"]:
+            self.warn(warning)
+
+    def warn(self, message: str) -> None:
+        self.console.print(Text.assemble(("note: ", "yellow"), message))
+
+    def end(self, out: Path, kept_epoch: int | None) -> None:
+        written = f"; report in {report}" if (report := out / "report.html").exists() else ""
+        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{written}", markup=False)
+
+
+def print_scores(result: dict[str, Any], console: Console) -> None:
+    """What `divcon.evaluate` gave, for people."""
+    lost = result["num_queries_without_match"]
+    console.print(
+        f"{result['benchmark']}, {result['protocol']}, split {result['split_hash']}: "
+        f"{result['num_queries']:,} queries of {result['num_classes']:,} classes, gallery {result['num_gallery']:,}"
+        + (f"; {lost:,} queries without a match are left out" if lost else "")
+    )
+    console.print(_scores_table(result))
+    _print_characteristic(result, console)
+    if "reranked" in result:
+        again = result["reranked"]
+        console.print(f"re-ranked, k1 {again['k1']}, k2 {again['k2']}, weight {again['weight']:g}:")
+        console.print(_scores_table({name: value for name, value in again.items() if name != "weight"}))
+        _print_characteristic(again, console)
+    if "random_gallery" in result:
+        drawn = result["random_gallery"]
+        means = [name for name in drawn if f"{name}_std" in drawn]
+        scores = [f"{name} {100 * drawn[name]:.1f} ± {100 * drawn[f'{name}_std']:.1f}" for name in means]
+        console.print(
+            f"one random gallery image a class, {drawn['draws']} draws of {drawn['num_queries']:,} queries: "
+            + ", ".join(scores)
+        )
+        _print_characteristic(drawn, console)
+    if "learners" in result:
+        rows = [(f"learner {k}", scores) for k, scores in enumerate(result["learners"])]
+        _print_table("alone", [*rows, ("pooled features", result["features"])], console)
+    if "without" in result:
+        _print_table("without", [(f"learner {k}", scores) for k, scores in enumerate(result["without"])], console)
+    if "by_size" in result:
+        first = result["by_size"][0]["learners"]
+        rows = [(f"learner {first[0]}, {result['by_size'][0]['dims']} dimensions", result["by_size"][0])]
+        for scores in result["by_size"][1:]:
+            rows.append((f"and learner {scores['learners'][-1]}, {scores['dims']} dimensions", scores))
+        _print_table(f"best few, chosen on {result['ordered_on']} classes", rows, console)
+    elif "without" in result:
+        console.print("best few: left out, there are no validation or train classes of two images to choose them on")
+    if "similarity_correlations" in result:
+        _print_correlations(result["similarity_correlations"], console)
+    low, high = result["recall_at_1_interval"]
+    console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} (bootstrap over classes)")
+
+
+def _scores_table(scores: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in scores.items():
+        if isinstance(value, float) and not name.endswith("_std"):
+            spread = f"± {100 * scores[f'{name}_std']:.1f}" if f"{name}_std" in scores else ""
+            table.add_row(name, f"{100 * value:5.1f} %", spread)
+    return table
+
+
+def _print_characteristic(scores: dict[str, Any], console: Console) -> None:
+    """The cumulative match characteristic, ten ranks a line."""
+    curve = scores.get("cmc", [])
+    for first in range(0, len(curve), 10):
+        ranks = curve[first : first + 10]
+        shares = " ".join(f"{100 * share:5.1f}" for share in ranks)
+        console.print(f"cmc, %, ranks {first + 1} to {first + len(ranks)}: {shares}")
+
+
+def _print_table(title: str, rows: list[tuple[str, dict[str, Any]]], console: Console) -> None:
+    names = ("recall_at_1", "r_precision", "map_at_r")
+    table = Table(title, *names, box=None, pad_edge=False)
+    for label, scores in rows:
+        table.add_row(label, *(f"{100 * scores[name]:.1f} %" for name in names))
+    console.print(table)
+
+
+def _print_correlations(correlations: list[list[float | None]], console: Console) -> None:
+    """The mean over pairs of learners, and each pair where a screen has room for them."""
+    count = len(correlations)
+    pairs = [value for k, row in enumerate(correlations) for value in row[k + 1 :] if value is not None]
+    mean = f"{sum(pairs) / len(pairs):.2f}" if pairs else "unknown: they tell no images apart"
+    console.print(f"alike (1: two learners find the same images alike; 0: nothing in common), mean over pairs: {mean}")
+    if 2 < count <= 12:
+        table = Table("alike", *map(str, range(count)), box=None, pad_edge=False)
+        for k, row in enumerate(correlations):
+            table.add_row(f"learner {k}", *("-" if value is None else f"{value:.2f}" for value in row))
+        console.print(table)

@@ -1,0 +1,121 @@
+"""A trained model in fewer dimensions. ``divcon.prune(...)`` is the function `prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
+from divcon.errors import ConfigError, DataError
+from divcon.evaluation.subspaces import choosing_part, sample_of, scores_among, subspace_order
+from divcon.models import EmbeddingModel, keep_components, keep_subspaces
+
+By = Literal["subspaces", "pca"]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What became of a model."""
+
+    by: By
+    dims: int
+    """Dimensions of the new model."""
+    learners: list[int] | None
+    """The learners that are kept, the most useful first; None by ``pca``."""
+    judged_on: str
+    """What the two numbers below are of: validation, train, or given where images were given."""
+    num_images: int
+    num_classes: int
+    recall_before: float
+    """Recall@1 of the model; each image searches among all the others."""
+    recall_after: float
+    """The same of the new model. By ``subspaces`` it was chosen on these images, and will be a little lower on
+    others."""
+
+
+def prune(
+    model: EmbeddingModel,
+    data: Benchmark | LabeledSet,
+    dims: int,
+    *,
+    by: By = "pca",
+    batch_size: int = 128,
+    workers: int = 0,
+    on_done: Callable[[Pruning], None] = lambda about: None,
+) -> EmbeddingModel:
+    """A model that embeds in at most ``dims`` dimensions, without training.
+
+    Args:
+        data: images to choose by, of classes that it is not to be judged on. Of a benchmark ``subspaces`` takes the
+            validation classes, or the train classes where it has none, and ``pca`` the train classes; at most 3,000
+            images, drawn by a fixed seed.
+        by: ``pca``: exactly ``dims`` dimensions and one learner, the embeddings' principal components (see
+            `divcon.models.keep_components`). ``subspaces``: the most subspaces of learners that fit into ``dims``,
+            those that find best together (see `divcon.evaluation.subspace_order`), with their learners; fewer
+            dimensions than asked for where subspaces do not add up to them.
+        on_done: told what was kept, and Recall@1 before and after.
+
+    Raises:
+        ConfigError: ``dims`` is below 1 or not below the model's; it holds no whole subspace; learners share
+            dimensions, and ``by`` is ``subspaces``; or the method is one of your own.
+        DataError: there are no two images of one class to choose by, or they are not what the model sees.
+        ImageError: an image does not decode; the message names it.
+    """
+    check_prunable(model, dims, by)
+    judged_on, images = _to_choose_by(data)
+    features = model.features(images, batch_size=batch_size, workers=workers)
+    learners = None
+    if by == "subspaces":
+        learners = subspace_order(model, images, dims, features=features)
+        small = keep_subspaces(model, learners)
+    else:
+        analysed = features
+        if isinstance(data, Benchmark) and judged_on == "validation":
+            analysed = model.features(sample_of(data.train), batch_size=batch_size, workers=workers)
+        small = keep_components(model, analysed, dims)
+    before, after = (scores_among(each.embed(features), images, model.device)["recall_at_1"] for each in (model, small))
+    on_done(Pruning(by, small.embedding_dim, learners, judged_on, len(images), images.num_classes, before, after))
+    return small
+
+
+def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
+    """Find out before any image is read.
+
+    Raises:
+        ConfigError: as `prune`.
+    """
+    if by not in ("subspaces", "pca"):
+        raise ConfigError(f"--by {by}: give subspaces or pca")
+    if not 1 <= dims < model.embedding_dim:
+        raise ConfigError(
+            f"--dims {dims}: the model has {model.embedding_dim} dimensions; give at least 1 and fewer than it has"
+        )
+    if by == "pca":
+        return
+    parts = model.head.dimensions()
+    if len(parts) < 2:
+        why = (
+            "one learner has all dimensions"
+            if model.num_learners == 1
+            else "its learners share dimensions (a learned mask covers all), so that none has any to itself"
+        )
+        method = model.config["method"]
+        raise ConfigError(f"--by subspaces: the model is of method {method}, and {why}; take --by pca")
+    sizes = sorted({len(part) for part in parts})
+    if dims < sizes[0]:
+        raise ConfigError(
+            f"--dims {dims} holds no whole subspace: the model's {len(parts)} learners have "
+            f"{' or '.join(map(str, sizes))} dimensions each; give more, or take --by pca"
+        )
+
+
+def _to_choose_by(data: Benchmark | LabeledSet) -> tuple[str, LabeledSet]:
+    if isinstance(data, Benchmark):
+        name, found = data.name, choosing_part(data)
+    else:
+        name, found = data.source, ("given", sample_of(data))
+    if found is None or not len(found[1]):
+        raise DataError(f"{name}: no two images to choose by are of one class; give data with train classes")
+    return found

@@ -1,0 +1,7 @@
+"""The report of a run: one HTML file. ``divcon.report(...)`` is the function `report`."""
+
+from __future__ import annotations
+
+from divcon.runs.report.write import report, write_report
+
+__all__ = ["report", "write_report"]

@@ -1,0 +1,295 @@
+"""Line charts as SVG, drawn by hand: the report of every training must not need a plotting library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from divcon.division import Division
+from divcon.runs.report.html import Html, element
+
+COLORS = 10
+"""Colours of the style sheet; learners beyond them take them again, with another dash."""
+_DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 2")
+_WIDTH, _HEIGHT = 420.0, 260.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 10.0, 20.0, 38.0
+_At = Callable[[float, float], tuple[float, float]]
+"""Where a point of the data is drawn."""
+MOST_POINTS = 200
+"""Of a line; more are thinned evenly."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color: str
+    dash: str | None = None
+    band: Sequence[tuple[float, float]] = field(default=())
+    """Low and high of each point."""
+    breaks: frozenset[float] = frozenset()
+    """The x before which the line begins anew."""
+
+
+def learner_look(learner: int) -> tuple[str, str | None]:
+    """Colour and dash of a learner, the same wherever it is drawn."""
+    return f"var(--c{learner % COLORS})", _DASHES[learner // COLORS % len(_DASHES)]
+
+
+def thinned(points: Sequence, most: int = MOST_POINTS) -> list:
+    """At most ``most`` of the points, the first and the last among them, evenly spread."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def line_chart(
+    title: str,
+    about: str,
+    lines: Sequence[Line],
+    *,
+    y_label: str,
+    marks: Sequence[tuple[float, str]] = (),
+    kept: float | None = None,
+) -> Html:
+    """A figure of lines over epochs.
+
+    Args:
+        about: the chart in words, for those who do not see it.
+        marks: epochs at which something begins, and what.
+        kept: the epoch to be marked as the one that is kept.
+    """
+    xs = [x for line in lines for x, _ in line.points]
+    if not xs:
+        return Html()
+    ys = [y for line in lines for _, y in line.points] + [y for line in lines for pair in line.band for y in pair]
+    low_x, high_x = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 0.5, max(xs) + 0.5)
+    y_ticks = _ticks(min(ys), max(ys), 5)
+    low_y, high_y = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = _LEFT + (x - low_x) / (high_x - low_x) * (_WIDTH - _LEFT - _RIGHT)
+        return across, _TOP + (high_y - y) / (high_y - low_y) * (_HEIGHT - _TOP - _BOTTOM)
+
+    drawn = []
+    for tick in y_ticks:
+        y = at(low_x, tick)[1]
+        drawn.append(_stroke(_LEFT, y, _WIDTH - _RIGHT, y, "grid"))
+        drawn.append(element("text", f"{tick:.6g}", x=_LEFT - 6, y=_r(y + 4), text_anchor="end"))
+    for tick in _whole_ticks(low_x, high_x):
+        x = at(tick, low_y)[0]
+        drawn.append(element("text", f"{tick:g}", x=_r(x), y=_HEIGHT - _BOTTOM + 16, text_anchor="middle"))
+    for x, what in marks:
+        across = at(x, low_y)[0]
+        drawn.append(_stroke(across, _TOP, across, _HEIGHT - _BOTTOM, "mark"))
+        right = across > _WIDTH * 0.75
+        drawn.append(
+            element(
+                "text",
+                what,
+                x=_r(across + (-4 if right else 4)),
+                y=_TOP - 6,
+                text_anchor="end" if right else None,
+                class_="dim",
+            )
+        )
+    drawn += [_band(line, at) for line in lines if line.band]
+    for line in lines:
+        drawn += _drawn(line, at)
+    if kept is not None:
+        y = next((y for line in lines for x, y in line.points if x == kept), None)
+        if y is not None:
+            x, y = at(kept, y)
+            drawn.append(element("circle", cx=_r(x), cy=_r(y), r=7, class_="kept"))
+    middle = _TOP + (_HEIGHT - _TOP - _BOTTOM) / 2
+    drawn.append(element("text", "epoch", x=_WIDTH - _RIGHT, y=_HEIGHT - 6, text_anchor="end", class_="dim"))
+    drawn.append(
+        element("text", y_label, transform=f"translate(12 {middle:g}) rotate(-90)", text_anchor="middle", class_="dim")
+    )
+    svg = element("svg", drawn, viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}", role="img", aria_label=f"{title}. {about}")
+    return element("figure", element("figcaption", element("strong", title)), svg, _legend(lines, kept), class_="chart")
+
+
+def _legend(lines: Sequence[Line], kept: float | None) -> Html:
+    def sample(*shape: Html) -> Html:
+        return element("svg", *shape, viewBox="0 0 26 10", width=26, height=10, aria_hidden="true")
+
+    entries = [
+        element("li", sample(_stroke(0, 5, 26, 5, "line", style=_style(line))), line.name)
+        for line in lines
+        if len(lines) > 1 or line.band
+    ]
+    if any(line.band for line in lines):
+        entries.append(element("li", sample(element("rect", width=26, height=10, class_="band")), "95 % interval"))
+    if kept is not None:
+        entries.append(element("li", sample(element("circle", cx=13, cy=5, r=4, class_="kept")), "epoch that is kept"))
+    return element("ul", entries, class_="legend") if entries else Html()
+
+
+def _drawn(line: Line, at: _At) -> list[Html]:
+    pieces: list[list[tuple[float, float]]] = []
+    for x, y in line.points:
+        if not pieces or x in line.breaks:
+            pieces.append([])
+        pieces[-1].append(at(x, y))
+    found = []
+    for piece in pieces:
+        if len(piece) > 1:
+            path = "M" + "L".join(f"{_r(x)} {_r(y)}" for x, y in piece)
+            found.append(element("path", d=path, class_="line", style=_style(line)))
+        if len(line.points) <= 40 or len(piece) == 1:
+            found += [
+                element("circle", cx=_r(x), cy=_r(y), r=2.2, style=f"fill:{line.color};stroke:none") for x, y in piece
+            ]
+    return found
+
+
+def _band(line: Line, at: _At) -> Html:
+    xs = [x for x, _ in line.points]
+    edge = [at(x, high) for x, (_, high) in zip(xs, line.band, strict=True)]
+    edge += [at(x, low) for x, (low, _) in reversed(list(zip(xs, line.band, strict=True)))]
+    return element("polygon", points=" ".join(f"{_r(x)},{_r(y)}" for x, y in edge), class_="band")
+
+
+def _style(line: Line) -> str:
+    return f"stroke:{line.color}" + (f";stroke-dasharray:{line.dash}" if line.dash else "")
+
+
+def _stroke(x1: float, y1: float, x2: float, y2: float, class_: str, style: str | None = None) -> Html:
+    return element("path", d=f"M{_r(x1)} {_r(y1)}L{_r(x2)} {_r(y2)}", class_=class_, style=style)
+
+
+def _r(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers that span the values."""
+    span = high - low or abs(high) or 1.0
+    rough = span / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def _whole_ticks(low: float, high: float) -> list[int]:
+    step = max(1, math.ceil((high - low) / 8))
+    step = next(s * 10**p for p in range(9) for s in (1, 2, 5) if s * 10**p >= step)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+MOST_COLUMNS = 12
+MOST_FLOWS = 64
+"""Between two columns; the smallest are not drawn."""
+_COLUMN, _NODE, _HEIGHT, _TOP, _GAP = 92.0, 12.0, 240.0, 26.0, 6.0
+_LEFT_OUT, _TOGETHER = "var(--dim)", "var(--ink)"
+
+
+def flows(one: Division, other: Division) -> np.ndarray:
+    """(K + 1, K' + 1) int64: images with learner k in the one and k' in the other division; the last row and column are
+    those that are left out."""
+    if len(one.learner) != len(other.learner):
+        raise ValueError(f"divisions of {len(one.learner)} and of {len(other.learner)} images do not compare")
+    width = other.num_learners + 1
+    now = np.where(one.learner < 0, one.num_learners, one.learner)
+    then = np.where(other.learner < 0, other.num_learners, other.learner)
+    return np.bincount(now * width + then, minlength=(one.num_learners + 1) * width).reshape(-1, width)
+
+
+def flow_chart(columns: Sequence[tuple[str, Division]]) -> tuple[Html, int]:
+    """The divisions side by side as SVG, each with its name; and how many flows were too small to be drawn."""
+    images = len(columns[0][1].learner)
+    most = max(division.num_learners for _, division in columns) + 1
+    gap = min(_GAP, 80 / most)
+    scale = (_HEIGHT - gap * (most - 1)) / max(1, images)
+    tops = [_tops(division, scale, gap) for _, division in columns]
+    ribbons, nodes, dropped = [], [], 0
+    for place in range(len(columns) - 1):
+        (before, one), (after, other) = columns[place], columns[place + 1]
+        counts = flows(one, other)
+        order = np.argsort(counts, axis=None)[::-1]
+        drawn = set(order[: min(MOST_FLOWS, int((counts > 0).sum()))].tolist())
+        dropped += int((counts > 0).sum()) - len(drawn)
+        leave, enter = tops[place].copy(), tops[place + 1].copy()
+        for k in range(counts.shape[0]):
+            for l in range(counts.shape[1]):  # noqa: E741
+                height = counts[k, l] * scale
+                if k * counts.shape[1] + l in drawn:
+                    said = f"{before} {_name(k, one)} to {after} {_name(l, other)}: {counts[k, l]:,} images"
+                    ribbons.append(_ribbon(place, leave[k], enter[l], height, _color(k, one), said))
+                leave[k] += height
+                enter[l] += height
+    for place, (name, division) in enumerate(columns):
+        x = place * _COLUMN
+        nodes.append(element("text", name, x=_r(x), y=12, class_="dim"))
+        for k, size in enumerate([*division.sizes, division.num_left_out]):
+            if not size:
+                continue
+            height = max(1.0, size * scale)
+            nodes.append(
+                element(
+                    "rect",
+                    element("title", f"{name}, {_name(k, division)}: {size:,} images"),
+                    x=_r(x),
+                    y=_r(tops[place][k]),
+                    width=_NODE,
+                    height=_r(height),
+                    style=f"fill:{_color(k, division)}",
+                )
+            )
+            if height >= 10:
+                label = "out" if k == division.num_learners else str(k) if division.num_learners > 1 else "all"
+                nodes.append(element("text", label, x=_r(x + _NODE + 3), y=_r(tops[place][k] + height / 2 + 4)))
+    width, height = (len(columns) - 1) * _COLUMN + 60, _TOP + _HEIGHT + 4
+    svg = element(
+        "svg",
+        ribbons,
+        nodes,
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        aria_label=_words(columns),
+        style=f"min-width:{width * 0.75:.0f}px;max-width:{width * 1.6:.0f}px",
+    )
+    return element("div", svg, class_="scroll", role="region", aria_label="Flow of images", tabindex=0), dropped
+
+
+def _tops(division: Division, scale: float, gap: float) -> np.ndarray:
+    """Where each learner's node begins, and that of the images left out."""
+    sizes = np.array([*division.sizes, division.num_left_out], np.float64)
+    return _TOP + np.concatenate([[0], np.cumsum(sizes[:-1] * scale + gap * (sizes[:-1] > 0))])
+
+
+def _ribbon(place: int, y1: float, y2: float, height: float, color: str, said: str) -> Html:
+    x1, x2 = place * _COLUMN + _NODE, (place + 1) * _COLUMN
+    middle = (x1 + x2) / 2
+    path = (
+        f"M{_r(x1)} {_r(y1)}C{_r(middle)} {_r(y1)} {_r(middle)} {_r(y2)} {_r(x2)} {_r(y2)}v{_r(height)}"
+        f"C{_r(middle)} {_r(y2 + height)} {_r(middle)} {_r(y1 + height)} {_r(x1)} {_r(y1 + height)}z"
+    )
+    return element("path", element("title", said), d=path, class_="ribbon", style=f"fill:{color}")
+
+
+def _words(columns: Sequence[tuple[str, Division]]) -> str:
+    words = []
+    for name, division in columns:
+        out = f", {division.num_left_out:,} left out" if division.num_left_out else ""
+        words.append(f"{name}: {', '.join(f'{size:,}' for size in division.sizes)} images{out}")
+    return f"Images of each learner at each division. {'; '.join(words)}."
+
+
+def _name(k: int, division: Division) -> str:
+    if k == division.num_learners:
+        return "left out"
+    return f"learner {k}" if division.num_learners > 1 else "all together"
+
+
+def _color(k: int, division: Division) -> str:
+    if k == division.num_learners:
+        return _LEFT_OUT
+    return learner_look(k)[0] if division.num_learners > 1 else _TOGETHER

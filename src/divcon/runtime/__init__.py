@@ -1,0 +1,1 @@
+"""How divcon runs on this machine: processes, devices, files, locks and signals, in PyTorch's words."""

@@ -1,0 +1,87 @@
+"""Parts of a user's own, by name: ``module:Name``, or the object itself from Python.
+
+Importing a module runs its code. What a user types, or writes in Python, is imported as it is asked for; what stands in
+a file (a model's folder, an index, a run, a file of settings) may be somebody else's, and is imported only if the user
+allows its module: ``trust`` in Python, ``--import`` on the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+from typing import Any
+
+from divcon.errors import ConfigError, TrustError, unknown
+
+Trust = bool | Collection[str]
+"""Modules whose code a file may name: True for all, or their names."""
+
+_trusted: set[str] = set()
+
+
+def trust_module(module: str) -> None:
+    """Import a module, and allow files to name what is in it, as long as this process lives.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    _import(module, module)
+    _trusted.add(module)
+
+
+def is_named(value: object) -> bool:
+    """Whether a setting's value names a part of the user's own: ``module:Name``."""
+    return isinstance(value, str) and ":" in value and not any(c.isspace() or c in "/\\" for c in value)
+
+
+def name_of(part: Any) -> str:
+    """``module:Name`` of a class, a function, or an object's class: what a file keeps of it."""
+    kind = part if isinstance(part, type) or hasattr(part, "__qualname__") else type(part)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def check_trusted(name: object, where: str, trust: Trust = ()) -> None:
+    """Check a value that stands in a file; one that names no part of the user's own passes.
+
+    Args:
+        where: the file, for the message.
+
+    Raises:
+        TrustError: it names a module that the user has not allowed.
+    """
+    if trust is True or not is_named(name):
+        return
+    module = str(name).partition(":")[0]
+    allowed = {*_trusted, *(() if isinstance(trust, bool) else trust)}
+    if module not in allowed:
+        raise TrustError(f"{where}: names {name}, and loading it would run code of the module {module!r}", module)
+
+
+def load_part(name: str, what: str) -> Any:
+    """What ``module:Name`` names.
+
+    Args:
+        what: what it is to be, for the message: ``loss``, say.
+
+    Raises:
+        ConfigError: the module cannot be imported, or has no such name.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"{what} {name!r}: a part of your own is named module:Name")
+    found = _import(module, f"{what} {name!r}")
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{what} {name!r}: {unknown(f'name in {module}', part, vars(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def _import(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{what}: the module {module!r} cannot be imported ({reason}); it is looked for where Python finds packages"
+        ) from error

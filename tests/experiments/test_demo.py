@@ -1,0 +1,61 @@
+"""The demo and its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import divcon as dc
+from divcon.data.benchmark import Benchmark
+from divcon.experiments.demo import RIGHT, WRONG, cluster_sheet, neighbour_sheet, recall_curve
+
+
+def test_neighbours_are_framed_by_whether_they_are_right(few: Benchmark, tmp_path: Path) -> None:
+    images = few.query.subset(np.arange(12))
+    # Vectors on a line: image 0's neighbours are 1, 2, 3 in this order.
+    vectors = np.arange(12, dtype=np.float32)[:, None]
+    neighbour_sheet(tmp_path / "n.png", images, vectors, [0, 5], neighbours=3, tile=64)
+    sheet = Image.open(tmp_path / "n.png")
+    assert sheet.size == (150 + 4 * 64 + 10, 128)
+    for column, index in enumerate([1, 2, 3], start=1):
+        frame = sheet.getpixel((150 + column * 64 + 10 + 2, 32))
+        assert frame == (RIGHT if images.labels[index] == images.labels[0] else WRONG)
+
+
+def test_clusters_show_their_own_images(few: Benchmark, tmp_path: Path) -> None:
+    images = few.train.subset(np.arange(10))
+    division = dc.Division(learner=np.array([0] * 5 + [1] * 4 + [-1]), centroids=np.zeros((2, 1)))
+    cluster_sheet(tmp_path / "c.png", images, division, columns=3, rows=2, tile=64)
+    sheet = Image.open(tmp_path / "c.png")
+    assert sheet.size == (3 * 64, 2 * (2 * 64 + 26))
+    shown = np.asarray(sheet.crop((2, 154 + 28, 62, 154 + 28 + 60)))
+    expected = images.open(5)
+    expected.thumbnail((60, 60), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(shown, np.asarray(expected))
+
+
+def test_the_curve_is_drawn_for_each_run(tmp_path: Path) -> None:
+    lines = [{"epoch": e, "phase": "subspace", "validation": {"recall_at_1": 0.5 + e / 10}} for e in range(3)]
+    recall_curve(tmp_path / "r.svg", {"single": lines, "slices": [*lines, {"epoch": 3, "phase": "finetune"}]}, 0.4)
+    assert len((tmp_path / "r.svg").read_text()) > 5000
+
+
+@pytest.mark.slow
+def test_the_demo_scores_both_methods_and_draws(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    code, printed, _ = command("demo", "--out", tmp_path / "demo", "--epochs", "2", "--workers", "0")
+    assert code == 0
+    for name in ("untrained features", "single", "slices", "95 % interval"):
+        assert name in printed
+    for name in ("recall_by_epoch", "clusters", "neighbours"):
+        assert Image.open(tmp_path / "demo" / f"{name}.png").width > 300
+    for method, learners in (("single", 1), ("slices", 4)):
+        record = json.loads((tmp_path / "demo" / method / "config.json").read_text())
+        assert record["model"]["num_learners"] == learners
+    code, _, said = command("demo", "--out", tmp_path / "demo")
+    assert code == 2
+    assert "cannot resume with other settings (--epochs is 2 in the run, 8 now)" in said

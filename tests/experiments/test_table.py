@@ -1,0 +1,137 @@
+"""The table and the picture, from results that are made up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from divcon.errors import ConfigError, RunError
+from divcon.experiments import picture, table
+
+
+def run(arm: str, seed: int, scores: list[float], hits: list[int], **more: Any) -> dict[str, Any]:
+    speed = {"single": 10, "slices": 20}.get(arm, 40)
+    curve = [
+        {"epoch": i, "images_seen": 100 * (i + 1), "seconds": float(speed * (i + 1)), "recall_at_1": score}
+        for i, score in enumerate(scores)
+    ]
+    return {
+        "method": arm,
+        "seed": seed,
+        "data": "made",
+        "protocol": "leave-one-out",
+        "split_hash": "0123",
+        "machine": "one",
+        "epochs": len(scores),
+        "seconds": curve[-1]["seconds"],
+        "seconds_dividing": 0.0 if arm == "single" else 5.0,
+        "recall_at_1": sum(hits) / len(hits),
+        "recall_at_1_last": scores[-1],
+        "curve": curve,
+        "hits": hits,
+        "classes": [0, 0, 1, 1],
+        **more,
+    }
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    return {
+        "settings": {"arms": {"slices": {}, "single": {}, "masks": {}}, "trials": 0, "folds": 0, "seeds": [0, 1]},
+        "trials": [],
+        "choices": {},
+        "runs": [
+            run("single", 0, [0.2, 0.5], [1, 0, 1, 0]),
+            run("single", 1, [0.4, 0.5], [1, 1, 0, 0]),
+            run("slices", 0, [0.5, 0.75], [1, 1, 1, 0]),
+            run("slices", 1, [0.5, 0.75], [1, 1, 0, 1]),
+            run("masks", 0, [0.1, 0.25], [1, 0, 0, 0]),
+        ],
+    }
+
+
+def rows(text: str) -> dict[str, dict[str, str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+
+
+def test_a_row_is_an_arm_against_the_reference(results: dict[str, Any]) -> None:
+    text = table(results)
+    found = rows(text)
+    assert list(found) == ["slices", "single", "masks"]
+    assert found["single"] == {
+        "arm": "single",
+        "seed 0": "50.0",
+        "seed 1": "50.0",
+        "mean ± std": "50.0 ± 0.0",
+        "difference from single [95 % interval]": "–",
+        "after 20 s": "50.0",
+        "images to single's end": "100 %",
+        "seconds": "20",
+        "of them dividing": "0 %",
+    }
+    assert found["slices"]["mean ± std"] == "75.0 ± 0.0"
+    assert found["slices"]["difference from single [95 % interval]"].startswith("+25.0 [")
+    assert found["slices"]["after 20 s"] == "50.0"  # its first epoch
+    assert found["slices"]["images to single's end"] == "50 %"
+    assert found["slices"]["of them dividing"] == "12 %"
+    assert found["masks"]["seed 1"] == "–"  # still to come
+    assert found["masks"]["mean ± std"] == "25.0"
+    assert found["masks"]["difference from single [95 % interval]"].startswith("-25.0 [")
+    assert found["masks"]["after 20 s"] == "–"
+    assert found["masks"]["images to single's end"] == "–"
+    assert "made (leave-one-out, split 0123, 4 queries of 2 classes), at the last epoch" in text
+
+
+def test_arms_seeds_and_reference_are_what_is_asked_for(results: dict[str, Any]) -> None:
+    found = rows(table(results, arms=["masks", "slices"], seeds=[0], reference="slices"))
+    assert list(found) == ["masks", "slices"]
+    assert "seed 1" not in found["masks"]
+    assert found["masks"]["difference from slices [95 % interval]"].startswith("-50.0 [")
+
+
+def test_chosen_epochs_are_shown_beside_the_last_one(results: dict[str, Any]) -> None:
+    results["settings"] |= {"trials": 3, "folds": 2}
+    results["runs"][2]["epochs"] = 1
+    results["choices"] = {
+        "slices": {"trial": 1, "settings": {"train": {"lr": 0.1, "loss": "MarginLoss"}}, "epochs": 1},
+        "single": {"trial": 0, "settings": {}, "epochs": 2},
+    }
+    text = table(results)
+    found = rows(text)
+    assert found["slices"]["chosen"] == "lr 0.1, loss MarginLoss, 1 epoch"
+    assert found["single"]["chosen"] == "2 epochs"
+    assert found["slices"]["last epoch"] == "75.0"
+    assert "at the chosen epoch" in text
+    assert "up to 3 trials an arm on 2 folds" in text
+
+
+def test_runs_of_two_machines_are_said_to_be(results: dict[str, Any]) -> None:
+    assert "machines" not in table(results)
+    results["runs"][0]["machine"] = "another"
+    assert "2 machines, whose seconds do not compare: another; one" in table(results)
+
+
+def test_nothing_to_tabulate_is_said(results: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match="none of the runs is done yet"):
+        table(results, seeds=[7])
+
+
+def test_the_picture_is_the_same_each_time_and_has_every_arm(results: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("a.svg", "b.svg", "a.png"):
+        picture(results, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    text = (tmp_path / "a.svg").read_text()
+    assert all(f"<!-- {word} -->" in text for word in ("slices", "single", "masks", "images seen"))
+
+
+def test_without_matplotlib_it_is_said(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match="pip install"):
+        picture(results, tmp_path / "a.png")

@@ -1,0 +1,133 @@
+"""Filters: the same rows as Python's comparisons give, in both stores; and nothing that is SQL."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import divcon as dc
+from divcon.data.labeled_set import LabeledSet
+from divcon.errors import ConfigError
+from divcon.search.about import About
+from divcon.search.filters import Condition, conditions_of
+
+OPERATORS = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+TEXTS = [
+    "o'brien",
+    "a\\'; DROP TABLE divcon; --",
+    'say "x"',
+    "%",
+    "_",
+    "",
+    "Ärger",
+    "ärger",
+    "Z",
+    "a\nb",
+    "日本 `x`",
+    "{}%s",
+]
+COLUMNS = {
+    "text": [*TEXTS, None, "Z"],
+    "whole number": [0, -5, 2**53 + 1, 2**62, 3, 3, None, 7, 8, 9, 10, 11, 12, 13],
+    "number": [0.5, -1e300, 3, 1e-9, None, 7.25, 8, 9, 10, 11, 12, 13, 14, float("nan")],
+    "flag": [True, False, None, True, False, True, False, True, False, True, False, True, False, True],
+}
+
+
+def test_filters_are_pythons_comparisons(
+    uri: str, model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet]
+) -> None:
+    data = vectors(14)
+    index = dc.Index.build(model, data, uri, columns=COLUMNS)
+
+    def found(where: object) -> set[int]:
+        return {hit.id for hit in index.search(0, k=14, where=where)}
+
+    def expected(name: str, compare: Callable[[object, object], bool], value: object) -> set[int]:
+        there = enumerate(COLUMNS[name])
+        return {i for i, v in there if v is not None and v == v and compare(v, value)}
+
+    for name, values in COLUMNS.items():
+        for value in values:
+            if value is None or value != value:
+                continue
+            assert found({name: value}) == expected(name, operator.eq, value), (name, value)
+    for (sign, compare), (name, value) in itertools.product(
+        OPERATORS.items(),
+        [("text", "ärger"), ("text", "a\\'; DROP TABLE divcon; --"), ("whole number", 2**53 + 1), ("number", 8)],
+    ):
+        assert found({name: (sign, value)}) == expected(name, compare, value), (name, sign, value)
+    assert found({"whole number": ("<", 7.5)}) == {0, 1, 4, 5, 7}
+    assert found({"flag": ("!=", True)}) == expected("flag", operator.ne, True)
+    assert found({"text": ["Z", "%"], "number": (">", 1)}) == {8} | ({3, 13} & expected("number", operator.gt, 1))
+    assert found(["label=a", "whole number>=3"]) == {5, 10}
+    assert found("path = item00007") == {7}
+    assert found("text=o'brien") == {0}
+    assert found("flag=true") == expected("flag", operator.eq, True)
+    assert found({"label": "nobody"}) == set()
+    assert len(index) == 14
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "label='a' OR 1=1",
+        "label = 'a'; DROP TABLE divcon",
+        'label = "a"',
+        "1=1 OR (label='a')",
+        "label=a UNION SELECT 1=1--",
+        "label=x) or (id>0",
+    ],
+)
+def test_sql_is_refused(where: str) -> None:
+    with pytest.raises(ConfigError, match=r"SQL, which is not taken|unknown column"):
+        conditions_of(where, About("0", 3))
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("label", "write COLUMN=VALUE"),
+        ("lable=a", "unknown column 'lable'; did you mean 'label'"),
+        ({"price": "cheap"}, "'cheap' cannot be a value of this column, which holds integer values"),
+        ({"price": None}, "None cannot be a value"),
+        ({"price": 2**80}, "cannot be a value"),
+        ({"share": float("nan")}, "cannot be a value"),
+        ({"flag": "maybe"}, "which holds boolean values"),
+        ({"label": []}, "no value to compare with"),
+        ({"price": ("like", 3)}, "is not \\(operator, value\\)"),
+        ({"label": "a\0b"}, "cannot be a value"),
+        ([3], "write COLUMN=VALUE"),
+    ],
+)
+def test_what_cannot_be_a_filter(where: object, said: str) -> None:
+    import pyarrow as pa
+
+    columns = pa.schema([("price", pa.int64()), ("share", pa.float64()), ("flag", pa.bool_())])
+    with pytest.raises(ConfigError, match=said):
+        conditions_of(where, About("0", 3).with_columns(columns))  # type: ignore[arg-type]
+
+
+def test_names_of_columns_are_stored_under_names_that_every_store_takes() -> None:
+    import pyarrow as pa
+
+    names = ["Price (EUR)", "price.eur", "цена", "x" * 80, "select", "price eur"]
+    about = About("0", 3).with_columns(pa.schema([(name, pa.string()) for name in names]))
+    stored = [column.stored for column in about.columns]
+    assert stored[:2] == ["meta_price_eur", "meta_price_eur_2"]
+    assert len(set(stored)) == len(names)
+    assert all(name.isascii() and name.isidentifier() and len(name) < 60 for name in stored)
+    assert conditions_of("price.eur=3", about) == (Condition("meta_price_eur_2", "text", "=", ("3",)),)
+    assert conditions_of("Price (EUR)<=3", about)[0].stored == "meta_price_eur"
+    np.testing.assert_equal(about.with_columns(pa.schema([("цена", pa.string())])), about)

@@ -1,0 +1,142 @@
+"""Two processes train what one trains that steps on two learners at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import divcon as dc
+from divcon.config.settings import TrainConfig
+from divcon.errors import ConfigError
+from divcon.runtime.distributed import ALONE, ProcessGroup
+from divcon.runtime.launch import launch
+from divcon.training.loop import train
+
+CONFIG = TrainConfig(epochs=5, batch_size=12, images_per_class=2, finetune_epoch=4, workers=0, learners_per_step=2)
+BATCH = {"across": "batch", "learners_per_step": 1}
+CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "single": ("single", 1, {}),
+    "slices": ("slices", 4, {}),
+    "masks": ("masks", 4, {}),
+    "a learner's batches go from one to the other": ("masks", 3, {}),
+    "three at once, seven batches": ("masks", 4, {"learners_per_step": 3}),
+    "hierarchy": ("masks", 4, {"hierarchy": True, "redivide_every": 1}),
+    "proxies of some classes": ("masks", 4, {"loss": "ProxyAnchorLoss", "divide_by": "class"}),
+    "a beta that is learned": ("slices", 2, {"loss_options": {"learn_beta": True}}),
+    "batch": ("masks", 4, BATCH),
+    "batch, two learners a step": ("masks", 4, {"across": "batch"}),
+    "batch, memory of embeddings": ("masks", 4, {**BATCH, "memory_size": 24}),
+    "batch, memory of features": ("masks", 4, {**BATCH, "divide_on": "memory"}),
+    "batch, its own state": ("slices", 3, {**BATCH, "loss": "DynamicSoftMarginLoss", "miner": "none"}),
+}
+
+
+def made(seed: int = 0) -> dc.LabeledSet:
+    rng, labels = np.random.default_rng(seed), np.repeat(np.arange(12), 7)
+    vectors = (rng.normal(size=(12, 10))[labels] + rng.normal(size=(84, 10))).astype(np.float32)
+    paths = pa.array([f"row {row}" for row in range(84)])
+    return dc.LabeledSet(labels, tuple(map(str, range(12))), paths, np.arange(84), "made", vectors=vectors)
+
+
+def model(method: str, learners: int, seed: int = 0) -> dc.EmbeddingModel:
+    torch.manual_seed(seed)
+    return dc.EmbeddingModel("mlp", 8, learners, method=method, vector_dim=10, dropout=0.1)
+
+
+def trained(name: str, processes: ProcessGroup) -> tuple[dc.EmbeddingModel, list[dict[str, Any]]]:
+    method, learners, more = CASES[name]
+    config = replace(CONFIG, **more)
+    processes.across = config.across
+    # Whatever the others begin with, they take over the first one's weights.
+    network = model(method, learners, seed=processes.rank)
+    reports = [report.to_dict() for report in train(network, made(), config, processes=processes)]
+    return network, [{k: v for k, v in report.items() if not k.startswith("seconds")} for report in reports]
+
+
+def follow(processes: ProcessGroup) -> None:
+    for name in CASES:
+        trained(name, processes)
+
+
+@pytest.fixture(scope="module")
+def by_two() -> dict[str, Any]:
+    """All cases by one pair of processes, which take seconds to start."""
+    with launch(2, "learners", "cpu", follow) as processes:
+        return {name: trained(name, processes) for name in CASES}
+
+
+def assert_close(mine: Any, theirs: Any) -> None:
+    assert type(mine) is type(theirs)
+    if isinstance(mine, (list, dict)):
+        assert len(mine) == len(theirs)
+        for key in mine if isinstance(mine, dict) else range(len(mine)):
+            assert_close(mine[key], theirs[key])
+    else:
+        assert mine == (pytest.approx(theirs, rel=1e-4, nan_ok=True) if isinstance(mine, float) else theirs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_one_that_steps_on_both(name: str, by_two: dict[str, Any]) -> None:
+    network, reports = trained(name, ProcessGroup())
+    other, others = by_two[name]
+    assert len(reports) == 5
+    assert_close(reports, others)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_started_by_train_itself(by_two: dict[str, Any], tmp_path: Path) -> None:
+    """And stopped between two epochs, gone on with by two, and by one."""
+    config = replace(CONFIG, devices=2)
+    whole = model("masks", 4)
+    list(dc.train(whole, made(), config))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, by_two["masks"][0].state_dict()[name])
+    epochs = dc.train(model("masks", 4), made(), config, checkpoint=tmp_path / "c")
+    for _ in range(3):
+        next(epochs)
+    epochs.close()  # type: ignore[attr-defined]
+    begun = (tmp_path / "c").read_bytes()
+    resumed = model("masks", 4, seed=5)
+    assert [report.number for report in dc.train(resumed, made(), config, checkpoint=tmp_path / "c")] == [2, 3, 4]
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])
+    (tmp_path / "c").write_bytes(begun)
+    by_one = model("masks", 4, seed=6)
+    list(dc.train(by_one, made(), replace(config, devices=1), checkpoint=tmp_path / "c"))
+    for name, value in by_one.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"memory_size": 24}, "--memory-size keeps something of each batch"),
+        ({"divide_on": "memory"}, "--divide-on memory keeps"),
+        ({"loss": "DynamicSoftMarginLoss", "miner": "none"}, "--loss DynamicSoftMarginLoss keeps"),
+        ({"loss": "P2SGradLoss"}, "--loss P2SGradLoss keeps"),
+    ],
+)
+def test_learners_that_remember_are_not_shared_out(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(dc.train(model("masks", 4), made(), replace(CONFIG, devices=2, **more)))
+
+
+def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (TrainConfig().num_devices, TrainConfig().batches_per_step) == (1, 1)
+    assert TrainConfig(devices=3).batches_per_step == 3
+    assert TrainConfig(devices=3, across="batch").batches_per_step == 1
+    with pytest.raises(ConfigError, match="--learners-per-step is 2: give --learners-per-step 3"):
+        TrainConfig(devices=3, learners_per_step=2)
+    with pytest.raises(ConfigError, match="--devices 0"):
+        TrainConfig(devices=0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert (TrainConfig().devices, TrainConfig().learners_per_step) == (4, 4)
+    assert ALONE.alone
