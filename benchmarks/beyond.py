@@ -5,7 +5,7 @@
         --ideas single masks "masks, full weight 1.0" --out docs/results/beyond-icons-2000.json
 
 One idea was taken into divcon, a loss on the full embedding beside the learner's (``--full-weight``); what does not
-name it here is without it. For the others, the training loop here is that of ``divcon/training/loop.py`` with the ideas in
+name it here is without it. For the others, the training loop is ``divcon/training/loop.py`` with the ideas in
 it: several learners a step, each with its part of the batch; images, or classes, that belong to their two nearest
 clusters; learners' losses, or a distillation of their similarities, in the finetune phase. With none of them it trains
 what divcon trains (``single``, ``slices``, ``masks``), bit for bit. Every idea sees as many images as the others, and

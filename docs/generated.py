@@ -43,7 +43,7 @@ _COMMAND = re.compile(r"(divcon|npm|source) ")
 
 
 def settings() -> str:
-    """Every setting: its name, flag, type, default and what it means, from the dataclasses of `divcon.config.settings`."""
+    """Every setting: its name, flag, type, default and what it means, from the dataclasses of the settings."""
     lines = []
     for part, kind in _PARTS.items():
         documented = ModuleAnalyzer.for_module(kind.__module__).find_attr_docs()
