@@ -55,9 +55,9 @@ def evaluate(
             head, L2-normalised (``features``); where there are several learners, how alike their subspaces are
             (``similarity_correlations``, see `divcon.evaluation.similarity_correlations`); and where each has
             dimensions to itself, the scores of the embedding without it (``without``) and of the best 1, 2 ... K
-            subspaces (``by_size``, each with its ``learners`` and ``dims``). Which are best is chosen on images of other classes
-            (``ordered_on``: validation or train; see `divcon.evaluation.subspace_order`); without any, ``by_size`` is
-            left out.
+            subspaces (``by_size``, each with its ``learners`` and ``dims``). Which are best is chosen on images of
+            other classes (``ordered_on``: validation or train; see `divcon.evaluation.subspace_order`); without any,
+            ``by_size`` is left out.
         order_by: whose validation classes, or train classes where it has none, say which subspaces are best; None:
             those of ``data``, where it is a benchmark.
         per_query: also ``per_query``: for each query its path, label, and scores.
