@@ -167,14 +167,14 @@ def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfi
     _, optimizer, objectives = set_up(fabric, model, objectives, config)
     division = None
     memory = FeatureBank(len(images), model.num_features, fabric.device, kept=False)
-    with create_loader(model, images, config, fabric.device) as loader:
+    with create_loader(model, images, config, fabric.device, dc.Context(config.workers)) as loader:
         for epoch in range(config.epochs):
             phase, previous = phase_at(epoch, config, model.head.max_learners), division
             whole = phase is Phase.FINETUNE or config.divide_by == "none"
             if whole:
                 division = Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
-                features = memory.refreshed(model, loader, epoch, lambda progress: None)
+                features = memory.refreshed(model, loader, epoch)
                 division = divide(
                     features,
                     labels,

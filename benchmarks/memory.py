@@ -23,6 +23,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 import divcon as dc
 from divcon.division import Division, divide
+from divcon.runtime.context import Context
 from divcon.training import loop
 from divcon.training.feature_bank import FeatureBank
 
@@ -43,13 +44,13 @@ class Watched(FeatureBank):
     def __init__(self, num_images: int, num_features: int, device: torch.device, *, kept: bool) -> None:
         super().__init__(num_images, num_features, device, kept=True)
 
-    def refreshed(self, model: Any, loader: Any, epoch: int, on_progress: Any) -> np.ndarray:
+    def refreshed(self, model: Any, loader: Any, epoch: int, context: Context) -> np.ndarray:
         unseen = float((~self._seen).mean())
         began = time.perf_counter()
-        remembered = super().refreshed(model, loader, epoch, on_progress)
+        remembered = super().refreshed(model, loader, epoch, context)
         between = time.perf_counter()
         every = np.arange(len(remembered))
-        fresh = model.pool(loader.as_evaluated(every, epoch, on_progress), np.empty_like(remembered))
+        fresh = model.pool(loader.as_evaluated(every, epoch), np.empty_like(remembered))
         ended = time.perf_counter()
         if epoch:
             learners = model.num_learners

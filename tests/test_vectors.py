@@ -267,7 +267,7 @@ def test_nothing_has_to_be_decoded(data: Benchmark) -> None:
     from divcon.data.loading import only_decodable
 
     warned: list[str] = []
-    kept = only_decodable(data, ("train", "query", "gallery"), 0, warned.append)
+    kept = only_decodable(data, ("train", "query", "gallery"), dc.Context(on_warning=warned.append))
     assert kept.train is data.train
     assert kept.query is kept.gallery is data.query
     assert not warned

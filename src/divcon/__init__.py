@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from divcon.runs.prune import prune
     from divcon.runs.report import report
     from divcon.runs.run import run
+    from divcon.runtime.context import Context
     from divcon.search.index import Index
     from divcon.training.loop import train
 
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 # Imported at first use: PyTorch takes seconds, and `divcon --help` does not need it.
 _HOME = {
     "Benchmark": "data.benchmark:Benchmark",
+    "Context": "runtime.context:Context",
     "DataConfig": "config.settings:DataConfig",
     "Division": "division.division:Division",
     "DivconError": "errors:DivconError",
@@ -68,6 +70,7 @@ _HOME = {
 
 __all__ = [
     "Benchmark",
+    "Context",
     "DataConfig",
     "DivconError",
     "Division",

@@ -233,8 +233,8 @@ def test_a_bar_shows_how_far_an_archive_is_unpacked(monkeypatch: pytest.MonkeyPa
     shown = io.StringIO()
     monkeypatch.setattr(sys.modules["divcon.cli.app"], "notes", Console(file=shown, force_terminal=True, width=100))
 
-    def slow(data: str, root: Path, on_progress: Callable[[int, int], None]) -> dc.Benchmark:
-        on_progress(250_000, 1_000_000)
+    def slow(data: str, root: Path, context: dc.Context) -> dc.Benchmark:
+        context.progress("unpack", 250_000, 1_000_000)
         time.sleep(0.3)
         return demo
 

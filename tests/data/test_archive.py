@@ -19,6 +19,7 @@ from divcon.data.published import archive as module
 from divcon.data.published.archive import unpacked
 from divcon.data.read import read
 from divcon.errors import DataError, OutputError
+from divcon.runtime.context import Context, Progress
 
 FILES = {"data/one.txt": b"one", "data/deep/two.txt": b"two" * 1000, "readme": b""}
 
@@ -75,8 +76,8 @@ def refused(path: Path) -> str:
 
 
 def test_all_of_it_lies_beside_it(tmp_path: Path, kind: str) -> None:
-    told: list[tuple[int, int]] = []
-    folder = unpacked(MAKE[kind](tmp_path / kind), lambda *numbers: told.append(numbers))
+    told: list[tuple[int, int | None]] = []
+    folder = unpacked(MAKE[kind](tmp_path / kind), Context(on_progress=lambda p: told.append((p.done, p.total))))
     assert folder == tmp_path / f"{kind[0]}.unpacked"
     assert contents(folder) == FILES
     assert names_in(tmp_path) == {kind, folder.name}
@@ -109,11 +110,11 @@ class TestInterrupted:
     def test_nothing_is_left_and_the_next_starts_anew(self, tmp_path: Path, kind: str, error: type) -> None:
         path = MAKE[kind](tmp_path / kind)
 
-        def stop(done: int, total: int) -> None:
+        def stop(progress: Progress) -> None:
             raise error
 
         with pytest.raises(error):
-            unpacked(path, stop)
+            unpacked(path, Context(on_progress=stop))
         assert names_in(tmp_path) == {kind}
         assert contents(unpacked(path)) == FILES
 
@@ -143,7 +144,7 @@ class TestInterrupted:
 def _killed(path: Path) -> None:
     import os
 
-    unpacked(path, lambda done, total: os._exit(9))
+    unpacked(path, Context(on_progress=lambda progress: os._exit(9)))
 
 
 class TestRefused:
@@ -299,14 +300,17 @@ class TestReading:
     def test_each(self, trees: ModuleType, tmp_path: Path, name: str, archive: str, inside: str) -> None:
         root = getattr(trees, f"write_{name}")(tmp_path / "tree", **trees.SMALL[name], put=trees.draw)
         path = self.pack(root, tmp_path / archive, inside)
-        told: list[tuple[int, int]] = []
-        data = read(name, path, on_progress=lambda *numbers: told.append(numbers))
+        told: list[tuple[int, int | None]] = []
+        data = read(name, path, context=Context(on_progress=lambda p: told.append((p.done, p.total))))
         assert told
         assert data.split_hash == read(name, root).split_hash
         assert data.query.open(0).size == (32, 32)
         assert Path(data.query.where(0)).is_relative_to(tmp_path)
         told.clear()
-        assert read(name, path, on_progress=lambda *numbers: told.append(numbers)).split_hash == data.split_hash
+        assert (
+            read(name, path, context=Context(on_progress=lambda p: told.append((p.done, p.total)))).split_hash
+            == data.split_hash
+        )
         assert not told
 
     def test_car_ims_with_its_annotations_beside_it(self, trees: ModuleType, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from divcon.data.check import (
 from divcon.data.clean import cleaned, write_table
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
+from divcon.runtime.context import Progress
 
 
 def picture(seed: int, side: int = 40) -> Image.Image:
@@ -85,7 +86,7 @@ class TestPrints:
         write(tmp_path, GOOD)
         (tmp_path / "a3.png").write_bytes(b"")
         images = dc.read(tmp_path / "t.csv").train
-        found = list(fingerprints(images, workers=workers))
+        found = list(fingerprints(images, context=dc.Context(workers)))
         assert [isinstance(f, str) for f in found] == [i == 3 for i in range(9)]
         for i, result in enumerate(found):
             assert i == 3 or result.exact == fingerprint_of(picture(i)).exact
@@ -146,7 +147,7 @@ class TestNear:
         thumbs = rng.integers(0, 256, (700, 768), dtype=np.uint8)
         bits[300:650], thumbs[300:650] = bits[299], thumbs[299]
         done = []
-        groups = near_groups(bits, thumbs, lambda *at: done.append(at))
+        groups = near_groups(bits, thumbs, dc.Context(on_progress=lambda p: done.append((p.done, p.total))))
         assert [g.tolist() for g in groups] == [list(range(299, 650))]
         assert done[-1] == (700, 700)
         assert near_groups(bits[:0], thumbs[:0]) == []
@@ -180,7 +181,7 @@ class TestNear:
 
     def test_few_of_the_icons_are_taken_for_copies_of_another_class(self, demo):
         """Flat drawings are the hardest there is: what is found is nearly all of one class."""
-        result = check(demo, workers=2)
+        result = check(demo, context=dc.Context(2))
         assert result.ok and kinds(result) == ["near"] and result.copies == () and result.unreadable == ()
         two = [group for group in result.near if len({found.label for found in group}) > 1]
         assert len(two) <= 3 and 80 <= len(result.near) <= 160
@@ -211,8 +212,8 @@ class TestCheck:
         (tmp_path / "a1.png").write_bytes(b"")
         (tmp_path / "a4.png").write_bytes((tmp_path / "a4.png").read_bytes()[:120])
         (tmp_path / "a9.png").unlink()
-        seen = []
-        result = check(dc.read(table, check_files=False), on_progress=lambda *at: seen.append(at))
+        seen: list[Progress] = []
+        result = check(dc.read(table, check_files=False), context=dc.Context(on_progress=seen.append))
         assert not result.ok and kinds(result) == ["unreadable"]
         assert [(f.where, f.problem) for f in result.unreadable] == [
             (f"{table} line 3: a1.png", "this image does not decode (the file is empty)"),
@@ -220,7 +221,7 @@ class TestCheck:
             (f"{table} line 11: a9.png", "there is no such file"),
         ]
         assert [f.label for f in result.unreadable] == ["class0", "class1", "class3"]
-        assert ("decoding", 18, 18) in seen
+        assert Progress("decode", 18, 18) in seen
 
     @pytest.mark.parametrize(
         ("rows", "kind", "fails"),

@@ -16,6 +16,7 @@ from divcon.data.loading import Decoded, batches_of, collate, evaluation_batches
 from divcon.data.readers.folder import images_of
 from divcon.data.transforms import EvalTransform, TrainTransform
 from divcon.errors import ImageError
+from divcon.runtime.context import Context
 
 PATHS = [f"{i:02d}.png" for i in range(12)]
 
@@ -62,14 +63,14 @@ def test_the_process_generator_is_left_as_it_was(images):
     torch.manual_seed(5)
     dataset = Decoded(images, EvalTransform(16), TrainTransform(16))
     dataset[(0, 1, 2)], dataset[0]
-    list(evaluation_batches(images, EvalTransform(16), batch_size=5, workers=0))
+    list(evaluation_batches(images, EvalTransform(16), batch_size=5))
     list(undecodable(images))
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_gives_all_images_in_order(images, workers):
-    batches = list(evaluation_batches(images, EvalTransform(16), batch_size=5, workers=workers))
+    batches = list(evaluation_batches(images, EvalTransform(16), batch_size=5, context=Context(workers)))
     assert [len(indices) for _, indices in batches] == [5, 5, 2]
     assert torch.cat([indices for _, indices in batches]).tolist() == list(range(12))
     expected = torch.stack([EvalTransform(16)(images.open(i)) for i in range(12)])
@@ -80,7 +81,7 @@ def test_evaluation_gives_all_images_in_order(images, workers):
 def test_an_image_that_does_not_decode_is_named_in_the_main_process(images, workers, tmp_path):
     (tmp_path / "images" / "07.png").write_bytes(b"no image")
     with pytest.raises(ImageError) as caught:
-        list(evaluation_batches(images, EvalTransform(16), batch_size=5, workers=workers))
+        list(evaluation_batches(images, EvalTransform(16), batch_size=5, context=Context(workers)))
     assert str(caught.value).startswith(str(tmp_path / "images" / "07.png"))
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
 
@@ -89,7 +90,7 @@ def test_an_image_that_does_not_decode_is_named_in_the_main_process(images, work
 def test_undecodable_images_are_found(images, workers, tmp_path):
     (tmp_path / "images" / "03.png").write_bytes(b"")
     (tmp_path / "images" / "09.png").unlink()
-    found = dict(undecodable(images, workers=workers))
+    found = dict(undecodable(images, context=Context(workers)))
     assert len(found) == 12
     bad = {i: message for i, message in found.items() if message}
     assert list(bad) == [3, 9]
@@ -117,7 +118,7 @@ def spawned():
 
 
 def decoders(images, transform) -> set[int]:
-    batches = evaluation_batches(images, transform, batch_size=8, workers=1)
+    batches = evaluation_batches(images, transform, batch_size=8, context=Context(1))
     return {pid for pixels, _ in batches for pid in pixels.flatten().tolist()}
 
 
@@ -136,7 +137,7 @@ def test_workers_that_are_not_forked_wait_for_the_next_pass(images, spawned):
             assert decoders(images, who) == first != {os.getpid()}
         assert all(map(alive, first))
         # A pass that is not ended keeps nothing that the next could wait for in vain.
-        next(evaluation_batches(images, who, batch_size=8, workers=1))
+        next(evaluation_batches(images, who, batch_size=8, context=Context(1)))
         other = decoders(images, who)
         assert not other & first
         assert not decoders(images.subset(np.arange(8)), who) & other
@@ -152,9 +153,9 @@ def test_what_a_worker_failed_of_is_not_what_the_next_pass_gets(images, make_ima
         good = (tmp_path / "broken" / "a.png").read_bytes()
         (tmp_path / "broken" / "a.png").write_bytes(good[:40])
         with pytest.raises(ImageError, match=r"a\.png"):
-            list(evaluation_batches(broken, EvalTransform(8), batch_size=2, workers=1))
+            list(evaluation_batches(broken, EvalTransform(8), batch_size=2, context=Context(1)))
         (tmp_path / "broken" / "a.png").write_bytes(good)
-        assert len(list(evaluation_batches(broken, EvalTransform(8), batch_size=2, workers=1))) == 1
+        assert len(list(evaluation_batches(broken, EvalTransform(8), batch_size=2, context=Context(1)))) == 1
 
 
 def test_equal_transforms_are_one():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import divcon as dc
+from divcon.data import encoded as encoded_images
 from divcon.data import pack as pack_module
 from divcon.data.loading import Decoded, batches_of, collate
 from divcon.data.pack import Packing, pack
@@ -25,6 +25,7 @@ from divcon.data.readers.vectors import write_benchmark_vectors
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, DataError, ImageError, RunError
 from divcon.evaluation.protocol import _identities
+from divcon.runtime.context import Progress
 
 NAMES = ("cub", "cars", "sop", "inshop", "vehicleid", "market1501")
 
@@ -156,16 +157,16 @@ def test_stopped_it_goes_on(workers: int, photos: Path, tmp_path: Path, monkeypa
     whole = pack(data, tmp_path / "whole")
     out, told = tmp_path / "packed", []
 
-    def stop(done: int, total: int) -> None:
-        told.append((done, total))
-        if done == 12:
+    def stop(progress: Progress) -> None:
+        told.append((progress.done, progress.total))
+        if progress.done == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(data, out, workers=workers, on_progress=stop)
+        pack(data, out, context=dc.Context(workers, stop))
     assert [path.name for path in out.iterdir()] == ["train-00000-of-00003.parquet"]
     first = (out / "train-00000-of-00003.parquet").stat()
-    pack(data, out, workers=workers, on_progress=lambda done, total: told.append((done, total)))
+    pack(data, out, context=dc.Context(workers, lambda p: told.append((p.done, p.total))))
     assert told[-1] == (40, 40)
     assert (out / "train-00000-of-00003.parquet").stat().st_mtime_ns == first.st_mtime_ns
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
@@ -263,9 +264,8 @@ def test_from_the_command_line(photos: Path, tmp_path: Path, command: Any, monke
 
 
 def test_progress_is_told(few: dc.Benchmark, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    look: Callable[[int, int], None] = lambda done, total: told.append((done, total))  # noqa: E731
-    dc.pack(few, tmp_path / "packed", on_progress=look)
+    told: list[tuple[int, int | None]] = []
+    dc.pack(few, tmp_path / "packed", context=dc.Context(on_progress=lambda p: told.append((p.done, p.total))))
     total = len(few.train) + len(few.query)
     assert told[-1] == (total, total)
     assert [done for done, _ in told] == sorted(done for done, _ in told)

@@ -173,11 +173,12 @@ class TestRowGroups:
         import pickle
 
         from divcon.data.loading import undecodable
+        from divcon.runtime.context import Context
 
         images = read(pushed).train
         images.open(0)
         assert pickle.loads(pickle.dumps(images)).open(5) == images.open(5)
-        assert [message for _, message in undecodable(images, workers=2)] == [None] * 6
+        assert [message for _, message in undecodable(images, context=Context(2))] == [None] * 6
 
     @pytest.mark.parametrize("statistics", [True, False])
     def test_a_row_without_bytes(self, tmp_path, encoded, statistics):

@@ -100,8 +100,9 @@ def test_cameras_and_groups_are_left_out(tiny_model: Make, few: Benchmark) -> No
 def test_batches_and_workers_change_nothing(tiny_model: Make, few: Benchmark, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     model = tiny_model()
+    context = dc.Context(2, lambda p: told.append((p.done, p.total)))
     one = dc.evaluate(model, few, clustering=False)
-    two = dc.evaluate(model, few, clustering=False, batch_size=17, workers=2, on_progress=lambda *p: told.append(p))
+    two = dc.evaluate(model, few, clustering=False, batch_size=17, context=context)
     assert two["map_at_r"] == pytest.approx(one["map_at_r"], abs=1e-3)
     assert told[-1] == (len(few.query), len(few.query))
 
@@ -170,7 +171,7 @@ class TestJunk:
     def test_it_is_no_cluster_and_not_encoded(self, tiny_model: Make, market: Benchmark) -> None:
         model = tiny_model()
         told: list[tuple[int, int]] = []
-        found = dc.evaluate(model, market, on_progress=lambda *numbers: told.append(numbers))
+        found = dc.evaluate(model, market, context=dc.Context(on_progress=lambda p: told.append((p.done, p.total))))
         without = market.gallery.subset(market.gallery.groups < 0)
         assert told[-1] == (6 + 25, 6 + 25) and len(without) == 25
         expected = dc.evaluate(model, replace(market, gallery=replace(without, groups=None)))

@@ -20,7 +20,7 @@ from divcon.experiments import ARMS, Arm
 from divcon.experiments.arms import folds_of
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder
-from divcon.training.report import Progress
+from divcon.runtime.context import Progress
 from divcon.training.sampler import plan_epoch
 
 SPACE = {"train": {"head_lr": [1e-3, 1e-2]}}

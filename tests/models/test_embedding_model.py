@@ -43,7 +43,9 @@ def test_encoding_does_not_depend_on_batches_or_workers(tiny_model: Make, few: B
     images = few.query.subset(np.arange(30))
     whole = model.encode(images)
     np.testing.assert_allclose(model.encode(images, batch_size=7), whole, atol=1e-5)
-    np.testing.assert_array_equal(model.encode(images, batch_size=7, workers=2), model.encode(images, batch_size=7))
+    np.testing.assert_array_equal(
+        model.encode(images, batch_size=7, context=dc.Context(2)), model.encode(images, batch_size=7)
+    )
 
 
 def test_files_and_folders_are_encoded_in_order(tiny_model: Make, image_folder: Path) -> None:
@@ -62,7 +64,7 @@ def test_an_image_that_does_not_decode_is_named(
     broken_png(image_folder / "class2" / "1.png")
     for workers in (0, 2):
         with pytest.raises(ImageError, match=r"class2/1\.png: this image does not decode") as caught:
-            tiny_model().encode(image_folder, workers=workers)
+            tiny_model().encode(image_folder, context=dc.Context(workers))
         assert "Traceback" not in str(caught.value)
 
 

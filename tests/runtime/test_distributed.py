@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from divcon.division.kmeans import kmeans
 from divcon.errors import ConfigError, DataError, WorkerError
+from divcon.runtime.context import Context
 from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.runtime.launch import _joined, launch
 
@@ -50,7 +51,7 @@ def test_a_batch_too_small_to_be_shared_out_is_refused() -> None:
 
 def clusters(processes: ProcessGroup) -> Any:
     points = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
-    return kmeans(points, 7, seed=3, processes=processes)
+    return kmeans(points, 7, seed=3, context=Context(processes=processes))
 
 
 def told(processes: ProcessGroup) -> dict[str, Any]:

@@ -133,13 +133,13 @@ def test_interrupted_it_goes_on_where_it_stopped(uri: str, image_folder: Path, t
         index.update(chunks())
     assert len(index) == 20
     said: list[str] = []
-    assert index.update(chunks(), on_bad_image="skip", warn=said.append) == Changes(
+    assert index.update(chunks(), on_bad_image="skip", context=dc.Context(on_warning=said.append)) == Changes(
         added=19, embedded=19, kept=20, skipped=1
     )
     assert str(images[25]) in said[0]
     images[25].write_bytes(whole)
     seen = []
-    changes = index.update(chunks(), on_progress=lambda done, total: seen.append(done))
+    changes = index.update(chunks(), context=dc.Context(on_progress=lambda p: seen.append(p.done)))
     assert (changes, seen) == (Changes(added=1, embedded=1, kept=39), [10, 20, 30, 40])
     hit = index.search(images[7], k=1)[0]
     assert (hit.path, hit.label) == (str(images[7]), images[7].parent.name)
@@ -152,7 +152,7 @@ def test_processes_that_decode_are_forked_from_one_with_a_store(
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         index = dc.Index.create(model, tmp_path / "store")
-        assert index.update(chunks_of(items_of(images_of(image_folder))[0], 20), workers=2).added == 40
+        assert index.update(chunks_of(items_of(images_of(image_folder))[0], 20), context=dc.Context(2)).added == 40
     image = next(image_folder.rglob("*.png"))
     np.testing.assert_allclose(index.search(model.encode(image)[0], k=1)[0].score, 1, atol=1e-6)
 

@@ -160,7 +160,7 @@ def test_boxes_and_encoded_images_are_items_of_their_own(
     table.write_text("\n".join([*lines, f"{image},c,,,,,", lines[1], ""]))
     said: list[str] = []
     index = dc.Index.create(tiny_model(), tmp_path / "boxes")
-    assert index.update(table, warn=said.append).added == 3
+    assert index.update(table, context=dc.Context(on_warning=said.append)).added == 3
     assert said == ["left out: 1 rows with the image of an earlier row"]
     found = {hit.label: hit for hit in index.search(2, k=3)}
     assert {hit.path for hit in found.values()} == {str(image)}

@@ -72,11 +72,13 @@ def test_stopped_after_every_third_batch(kind: str, images: LabeledSet, tmp_path
     for attempt in itertools.count():
         stop, batches = SignalHandler(), itertools.count(1)
 
-        def ask(progress: Any, stop: Stop = stop, batches: Any = batches) -> None:
+        def ask(progress: Any, stop: SignalHandler = stop, batches: Any = batches) -> None:
             if progress.stage == "train" and next(batches) == 3:
                 stop.asked = signal.SIGTERM
 
-        epochs = dc.train(model(attempt), images, config, checkpoint=parts, on_progress=ask, stop=stop)
+        epochs = dc.train(
+            model(attempt), images, config, checkpoint=parts, stop=stop, context=dc.Context(on_progress=ask)
+        )
         try:
             for report in epochs:
                 found[report.number] = plain(report)
@@ -110,12 +112,26 @@ def test_minutes_inside_of_an_epoch(images: LabeledSet, tmp_path: Path) -> None:
 
     config = replace(CONFIG, epochs=2, joint_epoch=None, finetune_epoch=2)
     list(
-        dc.train(model(), images, replace(config, checkpoint_minutes=1e-9), checkpoint=tmp_path / "c", on_progress=look)
+        dc.train(
+            model(),
+            images,
+            replace(config, checkpoint_minutes=1e-9),
+            checkpoint=tmp_path / "c",
+            context=dc.Context(on_progress=look),
+        )
     )
     assert {(0, batches) for batches in range(1, 6)} <= set(inside)
     (tmp_path / "c").unlink()  # who deletes it begins anew
     inside.clear()
-    list(dc.train(model(), images, replace(config, checkpoint_minutes=0), checkpoint=tmp_path / "c", on_progress=look))
+    list(
+        dc.train(
+            model(),
+            images,
+            replace(config, checkpoint_minutes=0),
+            checkpoint=tmp_path / "c",
+            context=dc.Context(on_progress=look),
+        )
+    )
     assert set(inside) == {(1, 0)}
 
 
@@ -179,6 +195,8 @@ def test_the_one_before_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None
 def test_a_training_says_so_where_it_takes_the_one_before(images: LabeledSet, tmp_path: Path) -> None:
     expected = list(dc.train(model(), images, CONFIG, checkpoint=tmp_path / "c"))
     (tmp_path / "c").write_bytes(b"")
-    with pytest.warns(UserWarning, match="the one before it is used, of 5 epochs"):
-        again = list(dc.train(model(1), images, CONFIG, checkpoint=tmp_path / "c"))
+    warned: list[str] = []
+    context = dc.Context(on_warning=warned.append)
+    again = list(dc.train(model(1), images, CONFIG, checkpoint=tmp_path / "c", context=context))
+    assert len(warned) == 1 and "the one before it is used, of 5 epochs" in warned[0]
     assert [plain(r) for r in again] == [plain(r) for r in expected[5:]]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import divcon as dc
 from divcon.data.benchmark import Benchmark
+from divcon.runtime.context import Progress
 from divcon.training import Phase
 from divcon.training.checkpoint import read_checkpoint
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import TrainLoader, create_loader
-from divcon.training.report import Progress
 
 Make = Callable[..., dc.EmbeddingModel]
 CONFIG = dc.TrainConfig(
@@ -63,10 +63,11 @@ def test_it_holds_the_exponential_mean_of_views_and_embeds_the_rest(
     memory = FeatureBank(9, 5, CPU, kept=True)
     expected: np.ndarray = clean.copy()
     seen: set[int] = set()
-    with create_loader(model, images, CONFIG, CPU) as loader:
+    shown: list[Progress] = []
+    with create_loader(model, images, CONFIG, CPU, dc.Context(on_progress=shown.append)) as loader:
         for turn in range(3):
-            shown: list[Progress] = []
-            found = memory.refreshed(model, loader, turn, shown.append)
+            shown.clear()
+            found = memory.refreshed(model, loader, turn)
             unseen, kept = sorted(set(range(9)) - seen), sorted(seen)
             expected[unseen] = clean[unseen]
             if unseen and kept:
@@ -150,8 +151,11 @@ def test_where_all_images_were_seen_none_is_embedded(few: Benchmark, tiny_model:
     model, n = tiny_model(), len(few.train)
     memory = FeatureBank(n, model.num_features, CPU, kept=True)
     views = torch.rand(n, model.num_features)
-    with create_loader(model, few.train, replace(CONFIG, workers=workers), CPU) as loader:
-        first = memory.refreshed(model, loader, 0, lambda progress: None)
+    shown: list[Progress] = []
+    with create_loader(model, few.train, CONFIG, CPU, dc.Context(workers, shown.append)) as loader:
+        first = memory.refreshed(model, loader, 0)
         memory.saw(np.arange(n), views)
-        second = memory.refreshed(model, loader, 2, pytest.fail)
+        shown.clear()
+        second = memory.refreshed(model, loader, 2)
+    assert not shown
     np.testing.assert_allclose(second, (first + unit(views.numpy())) / 2, atol=2e-3)

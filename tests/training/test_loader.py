@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import divcon as dc
+from divcon.data import loading as dataset
 from divcon.data.benchmark import Benchmark
 from divcon.division import Division
+from divcon.runtime.context import Progress
 from divcon.training.loader import ImageLoader, TrainLoader, VectorLoader, create_loader
 from divcon.training.sampler import plan_epoch
 
@@ -44,9 +46,10 @@ def test_batches_are_the_planned_rows_with_their_labels(vectors: dc.LabeledSet) 
 
 
 def test_all_of_them_come_in_order_and_progress_is_told(vectors: dc.LabeledSet) -> None:
-    told = []
-    with create_loader(dc.EmbeddingModel(vector_dim=7), vectors, CONFIG, torch.device("cpu")) as loader:
-        parts = list(loader.as_evaluated(np.arange(len(vectors)), 2, told.append))
+    told: list[Progress] = []
+    context = dc.Context(on_progress=told.append)
+    with create_loader(dc.EmbeddingModel(vector_dim=7), vectors, CONFIG, torch.device("cpu"), context) as loader:
+        parts = list(loader.as_evaluated(np.arange(len(vectors)), 2))
     np.testing.assert_array_equal(np.concatenate([values.numpy() for values, _ in parts]), vectors.vectors)
     np.testing.assert_array_equal(np.concatenate([rows.numpy() for _, rows in parts]), np.arange(len(vectors)))
     assert [len(rows) for _, rows in parts[:-1]] == [32] * (len(parts) - 1)
@@ -65,7 +68,7 @@ def test_a_batch_can_be_changed_and_the_vectors_stay(vectors: dc.LabeledSet) -> 
     ) as loader:
         for _, _, values, _ in loader.batches(plan, 0, labels, range(len(plan.batches))):
             values.zero_()
-        for values, _ in loader.as_evaluated(np.arange(len(vectors)), 0, lambda progress: None):
+        for values, _ in loader.as_evaluated(np.arange(len(vectors)), 0):
             values.zero_()
     np.testing.assert_array_equal(frozen, vectors.vectors)
 
@@ -95,7 +98,7 @@ def test_what_is_divided_is_decoded_once(image_folder: Path, monkeypatch: pytest
 
     def seen(loader: TrainLoader, which: np.ndarray) -> torch.Tensor:
         decoded.clear()
-        parts = list(loader.as_evaluated(which, 0, lambda progress: None))
+        parts = list(loader.as_evaluated(which, 0))
         np.testing.assert_array_equal(torch.cat([indices for _, indices in parts]).numpy(), which)
         return torch.cat([pixels for pixels, _ in parts])
 

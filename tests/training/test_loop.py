@@ -300,7 +300,7 @@ def test_an_image_that_does_not_decode_stops_with_its_name(
 
 def test_progress_is_told_after_each_batch(few: Benchmark, tiny_model: Make) -> None:
     told = []
-    report = next(dc.train(tiny_model(), few.train, CONFIG, on_progress=told.append))
+    report = next(dc.train(tiny_model(), few.train, CONFIG, context=dc.Context(on_progress=told.append)))
     stages = [p.stage for p in told]
     assert stages == sorted(stages)  # all of divide, then all of train
     training = [p for p in told if p.stage == "train"]

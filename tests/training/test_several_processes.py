@@ -55,7 +55,7 @@ def trained(name: str, processes: ProcessGroup) -> tuple[dc.EmbeddingModel, list
     processes.across = config.across
     # Whatever the others begin with, they take over the first one's weights.
     network = model(method, learners, seed=processes.rank)
-    reports = [report.to_dict() for report in train(network, made(), config, processes=processes)]
+    reports = [report.to_dict() for report in train(network, made(), config, context=dc.Context(processes=processes))]
     return network, [{k: v for k, v in report.items() if not k.startswith("seconds")} for report in reports]
 
 

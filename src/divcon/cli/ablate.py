@@ -132,6 +132,7 @@ def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None,
     """The table and pictures of runs that are done already, without the data."""
     from divcon.experiments import Arm, arms_of, read_results
     from divcon.experiments.results import ResultsFile, draw, tabulate
+    from divcon.runtime.context import Context
 
     results = read_results(out / ResultsFile.NAME)
     held = results["settings"]
@@ -148,7 +149,7 @@ def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None,
             "one); give the whole command again"
         )
     console.print(tabulate(out, results, names, seeds, reference), end="")
-    draw(out, results, names, seeds, note)
+    draw(out, results, names, seeds, Context(on_warning=note))
 
 
 def _listed(words: str) -> list[str]:

@@ -43,12 +43,15 @@ def read_data(data: str, root: str | Path | None, **options: Any) -> Benchmark:
     from rich.progress import DownloadColumn, Progress, TimeRemainingColumn
 
     from divcon.data.read import read
+    from divcon.runtime.context import Context
+    from divcon.runtime.context import Progress as Step
 
     columns = (*Progress.get_default_columns()[:3], DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
 
-        def show(done: int, total: int) -> None:
-            bar.update(task, description="unpacking" if done < total else "reading", completed=done, total=total)
+        def show(step: Step) -> None:
+            description = "reading" if step.done == step.total else "unpacking"
+            bar.update(task, description=description, completed=step.done, total=step.total)
 
-        return read(data, root, on_progress=show, **options)
+        return read(data, root, context=Context(on_progress=show, on_warning=note), **options)

@@ -65,6 +65,8 @@ def check(
     from divcon.data.clean import check_suffix
     from divcon.data.published import PUBLISHED
     from divcon.data.read import NAMED
+    from divcon.runtime.context import Context
+    from divcon.runtime.context import Progress as Step
 
     for path in (fix, json_file):
         if path is not None:
@@ -74,12 +76,16 @@ def check(
         check_suffix(fix, benchmark)
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("decoding", total=None)
+
+        def show(step: Step) -> None:
+            description = {"decode": "decoding", "compare": "comparing"}.get(step.stage, step.stage)
+            bar.update(task, description=description, completed=step.done, total=step.total)
+
         result = check_data(
             benchmark,
             near=near,
             published=PUBLISHED.get(benchmark.name) if data in NAMED else None,
-            workers=workers,
-            on_progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+            context=Context(workers, show, note),
         )
     _print(result, benchmark, fixed=fix is not None)
     if json_file is not None:

@@ -52,6 +52,7 @@ def compare(
     from divcon.evaluation.compare import read_scores
     from divcon.evaluation.protocol import evaluate
     from divcon.models import EmbeddingModel
+    from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
     names = [str(run) for run in runs]
@@ -61,14 +62,16 @@ def compare(
     if json_file is not None:
         check_writable(json_file)
 
+    context = Context(workers, on_warning=note)
+
     def scores(run: Path) -> dict[str, Any]:
         if run.is_file():
             return read_scores(run)
         model = EmbeddingModel.load(run, device=resolve_device(device))
         benchmark = tested_on(run)
         if on_bad_image == "skip":
-            benchmark = only_decodable(benchmark, ("query", "gallery"), workers, note)
-        return evaluate(model, benchmark, clustering=False, per_query=True, batch_size=batch_size, workers=workers)
+            benchmark = only_decodable(benchmark, ("query", "gallery"), context)
+        return evaluate(model, benchmark, clustering=False, per_query=True, batch_size=batch_size, context=context)
 
     results = {name: scores(run) for name, run in zip(names, runs, strict=True)}
     compared = compare_results(results)

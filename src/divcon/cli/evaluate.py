@@ -100,6 +100,7 @@ def evaluate(
     from divcon.models import EmbeddingModel
     from divcon.runs.display import print_scores
     from divcon.runs.folder import own_benchmark
+    from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
     reranking = _reranking(rerank, {"k1": rerank_k1, "k2": rerank_k2, "weight": rerank_weight})
@@ -107,16 +108,17 @@ def evaluate(
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
     benchmark = tested_on(run, data, root)
+    context = Context(workers, on_warning=note)
     order_by = None
     if parts and len(model.head.dimensions()) > 1:
         try:
-            order_by = own_benchmark(run, benchmark, workers=workers, warn=note)
+            order_by = own_benchmark(run, benchmark, context=context)
         except DivconError as error:
             note(f"the best few subspaces are left out: {error}")
             nothing = benchmark.train.subset(np.empty(0, np.int64))
             order_by = replace(benchmark, train=nothing, validation=None)
     if on_bad_image == "skip":
-        benchmark = only_decodable(benchmark, ("query", "gallery"), workers, note)
+        benchmark = only_decodable(benchmark, ("query", "gallery"), context)
     result = evaluate_model(
         model,
         benchmark,
@@ -128,7 +130,7 @@ def evaluate(
         rerank=reranking,
         per_query=json_file is not None,
         batch_size=batch_size,
-        workers=workers,
+        context=context,
     )
     print_scores(result, console)
     if json_file is not None:
@@ -179,6 +181,7 @@ def encode(
     from divcon.data.readers.folder import images_of
     from divcon.data.readers.vectors import write_vectors
     from divcon.models import EmbeddingModel
+    from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
     if out.suffix != ".parquet":
@@ -187,9 +190,10 @@ def encode(
     model = EmbeddingModel.load(run, device=resolve_device(device))
     if learner is not None and not 0 <= learner < model.num_learners:
         raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
+    context = Context(workers, on_warning=note)
     found = images_of(images[0] if len(images) == 1 else images)
     if on_bad_image == "skip":
-        found = decodable(found, workers, note)
-    embeddings = model.encode(found, learner=learner, batch_size=batch_size, workers=workers)
+        found = decodable(found, context)
+    embeddings = model.encode(found, learner=learner, batch_size=batch_size, context=context)
     write_vectors(out, found, embeddings)
     console.print(f"{len(found):,} embeddings of {embeddings.shape[1]} dimensions in {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +61,7 @@ def features(
     from divcon.data.loading import only_decodable
     from divcon.data.readers.vectors import table_parts, write_benchmark_vectors
     from divcon.models import EmbeddingModel
+    from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
     if out.suffix != ".parquet":
@@ -75,10 +77,11 @@ def features(
     else:
         model = EmbeddingModel(backbone or "auto", 1, weights=weights, image_size=size or 224).to(where)
     benchmark = read_data(data, root)
+    context = Context(workers, on_warning=note)
     for text in benchmark.notes:
         note(text)
     if on_bad_image == "skip":
-        benchmark = only_decodable(benchmark, ("train", "validation", "query", "gallery"), workers, note)
+        benchmark = only_decodable(benchmark, ("train", "validation", "query", "gallery"), context)
     done = 0
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("images", total=sum(len(part.images) for part in table_parts(benchmark)))
@@ -89,8 +92,7 @@ def features(
             return model.features(
                 images,
                 batch_size=batch_size,
-                workers=workers,
-                on_progress=lambda n, _: bar.update(task, completed=before + n),
+                context=replace(context, on_progress=lambda p: bar.update(task, completed=before + p.done)),
             )
 
         write_benchmark_vectors(out, benchmark, pooled)

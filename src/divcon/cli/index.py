@@ -102,6 +102,7 @@ def index(
             raise ConfigError("--parts writes to no store: leave --store and --delete-missing to divcon index --load")
         _write_parts(run, _chunks(images or [], root, stream), parts, shard, device, batch_size, workers, on_bad_image)
         return
+    from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
     chunks, total = _chunks(images or [], root, stream)
@@ -111,10 +112,8 @@ def index(
             chunks,
             delete_missing=delete_missing,
             batch_size=batch_size,
-            workers=workers,
             on_bad_image=on_bad_image,
-            on_progress=lambda done, _: advance(done),
-            warn=note,
+            context=Context(workers, advance, note),
         )
     _print_changes(made, changes)
 
@@ -156,6 +155,7 @@ def _write_parts(
     on_bad_image: str,
 ) -> None:
     from divcon.models import EmbeddingModel
+    from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
     from divcon.search.about import about_of
     from divcon.search.update import Embedding, write_parts
@@ -163,10 +163,10 @@ def _write_parts(
     number, shards = _shard(shard)
     chunks, total = what
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    how = Embedding(model, batch_size, workers, on_bad_image == "skip", note)
     with _progress(None if total is None else -(-total // shards)) as advance:
         about = about_of(model, str(run.absolute()))
-        made, kept = write_parts(how, about, chunks, folder, number, shards, on_progress=advance)
+        how = Embedding(model, batch_size, on_bad_image == "skip", Context(workers, advance, note))
+        made, kept = write_parts(how, about, chunks, folder, number, shards)
     console.print(f"shard {number} of {shards}: {made:,} embedded, {kept:,} were there, in {folder}")
 
 
@@ -183,6 +183,7 @@ def _shard(given: str | None) -> tuple[int, int]:
 def _load(folder: Path, uri: str, ann_from: int | None) -> None:
     from dataclasses import replace
 
+    from divcon.runtime.context import Context
     from divcon.search import Index
     from divcon.search.update import read_parts
 
@@ -191,13 +192,13 @@ def _load(folder: Path, uri: str, ann_from: int | None) -> None:
         about = replace(about, ann_from=ann_from)
     made = Index.for_about(about, uri, given=ann_from is not None)
     with _progress(total) as advance:
-        changes = made.load(parts, on_progress=advance)
+        changes = made.load(parts, context=Context(on_progress=advance))
     _print_changes(made, changes)
 
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Any]:
-    """A bar with rate and time left, moved by calling it with the number of items done."""
+    """A bar with rate and time left; it yields the ``on_progress`` that moves it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -216,7 +217,7 @@ def _progress(total: int | None) -> Iterator[Any]:
     shown = (*columns, Rate("{task.fields[rate]}"), TimeRemainingColumn())
     with Progress(*shown, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("indexing", total=total, rate="")
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda progress: bar.update(task, completed=progress.done)
 
 
 def _print_changes(made: Index, changes: Changes) -> None:

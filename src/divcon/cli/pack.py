@@ -64,13 +64,16 @@ def pack(
     from divcon.data.loading import only_decodable
     from divcon.data.pack import Packing
     from divcon.data.pack import pack as pack_images
+    from divcon.runtime.context import Context
 
     packing = Packing(short_side, lossless, quality, interpolation)
     benchmark = read_data(data, root)
     for text in benchmark.notes:
         note(text)
     if on_bad_image == "skip":
-        benchmark = only_decodable(benchmark, ("train", "validation", "query", "gallery"), workers, note)
+        benchmark = only_decodable(
+            benchmark, ("train", "validation", "query", "gallery"), Context(workers, on_warning=note)
+        )
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -84,8 +87,7 @@ def pack(
                 benchmark,
                 out,
                 packing,
-                workers=workers,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                context=Context(workers, lambda p: bar.update(task, completed=p.done, total=p.total), note),
             )
         except KeyboardInterrupt:
             bar.stop()

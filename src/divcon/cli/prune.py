@@ -51,16 +51,18 @@ def prune(
     from divcon.runs.folder import RunFolder, own_benchmark
     from divcon.runs.prune import Pruning, check_prunable
     from divcon.runs.prune import prune as prune_model
+    from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; give another folder")
     model = EmbeddingModel.load(run, device=resolve_device(device))
     check_prunable(model, dims, by)
+    context = Context(workers, on_warning=note)
     given = None if data is None else read_data(data, root)
-    own = own_benchmark(run, given, must_be_own=True, workers=workers, warn=note)
+    own = own_benchmark(run, given, must_be_own=True, context=context)
     done: list[Pruning] = []
-    small = prune_model(model, own, dims, by=by, batch_size=batch_size, workers=workers, on_done=done.append)
+    small = prune_model(model, own, dims, by=by, batch_size=batch_size, context=context, on_done=done.append)
     about = done[0]
     RunFolder(run).pass_on(
         out, pruned={"run": str(run.absolute()), "by": by, "dims": about.dims, "learners": about.learners}

@@ -60,19 +60,20 @@ def report(
     from divcon.evaluation.protocol import evaluate as evaluate_model
     from divcon.models import EmbeddingModel
     from divcon.runs.report import report as write
+    from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
     if scores is not None and evaluate:
         raise ConfigError("--scores and --evaluate both say what the scores are; give one of them")
     if out is not None:
         check_writable(out)
-    where = resolve_device(device)
+    where, context = resolve_device(device), Context(workers, on_warning=note)
     found = None if scores is None else read_scores(scores)
     given = None
     if evaluate:
         given = tested_on(run, data, root)
         model = EmbeddingModel.load(run, device=where)
-        found = evaluate_model(model, given, clustering=False, batch_size=batch_size, workers=workers)
+        found = evaluate_model(model, given, clustering=False, batch_size=batch_size, context=context)
     elif data is not None:
         given = read_data(data, root)
     path = write(
@@ -81,8 +82,7 @@ def report(
         out=out,
         scores=found,
         batch_size=batch_size,
-        workers=workers,
         device=where,
-        warn=note,
+        context=context,
     )
     console.print(f"report in {path}")

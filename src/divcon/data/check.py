@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,6 +18,7 @@ from divcon.data.benchmark import Benchmark, counted
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import each_image
 from divcon.data.published.counts import Difference, Published, differences
+from divcon.runtime.context import DEFAULT, Context
 
 
 @dataclass(frozen=True)
@@ -233,9 +234,9 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
     return np.packbits(low > np.median(low))
 
 
-def fingerprints(images: LabeledSet, *, workers: int = 0) -> Iterator[Fingerprint | str]:
+def fingerprints(images: LabeledSet, *, context: Context = DEFAULT) -> Iterator[Fingerprint | str]:
     """Decode every image once, in order: its print, or what is wrong with it."""
-    return each_image(images, fingerprint_of, workers=workers)
+    return each_image(images, fingerprint_of, context=context)
 
 
 def equal_groups(keys: Sequence[bytes]) -> list[np.ndarray]:
@@ -246,9 +247,7 @@ def equal_groups(keys: Sequence[bytes]) -> list[np.ndarray]:
     return [np.array(group) for group in places.values() if len(group) > 1]
 
 
-def near_groups(
-    bits: np.ndarray, thumbs: np.ndarray, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[np.ndarray]:
+def near_groups(bits: np.ndarray, thumbs: np.ndarray, context: Context = DEFAULT) -> list[np.ndarray]:
     """Images that are near copies, in groups: sorted int64 arrays, ordered by their first place.
 
     Two images are near where at most `MAX_BITS` of their hashes differ and their thumbnails by at most
@@ -271,7 +270,7 @@ def near_groups(
         left = start + np.repeat(np.arange(len(block)), np.diff(limits.astype(np.int64)))
         for pairs in range(0, len(left), _PAIRS):
             group = _joined(group, left[pairs : pairs + _PAIRS], found[pairs : pairs + _PAIRS], thumbs, kept)
-        on_progress(min(start + _QUERIES, len(kept)), len(kept))
+        context.progress("compare", min(start + _QUERIES, len(kept)), len(kept))
     order = np.argsort(group, kind="stable")
     ends = np.flatnonzero(np.diff(group[order])) + 1
     return [kept[members] for members in np.split(order, ends) if len(members) > 1]
@@ -292,17 +291,12 @@ def _joined(group: np.ndarray, left: np.ndarray, right: np.ndarray, thumbs: np.n
     return np.unique(component, return_index=True)[1][component]
 
 
-Stage = Literal["decoding", "comparing"]
-OnProgress = Callable[[Stage, int, int], None]
-
-
 def check(
     benchmark: Benchmark,
     *,
     near: bool = True,
     published: Published | None = None,
-    workers: int = 0,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    context: Context = DEFAULT,
 ) -> CheckResult:
     """Decode every image of a benchmark once, count, and compare all with all.
 
@@ -312,8 +306,7 @@ def check(
     Args:
         near: also look for images that look nearly the same: see `divcon.data.check`.
         published: what is published of the data set, to compare with.
-        workers: processes that decode.
-        on_progress: called with the stage, and how much of how much is done.
+        context: reports the images decoded, then those compared.
     """
     every = _Everything(benchmark.parts)
     vectors = benchmark.query.vectors is not None
@@ -330,16 +323,16 @@ def check(
         copies = equal_groups(keys)
     else:
         seen: dict[int, Fingerprint] = {}
-        for i, result in enumerate(every.fingerprints(workers)):
+        for i, result in enumerate(every.fingerprints(context)):
             if isinstance(result, Fingerprint):
                 seen[i] = result
             else:
                 unreadable.append(every.found(i, problem=result))
-            on_progress("decoding", i + 1, len(every))
+            context.progress("decode", i + 1, len(every))
         places = np.fromiter(seen, np.int64, len(seen))
         copies = [places[group] for group in equal_groups([found.exact for found in seen.values()])]
         if near:
-            groups = tuple(every.groups(_near(seen, copies, on_progress)))
+            groups = tuple(every.groups(_near(seen, copies, context)))
     return CheckResult(
         benchmark.name,
         benchmark.protocol,
@@ -364,7 +357,7 @@ def counts_of(part: str, images: LabeledSet) -> PartCounts:
     return PartCounts(part, len(images), len(classes), smallest, median, largest, single)
 
 
-def _near(seen: dict[int, Fingerprint], copies: list[np.ndarray], on_progress: OnProgress) -> list[np.ndarray]:
+def _near(seen: dict[int, Fingerprint], copies: list[np.ndarray], context: Context) -> list[np.ndarray]:
     # One of each group of copies stands for it.
     again = {int(i) for group in copies for i in group[1:]}
     places = np.array([i for i in seen if i not in again], np.int64)
@@ -372,7 +365,7 @@ def _near(seen: dict[int, Fingerprint], copies: list[np.ndarray], on_progress: O
         return []
     bits = np.stack([seen[i].bits for i in places.tolist()])
     thumbs = np.stack([seen[i].thumb for i in places.tolist()])
-    found = near_groups(bits, thumbs, lambda done, total: on_progress("comparing", done, total))
+    found = near_groups(bits, thumbs, context)
     return [places[group] for group in found]
 
 
@@ -403,11 +396,11 @@ class _Everything:
             for start in range(0, len(new), size):
                 yield images.subset(np.array(new[start : start + size], np.int64))
 
-    def fingerprints(self, workers: int) -> Iterator[Fingerprint | str]:
+    def fingerprints(self, context: Context) -> Iterator[Fingerprint | str]:
         """Of every image, in order."""
         for images, new in self.sets:
             if new:
-                yield from fingerprints(images.subset(np.array(new, np.int64)), workers=workers)
+                yield from fingerprints(images.subset(np.array(new, np.int64)), context=context)
 
     def groups(self, groups: list[np.ndarray]) -> Iterator[Group]:
         """The same groups, with each image found."""

@@ -21,6 +21,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.transforms import Transform
 from divcon.errors import DataError, ImageError, WorkerError
+from divcon.runtime.context import DEFAULT, Context
 
 
 def begin_worker(number: int) -> None:
@@ -167,7 +168,7 @@ def batches_of(loader: DataLoader | Iterable[Pixels | ImageError]) -> Iterator[P
 
 
 def evaluation_batches(
-    images: LabeledSet, transform: Transform, *, batch_size: int, workers: int, pin_memory: bool = False
+    images: LabeledSet, transform: Transform, *, batch_size: int, context: Context = DEFAULT, pin_memory: bool = False
 ) -> Iterator[Pixels]:
     """All images in order, as evaluation sees them.
 
@@ -175,7 +176,7 @@ def evaluation_batches(
         ImageError: an image does not decode; the message names it.
         WorkerError: a process that decodes was killed.
     """
-    workers = min(workers, -(-len(images) // batch_size))
+    workers = min(context.workers, -(-len(images) // batch_size))
     key = (id(images), transform, batch_size, workers, pin_memory)
     kept = _kept if workers else None
     loader = None if kept is None else kept.pop(key, None)
@@ -230,13 +231,15 @@ class _Each(Dataset, Generic[T]):
             return str(error)
 
 
-def each(images: LabeledSet, function: Callable[[LabeledSet, int], T], *, workers: int = 0) -> Iterator[T | str]:
+def each(
+    images: LabeledSet, function: Callable[[LabeledSet, int], T], *, context: Context = DEFAULT
+) -> Iterator[T | str]:
     """What the function makes of the set and each index in turn, or what is wrong with an image in words; it is called
     where images are decoded, in worker processes if there are any."""
     loader = DataLoader(
         _Each(images, function),
         batch_size=64,
-        num_workers=min(workers, -(-len(images) // 64)),
+        num_workers=min(context.workers, -(-len(images) // 64)),
         collate_fn=list,
         worker_init_fn=begin_worker,
         generator=torch.Generator(),
@@ -245,10 +248,12 @@ def each(images: LabeledSet, function: Callable[[LabeledSet, int], T], *, worker
         yield from batch
 
 
-def each_image(images: LabeledSet, function: Callable[[Image.Image], T], *, workers: int = 0) -> Iterator[T | str]:
+def each_image(
+    images: LabeledSet, function: Callable[[Image.Image], T], *, context: Context = DEFAULT
+) -> Iterator[T | str]:
     """Decode every image once, in order: yields what the function, which is run where it is decoded, makes of it, or
     what is wrong with it in words."""
-    return each(images, partial(_of_opened, function), workers=workers)
+    return each(images, partial(_of_opened, function), context=context)
 
 
 def _of_opened(function: Callable[[Image.Image], T], images: LabeledSet, index: int) -> T:
@@ -259,18 +264,13 @@ def _decodes(image: Image.Image) -> None:
     """Nothing is made of it: that it decodes is enough."""
 
 
-def undecodable(images: LabeledSet, *, workers: int = 0) -> Iterator[tuple[int, str | None]]:
+def undecodable(images: LabeledSet, *, context: Context = DEFAULT) -> Iterator[tuple[int, str | None]]:
     """Decode every image once: yields each index with None, or with what is wrong with that image."""
-    return enumerate(each_image(images, _decodes, workers=workers))
+    return enumerate(each_image(images, _decodes, context=context))
 
 
-def decodable(
-    images: LabeledSet,
-    workers: int,
-    warn: Callable[[str], None],
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> LabeledSet:
-    """The images that decode; ``warn`` names the others. Every image is decoded once; vectors are there as they are.
+def decodable(images: LabeledSet, context: Context = DEFAULT) -> LabeledSet:
+    """The images that decode; a warning names each that does not. Every image is decoded once; vectors stay.
 
     Raises:
         DataError: none decodes.
@@ -278,23 +278,17 @@ def decodable(
     if images.vectors is not None:
         return images
     keep = np.ones(len(images), bool)
-    for index, message in undecodable(images, workers=workers):
-        on_progress(index + 1, len(images))
+    for index, message in undecodable(images, context=context):
+        context.progress("decode", index + 1, len(images))
         if message is not None:
             keep[index] = False
-            warn(f"left out: {message}")
+            context.warn(f"left out: {message}")
     if not keep.any():
         raise DataError(f"{images.source or 'the images given'}: none of the {len(images)} images decodes")
     return images if keep.all() else images.subset(keep)
 
 
-def only_decodable(
-    data: Benchmark,
-    parts: Sequence[str],
-    workers: int,
-    warn: Callable[[str], None],
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Benchmark:
+def only_decodable(data: Benchmark, parts: Sequence[str], context: Context = DEFAULT) -> Benchmark:
     """The benchmark whose ``parts`` (of train, query, gallery, validation) hold only images that decode.
 
     Raises:
@@ -307,6 +301,6 @@ def only_decodable(
         if images is not None and len(images):
             # Query and gallery may be one set, and must stay one.
             if id(images) not in found:
-                found[id(images)] = decodable(images, workers, warn, on_progress)
+                found[id(images)] = decodable(images, context)
             changed[part] = found[id(images)]
     return replace(data, **changed)

@@ -10,7 +10,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from divcon.data.readers.table import ABOUT
 from divcon.data.readers.vectors import benchmark_table, table_parts
 from divcon.data.tables import BOX_COLUMNS, IMAGE_COLUMN
 from divcon.errors import ConfigError, DataError, ImageError, RunError
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 from divcon.runtime.lock import LOCK_FILE, FolderLock
 
@@ -84,16 +85,14 @@ def pack(
     out: str | Path,
     packing: Packing | None = None,
     *,
-    workers: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Path:
     """Write a benchmark's images into a folder that ``divcon.read`` reads back as the same benchmark, with the same
     ``split_hash``. Called again after a stop it goes on with the first file that is not whole.
 
     Args:
         out: the folder; only a pack of the same data and settings may be there.
-        workers: processes that decode.
-        on_progress: called with the images done, and all.
+        context: reports the images packed.
 
     Raises:
         DataError: the data holds vectors, or nothing; or what is read back is not what was packed.
@@ -110,9 +109,9 @@ def pack(
         total, done = sum(len(file.rows) for file in files), 0
         for file in files:
             if not file.is_whole():
-                file.write(packing, workers, lambda n, before=done: on_progress(before + n, total))
+                file.write(packing, context.subtask("pack", before=done, total=total))
             done += len(file.rows)
-            on_progress(done, total)
+            context.progress("pack", done, total)
         about = {
             "name": data.name,
             "packed": f"packed from {data.train.source or data.query.source}: {packing}",
@@ -150,23 +149,23 @@ class _File:
             raise RunError(f"{self.path}: is of other data or other settings; give another --out, or remove it")
         return True
 
-    def write(self, packing: Packing, workers: int, on_progress: Callable[[int], None]) -> None:
+    def write(self, packing: Packing, context: Context) -> None:
         schema = self.rows.schema.append(pa.field(IMAGE_COLUMN, pa.binary()))
         schema = schema.with_metadata({**(schema.metadata or {}), _SIGNATURE: self.signature})
         options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
         with atomic_write(self.path) as beside, pq.ParquetWriter(beside, schema, **options) as writer:
             group: list[bytes] = []
-            for number, content in enumerate(self._contents(packing, workers), 1):
+            for number, content in enumerate(self._contents(packing, context), 1):
                 group.append(content)
                 if len(group) == IMAGES_A_GROUP or number == len(self.rows):
                     rows = self.rows.slice(number - len(group), len(group)).combine_chunks()
                     writer.write_table(rows.append_column(schema.field(IMAGE_COLUMN), pa.array(group, pa.binary())))
                     group = []
-                on_progress(number)
+                context.progress("pack", number, len(self.rows))
 
-    def _contents(self, packing: Packing, workers: int) -> Iterator[bytes]:
+    def _contents(self, packing: Packing, context: Context) -> Iterator[bytes]:
         for images in self.images:
-            for content in each(images, packing.of, workers=workers):
+            for content in each(images, packing.of, context=context):
                 if isinstance(content, str):
                     raise ImageError(content)
                 yield content

@@ -11,20 +11,20 @@ from typing import Any
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
-from divcon.data.published.archive import OnProgress
 from divcon.data.published.vehicleid import vehicleid_of
 from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
 from divcon.data.readers.table import read_table, read_table_folder, table_files
 from divcon.data.tables import TABLE_SUFFIXES
 from divcon.errors import ConfigError, DataError, unknown
+from divcon.runtime.context import DEFAULT, Context
 
 
 def read(
     name_or_path: str | os.PathLike[str],
     root: str | os.PathLike[str] | None = None,
     *,
-    on_progress: OnProgress = lambda done, total: None,
+    context: Context = DEFAULT,
     **options: Any,
 ) -> Benchmark:
     """Read labelled images or vectors: train classes, and queries and a gallery of other classes.
@@ -37,7 +37,7 @@ def read(
             (``read_table_folder``). A name goes before a folder of the same name; ``./icons`` is the folder.
         root: where a named data set lies, or the folder that a table's relative paths start from. A published data
             set may be the archive that was downloaded, which is unpacked beside itself.
-        on_progress: called with the bytes of an archive that are unpacked, and of all.
+        context: reports the bytes of an archive that are unpacked.
         options: of the reader: a table or folder takes ``flip=False`` where a mirrored image is of another
             class; tables and published data sets take ``check_files=False`` to leave the files unchecked.
 
@@ -51,8 +51,8 @@ def read(
     if name in NAMED:
         if root is not None:
             options["root"] = root
-        if "on_progress" in inspect.signature(NAMED[name]).parameters:
-            options["on_progress"] = on_progress
+        if "context" in inspect.signature(NAMED[name]).parameters:
+            options["context"] = context
         return _call(NAMED[name], name, options)
     path = Path(name)
     if path.is_dir():

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from divcon.division.kmeans import kmeans
 from divcon.errors import DataError
-from divcon.runtime.distributed import ALONE, ProcessGroup
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import DamagedTensorsError, checked_tensors, write_tensors
 
 DivideBy = Literal["image", "class", "random", "random-class"]
@@ -35,7 +35,7 @@ def cluster(
     seed: tuple[int, ...],
     tries: int,
     device: object = "cpu",
-    processes: ProcessGroup = ALONE,
+    context: Context = DEFAULT,
 ) -> tuple[Clusters, bool]:
     """Cluster images, or the means of their classes, with one seed after the other until each cluster has two classes
     with a positive pair (2021); the first of the best where none does.
@@ -68,7 +68,7 @@ def cluster(
             of = np.random.default_rng(seed).permutation(len(means)) % num_clusters
             return of[class_of], class_means(features, of[class_of])[0]
         points = features if by == "image" else means
-        found = kmeans(points, num_clusters, seed=seed, device=device, processes=processes)  # type: ignore[arg-type]
+        found = kmeans(points, num_clusters, seed=seed, device=device, context=context)  # type: ignore[arg-type]
         return (found.assignment if by == "image" else found.assignment[class_of]), found.centroids
 
     return _best(attempt, labels, num_clusters, seed, tries)
@@ -266,7 +266,7 @@ def divide(
     previous: Division | None = None,
     double: bool = False,
     device: str | torch.device = "cpu",
-    processes: ProcessGroup = ALONE,
+    context: Context = DEFAULT,
 ) -> Division:
     """Divide the training images among the learners (2019, section 3.1): cluster, match to the previous division,
     leave out what has no positive pair.
@@ -279,8 +279,8 @@ def divide(
         tries: seeds of k-means that are tried until each cluster has two classes with a positive pair (2021).
         previous: the division that the new one is matched to.
         double: then split each cluster in two, for 2 K learners (see `Division.doubled`).
-        processes: those that call this at once with the same features; they share out the work, and get the same
-            division.
+        context: the processes of its group call this at once with the same features; they share the work, and get the
+            same division.
 
     Raises:
         DataError: more learners than distinct images (or classes, by class); a cluster that cannot be split.
@@ -289,14 +289,15 @@ def divide(
     seed = (seed,) if isinstance(seed, int) else seed
     features = normalized(features)
     (learner, centroids), _ = cluster(
-        features, labels, num_learners, by=by, seed=seed, tries=tries, device=device, processes=processes
+        features, labels, num_learners, by=by, seed=seed, tries=tries, device=device, context=context
     )
     division = Division(learner, centroids)
     if previous is not None:
         division = division.matched_to(previous)
     if double:
-        division = _doubled(division, features, labels, by, seed, tries, device, processes)
-    division = Division(processes.broadcast(division.learner), processes.broadcast(division.centroids))
+        division = _doubled(division, features, labels, by, seed, tries, device, context)
+    group = context.group
+    division = Division(group.broadcast(division.learner), group.broadcast(division.centroids))
     return division.without_singletons(labels)
 
 
@@ -308,7 +309,7 @@ def _doubled(
     seed: tuple[int, ...],
     tries: int,
     device: str | torch.device,
-    processes: ProcessGroup = ALONE,
+    context: Context = DEFAULT,
 ) -> Division:
     """`Division.doubled`, of features of length one."""
     learner = np.full_like(division.learner, -1)
@@ -326,7 +327,7 @@ def _doubled(
                     seed=(*seed, 2, k),
                     tries=tries,
                     device=device,
-                    processes=processes,
+                    context=context,
                 )
         if not split:
             raise DataError(_cannot_split(k, division, labels, tries, by))

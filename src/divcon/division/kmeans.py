@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from divcon.errors import DataError, NonFiniteError
-from divcon.runtime.distributed import ALONE, ProcessGroup
+from divcon.runtime.context import DEFAULT, Context
 
 BLOCK_ELEMENTS = 1 << 24  # floats of a block's points, distances or one-hot assignment: 64 MB each
 CACHED_ELEMENTS = 1 << 20  # floats of a block that stays in a processor's last cache: 4 MB
@@ -39,9 +39,9 @@ class Nearest:
     shrinks by at most what it moved. The bounds allow for rounding, so that the answer is that of comparing all.
     """
 
-    def __init__(self, x: torch.Tensor, norms: torch.Tensor, num_clusters: int, processes: ProcessGroup) -> None:
-        mine = processes.shard(len(x))
-        self._n, self._processes = len(x), processes
+    def __init__(self, x: torch.Tensor, norms: torch.Tensor, num_clusters: int, context: Context) -> None:
+        mine = context.group.shard(len(x))
+        self._n, self._group = len(x), context.group
         self._x, self._norms = x[mine], norms[mine]
         self._nearest = self._norms.new_zeros(len(self._x), dtype=torch.int64)
         self._squared = torch.empty_like(self._norms)
@@ -61,13 +61,13 @@ class Nearest:
             self._lower -= moves
             self._compare(centroids, if_few(self._upper >= self._lower.amin(dim=1)))
         self._centroids = centroids
-        return self._processes.all_gather(self._nearest.clone(), self._n)
+        return self._group.all_gather(self._nearest.clone(), self._n)
 
     def distances(self) -> torch.Tensor:
         """The squared distance of each point to its nearest centroid, (N,)."""
         assert self._centroids is not None, "no centroids yet"
         self._compare(self._centroids, None)
-        return self._processes.all_gather(self._squared, self._n)
+        return self._group.all_gather(self._squared, self._n)
 
     def _compare(self, centroids: torch.Tensor, points: torch.Tensor | None) -> None:
         """Compare all points, or those at these positions, with all centroids."""
@@ -139,7 +139,7 @@ def kmeans(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     device: str | torch.device = "cpu",
-    processes: ProcessGroup = ALONE,
+    context: Context = DEFAULT,
 ) -> KMeans:
     """Lloyd's algorithm over all points, from a greedy k-means++ start (Arthur and Vassilvitskii 2007) among 16,384 of
     them, or 256 a cluster where that is more.
@@ -151,7 +151,7 @@ def kmeans(
         points: (N, F) float.
         num_clusters: K.
         seed: decides the start; the same seed gives the same clustering on the same device.
-        processes: those that call this at once with the same points; they share out the distances.
+        context: the processes of its group call this at once with the same points, and share the distances.
         tolerance: stop when the centroids' squared moves add up to less than this share of the points' mean variance.
 
     Raises:
@@ -170,7 +170,7 @@ def kmeans(
     threshold = tolerance * variance / x.shape[1]
 
     iterations = 0
-    nearest = Nearest(x, norms, num_clusters, processes)
+    nearest = Nearest(x, norms, num_clusters, context)
     assignment = nearest(centroids)
     sums = _sums(x, assignment, num_clusters)
     while iterations < max_iterations:

@@ -25,7 +25,7 @@ from divcon.evaluation.subspaces import (
 )
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_finite
-from divcon.runtime.distributed import ALONE, ProcessGroup
+from divcon.runtime.context import DEFAULT, Context
 
 
 def evaluate(
@@ -41,9 +41,7 @@ def evaluate(
     rerank: ReRanking | None = None,
     recall_at: Sequence[int] | None = None,
     batch_size: int = 128,
-    workers: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    processes: ProcessGroup = ALONE,
+    context: Context = DEFAULT,
 ) -> dict[str, Any]:
     """Scores of a model on classes that it was not trained on.
 
@@ -66,8 +64,8 @@ def evaluate(
         rerank: also the scores after re-ranking by k-reciprocal encoding, ``reranked``, and ``map`` and
             ``map_trapezoidal`` with it and without. Random galleries and ``parts`` are not re-ranked.
         recall_at: the k of Recall@k, beside 1; None: the benchmark's.
-        processes: those that call this at once; they share out the images, and the first alone gets the scores, the
-            others nothing.
+        context: the processes of its group call this at once and share the images; only rank 0 gets the scores, the
+            others an empty dict.
 
     Returns:
         ``recall_at_1`` ..., ``precision_at_1``, ``r_precision``, ``map_at_r`` (see
@@ -81,6 +79,7 @@ def evaluate(
         NonFiniteError: an embedding is NaN or infinite.
         ConfigError: there are too many images to re-rank at these k1 and k2.
     """
+    group = context.group
     if isinstance(data, LabeledSet):
         data = Benchmark(data.source, data.subset(np.empty(0, np.int64)), data, data)
     query, gallery = data.query, data.gallery
@@ -96,20 +95,19 @@ def evaluate(
     total = tested + (len(choosing[1]) if choosing else 0)
 
     def pooled(images: LabeledSet, before: int) -> np.ndarray:
-        mine = processes.shard(len(images))
+        mine = group.shard(len(images))
         found = model.features(
-            images if processes.alone else images.subset(np.arange(mine.start, mine.stop)),
+            images if group.alone else images.subset(np.arange(mine.start, mine.stop)),
             batch_size=batch_size,
-            workers=workers,
-            on_progress=lambda done, _: on_progress(before + done * processes.world_size, total),
+            context=context.subtask("evaluate", before=before, total=total, times=group.world_size),
         )
-        found = processes.all_gather(torch.from_numpy(found), len(images)).numpy()
+        found = group.all_gather(torch.from_numpy(found), len(images)).numpy()
         check_finite(found, images, f"evaluating {data.name}")
         return found
 
     query_features = pooled(query, 0)
     gallery_features = query_features if gallery is query else pooled(gallery, len(query))
-    if not processes.is_main:
+    if not group.is_main:
         return {}
 
     def sides(embed: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
@@ -161,8 +159,7 @@ def evaluate(
                 model,
                 images,
                 batch_size=batch_size,
-                workers=workers,
-                on_progress=lambda done, _: on_progress(tested + done, total),
+                context=context.subtask("evaluate", before=tested, total=total),
             )
         result |= subspace_scores(model.head.dimensions(), embeddings, scores, order)
     result |= {

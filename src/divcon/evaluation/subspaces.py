@@ -12,6 +12,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.models import EmbeddingModel
+from divcon.runtime.context import DEFAULT, Context
 
 MOST_IMAGES = 3000
 """By so many images, at most, subspaces are chosen: each step of the choice searches among all of them."""
@@ -72,8 +73,7 @@ def subspace_order(
     *,
     features: np.ndarray | None = None,
     batch_size: int = 128,
-    workers: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> list[int]:
     """The learners whose subspaces together find best, the most useful first.
 
@@ -93,7 +93,7 @@ def subspace_order(
     if not parts:
         raise ValueError("the model's learners share dimensions, so that there are no subspaces to choose from")
     if features is None:
-        features = model.features(images, batch_size=batch_size, workers=workers, on_progress=on_progress)
+        features = model.features(images, batch_size=batch_size, context=context)
     embeddings = model.embed(features)
 
     def worth(learners: list[int]) -> tuple[float, float]:

@@ -23,10 +23,11 @@ from divcon.models.backbone import resolve_backbone
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder
 from divcon.runs.run import run
+from divcon.runtime.context import Context, Progress
 from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
 from divcon.training.loop import check
-from divcon.training.report import EpochReport, Progress
+from divcon.training.report import EpochReport
 
 
 def check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str | None, arms: list[Arm]) -> None:
@@ -68,7 +69,7 @@ def prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCon
         )
     if base.data.on_bad_image == "skip":
         parts = ("train", "validation", "query", "gallery")
-        data = only_decodable(data, parts, base.train.workers, display.warn, display.stage("check", 0))
+        data = only_decodable(data, parts, Context(base.train.workers, display.progress, display.warn))
     for note in data.notes:
         display.warn(note)
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
@@ -146,8 +147,7 @@ class Observer:
                 self._data,
                 clustering=False,
                 per_query=True,
-                workers=config.train.workers,
-                on_progress=self._display.stage("evaluate", report.number),
+                context=Context(config.train.workers, self._display.progress).subtask("evaluate", epoch=report.number),
             )
             observed["recall_at_1"] = result["recall_at_1"]
             if report.number == self.chosen_epoch:
@@ -341,7 +341,7 @@ def ablate(
         for arm in listed:
             study.compare(arm, number)
             tabulate(file.out, file.results, [a.name for a in listed], seeds, reference)
-    draw(file.out, file.results, [arm.name for arm in listed], seeds, display.warn)
+    draw(file.out, file.results, [arm.name for arm in listed], seeds, Context(on_warning=display.warn))
     return file.results
 
 

@@ -22,6 +22,7 @@ from divcon.models import EmbeddingModel
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.run import run
+from divcon.runtime.context import Context
 from divcon.runtime.environment import environment
 from divcon.training.report import EpochReport
 
@@ -88,8 +89,8 @@ def reproduce(
         return {"recall_at_1": scored(model, report.number, clustering=False)["recall_at_1"]}
 
     def scored(model: EmbeddingModel, epoch: int, **options: Any) -> dict[str, Any]:
-        on_progress = display.stage("evaluate", epoch)
-        return evaluate(model, data, workers=config.train.workers, on_progress=on_progress, **options)
+        context = Context(config.train.workers, display.progress, display.warn)
+        return evaluate(model, data, context=context.subtask("evaluate", epoch=epoch), **options)
 
     model = run(data, out, config, resume=True, source=source, display=display, observe=observe)
     lines = RunFolder(out).lines()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, RunError
 from divcon.evaluation.bootstrap import bootstrap_runs_difference
 from divcon.experiments.arms import shown
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.environment import environment
 from divcon.runtime.files import atomic_write
 
@@ -252,7 +253,7 @@ def draw(
     results: Results,
     arms: Sequence[str] | None,
     seeds: Sequence[int] | None,
-    warn: Callable[[str], None],
+    context: Context = DEFAULT,
 ) -> None:
     """Draw ``recall.svg`` and ``recall.png`` of the runs that are done, where matplotlib is installed.
 
@@ -264,7 +265,7 @@ def draw(
         for name in ("recall.svg", "recall.png"):
             picture(results, out / name, arms=arms, seeds=seeds)
     except ConfigError as error:  # no matplotlib: the table is what matters
-        warn(str(error))
+        context.warn(str(error))
 
 
 def table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from divcon.models.folding import computed
 from divcon.models.heads import create_head, head_class
 from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
 from divcon.models.pooling import create_pooling
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write, checked_tensors, write_tensors
 
 FORMAT = 1
@@ -225,8 +226,7 @@ class EmbeddingModel(nn.Module):
         images: Inputs,
         *,
         batch_size: int = 128,
-        workers: int = 0,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        context: Context = DEFAULT,
     ) -> np.ndarray:
         """The pooled features of images or vectors, (N, F) float32: what is divided, and what the head sees.
 
@@ -240,9 +240,8 @@ class EmbeddingModel(nn.Module):
             images,
             self.eval_transform if self.vector_dim is None else None,
             batch_size=batch_size,
-            workers=workers,
+            context=context,
             pin_memory=self.device.type == "cuda",
-            on_progress=on_progress,
         )
         return self.pool(batches, np.empty((len(images), self.num_features), np.float32))
 
@@ -263,8 +262,7 @@ class EmbeddingModel(nn.Module):
         *,
         learner: int | None = None,
         batch_size: int = 128,
-        workers: int = 0,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        context: Context = DEFAULT,
     ) -> np.ndarray:
         """The embeddings of images or vectors: files, folders (walked), an (N, F0) array of vectors, or a `LabeledSet`.
 
@@ -278,7 +276,7 @@ class EmbeddingModel(nn.Module):
             DataError: no images there, or not what the model sees.
             ImageError: an image does not decode; the message names it.
         """
-        pooled = self.features(images, batch_size=batch_size, workers=workers, on_progress=on_progress)
+        pooled = self.features(images, batch_size=batch_size, context=context)
         return self.embed(pooled, learner)
 
     def save(self, folder: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from divcon.data.loading import Pixels, evaluation_batches
 from divcon.data.readers.folder import images_of
 from divcon.data.transforms import EvalTransform
 from divcon.errors import DataError, NonFiniteError
+from divcon.runtime.context import Context
 
 Inputs = LabeledSet | np.ndarray | str | Path | Sequence[str | Path]
 """Images or vectors: a set, an (N, F0) array of vectors, a file, a folder, or several of them."""
@@ -72,11 +73,10 @@ def input_batches(
     transform: EvalTransform | None,
     *,
     batch_size: int,
-    workers: int,
+    context: Context,
     pin_memory: bool,
-    on_progress: Callable[[int, int], None],
 ) -> Iterator[Pixels]:
-    """All images or vectors in order, as evaluation sees them; ``on_progress`` is told of a batch when the next is
+    """All images or vectors in order, as evaluation sees them; progress is reported of a batch when the next is
     asked for.
 
     Raises:
@@ -86,12 +86,12 @@ def input_batches(
         assert images.vectors is not None
         batches = vector_batches(images.vectors, batch_size)
     else:
-        batches = evaluation_batches(images, transform, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
+        batches = evaluation_batches(images, transform, batch_size=batch_size, context=context, pin_memory=pin_memory)
     done = 0
     for seen, indices in batches:
         yield seen, indices
         done += len(indices)
-        on_progress(done, len(images))
+        context.progress("embed", done, len(images))
 
 
 def check_finite(features: np.ndarray, images: LabeledSet, what: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from rich.text import Text
 
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
-from divcon.training.report import Progress as RunProgress
-from divcon.training.report import Stage
+from divcon.runtime.context import Progress as RunProgress
 
 
 class Display(ABC):
@@ -29,10 +27,6 @@ class Display(ABC):
     @abstractmethod
     def progress(self, progress: RunProgress) -> None:
         """After each batch of whatever stage."""
-
-    def stage(self, stage: Stage, epoch: int) -> Callable[[int, int], None]:
-        """What is called with the number of images done and of all in a stage of an epoch, to be shown as progress."""
-        return lambda done, total: self.progress(RunProgress(stage, epoch, done, total))
 
     @abstractmethod
     def epoch(self, line: dict[str, Any]) -> None:
@@ -135,11 +129,12 @@ class Bar(Display):
             self.console.print(f"going on after {epochs_done} of {self._epochs} epochs")
 
     def progress(self, progress: RunProgress) -> None:
-        share = progress.done / max(1, progress.total)
-        if progress.stage == "check":
-            self._bar.update(self._task, description="decoding each image once", total=1, completed=share)
+        share = progress.done / max(1, progress.total or 1)
+        if progress.epoch is None:
+            what = {"decode": "decoding each image once"}.get(progress.stage, progress.stage)
+            self._bar.update(self._task, description=what, total=1, completed=share)
             return
-        completed = progress.epoch + {"divide": 0.0, "train": share, "evaluate": 1.0}[progress.stage]
+        completed = progress.epoch + {"divide": 0.0, "train": share}.get(progress.stage, 1.0)
         what = f"epoch {progress.epoch + 1}/{self._epochs} "
         detail = f"{progress.done:,}/{progress.total:,} images"
         if progress.stage == "train":
@@ -149,7 +144,7 @@ class Bar(Display):
                 what += f" learners {sizes}"
             detail += f" loss {progress.loss:.3f} {progress.images_per_second:,.0f} images/s"
         else:
-            what += {"divide": "dividing", "evaluate": "evaluating"}[progress.stage]
+            what += {"divide": "dividing", "evaluate": "evaluating"}.get(progress.stage, progress.stage)
         self._bar.update(self._task, description=what, completed=completed, detail=detail)
 
     def epoch(self, line: dict[str, Any]) -> None:

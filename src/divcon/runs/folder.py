@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from divcon.data.read import read
 from divcon.errors import ConfigError, DataError, OutputError, RunError
 from divcon.evaluation.subspaces import sample_of
 from divcon.models.backbone import AUTO
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.environment import machine, run_versions
 from divcon.runtime.files import atomic_write
 from divcon.runtime.lock import LOCK_FILE, FolderLock
@@ -290,8 +291,7 @@ def own_benchmark(
     *,
     must_be_own: bool = False,
     whole: bool = False,
-    workers: int = 0,
-    warn: Callable[[str], None] = lambda message: None,
+    context: Context = DEFAULT,
 ) -> Benchmark:
     """The benchmark that a run's model was trained on, with its validation classes where it had any; of train and
     validation classes only a sample (see `divcon.evaluation.subspaces.sample_of`), unless asked for ``whole``.
@@ -301,8 +301,8 @@ def own_benchmark(
         given: data that was read already; taken where it is the run's own, or the model knows of no run.
         must_be_own: data that is given and not the run's own is an error; else the run's own is read.
         whole: all train and validation images, in the order in which the run's divisions number them.
-        workers, warn: as `divcon.data.loading.only_decodable` takes them; a run that left out images that do not decode
-            leaves them out here too.
+        context: of `divcon.data.loading.only_decodable`; a run that left out images that do not decode leaves them out
+            here too.
 
     Raises:
         RunError: the folder does not say what its model was trained on, that is not there any more, or it has changed.
@@ -338,7 +338,7 @@ def own_benchmark(
     if not whole:
         data = _sampled(data)
     if config.data.on_bad_image == "skip":
-        data = only_decodable(data, [name for name in ("train", "validation") if data.parts.get(name)], workers, warn)
+        data = only_decodable(data, [name for name in ("train", "validation") if data.parts.get(name)], context)
     return data
 
 

@@ -11,6 +11,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
 from divcon.evaluation.subspaces import choosing_part, sample_of, scores_among, subspace_order
 from divcon.models import EmbeddingModel, keep_components, keep_subspaces
+from divcon.runtime.context import DEFAULT, Context
 
 By = Literal["subspaces", "pca"]
 
@@ -42,7 +43,7 @@ def prune(
     *,
     by: By = "pca",
     batch_size: int = 128,
-    workers: int = 0,
+    context: Context = DEFAULT,
     on_done: Callable[[Pruning], None] = lambda about: None,
 ) -> EmbeddingModel:
     """A model that embeds in at most ``dims`` dimensions, without training.
@@ -65,7 +66,7 @@ def prune(
     """
     check_prunable(model, dims, by)
     judged_on, images = _to_choose_by(data)
-    features = model.features(images, batch_size=batch_size, workers=workers)
+    features = model.features(images, batch_size=batch_size, context=context)
     learners = None
     if by == "subspaces":
         learners = subspace_order(model, images, dims, features=features)
@@ -73,7 +74,7 @@ def prune(
     else:
         analysed = features
         if isinstance(data, Benchmark) and judged_on == "validation":
-            analysed = model.features(sample_of(data.train), batch_size=batch_size, workers=workers)
+            analysed = model.features(sample_of(data.train), batch_size=batch_size, context=context)
         small = keep_components(model, analysed, dims)
     before, after = (scores_among(each.embed(features), images, model.device)["recall_at_1"] for each in (model, small))
     on_done(Pruning(by, small.embedding_dim, learners, judged_on, len(images), images.num_classes, before, after))

@@ -24,6 +24,7 @@ from divcon.models.backbone import resolve_backbone
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.report import write_report
+from divcon.runtime.context import Context
 from divcon.runtime.device import resolve_device
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
@@ -135,11 +136,12 @@ def _run(
         told.append(message)
         display.warn(message)
 
-    data = _shared_out(data, config, display, warn)
+    context = Context(config.train.workers, display.progress, warn, processes)
+    data = _shared_out(data, config, context)
 
     # All that can be wrong with the settings shows before anything is written.
     torch.manual_seed(config.train.seed)
-    model = _begin(config.model, vector_dim, init, done, warn)
+    model = _begin(config.model, vector_dim, init, done, context)
     check(model, data.train, config.train)
     for message in not_repeatable(
         resolve_device(config.train.device), found[1] if found is not None and done else None
@@ -161,9 +163,7 @@ def _run(
                 model,
                 judged,
                 clustering=False,
-                workers=config.train.workers,
-                on_progress=display.stage("evaluate", epoch.number),
-                processes=processes,
+                context=context.subtask("evaluate", epoch=epoch.number),
             )
         if not processes.is_main:
             return
@@ -180,8 +180,7 @@ def _run(
         lines.append(line)
         display.epoch(line)
 
-    options = {"checkpoint": folder.checkpoint, "on_progress": display.progress, "stop": stop, "processes": processes}
-    epochs: Any = train(model, data.train, config.train, **options)
+    epochs: Any = train(model, data.train, config.train, checkpoint=folder.checkpoint, stop=stop, context=context)
     for epoch in epochs:
         try:
             judge(epoch)
@@ -200,8 +199,7 @@ def _run(
                 data,
                 model,
                 notes=[*data.notes, *told],
-                workers=config.train.workers,
-                on_progress=display.stage("evaluate", config.train.epochs - 1),
+                context=context.alone().subtask("evaluate", epoch=config.train.epochs - 1),
             )
         except Exception as error:  # the run is done, and nothing that goes wrong from here on may lose it
             display.warn(f"no report was written ({error!r}); the run is whole. Try: divcon report {folder.path}")
@@ -245,11 +243,10 @@ def check_unseen(run: str | Path, data: Benchmark, source_given: bool) -> str | 
     return None
 
 
-def _shared_out(data: Benchmark, config: RunConfig, display: Display, warn: Callable[[str], None]) -> Benchmark:
+def _shared_out(data: Benchmark, config: RunConfig, context: Context) -> Benchmark:
     """The benchmark with validation classes, or with all of them in train, and without what does not decode."""
     if config.data.on_bad_image == "skip":
-        on_progress = display.stage("check", 0)
-        data = only_decodable(data, ("train", "validation"), config.train.workers, warn, on_progress)
+        data = only_decodable(data, ("train", "validation"), context)
     if config.data.validation:
         return data.with_validation(config.data.validation_fraction, config.train.seed)
     return data.without_validation()
@@ -260,7 +257,7 @@ def _begin(
     vector_dim: int | None,
     init: str | Path | None,
     epochs_done: int,
-    warn: Callable[[str], None],
+    context: Context,
 ) -> EmbeddingModel:
     """The model as it is before training; a run that goes on takes its weights from the checkpoint."""
     options = {**vars(config), "vector_dim": vector_dim}
@@ -271,7 +268,7 @@ def _begin(
         kept = model.warm_start(_model_in(init))
         if not kept:
             names = ", ".join(flag(name) for name in ("method", "embedding_dim", "num_learners", "pooling"))
-            warn(f"the head starts anew: {names} are not those of {init}")
+            context.warn(f"the head starts anew: {names} are not those of {init}")
     return model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, StoreError
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import as_set
+from divcon.runtime.context import DEFAULT, Context
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.filters import Where, conditions_of
 from divcon.search.items import Items, chunks_of, items_of, key_of
@@ -235,10 +236,8 @@ class Index:
         columns: pa.Table | Mapping[str, Sequence[Any]] | None = None,
         delete_missing: bool = False,
         batch_size: int = 128,
-        workers: int = 0,
         on_bad_image: Literal["stop", "skip"] = "stop",
-        on_progress: Callable[[int, int | None], None] = lambda done, total: None,
-        warn: Callable[[str], None] = lambda message: None,
+        context: Context = DEFAULT,
     ) -> Changes:
         """Bring the store up to date with data. Only images that are new or changed (by path and content) are embedded;
         where only label or columns changed, these are written. Interrupted, it goes on where it stopped.
@@ -249,8 +248,7 @@ class Index:
             columns: further columns, a row an image; left out, those of the table that the data comes from.
             delete_missing: remove from the store what is not in the data.
             on_bad_image: what to do with an image that does not decode.
-            on_progress: called with the number of items done, and of all where it is known.
-            warn: called with what a person should know.
+            context: reports the items done, and of all where that is known; a warning names each that is left out.
 
         Raises:
             StoreError: another process is writing, or the store is gone.
@@ -262,22 +260,22 @@ class Index:
         else:
             items, repeated = items_of(as_set(data), columns)
             if repeated:
-                warn(f"left out: {repeated:,} rows with the image of an earlier row")
+                context.warn(f"left out: {repeated:,} rows with the image of an earlier row")
             chunks, total = chunks_of(items), len(items)
 
         def write(updating: Updating) -> None:
-            how = Embedding(self.model, batch_size, workers, on_bad_image == "skip", warn)
+            how = Embedding(self.model, batch_size, on_bad_image == "skip", context)
             for done in updating.embed(chunks, how):
-                on_progress(done, total)
+                context.progress("index", done, total)
 
         return bring_up_to_date(self.store, self._neighbours, write, delete_missing=delete_missing)
 
-    def load(self, parts: Iterable[Embedded], *, on_progress: Callable[[int], None] = lambda done: None) -> Changes:
+    def load(self, parts: Iterable[Embedded], *, context: Context = DEFAULT) -> Changes:
         """Bring the store up to date with items that were embedded elsewhere (see `divcon.search.update`)."""
 
         def write(updating: Updating) -> None:
             for done in updating.load(parts):
-                on_progress(done)
+                context.progress("index", done, None)
 
         return bring_up_to_date(self.store, self._neighbours, write)
 
@@ -291,7 +289,7 @@ class Index:
         exact: bool = False,
         embedded: bool = False,
         batch_size: int = 128,
-        workers: int = 0,
+        context: Context = DEFAULT,
     ) -> list[Any]:
         """The k items most like an image, file, vector or item, best first; of equal ones, the first indexed.
 
@@ -323,7 +321,7 @@ class Index:
         if not queries:
             return []
         weights = None if learner is None else subspace_weights(self.model, learner)
-        how = {"embedded": embedded, "batch_size": batch_size, "workers": workers}
+        how = {"embedded": embedded, "batch_size": batch_size, "context": context}
         vectors = embeddings_of(queries, self.store, about, self._model, **how)
         every = exact or bool(conditions) or weights is not None or k > self.store.most_found
         if every or about.effort is None or len(self) < about.ann_from:

@@ -15,6 +15,7 @@ from PIL import Image
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
 from divcon.models import EmbeddingModel, MaskHead, SliceHead
+from divcon.runtime.context import Context
 from divcon.search.about import About
 from divcon.search.items import absolute, key_of
 from divcon.search.stores.base import Store
@@ -40,7 +41,7 @@ def embeddings_of(
     *,
     embedded: bool,
     batch_size: int,
-    workers: int,
+    context: Context,
 ) -> np.ndarray:
     """(Q, D) float32 embeddings of length one.
 
@@ -78,7 +79,7 @@ def embeddings_of(
         names, contents = zip(*images.values(), strict=True)
         if about.vector_dim is not None:
             raise DataError(f"{names[0]}: the model sees vectors of {about.vector_dim} dimensions, not images")
-        result[list(images)] = model().encode(_set(names, contents), batch_size=batch_size, workers=workers)
+        result[list(images)] = model().encode(_set(names, contents), batch_size=batch_size, context=context)
     if vectors:
         result[list(vectors)] = _embedded(vectors, about, model, embedded)
     return result

@@ -17,13 +17,12 @@ from divcon.data.loading import decodable
 from divcon.data.readers.table import pc
 from divcon.errors import DataError, ImageError, StoreError
 from divcon.models import EmbeddingModel
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 from divcon.search.about import KINDS, About
 from divcon.search.items import Items, key_of
 from divcon.search.neighbours import Neighbours, choose_effort
 from divcon.search.stores.base import FIXED_COLUMNS, Known, Store, schema
-
-Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,9 @@ class Embedding:
 
     model: EmbeddingModel
     batch_size: int = 128
-    workers: int = 0
     skip: bool = False
-    """Leave out images that do not decode; else they are an error."""
-    warn: Warn = lambda message: None
-    """Told of what is left out."""
+    """Leave out images that do not decode, with a warning; else they are an error."""
+    context: Context = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -232,7 +229,7 @@ def contents_of(items: Items, how: Embedding) -> list[str | None]:
         except ImageError as error:
             if not how.skip:
                 raise
-            how.warn(f"left out: {error}")
+            how.context.warn(f"left out: {error}")
             contents.append(None)
     return contents
 
@@ -243,14 +240,14 @@ def embed(
     """Those of the wanted items that decode, their digests, and their (n, D) float32 embeddings."""
     if how.skip and len(wanted):
         try:
-            rows = decodable(items.images.subset(wanted), how.workers, how.warn).rows
+            rows = decodable(items.images.subset(wanted), how.context.silent()).rows
         except DataError:
             rows = np.empty(0, np.int64)
         wanted = wanted[np.isin(items.images.rows[wanted], rows)]
     made = items.take(wanted)
     if not len(made):
         return made, [], np.empty((0, how.model.embedding_dim), np.float32)
-    embeddings = how.model.encode(made.images, batch_size=how.batch_size, workers=how.workers)
+    embeddings = how.model.encode(made.images, batch_size=how.batch_size, context=how.context.silent())
     broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(broken):
         raise DataError(f"{made.names[broken[0]]}: the model gives NaN or infinite numbers; it cannot be indexed")
@@ -281,8 +278,6 @@ def write_parts(
     folder: Path,
     shard: int = 1,
     shards: int = 1,
-    *,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[int, int]:
     """Embed every ``shards``-th chunk into a parquet of its own, ``part-00000017.parquet``, whole or not at all. One
     that is there and was made of the same images by the same model stays, so that an interrupted shard goes on.
@@ -320,7 +315,7 @@ def write_parts(
                 pq.write_table(rows.replace_schema_metadata(told), beside)
             made += len(rows)
         done += len(chunk)
-        on_progress(done)
+        how.context.progress("index", done, None)
     for part in folder.glob("part-*.parquet"):
         found = _PART.fullmatch(part.name)
         if found and int(found[1]) >= number and (int(found[1]) + 1) % shards == shard % shards:

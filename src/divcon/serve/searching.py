@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
+from divcon.runtime.context import DEFAULT
 from divcon.search import Index
 from divcon.search.queries import embeddings_of
 from divcon.serve.items import check_pixels, rows_of
@@ -224,7 +225,7 @@ def _embedding(index: Index, query: Search, image: bytes | None, limits: Limits)
         lambda: index.model,
         embedded=True,
         batch_size=1,
-        workers=0,
+        context=DEFAULT,
     )[0]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from divcon.runtime.context import Progress
 from divcon.training.loop import train
-from divcon.training.report import EpochReport, Progress
+from divcon.training.report import EpochReport
 from divcon.training.schedule import Phase
 
 __all__ = ["EpochReport", "Phase", "Progress", "train"]

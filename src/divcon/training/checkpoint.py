@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import time
-import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,7 @@ from divcon.data.loading import worker_death
 from divcon.division import Division
 from divcon.errors import DataError, RunError, Stopped, WorkerError
 from divcon.models import EmbeddingModel
-from divcon.runtime.distributed import ALONE, ProcessGroup
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 from divcon.runtime.signals import SignalHandler
 from divcon.training.feature_bank import FeatureBank
@@ -301,7 +300,7 @@ class Checkpointer:
         config: TrainConfig,
         images: LabeledSet,
         stop: SignalHandler | None,
-        processes: ProcessGroup = ALONE,
+        context: Context = DEFAULT,
     ) -> None:
         self._state = state
         self._path = None if path is None else Path(path)
@@ -310,18 +309,18 @@ class Checkpointer:
         self._fingerprint = "" if path is None else images.fingerprint
         self._told: tuple[str, ...] = ()
         self._stop = stop or SignalHandler()
-        self._processes = processes
+        self._group = group = context.group
         self._record: LossRecord | None = None
         self._batches = 0
         if self._path is not None:
-            if processes.is_main and (mended := mend(self._path)):
-                warnings.warn(mended, stacklevel=3)
-            processes.barrier()  # nobody reads before it is mended
+            if group.is_main and (mended := mend(self._path)):
+                context.warn(mended)
+            group.barrier()  # nobody reads before it is mended
             state.file_sizes = file_sizes(images)
             if self._path.exists():
                 state.load(self._path, config, self._fingerprint)
                 self._told = self._other_files(state.changed_files, "before the stop")
-        processes.broadcast_parameters(state.model, state.objectives)
+        group.broadcast_parameters(state.model, state.objectives)
         self.resumes = state.inside is not None
         """Whether the epoch at hand was divided for before a stop."""
         self._saved = time.perf_counter()
@@ -372,18 +371,18 @@ class Checkpointer:
         self.resumes, self._record, self._batches = False, record, len(plan.batches)
         with self._stop.deferred():
             steps = list(plan.steps(self._config.batches_per_step, inside.batches))
-            numbers = [number for step in steps for number in self._processes.batches(step)]
+            numbers = [number for step in steps for number in self._group.batches(step)]
             mine = loader.batches(plan, report.number, labels, numbers)
             for step in steps:
-                yield step, islice(mine, len(self._processes.batches(step)))
+                yield step, islice(mine, len(self._group.batches(step)))
                 inside.batches = step.stop
-                if not record.settled and not self._processes.alone:
+                if not record.settled and not self._group.alone:
                     continue  # the others know losses that are to be kept, too
                 minutes = (time.perf_counter() - self._saved) / 60
                 if self._config.checkpoint_minutes and minutes >= self._config.checkpoint_minutes:
                     self._save()
                 self._stop.check()
-        if report.number == self._config.epochs - 1 and self._path is not None and self._processes.is_main:
+        if report.number == self._config.epochs - 1 and self._path is not None and self._group.is_main:
             replaced = resized(self._state.file_sizes, file_sizes(self._images))
             report.warnings += self._other_files(replaced, "when the training began")
 
@@ -403,14 +402,14 @@ class Checkpointer:
         inside = self._state.inside
         if self._record is None or inside is None or self._record.inside_a_step:
             return False
-        return self._record.settled or self._processes.alone
+        return self._record.settled or self._group.alone
 
     def _save(self) -> None:
-        if self._path is None or not self._processes.is_main:
+        if self._path is None or not self._group.is_main:
             return
         inside = self._state.inside
         if inside is not None and self._record is not None:
-            if self._processes.alone:
+            if self._group.alone:
                 self._record.settle()
             inside.losses, inside.full_losses = self._record.values, self._record.full_values
             inside.seconds_training = self._record.seconds

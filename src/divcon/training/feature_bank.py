@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
@@ -12,10 +10,9 @@ from torch.nn import functional as F
 
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_finite
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import to_device
-from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.training.loader import TrainLoader
-from divcon.training.report import Progress
 
 NEWEST = 0.5
 """What share of a remembered feature is the last view's."""
@@ -62,11 +59,10 @@ class FeatureBank:
         model: EmbeddingModel,
         loader: TrainLoader,
         epoch: int,
-        on_progress: Callable[[Progress], None],
-        processes: ProcessGroup = ALONE,
+        context: Context = DEFAULT,
     ) -> Float32[np.ndarray, "N F"]:
         """The features of all training images, to divide them by: those not seen since the last call are embedded now,
-        as evaluation sees them; all processes share that out, and get all.
+        as evaluation sees them; the processes of the group share them, and each gets all features.
 
         Raises:
             ImageError: an image does not decode.
@@ -76,10 +72,11 @@ class FeatureBank:
         features = np.empty((len(self._seen), self._features.shape[1]), np.float32)
         if self._kept:
             np.copyto(features, self._features.cpu().numpy())
-        mine = unseen[processes.shard(len(unseen))]
-        model.pool(loader.as_evaluated(mine, epoch, on_progress), features)
-        if not processes.alone:
-            features[unseen] = processes.all_gather(torch.from_numpy(features[mine]), len(unseen)).numpy()
+        group = context.group
+        mine = unseen[group.shard(len(unseen))]
+        model.pool(loader.as_evaluated(mine, epoch), features)
+        if not group.alone:
+            features[unseen] = group.all_gather(torch.from_numpy(features[mine]), len(unseen)).numpy()
         check_finite(features, loader.images, f"epoch {epoch}, dividing")
         if self._kept:
             fresh = F.normalize(torch.from_numpy(features[unseen]), dim=1)

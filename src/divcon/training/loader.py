@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import numpy as np
@@ -16,9 +16,8 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Decoded, Key, Pixels, batches_of, begin_worker, collate, kept_workers
 from divcon.data.transforms import TrainTransform
 from divcon.models import EmbeddingModel
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import to_device
-from divcon.runtime.distributed import ALONE, ProcessGroup
-from divcon.training.report import Progress
 from divcon.training.sampler import Batch, EpochPlan
 
 KEPT_BYTES = 2**31
@@ -30,11 +29,11 @@ class TrainLoader(ABC):
     """Feeds both passes over the training images: as evaluation sees them, to divide, and an epoch's batches, to
     train. A context manager: within, its workers stay, and those of evaluations between epochs."""
 
-    def __init__(self, images: LabeledSet, config: TrainConfig, device: torch.device, processes: ProcessGroup) -> None:
+    def __init__(self, images: LabeledSet, config: TrainConfig, device: torch.device, context: Context) -> None:
         self.images = images
         self._config = config
         self._device = device
-        self._processes = processes
+        self._context = context
 
     def __enter__(self) -> TrainLoader:
         self._kept = kept_workers()
@@ -48,7 +47,7 @@ class TrainLoader(ABC):
     def close(self) -> None:  # noqa: B027 — most have nothing to end
         """End the workers."""
 
-    def as_evaluated(self, images: np.ndarray, epoch: int, on_progress: Callable[[Progress], None]) -> Iterator[Pixels]:
+    def as_evaluated(self, images: np.ndarray, epoch: int) -> Iterator[Pixels]:
         """The training images at these positions, (n,) int64, in order, as evaluation sees them.
 
         Raises:
@@ -58,7 +57,7 @@ class TrainLoader(ABC):
         for seen, indices in self._seen([images[i : i + size] for i in range(0, len(images), size)]):
             yield seen, indices
             done += len(indices)
-            on_progress(Progress("divide", epoch, done, len(images)))
+            self._context.progress("divide", done, len(images), epoch=epoch)
 
     @abstractmethod
     def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
@@ -81,12 +80,12 @@ def create_loader(
     images: LabeledSet,
     config: TrainConfig,
     device: torch.device,
-    processes: ProcessGroup = ALONE,
+    context: Context = DEFAULT,
 ) -> TrainLoader:
     """The loader of a set of images, or of one of vectors."""
     if images.vectors is not None:
-        return VectorLoader(images, config, device, processes)
-    return ImageLoader(model, images, config, device, processes)
+        return VectorLoader(images, config, device, context)
+    return ImageLoader(model, images, config, device, context)
 
 
 class _Plan:
@@ -135,9 +134,9 @@ class ImageLoader(TrainLoader):
         images: LabeledSet,
         config: TrainConfig,
         device: torch.device,
-        processes: ProcessGroup = ALONE,
+        context: Context = DEFAULT,
     ) -> None:
-        super().__init__(images, config, device, processes)
+        super().__init__(images, config, device, context)
         self._model = model
         self._plan = _Plan()
         self._kept_pixels = _KeptPixels(len(images), model.image_size)
@@ -150,8 +149,8 @@ class ImageLoader(TrainLoader):
         self._loader: DataLoader | None = DataLoader(
             Decoded(images, model.eval_transform, training, config.seed),
             batch_sampler=self._plan,  # type: ignore[arg-type]
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
+            num_workers=context.workers,
+            persistent_workers=context.workers > 0,
             collate_fn=collate,
             worker_init_fn=begin_worker,
             pin_memory=device.type == "cuda",
@@ -184,7 +183,7 @@ class ImageLoader(TrainLoader):
         keys: list[list[Key]] = []
         for number in numbers:
             indices, start = plan.batches[number].indices, int(starts[number])
-            places = range(*self._processes.images(len(indices)).indices(len(indices)))
+            places = range(*self._context.group.images(len(indices)).indices(len(indices)))
             keys.append([(int(indices[place]), epoch, start + place) for place in places])
         for number, (pixels, _) in zip(numbers, self._run(keys), strict=True):
             batch = plan.batches[number]
@@ -204,9 +203,9 @@ class VectorLoader(TrainLoader):
     """Takes vectors from memory as they are, without workers or augmentation. Batches are (B, F0) float32."""
 
     def __init__(
-        self, images: LabeledSet, config: TrainConfig, device: torch.device, processes: ProcessGroup = ALONE
+        self, images: LabeledSet, config: TrainConfig, device: torch.device, context: Context = DEFAULT
     ) -> None:
-        super().__init__(images, config, device, processes)
+        super().__init__(images, config, device, context)
         assert images.vectors is not None
         self._vectors = images.vectors
 
@@ -219,6 +218,6 @@ class VectorLoader(TrainLoader):
     ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
         for number in numbers:
             batch = plan.batches[number]
-            mine = batch.indices[self._processes.images(len(batch.indices))]
+            mine = batch.indices[self._context.group.images(len(batch.indices))]
             vectors = to_device(torch.from_numpy(self._vectors[mine]), self._device)
             yield number, batch, vectors, torch.from_numpy(labels[batch.indices])

@@ -10,6 +10,7 @@ full embedding, batches of all data.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division, divide
 from divcon.models import EmbeddingModel
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import resolve_device
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.launch import launch
@@ -28,7 +30,7 @@ from divcon.runtime.signals import SignalHandler
 from divcon.training.checkpoint import Checkpointer, TrainState
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import create_loader
-from divcon.training.report import EpochReport, LossRecord, Progress
+from divcon.training.report import EpochReport, LossRecord
 from divcon.training.sampler import plan_epoch
 from divcon.training.schedule import Phase, learning_rates, phase_at
 from divcon.training.setup import check, grow, seed_batch, set_rates, set_up, take_step, tell
@@ -42,7 +44,8 @@ def launched(
     images: LabeledSet,
     config: TrainConfig,
     checkpoint: str | Path | None,
-    **callbacks: Any,
+    context: Context,
+    **options: Any,
 ) -> Iterator[EpochReport]:
     """What ``train`` yields, as the first of ``config.devices`` processes that call it."""
     if config.num_devices > 1:
@@ -50,7 +53,14 @@ def launched(
     device = resolve_device(config.device)
     given = (train, model, images, config, checkpoint)
     with launch(config.num_devices, config.across, device, _worker, *given) as processes:
-        yield from train(model, images, config, checkpoint=checkpoint, processes=processes, **callbacks)
+        yield from train(
+            model,
+            images,
+            config,
+            checkpoint=checkpoint,
+            context=dataclasses.replace(context, processes=processes),
+            **options,
+        )
 
 
 def _worker(
@@ -62,7 +72,7 @@ def _worker(
     checkpoint: str | Path | None,
 ) -> None:
     # PyTorch hands tensors to a process that is started as memory that both share.
-    for _ in train(copy.deepcopy(model), images, config, checkpoint=checkpoint, processes=processes):
+    for _ in train(copy.deepcopy(model), images, config, checkpoint=checkpoint, context=Context(processes=processes)):
         pass
 
 
@@ -72,9 +82,8 @@ def train(
     config: TrainConfig | None = None,
     *,
     checkpoint: str | Path | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: SignalHandler | None = None,
-    processes: ProcessGroup | None = None,
+    context: Context = DEFAULT,
 ) -> Iterator[EpochReport]:
     """Train a model by divide and conquer (2019, algorithm 1): yields a report after each epoch.
 
@@ -84,9 +93,9 @@ def train(
         checkpoint: a file that holds the state after each epoch whose report was taken, and what it was some minutes
             ago (``config.checkpoint_minutes``). Where it exists already, training goes on from it, and on the CPU ends
             with the same weights, bit for bit, as if it had never stopped.
-        on_progress: called after each step.
         stop: what may ask for an end of it, which comes after a step, as `divcon.errors.Stopped`.
-        processes: this process among those that train together; None: as many are started as ``config`` says.
+        context: reports progress after each step. Where it has joined no process group, as many processes are launched
+            as ``config.devices`` says. Its ``workers`` are those of ``config``.
 
     Raises:
         ConfigError: a loss or miner cannot do with such batches; the message names the learner and the batch.
@@ -97,16 +106,17 @@ def train(
         RunError: the checkpoint is damaged, or of another training.
     """
     config = config or TrainConfig()
-    if processes is None:
-        return (yield from launched(train, model, images, config, checkpoint, on_progress=on_progress, stop=stop))
-    fabric, objectives = check(model, images, config, processes)
+    if context.processes is None:
+        return (yield from launched(train, model, images, config, checkpoint, context, stop=stop))
+    context = dataclasses.replace(context, workers=config.workers)
+    fabric, objectives = check(model, images, config, context)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     network, optimizer, objectives = set_up(fabric, model, objectives, config)
     memory = FeatureBank(len(images), model.num_features, fabric.device, kept=config.divide_on == "memory")
     state = TrainState(model, objectives, optimizer, fabric.strategy.precision, memory)
-    keeper = Checkpointer(state, checkpoint, config, images, stop, processes)
-    loader = create_loader(model, images, config, fabric.device, processes)
-    with loader, keeper, processes.gathered_batch(model.pooling):
+    keeper = Checkpointer(state, checkpoint, config, images, stop, context)
+    loader = create_loader(model, images, config, fabric.device, context)
+    with loader, keeper, context.group.gathered_batch(model.pooling):
         for epoch in range(state.epochs_done, config.epochs):
             phase = phase_at(epoch, config, model.head.max_learners)
             report = EpochReport(epoch, phase)
@@ -123,7 +133,7 @@ def train(
                 # A hierarchy begins with one learner, and doubles them until there are K.
                 grows = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
                 with fabric.autocast():
-                    features = memory.refreshed(model, loader, epoch, on_progress, processes)
+                    features = memory.refreshed(model, loader, epoch, context)
                 division = divide(
                     features,
                     labels,
@@ -134,7 +144,7 @@ def train(
                     previous=previous,
                     double=grows,
                     device=fabric.device,
-                    processes=processes,
+                    context=context,
                 )
                 if grows:
                     grow(model, objectives, optimizer)
@@ -157,7 +167,7 @@ def train(
                 seed=config.seed,
                 epoch=epoch,
             )
-            record = LossRecord(images, plan, epoch, processes, immediate=fabric.device.type == "cpu")
+            record = LossRecord(images, plan, epoch, context, immediate=fabric.device.type == "cpu")
             model.train()
             for step, batches in keeper.steps(loader, plan, labels, report, record):
                 set_rates(optimizer, learning_rates(epoch + step.start / len(plan.batches), phase, config))
@@ -175,9 +185,9 @@ def train(
                         loss = record.loss(number, objectives[-1], full, targets)
                     memory.saw(batch.indices, features)
                     fabric.backward(loss / len(step))
-                take_step(optimizer, objectives, model, processes)
+                take_step(optimizer, objectives, model, context)
                 record.step_done(step)
-                on_progress(Progress.of_training(report, record))
+                context.on_progress(report.progress(record))
             report.trained(plan, record, optimizer.param_groups, model.head)
 
             yield report

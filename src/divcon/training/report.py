@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import ConfigError, NonFiniteError
 from divcon.models import SubspaceHead
-from divcon.runtime.distributed import ALONE, ProcessGroup
+from divcon.runtime.context import DEFAULT, Context, Progress
 from divcon.training.sampler import EpochPlan
 from divcon.training.schedule import Phase
 
-Stage = Literal["check", "divide", "train", "evaluate"]
-"""What a run is doing."""
 _WHOSE = ("", "full embedding, ")
 
 
@@ -34,12 +32,12 @@ class LossRecord:
     EVERY = 16
 
     def __init__(
-        self, images: LabeledSet, plan: EpochPlan, epoch: int, processes: ProcessGroup = ALONE, *, immediate: bool
+        self, images: LabeledSet, plan: EpochPlan, epoch: int, context: Context = DEFAULT, *, immediate: bool
     ) -> None:
         self._images = images
         self._plan = plan
         self._epoch = epoch
-        self._processes = processes
+        self._group = context.group
         self._immediate = immediate
         self._losses = np.full((2, len(plan.batches)), np.nan)
         """Of each batch its own, and that on the full embedding beside it; those beyond ``_settled`` may be another
@@ -110,9 +108,9 @@ class LossRecord:
         """
         self._look()
         new = slice(self._settled, self.batches_done)
-        if not self._processes.alone and self._processes.across == "learners":
+        if not self._group.alone and self._group.across == "learners":
             mine = np.nan_to_num(self._losses[:, new])
-            told = self._processes.all_reduce(np.stack([mine, ~np.isnan(self._losses[:, new])]))
+            told = self._group.all_reduce(np.stack([mine, ~np.isnan(self._losses[:, new])]))
             self._losses[:, new] = np.where(told[1] > 0, told[0], np.nan)
         self._settled, self._steps_waiting = self.batches_done, 0
 
@@ -265,6 +263,20 @@ class EpochReport:
                 for k in head.dead_learners()
             )
 
+    def progress(self, record: LossRecord) -> Progress:
+        """How far the training of this epoch is."""
+        done, total = record.images_done
+        return Progress(
+            "train",
+            done,
+            total,
+            epoch=self.number,
+            phase=self.phase,
+            sizes=self.division.sizes,
+            loss=record.mean,
+            images_per_second=done / max(1e-9, record.seconds),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As ``metrics.jsonl`` holds it: plain values, the division by its sizes."""
         values = {k: v for k, v in vars(self).items() if k not in ("division", "drawn")}
@@ -274,25 +286,3 @@ class EpochReport:
         values["classes"] = list(self.classes)
         values["warnings"] = list(self.warnings)
         return {"epoch": values.pop("number"), **values}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the work at hand is."""
-
-    stage: Stage
-    epoch: int
-    done: int
-    """Images done in this epoch's stage."""
-    total: int
-    phase: Phase | None = None
-    sizes: tuple[int, ...] = ()
-    loss: float | None = None
-    """Mean of the epoch so far."""
-    images_per_second: float = 0.0
-
-    @classmethod
-    def of_training(cls, report: EpochReport, record: LossRecord) -> Progress:
-        done, total = record.images_done
-        rate = done / max(1e-9, record.seconds)
-        return cls("train", report.number, done, total, report.phase, report.division.sizes, record.mean, rate)

@@ -19,8 +19,8 @@ from divcon.division import Division
 from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel, GrowingHead
 from divcon.models.inputs import check_sees
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import resolve_device
-from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.training.losses import create_objectives, keeps_state
 from divcon.training.proxies import ClusterProxies
 
@@ -30,7 +30,7 @@ _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def check(
-    model: EmbeddingModel, images: LabeledSet, config: TrainConfig, processes: ProcessGroup = ALONE
+    model: EmbeddingModel, images: LabeledSet, config: TrainConfig, context: Context = DEFAULT
 ) -> tuple[Fabric, nn.ModuleList]:
     """Fabric on this process's device, and the objectives: all that can be refused before the first image is decoded.
 
@@ -52,7 +52,7 @@ def check(
         raise ConfigError(f"--precision fp16 needs CUDA, and this runs on {device}; use bf16 or fp32")
     if config.compile and device == "cpu" and not any(map(shutil.which, _COMPILERS)):
         raise ConfigError(f"--compile needs a C++ compiler on the CPU ({', '.join(_COMPILERS)}); leave it out")
-    devices: Any = [processes.rank] if device == "cuda" and not processes.alone else 1
+    devices: Any = [context.group.rank] if device == "cuda" and not context.group.alone else 1
     fabric = Fabric(accelerator=device, devices=devices, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
     if config.hierarchy and config.divide_by == "none":
         raise ConfigError("--hierarchy splits clusters, and --divide-by none makes none; leave one of them out")
@@ -184,17 +184,18 @@ def set_rates(optimizer: Any, rates: Mapping[str, float]) -> None:
         group["lr"] = rates[group["name"]]
 
 
-def take_step(optimizer: Any, objectives: nn.ModuleList, model: EmbeddingModel, processes: ProcessGroup) -> None:
+def take_step(optimizer: Any, objectives: nn.ModuleList, model: EmbeddingModel, context: Context) -> None:
     """A step of the optimiser on the batches of all processes."""
-    if not processes.alone:
+    group = context.group
+    if not group.alone:
         backbone = nn.ModuleList([model.backbone, model.pooling])
         for module in objectives.modules():
             if isinstance(module, ClusterProxies):
                 module.restore()  # as the process has done that computed with it
-        processes.all_reduce_gradients(optimizer, backbone)
+        group.all_reduce_gradients(optimizer, backbone)
     optimizer.step()
-    if not processes.alone:
-        processes.average_statistics(model.backbone)
+    if not group.alone:
+        group.average_statistics(model.backbone)
 
 
 def tell(objectives: nn.ModuleList, division: Division, labels: np.ndarray, num_learners: int, *, new: bool) -> None:

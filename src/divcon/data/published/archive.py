@@ -10,12 +10,13 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from divcon.errors import DataError, OutputError
+from divcon.runtime.context import DEFAULT, Context
 
 try:
     import fcntl
@@ -32,22 +33,20 @@ _BROKEN = (
     UnicodeDecodeError,  # of a name
 )
 
-OnProgress = Callable[[int, int], None]
-
 
 def is_archive(path: Path) -> bool:
     """Whether the name is that of an archive which `unpacked` takes."""
     return path.name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def unpacked(archive: Path, on_progress: OnProgress = lambda done, total: None) -> Path:
+def unpacked(archive: Path, context: Context = DEFAULT) -> Path:
     """The folder ``NAME.unpacked`` beside the archive ``NAME.zip`` (.tar, .tgz, .tar.gz), made where it is not there.
 
     What is unpacked is first in ``NAME.unpacking``, which gets its name when all is there, so that an interrupted
     unpacking is never taken for a whole one: the next one starts anew. Two at a time wait for each other.
 
     Args:
-        on_progress: called with the bytes done, and of all.
+        context: reports the bytes unpacked.
 
     Raises:
         DataError: it is no such archive, broken, encrypted or too large, or holds links, devices, or a path that leads
@@ -65,7 +64,7 @@ def unpacked(archive: Path, on_progress: OnProgress = lambda done, total: None) 
             part.mkdir()
             try:
                 unpack = _unpack_zip if _ends(archive, ".zip") else _unpack_tar
-                unpack(archive, file, size, part, on_progress)
+                unpack(archive, file, size, part, context)
                 (part / _MARK).write_text(f"{size}\n")
                 part.rename(whole)
             finally:
@@ -108,7 +107,7 @@ def _checked(whole: Path, archive: Path, size: int) -> Path:
     )
 
 
-def _unpack_zip(archive: Path, file: IO[bytes], size: int, into: Path, on_progress: OnProgress) -> None:
+def _unpack_zip(archive: Path, file: IO[bytes], size: int, into: Path, context: Context) -> None:
     with zipfile.ZipFile(file) as held:
         members = held.infolist()
         # A zip says before anything is written what it holds; what it then gives is never more than that.
@@ -127,10 +126,10 @@ def _unpack_zip(archive: Path, file: IO[bytes], size: int, into: Path, on_progre
         for member in members:
             held.extract(member, into)
             done += member.file_size
-            on_progress(done, limit.bytes)
+            context.progress("unpack", done, limit.bytes)
 
 
-def _unpack_tar(archive: Path, file: IO[bytes], size: int, into: Path, on_progress: OnProgress) -> None:
+def _unpack_tar(archive: Path, file: IO[bytes], size: int, into: Path, context: Context) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise DataError(
             f"{archive}: this Python unpacks no tar safely; update it (3.11.4), or unpack the archive first"
@@ -145,7 +144,7 @@ def _unpack_tar(archive: Path, file: IO[bytes], size: int, into: Path, on_progre
                 raise DataError(f"{archive}: holds a link or device ({member.name}), which is not unpacked")
             held.extract(member, into, filter="data")
             # How large all of it is, a compressed tar does not say; how much of the archive is read, we know.
-            on_progress(file.tell(), size)
+            context.progress("unpack", file.tell(), size)
         # A tar that was cut short between two members reads like a whole one, but for the zeros that end it.
         assert held.fileobj is not None
         held.fileobj.seek(held.offset)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from divcon.data.benchmark import Benchmark
-from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
 from divcon.data.published.mat_file import read_mat
 from divcon.data.published.tree import Tree, find_tree, require
 from divcon.errors import DataError
+from divcon.runtime.context import DEFAULT, Context
 
 _ALL = "cars_annos.mat"
 _TRAIN, _TEST = "cars_train_annos.mat", "cars_test_annos_withlabels.mat"
@@ -29,7 +29,7 @@ def read_cars(
     root: str | os.PathLike[str] | None = None,
     *,
     check_files: bool = True,
-    on_progress: OnProgress = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Benchmark:
     """Cars196: classes 1 to 98 train, the others test, leave-one-out.
 
@@ -41,13 +41,13 @@ def read_cars(
             devkit/cars_meta.mat and cars_test_annos_withlabels.mat, beside devkit/ or in it; or car_ims.tgz with
             cars_annos.mat beside it, which is unpacked beside itself.
         check_files: look for every image now, not when it is first used.
-        on_progress: called with the bytes unpacked, and of all.
+        context: reports the bytes unpacked.
 
     Raises:
         DataError: another folder, a .mat or image that is missing, a .mat that is not as published.
         OutputError: the archive cannot be unpacked where it is.
     """
-    tree = find_tree("cars", root, _MARKS, on_progress)
+    tree = find_tree("cars", root, _MARKS, context)
     devkit = not (tree.root / "car_ims").is_dir() and any((tree.root / mark).exists() for mark in _DEVKIT)
     listed, names = _of_devkit(tree.root) if devkit else _of_car_ims(tree)
     for part in listed:

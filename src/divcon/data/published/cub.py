@@ -7,9 +7,9 @@ import os
 import numpy as np
 
 from divcon.data.benchmark import Benchmark
-from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
 from divcon.data.published.tree import class_folders, find_tree, read_list, require
+from divcon.runtime.context import DEFAULT, Context
 
 _LISTS = ("images.txt", "image_class_labels.txt")
 _TRAIN_CLASSES = 100
@@ -19,7 +19,7 @@ def read_cub(
     root: str | os.PathLike[str] | None = None,
     *,
     check_files: bool = True,
-    on_progress: OnProgress = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Benchmark:
     """CUB-200-2011: classes 1 to 100 train, the others test, leave-one-out.
 
@@ -29,13 +29,13 @@ def read_cub(
         root: the folder CUB_200_2011, with images.txt, image_class_labels.txt and images/; or CUB_200_2011.tgz, which
             is unpacked beside itself.
         check_files: look for every image now, not when it is first used.
-        on_progress: called with the bytes unpacked, and of all.
+        context: reports the bytes unpacked.
 
     Raises:
         DataError: another folder, a list or image that is missing, a line of a list that is not as published.
         OutputError: the archive cannot be unpacked where it is.
     """
-    root = find_tree("cub", root, _LISTS, on_progress).root
+    root = find_tree("cub", root, _LISTS, context).root
     require("cub", root, [*_LISTS, "images"])
     images = read_list(root / _LISTS[0], ("image_id", "path"))
     given = read_list(root / _LISTS[1], ("image_id", "class_id"))

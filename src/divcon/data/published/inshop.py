@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 
 from divcon.data.benchmark import Benchmark, labelled
-from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
 from divcon.data.published.tree import find_tree, read_list, wrong_level
 from divcon.errors import DataError
+from divcon.runtime.context import DEFAULT, Context
 
 _LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
 _FIELDS = ("image_name", "item_id", "evaluation_status")
@@ -28,7 +28,7 @@ def read_inshop(
     *,
     images: Images | None = None,
     check_files: bool = True,
-    on_progress: OnProgress = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Benchmark:
     """In-shop Clothes, split into train, query and gallery by its own list.
 
@@ -38,13 +38,13 @@ def read_inshop(
         images: which of the two sizes to read; img, or else img_highres, where it is left out. The list names img
             alone.
         check_files: look for every image now, not when it is first used.
-        on_progress: called with the bytes unpacked, and of all.
+        context: reports the bytes unpacked.
 
     Raises:
         DataError: another folder, the list or an image is missing, a line that is not as published.
         OutputError: the archive cannot be unpacked where it is.
     """
-    root = find_tree("inshop", root, _LISTS, on_progress).root
+    root = find_tree("inshop", root, _LISTS, context).root
     listed = read_list(
         next(root / name for name in _LISTS if (root / name).is_file()), _FIELDS, header=_FIELDS, counted=True
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from divcon.data.benchmark import Benchmark, labelled
-from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build, swapped_error
 from divcon.data.published.tree import find_tree, images_below, require
 from divcon.errors import DataError
+from divcon.runtime.context import DEFAULT, Context
 
 _FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 _NAME = re.compile(r"(?P<person>-1|\d{4})_c(?P<camera>\d+)s\d+_\d+_\d+\.jpe?g", re.IGNORECASE | re.ASCII)
@@ -26,7 +26,7 @@ def read_market1501(
     root: str | os.PathLike[str] | None = None,
     *,
     check_files: bool = True,
-    on_progress: OnProgress = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Benchmark:
     """Market-1501: queries against a gallery, both with the camera that the file's name gives.
 
@@ -37,14 +37,14 @@ def read_market1501(
         root: the folder Market-1501-v15.09.15, with bounding_box_train/, query/ and bounding_box_test/; or its zip,
             which is unpacked beside itself.
         check_files: note numbers that are not the published ones; there is no list that says which images there are.
-        on_progress: called with the bytes unpacked, and of all.
+        context: reports the bytes unpacked.
 
     Raises:
         DataError: another folder, a folder that is missing or empty, swapped folders, an image whose name is not as
             published.
         OutputError: the archive cannot be unpacked where it is.
     """
-    root = find_tree("market1501", root, tuple(_FOLDERS.values()), on_progress).root
+    root = find_tree("market1501", root, tuple(_FOLDERS.values()), context).root
     require("market1501", root, _FOLDERS.values())
     paths: list[str] = []
     people: list[str] = []

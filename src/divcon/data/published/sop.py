@@ -7,9 +7,9 @@ import os
 import numpy as np
 
 from divcon.data.benchmark import Benchmark
-from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build, swapped_error
 from divcon.data.published.tree import class_folders, find_tree, read_list, require
+from divcon.runtime.context import DEFAULT, Context
 
 _LISTS = ("Ebay_train.txt", "Ebay_test.txt")
 _FIELDS = ("image_id", "class_id", "super_class_id", "path")
@@ -19,7 +19,7 @@ def read_sop(
     root: str | os.PathLike[str] | None = None,
     *,
     check_files: bool = True,
-    on_progress: OnProgress = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Benchmark:
     """Stanford Online Products, split by its own lists, leave-one-out.
 
@@ -29,13 +29,13 @@ def read_sop(
         root: the folder Stanford_Online_Products, with Ebay_train.txt, Ebay_test.txt and folders of images; or its zip,
             which is unpacked beside itself.
         check_files: look for every image now, not when it is first used.
-        on_progress: called with the bytes unpacked, and of all.
+        context: reports the bytes unpacked.
 
     Raises:
         DataError: another folder, a list or image that is missing, swapped lists, a line that is not as published.
         OutputError: the archive cannot be unpacked where it is.
     """
-    root = find_tree("sop", root, _LISTS, on_progress).root
+    root = find_tree("sop", root, _LISTS, context).root
     require("sop", root, _LISTS)
     lists = [read_list(root / name, _FIELDS, header=_FIELDS) for name in _LISTS]
     classes = [part.numbers("class_id") for part in lists]

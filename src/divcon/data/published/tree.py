@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from divcon.data.benchmark import counted
-from divcon.data.published.archive import ARCHIVE_SUFFIXES, OnProgress, is_archive, unpacked
+from divcon.data.published.archive import ARCHIVE_SUFFIXES, is_archive, unpacked
 from divcon.errors import DataError
+from divcon.runtime.context import DEFAULT, Context
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg")
 """All that the six data sets hold."""
@@ -33,7 +34,7 @@ def find_tree(
     name: str,
     root: str | os.PathLike[str] | None,
     marks: Sequence[str],
-    on_progress: OnProgress = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Tree:
     """The folder of a data set, given it or its original archive, which is unpacked beside itself.
 
@@ -52,7 +53,7 @@ def find_tree(
         )
     given = path = Path(root)
     if path.is_file() and is_archive(path):
-        path = unpacked(path, on_progress)
+        path = unpacked(path, context)
         below = next(_marked_below(path, marks), None)
         if below is None:
             raise DataError(f"{given}: {name} is not in this archive: it holds none of {', '.join(marks)}")

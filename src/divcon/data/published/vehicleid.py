@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from divcon.data.benchmark import Benchmark, labelled
-from divcon.data.published.archive import OnProgress
 from divcon.data.published.build import build
 from divcon.data.published.tree import find_tree, read_list, require
 from divcon.errors import ConfigError, unknown
+from divcon.runtime.context import DEFAULT, Context
 
 Size = Literal["small", "medium", "large"]
 TEST_VEHICLES = {"small": 800, "medium": 1600, "large": 2400}
@@ -26,7 +26,7 @@ def read_vehicleid(
     *,
     size: Size = "large",
     check_files: bool = True,
-    on_progress: OnProgress = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Benchmark:
     """PKU VehicleID with one of its three tests, leave-one-out over the test's list.
 
@@ -35,7 +35,7 @@ def read_vehicleid(
             image/; or an archive of it, which is unpacked beside itself.
         size: the test: small (800 vehicles), medium (1,600) or large (2,400).
         check_files: look for every image now, not when it is first used.
-        on_progress: called with the bytes unpacked, and of all.
+        context: reports the bytes unpacked.
 
     Raises:
         DataError: another folder, a list or image that is missing, a line of a list that is not as published.
@@ -45,7 +45,7 @@ def read_vehicleid(
     if size not in TEST_VEHICLES:
         raise ConfigError(f"vehicleid: {unknown('size', size, TEST_VEHICLES)}")
     test = f"{_FOLDER}/test_list_{TEST_VEHICLES[size]}.txt"
-    root = find_tree("vehicleid", root, (_TRAIN, test), on_progress).root
+    root = find_tree("vehicleid", root, (_TRAIN, test), context).root
     require("vehicleid", root, [_TRAIN, test, "image"])
     lists = [read_list(root / name, ("image", "vehicle")) for name in (_TRAIN, test)]
     for part in lists:
@@ -73,8 +73,8 @@ def vehicleid_of(size: Size) -> Callable[..., Benchmark]:
         root: str | os.PathLike[str] | None = None,
         *,
         check_files: bool = True,
-        on_progress: OnProgress = lambda done, total: None,
+        context: Context = DEFAULT,
     ) -> Benchmark:
-        return read_vehicleid(root, size=size, check_files=check_files, on_progress=on_progress)
+        return read_vehicleid(root, size=size, check_files=check_files, context=context)
 
     return read

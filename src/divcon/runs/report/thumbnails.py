@@ -13,6 +13,7 @@ from PIL import Image
 from divcon.data.labeled_set import LabeledSet, row_name
 from divcon.data.loading import each_image
 from divcon.runs.report.html import Html, element
+from divcon.runtime.context import DEFAULT, Context
 
 _SIDE = 96
 """Pixels of the longer side of a picture, at most."""
@@ -21,12 +22,12 @@ _SIDE = 96
 class Thumbnails:
     """Images of a set as tags, decoded once each, all together; vectors, and what does not decode, as words."""
 
-    def __init__(self, images: LabeledSet, indices: Sequence[int], *, workers: int = 0) -> None:
+    def __init__(self, images: LabeledSet, indices: Sequence[int], *, context: Context = DEFAULT) -> None:
         self._images = images
         self._made: dict[int, bytes | str] = {}
         wanted = np.unique(np.asarray(indices, np.int64))
         if images.vectors is None and len(wanted):
-            made = each_image(images.subset(wanted), functools.partial(_webp, side=_SIDE), workers=workers)
+            made = each_image(images.subset(wanted), functools.partial(_webp, side=_SIDE), context=context)
             self._made = dict(zip(wanted.tolist(), made, strict=True))
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from divcon.runs.report import sections
 from divcon.runs.report.html import Child, element, joined, page
 from divcon.runs.report.sections import Contents, best_and_worst
 from divcon.runs.report.thumbnails import Thumbnails
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write, check_writable
 
 MOST_SEARCHED = 1000
@@ -31,9 +33,8 @@ def report(
     out: str | Path | None = None,
     scores: Mapping[str, Any] | None = None,
     batch_size: int = 128,
-    workers: int = 0,
     device: str = "cpu",
-    warn: Callable[[str], None] = lambda message: None,
+    context: Context = DEFAULT,
 ) -> Path:
     """Write the report of a run again: one HTML file that needs nothing beside itself.
 
@@ -44,7 +45,7 @@ def report(
         out: the file; None: ``report.html`` in the run's folder.
         scores: what `divcon.evaluate` gave on the test classes; the report itself never looks at them.
         device: where the model embeds the validation images.
-        warn: told what is missing from the report.
+        context: a warning names what is missing from the report.
 
     Returns:
         The file.
@@ -64,11 +65,11 @@ def report(
 
     def told(message: str) -> None:
         notes.append(message)
-        warn(message)
+        context.warn(message)
 
     given, own, model = data, None, None
     try:
-        own = own_benchmark(run, given, must_be_own=True, whole=True, workers=workers, warn=notes.append)
+        own = own_benchmark(run, given, must_be_own=True, whole=True, context=replace(context, on_warning=notes.append))
     except DivconError as error:
         if given is not None:
             raise
@@ -80,7 +81,7 @@ def report(
                 model = EmbeddingModel.load(run, device=device)
             except DivconError as error:
                 told(f"the best and worst queries are left out: {error}")
-    return _write(contents, own, model, path, scores, notes, batch_size, workers)
+    return _write(contents, own, model, path, scores, notes, batch_size, context)
 
 
 def write_report(
@@ -89,8 +90,7 @@ def write_report(
     model: EmbeddingModel,
     *,
     notes: Sequence[str] = (),
-    workers: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    context: Context = DEFAULT,
 ) -> Path:
     """Write ``report.html`` into the folder of a run that has just ended.
 
@@ -98,12 +98,12 @@ def write_report(
         data: what it was trained on, without what did not decode, its validation classes held out.
         model: the one that is kept.
         notes: what the run told, beside the warnings of its epochs.
-        on_progress: called while validation images are embedded.
+        context: reports the validation images embedded.
 
     Raises:
         RunError, OutputError: as `report`.
     """
-    return _write(Contents.of(folder), data, model, folder.report, None, list(notes), 128, workers, on_progress)
+    return _write(Contents.of(folder), data, model, folder.report, None, list(notes), 128, context)
 
 
 def _write(
@@ -114,19 +114,18 @@ def _write(
     scores: Mapping[str, Any] | None,
     notes: list[str],
     batch_size: int,
-    workers: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    context: Context,
 ) -> Path:
     def embed(images: LabeledSet) -> np.ndarray:
         assert model is not None
-        return model.encode(images, batch_size=batch_size, workers=workers, on_progress=on_progress)
+        return model.encode(images, batch_size=batch_size, context=context)
 
     searched = None if data is None or model is None else data.validation
     pictures: list[tuple[str, str, Child]] = []
     if data is not None:
         for anchor, heading, make in (
-            ("learners", "What each learner has", lambda: _sheets(contents, data.train, workers)),
-            ("queries", "Best and worst queries", lambda: _queries(searched, embed, workers)),
+            ("learners", "What each learner has", lambda: _sheets(contents, data.train, context)),
+            ("queries", "Best and worst queries", lambda: _queries(searched, embed, context)),
         ):
             try:
                 found = make()
@@ -151,18 +150,18 @@ def _write(
     return path
 
 
-def _sheets(contents: Contents, images: LabeledSet, workers: int) -> Child:
+def _sheets(contents: Contents, images: LabeledSet, context: Context) -> Child:
     last = contents.last_divided
     if last is None:
         return None
     if len(last[1].learner) != len(images):
         raise RunError(f"the division is of {len(last[1].learner):,} images, and the data has {len(images):,} to train")
     indices = sections.sheet_indices(contents)
-    thumbnails = Thumbnails(images, np.concatenate(indices).tolist(), workers=workers)
+    thumbnails = Thumbnails(images, np.concatenate(indices).tolist(), context=context)
     return sections.sheets(contents, images, thumbnails, indices)
 
 
-def _queries(images: LabeledSet | None, embed: Callable[[LabeledSet], np.ndarray], workers: int) -> Child:
+def _queries(images: LabeledSet | None, embed: Callable[[LabeledSet], np.ndarray], context: Context) -> Child:
     if images is None:
         return None
     searched = images if len(images) <= MOST_SEARCHED else sample_of(images, MOST_SEARCHED)
@@ -170,7 +169,7 @@ def _queries(images: LabeledSet | None, embed: Callable[[LabeledSet], np.ndarray
         raise DataError("none of the validation images drawn has another of its class")
     best, worst = best_and_worst(searched, embed(searched))
     needed = [index for query in [*best, *worst] for index in (query.index, *(near for near, _ in query.neighbours))]
-    thumbnails = Thumbnails(searched, needed, workers=workers)
+    thumbnails = Thumbnails(searched, needed, context=context)
     what = "images" if thumbnails.has_pictures else "vectors"
     some = f"drawn from {len(images):,}, " if len(searched) < len(images) else ""
     words = (
