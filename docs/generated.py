@@ -31,7 +31,9 @@ from divcon.config.settings import AUTO_MINERS, DataConfig, ModelConfig, TrainCo
 from divcon.errors import ConfigError
 from divcon.models import SubspaceHead, create_head
 from divcon.training.cross_batch_memory import memory_losses
-from divcon.training.losses import OWN_MINERS, arguments, create_objectives, loss_names, miner_names
+from divcon.training.instantiate import arguments
+from divcon.training.losses import create_objectives, loss_names
+from divcon.training.miners import OWN_MINERS, miner_names
 
 PML = "https://kevinmusgrave.github.io/pytorch-metric-learning"
 _PARTS = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}

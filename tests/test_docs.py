@@ -15,7 +15,8 @@ import pytest
 
 import divcon as dc
 from divcon.config.settings import flag
-from divcon.training.losses import loss_names, miner_names
+from divcon.training.losses import loss_names
+from divcon.training.miners import miner_names
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

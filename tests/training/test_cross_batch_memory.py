@@ -134,13 +134,13 @@ def test_after_it_forgets_it_is_as_new() -> None:
     made, new = objective(), objective()
     for number in range(4):
         made(*batch(number))
-    made.divided(torch.tensor([0, 1, 2, 3]))
+    made.set_classes(torch.tensor([0, 1, 2, 3]))
     assert not torch.equal(made(*batch(5)), new(*batch(5)))
-    made.forget()
-    new.forget()
+    made.reset_memory()
+    new.reset_memory()
     for number in range(6, 10):
         assert torch.equal(made(*batch(number)), new(*batch(number)))
-    objective(memory_size=0).forget()
+    objective(memory_size=0).reset_memory()
 
 
 def test_each_objective_has_a_memory_of_its_own_dimension() -> None:
@@ -158,7 +158,7 @@ def test_one_beta_a_class_with_a_memory() -> None:
     made = objective("MarginLoss", miner="nearest-negatives", loss_options=options)
     plain = objective("MarginLoss", miner="nearest-negatives")
     for objective_ in (made, plain):
-        objective_.divided(torch.tensor([1, 3, 4]))
+        objective_.set_classes(torch.tensor([1, 3, 4]))
     for number in range(4):
         given = batch(number, (4, 1, 3))
         torch.testing.assert_close(made(*given), plain(*given))
@@ -171,9 +171,9 @@ def test_one_beta_a_class_with_a_memory() -> None:
 def test_what_cannot_have_a_memory_says_why() -> None:
     for name in loss_names():
         if name not in memory_losses():
-            with pytest.raises(ConfigError, match=rf"--memory-size 20: {name} cannot have a memory \(.*AngularLoss"):
+            with pytest.raises(ConfigError, match=rf"is 20, and {name} cannot have a memory \(.*AngularLoss"):
                 objective(name, loss_options={"margin": 0.4, "Tn": 10} if name == "RankedListLoss" else {})
-    with pytest.raises(ConfigError, match=r"--memory-size 7: the memory must hold a batch .*--batch-size is 8"):
+    with pytest.raises(ConfigError, match=r"is 7, and the memory must hold at least a batch: `batch_size` is 8"):
         objective(memory_size=7)
     objective(memory_size=8)
     with pytest.raises(ConfigError, match="swap compares positives with negatives"):

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError
 from divcon.models import create_head
-from divcon.training.losses import SmoothAPLoss, create_objectives, loss_names, miner_names
-from divcon.training.miners import DistanceWeightedMiner, NearestNegativesMiner
+from divcon.training.losses import SmoothAPLoss, create_objectives, loss_names
+from divcon.training.miners import DistanceWeightedMiner, NearestNegativesMiner, miner_names
 from divcon.training.proxies import ClusterProxies
 
 NEEDED = {"RankedListLoss": {"margin": 0.4, "Tn": 10}}
@@ -142,7 +142,7 @@ def test_no_loss_and_no_miner_of_the_library_is_forgotten() -> None:
 def test_refused_losses_say_why() -> None:
     with pytest.raises(ConfigError, match="losses of embeddings and labels"):
         objectives(loss="VICRegLoss")
-    with pytest.raises(ConfigError, match="'CrossBatchMemory' wraps another loss; use --memory-size"):
+    with pytest.raises(ConfigError, match=r"'CrossBatchMemory' wraps another loss: .*`memory_size`"):
         objectives(loss="CrossBatchMemory")
     for name in ("InstanceLoss", "IntraPairVarianceLoss"):
         with pytest.raises(ConfigError, match=r"unlike images together|without telling classes apart"):
@@ -185,7 +185,7 @@ def test_every_miner_by_name_feeds_a_pair_a_triplet_and_a_proxy_loss(name: str, 
 @pytest.mark.parametrize("name", loss_names())
 def test_a_loss_that_picks_its_own_pairs_says_so_to_a_miner(name: str) -> None:
     if name in TAKES_NO_MINER:
-        with pytest.raises(ConfigError, match=f"{name} with miner PairMarginMiner .*this loss picks.*--miner none"):
+        with pytest.raises(ConfigError, match=f"{name} with miner PairMarginMiner .*this loss picks.*`miner=none`"):
             objectives(loss=name, miner="PairMarginMiner")
     else:
         embeddings, labels = batch()
@@ -248,7 +248,7 @@ def test_objects_are_given_by_the_name_of_their_class() -> None:
     made = objectives(loss="SoftTripleLoss", loss_options=soft)[0]
     assert isinstance(made.loss.loss.weight_regularizer, regularizers.SparseCentersRegularizer)
     assert (next(made.parameters()) == 1).all()
-    made.divided(torch.tensor([1, 3]))
+    made.set_classes(torch.tensor([1, 3]))
     embeddings, labels = batch(classes=2)
     assert torch.isfinite(made(embeddings, 1 + 2 * labels))
 
@@ -259,10 +259,10 @@ def test_objects_are_given_by_the_name_of_their_class() -> None:
         ({"loss": "TripletLoss"}, r"unknown loss 'TripletLoss'; did you mean .*'TripletMarginLoss'"),
         ({"miner": "MultiSimilarity"}, "unknown miner 'MultiSimilarity'; did you mean 'MultiSimilarityMiner'"),
         ({"loss_options": {"margn": 1}}, "unknown argument of MarginLoss 'margn'; did you mean 'margin'"),
-        ({"loss": "ProxyAnchorLoss", "miner_options": {"cutoff": 1}}, "has no miner"),
+        ({"loss": "ProxyAnchorLoss", "miner_options": {"cutoff": 1}}, "there is no miner"),
         (
             {"loss": "ContrastiveLoss", "loss_options": {"distance": "Cosine"}},
-            r"--loss-options\.distance of ContrastiveLoss: unknown class 'Cosine'; did you mean 'CosineSimilarity'",
+            r"`loss_options` distance of ContrastiveLoss: unknown class 'Cosine'; did you mean 'CosineSimilarity'",
         ),
         (
             {"loss": "ContrastiveLoss", "loss_options": {"distance": 1.0}},
@@ -271,17 +271,17 @@ def test_objects_are_given_by_the_name_of_their_class() -> None:
         ({"loss": "CircleLoss", "loss_options": {"distance": "LpDistance"}}, "requires the distance metric to be"),
         ({"loss_options": {"reducer": "ClassWeightedReducer"}}, "ClassWeightedReducer needs a tensor of weights"),
         ({"loss_options": {"reducer": "DoNothingReducer"}}, "does not reduce a loss to one number"),
-        ({"loss_options": {"reducer": "ThresholdReducer"}}, "ThresholdReducer cannot be made with its defaults"),
+        ({"loss_options": {"reducer": "ThresholdReducer"}}, "ThresholdReducer cannot be created with its defaults"),
         ({"loss_options": {"reducer": "PerAnchorReducer"}}, "MarginLoss.* cannot compute.*Triplet reduction"),
         ({"loss": "NTXentLoss", "loss_options": {"reducer": "DivisorReducer"}}, "NTXentLoss cannot compute.*divisor"),
         ({"loss": "ProxyAnchorLoss", "loss_options": {"weight_init_func": "normal"}}, "did you mean 'normal_'"),
         ({"loss": "ProxyAnchorLoss", "loss_options": {"embedding_size": 3}}, "leave it out, it is the embedding's"),
-        ({"loss": "ProxyAnchorLoss", "loss_options": {"num_classes": 3}}, "have 4 classes; give as many or more"),
-        ({"loss": "MarginLoss", "loss_options": {"num_classes": 4}}, "one beta a class, which is a constant"),
+        ({"loss": "ProxyAnchorLoss", "loss_options": {"num_classes": 3}}, "have 4 classes; pass as many or more"),
+        ({"loss": "MarginLoss", "loss_options": {"num_classes": 4}}, "gives each class a beta, which is a constant"),
         ({"miner_options": {"cutoff": "near"}}, r"DistanceWeightedMiner cannot "),
         (
             {"miner": "BatchHardMiner", "miner_options": {"allowed_pos_range": 0.2}},
-            "give two numbers with a comma between",
+            "pass two numbers with a comma between",
         ),
         ({"loss": "NTXentLoss", "loss_options": {"temperature": 0}}, "NTXentLoss is nan for random embeddings"),
     ],
@@ -292,7 +292,7 @@ def test_what_cannot_be_made_says_why(config: dict, message: str) -> None:
 
 
 def test_an_argument_that_is_missing_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"missing 2 .* --loss-options\.NAME VALUE"):
+    with pytest.raises(ConfigError, match=r"missing 2 .* `loss_options`"):
         create_objectives(TrainConfig(loss="RankedListLoss"), create_head("slices", 5, 10, 2), 4)
 
 

@@ -117,7 +117,7 @@ def test_weights_over_a_memory_equal_a_loop() -> None:
     )
 
 
-def test_with_a_memory_pairs_are_found_there_without_the_image_itself() -> None:
+def test_with_a_memory_pairs_come_from_it_without_the_image_itself() -> None:
     (embeddings, labels), (memory, others) = batch(16, classes=3, each=2), batch(16, seed=1, classes=4, each=3)
     memory, others = torch.cat([memory, embeddings]), torch.cat([others, labels])
     own = torch.arange(12, 18)
@@ -128,10 +128,10 @@ def test_with_a_memory_pairs_are_found_there_without_the_image_itself() -> None:
         assert (others[negatives] != labels[anchors]).all()
 
 
-def test_weights_laid_out_in_parts_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_chunks_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, labels = batch(8, classes=3, each=3)
     expected = DistanceWeightedMiner().weights(embeddings, labels)
-    monkeypatch.setattr(DistanceWeightedMiner, "_MOST", 20)  # two rows of nine
+    monkeypatch.setattr(DistanceWeightedMiner, "_WEIGHTS_AT_ONCE", 20)  # two rows of nine
     torch.manual_seed(0)
     counts = torch.zeros(9, 9)
     for _ in range(1500):

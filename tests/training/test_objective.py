@@ -164,10 +164,10 @@ def test_what_a_loss_or_miner_raises_is_told_with_its_name_and_the_batch() -> No
     what = "_Fails cannot compute a batch of 24 images, 6 classes with 3 to 5 images each"
     for error, reason in (
         (ValueError("All classes must have the same number of elements."), "All classes must .* elements; look at"),
-        (AssertionError(), "AssertionError inside the library"),
+        (AssertionError(), "AssertionError in the loss or miner"),
         (RuntimeError("shape mismatch"), "shape mismatch"),
-        (IndexError("index 9 is out of range"), "outside of what it was made for: index 9"),
-        (ValueError("indices_tuple is not supported for this loss function"), "--miner none"),
+        (IndexError("index 9 is out of range"), "out of the range that it works for: index 9"),
+        (ValueError("indices_tuple is not supported for this loss function"), "`miner=none`"),
     ):
         with pytest.raises(ConfigError, match=f"{what}: .*{reason}"):
             Objective(_Fails(error))(embeddings, labels)

@@ -80,7 +80,7 @@ def test_it_equals_the_loss_made_for_these_classes_alone(name: str, classes: lis
     with torch.no_grad():
         next(fresh.parameters()).copy_(columns(parameter, dim, each, classes))
 
-    made.divided(torch.tensor(classes))
+    made.set_classes(torch.tensor(classes))
     embeddings, labels = batch(classes)
     torch.manual_seed(0)
     value = made(embeddings, labels)
@@ -105,7 +105,7 @@ def test_the_order_in_which_classes_are_named_changes_nothing(name: str) -> None
     embeddings, labels = batch(list(range(C)))
     torch.manual_seed(0)
     expected = made(embeddings, labels)
-    made.divided(torch.tensor([3, 0, 6, 1, 5, 2, 4]))
+    made.set_classes(torch.tensor([3, 0, 6, 1, 5, 2, 4]))
     torch.manual_seed(0)
     torch.testing.assert_close(made(embeddings, labels), expected, rtol=1e-5, atol=1e-6)
 
@@ -119,7 +119,7 @@ def test_parameters_of_absent_classes_stay_bit_for_bit_until_their_class_comes_b
     optimizer = torch.optim.Adam(made.parameters(), lr=0.05, weight_decay=0.1)
 
     def train(classes: list[int]) -> None:
-        made.divided(np.array(classes))
+        made.set_classes(np.array(classes))
         for step in range(3):
             torch.manual_seed(step)
             loss = made(*batch(classes, seed=step))
@@ -134,10 +134,10 @@ def test_parameters_of_absent_classes_stay_bit_for_bit_until_their_class_comes_b
     assert torch.equal(columns(saved, dim, each, [0, 2, 3, 6]), columns(begun, dim, each, [0, 2, 3, 6]))
     for c in (1, 4, 5):
         assert not torch.equal(columns(saved, dim, each, [c]), columns(begun, dim, each, [c]))
-    made.divided(np.array([0, 1]))
+    made.set_classes(np.array([0, 1]))
     assert torch.equal(parameter, saved)
     train([0, 1])
-    made.divided(None)
+    made.set_classes(None)
     assert torch.equal(columns(parameter, dim, each, [2, 3, 6]), columns(begun, dim, each, [2, 3, 6]))
     assert torch.equal(columns(parameter, dim, each, [4, 5]), columns(saved, dim, each, [4, 5]))
     assert not torch.equal(columns(parameter, dim, each, [0]), columns(begun, dim, each, [0]))
@@ -149,7 +149,7 @@ def test_a_loss_that_brings_its_proxies_back_to_length_one_does_so_to_those_it_h
     weight = next(made.parameters())
     with torch.no_grad():
         weight *= 2
-    made.divided(torch.tensor([1, 2]))
+    made.set_classes(torch.tensor([1, 2]))
     made(*batch([1, 2]))
     torch.testing.assert_close(weight.detach().norm(dim=0), torch.tensor([2.0, 1, 1, 2, 2, 2, 2]))
 
@@ -172,14 +172,14 @@ def test_resumed_in_the_midst_of_a_division_it_is_the_same_bit_for_bit(name: str
         return made, torch.optim.Adam(made.parameters(), lr=0.05, weight_decay=0.1)
 
     straight, optimizer = begin(0)
-    straight.divided(torch.tensor([1, 4, 5]))
+    straight.set_classes(torch.tensor([1, 4, 5]))
     steps(straight, optimizer, range(3))
     saved = {key: value.clone() for key, value in straight.state_dict().items()}
     resumed, again = begin(9)
-    resumed.divided(torch.tensor([0, 2]))  # what it had set aside is not what is loaded
+    resumed.set_classes(torch.tensor([0, 2]))  # what it had set aside is not what is loaded
     resumed.load_state_dict(saved)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    resumed.divided(torch.tensor([1, 4, 5]))
+    resumed.set_classes(torch.tensor([1, 4, 5]))
     assert steps(resumed, again, range(3, 6)) == steps(straight, optimizer, range(3, 6))
     for key, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key])
@@ -188,21 +188,21 @@ def test_resumed_in_the_midst_of_a_division_it_is_the_same_bit_for_bit(name: str
 def test_a_division_draws_no_random_numbers() -> None:
     made = objective("SubCenterArcFaceLoss")
     before = torch.get_rng_state()
-    made.divided(torch.tensor([2, 3]))
+    made.set_classes(torch.tensor([2, 3]))
     assert torch.equal(torch.get_rng_state(), before)
     assert len(list(made.parameters())) == 1
 
 
 def test_a_label_of_another_cluster_is_an_error_of_the_program() -> None:
     made = objective("ProxyAnchorLoss")
-    made.divided(torch.tensor([1, 4]))
+    made.set_classes(torch.tensor([1, 4]))
     with pytest.raises(ValueError, match=r"labels \[0, 6\] are not of the 2 classes that the learner's cluster has"):
         made(*batch([0, 1, 6]))
     assert torch.isfinite(made(*batch([1, 4, 4])))
-    made.divided(torch.tensor([], dtype=torch.int64))
+    made.set_classes(torch.tensor([], dtype=torch.int64))
     with pytest.raises(ValueError, match=r"labels \[1\] are not of the 0 classes"):
         made(*batch([1]))
-    made.divided(None)
+    made.set_classes(None)
     assert torch.isfinite(made(*batch([0, 1, 6])))
 
 
@@ -213,13 +213,13 @@ def test_losses_without_parameters_a_class_ignore_it() -> None:
             made = create_objectives(
                 TrainConfig(loss_options={"learn_beta": True}), create_head("single", 5, DIM, 1), C
             )[-1]
-        made.divided(torch.tensor([5]))
+        made.set_classes(torch.tensor([5]))
         assert torch.isfinite(made(*batch([0, 1, 6])))
 
 
 def test_in_float32_under_autocast() -> None:
     made = objective("NormalizedSoftmaxLoss")
-    made.divided(torch.tensor([1, 4]))
+    made.set_classes(torch.tensor([1, 4]))
     embeddings, labels = batch([1, 4])
     plain = made(embeddings, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -140,7 +140,7 @@ def test_the_losses_that_never_wait() -> None:
         options = {"margin": 0.4, "Tn": 10} if loss == "RankedListLoss" else {}
         head = create_head("single", 5, 16, 1)
         made = create_objectives(TrainConfig(loss=loss, loss_options=options), head, 6)[-1].to(META)
-        made.divided(np.arange(1, 6))  # the learner's cluster lacks a class
+        made.set_classes(np.arange(1, 6))  # the learner's cluster lacks a class
         embeddings = F.normalize(torch.randn(20, 16, device=META), dim=1).requires_grad_()
         with contextlib.suppress(Exception), Copies(allowed=False):
             made(embeddings, labels).backward()

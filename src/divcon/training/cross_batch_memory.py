@@ -1,31 +1,32 @@
-"""Cross-batch memory: a learner's loss compares a batch with embeddings of past batches too."""
+"""Cross-batch memory: a learner's loss compares a batch with the embeddings of past batches too."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pytorch_metric_learning.losses import CrossBatchMemory
+from pytorch_metric_learning import losses as pml_losses
 from torch import Tensor, nn
 
 from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError
+from divcon.training.instantiate import arguments, name_in_words, parameters_of
 from divcon.training.miners import TripletMiner
 
 _REFUSED = {
     "NCALoss": "it would compare each image with its own copy in the memory",
-    "IntraPairVarianceLoss": "it is no loss that divcon trains",
-    "LiftedStructureLoss": "pytorch-metric-learning's takes places in the memory for places in the batch",
+    "IntraPairVarianceLoss": "divcon does not train it",
+    "LiftedStructureLoss": "pytorch-metric-learning's takes positions in the memory for positions in the batch",
 }
 
 
-class Memory(CrossBatchMemory):
-    """The last ``memory_size`` embeddings of a learner's batches, the present one included (Wang et al., "Cross-Batch
-    Memory for Embedding Learning", CVPR 2020), all of it in ``state_dict``.
+class CrossBatchMemory(pml_losses.CrossBatchMemory):
+    """The last ``size`` embeddings of a learner's batches, the present one included (Wang et al., "Cross-Batch Memory
+    for Embedding Learning", CVPR 2020), all of it in ``state_dict``.
 
     Args:
-        loss: what compares the batch with the memory.
-        dim: how many dimensions the embeddings have.
-        size: how many it holds.
+        loss: compares the batch with the memory.
+        dim: dimensions of the embeddings.
+        size: the number of embeddings it holds.
         miner: picks pairs or triplets between batch and memory; None: all pairs.
     """
 
@@ -34,9 +35,9 @@ class Memory(CrossBatchMemory):
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
-        """Done by `check_memory`, which knows the loss before it is made and says why not."""
+        """Nothing to do: `check_cross_batch_memory` knows the loss before it is created, and says why not."""
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Empty it."""
         self.embedding_memory.zero_()
         self.label_memory.zero_()
@@ -52,7 +53,7 @@ class Memory(CrossBatchMemory):
         input_indices_tuple: Any,
         do_remove_self_comparisons: bool,
     ) -> Any:
-        """What the miner picks; ours are told which embeddings of the memory are the batch itself."""
+        """The pairs or triplets that the miner picks; ours take the positions in the memory of the batch itself."""
         if isinstance(self.miner, TripletMiner):
             return self.miner(embeddings, labels, E_mem, L_mem, own=self.curr_batch_idx)
         return super().create_indices_tuple(
@@ -68,32 +69,56 @@ class Memory(CrossBatchMemory):
 
 
 def memory_losses() -> list[str]:
-    """The losses that can have a memory."""
-    return sorted(set(CrossBatchMemory.supported_losses()) - set(_REFUSED))
+    """The losses of pytorch-metric-learning that can have a cross-batch memory."""
+    return sorted(set(pml_losses.CrossBatchMemory.supported_losses()) - set(_REFUSED))
 
 
-def check_memory(config: TrainConfig) -> None:
-    """Whether loss and miner of ``config`` can have a memory of its size.
+def check_cross_batch_memory(config: TrainConfig, loss: Any) -> None:
+    """Check that the loss and the miner of ``config`` can have a memory of its size.
+
+    Args:
+        loss: the class, the module or the function that ``config.loss`` names.
 
     Raises:
         ConfigError: they cannot; the message says why and what can.
     """
-    loss, what = config.loss, f"--memory-size {config.memory_size}"
-    if loss not in memory_losses():
-        reason = _REFUSED.get(loss, "it compares the batch with itself, or with proxies")
+    setting = f"`memory_size` is {config.memory_size}, and"
+    kind = loss if isinstance(loss, type) else type(loss)
+    if reason := _reason_against(loss, kind):
         raise ConfigError(
-            f"{what}: {loss} cannot have a memory ({reason}); use one of {', '.join(memory_losses())}, or leave "
-            "--memory-size out"
+            f"{setting} {name_in_words(loss)} cannot have a memory ({reason}); use one of "
+            f"{', '.join(memory_losses())}, or leave `memory_size` out",
+            field=("memory_size", "loss"),
         )
     if config.memory_size < config.batch_size:
-        raise ConfigError(f"{what}: the memory must hold a batch at least, and --batch-size is {config.batch_size}")
-    if loss == "TripletMarginLoss" and config.loss_options.get("swap"):
         raise ConfigError(
-            f"{what}: TripletMarginLoss with swap compares positives with negatives, and both are in the memory; leave "
-            "out one of the two"
+            f"{setting} the memory must hold at least a batch: `batch_size` is {config.batch_size}",
+            field=("memory_size", "batch_size"),
+        )
+    swap = config.loss_options.get("swap") if isinstance(loss, type) else getattr(loss, "swap", False)
+    if kind is pml_losses.TripletMarginLoss and swap:
+        raise ConfigError(
+            f"{setting} TripletMarginLoss with swap compares positives with negatives, and both are in the memory; "
+            "leave out one of the two",
+            field=("memory_size", "loss_options"),
         )
     if config.miner == "BatchEasyHardMiner" and config.miner_options.get("pos_strategy", "easy") == "easy":
         raise ConfigError(
-            f"{what}: the easiest positive that BatchEasyHardMiner finds is an image's own copy in the memory; give "
-            "--miner-options.pos_strategy hard or all, or another --miner"
+            f"{setting} the easiest positive that BatchEasyHardMiner picks is an image's own copy in the memory; set "
+            "pos_strategy in `miner_options` to hard or all, or use another `miner`",
+            field=("miner_options", "memory_size"),
         )
+
+
+def _reason_against(loss: Any, kind: type) -> str | None:
+    name = kind.__name__
+    if getattr(pml_losses, name, None) is kind or issubclass(kind, pml_losses.SmoothAPLoss):
+        if name in memory_losses():
+            return None
+        return _REFUSED.get(name, "it compares the batch with itself, or with proxies")
+    forward = getattr(kind, "forward", None) or (kind.__call__ if isinstance(loss, type) else loss)
+    if not {"ref_emb", "ref_labels"} <= parameters_of(forward):
+        return "it takes no `ref_emb` and `ref_labels`, the embeddings and labels to compare with"
+    if isinstance(loss, type) and "num_classes" in arguments(kind):
+        return "it has parameters for each class"
+    return None

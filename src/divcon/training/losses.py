@@ -1,4 +1,8 @@
-"""Losses and miners by name, one of each a learner and one for the full embedding."""
+"""Losses: one for each learner and one for the full embedding, each with the miner that picks its pairs or triplets.
+
+A loss is named as its class in pytorch-metric-learning, or is a part of your own: ``module:Name``, a class, an object,
+or a function of embeddings and labels.
+"""
 
 from __future__ import annotations
 
@@ -11,134 +15,100 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from pytorch_metric_learning import distances, reducers, regularizers
 from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.losses import SmoothAPLoss as _SmoothAPLoss
 from pytorch_metric_learning.reducers import DivisorReducer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
-from pytorch_metric_learning.utils.common_functions import TorchInitWrapper
 from torch import Tensor, nn
 
 from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError, unknown
 from divcon.models import SubspaceHead
 from divcon.runtime.device import to_device
-from divcon.training.cross_batch_memory import Memory, check_memory
-from divcon.training.miners import DistanceWeightedMiner, NearestNegativesMiner, TripletMiner
+from divcon.runtime.importing import is_named
+from divcon.training.cross_batch_memory import CrossBatchMemory, check_cross_batch_memory
+from divcon.training.instantiate import arguments, instantiate, name_in_words, parameters_of, resolve
+from divcon.training.miners import TripletMiner, create_miner
 from divcon.training.proxies import ClusterProxies
 
-_MODULES = {
-    "distance": distances,
-    "reducer": reducers,
-    "embedding_regularizer": regularizers,
-    "weight_regularizer": regularizers,
+_REFUSED = {
+    "ManifoldLoss": "draws classes of its own and takes no labels; divcon trains losses of embeddings and labels",
+    "VICRegLoss": "compares two views of an image and takes no labels; divcon trains losses of embeddings and labels",
+    "SelfSupervisedLoss": "compares two views of an image and takes no labels; divcon trains losses of embeddings and "
+    "labels",
+    "InstanceLoss": "takes image number n of a batch for class number n in pytorch-metric-learning, and so draws "
+    "unlike images together; use NormalizedSoftmaxLoss or NTXentLoss",
+    "IntraPairVarianceLoss": "evens out similarities without telling classes apart, and is meant to be added to "
+    "another loss; use MultiSimilarityLoss",
+    "CrossBatchMemory": "wraps another loss: set `loss` to that one, and `memory_size`",
+    "MultipleLosses": "combines other losses: name one of them, or pass the object from Python",
+    "GenericPairLoss": "is a base class of other losses",
+    "BaseMetricLossFunction": "is a base class of other losses",
+    "BaseLossWrapper": "is a base class of other losses",
 }
-_NOT_BY_NAME = {
-    "BatchedDistance": "wraps another distance",
-    "MultipleReducers": "needs reducers for parts of a loss, and divcon makes it where a loss has parts",
-    "DoNothingReducer": "does not reduce a loss to one number",
-    "ClassWeightedReducer": "needs a tensor of weights",
-}
+_SIZES = ("embedding_size", "descriptors_dim")
 
 
-def create(
-    kind: type[nn.Module], options: Mapping[str, Any], what: str, sizes: Mapping[str, int] | None = None
-) -> nn.Module:
-    """An instance of a loss or miner.
+def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int) -> nn.ModuleList:
+    """Create K + 1 objectives: number k is learner k's, the last is the full embedding's (joint and finetune phases).
+
+    The losses' own parameters are initialised from ``config.seed``, whatever random numbers were drawn before.
 
     Args:
-        kind: its class.
-        options: arguments of its constructor, plain values. For an argument that takes an object, the name of its
-            class, made with its defaults: ``distance="CosineSimilarity"``, ``reducer="MeanReducer"``,
-            ``embedding_regularizer="ZeroMeanRegularizer"``, ``weight_regularizer="RegularFaceRegularizer"``; for
-            ``weight_init_func`` the name of a function of ``torch.nn.init``; for a range ``"0.2,0.8"``. Embeddings have
-            length one, so that the dot product is the cosine, and a regularizer of lengths (LpRegularizer) is a
-            constant.
-        what: ``loss`` or ``miner``, for the errors.
-        sizes: arguments that are filled in where the class takes them and ``options`` leaves them out.
+        num_classes: C; labels are 0 to C - 1.
 
     Raises:
-        ConfigError: an unknown argument or class (the nearest names are suggested), or values it cannot be made of.
+        ConfigError: an unknown loss, miner or argument (the nearest names are suggested), a loss that cannot be
+            trained or cannot have a cross-batch memory, or arguments that cannot work; the message says why.
     """
-    known = arguments(kind)
-    for option in options:
-        if option not in known:
-            raise ConfigError(unknown(f"argument of {kind.__name__}", option, known))
-    given = {**{name: size for name, size in (sizes or {}).items() if name in known}, **options}
-    values = {name: _value(kind, name, value, given, what) for name, value in given.items()}
-    try:
-        return kind(**values)
-    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
+    part = _resolve_loss(config.loss)
+    if config.memory_size:
+        check_cross_batch_memory(config, part)
+    dims = [head.subspace_dim(k) for k in range(head.max_learners)] + [head.embedding_dim]
+    if isinstance(part, nn.Module):
+        _check_classes(part, dims, num_classes, head.max_learners)
+    if config.loss_options and not isinstance(part, type):
         raise ConfigError(
-            f"{kind.__name__} cannot be made of {given} ({error}); give its arguments as --{what}-options.NAME VALUE"
-        ) from error
+            f"`loss_options` are the arguments of a class, and `loss` is an object, {name_in_words(part)}: leave the "
+            "options out, or pass the class",
+            field="loss_options",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        objectives = nn.ModuleList(_create_objective(config, part, dim, num_classes) for dim in dims)
+        for dim in sorted(set(dims)):
+            _try(objectives[dims.index(dim)], part, dim, config, num_classes)
+    return objectives
 
 
-def arguments(kind: type[nn.Module]) -> dict[str, Any]:
-    """The arguments that a class's constructor takes, those it hands on to its bases included, with their defaults
-    (`inspect.Parameter.empty` where there is none)."""
-    found: dict[str, Any] = {}
-    for base in kind.__mro__:
-        if base is nn.Module:
-            break
-        if "__init__" in vars(base):
-            parameters = inspect.signature(base.__init__).parameters.values()
-            named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-            found = {**{p.name: p.default for p in parameters if p.kind in named}, **found}
-            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-                break
-    return {name: default for name, default in found.items() if name not in ("self", "mat_based_loss")}
+def keeps_state(objective: nn.Module, dim: int, config: TrainConfig) -> bool:
+    """Whether an objective, of embeddings of ``dim`` dimensions, computes with what earlier batches have left in it,
+    besides what the optimiser changes."""
+    with torch.random.fork_rng(devices=[]):
+        after, _ = _step_of_copy(objective, dim, config)
+    before = objective.state_dict()
+    return any(value.shape != before[n].shape or not value.equal(before[n]) for n, value in after.state_dict().items())
 
 
-def _value(kind: type[nn.Module], name: str, value: Any, given: Mapping[str, Any], what: str) -> Any:
-    where = f"--{what}-options.{name} of {kind.__name__}"
-    if name in _MODULES:
-        return _by_class(kind, name, value, given, where)
-    if name == "weight_init_func":
-        known = [key for key in vars(nn.init) if key.endswith("_") and not key.startswith("_")]
-        if value not in known:
-            raise ConfigError(f"{where}: {unknown('function of torch.nn.init', str(value), known)}")
-        return TorchInitWrapper(getattr(nn.init, value))
-    if name.endswith("_range"):
-        try:
-            low, high = (float(part) for part in str(value).split(","))
-        except ValueError:
-            raise ConfigError(f"{where} {value!r}: give two numbers with a comma between, as in 0.2,0.8") from None
-        return low, high
-    # A size must be whole, and 10.0 is how some writers of files put 10.
-    whole = isinstance(value, float) and value.is_integer() and not isinstance(arguments(kind)[name], float)
-    return int(value) if whole else value
-
-
-def _by_class(kind: type[nn.Module], name: str, value: Any, given: Mapping[str, Any], where: str) -> nn.Module:
-    classes: dict[str, Any] = {key: item for key, item in vars(_MODULES[name]).items() if inspect.isclass(item)}
-    if value in _NOT_BY_NAME and value in classes:
-        raise ConfigError(f"{where}: {value} {_NOT_BY_NAME[value]}")
-    known = [key for key in classes if key not in _NOT_BY_NAME and not key.startswith("Base")]
-    if value not in known:
-        raise ConfigError(f"{where}: {unknown('class', str(value), known)}")
-    # SparseCentersRegularizer is made for as many centres as its loss has.
-    defaults = arguments(kind)
-    centres = next((given.get(c, defaults[c]) for c in ("centers_per_class", "sub_centers") if c in defaults), 1)
-    sizes = {"num_classes": given.get("num_classes"), "centers_per_class": int(centres)}
-    made: type[nn.Module] = classes[value]
-    try:
-        return made(**{key: size for key, size in sizes.items() if key in arguments(made)})
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{where}: {value} cannot be made with its defaults ({error})") from error
+def loss_names() -> list[str]:
+    """The losses that `TrainConfig.loss` takes by name."""
+    return [
+        name
+        for name, value in vars(pml_losses).items()
+        if inspect.isclass(value) and issubclass(value, pml_losses.BaseMetricLossFunction) and name not in _REFUSED
+    ]
 
 
 class Objective(nn.Module):
     """A loss and the miner that feeds it, in float32 under any precision.
 
-    All that training changes in it is in ``state_dict``, as tensors and plain numbers: proxies and betas, the memory
-    with its position, histograms. The classes that `divided` was told are not: it is called again after a resume.
+    All that training changes in it is in ``state_dict``, as tensors and plain numbers: proxies and betas, the
+    cross-batch memory with its position, histograms. The classes of `set_classes` are not: the training loop sets them
+    again after a resume.
 
     Args:
-        loss: of pytorch-metric-learning, or a `ClusterProxies` or `Memory` around one.
-        miner: what picks the pairs or triplets of a batch. None: all of them, or those that a `Memory`'s miner picks.
+        loss: called as pytorch-metric-learning's are, and maybe wrapped: a `ClusterProxies` or `CrossBatchMemory`.
+        miner: picks the pairs or triplets of a batch. None: all of them, or those that the memory's miner picks.
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
@@ -148,31 +118,31 @@ class Objective(nn.Module):
         for module in self.modules():
             _tensors_to_buffers(module)
 
-    def divided(self, classes: Int64[Tensor, "c"] | Int64[np.ndarray, "c"] | None) -> None:
-        """The learner's cluster has these (c,) classes; None: all. A loss with proxies compares with theirs alone from
-        now on, and leaves the others as they are; other losses know no classes, and ignore it."""
+    def set_classes(self, classes: Int64[Tensor, "c"] | Int64[np.ndarray, "c"] | None) -> None:
+        """Set the (c,) classes of the learner's cluster; None: all. A loss with proxies compares with theirs alone from
+        now on, and leaves the others as they are; other losses ignore it."""
         for module in self.modules():
             if isinstance(module, ClusterProxies):
-                module.divided(classes)
+                module.set_classes(classes)
 
-    def forget(self) -> None:
-        """Empty the memory, if there is one: what is in it are images of another cluster."""
-        if isinstance(self.loss, Memory):
-            self.loss.forget()
+    def reset_memory(self) -> None:
+        """Empty the cross-batch memory, if there is one: it holds images of another cluster."""
+        if isinstance(self.loss, CrossBatchMemory):
+            self.loss.reset()
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int64[Tensor, "B"]) -> Float[Tensor, ""]:
-        """The loss, a scalar, of (B, d) embeddings and their (B,) labels, which are on the CPU: what follows from them
-        alone is then known there, and an accelerator need not be waited for.
+        """The loss, a scalar, of (B, d) embeddings and their (B,) labels. With the labels on the CPU, what follows from
+        them alone is computed there, and nothing waits for an accelerator.
 
         Raises:
             ConfigError: loss or miner cannot compute this batch; the message says why and what to do.
-            ValueError: a label is not of the classes that `divided` was told.
+            ValueError: a label is not of the classes set by `set_classes`.
         """
-        known = labels.cpu()
+        on_cpu = labels.cpu()
         for module in self.modules():
             if isinstance(module, ClusterProxies):
-                module.check(known)
-        labels = to_device(known, embeddings.device)
+                module.check_labels(on_cpu)
+        labels = to_device(on_cpu, embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
             # An embedding that is zero (of a dead mask) has no direction: normalised once more in the loss, it would
@@ -180,52 +150,245 @@ class Objective(nn.Module):
             alive = (embeddings != 0).any(dim=1, keepdim=True)
             embeddings = torch.where(alive, embeddings, embeddings.detach())
             try:
-                own = isinstance(self.miner, TripletMiner)
-                tuples = self.miner(embeddings, known if own else labels) if self.miner is not None else None
+                ours = isinstance(self.miner, TripletMiner)
+                tuples = self.miner(embeddings, on_cpu if ours else labels) if self.miner is not None else None
                 loss = self.loss(embeddings, labels, tuples)
-                loss = loss.reshape(())
+                loss = _connected(loss.reshape(()), embeddings)
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
             except Exception as error:
-                raise ConfigError(self._cannot(known, error)) from error
+                raise self._failure(on_cpu, error) from error
         for module in self.loss.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.requires_grad:  # DynamicSoftMarginLoss's histogram would keep the graphs of all past batches
                     setattr(module, name, buffer.detach())
         return loss
 
-    def _cannot(self, labels: Int64[Tensor, "B"], error: Exception) -> str:
-        loss = self.loss
-        while isinstance(loss, (Memory, ClusterProxies)):
-            loss = loss.loss  # type: ignore[assignment]
-        miner = self.loss.miner if isinstance(self.loss, Memory) else self.miner
-        names = type(loss).__name__ + ("" if miner is None else f" with miner {type(miner).__name__}")
+    def _failure(self, labels: Int64[Tensor, "B"], error: Exception) -> ConfigError:
+        loss: Any = self.loss
+        while isinstance(loss, (CrossBatchMemory, ClusterProxies, AdaptedLoss)):
+            loss = loss.loss
+        miner = self.loss.miner if isinstance(self.loss, CrossBatchMemory) else self.miner
+        names = name_in_words(loss) + ("" if miner is None else f" with miner {name_in_words(miner)}")
         counts = labels.unique(return_counts=True)[1].tolist()
-        reason, todo = str(error).strip().rstrip("."), "look at their arguments, or use another --loss or --miner"
+        fields, reason = ("loss", "miner"), str(error).strip().rstrip(".")
+        advice = "look at their arguments, or use another `loss` or `miner`"
         if "indices_tuple is not supported" in reason:
-            reason, todo = "this loss picks its pairs itself", "use --miner none"
+            fields, reason, advice = ("miner",), "this loss picks its pairs itself", "use `miner=none`"
         elif isinstance(error, IndexError) or "out of bounds" in reason:
-            reason = f"a distance or a number is outside of what it was made for: {reason}"
+            reason = f"a distance or a number is out of the range that it works for: {reason}"
         elif not reason:
-            reason = f"{type(error).__name__} inside the library"
+            reason = f"{type(error).__name__} in the loss or miner"
         sizes = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        return (
+        return ConfigError(
             f"{names} cannot compute a batch of {len(labels)} images, {len(counts)} classes with {sizes} images each: "
-            f"{reason}; {todo}"
+            f"{reason}; {advice}",
+            field=fields,
         )
 
 
+class AdaptedLoss(nn.Module):
+    """A loss that takes fewer arguments than those of pytorch-metric-learning, called with those that it takes.
+
+    Args:
+        loss: a module or function of embeddings and labels, and maybe of ``indices_tuple``, ``ref_emb`` and
+            ``ref_labels``.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+        self.taken = parameters_of(loss.forward if isinstance(loss, nn.Module) else loss)
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "B D"],
+        labels: Int64[Tensor, "B"],
+        indices_tuple: Any = None,
+        ref_emb: Float[Tensor, "R D"] | None = None,
+        ref_labels: Int64[Tensor, "R"] | None = None,
+    ) -> Any:
+        """The loss of the batch.
+
+        Raises:
+            ValueError: an argument is passed that the loss does not take.
+        """
+        optional = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        for name, value in optional.items():
+            if name not in self.taken and value is not None:
+                raise ValueError(f"it takes no argument `{name}`")
+        return self.loss(embeddings, labels, **{name: v for name, v in optional.items() if name in self.taken})
+
+
+def _create_objective(config: TrainConfig, part: Any, dim: int, num_classes: int) -> Objective:
+    miner = create_miner(config)
+    if isinstance(part, type):
+        create = partial(_create_loss, config, part, dim)
+        classes = _num_classes(config, part, num_classes)
+        loss = ClusterProxies(create, classes) if ClusterProxies.needed(create) else create(classes)
+    else:
+        loss = _adapted(copy.deepcopy(part))
+    if config.memory_size:
+        return Objective(CrossBatchMemory(loss, dim, config.memory_size, miner))
+    return Objective(loss, miner)
+
+
+def _try(objective: nn.Module, part: Any, dim: int, config: TrainConfig, num_classes: int) -> None:
+    """Take a step on random embeddings, so that wrong arguments are reported before the first epoch."""
+    where = f"(options {config.loss_options} {config.miner_options}, embeddings of {dim} dimensions)"
+    if isinstance(part, nn.Module):
+        where = f"(embeddings of {dim} dimensions)"
+        if any(True for _ in part.parameters()):
+            where += f"; if its parameters are for another number of dimensions or classes: {_pass_the_class(part)}"
+    try:
+        _, loss = _step_of_copy(objective, dim, config, num_classes)
+    except Exception as error:
+        fields = error.fields if isinstance(error, ConfigError) else ("loss",)
+        raise ConfigError(f"{error} {where}", field=fields) from error
+    if not torch.isfinite(loss):
+        raise ConfigError(
+            f"{name_in_words(part)} is {loss.item()} for random embeddings {where}; look at its arguments",
+            field=("loss_options", "loss"),
+        )
+
+
+def _step_of_copy(
+    objective: nn.Module, dim: int, config: TrainConfig, num_classes: int = 2
+) -> tuple[nn.Module, Tensor]:
+    """A copy of the objective after a batch of two classes, the first and the last, and its loss."""
+    stepped, each = copy.deepcopy(objective), min(4, config.images_per_class)
+    embeddings = nn.functional.normalize(torch.randn(2 * each, dim), dim=1).requires_grad_()
+    loss = stepped(embeddings, (num_classes - 1) * (torch.arange(2 * each) // each))
+    loss.backward()
+    return stepped, loss
+
+
+def _resolve_loss(loss: Any) -> Any:
+    """The class of a loss, or the module or function itself."""
+    if isinstance(loss, str) and not is_named(loss):
+        if loss in _REFUSED:
+            raise ConfigError(f"loss {loss!r} {_REFUSED[loss]}", field="loss")
+        if loss not in loss_names():
+            raise ConfigError(unknown("loss", loss, loss_names()), field="loss")
+        part = getattr(pml_losses, loss)
+    else:
+        part = resolve(loss, "loss")
+    kind = part if isinstance(part, type) else type(part)
+    name = kind.__name__
+    if getattr(pml_losses, name, None) is kind:
+        if name in _REFUSED and not (name == "MultipleLosses" and part is not kind):
+            raise ConfigError(f"loss {name!r} {_REFUSED[name]}", field="loss")
+        if name == "SmoothAPLoss" and part is kind:
+            return SmoothAPLoss
+    if not callable(part):
+        raise ConfigError(
+            f"`loss` is {part!r}: pass the name of a loss of pytorch-metric-learning, or your own as module:Name, a "
+            "class, or a torch.nn.Module called with embeddings and labels",
+            field="loss",
+        )
+    return part
+
+
+def _check_classes(loss: nn.Module, dims: list[int], num_classes: int, num_learners: int) -> None:
+    """Refuse an object with parameters for each class where there are several learners."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in loss.named_parameters()}
+    counts = any(getattr(module, "num_classes", None) for module in loss.modules())
+    for name, shape in shapes.items():
+        if num_learners > 1 and (counts or (num_classes in shape and num_classes not in dims)):
+            raise ConfigError(
+                f"{type(loss).__name__} has parameters for each class ({name}, of shape {shape}), and a learner "
+                f"compares with the classes of its own cluster alone; {_pass_the_class(loss)}",
+                field="loss",
+            )
+
+
+def _pass_the_class(loss: nn.Module) -> str:
+    return (
+        f"pass the class and its arguments, `loss={type(loss).__name__}` and `loss_options`, and each learner's is "
+        "created for its own dimensions and classes"
+    )
+
+
+def _create_loss(config: TrainConfig, kind: type, dim: int, num_classes: int) -> nn.Module:
+    known = arguments(kind)
+    options: dict[str, Any] = dict(config.loss_options)
+    for name in _SIZES:
+        if name in known and options.get(name, dim) != dim:
+            raise ConfigError(
+                f"`loss_options` {name} is {options[name]}: leave it out, it is the embedding's ({dim})",
+                field="loss_options",
+            )
+    sizes: Mapping[str, int] = dict.fromkeys(_SIZES, dim)
+    if kind is not pml_losses.MarginLoss:
+        sizes = {**sizes, "num_classes": num_classes}
+    if "num_classes" in known and "num_classes" in options:
+        options["num_classes"] = num_classes
+    return _adapted(instantiate(kind, options, "loss", sizes), clamp="distance" not in options)
+
+
+def _num_classes(config: TrainConfig, kind: type, num_classes: int) -> int:
+    """How many classes the loss is created for: C, or more where the options say so."""
+    asked = config.loss_options.get("num_classes")
+    if asked is None or "num_classes" not in arguments(kind):
+        return num_classes
+    if isinstance(asked, str) or asked < num_classes or asked != int(asked):
+        raise ConfigError(
+            f"`loss_options` num_classes is {asked}: the training images have {num_classes} classes; pass as many or "
+            "more, or leave it out",
+            field="loss_options",
+        )
+    if kind is pml_losses.MarginLoss and not config.loss_options.get("learn_beta"):
+        raise ConfigError(
+            "`loss_options` num_classes of MarginLoss gives each class a beta, which is a constant unless it is "
+            "learned; leave it out, or add learn_beta=True",
+            field="loss_options",
+        )
+    return int(asked)
+
+
+def _adapted(loss: Any, *, clamp: bool = True) -> nn.Module:
+    """The loss, called as pytorch-metric-learning's are, with what does not work in those replaced."""
+    if not isinstance(loss, nn.Module) or not isinstance(loss, pml_losses.BaseMetricLossFunction):
+        loss = AdaptedLoss(loss)
+    for module in list(loss.modules()):
+        if type(module) is pml_losses.SmoothAPLoss:
+            module.__class__ = SmoothAPLoss
+        needs_clamped = isinstance(module, (pml_losses.HistogramLoss, pml_losses.TupletMarginLoss))
+        if clamp and needs_clamped and type(module.distance) is CosineSimilarity:
+            module.distance = ClampedCosine()
+        for child, part in module.named_children():
+            if type(part) is DivisorReducer:
+                setattr(module, child, MeanOverPairs())
+        if isinstance(module, pml_losses.DynamicSoftMarginLoss):
+            # The library's histogram has no place for the upper end of the last bins; empty ones change nothing.
+            module.hist_ = torch.zeros(module.num_bins + 2)
+    return loss
+
+
+def _connected(loss: Tensor, embeddings: Tensor) -> Tensor:
+    """The loss with a gradient of zero where it has none, as of a batch without pairs.
+
+    Raises:
+        ValueError: it has none, and is not zero.
+    """
+    if loss.requires_grad or not embeddings.requires_grad:
+        return loss
+    if loss != 0:
+        raise ValueError("it has no gradient: it is not computed of the embeddings by PyTorch, or is detached")
+    return loss + 0 * embeddings.sum()
+
+
 def _tensors_to_buffers(module: nn.Module) -> None:
-    """Plain tensors of a loss, such as a histogram that grows with each batch, become buffers: saved with a checkpoint,
-    and moved to the device."""
+    """Turn a loss's plain tensors, such as a histogram that grows with each batch, into buffers: saved with a
+    checkpoint, and moved to the device."""
     for name, value in list(vars(module).items()):
-        if isinstance(value, Tensor) and not isinstance(module, (ClusterProxies, Memory)):
+        if isinstance(value, Tensor) and not isinstance(module, (ClusterProxies, CrossBatchMemory)):
             delattr(module, name)
             # Not every device knows float64.
             module.register_buffer(name, value.float() if value.dtype == torch.float64 else value)
 
 
-class SmoothAPLoss(_SmoothAPLoss):
+class SmoothAPLoss(pml_losses.SmoothAPLoss):
     """One minus the average precision of each image as a query to its batch, ranks softened by a sigmoid (Brown et al.,
     "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020). As there, a query is one of its own
     positives.
@@ -259,29 +422,6 @@ class SmoothAPLoss(_SmoothAPLoss):
         }
 
 
-OWN_MINERS = {"distance-weighted": DistanceWeightedMiner, "nearest-negatives": NearestNegativesMiner}
-
-_OWN_LOSSES: dict[str, type[nn.Module]] = {"SmoothAPLoss": SmoothAPLoss}
-_REFUSED = {
-    "ManifoldLoss": "draws classes of its own and takes no labels; divcon trains losses of embeddings and labels",
-    "VICRegLoss": "compares two views of an image and takes no labels; divcon trains losses of embeddings and labels",
-    "SelfSupervisedLoss": "compares two views of an image and takes no labels; divcon trains losses of embeddings and "
-    "labels",
-    "InstanceLoss": "takes image number n of a batch for class number n in pytorch-metric-learning, and so draws "
-    "unlike images together; use NormalizedSoftmaxLoss or NTXentLoss",
-    "IntraPairVarianceLoss": "evens out similarities without telling classes apart, and is meant to be added to "
-    "another loss; use MultiSimilarityLoss",
-    "CrossBatchMemory": "wraps another loss; use --memory-size",
-    "MultipleLosses": "combines other losses; name one of them",
-    "GenericPairLoss": "is a base for other losses",
-    "BaseMetricLossFunction": "is a base for other losses",
-    "BaseLossWrapper": "is a base for other losses",
-}
-_REFUSED_MINERS = {"BaseMiner", "EmbeddingsAlreadyPackagedAsTriplets"}
-_SIZES = ("embedding_size", "descriptors_dim")
-_NEEDS_CLAMPED = ("HistogramLoss", "TupletMarginLoss")
-
-
 class ClampedCosine(CosineSimilarity):
     """The cosine, kept just inside of -1 and 1: rounding lets the cosine of an image with itself, which a small class
     repeats in a batch, exceed 1, where an arc cosine is NaN and a histogram has no bin."""
@@ -291,8 +431,8 @@ class ClampedCosine(CosineSimilarity):
         return super().compute_mat(query_emb, ref_emb).clamp(-1 + 1e-6, 1 - 1e-6)
 
 
-class Quotient(DivisorReducer):
-    """The sum of a loss over the number of pairs that have one; 0 without any. The library asks the device whether
+class MeanOverPairs(DivisorReducer):
+    """The sum of a loss over the number of pairs that have one; 0 without any. The library's asks the device whether
     there are any, and waits for the answer."""
 
     def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | int) -> Tensor:
@@ -300,139 +440,3 @@ class Quotient(DivisorReducer):
         if not isinstance(divisor, Tensor):
             return super().sum_and_divide(losses, embeddings, divisor)
         return torch.where(divisor == 0, self.zero_loss(embeddings), losses.sum() / divisor.clamp(min=1))
-
-
-def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int) -> nn.ModuleList:
-    """K + 1 objectives: number k is learner k's, the last is the full embedding's (joint and finetune phases). The
-    losses' own parameters begin as ``config.seed`` says, whatever random numbers were drawn before.
-
-    Args:
-        num_classes: C; labels are 0 to C - 1.
-
-    Raises:
-        ConfigError: an unknown loss, miner or argument (the nearest names are suggested), a loss that cannot be trained
-            or cannot have a memory, or arguments that cannot work; the message says why.
-    """
-    kind = _loss_class(config.loss)
-    if config.memory_size:
-        check_memory(config)
-    dims = [head.subspace_dim(k) for k in range(head.max_learners)] + [head.embedding_dim]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        objectives = nn.ModuleList(_create_objective(config, kind, dim, num_classes) for dim in dims)
-        for dim in sorted(set(dims)):
-            _try(objectives[dims.index(dim)], dim, config)
-    return objectives
-
-
-def keeps_state(objective: nn.Module, dim: int, config: TrainConfig) -> bool:
-    """Whether an objective, of embeddings of ``dim`` dimensions, computes with what earlier batches have left in it,
-    beside what the optimiser changes."""
-    with torch.random.fork_rng(devices=[]):
-        after, _ = _stepped(objective, dim, config)
-    before = objective.state_dict()
-    return any(value.shape != before[n].shape or not value.equal(before[n]) for n, value in after.state_dict().items())
-
-
-def loss_names() -> list[str]:
-    """The losses that `TrainConfig.loss` takes."""
-    return [
-        name
-        for name, value in vars(pml_losses).items()
-        if inspect.isclass(value) and issubclass(value, pml_losses.BaseMetricLossFunction) and name not in _REFUSED
-    ]
-
-
-def miner_names() -> list[str]:
-    """The miners that `TrainConfig.miner` takes."""
-    named = [name for name, value in vars(pml_miners).items() if inspect.isclass(value)]
-    return ["auto", "none", *OWN_MINERS, *(name for name in named if name not in _REFUSED_MINERS)]
-
-
-def _create_objective(config: TrainConfig, kind: type[nn.Module], dim: int, num_classes: int) -> Objective:
-    miner = _create_miner(config)
-    make = partial(_create_loss, config, kind, dim)
-    classes = _num_classes(config, kind, num_classes)
-    loss = ClusterProxies(make, classes) if ClusterProxies.needed(make) else make(classes)
-    return Objective(Memory(loss, dim, config.memory_size, miner)) if config.memory_size else Objective(loss, miner)
-
-
-def _try(objective: nn.Module, dim: int, config: TrainConfig) -> None:
-    """A step on random embeddings: what an argument of the wrong kind does shows here, and not in the first epoch."""
-    where = f"(options {config.loss_options} {config.miner_options}, embeddings of {dim} dimensions)"
-    try:
-        _, loss = _stepped(objective, dim, config)
-    except Exception as error:
-        raise ConfigError(f"{error} {where}") from error
-    if not torch.isfinite(loss):
-        raise ConfigError(f"{config.loss} is {loss.item()} for random embeddings {where}; look at its arguments")
-
-
-def _stepped(objective: nn.Module, dim: int, config: TrainConfig) -> tuple[nn.Module, Tensor]:
-    """A copy of the objective after a batch of two classes, and its loss."""
-    stepped, each = copy.deepcopy(objective), min(4, config.images_per_class)
-    embeddings = nn.functional.normalize(torch.randn(2 * each, dim), dim=1).requires_grad_()
-    loss = stepped(embeddings, torch.arange(2 * each) // each)
-    loss.backward()
-    return stepped, loss
-
-
-def _loss_class(name: str) -> type[nn.Module]:
-    if name in _REFUSED:
-        raise ConfigError(f"loss {name!r} {_REFUSED[name]}")
-    if name not in loss_names():
-        raise ConfigError(unknown("loss", name, loss_names()))
-    return _OWN_LOSSES.get(name) or getattr(pml_losses, name)
-
-
-def _create_miner(config: TrainConfig) -> nn.Module | None:
-    name = config.chosen_miner
-    if name == "none":
-        if config.miner_options:
-            raise ConfigError(f"--miner-options are given, but loss {config.loss} has no miner; name one with --miner")
-        return None
-    if name not in miner_names():
-        raise ConfigError(unknown("miner", name, miner_names()))
-    return create(OWN_MINERS.get(name) or getattr(pml_miners, name), config.miner_options, "miner")
-
-
-def _create_loss(config: TrainConfig, kind: type[nn.Module], dim: int, num_classes: int) -> nn.Module:
-    known = arguments(kind)
-    options: dict[str, Any] = dict(config.loss_options)
-    for name in _SIZES:
-        if name in known and options.get(name, dim) != dim:
-            raise ConfigError(f"--loss-options.{name} {options[name]}: leave it out, it is the embedding's ({dim})")
-    sizes: Mapping[str, int] = dict.fromkeys(_SIZES, dim)
-    if kind is not pml_losses.MarginLoss:
-        sizes = {**sizes, "num_classes": num_classes}
-    if "num_classes" in known and "num_classes" in options:
-        options["num_classes"] = num_classes
-    loss = create(kind, options, "loss", sizes)
-    if config.loss in _NEEDS_CLAMPED and "distance" not in options:
-        loss.distance = ClampedCosine()
-    for module in list(loss.modules()):
-        for name, part in module.named_children():
-            if type(part) is DivisorReducer:
-                setattr(module, name, Quotient())
-    if isinstance(loss, pml_losses.DynamicSoftMarginLoss):
-        # The library's histogram has no place for the upper end of the last bins; empty ones change nothing.
-        loss.hist_ = torch.zeros(loss.num_bins + 2)
-    return loss
-
-
-def _num_classes(config: TrainConfig, kind: type[nn.Module], num_classes: int) -> int:
-    """How many classes the loss is made for: C, or more where the options say so."""
-    given = config.loss_options.get("num_classes")
-    if given is None or "num_classes" not in arguments(kind):
-        return num_classes
-    if isinstance(given, str) or given < num_classes or given != int(given):
-        raise ConfigError(
-            f"--loss-options.num_classes {given}: the training images have {num_classes} classes; give as many or "
-            "more, or leave it out"
-        )
-    if kind is pml_losses.MarginLoss and not config.loss_options.get("learn_beta"):
-        raise ConfigError(
-            "--loss-options.num_classes of MarginLoss makes one beta a class, which is a constant unless it is "
-            "learned; leave it out, or give --loss-options.learn_beta true as well"
-        )
-    return int(given)

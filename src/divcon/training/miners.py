@@ -1,20 +1,77 @@
-"""Miners of triplets: distance-weighted sampling of negatives, and the nearest negatives of the 2019 code."""
+"""Miners pick the pairs or triplets of a batch: distance-weighted sampling of negatives, the nearest negatives of the
+2019 code, every miner of pytorch-metric-learning by name, or one of your own."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from pytorch_metric_learning import miners as pml_miners
 from torch import Tensor, nn
 
+from divcon.config.settings import TrainConfig
+from divcon.errors import ConfigError, unknown
 from divcon.runtime.device import to_device
+from divcon.runtime.importing import is_named
+from divcon.training.instantiate import instantiate, name_in_words, parameters_of, resolve
+
+_NOT_BY_NAME = {"BaseMiner", "EmbeddingsAlreadyPackagedAsTriplets"}
+
+
+def miner_names() -> list[str]:
+    """The miners that `TrainConfig.miner` takes by name."""
+    named = [name for name, value in vars(pml_miners).items() if inspect.isclass(value)]
+    return ["auto", "none", *OWN_MINERS, *(name for name in named if name not in _NOT_BY_NAME)]
+
+
+def create_miner(config: TrainConfig) -> nn.Module | None:
+    """Create the miner that ``config`` names, or copy the one it holds; None for ``none``.
+
+    Raises:
+        ConfigError: an unknown miner or argument (the nearest names are suggested), or options for what takes none.
+    """
+    chosen = config.chosen_miner
+    if isinstance(chosen, str) and not is_named(chosen):
+        if chosen == "none":
+            if config.miner_options:
+                raise ConfigError(
+                    "`miner_options` are set, and there is no miner; name one with `miner`",
+                    field=("miner_options", "miner"),
+                )
+            return None
+        if chosen not in miner_names():
+            raise ConfigError(unknown("miner", chosen, miner_names()), field="miner")
+        part = OWN_MINERS.get(chosen) or getattr(pml_miners, chosen)
+    else:
+        part = resolve(chosen, "miner")
+    if isinstance(part, type):
+        miner = instantiate(part, config.miner_options, "miner")
+    elif config.miner_options:
+        raise ConfigError(
+            f"`miner_options` are the arguments of a class, and `miner` is an object, {name_in_words(part)}: leave the "
+            "options out, or pass the class",
+            field="miner_options",
+        )
+    else:
+        miner = copy.deepcopy(part)
+    if not callable(miner):
+        raise ConfigError(
+            f"`miner` is {miner!r}: pass the name of a miner, or your own as module:Name, a class, or a function of "
+            "embeddings and labels",
+            field="miner",
+        )
+    is_known = isinstance(miner, (TripletMiner, pml_miners.BaseMiner))
+    return miner if is_known else AdaptedMiner(miner)  # type: ignore[return-value]
 
 
 class TripletMiner(nn.Module, ABC):
     """For each positive pair one negative. Distances are computed in float32, without gradient.
 
-    Labels on the CPU spare an accelerator a wait: which pairs there are is then known without asking it.
+    With labels on the CPU, the positive pairs are computed there, and nothing waits for an accelerator.
     """
 
     @torch.no_grad()
@@ -29,9 +86,9 @@ class TripletMiner(nn.Module, ABC):
         """Triplets of (B, D) embeddings of length one and their (B,) labels, which may be on the CPU.
 
         Args:
-            ref_emb: where positives and negatives are looked for: (R, D), of length one; the batch itself if None.
+            ref_emb: the embeddings to pick positives and negatives from, (R, D), of length one; None: the batch itself.
             ref_labels: their (R,) labels, on the device of ``labels``, as is ``own``.
-            own: (B,) the places in ``ref_emb`` that hold the batch itself, so that no image is its own positive.
+            own: (B,) the positions in ``ref_emb`` of the batch itself, so that no image is its own positive.
 
         Returns:
             Anchors (into the batch), positives and negatives (into ``ref_emb``), (T,) int64 each, on the device of the
@@ -44,7 +101,7 @@ class TripletMiner(nn.Module, ABC):
         if own is not None:
             positive[torch.arange(len(labels), device=labels.device), own] = False
         anchors, positives = torch.nonzero(positive & different.any(dim=1, keepdim=True), as_tuple=True)
-        different, anchors, positives = (to_device(part, embeddings.device) for part in (different, anchors, positives))
+        different, anchors, positives = (to_device(t, embeddings.device) for t in (different, anchors, positives))
         if len(anchors) == 0:
             return anchors, positives, anchors
         return anchors, positives, self.negatives(_distances(embeddings, ref_emb), different, anchors, embeddings)
@@ -57,28 +114,28 @@ class TripletMiner(nn.Module, ABC):
         anchors: Int64[Tensor, "T"],
         embeddings: Float[Tensor, "B D"],
     ) -> Int64[Tensor, "T"]:
-        """A negative for each of the anchors of the positive pairs, which are in ascending order and have at least one:
-        (T,) columns of ``distances`` where ``different``."""
+        """A negative for each positive pair: (T,) columns of ``distances`` where ``different``. ``anchors`` are the
+        pairs' anchors, in ascending order; each has at least one negative."""
 
 
 class DistanceWeightedMiner(TripletMiner):
-    """For each positive pair one negative, drawn so that the distances to the anchor come out evenly spread (Wu et al.,
+    """For each positive pair one negative, drawn so that its distance to the anchor is spread evenly (Wu et al.,
     "Sampling Matters in Deep Embedding Learning", ICCV 2017).
 
     On the unit sphere of D dimensions distances have density ``d^(D-2) (1 - d^2/4)^((D-3)/2)``; a negative at distance
-    d is drawn with the inverse of it as weight. Every positive pair is kept: an anchor without a negative nearer than
+    d is drawn with a weight of one over that. Every positive pair is kept: an anchor without a negative nearer than
     ``nonzero_loss_cutoff`` draws evenly from all its negatives.
 
     pytorch-metric-learning's miner of this name takes one maximum of the log weights over the whole batch, so that at
     D = 512 one near pair leaves the other anchors with weights of zero; here each anchor has its own.
 
     Args:
-        cutoff: distances below are taken as this, so that noisy near negatives do not draw all the weight.
+        cutoff: smaller distances count as this one, so that noisy near negatives do not get all the weight.
         nonzero_loss_cutoff: negatives farther than this have no loss and are not drawn while nearer ones exist.
     """
 
-    _MOST = 2**24
-    """Weights that are laid out at once, one row a positive pair: a memory of many embeddings has many pairs."""
+    _WEIGHTS_AT_ONCE = 2**24
+    """How many weights are held at once, a row for each positive pair: a large cross-batch memory has many pairs."""
 
     def __init__(self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> None:
         super().__init__()
@@ -93,8 +150,8 @@ class DistanceWeightedMiner(TripletMiner):
         embeddings: Float[Tensor, "B D"],
     ) -> Int64[Tensor, "T"]:
         weights = self._weights(distances, different, embeddings.shape[1])
-        parts = anchors.split(max(1, self._MOST // distances.shape[1]))
-        return torch.cat([_drawn(weights[part]) for part in parts])
+        chunks = anchors.split(max(1, self._WEIGHTS_AT_ONCE // distances.shape[1]))
+        return torch.cat([_draw(weights[chunk]) for chunk in chunks])
 
     def weights(
         self,
@@ -104,7 +161,7 @@ class DistanceWeightedMiner(TripletMiner):
         ref_labels: Int64[Tensor, "R"] | None = None,
     ) -> Float[Tensor, "B R"]:
         """(B, R) float32: row i holds the weights with which anchor i draws its negatives; zero for its own class.
-        Without ``ref_emb`` and ``ref_labels`` they are drawn from the batch, R = B."""
+        Without ``ref_emb`` and ``ref_labels``, negatives come from the batch, R = B."""
         if ref_emb is None or ref_labels is None:
             ref_emb, ref_labels = embeddings, labels
         different = labels[:, None] != ref_labels[None, :]
@@ -128,11 +185,11 @@ class NearestNegativesMiner(TripletMiner):
     of the 2019 code. Nothing is drawn at random.
 
     An anchor's first positive, in the order of the batch, gets its nearest negative, the second the next, and so on.
-    Where there are fewer negatives so far away, those nearer than ``cutoff`` follow, the farthest first; where there
-    are fewer negatives than positives, they begin anew.
+    Where there are not enough negatives that far away, those nearer than ``cutoff`` come next, the farthest first;
+    where there are fewer negatives than positives, they repeat.
 
     Args:
-        cutoff: nearer negatives are passed over: at the start of training they have the noisiest gradients.
+        cutoff: nearer negatives come last: at the start of training they have the noisiest gradients.
     """
 
     def __init__(self, cutoff: float = 0.5) -> None:
@@ -149,15 +206,63 @@ class NearestNegativesMiner(TripletMiner):
         far = distances.max() + 1
         rank = torch.where(distances >= self.cutoff, distances, far + self.cutoff - distances)
         nearest = torch.where(different, rank, torch.inf).argsort(dim=1, stable=True)
-        # The how manieth positive of its anchor each pair has; anchors are in ascending order.
+        # 0 for an anchor's first positive, 1 for its second ...; anchors are in ascending order.
         first = torch.searchsorted(anchors, anchors)
         turn = torch.arange(len(anchors), device=anchors.device) - first
         return nearest[anchors, turn % different.sum(dim=1)[anchors]]
 
 
-def _drawn(weights: Float[Tensor, "T R"]) -> Int64[Tensor, "T"]:
-    """A column for each row, as likely as its weight: what `torch.multinomial` draws of the same random numbers, but it
-    waits for the device to tell it that the weights are in order."""
+OWN_MINERS = {"distance-weighted": DistanceWeightedMiner, "nearest-negatives": NearestNegativesMiner}
+"""divcon's own miners, by name."""
+
+
+class AdaptedMiner(nn.Module):
+    """A miner of your own, called as pytorch-metric-learning's are, and its result checked.
+
+    Args:
+        miner: a function or module of embeddings and labels, and maybe of ``ref_emb`` and ``ref_labels``, that returns
+            triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives), as indices.
+    """
+
+    def __init__(self, miner: Any) -> None:
+        super().__init__()
+        self.miner = miner
+        self.takes_refs = {"ref_emb", "ref_labels"} <= parameters_of(
+            miner.forward if isinstance(miner, nn.Module) else miner
+        )
+        self.__name__ = name_in_words(miner)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        embeddings: Float[Tensor, "B D"],
+        labels: Int64[Tensor, "B"],
+        ref_emb: Float[Tensor, "R D"] | None = None,
+        ref_labels: Int64[Tensor, "R"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The indices that the miner returns.
+
+        Raises:
+            ValueError: it returns something else, or takes no ``ref_emb`` and one is passed.
+        """
+        if ref_emb is None:
+            picked = self.miner(embeddings, labels)
+        elif self.takes_refs:
+            picked = self.miner(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+        else:
+            raise ValueError("the miner takes no `ref_emb` and `ref_labels`, which a cross-batch memory passes")
+        groups = ((0, 1, 2),) if len(picked) == 3 else ((0, 1), (2, 3)) if len(picked) == 4 else ()
+        if not groups or any(len({len(picked[i]) for i in group}) > 1 for group in groups):
+            raise ValueError(
+                "the miner must return triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, "
+                "negatives), tensors of indices of one length"
+            )
+        return tuple(picked)
+
+
+def _draw(weights: Float[Tensor, "T R"]) -> Int64[Tensor, "T"]:
+    """Draw a column for each row with its weights as probabilities: the same columns as `torch.multinomial` draws of
+    the same random numbers, which first waits for the device to check the weights."""
     return (weights / torch.empty_like(weights).exponential_()).argmax(dim=1)
 
 

@@ -203,6 +203,6 @@ def tell(objectives: nn.ModuleList, division: Division, labels: np.ndarray, num_
     forgotten when the division is ``new``."""
     for learner in range(num_learners):
         objective: Any = objectives[learner]
-        objective.divided(torch.from_numpy(np.unique(labels[division.indices(learner)])))
+        objective.set_classes(torch.from_numpy(np.unique(labels[division.indices(learner)])))
         if new:
-            objective.forget()
+            objective.reset_memory()
