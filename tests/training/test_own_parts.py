@@ -173,7 +173,7 @@ def test_several_losses_as_one(mine: Any) -> None:
         objectives(loss="MultipleLosses")
     embeddings, labels = batch()
     expected = pml_losses.ContrastiveLoss()(embeddings, labels) + 0.5 * mine.pull(embeddings, labels)
-    with pytest.raises(ConfigError, match="takes? .*positional argument"):  # Pull has no `indices_tuple`
+    with pytest.raises(ConfigError, match="positional argument"):  # Pull has no `indices_tuple`
         objectives(loss=both)
     both = pml_losses.MultipleLosses([pml_losses.ContrastiveLoss(), pml_losses.CircleLoss()], weights=[1, 0.5])
     expected = pml_losses.ContrastiveLoss()(embeddings, labels) + 0.5 * pml_losses.CircleLoss()(embeddings, labels)
