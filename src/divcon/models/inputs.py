@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from divcon.data.inputs import check_vectors
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Pixels, evaluation_batches
 from divcon.data.readers.folder import images_of
@@ -30,11 +31,7 @@ def as_set(inputs: Inputs) -> LabeledSet:
         return inputs
     if not isinstance(inputs, np.ndarray):
         return images_of(inputs)
-    if inputs.ndim != 2 or inputs.dtype.kind not in "fiu":
-        raise DataError(f"an array of shape {inputs.shape} of {inputs.dtype}: vectors come as (N, F) numbers")
-    wrong = np.flatnonzero(~np.isfinite(inputs).all(1))
-    if len(wrong):
-        raise DataError(f"row {wrong[0]} of the vectors holds NaN or infinite values (in {len(wrong)} rows)")
+    check_vectors(inputs)
     n = len(inputs)
     return LabeledSet(
         labels=np.zeros(n, np.int64),

@@ -1,0 +1,101 @@
+"""Labelled data from whatever `divcon.train` and `divcon.evaluate` are passed: a benchmark, a labelled set, a path or
+name for `divcon.read`, or arrays of vectors and labels."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from divcon.data.benchmark import Benchmark, labelled
+from divcon.data.labeled_set import LabeledSet, row_name
+from divcon.data.read import read
+from divcon.errors import DataError
+from divcon.runtime.context import DEFAULT, Context
+
+LabeledData = Benchmark | LabeledSet | str | os.PathLike[str] | tuple[Any, Any]
+"""A benchmark, a labelled set, a path or name that `divcon.read` takes, or ``(vectors, labels)``: arrays or tensors of
+shape (N, F) and (N,)."""
+
+
+def as_labeled_set(data: LabeledData, context: Context = DEFAULT) -> LabeledSet:
+    """The images or vectors to train on: of a benchmark, or of what a path or name stands for, the train classes.
+
+    Raises:
+        DataError: it is nothing of that kind; it cannot be read; or the benchmark has nothing to train on.
+    """
+    if not isinstance(data, (str, os.PathLike, Benchmark)):
+        return _as_set(data)
+    benchmark = as_benchmark(data, context)
+    if not len(benchmark.train):
+        raise DataError(f"{benchmark.train.source}: has no train images; it can be evaluated on, not trained on")
+    if benchmark.validation is not None:
+        context.warn(
+            f"{benchmark.name}: training on its {benchmark.train.num_classes} train classes; its "
+            f"{benchmark.validation.num_classes} validation classes are left out"
+        )
+    return benchmark.train
+
+
+def as_benchmark(data: LabeledData, context: Context = DEFAULT) -> Benchmark:
+    """The benchmark to evaluate on; in a labelled set, or vectors with labels, each item searches among all the others.
+
+    Raises:
+        DataError: it is nothing of that kind, or it cannot be read.
+    """
+    if isinstance(data, Benchmark):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return read(data, context=context)
+    images = _as_set(data)
+    return Benchmark(images.source, images.subset(np.empty(0, np.int64)), images, images)
+
+
+def _as_set(data: Any) -> LabeledSet:
+    if isinstance(data, LabeledSet):
+        return data
+    if not (isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape")):
+        raise DataError(
+            f"`data` is {_shown(data)}: pass what `divcon.read` returns, one of its labelled sets, a path or name that "
+            "it takes, or (vectors, labels) as arrays"
+        )
+    vectors, labels = _array(data[0]), _array(data[1])
+    check_vectors(vectors)
+    if labels.shape != (len(vectors),):
+        raise DataError(f"{len(vectors)} vectors need {len(vectors)} labels, and these have the shape {labels.shape}")
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.round(labels)).all():
+        labels = labels.astype(np.int64)
+    names, numbers = labelled([str(label) for label in labels.tolist()])
+    return LabeledSet(
+        labels=numbers,
+        label_names=names,
+        paths=pa.array([row_name(i) for i in range(len(vectors))], pa.string()),
+        rows=np.arange(len(vectors), dtype=np.int64),
+        source="arrays",
+        vectors=np.ascontiguousarray(vectors, np.float32),
+    )
+
+
+def check_vectors(vectors: np.ndarray) -> None:
+    """
+    Raises:
+        DataError: it is not an (N, F) array of finite numbers.
+    """
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise DataError(f"an array of shape {vectors.shape} of {vectors.dtype}: vectors come as (N, F) numbers")
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(wrong):
+        raise DataError(f"row {wrong[0]} of the vectors holds NaN or infinite values (in {len(wrong)} rows)")
+
+
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def _shown(data: Any) -> str:
+    if isinstance(data, (tuple, list)):
+        inner = ", ".join(type(item).__name__ for item in data[:3]) + (", ..." if len(data) > 3 else "")
+        return f"a {type(data).__name__} of {inner}" if data else f"an empty {type(data).__name__}"
+    return f"of type {type(data).__name__}" + (f", of shape {tuple(data.shape)}" if hasattr(data, "shape") else "")
