@@ -42,6 +42,7 @@ def run_page(page: Path) -> None:
         SystemExit: a block fails, or prints something else than the page says; with the page and line.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
+    sys.path.insert(0, "")  # a module that a block writes is imported as it is at a prompt or in a notebook
     printed = ""
     for block in blocks_of(page.read_text(encoding="utf-8")):
         where = f"{page}:{block.line}"

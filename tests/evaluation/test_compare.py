@@ -91,7 +91,7 @@ def test_other_queries_are_refused_and_other_folders_are_not() -> None:
     fewer["per_query"]["path"].pop()
     with pytest.raises(DataError, match="one has 40 queries and two 39"):
         dc.compare({"one": result(0), "two": fewer})
-    with pytest.raises(DataError, match="give two at least"):
+    with pytest.raises(DataError, match="pass at least two"):
         dc.compare({"one": result(0)})
 
 
@@ -131,7 +131,7 @@ def test_from_run_folders_and_from_files(command: Command, tmp_path: Path) -> No
     code, _, err = command("compare", runs[0], runs[0])
     assert (code, "stands there twice" in err) == (2, True)
     code, _, err = command("compare", runs[0], "--workers", 0)
-    assert (code, "give two at least" in err) == (2, True)
+    assert (code, "pass at least two" in err) == (2, True)
 
 
 def test_a_test_image_that_does_not_decode(

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note
-from divcon.cli.evaluate import tested_on
+from divcon.cli.evaluate import Metrics, tested_on
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
 
@@ -30,6 +30,7 @@ def compare(
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
+    metric: Metrics = (),
 ) -> None:
     """Put the scores of several models side by side, and say how sure the difference of each from the first is.
 
@@ -71,7 +72,8 @@ def compare(
         benchmark = tested_on(run)
         if on_bad_image == "skip":
             benchmark = only_decodable(benchmark, ("query", "gallery"), context)
-        return evaluate(model, benchmark, clustering=False, per_query=True, batch_size=batch_size, context=context)
+        options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
+        return evaluate(model, benchmark, clustering=False, per_query=True, **options)
 
     results = {name: scores(run) for name, run in zip(names, runs, strict=True)}
     compared = compare_results(results)
@@ -85,18 +87,23 @@ def compare(
 
 
 def _print(compared: list[Compared], first: Mapping[str, Any]) -> None:
+    from divcon.evaluation.metrics import scores_in
+
     console.print(
         f"{first['benchmark']}, {first['protocol']}, split {first['split_hash']}: "
         f"{len(first['per_query']['path']):,} queries of {len(set(first['per_query']['label'])):,} classes"
     )
     table = Table("", *(row.name for row in compared), box=None, pad_edge=False)
-    for score in compared[0].scores:
-        table.add_row(score, *(f"{100 * row.scores[score]:5.1f} %" for row in compared))
+    shown = [score for score in scores_in(first) if score.name in compared[0].scores]
+    for score in shown:
+        table.add_row(score.title, *(score.text(row.scores[score.name]) for row in compared))
     console.print(table)
     for row in compared[1:]:
-        if row.difference is None or row.interval is None:
-            continue
-        low, high = (100 * end for end in row.interval)
-        console.print(
-            f"{row.name} - {compared[0].name}: recall_at_1 {100 * row.difference:+.1f} [{low:+.1f}, {high:+.1f}] points"
-        )
+        for score in shown:
+            difference = row.differences.get(score.name)
+            if difference is None or score.name not in ("recall_at_1", *first.get("metrics", ())):
+                continue
+            low, high = map(score.difference, difference.interval)
+            points = " points" if score.percent else ""
+            value = score.difference(difference.value)
+            console.print(f"{row.name} - {compared[0].name}: {score.name} {value} [{low}, {high}]{points}")

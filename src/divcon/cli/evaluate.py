@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from divcon.evaluation import ReRanking
 
 Rank = Annotated[int, Parameter(validator=Number(gte=1))]
+Metrics = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--metric",
+        negative=(),
+        help="Another metric of the ranking: module:Name of your own, or a built-in one such as recall_at_100. Repeat "
+        "it for several.",
+    ),
+]
 Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
@@ -49,6 +58,7 @@ def evaluate(
     clustering: bool = True,
     parts: Annotated[bool, Parameter(negative=())] = False,
     mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
+    metric: Metrics = (),
     cmc: Rank | None = None,
     rerank: Annotated[bool, Parameter(negative=())] = False,
     rerank_k1: Rank | None = None,
@@ -125,6 +135,7 @@ def evaluate(
         clustering=clustering,
         parts=parts,
         order_by=order_by,
+        metrics=metric,
         map=mean_average_precision,
         cmc=cmc,
         rerank=reranking,

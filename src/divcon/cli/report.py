@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note, read_data
-from divcon.cli.evaluate import tested_on
+from divcon.cli.evaluate import Metrics, tested_on
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -22,6 +22,7 @@ def report(
     out: Path | None = None,
     scores: Path | None = None,
     evaluate: Annotated[bool, Parameter(negative=())] = False,
+    metric: Metrics = (),
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
@@ -65,6 +66,8 @@ def report(
 
     if scores is not None and evaluate:
         raise ConfigError("--scores and --evaluate both say what the scores are; give one of them")
+    if metric and not evaluate:
+        raise ConfigError("--metric is computed by --evaluate: add that, or give --scores a file that has the metric")
     if out is not None:
         check_writable(out)
     where, context = resolve_device(device), Context(workers, on_warning=note)
@@ -73,7 +76,8 @@ def report(
     if evaluate:
         given = tested_on(run, data, root)
         model = EmbeddingModel.load(run, device=where)
-        found = evaluate_model(model, given, clustering=False, batch_size=batch_size, context=context)
+        options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
+        found = evaluate_model(model, given, clustering=False, **options)
     elif data is not None:
         given = read_data(data, root)
     path = write(

@@ -1,21 +1,26 @@
-"""Evaluate: arrays in, numbers out. ``divcon.evaluate(...)`` is the function `evaluate`, of a model on a benchmark."""
+"""Evaluation: embeddings in, scores out."""
 
 from __future__ import annotations
 
 from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, bootstrap_runs_difference
 from divcon.evaluation.clustering import clustering_metrics
+from divcon.evaluation.metrics import METRICS, Metric, Ranking, metric
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.reranking import ReRanking, reranked_distances
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
 from divcon.evaluation.subspaces import similarity_correlations, subspace_order
 
 __all__ = [
+    "METRICS",
+    "Metric",
+    "Ranking",
     "ReRanking",
     "bootstrap_difference",
     "bootstrap_interval",
     "bootstrap_runs_difference",
     "clustering_metrics",
     "evaluate",
+    "metric",
     "random_gallery_metrics",
     "reranked_distances",
     "retrieval_metrics",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,18 @@ import numpy as np
 
 from divcon.errors import DataError
 from divcon.evaluation.bootstrap import bootstrap_difference
+from divcon.evaluation.metrics import scores_in
 
 _SAME = ("benchmark", "protocol", "split_hash")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric's mean minus that of the first run."""
+
+    value: float
+    interval: tuple[float, float]
+    """95 %, by bootstrap over classes, the same drawn ones for both runs."""
 
 
 @dataclass(frozen=True)
@@ -22,34 +32,48 @@ class Compared:
 
     name: str
     scores: dict[str, float]
-    """Those that all runs have, by name, 0 to 1."""
+    """Those that all runs have, by name."""
     difference: float | None = None
     """Recall@1 minus the first run's; None for the first."""
     interval: tuple[float, float] | None = None
-    """Of the difference, 95 %, by bootstrap over classes; both runs see the same drawn ones."""
+    """Of ``difference``, as in `Difference`."""
+    differences: dict[str, Difference] = field(default_factory=dict)
+    """By metric, of all that both runs have for each query; empty for the first."""
 
 
-def compare(results: Mapping[str, Mapping[str, Any]]) -> list[Compared]:
+Scores = Mapping[str, Any]
+"""What `divcon.evaluate` returns."""
+
+
+def compare(results: Mapping[str, Scores | str | Path] | Sequence[str | Path]) -> list[Compared]:
     """Compare the scores of several models under one protocol, each with the first.
 
     Args:
-        results: by name, what `divcon.evaluate` gave with ``per_query=True``, or ``divcon evaluate --json`` wrote.
+        results: by name, what `divcon.evaluate` returned with ``per_query=True``, or the file that ``divcon evaluate
+            --json`` wrote; or a list of such files.
 
     Raises:
-        DataError: fewer than two; one that does not hold scores and those of every query; or they are not of the same
-            protocol, split and queries, so that a difference would mean nothing. The message names both runs.
+        DataError: fewer than two results; one without scores or without those of each query; or results of different
+            protocols, splits or queries, whose difference would mean nothing. The message names both runs.
     """
+    if isinstance(results, str | Path) or not isinstance(results, Mapping | Sequence):
+        raise DataError(f"compare takes several results, {{name: scores}} or a list of files, not {results!r:.60}")
+    if not isinstance(results, Mapping):
+        results = {str(path): path for path in results}
+    results = {
+        name: read_scores(scores) if isinstance(scores, str | Path) else scores for name, scores in results.items()
+    }
     if len(results) < 2:
-        raise DataError(f"{len(results)} run to compare; give two at least")
+        raise DataError(f"{len(results)} run to compare; pass at least two")
     names = list(results)
     for name in names:
         _check(name, results[name])
         _check_same(names[0], results[names[0]], name, results[name])
     first = results[names[0]]
     shown = [
-        score
-        for score, value in first.items()
-        if isinstance(value, float) and not score.endswith("_std") and all(score in results[name] for name in names)
+        score.name
+        for score in scores_in(first)
+        if all(isinstance(results[name].get(score.name), float) for name in names)
     ]
     compared = []
     for name in names:
@@ -57,11 +81,20 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> list[Compared]:
         if name == names[0]:
             compared.append(Compared(name, scores))
             continue
-        ours, theirs = (np.array(result["per_query"]["recall_at_1"], np.float64) for result in (results[name], first))
-        interval = bootstrap_difference(ours, theirs, first["per_query"]["label"])
-        difference = scores["recall_at_1"] - float(first["recall_at_1"])
-        compared.append(Compared(name, scores, difference, interval))
+        differences = {
+            score: _difference(results[name], first, score)
+            for score in shown
+            if score in results[name]["per_query"] and score in first["per_query"]
+        }
+        recall = differences["recall_at_1"]
+        compared.append(Compared(name, scores, recall.value, recall.interval, differences))
     return compared
+
+
+def _difference(one: Scores, first: Scores, score: str) -> Difference:
+    ours, theirs = (np.array(result["per_query"][score], np.float64) for result in (one, first))
+    interval = bootstrap_difference(ours, theirs, first["per_query"]["label"])
+    return Difference(float(one[score]) - float(first[score]), interval)
 
 
 def read_scores(path: str | Path) -> dict[str, Any]:
@@ -72,6 +105,11 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except IsADirectoryError as error:
+        raise DataError(
+            f"{path}: is a folder; evaluate its model first, with divcon.evaluate(model, data, per_query=True), or "
+            "with divcon evaluate --json"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

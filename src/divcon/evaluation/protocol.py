@@ -13,6 +13,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError
 from divcon.evaluation.bootstrap import bootstrap_interval
 from divcon.evaluation.clustering import clustering_metrics
+from divcon.evaluation.metrics import Metric, metrics_of
 from divcon.evaluation.reranking import ReRanking
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
 from divcon.evaluation.subspaces import (
@@ -40,6 +41,7 @@ def evaluate(
     cmc: int | None = None,
     rerank: ReRanking | None = None,
     recall_at: Sequence[int] | None = None,
+    metrics: Sequence[str | Metric] = (),
     batch_size: int = 128,
     context: Context = DEFAULT,
 ) -> dict[str, Any]:
@@ -64,6 +66,9 @@ def evaluate(
         rerank: also the scores after re-ranking by k-reciprocal encoding, ``reranked``, and ``map`` and
             ``map_trapezoidal`` with it and without. Random galleries and ``parts`` are not re-ranked.
         recall_at: the k of Recall@k, beside 1; None: the benchmark's.
+        metrics: more metrics of the ranking, beside the built-in ones: ``"module:Name"`` or `divcon.evaluation.Metric`
+            objects of your own, or names of built-in ones (``"recall_at_100"``). They stand wherever scores do: in
+            ``per_query``, ``learners`` and ``reranked``, in the report and in `divcon.compare`.
         context: the processes of its group call this at once and share the images; only rank 0 gets the scores, the
             others an empty dict.
 
@@ -77,11 +82,12 @@ def evaluate(
         DataError: there are no queries, or none has a match.
         ImageError: an image does not decode; the message names it.
         NonFiniteError: an embedding is NaN or infinite.
-        ConfigError: there are too many images to re-rank at these k1 and k2.
+        ConfigError: there is no such metric, or there are too many images to re-rank at these k1 and k2.
     """
     group = context.group
     if isinstance(data, LabeledSet):
         data = Benchmark(data.source, data.subset(np.empty(0, np.int64)), data, data)
+    rows = metrics_of(metrics)
     query, gallery = data.query, data.gallery
     if not len(query) or not len(gallery):
         raise DataError(f"{query.source}: there are no test images to evaluate on")
@@ -123,6 +129,7 @@ def evaluate(
             **({"gallery_embeddings": items[0], "gallery_labels": _label_names(gallery)} if items else {}),
             **_identities(query, gallery),
             recall_at=asked,
+            metrics=rows,
             device=model.device,
             **more,
         )

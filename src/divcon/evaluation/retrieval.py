@@ -1,9 +1,9 @@
-"""How well vectors of one class find each other: recall, precision, R-precision, MAP@R."""
+"""Retrieval metrics of embeddings: recall, precision, R-precision, MAP@R, and those of your own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from divcon.errors import DataError
+from divcon.evaluation.metrics import Metric, RankedBlock, compute_metrics, default_metrics, metrics_of
 from divcon.evaluation.neighbours import Block, as_vectors, neighbour_blocks, ranked_blocks
 from divcon.evaluation.reranking import Reranked, ReRanking
 from divcon.evaluation.task import Task, column
@@ -24,6 +25,7 @@ def retrieval_metrics(
     gallery_labels: object = None,
     recall_at: Sequence[int] = (1, 2, 4, 8, 10),
     precision_at: Sequence[int] = (1,),
+    metrics: Sequence[str | Metric] = (),
     map: bool = False,
     cmc: int | None = None,
     rerank: ReRanking | None = None,
@@ -38,57 +40,65 @@ def retrieval_metrics(
     device: str | torch.device = "cpu",
     memory_mb: float = 1024,
 ) -> dict[str, Any]:
-    """Retrieval metrics of N queries: among all the others (leave-one-out), or in a gallery of G items.
+    """Retrieval metrics of N queries, each searched among all others (leave-one-out) or in a gallery of G items.
 
-    A query's ranking holds the *admissible* gallery items, nearest first, equally near ones by position.
-    Admissible is all but the query itself (its position in leave-one-out; items of its id), items of its
-    label *and* camera, and items of its group. R is how many admissible items have the query's label. Queries
-    whose R is 0 are left out of every mean. The results, each a mean over the other queries:
+    A query's ranking holds the *admissible* gallery items, nearest first; of equally near ones the lower position comes
+    first. Admissible is every item but the query itself (in leave-one-out the item at its position; else items of its
+    id), items of its label *and* camera, and items of its group. R is the number of admissible items that have the
+    query's label. Queries whose R is 0 are left out of every mean. The result holds means over the other queries:
 
     - ``recall_at_k``: 1 where any of the first k items has the query's label, else 0.
     - ``precision_at_k``: the share of the first k items that have it.
     - ``r_precision``: the share of the first R.
-    - ``map_at_r``: (1 / R) * the sum of precision at i over the ranks i <= R whose item has the query's label
+    - ``map_at_r``: (1 / R) * the sum of the precision at i over the ranks i <= R whose item has the query's label
       (Musgrave et al. 2020, "A Metric Learning Reality Check").
-    - ``map``, where asked for: the same over the whole ranking, as fast-reid and most others have it. It sorts the
-      gallery for each query: slow.
-    - ``map_trapezoidal``, with it: the area under each query's curve of precision over recall by trapezoids, as the
-      evaluation code of Oxford buildings and of Market-1501 has it, half a point to a point higher or so: each hit
-      counts the mean of the precision just before it (1 where it is the first item) and at it.
-    - ``cmc``, where asked for: the cumulative match characteristic, a list of Recall@1, Recall@2 ... Recall@``cmc``.
-      What papers on re-identification call CMC at rank k, or rank-k accuracy, is Recall@k under their protocol.
-    - ``reranked``, where asked for: a dict with the parameters of the re-ranking and all of the above of the ranking
-      that it makes (see `divcon.evaluation.reranked_distances`). What is excluded is excluded from that ranking too,
-      yet counts as a neighbour before, as no label is used.
+    - ``map``, with ``map=True``: the same over the whole ranking, as in fast-reid and most other code. Slow: it sorts
+      the gallery for each query.
+    - ``map_trapezoidal``, with ``map=True``: the area under each query's precision-recall curve by trapezoids, as in
+      the evaluation code of Oxford buildings and of Market-1501. Each hit counts the mean of the precision just before
+      it (1 for the first item) and at it, so that it is never higher than ``map``: equal where the hits come first,
+      usually some points lower.
+    - each of ``metrics``, by its name; and under ``metrics``, how each of your own is shown.
+    - ``cmc``, with ``cmc=K``: the cumulative match characteristic, a list of Recall@1, Recall@2 ... Recall@K. What
+      papers on re-identification call CMC at rank k, or rank-k accuracy, is Recall@k under their protocol.
+    - ``reranked``, with ``rerank``: a dict with the parameters of the re-ranking and all of the above for the ranking
+      that it makes (see `divcon.evaluation.reranked_distances`). Items that are not admissible are excluded from that
+      ranking too, but count as neighbours before, since re-ranking uses no labels.
     - ``num_queries``: N. ``num_queries_without_match``: how many of them were left out.
 
     Args:
         embeddings: (N, D) numbers, array or tensor.
         labels: (N,) ints or strings.
-        gallery_embeddings, gallery_labels: (G, D) and (G,); without them, or where ``gallery_embeddings`` is
-            the very object ``embeddings``, leave-one-out.
-        recall_at, precision_at: the k.
-        map: also both mean average precisions over the full ranking.
+        gallery_embeddings, gallery_labels: (G, D) and (G,). Leave-one-out without them, or where
+            ``gallery_embeddings`` is the same object as ``embeddings``.
+        recall_at, precision_at: each k of Recall@k and Precision@k.
+        metrics: more metrics: names of built-in ones (``"recall_at_100"``), ``"module:Name"`` of your own, or
+            `divcon.evaluation.Metric` objects. The search goes only as deep as the deepest of all metrics needs.
+        map: add both mean average precisions over the whole ranking.
         cmc: the last rank of the cumulative match characteristic; None: leave it out.
-        rerank: also the metrics after re-ranking with this; brings both mean average precisions along.
+        rerank: add the metrics after re-ranking with these parameters; implies ``map``.
         ids, gallery_ids: (N,) and (G,) ints or strings; items of a query's id are the query itself.
         cameras, gallery_cameras: (N,) and (G,) ints or strings.
-        groups, gallery_groups: (N,) and (G,) ints; a negative group is none.
+        groups, gallery_groups: (N,) and (G,) ints; a negative number is no group.
         metric: "euclidean" (nothing is normalised), "cosine" or "inner". Or "precomputed": ``embeddings`` are
             distances, (Q, G) with ``gallery_labels``, or (N, N) without them for leave-one-out.
-        per_query: adds ``per_query``: the metrics of each query as (N,) float64 in the order given, NaN for
-            those left out, and ``num_matches``, R, (N,) int64.
-        device: where torch searches; faiss does on the CPU.
-        memory_mb: bounds what the search needs beyond its input.
+        per_query: add ``per_query``: the metrics of each query as (N,) float64 in input order, NaN for those left out,
+            and ``num_matches``, R, (N,) int64.
+        device: where torch searches; on the CPU faiss may.
+        memory_mb: a limit on the memory of the search beyond its input.
 
     Raises:
         ValueError: shapes or lengths that do not fit, empty input, a k below 1, one side without the other, ``rerank``
-            with another metric than euclidean or cosine.
+            with a metric other than euclidean or cosine.
         NonFiniteError: an embedding holds NaN or infinite values; the message names the rows.
         DataError: no query has a match.
-        ConfigError: ``memory_mb`` is too little for ``rerank``.
+        ConfigError: an unknown metric, or ``memory_mb`` is too little for ``rerank``.
     """
-    cut = _Cut(recall_at, precision_at, map or rerank is not None, cmc)
+    if any(k < 1 for k in (*recall_at, *precision_at)):
+        raise ValueError(f"recall_at and precision_at must be at least 1: {tuple(recall_at)}, {tuple(precision_at)}")
+    if cmc is not None and cmc < 1:
+        raise ValueError(f"cmc, the last rank, must be at least 1, not {cmc}")
+    rows = metrics_of([*default_metrics(recall_at, precision_at, map or rerank is not None), *metrics_of(metrics)])
     query = as_vectors(embeddings, "embeddings")
     if metric == "precomputed":
         apart = gallery_labels is not None
@@ -116,18 +126,18 @@ def retrieval_metrics(
     if not matches.any():
         raise DataError(f"none of the {len(matches)} queries has a match: the gallery has no other item of its class")
     search = {"metric": metric, "memory_mb": memory_mb, "device": device}
-    again = None if rerank is None else _reranked(task, query, gallery, rerank, **search)
+    reranked = None if rerank is None else _reranked(task, query, gallery, rerank, **search)
 
-    def ranking(queries: np.ndarray, k: int) -> Iterator[Block]:
+    def nearest(queries: np.ndarray, k: int) -> Iterator[Block]:
         exclude = task.exclude.take(queries)
         if metric == "precomputed":
             at_once = max(1, int(memory_mb * 2**20) // (128 * num_gallery))
             return ranked_blocks(lambda rows: query[rows], queries, k, exclude=exclude, at_once=at_once)
         return neighbour_blocks(query[queries], gallery, k, exclude=exclude, distances=False, **search)
 
-    result, scores = _measured(task, matches, cut, ranking)
-    if again is not None and rerank is not None:
-        result["reranked"] = asdict(rerank) | _measured(task, matches, cut, again)[0]
+    result, scores = _scores(task, matches, rows, cmc, nearest)
+    if reranked is not None and rerank is not None:
+        result["reranked"] = asdict(rerank) | _scores(task, matches, rows, cmc, reranked)[0]
     result["num_queries"] = len(matches)
     result["num_queries_without_match"] = int((matches == 0).sum())
     if per_query:
@@ -135,11 +145,11 @@ def retrieval_metrics(
     return result
 
 
-Ranking = Callable[[np.ndarray, int], Iterator[Block]]
-"""The first k admissible items of the queries at the given positions."""
+Search = Callable[[np.ndarray, int], Iterator[Block]]
+"""The first k admissible items of the queries at these positions."""
 
 
-def _reranked(task: Task, query: np.ndarray, gallery: np.ndarray, rerank: ReRanking, **search: Any) -> Ranking:
+def _reranked(task: Task, query: np.ndarray, gallery: np.ndarray, rerank: ReRanking, **search: Any) -> Search:
     # An item that is both query and gallery item is one item, and not its own neighbour twice.
     other = task.in_gallery < 0
     row = np.where(other, np.cumsum(other) - 1, other.sum() + task.in_gallery)
@@ -153,52 +163,49 @@ def _reranked(task: Task, query: np.ndarray, gallery: np.ndarray, rerank: ReRank
     return ranking
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """Where rankings are looked at."""
-
-    recall_at: Sequence[int]
-    precision_at: Sequence[int]
-    full: bool
-    """Mean average precision over the full ranking, too."""
-    cmc: int | None
-
-    def __post_init__(self) -> None:
-        if any(k < 1 for k in (*self.recall_at, *self.precision_at)):
-            asked = f"{tuple(self.recall_at)}, {tuple(self.precision_at)}"
-            raise ValueError(f"recall_at and precision_at must be at least 1: {asked}")
-        if self.cmc is not None and self.cmc < 1:
-            raise ValueError(f"cmc, the last rank, must be at least 1, not {self.cmc}")
-
-    @property
-    def least(self) -> int:
-        """As many ranks at least are needed."""
-        return max((*self.recall_at, *self.precision_at, self.cmc or 1))
-
-
-def _measured(
-    task: Task, matches: np.ndarray, cut: _Cut, ranking: Ranking
+def _scores(
+    task: Task, matches: np.ndarray, rows: Sequence[Metric], cmc: int | None, search: Search
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The means over all queries that have a match, and each query's scores.
+    """The means over all queries that have a match, and the values of each query, by metric.
 
     Args:
-        matches: (Q,) int64, how many admissible items have the query's label.
+        matches: (Q,) int64, each query's R.
+        rows: of the table of metrics.
     """
-    asked = np.flatnonzero(matches)
-    scores: dict[str, np.ndarray] = {}
+    with_match = np.flatnonzero(matches)
+    scores = {row.name: np.full(len(matches), np.nan) for row in rows}
     first_hit = np.zeros(len(matches), dtype=np.int64)
-    for queries, k in _by_depth(matches, asked, cut.least, len(task.gallery_labels), cut.full):
-        for block in ranking(queries, k):
-            rows = queries[block.start : block.start + len(block.indices)]
-            hits = task.gallery_labels[block.indices] == task.query_labels[rows, None]
+    for queries, k in _by_depth(matches, with_match, rows, cmc or 1, len(task.gallery_labels)):
+        for block in search(queries, k):
+            at = queries[block.start : block.start + len(block.indices)]
+            hits = task.gallery_labels[block.indices] == task.query_labels[at, None]
             hits &= block.indices >= 0
-            first_hit[rows] = _first_hit(hits)
-            for name, values in _scores(hits, matches[rows], cut).items():
-                scores.setdefault(name, np.full(len(matches), np.nan))[rows] = values
-    means: dict[str, Any] = {name: float(values[asked].mean()) for name, values in scores.items()}
-    if cut.cmc is not None:
-        means["cmc"] = match_characteristic(first_hit[asked], cut.cmc)
+            first_hit[at] = _first_hit(hits)
+            ranked = RankedBlock(
+                hits, block.indices, matches[at], task.query_labels[at], task.gallery_labels, task.label_names
+            )
+            for name, values in compute_metrics(rows, ranked).items():
+                scores[name][at] = values
+    means: dict[str, Any] = {row.name: row.mean(scores[row.name][with_match]) for row in rows}
+    if own := {row.name: row.to_dict() for row in rows if not row.built_in}:
+        means["metrics"] = own
+    if cmc is not None:
+        means["cmc"] = match_characteristic(first_hit[with_match], cmc)
     return means, scores
+
+
+def _by_depth(
+    matches: np.ndarray, queries: np.ndarray, rows: Sequence[Metric], least: int, num_gallery: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The queries in groups, each with the depth it needs: one large class does not deepen all searches."""
+    depths = [row.depth for row in rows]
+    least = max(least, *(depth for depth in depths if isinstance(depth, int)), 1)
+    depth = np.full(len(queries), num_gallery if "all" in depths else least)
+    if "R" in depths:
+        depth = np.maximum(depth, matches[queries])
+    doubling = np.ceil(np.log2(depth / depth.min())).astype(np.int64)
+    for step in np.unique(doubling):
+        yield queries[doubling == step], min(num_gallery, int(depth[doubling == step].max()))
 
 
 def match_characteristic(first_hit: np.ndarray, last: int) -> list[float]:
@@ -216,42 +223,6 @@ def match_characteristic(first_hit: np.ndarray, last: int) -> list[float]:
 def _first_hit(hits: np.ndarray) -> np.ndarray:
     """(q,) int64: the rank of each row's first hit in (q, k) bool hits, from 1 on; beyond all ranks without one."""
     return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, np.iinfo(np.int64).max)
-
-
-def _by_depth(
-    matches: np.ndarray, asked: np.ndarray, least: int, num_gallery: int, full: bool
-) -> Iterator[tuple[np.ndarray, int]]:
-    """The queries that are asked, by the k they need: one large class is not to deepen all searches."""
-    depth = np.full(len(asked), num_gallery) if full else np.maximum(matches[asked], least)
-    doubling = np.ceil(np.log2(depth / depth.min())).astype(np.int64)
-    for step in np.unique(doubling):
-        queries = asked[doubling == step]
-        yield queries, min(num_gallery, int(depth[doubling == step].max()))
-
-
-def _scores(hits: np.ndarray, matches: np.ndarray, cut: _Cut) -> dict[str, np.ndarray]:
-    """Each metric of q queries from (q, k) bool hits and their (q,) numbers of matches, all above zero."""
-    row, place = np.nonzero(hits)
-    found = np.bincount(row, minlength=len(hits))
-    first_of_row = np.concatenate([[0], np.cumsum(found)[:-1]])
-    nth = np.arange(len(row)) - first_of_row[row] + 1  # this hit is its row's nth
-    precision_here = nth / (place + 1)
-    within = place < matches[row]
-
-    def total(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-        return np.bincount(row[where], weights=values[where], minlength=len(hits))
-
-    one = np.ones(len(row))
-    scores = {f"recall_at_{k}": np.minimum(total(one, place < k), 1.0) for k in cut.recall_at}
-    scores |= {f"precision_at_{k}": total(one, place < k) / k for k in cut.precision_at}
-    scores["r_precision"] = total(one, within) / matches
-    scores["map_at_r"] = total(precision_here, within) / matches
-    if cut.full:
-        everywhere = np.ones(len(row), dtype=bool)
-        precision_before = np.where(place > 0, (nth - 1) / np.maximum(place, 1), 1.0)
-        scores["map"] = total(precision_here, everywhere) / matches
-        scores["map_trapezoidal"] = total((precision_before + precision_here) / 2, everywhere) / matches
-    return scores
 
 
 _COMPARED_AT_ONCE = 2**24

@@ -143,6 +143,8 @@ class Task:
     exclude: Exclusion
     in_gallery: np.ndarray
     """(Q,) int64: where in the gallery the query itself is, the first of its id; -1 where it is not there."""
+    label_names: np.ndarray
+    """(C,) ints or strings: the label that each code stands for."""
 
     @classmethod
     def of(cls, num_queries: int, num_gallery: int | None, columns: dict[str, tuple[object, object]]) -> Task:
@@ -180,7 +182,7 @@ class Task:
             if any(side.dtype.kind != "i" for side in sides["groups"]):
                 raise ValueError("groups: whole numbers are needed, negative where an item has no group")
             exclude |= Exclusion.equal(*sides["groups"])
-        return cls(*labels, exclude, in_gallery)
+        return cls(*labels, exclude, in_gallery, np.unique(np.concatenate(sides["labels"])))
 
 
 def _both_sides(

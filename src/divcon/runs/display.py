@@ -14,6 +14,7 @@ from rich.text import Text
 
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
+from divcon.evaluation.metrics import scores_in
 from divcon.runtime.context import Progress as RunProgress
 
 
@@ -185,7 +186,7 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
     if "reranked" in result:
         again = result["reranked"]
         console.print(f"re-ranked, k1 {again['k1']}, k2 {again['k2']}, weight {again['weight']:g}:")
-        console.print(_scores_table({name: value for name, value in again.items() if name != "weight"}))
+        console.print(_scores_table(again))
         _print_characteristic(again, console)
     if "random_gallery" in result:
         drawn = result["random_gallery"]
@@ -217,10 +218,9 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
 
 def _scores_table(scores: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in scores.items():
-        if isinstance(value, float) and not name.endswith("_std"):
-            spread = f"± {100 * scores[f'{name}_std']:.1f}" if f"{name}_std" in scores else ""
-            table.add_row(name, f"{100 * value:5.1f} %", spread)
+    for score in scores_in(scores):
+        spread = "" if score.std is None else f"± {score.text(score.std).removesuffix(' %')}"
+        table.add_row(score.title, score.text().rjust(7), spread)
     return table
 
 
@@ -234,10 +234,11 @@ def _print_characteristic(scores: dict[str, Any], console: Console) -> None:
 
 
 def _print_table(title: str, rows: list[tuple[str, dict[str, Any]]], console: Console) -> None:
-    names = ("recall_at_1", "r_precision", "map_at_r")
+    names = ("recall_at_1", "r_precision", "map_at_r", *rows[0][1].get("metrics", ()))
     table = Table(title, *names, box=None, pad_edge=False)
     for label, scores in rows:
-        table.add_row(label, *(f"{100 * scores[name]:.1f} %" for name in names))
+        texts = {score.name: score.text() for score in scores_in(scores)}
+        table.add_row(label, *(texts.get(name, "-") for name in names))
     console.print(table)
 
 

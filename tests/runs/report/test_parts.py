@@ -141,7 +141,7 @@ def test_a_long_run_of_many_learners_stays_small(report_run: Path) -> None:
     lines = [{**contents.lines[0], **many, "epoch": epoch, "redivided": True} for epoch in range(3000)]
     model = dc.ModelConfig(num_learners=300, embedding_dim=300)
     long = replace(contents, lines=lines, config=replace(contents.config, model=model))
-    text = shown.curves(long) + sections.epochs(long) + shown.division(long)
+    text = sections.curves(long) + sections.epochs(long) + sections.division(long)
     assert "and 276 more" in text
     assert "200 of 3,000 epochs" in text
     assert len(text) < 2_000_000

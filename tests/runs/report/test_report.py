@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import divcon as dc
+from divcon.config.settings import flag
 from divcon.data.benchmark import Benchmark
 from divcon.errors import DataError, OutputError, RunError
 from divcon.runs.display import NullDisplay
@@ -147,7 +148,7 @@ def test_settings_off_their_defaults_come_first_and_all_are_behind_a_fold(report
         for setting in fields(ours):
             count += 1
             if getattr(ours, setting.name) != getattr(type(ours)(), setting.name):
-                changed.add(dc.config.flag(setting.name))
+                changed.add(flag(setting.name))
     rows = report_of.rows("Settings that are not at their defaults")
     assert {row[0].text for row in rows} == changed
     assert {"--learners", "--size", "--validation-fraction"} <= changed

@@ -15,6 +15,7 @@ from divcon.config.settings import RunConfig, flag
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, RunError
+from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.task import Task
@@ -215,8 +216,11 @@ def scores(contents: Contents, given: Mapping[str, Any] | None) -> Html:
     rows = [(f"learner {k}", scores) for k, scores in enumerate(given.get("learners", []))]
     if rows:
         rows.append(("pooled features", given["features"]))
-        names = ("recall_at_1", "r_precision", "map_at_r")
-        cells = ((name, *(percent(each[score]) for score in names)) for name, each in rows)
+        names = ("recall_at_1", "r_precision", "map_at_r", *given.get("metrics", ()))
+        cells = [
+            (name, *(_score(by_name[score], by_name[score].value) if score in by_name else None for score in names))
+            for name, by_name in ((name, {score.name: score for score in scores_in(each)}) for name, each in rows)
+        ]
         parts.append(table("Each learner alone, on test classes", ("", *names), cells))
     return joined(parts)
 
@@ -234,16 +238,14 @@ def check_scores(given: Mapping[str, Any]) -> None:
 
 def _scored(caption: str, found: Mapping[str, Any]) -> Html:
     rows = []
-    for name, value in found.items():
-        if not isinstance(value, float) or name.endswith("_std"):
-            continue
+    for score in scores_in(found):
         spread: Child = None
-        if f"{name}_std" in found:
-            spread = ["± ", percent(found[f"{name}_std"])]
-        elif f"{name}_interval" in found:
-            low, high = found[f"{name}_interval"]
-            spread = [percent(low), " to ", percent(high), " (95 %, bootstrap over classes)"]
-        rows.append((element("code", name), percent(value), spread))
+        if score.std is not None:
+            spread = ["± ", _score(score, score.std)]
+        elif score.interval is not None:
+            low, high = score.interval
+            spread = [_score(score, low), " to ", _score(score, high), " (95 %, bootstrap over classes)"]
+        rows.append((element("code", score.title), _score(score, score.value), spread))
     of = element(
         "p",
         f"{found['benchmark']}, {found['protocol']}, split ",
@@ -257,6 +259,10 @@ def _scored(caption: str, found: Mapping[str, Any]) -> Html:
         ".",
     )
     return joined(of, table(caption, ("score", "value", "spread"), rows))
+
+
+def _score(score: Score, value: float) -> Child:
+    return percent(value) if score.percent else number(value, score.text(value))
 
 
 def epochs(contents: Contents) -> Html:
