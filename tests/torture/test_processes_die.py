@@ -81,7 +81,7 @@ def test_another_is_killed(disturbed: Any, whole: Path, run_of: Any) -> None:
     os.kill(other, signal.SIGKILL)
     _, text = process.communicate(timeout=SECONDS)
     assert process.returncode == 2
-    assert "error: process 1 of the 2 that train together ended (SIGKILL)" in text
+    assert "error: process 1 of 2 ended (SIGKILL)" in text
     assert "Traceback" not in text
     finished([*DIVCON, "train", "--out", out, "--resume"])
     run_of.of(whole).check_same(run_of.of(out))

@@ -284,7 +284,7 @@ def test_what_cannot_be_trained_is_refused(few: Benchmark, tiny_model: Make) -> 
     with pytest.raises(ConfigError, match="fp16 needs CUDA"):
         next(dc.train(tiny_model(), few.train, replace(CONFIG, precision="fp16", device="cpu")))
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="finds no such device here; there is: cpu"):
+        with pytest.raises(ConfigError, match="finds no such device here; available: cpu"):
             next(dc.train(tiny_model(), few.train, replace(CONFIG, device="cuda")))
 
 

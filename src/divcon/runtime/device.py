@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The device to compute on."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from divcon.errors import ConfigError
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` becomes cuda, mps or cpu, whichever there is first; anything else must be there.
+    """Resolve ``auto`` to the first of cuda, mps and cpu that is available.
 
     Raises:
-        ConfigError: the device asked for is not there.
+        ConfigError: there is no such device here.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name, there in present.items() if there)
     if device not in present:
-        raise ConfigError(f"--device {device}: must be auto, cuda, mps or cpu")
+        raise ConfigError(f"`device` {device!r}: must be auto, cuda, mps or cpu", field="device")
     if not present[device]:
-        there = ", ".join(name for name, is_there in present.items() if is_there)
-        raise ConfigError(f"--device {device}: PyTorch finds no such device here; there is: {there}")
+        available = ", ".join(name for name, is_there in present.items() if is_there)
+        raise ConfigError(
+            f"`device` {device}: PyTorch finds no such device here; available: {available}", field="device"
+        )
     return device
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """What a step needs of the host, on the device: the host does not wait for what the device is doing."""
+    """Copy a tensor to a device without waiting for the work that is queued there."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        # Of memory that may be paged out, CUDA waits for all that was asked of it before, and then copies.
+        # A copy from memory that is not pinned waits until the device has done all that is queued.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

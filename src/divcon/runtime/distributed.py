@@ -1,4 +1,4 @@
-"""The processes that train one model together, each on a device of its own, and what they tell each other."""
+"""The process group of distributed training, and its collectives: one process a device."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from divcon.errors import ConfigError
 
 
 class ProcessGroup:
-    """This process among those that train together; made without arguments, it is alone.
+    """The ranks that train one model, and this process's place among them; by default one process alone.
 
-    All of them run the same code on the same data, and hold the same weights after each step. What is asked of the
-    others here is asked of all at the same place; each waits for all.
+    All ranks run the same code on the same data and hold the same weights after each step. A collective (`all_gather`,
+    `all_reduce`, `broadcast`, `barrier`) must be called by all ranks at the same place; with one rank it does nothing.
 
     Args:
-        rank: from 0; the process of rank 0 alone writes, and tells what goes on.
-        world_size: how many there are.
-        across: what they share out: ``learners``, the batches of a step, each of another learner; or ``batch``, the
+        rank: of this process, from 0. Rank 0 writes files and reports progress.
+        world_size: number of processes.
+        across: what the ranks share: ``learners``, the batches of a step, each of another learner; or ``batch``, the
             images of each batch.
     """
 
@@ -39,126 +39,127 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is rank 0, which writes."""
         return self.rank == 0
 
     def batches(self, step: range) -> range:
-        """The numbers of a step's batches that this process trains on."""
+        """The numbers of a step's batches that this rank trains on."""
         if self.across == "batch":
             return step
         return step[self.rank :: self.world_size]
 
     def images(self, size: int) -> slice:
-        """Which of a batch's images this process decodes and passes through the backbone.
+        """The images of a batch that this rank decodes and passes through the backbone.
 
         Raises:
-            ConfigError: there are fewer images than processes to share them out among.
+            ConfigError: the batch has fewer images than there are ranks.
         """
         if self.across != "batch":
             return slice(0, size)
         if size < self.world_size:
             raise ConfigError(
-                f"--devices {self.world_size} cannot share out a batch of {size} images, as a small cluster has "
-                "(--across batch); give fewer --devices, fewer --learners or --across learners"
+                f"`devices` {self.world_size} with `across=batch`: a small cluster gives a batch of {size} images, too "
+                "few to share; use fewer `devices`, fewer `num_learners`, or `across=learners`",
+                field=("devices", "across", "num_learners"),
             )
         return self.shard(size)
 
     def shard(self, size: int) -> slice:
-        """Which of so many rows this process works on: in order, and as many as any other's or one fewer."""
+        """The rows, of ``size``, that this rank works on. Shards are in the order of ranks, as even as possible."""
         bounds = [size * rank // self.world_size for rank in (self.rank, self.rank + 1)]
         return slice(*bounds)
 
-    def all_gather(self, mine: Float[Tensor, "n ..."], size: int) -> Float[Tensor, "N ..."]:
-        """All ``size`` rows, of which each process gives its `shard`. Without gradients."""
+    def all_gather(self, shard: Float[Tensor, "n ..."], size: int) -> Float[Tensor, "N ..."]:
+        """Gather all ``size`` rows from the `shard` of each rank. Without gradients."""
         if self.alone:
-            return mine
-        most = -(-size // self.world_size)
-        padded = torch.zeros(most, *mine.shape[1:], dtype=mine.dtype, device=mine.device)
-        padded[: len(mine)] = mine
-        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded)
-        others = [ProcessGroup(rank, self.world_size).shard(size) for rank in range(self.world_size)]
-        return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, others, strict=True)])
+            return shard
+        longest = -(-size // self.world_size)
+        padded = torch.zeros(longest, *shard.shape[1:], dtype=shard.dtype, device=shard.device)
+        padded[: len(shard)] = shard
+        gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded)
+        places = [ProcessGroup(rank, self.world_size).shard(size) for rank in range(self.world_size)]
+        return torch.cat([rows[: place.stop - place.start] for rows, place in zip(gathered, places, strict=True)])
 
     def barrier(self) -> None:
-        """Until all have come here."""
+        """Wait until all ranks have reached this call."""
         self.all_reduce(np.zeros(1))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
-        """The sum of all processes' arrays, float64."""
+        """The sum over the arrays of all ranks, float64."""
         total = torch.from_numpy(np.array(values, np.float64))
         if not self.alone:
             dist.all_reduce(total)
         return total.numpy()
 
     def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """The array of the process of rank 0, of the same shape and type in all."""
+        """The array of rank 0; shape and dtype must be the same on all ranks."""
         if self.alone:
             return values
-        found = torch.from_numpy(np.array(values))
-        dist.broadcast(found, 0)
-        return found.numpy()
+        sent = torch.from_numpy(np.array(values))
+        dist.broadcast(sent, 0)
+        return sent.numpy()
 
     @torch.no_grad()
     def broadcast_parameters(self, *modules: nn.Module) -> None:
-        """All take the state of the modules of the process of rank 0."""
+        """Copy the parameters and buffers of rank 0 to all ranks, in place."""
         if not self.alone:
             for module in modules:
                 for value in (*module.parameters(), *module.buffers()):
-                    found = value.detach().contiguous()  # as channels-last weights are not
-                    dist.broadcast(found, 0)
-                    value.copy_(found)
+                    sent = value.detach().contiguous()  # channels-last weights are not
+                    dist.broadcast(sent, 0)
+                    value.copy_(sent)
 
     @torch.no_grad()
     def all_reduce_gradients(self, optimizer: torch.optim.Optimizer, backbone: nn.Module) -> None:
-        """After the last backward pass of a step: give all processes the gradient of the whole step.
+        """Give all ranks the gradient of the whole step; call it after the last backward pass.
 
-        Across learners each process has the gradient of its own batches, and the sum is that of the step. Across a
-        batch each has that of its own images in the backbone, of which the sum is taken, and that of all images in
-        what comes after it, of which the mean is: they are equal but for rounding.
+        With ``across=learners`` each rank holds the gradient of its own batches, and they are summed. With
+        ``across=batch`` the backbone's gradient is that of the rank's own images, and is summed; what comes after the
+        backbone has seen the images of all ranks, and the mean is taken, of gradients that are equal but for rounding.
 
         Args:
-            backbone: what sees the images of this process alone, when they are shared out across a batch.
+            backbone: the modules whose input is the rank's own images alone under ``across=batch``.
         """
         if self.alone:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # Where no process has a gradient there is to be none: an optimiser leaves such a parameter alone.
-        have = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-        dist.all_reduce(have)
-        apart = {id(p) for p in backbone.parameters()}
-        found: dict[tuple[torch.dtype, torch.device], list[tuple[nn.Parameter, Tensor]]] = {}
-        for parameter, some in zip(parameters, have.tolist(), strict=True):
-            if some:
+        # A parameter that has no gradient on any rank must keep none: the optimiser then leaves it alone.
+        ranks_with_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+        dist.all_reduce(ranks_with_gradient)
+        summed = {id(p) for p in backbone.parameters()}
+        buckets: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for parameter, count in zip(parameters, ranks_with_gradient.tolist(), strict=True):
+            if count:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                if self.across == "batch" and id(parameter) not in apart:
+                if self.across == "batch" and id(parameter) not in summed:
                     gradient = gradient / self.world_size
                 parameter.grad = gradient
-                found.setdefault((gradient.dtype, gradient.device), []).append((parameter, gradient))
-        for of_a_kind in found.values():
-            flat = torch.cat([gradient.reshape(-1) for _, gradient in of_a_kind])
+                buckets.setdefault((gradient.dtype, gradient.device), []).append(gradient)
+        for gradients in buckets.values():
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             dist.all_reduce(flat)
-            for (_, gradient), whole in zip(of_a_kind, flat.split([p.numel() for p, _ in of_a_kind]), strict=True):
-                gradient.copy_(whole.view_as(gradient))
+            for gradient, reduced in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(reduced.view_as(gradient))
 
     @torch.no_grad()
     def average_statistics(self, backbone: nn.Module) -> None:
-        """After a step: where batch normalisation is trained, all go on with the mean of their running statistics."""
+        """Give all ranks the mean of their BatchNorm statistics, where these are trained; call it after a step."""
         if self.alone:
             return
-        kinds = nn.modules.batchnorm._BatchNorm
-        trained = [m for m in backbone.modules() if isinstance(m, kinds) and m.training and m.running_mean is not None]
-        if trained:
-            values: list[Any] = [value for m in trained for value in (m.running_mean, m.running_var)]
-            flat = torch.cat(values) / self.world_size
+        norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        norms = [m for m in norms if m.running_mean is not None]
+        statistics: list[Any] = [value for m in norms for value in (m.running_mean, m.running_var)]
+        if statistics:
+            flat = torch.cat(statistics) / self.world_size
             dist.all_reduce(flat)
-            for value, mean in zip(values, flat.split([len(v) for v in values]), strict=True):
+            for value, mean in zip(statistics, flat.split([len(v) for v in statistics]), strict=True):
                 value.copy_(mean)
 
     @contextmanager
     def gathered_batch(self, pooling: nn.Module) -> Iterator[None]:
-        """In the block, across a batch: what ``pooling`` gives in training are the features of all of the batch's
-        images, (B, F), where it got those of this process; the gradient goes back to these."""
+        """With ``across=batch``, inside of the block: in training ``pooling`` returns the features of the whole batch,
+        (B, F), gathered from all ranks. The gradient flows back to the images of this rank."""
 
         def gather(module: nn.Module, inputs: Any, features: Tensor) -> Any:
             return _Gather.apply(features, self) if module.training else features
@@ -175,14 +176,15 @@ class ProcessGroup:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, processes: ProcessGroup) -> Tensor:
-        size = int(processes.all_reduce(np.array([len(features)]))[0])
-        ctx.mine = processes.shard(size)
-        return processes.all_gather(features.contiguous(), size)
+    def forward(ctx: Any, features: Tensor, group: ProcessGroup) -> Tensor:
+        size = int(group.all_reduce(np.array([len(features)]))[0])
+        ctx.shard = group.shard(size)
+        return group.all_gather(features.contiguous(), size)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.mine], None
+        return gradients[0][ctx.shard], None
 
 
 ALONE = ProcessGroup()
+"""One process alone."""

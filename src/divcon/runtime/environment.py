@@ -1,4 +1,4 @@
-"""The machine and the versions that a number was made with."""
+"""The machine and the versions of packages that a result was computed with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """What seconds and scores depend on beside the settings: versions, processor, threads, accelerator."""
+    """What times and scores depend on beside the settings: versions, processor, threads, accelerator."""
     return {
         "versions": _versions("divcon", "torch", "timm", "pytorch-metric-learning", "faiss-cpu", "numpy"),
         "processor": _processor(),
@@ -23,13 +23,13 @@ def environment() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The environment in words, as each run has it: seconds of two machines do not compare."""
-    found = environment()
-    return f"{found['accelerator'] or found['processor']}, {found['threads']} threads"
+    """The processor or accelerator and the number of threads, as text; times of two machines do not compare."""
+    here = environment()
+    return f"{here['accelerator'] or here['processor']}, {here['threads']} threads"
 
 
 def run_versions() -> dict[str, str]:
-    """What a run records of the packages that it is trained with."""
+    """The versions of packages that a run records."""
     return _versions("divcon", "torch", "torchvision", "timm", "pytorch-metric-learning", "numpy")
 
 
@@ -38,36 +38,36 @@ def _versions(*packages: str) -> dict[str, str]:
 
 
 def not_repeatable(device: str, record: Mapping[str, Any] | None) -> list[str]:
-    """Why a run does not end bit for bit as another of its seed, in words; empty where it does.
+    """The reasons why a run is not repeatable bit for bit; empty where it is.
 
     Args:
-        device: where it computes: cpu, cuda or mps.
-        record: the ``config.json`` of the run, where it goes on.
+        device: cpu, cuda or mps.
+        record: the ``config.json`` of a run that is resumed; None for a new one.
     """
-    told = []
+    reasons = []
     if device != "cpu":
-        told.append(
-            f"on {device} two runs of one seed may differ in the last bits, which PyTorch adds up in no fixed order "
-            "there; so may a run that is resumed. --device cpu repeats bit for bit"
+        reasons.append(
+            f"on {device} two runs with the same seed, and a run that is resumed, may differ in the last bits: PyTorch "
+            "sums in no fixed order there. `device=cpu` repeats bit for bit"
         )
     if record is None:
-        return told
+        return reasons
     then, now = record.get("versions") or {}, run_versions()
     changed = [f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
     if record.get("machine", machine()) != machine():
         changed.append(f"{record['machine']} then, {machine()} now")
     if changed:
-        told.append(f"the run goes on, but not bit for bit as it began: {'; '.join(changed)}")
-    return told
+        reasons.append(f"the run goes on, but not bit for bit as it began: {'; '.join(changed)}")
+    return reasons
 
 
 def _processor() -> str:
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def started_by_torchrun() -> int | None:
-    """How many processes torchrun has started, of which this is one; None where it has not started this one."""
+    """The number of processes that torchrun has started, this one included; None where it has not started this one."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all, and checksums of tensors in files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from divcon.errors import OutputError
 
 @contextmanager
 def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which becomes ``path`` when the block ends; its folder is made.
+    """Write a file whole or not at all: yields a path beside ``path``, which replaces ``path`` when the block ends.
 
-    A block that fails leaves what was there before, and nothing beside it. Neither a kill nor a loss of power leaves
-    half a file.
+    The folder is created. If the block fails, ``path`` stays as it was, and nothing is left beside it. Neither a kill
+    nor a loss of power leaves half a file.
 
     Args:
-        previous: what was at ``path`` is kept there.
+        previous: keep the file that was at ``path`` here.
 
     Raises:
         OutputError: the file cannot be written; the message names it and says why.
@@ -35,7 +35,7 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            _keep(path, previous)
+            _keep_previous(path, previous)
         beside.replace(path)
         _sync_names(path.parent)
     except OSError as error:
@@ -45,39 +45,39 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
             beside.unlink(missing_ok=True)
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """A second name for a file, so that there is one at ``path`` all the time."""
+def _keep_previous(path: Path, previous: Path) -> None:
+    """Give the file a second name, so that there is a file at ``path`` all the time."""
     beside = previous.with_name(previous.name + ".new")
     beside.unlink(missing_ok=True)
-    # A kill may have left both names to one file; a renaming of one to the other would then do nothing.
+    # A kill may have left one file with both names; renaming one to the other would then do nothing.
     if previous.exists() and previous.samefile(path):
         return
     try:
         beside.hardlink_to(path)
-    except OSError:  # not all file systems have them
+    except OSError:  # a file system without hard links
         shutil.copyfile(path, beside)
     beside.replace(previous)
 
 
 def _sync_names(folder: Path) -> None:
-    """A renaming is on the disk only when its folder is."""
+    """Write a folder's names to the disk: without that, a loss of power may undo a renaming."""
     try:
-        opened = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders
         return
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     except OSError:
-        pass  # some network file systems know no such thing, and the file is there
+        pass  # some network file systems cannot, and the file is there
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out before hours of work whether ``path`` can be written afterwards; what is there stays.
+    """Check, before hours of work, that ``path`` can be written; a file that is there stays as it is.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: it cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -91,21 +91,21 @@ def check_writable(path: str | Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-_NAME = "sha256"
+_CHECKSUM = "sha256"
 
 
 class DamagedTensorsError(ValueError):
-    """The file is not as it was written."""
+    """A file of tensors is not as it was written."""
 
 
 def write_tensors(path: Path, content: bytes) -> None:
-    """Write what safetensors' ``save`` gave, whole or not at all, with a checksum of it in the header's metadata.
+    """Write the bytes that safetensors' ``save`` returned, with a checksum in the metadata of the header.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    header, body = _parts(memoryview(content))
-    header["__metadata__"] = {**header.get("__metadata__", {}), _NAME: _digest(header, body)}
+    header, body = _split(memoryview(content))
+    header["__metadata__"] = {**header.get("__metadata__", {}), _CHECKSUM: _digest(header, body)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic_write(path) as beside, beside.open("wb") as file:
@@ -114,22 +114,23 @@ def write_tensors(path: Path, content: bytes) -> None:
 
 
 def checked_tensors(path: Path) -> bytes:
-    """The content of a file, for safetensors' ``load``, compared with its checksum; one without, of another program or
-    an earlier version, passes.
+    """Read a file for safetensors' ``load``, and compare it with its checksum. A file without one, from another program
+    or an earlier version, passes.
 
     Raises:
-        OSError: it cannot be read. DamagedTensorsError: it is damaged.
+        OSError: the file cannot be read.
+        DamagedTensorsError: the file is damaged.
     """
     content = path.read_bytes()
-    header, body = _parts(memoryview(content))
-    written = header.get("__metadata__", {}).get(_NAME)
-    if written is not None and written != _digest(header, body):
-        raise DamagedTensorsError("its checksum is another one")
+    header, body = _split(memoryview(content))
+    checksum = header.get("__metadata__", {}).get(_CHECKSUM)
+    if checksum is not None and checksum != _digest(header, body):
+        raise DamagedTensorsError("its checksum differs")
     return content
 
 
-def _parts(content: memoryview) -> tuple[dict[str, Any], memoryview]:
-    """The header, and the bytes of the tensors."""
+def _split(content: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """Split the content into the header and the bytes of the tensors."""
     end = 8 + int.from_bytes(content[:8], "little")
     try:
         header = json.loads(bytes(content[8:end]))
@@ -141,7 +142,7 @@ def _parts(content: memoryview) -> tuple[dict[str, Any], memoryview]:
 
 
 def _digest(header: dict[str, Any], body: memoryview) -> str:
-    """Of the names, kinds, shapes and bytes of the tensors."""
+    """The digest of the names, dtypes, shapes and bytes of the tensors."""
     tensors = {name: value for name, value in header.items() if name != "__metadata__"}
     digest = hashlib.sha256(json.dumps(tensors, sort_keys=True).encode())
     digest.update(body)

@@ -1,8 +1,9 @@
-"""Processes that train together are started, watched, and ended with the first that ends too early."""
+"""Launch the processes of distributed training, watch them, and end all of them when one fails."""
 
 from __future__ import annotations
 
 import _thread
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,30 +28,33 @@ from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.runtime.environment import started_by_torchrun
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-WAITS = timedelta(days=2)
-"""How long a process waits for the others: evaluating between two epochs may take long, and who dies is noticed."""
+TIMEOUT = timedelta(days=2)
+"""How long a collective waits for the other ranks, as rank 0 may evaluate for hours; a death is noticed earlier."""
 NOTICED_S = 25
-"""Seconds after which the first process is interrupted where it has not noticed itself that another died."""
+"""Seconds that rank 0 has to notice itself that another rank died; then it is interrupted."""
 
 
 def is_main_process() -> bool:
-    """Whether this process writes, or would be the first of those that it starts."""
+    """Whether this process is rank 0, or would be rank 0 of a group that it launches."""
     return started_by_torchrun() is None or os.environ["RANK"] == "0"
 
 
 @contextmanager
-def launch(devices: int, across: str, device: str, follow: Callable[..., None], *given: Any) -> Iterator[ProcessGroup]:
-    """This process becomes the first of ``devices`` that train together; ``follow(processes, *given)`` is what the
-    others run, which are started here (and must be importable, as `multiprocessing` says of spawned processes), or one
-    of those that torchrun has started.
+def launch(devices: int, across: str, device: str, worker: Callable[..., None], *args: Any) -> Iterator[ProcessGroup]:
+    """Join a process group of one process a device. Inside of the block this process is rank 0, and the others, which
+    are spawned here, run ``worker(group, *args)``. Under torchrun nothing is spawned: this is whichever rank torchrun
+    made it.
 
     Args:
-        device: cpu, or cuda: each has one of its own.
+        devices: number of processes.
+        across: see `ProcessGroup`.
+        device: cpu or cuda, where each process has a device of its own.
+        worker: must be importable, and ``args`` picklable, as `multiprocessing` wants it of spawned processes.
 
     Raises:
-        ConfigError: there are not so many devices, or torchrun has started another number of processes.
+        ConfigError: there are fewer devices, or torchrun has started another number of processes.
         WorkerError: another process was killed.
-        DivconError: what another has raised.
+        DivconError: the error of another process.
     """
     started = started_by_torchrun()
     if devices == 1 and started in (None, 1):
@@ -58,76 +62,79 @@ def launch(devices: int, across: str, device: str, follow: Callable[..., None], 
         return
     if started not in (None, devices):
         raise ConfigError(
-            f"torchrun has started {started} processes, and --devices is {devices}; give --devices {started}"
+            f"`devices` {devices}: torchrun has started {started} processes; set `devices={started}`", field="devices"
         )
     if device not in BACKENDS:
         raise ConfigError(
-            f"--devices {devices}: a training cannot run on several devices of kind {device}; try --device cpu"
+            f"`devices` {devices}: several devices work on cuda and cpu, not on {device}; set `device=cpu`",
+            field=("devices", "device"),
         )
     if device == "cuda" and torch.cuda.device_count() < devices:
         raise ConfigError(
-            f"--devices {devices}: PyTorch finds {torch.cuda.device_count()} of kind cuda here; give fewer"
+            f"`devices` {devices}: PyTorch finds {torch.cuda.device_count()} CUDA devices here; use fewer",
+            field="devices",
         )
     if started is not None:
         if not is_main_process():
-            _leave_stopping_to_the_first()
+            _ignore_signals()
         try:
-            with _joined(device, int(os.environ["RANK"]), devices, None):
+            with _process_group(device, int(os.environ["RANK"]), devices, None):
                 yield ProcessGroup(int(os.environ["RANK"]), devices, across)
         except RuntimeError as error:
             if not _is_lost(error):
                 raise
             raise WorkerError(
-                "another of the processes that torchrun has started ended: see what it says, and go on with --resume"
+                "another process that torchrun has started ended; its own output says why. Go on with `resume=True`"
             ) from None
         return
-    # Nobody from another machine is to join in: they meet in a file of this user's, and talk within the machine. (A
-    # TCPStore listens to all the network.)
+    # No other machine can join: the ranks meet in a file of this user and talk over the loopback interface. (A TCPStore
+    # listens on the whole network.)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     with tempfile.TemporaryDirectory(prefix="divcon-", ignore_cleanup_errors=True) as folder:
-        meeting = f"{folder}/meeting"
-        others = _Workers(devices, across, device, meeting, follow, given)
+        store = f"{folder}/store"
+        workers = _Workers(devices, across, device, store, worker, args)
         try:
-            others.wait_for_start()
-            with _threads(devices if device == "cpu" else 1), _joined(device, 0, devices, meeting):
+            workers.wait_for_start()
+            with _share_of_threads(devices if device == "cpu" else 1), _process_group(device, 0, devices, store):
                 yield ProcessGroup(0, devices, across)
         except (Exception, KeyboardInterrupt) as error:
-            others.left = True
-            told = others.told(wait_for_it=_is_lost(error))
-            if told is not None and not isinstance(error, DivconError):
-                raise told from None
+            workers.main_done = True
+            failure = workers.failure(wait_for_it=_is_lost(error))
+            if failure is not None and not isinstance(error, DivconError):
+                raise failure from None
             raise
         finally:
-            others.end()
+            workers.end()
 
 
 class _Workers:
     """The processes of the other ranks, and a thread that watches them."""
 
     def __init__(
-        self, size: int, across: str, device: str, meeting: str, follow: Callable[..., None], given: tuple[Any, ...]
+        self, size: int, across: str, device: str, store: str, worker: Callable[..., None], args: tuple[Any, ...]
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self.left = False
-        """Whether the first process has stopped training."""
+        self.main_done = False
+        """Whether rank 0 has stopped training."""
         self._size = size
         self._running: list[tuple[BaseProcess, Connection]] = []
-        self._asking = threading.Lock()
-        """How a process has ended is told to one thread alone, which keeps it for the other."""
+        self._reaping = threading.Lock()
+        """The exit code of a process goes to the one thread that reaps it, which keeps it for the other."""
         for rank in range(1, size):
             here, there = context.Pipe(duplex=False)
             threads, method = torch.get_num_threads() // size, multiprocessing.get_start_method()
-            arguments = (there, rank, size, across, device, meeting, threads, method, follow, given)
-            process = context.Process(target=_other, args=arguments, name=f"divcon {rank} of {size}")
+            arguments = (there, rank, size, across, device, store, threads, method, worker, args)
+            process = context.Process(target=_run_worker, args=arguments, name=f"divcon {rank} of {size}")
             process.start()
             there.close()
             self._running.append((process, here))
         threading.Thread(target=self._watch, daemon=True).start()
 
     def wait_for_start(self) -> None:
-        """
+        """Wait until all have started.
+
         Raises:
-            WorkerError: one has not come as far as its first line.
+            WorkerError: one ended before its first line.
         """
         for rank, (process, pipe) in enumerate(self._running, 1):
             try:
@@ -135,13 +142,12 @@ class _Workers:
             except EOFError:
                 process.join()
                 raise WorkerError(
-                    f"process {rank} of the {self._size} that are to train together did not start (what is wrong with "
-                    "it stands above); a script that trains on several devices needs the line if __name__ == "
-                    '"__main__": around what it does'
+                    f"process {rank} of {self._size} did not start (its error stands above); a script that trains on "
+                    'several devices needs the line if __name__ == "__main__": around what it does'
                 ) from None
 
-    def told(self, *, wait_for_it: bool) -> DivconError | None:
-        """What another process has failed of; None where none has."""
+    def failure(self, *, wait_for_it: bool) -> DivconError | None:
+        """The error that ended another rank; None where none has failed."""
         wait([process.sentinel for process, _ in self._running], NOTICED_S if wait_for_it else 0)
         lost = None
         for rank, (process, pipe) in enumerate(self._running, 1):
@@ -150,14 +156,14 @@ class _Workers:
                     return pipe.recv()
             if code := self._exit_code(process):
                 lost = WorkerError(
-                    f"process {rank} of the {self._size} that train together ended ({_how(code)}): memory "
-                    "may have run out; what the checkpoint holds stays: go on with --resume"
+                    f"process {rank} of {self._size} ended ({_describe(code)}); memory may have run out. The last "
+                    "checkpoint stays: go on with `resume=True`"
                 )
         return lost
 
     def end(self) -> None:
-        """Wait for all to end, and end those that do not."""
-        self.left = True
+        """Wait for all processes to end, and kill those that do not."""
+        self.main_done = True
         until = time.monotonic() + 10
         for process, pipe in self._running:
             process.join(max(0.0, until - time.monotonic()))
@@ -167,16 +173,16 @@ class _Workers:
             pipe.close()
 
     def _watch(self) -> None:
-        """A process that waits for a device, or is busy elsewhere, does not notice that another died."""
+        """Interrupt rank 0 when another rank dies: waiting for a device, or busy elsewhere, it would not notice."""
         sentinels = {process.sentinel: process for process, _ in self._running}
-        while sentinels and not self.left:
+        while sentinels and not self.main_done:
             for ended in wait(list(sentinels), 1):
                 if self._exit_code(sentinels.pop(ended)):  # type: ignore[arg-type]
                     self._interrupt()
                     return
 
     def _exit_code(self, process: BaseProcess) -> int | None:
-        with self._asking:
+        with self._reaping:
             if wait([process.sentinel], 0):
                 process.join()
             return process.exitcode
@@ -184,48 +190,48 @@ class _Workers:
     def _interrupt(self) -> None:
         for act in (_thread.interrupt_main, self._exit):
             time.sleep(NOTICED_S)
-            if self.left:
+            if self.main_done:
                 return
             act()
 
     def _exit(self) -> None:
-        print(f"error: {self.told(wait_for_it=False)}", file=sys.stderr, flush=True)
+        logging.getLogger("divcon").critical("%s", self.failure(wait_for_it=False))
         os._exit(1)
 
 
-def _other(
-    failures: Connection,
+def _run_worker(
+    pipe: Connection,
     rank: int,
     size: int,
     across: str,
     device: str,
-    meeting: str,
+    store: str,
     threads: int,
     start_method: str,
-    follow: Callable[..., None],
-    given: tuple[Any, ...],
+    worker: Callable[..., None],
+    args: tuple[Any, ...],
 ) -> None:
-    """The life of a process of another rank."""
-    _leave_stopping_to_the_first()
-    # A spawned process would spawn the workers of its loaders, which takes seconds each time.
+    """What a spawned process runs."""
+    _ignore_signals()
+    # A spawned process would spawn the workers of its data loaders, too, which takes seconds each time.
     multiprocessing.set_start_method(start_method, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if device == "cpu":
         torch.set_num_threads(max(1, threads))
-    failures.send("started")
+    pipe.send("started")
     try:
-        with _joined(device, rank, size, meeting):
-            follow(ProcessGroup(rank, size, across), *given)
+        with _process_group(device, rank, size, store):
+            worker(ProcessGroup(rank, size, across), *args)
     except BaseException as error:
         if not _is_lost(error):
             text = "".join(traceback.format_exception(error))
-            failures.send(error if isinstance(error, DivconError) else WorkerError(f"process {rank}: {text}"))
+            pipe.send(error if isinstance(error, DivconError) else WorkerError(f"process {rank}: {text}"))
         sys.stderr.flush()
         os._exit(1)
 
 
-def _leave_stopping_to_the_first() -> None:
-    """Ctrl-C reaches all processes of a terminal, torchrun's SIGTERM all that it has started."""
+def _ignore_signals() -> None:
+    """Leave stopping to rank 0: Ctrl-C reaches all processes of a terminal, torchrun's SIGTERM all that it started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -238,16 +244,16 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _joined(device: str, rank: int, size: int, meeting: str | None) -> Iterator[None]:
-    """One of the group; they meet in a file, or as torchrun has arranged."""
-    where = {} if meeting is None else {"store": FileStore(meeting, size), "rank": rank, "world_size": size}
+def _process_group(device: str, rank: int, size: int, store: str | None) -> Iterator[None]:
+    """Initialise PyTorch's process group for the block, through a store in a file, or as torchrun has set it up."""
+    where = {} if store is None else {"store": FileStore(store, size), "rank": rank, "world_size": size}
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
     try:
-        dist.init_process_group(BACKENDS[device], timeout=WAITS, **where)
+        dist.init_process_group(BACKENDS[device], timeout=TIMEOUT, **where)
     except BaseException:
-        # PyTorch has counted this group, and would look for the next under another name than the other processes do,
-        # until one is destroyed.
+        # PyTorch has counted this group: until one is destroyed, it would look for the next under another name than the
+        # other ranks do.
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         dist.destroy_process_group()
         raise
@@ -258,8 +264,8 @@ def _joined(device: str, rank: int, size: int, meeting: str | None) -> Iterator[
 
 
 @contextmanager
-def _threads(size: int) -> Iterator[None]:
-    """Several processes share the cores."""
+def _share_of_threads(size: int) -> Iterator[None]:
+    """Use one ``size``-th of the threads: the processes share the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before // size))
     try:
@@ -269,13 +275,13 @@ def _threads(size: int) -> Iterator[None]:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether it says that another process is gone."""
+    """Whether the error says that another rank is gone."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
 
 
-def _how(exitcode: int) -> str:
+def _describe(exitcode: int) -> str:
     if exitcode >= 0:
         return f"exit code {exitcode}"
     with suppress(ValueError):

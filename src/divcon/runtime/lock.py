@@ -1,6 +1,6 @@
-"""One owner a folder: who writes to a run or to a store of embeddings, as long as that process lives.
+"""A lock on a folder: one process at a time writes to a run or to a store of embeddings.
 
-The package filelock has neither who holds a lock, nor who left one behind, and its lock lives on in forked processes.
+The package filelock does not say who holds a lock or who left one behind, and its lock lives on in forked processes.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ LOCK_FILE = "divcon.lock"
 
 
 class FolderLock:
-    """The lock of a folder, a context manager. The kernel drops it when the process ends, however it ends; the file
-    ``divcon.lock`` says who has it, and is gone when the block is left.
+    """The lock of a folder, as a context manager. The kernel releases it when the process ends, however it ends; the
+    file ``divcon.lock`` names the process that holds it, and is removed on exit.
 
-    The folder is made where it is not there, and is gone again where nothing was put into it.
+    A folder that does not exist is created, and removed on exit if it is still empty.
 
     Args:
-        what: what is done with the folder, for the message: ``training it``.
-        refused: the error to raise where another process has it.
+        what: what this process does with the folder, for the message: ``training it``.
+        error: the class of the error to raise if another process holds the lock.
     """
 
-    def __init__(self, folder: str | Path, what: str, refused: type[DivconError]) -> None:
+    def __init__(self, folder: str | Path, what: str, error: type[DivconError]) -> None:
         self._folder = Path(folder)
         self._file = self._folder / LOCK_FILE
         self._what = what
-        self._refused = refused
-        self._held: int | None = None
-        self._made = False
+        self._error = error
+        self._descriptor: int | None = None
+        self._created_folder = False
         self.left_by: str | None = None
-        """The process that had the lock and ended without leaving the block, in words; None where there was none."""
+        """The process that held the lock before and was killed, as text; None where there was none."""
         self.locks = True
-        """Whether the file system has locks; without, nothing keeps a second process out."""
+        """Whether the file system has locks; without them, nothing keeps a second process out."""
 
     def __enter__(self) -> FolderLock:
         self.acquire()
@@ -54,44 +54,44 @@ class FolderLock:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
-            OutputError: the folder cannot be written; or ``refused``: another process has the lock.
+            OutputError: the folder cannot be written; or ``error``: another process holds the lock.
         """
         try:
-            self._made = not self._folder.exists()
+            self._created_folder = not self._folder.exists()
             self._folder.mkdir(parents=True, exist_ok=True)
-            while self._held is None:
+            while self._descriptor is None:
                 self._try()
-            mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            os.ftruncate(self._held, 0)
-            os.pwrite(self._held, json.dumps(mine).encode() + b"\n", 0)
+            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(owner).encode() + b"\n", 0)
         except OSError as error:
-            self._let_go()
+            self._close()
             raise OutputError(f"{self._folder}: cannot be written ({error.strerror or error})") from error
 
     def release(self) -> None:
-        """Give the lock back."""
-        if self._held not in _HELD:  # in a process that was forked from the owner
+        """Release the lock."""
+        if self._descriptor not in _open_locks:  # in a process that was forked from the owner
             return
-        # Before the lock is dropped: who opens the file after that makes a new one.
+        # Before the lock is released: a process that opens the file after that creates a new one.
         with suppress(OSError):
             self._file.unlink()
-        self._let_go()
-        if self._made:
+        self._close()
+        if self._created_folder:
             with suppress(OSError):
                 self._folder.rmdir()
 
     def _try(self) -> None:
-        held = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
         if fcntl is not None:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                owner = _owner(held)
-                os.close(held)
-                raise self._refused(
+                owner = _owner(descriptor)
+                os.close(descriptor)
+                raise self._error(
                     f"{self._folder}: another process is {self._what}{f' ({owner})' if owner else ''}; wait until it "
                     "has ended, or stop it"
                 ) from None
@@ -99,47 +99,47 @@ class FolderLock:
                 self.locks = False
         else:
             self.locks = False
-        # The owner before may have removed the file between opening and locking it: then this lock locks nobody out.
-        if self.locks and not _is_at(held, self._file):
-            os.close(held)
+        # The owner before may have removed the file between opening and locking: such a lock keeps nobody out.
+        if self.locks and not _is_at(descriptor, self._file):
+            os.close(descriptor)
             return
-        self._held = held
-        self.left_by = _owner(held) if self.locks else None
-        _HELD.add(held)
+        self._descriptor = descriptor
+        self.left_by = _owner(descriptor) if self.locks else None
+        _open_locks.add(descriptor)
 
-    def _let_go(self) -> None:
-        if self._held is not None:
-            _HELD.discard(self._held)
-            os.close(self._held)
-            self._held = None
-
-
-_HELD: set[int] = set()
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            _open_locks.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
-def _forget() -> None:
-    """A process that decodes images is forked with the lock open: it would hold it beyond the death of the owner."""
-    for held in _HELD:
+_open_locks: set[int] = set()
+
+
+def _close_locks() -> None:
+    """Close the locks in a forked process, such as a data loader's worker: it would hold them after the owner died."""
+    for descriptor in _open_locks:
         with suppress(OSError):
-            os.close(held)
-    _HELD.clear()
+            os.close(descriptor)
+    _open_locks.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_close_locks)
 
 
-def _is_at(held: int, path: Path) -> bool:
+def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(held), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _owner(held: int) -> str | None:
-    """Who has written the file, in words."""
+def _owner(descriptor: int) -> str | None:
+    """The process that has written the file, as text."""
     try:
-        found: Any = json.loads(os.pread(held, 4096, 0))
-        return f"{found['pid']} on {found['host']}, since {found['since']}"
+        owner: Any = json.loads(os.pread(descriptor, 4096, 0))
+        return f"{owner['pid']} on {owner['host']}, since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

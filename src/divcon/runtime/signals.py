@@ -1,4 +1,4 @@
-"""A run that is asked to stop finishes its batch, keeps what it has done, and says so."""
+"""Stop a training by signal: the batch is finished, the state saved, and `Stopped` raised."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class SignalHandler:
     """Turns the first SIGINT or SIGTERM into `Stopped`; a second SIGINT is a plain KeyboardInterrupt, at once.
 
-    A context manager: it listens inside of the block, in the main thread alone (Python gives signals to no other), and
-    leaves signals that are ignored (``nohup``) to be ignored. What was there before is put back.
+    A context manager: it handles signals inside of the block, in the main thread alone (Python delivers them to no
+    other). Signals that are ignored (``nohup``) stay ignored. On exit the handlers from before are restored.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        """The signal that asked for it."""
-        self._held = 0
+        """The signal that asked for a stop; None where there was none."""
+        self._deferred = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
-            found = {number: signal.getsignal(number) for number in SIGNALS}
-            self._before = {n: handler for n, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._before = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
             for number in self._before:
-                signal.signal(number, self._hear)
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -41,21 +41,21 @@ class SignalHandler:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """What the block does is not torn apart: `Stopped` waits for `check`, or for the end of the block."""
-        self._held += 1
+        """Defer `Stopped` inside of the block, so that it is not cut short: `check` raises it."""
+        self._deferred += 1
         try:
             yield
         finally:
-            self._held -= 1
+            self._deferred -= 1
 
     def check(self) -> None:
-        """Raises Stopped, if that was asked for."""
+        """Raise `Stopped` if a signal asked for it."""
         if self.asked is not None:
             raise Stopped("stopped", self.asked)
 
-    def _hear(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         again, self.asked = self.asked is not None, number if self.asked is None else self.asked
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not again and not self._held:
+        if not again and not self._deferred:
             self.check()
