@@ -19,7 +19,7 @@ from rich.console import Console
 
 import divcon as dc
 from divcon.cli.app import read_data
-from divcon.data.published import PUBLISHED, Published
+from divcon.data.published import PUBLISHED_COUNTS, PublishedCounts
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -247,9 +247,9 @@ def publish(
     monkeypatch: pytest.MonkeyPatch, name: str, parts: dict[str, tuple[int, int]], images_vary: bool = False
 ) -> None:
     """Let these be the published numbers."""
-    numbers = {**PUBLISHED, name: Published(parts, (1,), images_vary=images_vary)}
+    numbers = {**PUBLISHED_COUNTS, name: PublishedCounts(parts, (1,), images_vary=images_vary)}
     for module in ("divcon.data.published", "divcon.data.published.build"):
-        monkeypatch.setattr(f"{module}.PUBLISHED", numbers)
+        monkeypatch.setattr(f"{module}.PUBLISHED_COUNTS", numbers)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import divcon as dc
 from divcon.config import presets
 from divcon.config.presets import PUBLISHED
-from divcon.data.published import PUBLISHED as DATA
+from divcon.data.published import PUBLISHED_COUNTS as DATA
 from divcon.errors import ConfigError
 from divcon.models.heads import create_head
 from divcon.training.schedule import Phase, phase_at

@@ -23,6 +23,7 @@ from divcon.data.check import (
     check,
     equal_groups,
     fingerprint_of,
+    fingerprints,
     near_groups,
     perceptual_hash,
 )

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from divcon.data.benchmark import Benchmark
-from divcon.data.published import PUBLISHED
+from divcon.data.published import PUBLISHED_COUNTS
 from divcon.data.published.counts import differences
 from divcon.data.read import read
 from divcon.errors import ConfigError, DataError
@@ -65,8 +65,8 @@ def check_sound(data: Benchmark) -> None:
 
 
 def test_the_published_numbers_are_those_of_the_papers() -> None:
-    assert {name: dict(published.parts) for name, published in PUBLISHED.items()} == TABLE
-    assert {name: published.recall_at for name, published in PUBLISHED.items()} == {
+    assert {name: dict(published.parts) for name, published in PUBLISHED_COUNTS.items()} == TABLE
+    assert {name: published.recall_at for name, published in PUBLISHED_COUNTS.items()} == {
         "cub": (1, 2, 4, 8),
         "cars": (1, 2, 4, 8),
         "sop": (1, 10, 100, 1000),
@@ -77,7 +77,7 @@ def test_the_published_numbers_are_those_of_the_papers() -> None:
         "market1501": (1, 5, 10),
     }
     with pytest.raises(TypeError):
-        PUBLISHED["cub"] = PUBLISHED["cars"]  # type: ignore[index]
+        PUBLISHED_COUNTS["cub"] = PUBLISHED_COUNTS["cars"]  # type: ignore[index]
 
 
 class TestFullCounts:
@@ -108,11 +108,15 @@ class TestFullCounts:
     )
     def test_with_every_image(self, full: Write, name: str) -> None:
         root = full(name)
-        names = [n for n in PUBLISHED if n.startswith(name)] if name == "vehicleid" else [name.removesuffix("_devkit")]
+        names = (
+            [n for n in PUBLISHED_COUNTS if n.startswith(name)]
+            if name == "vehicleid"
+            else [name.removesuffix("_devkit")]
+        )
         for each in names:
             data = read(each, root)
             assert (data.name, numbers(data), data.notes) == (each, TABLE[each], ())
-            assert data.recall_at == PUBLISHED[each].recall_at
+            assert data.recall_at == PUBLISHED_COUNTS[each].recall_at
             check_sound(data)
 
     @pytest.mark.parametrize("name", ["sop", "inshop", "vehicleid"])
@@ -121,7 +125,7 @@ class TestFullCounts:
         folder = root / {"sop": "bicycle_final", "inshop": "Img/img", "vehicleid": "image"}[name]
         folder.mkdir(parents=True)
         data = read(name, root, check_files=False)
-        assert not differences(data, PUBLISHED[data.name])
+        assert not differences(data, PUBLISHED_COUNTS[data.name])
         check_sound(data)
         with pytest.raises(
             DataError, match=rf"([\d,]+) of \1 images are missing \({folder.name}/\S+, \S+, \S+, \.\.\.\)"
@@ -221,7 +225,7 @@ def test_the_other_images_of_vehicleid_are_no_surprise(write: Write) -> None:
 
 
 def test_vehicleid_images_vary_and_its_classes_do_not(write: Write) -> None:
-    found = differences(read("vehicleid-small", write("vehicleid")), PUBLISHED["vehicleid-small"])
+    found = differences(read("vehicleid-small", write("vehicleid")), PUBLISHED_COUNTS["vehicleid-small"])
     assert [(each.part, each.things, each.fails) for each in found] == [
         ("train", "classes", True),
         ("train", "images", False),
@@ -267,6 +271,6 @@ def test_what_is_read_is_what_was_written(
 
 
 def test_every_one_needs_a_place() -> None:
-    for name in PUBLISHED:
+    for name in PUBLISHED_COUNTS:
         with pytest.raises(DataError, match="say where it is: the folder as it is unpacked"):
             read(name)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from divcon.data.published.counts import PUBLISHED, Published
+from divcon.data.published.counts import PUBLISHED_COUNTS, PublishedCounts
 from divcon.data.read import read
 from divcon.errors import DataError
 
@@ -319,8 +319,8 @@ class TestSwapped:
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, parts: dict[str, tuple[int, int]]) -> None:
     """Let these be the published numbers."""
-    numbers = {**PUBLISHED, name.removesuffix("_devkit"): Published(parts, (1,))}
-    monkeypatch.setattr("divcon.data.published.build.PUBLISHED", numbers)
+    numbers = {**PUBLISHED_COUNTS, name.removesuffix("_devkit"): PublishedCounts(parts, (1,))}
+    monkeypatch.setattr("divcon.data.published.build.PUBLISHED_COUNTS", numbers)
 
 
 def swap(one: Path, other: Path) -> None:

@@ -43,7 +43,7 @@ def test_what_is_neither_a_name_nor_a_path(make_images, tmp_path):
     image = make_images(FOUR) / FOUR[0]
     with pytest.raises(DataError, match="labelled images come as a folder"):
         read(image)
-    with pytest.raises(ConfigError, match="takes no root"):
+    with pytest.raises(ConfigError, match="takes no `root`"):
         read(tmp_path, tmp_path)
 
 
@@ -52,7 +52,7 @@ def test_icons_need_a_place(tmp_path):
         read("icons")
     with pytest.raises(DataError, match=r"icons\.parquet: there is no such file; `python tools/icons\.py"):
         read("icons", tmp_path)
-    with pytest.raises(ConfigError, match="demo: it takes no root"):
+    with pytest.raises(ConfigError, match="demo: takes no `root`"):
         read("demo", tmp_path)
 
 

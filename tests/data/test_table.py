@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divcon.data import encoded as encoded_images
 from divcon.data.readers import table as table_module
 from divcon.data.readers.table import images_in_table, read_table
 from divcon.errors import DataError, ImageError

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from divcon.data import encoded as encoded_images
 from divcon.data.encoded import RowGroups
 from divcon.data.read import read
 from divcon.data.readers.folder import images_of
@@ -253,7 +254,7 @@ class TestMetadata:
         self.write(root / "train", self.ROWS[:4], ".jsonl")
         assert f"{root}/train: there are metadata.csv and metadata.jsonl; keep one" in error_of(root)
         path.unlink()
-        with pytest.raises(ConfigError, match="takes no root"):
+        with pytest.raises(ConfigError, match="takes no `root`"):
             read(root, tmp_path)
 
     def test_without_labels(self, make_images):

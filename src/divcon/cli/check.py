@@ -63,7 +63,7 @@ def check(
 
     from divcon.data.check import check as check_data
     from divcon.data.clean import check_suffix
-    from divcon.data.published import PUBLISHED
+    from divcon.data.published import PUBLISHED_COUNTS
     from divcon.data.read import NAMED
     from divcon.runtime.context import Context
     from divcon.runtime.context import Progress as Step
@@ -84,7 +84,7 @@ def check(
         result = check_data(
             benchmark,
             near=near,
-            published=PUBLISHED.get(benchmark.name) if data in NAMED else None,
+            published=PUBLISHED_COUNTS.get(benchmark.name) if data in NAMED else None,
             context=Context(workers, show, note),
         )
     _print(result, benchmark, fixed=fix is not None)
@@ -98,13 +98,10 @@ def check(
 
 
 def _read(data: str, root: Path | None) -> Benchmark:
-    """The data, whose missing files are for the check to find."""
-    from divcon.data.read import NAMED
-    from divcon.data.tables import TABLE_SUFFIXES
+    """The data; files that are missing are for the check to report."""
+    from divcon.data.read import takes_option
 
-    table = data not in NAMED and Path(data).is_file() and Path(data).suffix.lower() in TABLE_SUFFIXES
-    published = data in NAMED and data not in ("demo", "icons")
-    options: dict[str, Any] = {"check_files": False} if table or published else {}
+    options: dict[str, Any] = {"check_files": False} if takes_option(data, "check_files") else {}
     return read_data(data, root, **options)
 
 

@@ -13,6 +13,7 @@ from cyclopts.validators import Number
 from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
+from divcon.runtime.importing import check_trusted
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -41,6 +42,8 @@ def tested_on(run: Path, data: str | None = None, root: Path | None = None) -> B
     source = found[1].get("source") if found else None
     if data is None and source is None:
         raise ConfigError(f"{run}: does not say what it was trained on; give DATA")
+    if data is None and source is not None:
+        check_trusted(source["data"], str(RunFolder(run).config))
     benchmark = read_data(source["data"], source["root"]) if data is None and source else read_data(data or "", root)
     doubt = check_unseen(run, benchmark, source_given=data is not None)
     if doubt:

@@ -128,13 +128,13 @@ def _only(**given: Any) -> None:
 
 def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[Iterator[Items], int | None]:
     """What is to be indexed, some at a time, and how many it is, where that is known."""
-    from divcon.data.read import NAMED
+    from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
     from divcon.search.items import chunks_of, items_of, listed
 
     if stream is not None:
         return listed(stream, str(root or "")), None
-    if len(images) == 1 and images[0] in NAMED and not Path(images[0]).exists():
+    if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
         found = read_data(images[0], root).gallery
     else:
         found = images_of(images[0] if len(images) == 1 else images, root)

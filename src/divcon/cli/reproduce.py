@@ -58,14 +58,14 @@ def reproduce(
     clustering
         NMI and AMI of the result.
     """
-    from divcon.data.published import PUBLISHED
+    from divcon.data.published import PUBLISHED_COUNTS
     from divcon.experiments.reproduce import reproduce as reproduce_preset
     from divcon.runs.display import Bar, print_scores
 
-    if name not in (*PUBLISHED, "vehicleid"):
+    if name not in (*PUBLISHED_COUNTS, "vehicleid"):
         raise ConfigError(
-            f"{name}: is none of the papers' data sets ({', '.join(PUBLISHED)}); on other data, divcon train DATA "
-            f"--preset {preset} trains the same"
+            f"{name}: is none of the papers' data sets ({', '.join(PUBLISHED_COUNTS)}); on other data, divcon train "
+            f"DATA --preset {preset} trains the same"
         )
     if json_file is not None:
         check_writable(json_file)

@@ -172,12 +172,16 @@ def _file_layer(path: Path, options: dict[str, Argument], found: Gathered) -> _L
 
 
 def _data(file: ConfigFile, data: str) -> str:
-    """A data set's name as it is; a path, from the file's folder."""
+    """The name of a data set, or of a reader that the user has allowed, as it is; a path, from the file's folder."""
     from divcon.data.read import NAMED
+    from divcon.runtime.importing import check_trusted, is_named
 
     path = file.path.absolute().parent / Path(data).expanduser()
     if data in NAMED or path.exists():
         return data if data in NAMED else str(path)
+    if is_named(data):
+        check_trusted(data, file.where("source", "data"))
+        return data
     words = unknown("data set", data, NAMED)
     raise ConfigError(f"{file.where('source', 'data')}: {path}: there is no such file or folder; {words}")
 

@@ -12,6 +12,7 @@ from divcon.cli.app import app, console, notes, read_data
 from divcon.cli.settings import Gathered, as_file, gather, gathered
 from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
+from divcon.runtime.importing import check_trusted
 
 _DEFAULTS = RunConfig()
 
@@ -52,10 +53,11 @@ def train(
     data
         A folder (ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE), a CSV or parquet
         (path,label[,split]), or the name of a data set: demo, icons, cub, cars, sop, inshop, vehicleid-small, -medium,
-        -large, market1501. Needed, unless --config or --resume says what to train on.
+        -large, market1501; or a reader of your own, my_module:my_reader. Needed, unless
+        --config or --resume says what to train on.
     root
         Where a named data set lies (cub to market1501: the folder as it is unpacked, or the archive that was
-        downloaded), or what a table's paths are relative to.
+        downloaded), what a table's paths are relative to, or what a reader of your own takes as root.
     out
         The run folder: settings, metrics, divisions, checkpoint, model. Needed to train.
     preset
@@ -114,18 +116,19 @@ def _resumed(
     settings, record = folder.resumed(settings, gathered().given)
     if source is None:
         gathered().places |= {("data",): f"run {out}", ("root",): f"run {out}"}
+        check_trusted(record["source"]["data"], str(folder.config))
     return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
 
 
 def _read(source: dict[str, Any], found: Gathered) -> tuple[Any, dict[str, Any]]:
     """The data, and the source with its fingerprint; that of a run which is repeated must be as it was."""
     benchmark = read_data(source["data"], source["root"])
-    parts = [part.fingerprint for part in (benchmark.train, benchmark.validation) if part is not None]
-    now = {"fingerprint": "-".join(parts), "split_hash": benchmark.split_hash}
+    now = {"fingerprint": benchmark.train_fingerprint, "split_hash": benchmark.split_hash}
     if found.file is not None and "data" in found.in_file:
         held = found.file.values
         then = {"fingerprint": held["source"].get("fingerprint"), "split_hash": held.get("split_hash")}
-        if any(then[name] not in (None, now[name]) for name in now):
+        trained, split = then["fingerprint"], then["split_hash"]
+        if (trained and not benchmark.has_train_fingerprint(trained)) or (split and not benchmark.has_split(split)):
             raise ConfigError(
                 f"{found.file.where('source')}: the data has changed since that run (train {then['fingerprint']}, test "
                 f"{then['split_hash']} then; {now['fingerprint']}, {now['split_hash']} now); to take its settings for "

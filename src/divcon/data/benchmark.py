@@ -10,7 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-from divcon.data.labeled_set import LabeledSet, digest_of_parts
+from divcon.data.digests import SPELLINGS, digest_of_split, from_root
+from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError
 
 
@@ -161,9 +162,33 @@ class Benchmark:
 
     @cached_property
     def split_hash(self) -> str:
-        """16 hexadecimal digits of what is asked of a model: every query and gallery image with its label.
-        Two results can be compared where protocol and hash are the same."""
-        return digest_of_parts(self.protocol, self.query, self.gallery)
+        """16 hexadecimal digits of the test: every query and gallery image with its label. Two results can be compared
+        where protocol and hash are the same. It is the same wherever the files are, and whether paths are relative or
+        absolute (see `divcon.data.digests`)."""
+        return digest_of_split(self.protocol, self.query, self.gallery, from_root)
+
+    def has_split(self, recorded: str | None) -> bool:
+        """Whether a split hash that was recorded is of this test: today's, or an older version's."""
+        if recorded is None or recorded == self.split_hash:
+            return recorded is not None
+        sets = (self.query, self.gallery)
+        return any(digest_of_split(self.protocol, *sets, spelling) == recorded for spelling in SPELLINGS[1:])
+
+    @property
+    def train_fingerprint(self) -> str:
+        """The fingerprints of the images to train on and to validate on."""
+        return "-".join(part.fingerprint for part in self._trained_on)
+
+    def has_train_fingerprint(self, recorded: str) -> bool:
+        """Whether a `train_fingerprint` that was recorded is of these images: today's, or an older version's."""
+        then = recorded.split("-")
+        return len(then) == len(self._trained_on) and all(
+            part.has_fingerprint(fingerprint) for part, fingerprint in zip(self._trained_on, then, strict=True)
+        )
+
+    @property
+    def _trained_on(self) -> list[LabeledSet]:
+        return [part for part in (self.train, self.validation) if part is not None]
 
     def with_validation(self, fraction: float = 0.1, seed: int = 0) -> Benchmark:
         """The same with validation classes: those that the source names, or else ``fraction`` of the train

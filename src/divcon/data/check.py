@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from divcon.data.benchmark import Benchmark, counted
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import each_image
-from divcon.data.published.counts import Difference, Published, differences
+from divcon.data.published.counts import Difference, PublishedCounts, differences
 from divcon.runtime.context import DEFAULT, Context
 
 
@@ -295,7 +295,7 @@ def check(
     benchmark: Benchmark,
     *,
     near: bool = True,
-    published: Published | None = None,
+    published: PublishedCounts | None = None,
     context: Context = DEFAULT,
 ) -> CheckResult:
     """Decode every image of a benchmark once, count, and compare all with all.

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from divcon.data.tables import IMAGE_COLUMN, Source, first_line, is_parquet, where_in
+from divcon.data.tables import IMAGE_COLUMN, SourceName, first_line, is_parquet, where_in
 from divcon.errors import DataError, ImageError
 
 pc: Any = pyarrow.compute
@@ -86,7 +86,7 @@ class RowGroups:
 Encoded = pa.Array | pa.ChunkedArray | RowGroups
 
 
-def read_encoded(files: Sequence[Path], source: Source) -> tuple[Encoded, pa.Array | None]:
+def read_encoded(files: Sequence[Path], source: SourceName) -> tuple[Encoded, pa.Array | None]:
     """The encoded images of the files' columns ``image``, and the paths that come with them, if any do.
 
     Raises:
@@ -121,6 +121,30 @@ def read_encoded(files: Sequence[Path], source: Source) -> tuple[Encoded, pa.Arr
     return encoded, _paths(files) if leaf != IMAGE_COLUMN else None
 
 
+def encoded_in(table: pa.Table, source: SourceName) -> Encoded:
+    """The encoded images in the column ``image`` of a table in memory.
+
+    Raises:
+        DataError: the column holds something else, or a row has no bytes.
+    """
+    column = table[IMAGE_COLUMN]
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(_not_encoded(source, column.type))
+    images = _bytes_in(table.select([IMAGE_COLUMN]))
+    _reject_empty(images, 0, source)
+    return images
+
+
+def _not_encoded(source: object, kind: object) -> str:
+    return (
+        f"{source}: the column 'image' holds {kind}, not encoded images (bytes of PNG, JPEG, ...); files are named in "
+        "the column 'path'"
+    )
+
+
 def _leaf(file: Path) -> str:
     """The name of the column of bytes, within the file."""
     if is_parquet(file):
@@ -132,10 +156,7 @@ def _leaf(file: Path) -> str:
             return leaf
     else:
         kind = "text"
-    raise DataError(
-        f"{file}: the column 'image' holds {kind}, not encoded images (bytes of PNG, JPEG, ...); files are named in "
-        "the column 'path'"
-    )
+    raise DataError(_not_encoded(file, kind))
 
 
 def _read(file: Path, leaf: str) -> pa.ChunkedArray:
@@ -171,7 +192,7 @@ def _chunk(group: Any, leaf: str, file: Path) -> Any:
     raise DataError(f"{file}: its images are damaged (rows without a column {leaf!r}); make the file again")
 
 
-def _reject_empty(images: pa.ChunkedArray, start: int, source: Source) -> None:
+def _reject_empty(images: pa.ChunkedArray, start: int, source: SourceName) -> None:
     if images.null_count:
         row = start + int(np.argmax(images.is_null().to_numpy()))
         more = f" (in {images.null_count:,} rows)" if images.null_count > 1 else ""

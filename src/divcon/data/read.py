@@ -1,72 +1,110 @@
-"""``divcon.read``: a benchmark by its name, or from a folder or table of one's own."""
+"""``divcon.read``: a benchmark by its name, from a folder or table, or from a reader of your own."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
 from divcon.data.benchmark import Benchmark
+from divcon.data.labeled_set import LabeledSet
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.vehicleid import vehicleid_of
 from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
-from divcon.data.readers.table import read_table, read_table_folder, table_files
+from divcon.data.readers.table import read_columns, read_table, read_table_folder, table_files
 from divcon.data.tables import TABLE_SUFFIXES
-from divcon.errors import ConfigError, DataError, unknown
+from divcon.errors import ConfigError, DataError, DivconError, unknown
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.importing import Trust, check_trusted, is_named, load_part, name_of
+
+Reader = Callable[..., Benchmark]
+"""Returns a benchmark. It may take ``root``, ``context`` and options of its own; it is passed what it takes."""
+
+Readable = str | os.PathLike[str] | Reader | Mapping[str, Any] | pa.Table
 
 
 def read(
-    name_or_path: str | os.PathLike[str],
+    data: Readable,
     root: str | os.PathLike[str] | None = None,
     *,
     context: Context = DEFAULT,
     **options: Any,
 ) -> Benchmark:
-    """Read labelled images or vectors: train classes, and queries and a gallery of other classes.
+    """Read labelled images or vectors: classes to train on, and queries and a gallery of other classes to test on.
 
     Args:
-        name_or_path: ``"demo"`` (bundled icons), ``"icons"``, one of the published data sets ``"cub"``, ``"cars"``,
-            ``"sop"``, ``"inshop"``, ``"vehicleid-small"`` (``-medium``, ``-large``; ``"vehicleid"`` is the large one)
-            and ``"market1501"``; a folder with one folder a class (``read_folder``), a CSV, parquet or JSON Lines
-            (``read_table``), or a folder of tables: parquet files by split, or images beside a metadata.csv
-            (``read_table_folder``). A name goes before a folder of the same name; ``./icons`` is the folder.
-        root: where a named data set lies, or the folder that a table's relative paths start from. A published data
-            set may be the archive that was downloaded, which is unpacked beside itself.
-        context: reports the bytes of an archive that are unpacked.
-        options: of the reader: a table or folder takes ``flip=False`` where a mirrored image is of another
-            class; tables and published data sets take ``check_files=False`` to leave the files unchecked.
+        data: one of
+
+            - a name: ``"demo"`` (bundled icons), ``"icons"``, or a published data set: ``"cub"``, ``"cars"``,
+              ``"sop"``, ``"inshop"``, ``"vehicleid-small"`` (``-medium``, ``-large``; ``"vehicleid"`` is the large
+              one), ``"market1501"``. A name goes before a folder of the same name; ``./icons`` is the folder;
+            - a folder with one folder per class (``read_folder``);
+            - a CSV, parquet or JSON Lines file (``read_table``), or a folder of tables: one parquet per split, or
+              images beside a metadata.csv (``read_table_folder``);
+            - columns in memory: a dict of lists, a pyarrow table, or a data frame of pandas or polars
+              (``read_columns``);
+            - a reader of your own: a function that returns a `Benchmark`, or its name, ``"my_module:my_reader"``.
+        root: the folder of a named data set, or the folder that a table's relative paths start from. For a published
+            data set it may be the downloaded archive, which is unpacked beside itself. A reader of your own is passed
+            it if it takes ``root``.
+        context: reports how much of an archive is unpacked. A reader of your own is passed it if it takes ``context``.
+        options: of the reader. Tables and folders take ``flip=False``, for data in which a mirrored image is of another
+            class; tables and published data sets take ``check_files=False``, to not look for every file now.
 
     Raises:
-        DataError: no such name or path, or the reader's own errors, which say what is wrong, where, and what
-            to do.
-        ConfigError: the reader has no such option.
+        DataError: no such name or path, or the data cannot be used: the message says what is wrong, where, and what to
+            do. A reader of your own failed, or returned something else.
+        ConfigError: the reader does not take an option, or there is no such reader.
         OutputError: an archive cannot be unpacked where it is.
     """
-    name = os.fspath(name_or_path)
-    if name in NAMED:
-        if root is not None:
-            options["root"] = root
-        if "context" in inspect.signature(NAMED[name]).parameters:
-            options["context"] = context
-        return _call(NAMED[name], name, options)
-    path = Path(name)
-    if path.is_dir():
-        if root is not None:
-            raise ConfigError(f"{name}: a folder takes no root; its own path says where it lies")
-        return _call(read_table_folder if table_files(path) else read_folder, name, options, path)
-    if path.suffix.lower() in TABLE_SUFFIXES:
-        return _call(read_table, name, options, path, root)
-    if path.is_file():
-        raise DataError(
-            f"{name}: labelled images come as a folder with one folder a class, or as a table "
-            f"({', '.join(TABLE_SUFFIXES)}) with the columns path and label"
-        )
-    raise DataError(f"{name}: there is no such file or folder; {unknown('data set', name, NAMED)}")
+    reader, name, arguments = _reader(data, root)
+    options = dict(options)
+    if root is not None and not arguments:
+        options["root"] = root
+    _check_options(reader, name, options, len(arguments))
+    if _takes(reader, "context"):
+        options["context"] = context
+    if reader in NAMED.values() or arguments:
+        return reader(*arguments, **options)
+    return _from_own(reader, name, options)
+
+
+def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **options: Any) -> Benchmark:
+    """Read the data that a file says a run was trained on: ``{"data": ..., "root": ...}``.
+
+    Args:
+        where: the file, for the message.
+        trust: modules of readers that the file may name: True for all, or their names.
+
+    Raises:
+        TrustError: the data is a reader whose module the user has not allowed.
+        DataError, ConfigError, OutputError: as of `read`.
+    """
+    check_trusted(source["data"], where, trust)
+    return read(source["data"], source.get("root"), **options)
+
+
+def takes_option(data: Readable, option: str) -> bool:
+    """Whether what reads the data takes an option of that name.
+
+    Raises:
+        DataError, ConfigError: there is no such data.
+    """
+    return _takes(_reader(data, None)[0], option)
+
+
+def is_dataset_name(data: str) -> bool:
+    """Whether ``data`` names a data set that comes with divcon, or a reader of your own, and is no path."""
+    return data in NAMED or (is_named(data) and not Path(data).exists())
 
 
 def read_demo() -> Benchmark:
@@ -79,11 +117,11 @@ def read_demo() -> Benchmark:
 
 def _named_icons(root: str | os.PathLike[str] | None = None) -> Benchmark:
     if root is None:
-        raise DataError("icons: say where they are: the folder that `python tools/icons.py PACKAGE_DIR --out DIR` made")
+        raise DataError("icons: pass the folder that `python tools/icons.py PACKAGE_DIR --out DIR` wrote as `root`")
     return read_icons(root)
 
 
-NAMED: dict[str, Callable[..., Benchmark]] = {
+NAMED: dict[str, Reader] = {
     "demo": read_demo,
     "icons": _named_icons,
     "cub": read_cub,
@@ -99,9 +137,98 @@ NAMED: dict[str, Callable[..., Benchmark]] = {
 """The readers of named data sets; each takes ``root`` unless it comes with the package."""
 
 
-def _call(reader: Callable[..., Benchmark], name: str, options: dict[str, Any], *arguments: Any) -> Benchmark:
-    known = list(inspect.signature(reader).parameters)[len(arguments) :]
+def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader, str, tuple[Any, ...]]:
+    """The reader of the data, its name for messages, and the positional arguments it is called with."""
+    if not isinstance(data, (str, os.PathLike)):
+        if isinstance(data, Mapping) or hasattr(data, "__arrow_c_stream__"):
+            return read_columns, "the table", (data, root)
+        if callable(data):
+            return data, f"reader {name_of(data)}", ()
+        raise DataError(
+            f"{type(data).__name__} cannot be read: pass the name of a data set, a folder, a table, a dict of columns, "
+            "or a function that returns a Benchmark"
+        )
+    name = os.fspath(data)
+    if name in NAMED:
+        return NAMED[name], name, ()
+    path = Path(name)
+    if path.is_dir():
+        if root is not None:
+            raise ConfigError(f"{name}: a folder takes no `root`; its own path says where it is", field="root")
+        return (read_table_folder if table_files(path) else read_folder), name, (path,)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return read_table, name, (path, root)
+    if path.is_file():
+        raise DataError(
+            f"{name}: labelled images come as a folder with one folder per class, or as a table "
+            f"({', '.join(TABLE_SUFFIXES)}) with the columns path and label"
+        )
+    if is_named(name):
+        reader = load_part(name, "reader")
+        if not callable(reader):
+            raise ConfigError(f"reader {name!r}: is no function, but {type(reader).__name__}")
+        return reader, f"reader {name}", ()
+    raise DataError(f"{name}: there is no such file or folder; {unknown('data set', name, NAMED)}")
+
+
+def _check_options(reader: Reader, name: str, options: Mapping[str, Any], num_arguments: int) -> None:
+    known = _parameters(reader)
+    if known is None:
+        return
     for option in options:
-        if option not in known:
-            raise ConfigError(f"{name}: {unknown('option', option, known) if known else f'it takes no {option}'}")
-    return reader(*arguments, **options)
+        if option not in known[num_arguments:]:
+            rest = [known_name for known_name in known[num_arguments:] if known_name != "context"]
+            what = unknown("option", option, rest) if rest else f"takes no `{option}`"
+            raise ConfigError(f"{name}: {what}", field=option)
+
+
+def _takes(reader: Reader, option: str) -> bool:
+    known = _parameters(reader)
+    return known is None or option in known
+
+
+def _parameters(reader: Reader) -> list[str] | None:
+    """The names of a reader's parameters; None where it takes any, or does not say."""
+    try:
+        parameters = inspect.signature(reader).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+
+
+def _from_own(reader: Reader, name: str, options: Mapping[str, Any]) -> Benchmark:
+    """Call a reader of somebody's own, and check what it returns."""
+    try:
+        benchmark = reader(**options)
+    except DivconError as error:
+        if not str(error).startswith(name):
+            error.args = (f"{name}: {error}",)
+        raise
+    except Exception as error:
+        raise DataError(f"{name}: failed with {type(error).__name__}: {error}") from error
+    if not isinstance(benchmark, Benchmark):
+        raise DataError(
+            f"{name}: returned {type(benchmark).__name__}, not a divcon.Benchmark; divcon.read makes one of a dict of "
+            "columns: path, label and split"
+        )
+    for (one, images), (other, others) in combinations(benchmark.parts.items(), 2):
+        if (clash := _clash(images, others)) is not None:
+            i, j = clash
+            raise DataError(
+                f"{name}: row {images.rows[i]} of {images.source!r} is {images.path(i)} in {one} and "
+                f"{others.path(j)} in {other}; within one `source`, `rows` must identify an image: number the "
+                "images of all sets through"
+            )
+    return benchmark
+
+
+def _clash(images: LabeledSet, others: LabeledSet) -> tuple[int, int] | None:
+    """The places in both sets of a row that stands for two images; None where there is none."""
+    if images.source != others.source:
+        return None
+    _, here, there = np.intersect1d(images.rows, others.rows, return_indices=True)
+    differ = pa.compute.not_equal(images.paths.take(pa.array(here)), others.paths.take(pa.array(there)))
+    first = np.flatnonzero(differ.to_numpy(zero_copy_only=False))[:1]
+    return (int(here[first[0]]), int(there[first[0]])) if len(first) else None

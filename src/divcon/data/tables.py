@@ -7,9 +7,10 @@ import csv
 import difflib
 import itertools
 import json
+import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -118,12 +119,18 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() not in CSV_SUFFIXES + JSON_SUFFIXES
 
 
-def require_columns(path: Path, read: Collection[str], names: Iterable[str], hint: str) -> None:
-    """Raise DataError if one of the ``names`` is not among the columns ``read``, naming those the file has."""
+def require_columns(
+    path: str | Path, read: Collection[str], names: Iterable[str], hint: str, present: Sequence[str] | None = None
+) -> None:
+    """Raise DataError if one of the ``names`` is not among the columns ``read``, naming those the table has.
+
+    Args:
+        present: the names of all columns; None: as the file has them.
+    """
     missing = [name for name in names if name not in read]
     if not missing:
         return
-    present = column_names(path)
+    present = column_names(Path(path)) if present is None else present
     by_fold = {name.strip().casefold(): name for name in present}
     near = difflib.get_close_matches(missing[0], by_fold, n=1, cutoff=0.5)
     advice = f"rename {by_fold[near[0]]!r}, if that is it" if near else hint
@@ -278,23 +285,28 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-class Source(str):
-    """The name of what was read: a table, or a folder. Where it is a folder of tables, it also knows these: their
-    rows are counted on from one to the next."""
+class SourceName(str):
+    """The name of what was read: a table, a folder, or columns in memory. For a folder of tables it also has their
+    names: rows are numbered through all of them."""
 
     tables: tuple[tuple[str, int], ...]
     """Each table, and the number of its first row."""
+    in_memory: bool
+    """Whether it names columns in memory."""
 
-    def __new__(cls, name: str, tables: tuple[tuple[str, int], ...] = ()) -> Source:
+    def __new__(cls, name: str, tables: tuple[tuple[str, int], ...] = (), *, in_memory: bool = False) -> SourceName:
         source = super().__new__(cls, name)
         source.tables = tables
+        source.in_memory = in_memory
         return source
 
 
 def where_in(source: str, row: int) -> str:
-    """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet, nothing of a
-    folder."""
-    tables = source.tables if isinstance(source, Source) else ()
+    """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet or of columns in
+    memory, nothing of a folder."""
+    tables = source.tables if isinstance(source, SourceName) else ()
+    if isinstance(source, SourceName) and source.in_memory:
+        return f"{source} row {row}: "
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
@@ -327,7 +339,7 @@ class Tables:
     """The rows of all files, in order."""
 
     name: str
-    source: Source
+    source: SourceName
     files: tuple[Path, ...]
     kind: Kind
     """Whether rows stand for files that they name, for images in the column ``image``, or for vectors."""
@@ -337,9 +349,13 @@ class Tables:
     """Those that each file has."""
     root: str
     """The folder that relative paths start from."""
+    in_memory: pa.Table | None = None
+    """The table itself, where it comes from no file."""
 
     def require(self, names: Iterable[str], hint: str) -> None:
-        """Raise DataError if a file lacks a column, naming those it has."""
+        """Raise DataError if a table lacks a column, naming those it has."""
+        if self.in_memory is not None:
+            require_columns(self.name, self.in_memory.column_names, names, hint, self.in_memory.column_names)
         for path, columns in zip(self.files, self.columns, strict=True):
             require_columns(path, columns, names, hint)
 
@@ -367,13 +383,59 @@ def load_tables(name: str, source: str, files: Sequence[TableFile], root: str) -
             )
     return Tables(
         name=name,
-        source=Source(source, tuple(starts) if len(files) > 1 or str(files[0].path) != source else ()),
+        source=SourceName(source, tuple(starts) if len(files) > 1 or str(files[0].path) != source else ()),
         files=tuple(file.path for file in files),
         kind=kinds[0],
         rows=tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default"),
         columns=tuple(frozenset(table.column_names) for table in tables),
         root=root,
     )
+
+
+def tables_in_memory(name: str, columns: Any, root: str) -> Tables:
+    """Columns in memory as tables that are loaded: a mapping of lists or arrays, a pyarrow table, a data frame.
+
+    Raises:
+        DataError: no rows, columns of several lengths, or values that are no column.
+    """
+    if isinstance(columns, Mapping):
+        columns = {str(key): _column(name, str(key), values) for key, values in columns.items()}
+    try:
+        table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{name}: is no table of columns of one length ({first_line(error)})") from None
+    if not len(table):
+        raise DataError(f"{name}: the table has no rows")
+    if FILE_NAME in table.column_names and "path" not in table.column_names:
+        table = table.rename_columns({FILE_NAME: "path"})
+    rows = table.select(_wanted(table.column_names))
+    for column_name, column in zip(rows.column_names, rows.columns, strict=True):
+        if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+            raise DataError(f"{name}: the column {column_name!r} holds {column.type}; give it one text or number a row")
+    kind = "vectors" if VECTOR_COLUMN in table.column_names else "files"
+    return Tables(
+        name=name,
+        source=SourceName(name, in_memory=True),
+        files=(),
+        kind="encoded" if kind == "files" and IMAGE_COLUMN in table.column_names else kind,
+        rows=rows,
+        columns=(),
+        root=root,
+        in_memory=table,
+    )
+
+
+def _column(name: str, column_name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    try:
+        if hasattr(values, "__array__") and (array := np.asarray(values)).ndim == 2:
+            return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+        if column_name in ("path", FILE_NAME):
+            return pa.array([None if value is None else os.fspath(value) for value in values], pa.string())
+        return pa.array(np.asarray(values) if hasattr(values, "__array__") else list(values))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{name}: the column {column_name!r} cannot be read ({first_line(error)})") from None
 
 
 _IN_WORDS = {"files": "names of files", "encoded": "encoded images", "vectors": "vectors"}
@@ -414,7 +476,7 @@ def metadata_of(source: str) -> pa.Table | None:
     Raises:
         DataError: a column is whole numbers in one table and text in another.
     """
-    files = [Path(name) for name, _ in source.tables] if isinstance(source, Source) else []
+    files = [Path(name) for name, _ in source.tables] if isinstance(source, SourceName) else []
     files = files or [Path(source)]
     if not all(file.suffix.lower() in TABLE_SUFFIXES and file.is_file() for file in files):
         return None

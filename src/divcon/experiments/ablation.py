@@ -313,12 +313,13 @@ def ablate(
     planned = {arm.name: draw_trials(arm, base, trials, seed) if searched else [] for arm in listed}
     parts = folds_of(data, folds, seed) if searched else []
     check_settings(listed, planned, base, data)
+    then = held.get("data", {})
     file.go_on_with(
         {
             "data": {
                 "name": data.name,
-                "train": data.train.fingerprint,
-                "split_hash": data.split_hash,
+                "train": then["train"] if data.train.has_fingerprint(then.get("train")) else data.train.fingerprint,
+                "split_hash": then["split_hash"] if data.has_split(then.get("split_hash")) else data.split_hash,
                 "protocol": data.protocol,
             },
             "base": recorded(base),

@@ -14,13 +14,14 @@ import numpy as np
 from divcon.config.settings import RunConfig, flag
 from divcon.data.benchmark import Benchmark
 from divcon.data.loading import only_decodable
-from divcon.data.read import read
+from divcon.data.read import read_source
 from divcon.errors import ConfigError, DataError, OutputError, RunError
 from divcon.evaluation.subspaces import sample_of
 from divcon.models.backbone import AUTO
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.environment import machine, run_versions
 from divcon.runtime.files import atomic_write
+from divcon.runtime.importing import Trust
 from divcon.runtime.lock import LOCK_FILE, FolderLock
 from divcon.training.checkpoint import MAY_CHANGE, mend, previous_of, read_checkpoint
 
@@ -121,7 +122,7 @@ class RunFolder:
         saved, record = found
         if not resume:
             raise RunError(f"{self.path}: holds a run already; go on with it (--resume), or give another --out")
-        if record.get("split_hash") != data.split_hash:
+        if not data.has_split(record.get("split_hash")):
             raise RunError(
                 f"{self.path}: the data has changed since the run began (split {record.get('split_hash')} then, "
                 f"{data.split_hash} now); resume with the same data"
@@ -291,6 +292,7 @@ def own_benchmark(
     *,
     must_be_own: bool = False,
     whole: bool = False,
+    trust: Trust = (),
     context: Context = DEFAULT,
 ) -> Benchmark:
     """The benchmark that a run's model was trained on, with its validation classes where it had any; of train and
@@ -301,10 +303,12 @@ def own_benchmark(
         given: data that was read already; taken where it is the run's own, or the model knows of no run.
         must_be_own: data that is given and not the run's own is an error; else the run's own is read.
         whole: all train and validation images, in the order in which the run's divisions number them.
+        trust: modules of readers that the run's folder may name: True for all, or their names.
         context: of `divcon.data.loading.only_decodable`; a run that left out images that do not decode leaves them out
             here too.
 
     Raises:
+        TrustError: the run's data is a reader whose module the user has not allowed.
         RunError: the folder does not say what its model was trained on, that is not there any more, or it has changed.
         DataError: none of its images decodes.
     """
@@ -324,7 +328,7 @@ def own_benchmark(
         if source is None:
             raise RunError(f"{run}: does not say what it was trained on; give DATA")
         try:
-            given = read(source["data"], source["root"])
+            given = read_source(source, str(RunFolder(run).config), trust=trust)
         except DataError as error:
             raise RunError(
                 f"{run}: what it was trained on cannot be read ({error}); give DATA where it is now"
@@ -344,10 +348,13 @@ def own_benchmark(
 
 def _changed(record: dict[str, Any], data: Benchmark) -> str:
     """How the data differs from what the run was trained and is judged on; empty where it does not."""
-    trained = (record.get("source") or {}).get("fingerprint")
-    parts = [part.fingerprint for part in (data.train, data.validation) if part is not None] if trained else []
-    pairs = {"test": (record.get("split_hash"), data.split_hash), "train": (trained, "-".join(parts) or None)}
-    return ", ".join(f"{name} {then} then, {now} now" for name, (then, now) in pairs.items() if then != now)
+    split, trained = record.get("split_hash"), (record.get("source") or {}).get("fingerprint")
+    changes = []
+    if not data.has_split(split):
+        changes.append(f"test {split} then, {data.split_hash} now")
+    if trained and not data.has_train_fingerprint(trained):
+        changes.append(f"train {trained} then, {data.train_fingerprint} now")
+    return ", ".join(changes)
 
 
 def _shared_out(data: Benchmark, validation_classes: set[str]) -> Benchmark:

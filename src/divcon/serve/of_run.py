@@ -11,7 +11,7 @@ import numpy as np
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.read import read
+from divcon.data.read import read_source
 from divcon.division import Division
 from divcon.errors import DataError, DivconError
 from divcon.runs.folder import RunFolder
@@ -49,7 +49,7 @@ class OfRun:
             source = found[1].get("source") if found else None
             if found is None or source is None:
                 return cls(run, problem="the run does not say what it was trained on")
-            data = read(source["data"], source["root"])
+            data = read_source(source, str(RunFolder(run).config))
             given = found[0].data
             data = (
                 data.with_validation(given.validation_fraction, found[0].train.seed)

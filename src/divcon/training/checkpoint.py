@@ -217,7 +217,7 @@ class TrainState:
             }
         write_checkpoint(path, content)
 
-    def load(self, path: Path, config: TrainConfig, images: str) -> None:
+    def load(self, path: Path, config: TrainConfig, images: LabeledSet) -> None:
         """Go on from ``path``.
 
         Raises:
@@ -239,7 +239,7 @@ class TrainState:
         if changed:
             listed = "; ".join(f"{name}: {saved.get(name)} then, {asked[name]} now" for name in changed)
             raise RunError(f"{path}: cannot go on with other settings than it began with ({listed})")
-        if content["images"] != images:
+        if not images.has_fingerprint(content["images"]):
             raise RunError(f"{path}: the training images or their labels have changed since; resume with the same data")
         self.model.freeze_batch_norm = content["freeze_batch_norm"]
         self.model.load_state_dict(content["model"])
@@ -318,7 +318,7 @@ class Checkpointer:
             group.barrier()  # nobody reads before it is mended
             state.file_sizes = file_sizes(images)
             if self._path.exists():
-                state.load(self._path, config, self._fingerprint)
+                state.load(self._path, config, images)
                 self._told = self._other_files(state.changed_files, "before the stop")
         group.broadcast_parameters(state.model, state.objectives)
         self.resumes = state.inside is not None

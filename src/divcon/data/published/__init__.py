@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from divcon.data.published.cars import read_cars
-from divcon.data.published.counts import PUBLISHED, Published
+from divcon.data.published.counts import PUBLISHED_COUNTS, PublishedCounts
 from divcon.data.published.cub import read_cub
 from divcon.data.published.inshop import read_inshop
 from divcon.data.published.market1501 import read_market1501
@@ -11,8 +11,8 @@ from divcon.data.published.sop import read_sop
 from divcon.data.published.vehicleid import read_vehicleid
 
 __all__ = [
-    "PUBLISHED",
-    "Published",
+    "PUBLISHED_COUNTS",
+    "PublishedCounts",
     "read_cars",
     "read_cub",
     "read_inshop",

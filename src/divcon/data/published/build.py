@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.published.counts import PUBLISHED, differences, swapped
+from divcon.data.published.counts import PUBLISHED_COUNTS, differences, swapped
 from divcon.data.published.tree import compare_files, first_few, missing_text
 from divcon.errors import DataError
 
@@ -33,7 +33,7 @@ def build(
     """A published data set as a benchmark.
 
     Args:
-        name: under which `PUBLISHED` has it.
+        name: of the benchmark; its published counts, if `PUBLISHED_COUNTS` has them, are compared.
         paths: N images, relative to ``root`` with forward slashes.
         labels: (N,) int64, indices into ``label_names``.
         parts: the images of train, and of test, or of query and gallery: (N,) bool each.
@@ -65,8 +65,8 @@ def build(
     query = images.subset(parts.get("query", parts.get("test", np.empty(0, np.int64))))
     gallery = images.subset(parts["gallery"]) if "gallery" in parts else query
     benchmark = checked_benchmark(name, train, query, gallery)
-    published = PUBLISHED[name]
-    if crosswise := swapped(benchmark, published):
+    published = PUBLISHED_COUNTS.get(name)
+    if published and (crosswise := swapped(benchmark, published)):
         raise swapped_error(root, *crosswise, "each has the published numbers of classes and images of the other")
     notes = list(benchmark.notes)
     if again.any():
@@ -76,6 +76,8 @@ def build(
     if files.unlisted and not others:
         what = counted(len(files.unlisted), "image is", "images are")
         notes.append(f"{what} there that no list of {name} names, and left out ({first_few(files.unlisted)})")
+    if published is None:
+        return replace(benchmark, notes=tuple(notes))
     if check_files:
         notes += map(str, differences(benchmark, published))
     return replace(

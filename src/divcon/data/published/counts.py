@@ -11,7 +11,7 @@ from divcon.data.labeled_set import LabeledSet
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedCounts:
     """What is published of a data set."""
 
     parts: Mapping[str, tuple[int, int]]
@@ -24,8 +24,8 @@ class Published:
     """Draws of the data set's own protocol of one random gallery image a class, where it has that."""
 
 
-def _vehicleid(vehicles: int, images: int) -> Published:
-    return Published(
+def _vehicleid(vehicles: int, images: int) -> PublishedCounts:
+    return PublishedCounts(
         MappingProxyType({"train": (13164, 113346), "test": (vehicles, images)}),
         (1, 5),
         images_vary=True,
@@ -33,12 +33,12 @@ def _vehicleid(vehicles: int, images: int) -> Published:
     )
 
 
-PUBLISHED: Mapping[str, Published] = MappingProxyType(
+PUBLISHED_COUNTS: Mapping[str, PublishedCounts] = MappingProxyType(
     {
-        "cub": Published(MappingProxyType({"train": (100, 5864), "test": (100, 5924)}), (1, 2, 4, 8)),
-        "cars": Published(MappingProxyType({"train": (98, 8054), "test": (98, 8131)}), (1, 2, 4, 8)),
-        "sop": Published(MappingProxyType({"train": (11318, 59551), "test": (11316, 60502)}), (1, 10, 100, 1000)),
-        "inshop": Published(
+        "cub": PublishedCounts(MappingProxyType({"train": (100, 5864), "test": (100, 5924)}), (1, 2, 4, 8)),
+        "cars": PublishedCounts(MappingProxyType({"train": (98, 8054), "test": (98, 8131)}), (1, 2, 4, 8)),
+        "sop": PublishedCounts(MappingProxyType({"train": (11318, 59551), "test": (11316, 60502)}), (1, 10, 100, 1000)),
+        "inshop": PublishedCounts(
             MappingProxyType({"train": (3997, 25882), "query": (3985, 14218), "gallery": (3985, 12612)}),
             (1, 10, 20, 30, 50),
         ),
@@ -46,7 +46,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
         "vehicleid-medium": _vehicleid(1600, 13377),
         "vehicleid-large": _vehicleid(2400, 19777),
         # The gallery has two classes that are no person's: the distractors 0000, and the junk -1.
-        "market1501": Published(
+        "market1501": PublishedCounts(
             MappingProxyType({"train": (751, 12936), "query": (750, 3368), "gallery": (752, 19732)}), (1, 5, 10)
         ),
     }
@@ -75,7 +75,7 @@ class Difference:
         )
 
 
-def differences(benchmark: Benchmark, published: Published) -> tuple[Difference, ...]:
+def differences(benchmark: Benchmark, published: PublishedCounts) -> tuple[Difference, ...]:
     """The numbers of a benchmark that are not the published ones, part by part."""
     found = []
     for part, numbers in published.parts.items():
@@ -87,7 +87,7 @@ def differences(benchmark: Benchmark, published: Published) -> tuple[Difference,
     return tuple(found)
 
 
-def swapped(benchmark: Benchmark, published: Published) -> tuple[str, str] | None:
+def swapped(benchmark: Benchmark, published: PublishedCounts) -> tuple[str, str] | None:
     """Two parts of which each has the published numbers of the other; None where there are none."""
     numbers = {part: _numbers(benchmark.parts[part]) for part in published.parts}
     for one in numbers:

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
-from divcon.data.encoded import read_encoded
+from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.labeled_set import NO_PATH, LabeledSet
-from divcon.data.readers.vectors import read_vectors
+from divcon.data.readers.vectors import read_vectors, vectors_in
 from divcon.data.tables import (
     BOX_COLUMNS,
     PARQUET_SUFFIXES,
@@ -26,6 +26,7 @@ from divcon.data.tables import (
     Tables,
     first_line,
     load_tables,
+    tables_in_memory,
     where_in,
 )
 from divcon.errors import DataError
@@ -300,6 +301,30 @@ def read_table(
     return benchmark_of(_one(path, root), check_files=check_files, flip=flip)
 
 
+def read_columns(
+    columns: Any,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    name: str = "table",
+    check_files: bool = True,
+    flip: bool = True,
+) -> Benchmark:
+    """A benchmark from columns in memory, with names and meaning as in ``read_table``: what a reader of your own needs.
+
+    Args:
+        columns: a dict of lists or arrays, a pyarrow table, or a data frame of pandas or polars. ``image`` holds the
+            bytes of encoded images, ``embedding`` an (N, F) array or a list of numbers per row.
+        root: the folder that relative paths start from; None: the current one.
+        name: of the benchmark, in results and messages.
+        check_files, flip: as in ``read_table``.
+
+    Raises:
+        DataError: with the row, for what is missing, empty, unknown or contradictory.
+    """
+    tables = tables_in_memory(name, columns, "" if root is None else os.fspath(root))
+    return benchmark_of(tables, check_files=check_files, flip=flip)
+
+
 def images_in_table(
     path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, check_files: bool = True
 ) -> LabeledSet:
@@ -380,8 +405,15 @@ def check_paths(images: LabeledSet) -> None:
 def _image_set(tables: Tables) -> LabeledSet:
     source, rows, n = tables.source, tables.rows, len(tables.rows)
     try:
-        vectors = read_vectors(tables.files, source, n) if tables.kind == "vectors" else None
-        encoded, inner = read_encoded(tables.files, source) if tables.kind == "encoded" else (None, None)
+        vectors, (encoded, inner) = None, (None, None)
+        if tables.in_memory is not None and tables.kind == "vectors":
+            vectors = vectors_in(tables.in_memory, source)
+        elif tables.in_memory is not None and tables.kind == "encoded":
+            encoded = encoded_in(tables.in_memory, source)
+        elif tables.kind == "vectors":
+            vectors = read_vectors(tables.files, source, n)
+        elif tables.kind == "encoded":
+            encoded, inner = read_encoded(tables.files, source)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{source}: a column is damaged ({first_line(error)}); make the file again") from None
     if tables.kind == "files":
@@ -470,7 +502,7 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
         then = about["split_hash"]
     except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: is damaged ({error!r}); pack again") from None
-    if found.split_hash != then:
+    if not found.has_split(then):
         raise DataError(f"{path}: its split is {then}, and that of the files beside it {found.split_hash}; pack again")
     query = parts["test"] if "test" in parts else parts["query"]
     return replace(

@@ -14,6 +14,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.digests import names_of
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.tables import BOX_COLUMNS, VECTOR_COLUMN, where_in
 from divcon.errors import DataError
@@ -52,8 +53,8 @@ def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Fe
     """Write a benchmark with vectors in place of its images, so that ``divcon.read`` gives the same benchmark back.
 
     The columns are ``path,label,split,embedding``, with ``is_query,is_gallery`` where query and gallery differ, and
-    ``camera``, ``sequence`` and the sides of the boxes where the benchmark has them. Paths are as the benchmark has
-    them, so that its ``split_hash`` stays the same; encoded images of one path are told apart by their row.
+    ``camera``, ``sequence`` and the sides of the boxes where the benchmark has them. Paths are counted from the
+    benchmark's root, so that its ``split_hash`` stays the same; encoded images of one path are told apart by their row.
 
     Args:
         features: a function of a `LabeledSet` that gives its (n, F) vectors, called with some thousand images at a
@@ -83,13 +84,14 @@ class TablePart:
     places: np.ndarray
     """(n,) int64, which vectors of the named features are theirs."""
     split: str
+    paths: pa.Array
     is_query: np.ndarray | None = None
     is_gallery: np.ndarray | None = None
 
     def table(self) -> pa.Table:
         """What the table says of them, all but pixels or vectors; unknown cameras, no sequence, no box are null."""
         images, n = self.images, len(self.images)
-        columns = {"path": images.paths, "label": _labels(images), "split": pa.repeat(self.split, n)}
+        columns = {"path": self.paths, "label": _labels(images), "split": pa.repeat(self.split, n)}
         if self.is_query is not None:
             columns |= {"is_query": pa.array(self.is_query), "is_gallery": pa.array(self.is_gallery)}
         for name, codes in (("camera", images.cameras), ("sequence", images.groups)):
@@ -106,19 +108,21 @@ def table_parts(data: Benchmark) -> Iterator[TablePart]:
     in one block."""
     for name, images in (("train", data.train), ("validation", data.validation)):
         if images is not None:
-            yield TablePart(name, images, np.arange(len(images)), name)
+            yield TablePart(name, images, np.arange(len(images)), name, *names_of([images]))
     query, gallery = data.query, data.gallery
     every = np.arange(len(query))
     if query is gallery:
-        yield TablePart("query", query, every, "test")
+        yield TablePart("query", query, every, "test", *names_of([query]))
         return
+    query_names, gallery_names = names_of([query, gallery])
     # An image that is in both must be one row, or it would find itself.
     one_source = query.source == gallery.source
     both = np.isin(query.rows, gallery.rows) if one_source else np.zeros(len(query), bool)
-    yield TablePart("query", query, every, "test", np.ones(len(query), bool), both)
+    yield TablePart("query", query, every, "test", query_names, np.ones(len(query), bool), both)
     others = np.flatnonzero(~np.isin(gallery.rows, query.rows)) if one_source else np.arange(len(gallery))
     others_set = gallery.subset(others)
-    yield TablePart("gallery", others_set, others, "test", np.zeros(len(others), bool), np.ones(len(others), bool))
+    flags = (np.zeros(len(others), bool), np.ones(len(others), bool))
+    yield TablePart("gallery", others_set, others, "test", gallery_names.take(pa.array(others)), *flags)
 
 
 def benchmark_table(parts: Sequence[TablePart]) -> pa.Table:
@@ -196,9 +200,25 @@ def read_vectors(files: Sequence[Path], source: str, num_rows: int) -> np.ndarra
         DataError: with the row, for a vector that is missing, empty, of another length than the first, or not finite
             in float32; or the column holds something else, or has another number of rows.
     """
+    return _stacked(itertools.chain.from_iterable(map(_columns, files)), source, num_rows)
+
+
+def vectors_in(table: pa.Table, source: str) -> np.ndarray:
+    """The column ``embedding`` of a table in memory, (N, F) float32.
+
+    Raises:
+        DataError: as of `read_vectors`.
+    """
+    column = table[VECTOR_COLUMN]
+    _check_type(column.type, source)
+    chunks = (chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in column.chunks)
+    return _stacked((chunk for chunk in chunks if len(chunk)), source, len(table))
+
+
+def _stacked(columns: Iterable[pa.Array], source: str, num_rows: int) -> np.ndarray:
     width, row = 0, 0
     vectors = np.empty((num_rows, 0), np.float32)
-    for column in itertools.chain.from_iterable(map(_columns, files)):
+    for column in columns:
         lengths = _lengths(column)
         if not row:
             width = int(lengths[0])
@@ -228,7 +248,7 @@ def _columns(file: Path) -> Iterator[pa.Array]:
                 yield column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
-def _check_type(kind: pa.DataType, file: Path) -> None:
+def _check_type(kind: pa.DataType, file: str | Path) -> None:
     storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     if pa.types.is_list(storage) or pa.types.is_large_list(storage) or pa.types.is_fixed_size_list(storage):
         value, tensor = storage.value_type, getattr(kind, "shape", [1])
