@@ -253,7 +253,7 @@ class TestErrors:
 
     def test_without_the_renderer(self, package, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "resvg_py", None)
-        with pytest.raises(DataError, match=r'pip install "divcon\[icons\]"'):
+        with pytest.raises(DataError, match="pip install resvg-py"):
             build_icons(package, tmp_path / "out")
 
     def test_a_build_that_fails_leaves_the_old_file(self, package, tmp_path, monkeypatch):
