@@ -1,11 +1,12 @@
-"""Both kinds of store, real ones: LanceDB in a folder, and a PostgreSQL with pgvector."""
+"""Three kinds of stores: LanceDB in a folder, a real PostgreSQL with pgvector, and a store of one's own in a dict."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +15,51 @@ import torch
 
 import divcon as dc
 from divcon.data.labeled_set import LabeledSet
+from divcon.search import Store
 
 DIM = 12
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["lancedb", "postgres"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a store that is not there yet."""
+class DictStore(Store):
+    """The five methods that a store of one's own needs, with a dict of rows by id."""
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] | None = None
+        self.items: dict[int, dict[str, Any]] = {}
+
+    def read_about(self) -> dict[str, Any] | None:
+        return self.saved
+
+    def write_about(self, about: dict[str, Any]) -> None:
+        self.saved = about
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        rows = list(self.items.values())
+        for start in range(0, len(rows), 64):
+            yield pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows[start : start + 64]])
+
+    def write(self, rows: pa.Table) -> None:
+        self.items |= {row["id"]: row for row in rows.to_pylist()}
+
+    def delete(self, ids: np.ndarray) -> None:
+        for id_ in ids.tolist():
+            self.items.pop(id_, None)
+
+
+@pytest.fixture
+def dict_store() -> type[DictStore]:
+    """The class of a store of one's own."""
+    return DictStore
+
+
+@pytest.fixture(params=["lancedb", "postgres", "own"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str | DictStore:
+    """The address of a store that is not there yet, or a store."""
     if request.param == "lancedb":
         return str(tmp_path / "store")
+    if request.param == "own":
+        return DictStore()
     address = request.getfixturevalue("postgres")
     return f"{address}{'&' if '?' in address else '?'}table=t{os.getpid()}_{next(_numbers)}"
 

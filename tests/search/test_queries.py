@@ -118,7 +118,7 @@ def test_images_for_a_model_of_vectors_and_huge_vectors(
 def test_a_store_that_does_not_say_where_its_model_is(index: dc.Index, image_folder: Path, tmp_path: Path) -> None:
     again = dc.Index.open(tmp_path / "store")
     assert again.search(3, k=1)[0].id == 3
-    with pytest.raises(StoreError, match="does not say where its model lies"):
+    with pytest.raises(StoreError, match="does not say where its model is"):
         again.search(_png_header(1, 1))
 
 

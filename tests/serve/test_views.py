@@ -36,7 +36,7 @@ def wait_for(client: TestClient, path: str) -> dict[str, Any]:
 
 
 def embeddings(index: Index) -> tuple[list[int], np.ndarray]:
-    ids, vectors = index.store.vectors(index.store.ids())
+    ids, vectors = index.store.embeddings(index.store.ids())
     order = np.argsort(ids)
     return ids[order].tolist(), vectors[order].astype(np.float64)
 

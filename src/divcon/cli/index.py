@@ -190,7 +190,7 @@ def _load(folder: Path, uri: str, ann_from: int | None) -> None:
     about, total, parts = read_parts(folder)
     if ann_from is not None:
         about = replace(about, ann_from=ann_from)
-    made = Index.for_about(about, uri, given=ann_from is not None)
+    made = Index.for_about(about, uri, replace=ann_from is not None)
     with _progress(total) as advance:
         changes = made.load(parts, context=Context(on_progress=advance))
     _print_changes(made, changes)

@@ -1,11 +1,16 @@
-"""Filters: a column, a comparison and a value, checked against what the store has. Never SQL."""
+"""Filters: conditions on columns, checked against the columns of the index. Values are never parsed as SQL."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from divcon.errors import ConfigError, unknown
 from divcon.search.about import About
@@ -15,39 +20,34 @@ Where = Mapping[str, Any] | Sequence[str] | str | None
 
 OPERATORS = ("<=", ">=", "!=", "=", "<", ">")
 FIXED = {"path": "text", "label": "text"}
-"""The columns that every store has to filter by."""
+"""The columns that every index has, and their kinds."""
 
 _TEXT = re.compile(r"\s*(?P<name>.+?)\s*(?P<operator><=|>=|!=|=|<|>)\s*(?P<value>.*?)\s*", re.DOTALL)
-_LIKE_SQL = re.compile(
-    r"""^['"]|;|--|/\*|['")\s](or|and|union|where|is|in|like|between)\b|\b(select|drop|delete|insert|update)\s""",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a row must be like; one without a value in the column is not."""
+    """A condition on one column; a row without a value in the column does not fulfil it."""
 
     stored: str
-    """The column, as the store calls it."""
+    """The column, by its name in the store."""
     kind: str
     """The column's kind: text, integer, number or boolean."""
     operator: str
     """One of `OPERATORS`."""
     values: tuple[str | int | float | bool, ...]
-    """Of the column's kind; with ``=`` one of several, else a single one."""
+    """Of the column's kind (an integer column may be compared with a float). Several: one of them must fit."""
 
 
 def conditions_of(where: Where, about: About) -> tuple[Condition, ...]:
-    """The conditions that are meant.
+    """Parse filters.
 
     Args:
-        where: see `Where`. A text is ``COLUMN OPERATOR VALUE`` with one of =, !=, <, <=, > and >=; text compares by its
-            characters' code points.
+        where: see `Where`. A text is ``COLUMN OPERATOR VALUE`` with one of =, !=, <, <=, > and >=. The value is all
+            that follows, without quotes. Text is ordered by the code points of its characters.
 
     Raises:
-        ConfigError: not of that form (SQL is not taken), an unknown column (the nearest are suggested), or a value that
-            the column cannot have.
+        ConfigError: a filter of another form, an unknown column, or a value that the column cannot have.
     """
     if where is None:
         return ()
@@ -57,24 +57,52 @@ def conditions_of(where: Where, about: About) -> tuple[Condition, ...]:
     return tuple(_of_text(text, about) for text in texts)
 
 
+def matches(rows: pa.Table, conditions: Sequence[Condition]) -> pa.Array | pa.ChunkedArray:
+    """Which rows fulfil the conditions: (n,) booleans, or null where a column has no value, which counts as false.
+
+    Args:
+        rows: with the columns that the conditions name.
+        conditions: one or more.
+    """
+    each = [
+        reduce(pc.or_, [_compare(rows[condition.stored], condition.operator, value) for value in condition.values])
+        for condition in conditions
+    ]
+    return reduce(pc.and_, each)
+
+
+_COMPARE = {
+    "=": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+def _compare(column: pa.ChunkedArray, operator: str, value: str | int | float | bool) -> Any:
+    if pa.types.is_integer(column.type) and isinstance(value, float):
+        if operator in ("=", "!=") and value != int(value):
+            return pc.if_else(pc.is_valid(column), operator == "!=", pa.scalar(None, pa.bool_()))
+        # Not as floats, in which large integers are equal to their neighbours.
+        value = math.floor(value) if operator in ("<=", ">") else math.ceil(value)
+    return _COMPARE[operator](column, pa.scalar(value, column.type))
+
+
 def _of_pair(name: str, value: Any, about: About) -> Condition:
     if isinstance(value, tuple):
         if len(value) != 2 or value[0] not in OPERATORS:
-            raise ConfigError(f"where {name}: {value!r} is not (operator, value), operators {', '.join(OPERATORS)}")
+            raise _error(f"{name}: {value!r} is not (operator, value) with one of the operators {', '.join(OPERATORS)}")
         return _condition(name, value[0], [value[1]], about)
     return _condition(name, "=", value if isinstance(value, list) else [value], about)
 
 
 def _of_text(text: str, about: About) -> Condition:
-    found = _TEXT.fullmatch(text) if isinstance(text, str) else None
-    if found is None:
-        raise ConfigError(f"where {text!r}: write COLUMN=VALUE (or !=, <, <=, >, >=), such as label=mug or price<10")
-    if _LIKE_SQL.search(found["value"]) or _LIKE_SQL.search(found["name"]):
-        raise ConfigError(
-            f"where {text!r}: this looks like SQL, which is not taken: write COLUMN=VALUE without quotes, and one such "
-            "condition for each column; all must hold (from Python, a dict takes any value)"
-        )
-    return _condition(found["name"], found["operator"], [found["value"]], about)
+    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise _error(f"{text!r}: write COLUMN=VALUE (or !=, <, <=, >, >=), such as label=mug or price<10")
+    return _condition(match["name"], match["operator"], [match["value"]], about)
 
 
 def _condition(name: str, operator: str, values: Sequence[Any], about: About) -> Condition:
@@ -84,9 +112,9 @@ def _condition(name: str, operator: str, values: Sequence[Any], about: About) ->
     elif column is not None:
         stored, kind = column.stored, column.kind
     else:
-        raise ConfigError(f"where: {unknown('column', name, [*FIXED, *(c.name for c in about.columns)])}")
+        raise _error(unknown("column", name, [*FIXED, *(c.name for c in about.columns)]))
     if not values:
-        raise ConfigError(f"where {name}: there is no value to compare with")
+        raise _error(f"{name}: there is no value to compare with")
     return Condition(stored, kind, operator, tuple(_value(name, kind, value) for value in values))
 
 
@@ -94,6 +122,7 @@ def _value(name: str, kind: str, value: Any) -> str | int | float | bool:
     text = str(value)
     try:
         if kind == "text":
+            text.encode()  # lone surrogates are no text that a store can hold
             if isinstance(value, (str, int, float)) and "\0" not in text:
                 return text
         elif kind == "boolean":
@@ -109,4 +138,8 @@ def _value(name: str, kind: str, value: Any) -> str | int | float | bool:
             return number
     except (ValueError, KeyError, OverflowError):
         pass
-    raise ConfigError(f"where {name}: {value!r} cannot be a value of this column, which holds {kind} values")
+    raise _error(f"{name}: {value!r} cannot be a value of this column, which holds {kind} values")
+
+
+def _error(message: str) -> ConfigError:
+    return ConfigError(f"`where` {message}", field="where")

@@ -18,19 +18,20 @@ from divcon.errors import ConfigError, DataError, StoreError
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.importing import Trust
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.filters import Where, conditions_of
 from divcon.search.items import Items, chunks_of, items_of, key_of
 from divcon.search.neighbours import CHECKED, Neighbours, Recall, measure
 from divcon.search.queries import embeddings_of, is_several, subspace_weights
-from divcon.search.stores import open_store
+from divcon.search.stores import Address, open_store
 from divcon.search.stores.base import Store
 from divcon.search.update import Changes, Embedded, Embedding, Updating, bring_up_to_date
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An item that a search found."""
+    """An item that a search returned."""
 
     id: int
     """Its number in the store, which stays."""
@@ -65,30 +66,47 @@ def _hit(row: dict[str, Any], score: float, about: About) -> Hit:
 
 
 class StoreModel:
-    """Gives the model; several threads may ask."""
+    """Loads the model of an index when it is first needed; several threads may ask."""
 
-    def __init__(self, store: Store, model: EmbeddingModel | None, device: str | torch.device) -> None:
+    def __init__(
+        self, store: Store, model: EmbeddingModel | None, device: str | torch.device, trust: Trust = ()
+    ) -> None:
         self._store = store
         self._model = model
         self._device = device
+        self._trust: Trust = trust
         self._lock = threading.Lock()
 
     def __call__(self) -> EmbeddingModel:
-        """The model, in evaluation mode where it is loaded here.
+        """The model; in evaluation mode, if it was loaded here.
 
         Raises:
-            StoreError: the store does not say where it lies, or another one lies there now.
-            WeightsError: there is none there any more.
+            StoreError: the index does not name its model's folder, or another model is there now.
+            WeightsError: there is no model there.
+            TrustError: the model needs code of a module that is not trusted.
         """
         with self._lock:
             if self._model is None:
                 about, uri = self._store.about(), self._store.uri
                 if about.model is None:
-                    raise StoreError(f"{uri}: does not say where its model lies; give the model, or its folder")
-                model = EmbeddingModel.load(about.model, device=self._device)
+                    raise StoreError(f"{uri}: does not say where its model is; pass `model`, a model or its folder")
+                model = _load(about.model, self._device, self._trust)
                 about.check_model(model, uri)
                 self._model = model
             return self._model
+
+
+def _folder(model: object) -> Path:
+    if not isinstance(model, str | Path):
+        raise ConfigError(
+            f"`model`: {type(model).__name__} is no model; pass a divcon.EmbeddingModel, or the folder of one or a run",
+            field="model",
+        )
+    return Path(model)
+
+
+def _load(folder: str | Path, device: str | torch.device, trust: Trust) -> EmbeddingModel:
+    return EmbeddingModel.load(folder, device=device)
 
 
 MOST_K = 10_000
@@ -101,26 +119,33 @@ Data = LabeledSet | np.ndarray | str | Path | Sequence[str | Path]
 
 
 class Index:
-    """The embeddings of a model in a store: a folder, or ``postgresql://...`` (see `open_store`).
+    """A model's embeddings of images or vectors in a vector store, to search them.
 
-    Searches may come from several threads at once; they see what other processes write. A context manager: leaving it
-    lets go of connections.
+    Several threads may search at once, and see what other processes write. A context manager: leaving it closes
+    connections.
     """
 
     def __init__(
-        self, store: Store, about: About, model: EmbeddingModel | None = None, *, device: str | torch.device = "cpu"
+        self,
+        store: Store,
+        about: About,
+        model: EmbeddingModel | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        trust: Trust = (),
     ) -> None:
         self.store = store
-        self._model = StoreModel(store, model, device)
+        self._model = StoreModel(store, model, device, trust)
         self._neighbours = Neighbours(store, about.ann_from)
 
     @property
     def uri(self) -> str:
+        """The address of the store, without a password."""
         return self.store.uri
 
     @property
     def about(self) -> About:
-        """What the store says of itself: fingerprint of the model, dimensions, columns, how it is searched."""
+        """The fingerprint of the model, dimensions, columns and search settings."""
         return self.store.about()
 
     def __len__(self) -> int:
@@ -133,7 +158,7 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
         self.store.close()
 
     @classmethod
@@ -141,92 +166,114 @@ class Index:
         cls,
         model: Model,
         data: Data,
-        uri: str | Path,
+        store: Address | None = None,
         *,
         ann_from: int | None = None,
+        device: str | torch.device = "cpu",
+        trust: Trust = (),
         **options: Any,
     ) -> Index:
-        """Index data; where there is a store of this model, bring it up to date.
+        """Index data; if there is an index of this model in the store, bring it up to date.
 
         Args:
-            model: a model, or the folder of a run or model: the store then knows where its model lies.
+            model: a model, or the folder of a run or model, which the index then names.
             data, options: as `update` takes them.
-            uri: a folder, or ``postgresql://USER@HOST/DATABASE``.
-            ann_from: rows from which the store's approximate index is made and used; None: as the store says, or else
-                100,000.
+            store: a folder, ``postgresql://USER@HOST/DATABASE``, or a store of your own (see `open_store`); None: the
+                folder ``index`` in the model's folder.
+            ann_from: the number of rows from which the store's approximate index is built and used; None: 100,000, or
+                what an earlier call set.
+            device: where a model is loaded to.
+            trust: modules that the model's folder may import, see `EmbeddingModel.load`.
 
         Raises:
-            StoreError: there is a store of another model, other files, or another process that writes.
+            StoreError: the store has an index of another model, or other files, or another process is writing.
             DataError, ImageError: as `update`.
         """
-        index = cls.create(model, uri, ann_from=ann_from)
+        index = cls.create(model, store, ann_from=ann_from, device=device, trust=trust)
         index.update(data, **options)
         return index
 
     @classmethod
     def create(
-        cls, model: Model, uri: str | Path, *, ann_from: int | None = None, device: str | torch.device = "cpu"
+        cls,
+        model: Model,
+        store: Address | None = None,
+        *,
+        ann_from: int | None = None,
+        device: str | torch.device = "cpu",
+        trust: Trust = (),
     ) -> Index:
-        """An index of this model, empty where there is none yet.
+        """An index of this model, empty unless there is one in the store. The arguments are `build`'s.
 
         Raises:
             StoreError: as `build`.
             WeightsError: there is no model in the folder.
         """
-        folder = None if isinstance(model, EmbeddingModel) else str(Path(model).absolute())
-        loaded = model if isinstance(model, EmbeddingModel) else EmbeddingModel.load(model, device=device)
-        about = about_of(loaded, folder, ann_from or ANN_FROM)
-        return cls.for_about(about, uri, loaded, given=ann_from is not None)
+        if ann_from is not None and ann_from < 1:
+            raise ConfigError(f"`ann_from` {ann_from}: pass 1 or more", field="ann_from")
+        folder = None if isinstance(model, EmbeddingModel) else _folder(model)
+        if store is None:
+            if folder is None:
+                raise ConfigError("pass `store`: the folder or address that the index is to be in", field="store")
+            store = folder / "index"
+        loaded = model if isinstance(model, EmbeddingModel) else _load(_folder(model), device, trust)
+        about = about_of(loaded, None if folder is None else str(folder.absolute()), ann_from or ANN_FROM)
+        return cls.for_about(about, store, loaded, replace=ann_from is not None)
 
     @classmethod
     def for_about(
-        cls, about: About, uri: str | Path, model: EmbeddingModel | None = None, *, given: bool = False
+        cls, about: About, store: Address, model: EmbeddingModel | None = None, *, replace: bool = False
     ) -> Index:
-        """An index of the model that ``about`` tells of, empty where there is none yet.
+        """An index of the model that ``about`` describes, empty unless there is one in the store.
 
         Args:
             model: that model, if it is at hand.
-            given: a store that is there takes ``ann_from`` and ``model`` from ``about``.
+            replace: an index that is there takes ``ann_from`` from ``about``.
         """
-        store = open_store(uri)
+        store = open_store(store)
         if not store.exists():
             with store.writing():
                 if not store.exists():
                     store.create(about)
-        there = store.about()
-        there.check_same(about, store.uri)
-        changed = dataclasses.replace(there, model=about.model or there.model)
-        if given:
+        stored = store.about()
+        stored.check_same_model(about, store.uri)
+        changed = dataclasses.replace(stored, model=about.model or stored.model)
+        if replace:
             changed = dataclasses.replace(changed, ann_from=about.ann_from)
-        if changed != there:
+        if changed != stored:
             with store.writing():
                 store.set_about(changed)
         return cls(store, changed, model)
 
     @classmethod
-    def open(cls, uri: str | Path, model: Model | None = None, *, device: str | torch.device = "cpu") -> Index:
-        """The index in a store.
+    def open(
+        cls, store: Address, model: Model | None = None, *, device: str | torch.device = "cpu", trust: Trust = ()
+    ) -> Index:
+        """Open the index in a store.
 
         Args:
-            model: the model that it was made with, or its folder; None: the one that the store names, loaded when an
-                image is to be embedded.
+            store: a folder, ``postgresql://USER@HOST/DATABASE``, a store of your own (see `open_store`), or the folder
+                of a run, for the index in it.
+            model: the model that built the index, or its folder; None: the one that the index names, loaded when there
+                is something to embed.
             device: where a model is loaded to.
+            trust: modules that the model's folder may import, see `EmbeddingModel.load`.
 
         Raises:
-            StoreError: there is no store, or it holds embeddings of another model.
+            StoreError: there is no index, or it holds embeddings of another model.
             WeightsError: there is no model in the folder.
         """
-        store = open_store(uri)
+        store = open_store(store)
         about = store.about()
         if model is not None and not isinstance(model, EmbeddingModel):
-            model = EmbeddingModel.load(model, device=device)
+            model = _load(_folder(model), device, trust)
         if model is not None:
             about.check_model(model, store.uri)
-        return cls(store, about, model, device=device)
+        return cls(store, about, model, device=device, trust=trust)
 
     @property
     def model(self) -> EmbeddingModel:
-        """The model; loaded at first use, where it was not given. Raises as `open`."""
+        """The model; loaded at first use, if it was not passed. Raises as `open`."""
         return self._model()
 
     def update(
@@ -323,7 +370,7 @@ class Index:
         weights = None if learner is None else subspace_weights(self.model, learner)
         how = {"embedded": embedded, "batch_size": batch_size, "context": context}
         vectors = embeddings_of(queries, self.store, about, self._model, **how)
-        every = exact or bool(conditions) or weights is not None or k > self.store.most_found
+        every = exact or bool(conditions) or weights is not None or k > self.store.max_k
         if every or about.effort is None or len(self) < about.ann_from:
             found = self._neighbours.exact(vectors, int(k), conditions, weights)
         else:
@@ -339,7 +386,7 @@ class Index:
         """
         id_ = item if isinstance(item, int) else None
         if id_ is None:
-            known = self.store.known([key_of(str(item))])
+            known = self.store.lookup([key_of(str(item))])
             id_ = next(iter(known.values())).id if known else None
         there = id_ is not None and 0 <= id_ < 2**63
         found = hits_of(self.store, self.about, [(np.array([id_]), np.ones(1))])[0] if there else []

@@ -12,7 +12,7 @@ import numpy as np
 from divcon.evaluation.neighbours import nearest
 from divcon.search.about import METRIC
 from divcon.search.filters import Condition
-from divcon.search.stores.base import Store
+from divcon.search.stores.base import Store, joined
 
 _MARGIN = 1e-3
 """More than float32 can be wrong by in the product of two vectors of length one, whatever their length."""
@@ -68,7 +68,7 @@ class Neighbours:
         if snapshot is None:
             yield from self._store.scan(conditions)
         elif conditions:
-            rows = np.flatnonzero(np.isin(snapshot.ids, self._store.select(conditions)))
+            rows = np.flatnonzero(np.isin(snapshot.ids, self._store.ids(conditions)))
             yield snapshot.ids[rows], snapshot.vectors[rows]
         else:
             yield snapshot.ids, snapshot.vectors
@@ -86,11 +86,9 @@ class Neighbours:
             self._snapshot = None
             if self._store.count() >= self._in_memory:
                 return None
-            parts = list(self._store.scan())
-            ids = np.concatenate([np.empty(0, np.int64), *(part[0] for part in parts)])
+            ids, vectors = joined(list(self._store.scan()), self._store.about().dims)
             order = np.argsort(ids, kind="stable")
-            vectors = np.concatenate([part[1] for part in parts])[order] if parts else np.empty((0, 1), np.float32)
-            snapshot = _Snapshot(version, ids[order], vectors)
+            snapshot = _Snapshot(version, ids[order], vectors[order])
             self._snapshot = snapshot
             return snapshot
 
@@ -171,7 +169,7 @@ def choose_effort(store: Store, neighbours: Neighbours, k: int = 10, seed: int =
 
 def _drawn(store: Store, queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     ids = store.ids()
-    return store.vectors(np.random.default_rng(seed).permutation(ids)[:queries])
+    return store.embeddings(np.random.default_rng(seed).permutation(ids)[:queries])
 
 
 def _others(queries: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]], k: int) -> list[set[int]]:

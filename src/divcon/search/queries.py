@@ -69,7 +69,7 @@ def embeddings_of(
         else:
             vectors[i] = _vector(query, what)
     if items:
-        found = store.vectors(np.array(list(items.values())))
+        found = store.embeddings(np.array(list(items.values())))
         places = {id_: row for row, id_ in enumerate(found[0].tolist())}
         for i, id_ in items.items():
             if id_ not in places:
@@ -88,7 +88,7 @@ def embeddings_of(
 def _file(i: int, name: str, store: Store, images: dict[int, tuple[str, bytes]], items: dict[int, int]) -> None:
     known = {}
     for key in (key_of(name), key_of(absolute("", name))):
-        known = known or store.known([key])
+        known = known or store.lookup([key])
     if known:
         items[i] = next(iter(known.values())).id
         return

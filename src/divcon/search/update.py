@@ -22,7 +22,7 @@ from divcon.runtime.files import atomic_write
 from divcon.search.about import KINDS, About
 from divcon.search.items import Items, key_of
 from divcon.search.neighbours import Neighbours, choose_effort
-from divcon.search.stores.base import FIXED_COLUMNS, Known, Store, schema
+from divcon.search.stores.base import FIXED_COLUMNS, Store, StoredItem, schema_of
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Updating:
         self._before = self._next
         self._seen = np.zeros(self._next, bool)
 
-    def _known(self, keys: list[str]) -> dict[str, Known]:
+    def _known(self, keys: list[str]) -> dict[str, StoredItem]:
         """What the store has of these; it counts as seen."""
-        known = self.store.known(keys)
+        known = self.store.lookup(keys)
         old = np.fromiter((found.id for found in known.values()), np.int64, len(known))
         self._seen[old[old < self._before]] = True
         return known
@@ -135,7 +135,7 @@ class Updating:
         if other:
             some = items.take(np.array(other))
             ids = np.array([known[keys[i]].id for i in other])
-            found, vectors = self.store.vectors(ids)
+            found, vectors = self.store.embeddings(ids)
             order = np.argsort(found)[np.searchsorted(np.sort(found), ids)]
             self._write(embedded(some, [contents[i] or "" for i in other], vectors[order]), known)
         unread = contents.count(None)
@@ -155,7 +155,7 @@ class Updating:
             self._write(Embedded(rows.rows.take(pa.array(new, pa.int64()))), known)
         self._count(kept=len(keys) - len(new))
 
-    def _write(self, chunk: Embedded, known: dict[str, Known]) -> None:
+    def _write(self, chunk: Embedded, known: dict[str, StoredItem]) -> None:
         """Write the rows, those of known keys in place of what is there."""
         rows, keys = chunk.rows, chunk.rows["key"].to_pylist()
         about = self._with_columns(rows)
@@ -164,10 +164,12 @@ class Updating:
         added = int((~changed).sum())
         ids[~changed] = np.arange(self._next, self._next + added)
         stored = _as_stored(rows, ids, about)
-        for new in (True, False):
-            some = stored.filter(pa.array(changed != new))
-            if len(some):
-                self.store.write(some, new)
+        new, old = stored.filter(pa.array(~changed)), stored.filter(pa.array(changed))
+        with self.store.changing():
+            if len(new):
+                self.store.append(new)
+            if len(old):
+                self.store.write(old)
         self._next += added
         self._count(added=added, changed=int(changed.sum()))
 
@@ -177,7 +179,8 @@ class Updating:
         missing = missing[(missing < self._before)]
         missing = missing[~self._seen[missing]]
         if self._delete_missing and len(missing):
-            self.store.delete(missing)
+            with self.store.changing():
+                self.store.delete(missing)
             self._count(removed=len(missing))
         else:
             self._count(missing=len(missing))
@@ -211,7 +214,7 @@ def bring_up_to_date(
         changes, about = updating.changes, store.about()
         ann = store.count() >= about.ann_from
         if changes.added or changes.changed or changes.removed or (ann and about.effort is None):
-            effort, recall = choose_effort(store, neighbours) if store.finish(ann) and ann else (None, None)
+            effort, recall = choose_effort(store, neighbours) if store.optimize(ann) and ann else (None, None)
             store.set_about(replace(about, effort=effort, recall=recall))
     return changes
 
@@ -263,7 +266,7 @@ def _as_stored(rows: pa.Table, ids: np.ndarray, about: About) -> pa.Table:
         if column.kind == "number":
             values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
         columns.append(values)
-    return pa.table(columns, schema=schema(about))
+    return pa.table(columns, schema=schema_of(about))
 
 
 _ABOUT, _MADE_OF = b"divcon about", b"divcon made of"
@@ -330,7 +333,7 @@ def _made_of(part: Path, about: About) -> str | None:
         told = pq.read_schema(part).metadata or {}
     except (OSError, pa.ArrowException):
         return None
-    About.from_dict(json.loads(told[_ABOUT]), str(part)).check_same(about, str(part))
+    About.from_dict(json.loads(told[_ABOUT]), str(part)).check_same_model(about, str(part))
     return told[_MADE_OF].decode()
 
 
@@ -357,7 +360,7 @@ def read_parts(folder: Path) -> tuple[About, int, Iterator[Embedded]]:
     for path in paths:
         own = _about(path)
         about = about or own
-        about.check_same(own, str(path))
+        about.check_same_model(own, str(path))
     assert about is not None
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     return about, total, (Embedded(pq.read_table(path).replace_schema_metadata(None)) for path in paths)

@@ -96,7 +96,7 @@ def create_app(
 
         def page() -> dict[str, Any]:
             conditions = conditions_of(searching.where_of(where), index.about)
-            ids = index.store.select(conditions) if conditions else index.store.ids()
+            ids = index.store.ids(conditions)
             wanted = ids[offset : offset + limit].tolist()
             rows = rows_of(index, wanted)
             return {"total": len(ids), "offset": offset, "items": [rows[i].to_dict() for i in wanted if i in rows]}

@@ -95,14 +95,14 @@ def _ids_of(index: Index, paths: list[str], of_run: OfRun | None) -> list[int]:
     if of_run is not None and of_run.test_paths == paths:
         return of_run.parts.get("test", of_run.parts.get("query", np.empty(0))).tolist()
     as_given, from_here = [key_of(path) for path in paths], [key_of(absolute("", path)) for path in paths]
-    known = index.store.known(list(dict.fromkeys([*as_given, *from_here])))
+    known = index.store.lookup(list(dict.fromkeys([*as_given, *from_here])))
     pairs = zip(as_given, from_here, strict=True)
     return [next((known[key].id for key in pair if key in known), -1) for pair in pairs]
 
 
 def _vectors(index: Index, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ids that are there, rising, and their embeddings."""
-    found, vectors = index.store.vectors(np.unique(ids))
+    found, vectors = index.store.embeddings(np.unique(ids))
     order = np.argsort(found)
     return found[order], vectors[order]
 

@@ -125,7 +125,7 @@ def _ids(images: LabeledSet, index: Index) -> np.ndarray:
         return np.empty(0, np.int64)
     items, _ = items_of(images)
     keys = items.keys()
-    known = index.store.known(keys)
+    known = index.store.lookup(keys)
     by_row = {int(row): known[key].id for row, key in zip(items.images.rows, keys, strict=True) if key in known}
     return np.array([by_row.get(int(row), -1) for row in images.rows], np.int64)
 

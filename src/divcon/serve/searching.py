@@ -213,7 +213,7 @@ def _embedding(index: Index, query: Search, image: bytes | None, limits: Limits)
             raise Refusal(400, "path: '..' is not taken; give the path of an item as it was indexed")
         item = _id_of(index, query.path)
     if item is not None:
-        there = index.store.vectors(np.array([item])) if 0 <= item < 2**63 else None
+        there = index.store.embeddings(np.array([item])) if 0 <= item < 2**63 else None
         if there is None or not len(there[0]):
             raise Refusal(404, f"there is no item {item}")
         return there[1][0]
@@ -233,7 +233,7 @@ def _id_of(index: Index, path: str) -> int:
     from divcon.search.items import key_of
 
     try:
-        known = index.store.known([key_of(path)])
+        known = index.store.lookup([key_of(path)])
     except UnicodeEncodeError:
         known = {}
     if not known:

@@ -44,7 +44,7 @@ def plane(index: Index, by: By, of_run: OfRun | None) -> dict[str, Any]:
     """For JSON: ``points`` with id, x, y, label, learner and split; ``total`` items."""
     ids = index.store.ids()
     total = len(ids)
-    there, vectors = index.store.vectors(sampled(ids, MOST[by], (0,)))
+    there, vectors = index.store.embeddings(sampled(ids, MOST[by], (0,)))
     order = np.argsort(there)
     there, vectors = there[order], vectors[order]
     rows = rows_of(index, there)

@@ -1,27 +1,78 @@
-"""Where embeddings are kept: a folder (LanceDB), or PostgreSQL with pgvector. Both do the same."""
+"""Vector stores: a folder (LanceDB), PostgreSQL with pgvector, or a store of your own."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from divcon.errors import ConfigError
+from divcon.runtime.importing import load_part
 from divcon.search.stores.base import Store
 
+Address = str | Path | Store | type[Store]
+"""A folder, ``postgresql://USER@HOST/DATABASE``, ``module:Name`` of a store of your own, or a `Store` itself."""
 
-def open_store(uri: str | Path) -> Store:
-    """The store that a folder or ``postgresql://...`` names; it need not be there yet. Another table than ``divcon``
-    is ``postgresql://...?table=NAME``.
+_NAMED = re.compile(r"(?P<part>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)(?:\?(?P<options>.*))?", re.DOTALL)
+
+
+def open_store(store: Address) -> Store:
+    """The store at an address, which need not exist yet.
+
+    Args:
+        store: a folder; ``postgresql://USER@HOST/DATABASE``, with ``?table=NAME`` for another table than ``divcon``; a
+            `Store`; or ``module:Name`` of a class of stores. ``module:Name?path=shop.db`` calls it with
+            ``path="shop.db"``. A folder whose name looks like that is written with its path, ``./a:b``. The folder of a
+            run stands for the index in it, if it has one.
 
     Raises:
-        ConfigError: the address is of another kind, or what the store needs is not installed.
+        ConfigError: an address of another kind, or a package that the store needs is missing.
     """
-    text = str(uri)
+    if isinstance(store, Store):
+        return store
+    if isinstance(store, type) and issubclass(store, Store):
+        return _created(store, store.__name__, {})
+    if not isinstance(store, str | Path):
+        raise ConfigError(f"`store` {store!r}: pass a folder, an address or a divcon.search.Store", field="store")
+    text = str(store)
     if text.startswith(("postgresql://", "postgres://")):
         from divcon.search.stores.postgres import PostgresStore
 
         return PostgresStore(text)
-    if "://" in text:
-        raise ConfigError(f"--store {text}: a store is a folder, or postgresql://USER@HOST/DATABASE")
-    from divcon.search.stores.lance import LanceStore
+    if "://" in text.partition("?")[0]:
+        raise ConfigError(f"`store` {text}: write a folder, or postgresql://USER@HOST/DATABASE", field="store")
+    if isinstance(store, str) and (named := _NAMED.fullmatch(text)) and not Path(text).exists():
+        kind = _load(named["part"])
+        options = dict(parse_qsl(named["options"] or "", keep_blank_values=True))
+        own = _created(kind, named["part"], options)
+        if own.uri == type(own).__name__:
+            own.uri = text
+        return own
+    from divcon.search.stores.lance import ABOUT_FILE, LanceStore
 
-    return LanceStore(Path(text))
+    folder = Path(text)
+    in_run = folder / "index"
+    return LanceStore(in_run if (in_run / ABOUT_FILE).is_file() and not (folder / ABOUT_FILE).exists() else folder)
+
+
+def _load(name: str) -> object:
+    try:
+        return load_part(name, "store")
+    except ConfigError as error:
+        raise ConfigError(str(error), field="store") from error
+
+
+def _created(kind: object, name: str, options: dict[str, str]) -> Store:
+    if not callable(kind):
+        raise ConfigError(f"`store` {name}: is no class of stores", field="store")
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise ConfigError(f"`store` {name}: does not implement {', '.join(missing)}", field="store")
+    try:
+        inspect.signature(kind).bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"`store` {name}: {error}; pass options as {name}?OPTION=VALUE", field="store") from None
+    store = kind(**options)
+    if not isinstance(store, Store):
+        raise ConfigError(f"`store` {name}: {type(store).__name__} is no divcon.search.Store", field="store")
+    return store

@@ -1,27 +1,33 @@
-"""A store of embeddings: what Lance's and PostgreSQL's both do."""
+"""`Store`: the base class of every vector store; a store of your own implements five of its methods."""
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from divcon.errors import StoreError
 from divcon.search.about import KINDS, About, Column
-from divcon.search.filters import Condition
+from divcon.search.filters import Condition, matches
 
 BLOCK = 1 << 16
-"""Rows that a scan gives at a time."""
+"""Rows that a scan yields at a time."""
 FIXED_COLUMNS = ("id", "key", "path", "box", "label", "content", "details")
 """The columns of every row beside its embedding and the user's."""
+NO_INDEX = 'there is no index here; build one with divcon.Index.build, or "divcon index"'
+"""What a message says where a store is empty."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a store has of an item."""
+class StoredItem:
+    """The id and the digests of an item in a store."""
 
     id: int
     content: str
@@ -31,124 +37,250 @@ class Known:
 
 
 class Store(ABC):
-    """Rows of an embedding, a path, a label and the user's columns, by a whole number ``id`` that stays.
+    """Base class of vector stores: rows of an embedding, a path, a label and the user's columns, under an integer
+    ``id`` that never changes.
 
-    Reads may come from several threads at once. Writes need `writing`, which one process at a time can have.
-    Every method raises StoreError where the store is gone, cannot be reached, or is damaged.
+    A store of your own implements `read_about`, `write_about`, `read`, `write` and `delete`. Everything else works on
+    top of these five: searches are exact and compare every row, and filters are evaluated in Python. Override what your
+    database does better: `lookup`, `rows`, `embeddings`, `ids` and `scan` for speed, `writing` if several processes
+    write, and `optimize`, `efforts` and `approximate` if it has an approximate index.
+
+    Several threads may read at once. Only one writes at a time, inside `writing`. Raise
+    `divcon.errors.StoreError` where the data cannot be read or written.
     """
 
-    uri: str
-    """Its address, without a password."""
-    most_found: int
-    """The largest k of a search of its approximate index."""
+    uri: str = ""
+    """How messages name the store: its address without a password; the class's name unless you set it."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "uri" not in vars(cls):
+            cls.uri = cls.__name__
+
+    # ------------------------------------------------------------------------------------------- implement these five
 
     @abstractmethod
-    def exists(self) -> bool:
-        """Whether there is a store."""
+    def read_about(self) -> Mapping[str, Any] | None:
+        """Return what `write_about` saved last; None if it was never called, for then there is no index here."""
 
     @abstractmethod
-    def create(self, about: About) -> None:
-        """Make an empty store; what an interrupted `create` left is dropped."""
+    def write_about(self, about: dict[str, Any]) -> None:
+        """Save a small dictionary that JSON can hold, in place of the one before."""
 
     @abstractmethod
-    def about(self) -> About:
-        """What it says of itself, now."""
+    def read(self, columns: Sequence[str]) -> Iterable[pa.Table]:
+        """Yield every row, in any order, some thousand at a time.
 
-    @abstractmethod
-    def set_about(self, about: About) -> None:
-        """Say so from now on; columns that are new are added, empty."""
-
-    @abstractmethod
-    def writing(self) -> AbstractContextManager[None]:
-        """The only writer, until the block ends or the process does.
-
-        Raises:
-            StoreError: another one is writing.
+        Args:
+            columns: the names of the columns that are needed; more do no harm. A row that was written without one of
+                them has no value in it.
         """
 
     @abstractmethod
-    def version(self) -> str:
-        """What changes with every write."""
-
-    @abstractmethod
-    def count(self) -> int:
-        """How many rows there are."""
-
-    @abstractmethod
-    def next_id(self) -> int:
-        """The first id that is free, and all above it are."""
-
-    @abstractmethod
-    def known(self, keys: Sequence[str]) -> dict[str, Known]:
-        """What there is of these keys."""
-
-    @abstractmethod
-    def write(self, rows: pa.Table, new: bool) -> None:
-        """Add rows (``new``), or put them in place of those with their ids, all or none.
+    def write(self, rows: pa.Table) -> None:
+        """Write rows, in place of those with the same ``id``: all of them or, if it fails, none.
 
         Args:
-            rows: of `schema`.
+            rows: the columns ``id`` (integer), ``embedding`` (D float32 numbers each), ``key``, ``path``, ``box``,
+                ``label``, ``content``, ``details`` (text or None), and one for each of the user's, which are text,
+                integers, floats or booleans, and may be None.
         """
 
     @abstractmethod
     def delete(self, ids: np.ndarray) -> None:
-        """Take the rows with these ids out."""
+        """Delete the rows with these ids; ids that are not there are skipped.
 
-    @abstractmethod
-    def ids(self) -> np.ndarray:
-        """(N,) int64, rising."""
-
-    @abstractmethod
-    def rows(self, ids: np.ndarray) -> pa.Table:
-        """Those rows that are there, in any order, without their embeddings."""
-
-    @abstractmethod
-    def vectors(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) int64 ids of those that are there, in any order, and their (n, D) float32 embeddings."""
-
-    @abstractmethod
-    def scan(self, conditions: Sequence[Condition] = ()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All rows that fulfil the conditions, some thousand at a time: (n,) int64 ids and (n, D) float32."""
-
-    @abstractmethod
-    def select(self, conditions: Sequence[Condition]) -> np.ndarray:
-        """(n,) int64 ids of the rows that fulfil the conditions, rising."""
-
-    @abstractmethod
-    def finish(self, ann: bool) -> bool:
-        """After writing: tidy up, and bring the approximate index up to date, or make it, where ``ann``.
-
-        Returns:
-            Whether there is such an index now.
+        Args:
+            ids: (n,) int64.
         """
 
-    @abstractmethod
+    # ------------------------------------------------------------------------------------------------ about the index
+
+    def exists(self) -> bool:
+        """Whether there is an index in the store."""
+        return self.read_about() is not None
+
+    def create(self, about: About) -> None:
+        """Make an empty index; rows that an interrupted `create` left are dropped."""
+        self.write_about(about.to_dict())
+
+    def about(self) -> About:
+        """The model, the columns and the search settings of the index, as they are now.
+
+        Raises:
+            StoreError: there is no index in the store.
+        """
+        return About.from_dict({k: v for k, v in self._saved().items() if k != "changes"}, self.uri)
+
+    def set_about(self, about: About) -> None:
+        """Save these; columns that are new have no values yet."""
+        self.write_about({**about.to_dict(), "changes": self._saved().get("changes", 0)})
+
+    def _saved(self) -> Mapping[str, Any]:
+        saved = self.read_about()
+        if saved is None:
+            raise StoreError(f"{self.uri}: {NO_INDEX}")
+        return saved
+
+    def schema(self) -> pa.Schema:
+        """The Arrow types of all columns."""
+        return schema_of(self.about())
+
+    def close(self) -> None:  # noqa: B027
+        """Close connections; the next use opens new ones."""
+
+    # -------------------------------------------------------------------------------------------------------- writing
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Be the only writer inside the block. The default excludes other threads of this process.
+
+        Raises:
+            StoreError: another thread or process is writing.
+        """
+        return self._only_thread(self.__dict__.setdefault("_writing", threading.Lock()))
+
+    @contextmanager
+    def _only_thread(self, lock: threading.Lock) -> Iterator[None]:
+        if not lock.acquire(blocking=False):
+            raise StoreError(f"{self.uri}: another process is writing to it; wait until it has ended")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def version(self) -> str:
+        """A text that changes with every write, by this process or another: searches reload their embeddings then."""
+        saved = self._saved()
+        return f"{saved.get('made')} {saved.get('changes', 0)}"
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Change `version`, around every call of `append`, `write` and `delete`; return ``nullcontext()`` if your
+        `version` changes by itself."""
+        return self._counted()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._count_change()
+        try:
+            yield
+        finally:
+            self._count_change()
+
+    def _count_change(self) -> None:
+        saved = self._saved()
+        self.write_about({**saved, "changes": saved.get("changes", 0) + 1})
+
+    def append(self, rows: pa.Table) -> None:
+        """`write` for rows whose ids are all new."""
+        self.write(rows)
+
+    # -------------------------------------------------------------------------------------------------------- reading
+
+    def count(self) -> int:
+        """The number of rows."""
+        return len(self.ids())
+
+    def next_id(self) -> int:
+        """An id above all that are there."""
+        ids = self.ids()
+        return int(ids[-1]) + 1 if len(ids) else 0
+
+    def ids(self, conditions: Sequence[Condition] = ()) -> np.ndarray:
+        """(n,) int64 ids of the rows that fulfil the conditions, ascending."""
+        blocks = self._matching(["id"], conditions)
+        return np.sort(np.concatenate([np.empty(0, np.int64), *(block["id"].to_numpy() for block in blocks)]))
+
+    def lookup(self, keys: Sequence[str]) -> dict[str, StoredItem]:
+        """The items of these keys that are there."""
+        items: dict[str, StoredItem] = {}
+        for block in self._having("key", pa.array(keys, pa.string()), ["id", "key", "content", "details"]):
+            items |= {row.pop("key"): StoredItem(**row) for row in block.to_pylist()}
+        return items
+
+    def rows(self, ids: np.ndarray) -> pa.Table:
+        """The rows of these ids that are there, in any order, without their embeddings."""
+        columns = [name for name in self.schema().names if name != "embedding"]
+        schema = pa.schema([self.schema().field(name) for name in columns])
+        return pa.concat_tables([schema.empty_table(), *self._having("id", pa.array(ids, pa.int64()), columns)])
+
+    def embeddings(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int64 ids of those that are there, in any order, and their (n, D) float32 embeddings."""
+        blocks = self._having("id", pa.array(ids, pa.int64()), ["id", "embedding"])
+        return joined([ids_and_embeddings(block) for block in blocks], self.about().dims)
+
+    def scan(self, conditions: Sequence[Condition] = ()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All rows that fulfil the conditions, some thousand at a time: (n,) int64 ids and (n, D) float32."""
+        yield from map(ids_and_embeddings, self._matching(["id", "embedding"], conditions))
+
+    def _having(self, column: str, values: pa.Array, columns: list[str]) -> Iterator[pa.Table]:
+        """Blocks of the rows whose value in a column is one of these."""
+        if len(values):
+            for block in self._blocks(columns):
+                yield block.filter(pc.is_in(block[column], values))
+
+    def _matching(self, columns: list[str], conditions: Sequence[Condition]) -> Iterator[pa.Table]:
+        for block in self._blocks(list(dict.fromkeys([*columns, *(c.stored for c in conditions)]))):
+            yield block.filter(matches(block, conditions)) if conditions else block
+
+    def _blocks(self, columns: list[str]) -> Iterator[pa.Table]:
+        """What `read` yields, with exactly these columns, of the types that they have."""
+        full = self.schema()
+        schema = pa.schema([full.field(name) for name in columns])
+        for block in self.read(columns):
+            if len(block):
+                there = set(block.column_names)
+                arrays = [
+                    block[f.name].cast(f.type) if f.name in there else pa.nulls(len(block), f.type) for f in schema
+                ]
+                yield pa.table(arrays, schema=schema)
+
+    # ---------------------------------------------------------------------------------------------- approximate index
+
+    max_k: int = 0
+    """The largest k of a search of the approximate index."""
+
+    def optimize(self, ann: bool) -> bool:
+        """Tidy up after writing, and with ``ann`` build the approximate index, or bring it up to date.
+
+        Returns:
+            Whether there is an approximate index now.
+        """
+        return False
+
     def efforts(self) -> list[int]:
-        """The efforts that a search of the approximate index can take, rising."""
+        """The efforts that a search of the approximate index can take, ascending."""
+        return []
 
-    @abstractmethod
     def approximate(self, vector: np.ndarray, k: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
-        """Up to k rows near a (D,) vector, by the approximate index: (n,) int64 ids and (n, D) float32."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of connections; the next use makes new ones."""
+        """Up to k rows near a (D,) vector, from the approximate index: (n,) int64 ids and (n, D) float32."""
+        raise NotImplementedError
 
 
-def schema(about: About) -> pa.Schema:
-    """The columns of a store's rows, as Arrow has them."""
+def schema_of(about: About) -> pa.Schema:
+    """The Arrow types of the columns of an index."""
     fixed = [pa.field(name, pa.int64() if name == "id" else pa.string()) for name in FIXED_COLUMNS]
     embedding = pa.field("embedding", pa.list_(pa.float32(), about.dims))
     return pa.schema([*fixed, embedding, *map(field_of, about.columns)])
 
 
 def field_of(column: Column) -> pa.Field:
-    """A user's column in the store."""
+    """The Arrow type of one of the user's columns."""
     return pa.field(column.stored, KINDS[column.kind])
 
 
-def as_array(column: pa.ChunkedArray | pa.Array, dims: int) -> np.ndarray:
+def ids_and_embeddings(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The columns ``id`` and ``embedding`` as (n,) int64 and (n, D) float32."""
+    return rows["id"].to_numpy(), as_array(rows["embedding"])
+
+
+def joined(blocks: Sequence[tuple[np.ndarray, np.ndarray]], dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of ids and embeddings as one; there may be none."""
+    ids = np.concatenate([np.empty(0, np.int64), *(block[0] for block in blocks)])
+    return ids, np.concatenate([np.empty((0, dims), np.float32), *(block[1] for block in blocks)])
+
+
+def as_array(embeddings: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A column of embeddings as (n, D) float32."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dims)
+    if isinstance(embeddings, pa.ChunkedArray):
+        embeddings = embeddings.combine_chunks()
+    return embeddings.flatten().to_numpy(zero_copy_only=False).reshape(-1, embeddings.type.list_size)

@@ -1,4 +1,4 @@
-"""A store in a folder: LanceDB's files, and ``divcon.json``."""
+"""`LanceStore`: a store in a folder, of LanceDB's files and ``divcon.json``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import reduce
 from pathlib import Path
@@ -20,31 +20,45 @@ from divcon.runtime.files import atomic_write
 from divcon.runtime.lock import LOCK_FILE, FolderLock
 from divcon.search.about import About
 from divcon.search.filters import Condition
-from divcon.search.stores.base import BLOCK, FIXED_COLUMNS, Known, Store, as_array, field_of, schema
+from divcon.search.stores.base import (
+    BLOCK,
+    FIXED_COLUMNS,
+    Store,
+    StoredItem,
+    as_array,
+    field_of,
+    ids_and_embeddings,
+    joined,
+    schema_of,
+)
 
+ABOUT_FILE = "divcon.json"
+"""The file that makes a folder a store."""
 _TABLE = "items"
-_AT_A_TIME = 2048
-"""Ids or keys that one filter names."""
+_AT_ONCE = 2048
+"""Ids or keys in one filter."""
 
 
 class LanceStore(Store):
-    """LanceDB in a folder. Its approximate index is IVF_FLAT; the effort is the number of partitions looked at."""
+    """LanceDB in a folder. Its approximate index is IVF_FLAT; the effort is the number of partitions searched."""
 
-    most_found = 10_000
+    max_k = 10_000
 
     def __init__(self, folder: Path) -> None:
         try:
             import lancedb
         except ImportError:
-            raise ConfigError('a store in a folder is LanceDB\'s: pip install "divcon[search]"') from None
+            raise ConfigError('an index in a folder needs LanceDB: pip install "divcon[search]"') from None
         # Processes that decode images are forked from this one, and use nothing of LanceDB's.
         warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
         self._lancedb: Any = lancedb
         self.folder = folder
         self.uri = str(folder)
-        self._about_file = folder / "divcon.json"
-        self._opened: Any = None
+        self._about_file = folder / ABOUT_FILE
+        self._open_table: Any = None
         self._opening = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------------ about the index
 
     def exists(self) -> bool:
         return self._about_file.is_file()
@@ -54,37 +68,36 @@ class LanceStore(Store):
             database = self._connect()
             if (self.folder / f"{_TABLE}.lance").exists():
                 database.drop_table(_TABLE)
-            database.create_table(_TABLE, schema=schema(about))
+            database.create_table(_TABLE, schema=schema_of(about))
 
-        self._told(make)
-        self._write_about(about)
+        self._run(make)
+        super().create(about)
 
-    def _is_ours(self) -> bool:
-        return {entry.name for entry in self.folder.iterdir()} <= {f"{_TABLE}.lance", LOCK_FILE}
-
-    def about(self) -> About:
+    def read_about(self) -> dict[str, Any] | None:
         try:
-            return About.from_dict(json.loads(self._about_file.read_text()), self.uri)
+            return json.loads(self._about_file.read_text())
         except FileNotFoundError:
-            raise StoreError(f"{self.uri}: there is no store; make one with divcon index RUN IMAGES --store") from None
+            return None
         except (OSError, ValueError, RecursionError) as error:
-            raise StoreError(f"{self._about_file}: damaged ({error}); index again into another --store") from None
+            raise StoreError(f"{self._about_file}: damaged ({error}); index again into another `store`") from None
+
+    def write_about(self, about: dict[str, Any]) -> None:
+        with atomic_write(self._about_file) as beside:
+            beside.write_text(json.dumps(about, indent=1) + "\n")
 
     def set_about(self, about: About) -> None:
-        there = set(self._told(lambda: self._table().schema.names))
-        new = [field_of(column) for column in about.columns if column.stored not in there]
+        names = set(self._run(lambda: self._table().schema.names))
+        new = [field_of(column) for column in about.columns if column.stored not in names]
         if new:
-            self._told(lambda: self._table().add_columns(pa.schema(new)))
-        self._write_about(about)
+            self._run(lambda: self._table().add_columns(pa.schema(new)))
+        self.write_about(about.to_dict())
 
-    def _write_about(self, about: About) -> None:
-        with atomic_write(self._about_file) as beside:
-            beside.write_text(json.dumps(about.to_dict(), indent=1) + "\n")
+    # -------------------------------------------------------------------------------------------------------- writing
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         if not self.exists() and (self.folder.is_file() or (self.folder.is_dir() and not self._is_ours())):
-            raise StoreError(f"{self.uri}: there are other files; give a --store that is empty or not there yet")
+            raise StoreError(f"{self.uri}: there are other files; pass a `store` that is empty or not there yet")
         lock = FolderLock(self.folder, "writing to it", StoreError)
         try:
             lock.acquire()
@@ -95,94 +108,100 @@ class LanceStore(Store):
         finally:
             lock.release()
 
+    def _is_ours(self) -> bool:
+        return {entry.name for entry in self.folder.iterdir()} <= {f"{_TABLE}.lance", LOCK_FILE}
+
     def version(self) -> str:
-        return f"{self.about().made} {self._told(lambda: self._table().version)}"
+        return f"{self.about().created} {self._run(lambda: self._table().version)}"
 
-    def count(self) -> int:
-        return self._told(lambda: self._table().count_rows())
+    def changing(self) -> nullcontext[None]:
+        return nullcontext()
 
-    def next_id(self) -> int:
-        ids = self.ids()
-        return int(ids[-1]) + 1 if len(ids) else 0
+    def append(self, rows: pa.Table) -> None:
+        if len(rows):
+            self._run(lambda: self._table().add(rows))
 
-    def known(self, keys: Sequence[str]) -> dict[str, Known]:
-        from lancedb.expr import col
+    def write(self, rows: pa.Table) -> None:
+        def merge() -> None:
+            how = self._table().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            how.execute(rows)
 
-        found: dict[str, Known] = {}
-        for start in range(0, len(keys), _AT_A_TIME):
-            some = list(keys[start : start + _AT_A_TIME])
-            rows = self._rows(col("key").isin(some), ["id", "key", "content", "details"])
-            for row in rows.to_pylist():
-                found[row["key"]] = Known(row["id"], row["content"], row["details"])
-        return found
-
-    def write(self, rows: pa.Table, new: bool) -> None:
-        if new:
-            self._told(lambda: self._table().add(rows))
-        else:
-            self._told(lambda: self._table().merge_insert("id").when_matched_update_all().execute(rows))
+        if len(rows):
+            self._run(merge)
 
     def delete(self, ids: np.ndarray) -> None:
-        from lancedb.expr import col
+        for expression in _any_of("id", ids):
+            self._run(lambda expression=expression: self._table().delete(expression))
 
-        for start in range(0, len(ids), _AT_A_TIME):
-            some = ids[start : start + _AT_A_TIME].tolist()
-            self._told(lambda some=some: self._table().delete(col("id").isin(some)))
+    # -------------------------------------------------------------------------------------------------------- reading
 
-    def ids(self) -> np.ndarray:
-        return np.sort(self._rows(None, ["id"])["id"].to_numpy())
+    def count(self) -> int:
+        return self._run(lambda: self._table().count_rows())
+
+    def ids(self, conditions: Sequence[Condition] = ()) -> np.ndarray:
+        return np.sort(self._select(_expression(conditions), ["id"])["id"].to_numpy())
+
+    def lookup(self, keys: Sequence[str]) -> dict[str, StoredItem]:
+        items: dict[str, StoredItem] = {}
+        for expression in _any_of("key", keys):
+            rows = self._select(expression, ["id", "key", "content", "details"])
+            items |= {row.pop("key"): StoredItem(**row) for row in rows.to_pylist()}
+        return items
 
     def rows(self, ids: np.ndarray) -> pa.Table:
-        from lancedb.expr import col
+        about = self.about()
+        columns = [*FIXED_COLUMNS, *(column.stored for column in about.columns)]
+        parts = [self._select(expression, columns) for expression in _any_of("id", ids)]
+        return pa.concat_tables(parts) if parts else schema_of(about).empty_table().select(columns)
 
-        columns = [*FIXED_COLUMNS, *(column.stored for column in self.about().columns)]
-        parts = [ids[start : start + _AT_A_TIME].tolist() for start in range(0, len(ids), _AT_A_TIME)]
-        return pa.concat_tables([self._rows(col("id").isin(part), columns) for part in parts])
-
-    def vectors(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from lancedb.expr import col
-
-        found = [self._rows(col("id").isin(ids.tolist()), ["id", "embedding"])] if len(ids) else []
-        dims = self.about().dims
-        if not found:
-            return np.empty(0, np.int64), np.empty((0, dims), np.float32)
-        return found[0]["id"].to_numpy(), as_array(found[0]["embedding"], dims)
+    def embeddings(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        blocks = [self._select(expression, ["id", "embedding"]) for expression in _any_of("id", ids)]
+        return joined([ids_and_embeddings(block) for block in blocks], self.about().dims)
 
     def scan(self, conditions: Sequence[Condition] = ()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        dims = self.about().dims
-        query = self._told(lambda: self._query(_expression(conditions), ["id", "embedding"]).to_batches(BLOCK))
-        waiting: list[pa.RecordBatch] = []
-        batches = iter(query)
+        yield from map(ids_and_embeddings, self._scan(_expression(conditions), ["id", "embedding"]))
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        return self._scan(None, list(columns))
+
+    def _scan(self, expression: Any, columns: list[str]) -> Iterator[pa.Table]:
+        batches = iter(self._run(lambda: self._query(expression, columns).to_batches(BLOCK)))
+        block: list[pa.RecordBatch] = []
         while True:
-            batch = self._told(lambda: next(batches, None))
+            batch = self._run(lambda: next(batches, None))
             if batch is not None:
-                waiting.append(batch)
-            if waiting and (batch is None or sum(map(len, waiting)) >= BLOCK):
-                block = pa.Table.from_batches(waiting)
-                waiting = []
-                yield block["id"].to_numpy(), as_array(block["embedding"], dims)
+                block.append(batch)
+            if block and (batch is None or sum(map(len, block)) >= BLOCK):
+                yield pa.Table.from_batches(block)
+                block = []
             if batch is None:
                 return
 
-    def select(self, conditions: Sequence[Condition]) -> np.ndarray:
-        return np.sort(self._rows(_expression(conditions), ["id"])["id"].to_numpy())
+    def _select(self, expression: Any, columns: list[str]) -> pa.Table:
+        return self._run(lambda: self._query(expression, columns).to_arrow())
 
-    def finish(self, ann: bool) -> bool:
+    def _query(self, expression: Any, columns: list[str]) -> Any:
+        query = self._table().search().select(columns)
+        return query if expression is None else query.where(expression)
+
+    # ---------------------------------------------------------------------------------------------- approximate index
+
+    def optimize(self, ann: bool) -> bool:
         from lancedb.index import BTree, IvfFlat
 
         def make() -> bool:
             table = self._table()
-            there = {index.name for index in table.list_indices()}
-            if "key_idx" not in there and table.count_rows() > BLOCK:
+            names = {index.name for index in table.list_indices()}
+            if "key_idx" not in names and table.count_rows() > BLOCK:
                 table.create_index("key", config=BTree())
-            has_ann = "embedding_idx" in there
+            has_ann = "embedding_idx" in names
             if ann and not has_ann:
                 table.create_index("embedding", config=IvfFlat(distance_type="cosine"))
                 has_ann = True
             table.optimize()
             return has_ann
 
-        return self._told(make)
+        return self._run(make)
 
     def efforts(self) -> list[int]:
         partitions = max(32, self.count() // 8192 * 2)  # LanceDB makes one of about 8,192 rows
@@ -193,43 +212,47 @@ class LanceStore(Store):
             query = self._table().search(vector, vector_column_name="embedding").distance_type("cosine")
             return query.nprobes(effort).select(["id", "embedding", "_distance"]).limit(k).to_arrow()
 
-        found = self._told(nearest)
-        return found["id"].to_numpy(), as_array(found["embedding"], len(vector))
+        rows = self._run(nearest)
+        return rows["id"].to_numpy(), as_array(rows["embedding"])
+
+    # ------------------------------------------------------------------------------------------------------- LanceDB
 
     def close(self) -> None:
-        self._opened = None
-
-    def _rows(self, expression: Any, columns: list[str]) -> pa.Table:
-        return self._told(lambda: self._query(expression, columns).to_arrow())
-
-    def _query(self, expression: Any, columns: list[str]) -> Any:
-        query = self._table().search().select(columns)
-        return query if expression is None else query.where(expression)
+        self._open_table = None
 
     def _connect(self) -> Any:
-        # Other processes' writes are seen at the next read.
+        # Other processes' writes are visible at the next read.
         return self._lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
 
     def _table(self) -> Any:
         with self._opening:
-            if self._opened is None:
-                self._opened = self._connect().open_table(_TABLE)
-            return self._opened
+            if self._open_table is None:
+                self._open_table = self._connect().open_table(_TABLE)
+            return self._open_table
 
-    def _told(self, act: Callable[[], Any]) -> Any:
-        """What ``act`` gives; what LanceDB says is wrong becomes a StoreError."""
+    def _run(self, act: Callable[[], Any]) -> Any:
+        """The result of ``act``; LanceDB's errors become StoreErrors."""
         try:
             return act()
         except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
-            self._opened = None
+            self._open_table = None
             if not self.folder.is_dir():
                 raise StoreError(f"{self.uri}: there is no such folder any more; index again") from None
-            what = (str(error).splitlines() or [repr(error)])[0]
-            raise StoreError(f"{self.uri}: cannot be used ({what}); index again into another --store") from None
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            raise StoreError(f"{self.uri}: cannot be used ({reason}); index again into another `store`") from None
+
+
+def _any_of(column: str, values: np.ndarray | Sequence[str]) -> Iterator[Any]:
+    """Expressions of the rows that have one of these values, of so many values each."""
+    from lancedb.expr import col
+
+    values = list(values.tolist() if isinstance(values, np.ndarray) else values)
+    for start in range(0, len(values), _AT_ONCE):
+        yield col(column).isin(values[start : start + _AT_ONCE])
 
 
 def _expression(conditions: Sequence[Condition]) -> Any:
-    """An expression of LanceDB's, whose values are values: no text of the user's is parsed."""
+    """The conditions as LanceDB's expression: values are literals of it, and never part of a text that is parsed."""
     from lancedb.expr import col, lit
 
     compare = {"=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
