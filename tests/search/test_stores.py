@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ def test_a_version_changes_with_every_change(uri: object, model: dc.EmbeddingMod
 OWN = """
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -138,6 +140,7 @@ def test_a_store_of_ones_own_by_name(own: str, model: dc.EmbeddingModel, vectors
     assert index.uri == address
     again = dc.Index.open(address, model)
     expected = dc.Index.build(model, data, tmp_path / "lance", columns={"price": range(20)})
+    how: dict[str, Any]
     for how in ({}, {"where": "price<10"}, {"learner": 2}):
         assert again.search(data.vectors[3], k=7, **how) == expected.search(data.vectors[3], k=7, **how)
 

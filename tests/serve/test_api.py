@@ -179,7 +179,7 @@ BAD_QUERIES = [
     ({"id": 1, "each_k": 10**9, "learner": "each"}, 400, "at most 200"),
     ({"id": 1, "learner": 9}, 400, "learners 0 to 1"),
     ({"id": 1, "learner": "all"}, 422, "learner"),
-    ({"id": 1, "where": ["label='a' OR 1=1; DROP TABLE items"]}, 400, "SQL"),
+    ({"id": 1, "where": ["lable='a' OR 1=1; DROP TABLE items"]}, 400, "unknown column 'lable'"),
     ({"id": 1, "where": "1=1"}, 422, "where"),
     ({"id": 1, "where": {"price": {"LIKE": "x"}}}, 422, "where"),
     ({"id": 1, "where": {"price": {"<": 1, ">": 0}}}, 422, "one comparison"),

@@ -145,7 +145,7 @@ def test_a_signal_stops_it(server: Started) -> None:
 
 def test_what_cannot_be_served_is_said(command, tmp_path: Path, store: Path) -> None:
     code, _, said = command("serve", tmp_path / "nothing")
-    assert code == 2 and "there is no store" in said
+    assert code == 2 and "there is no index here" in said
     code, _, said = command("serve", store, "--token", "short")
     assert code == 2 and "16" in said
     code, _, said = command("serve", store, "--host", "0.0.0.0", "--upload-mb", "0")

@@ -10,8 +10,8 @@ from functools import reduce
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from divcon.data.readers.table import pc
 from divcon.errors import ConfigError, unknown
 from divcon.search.about import About
 

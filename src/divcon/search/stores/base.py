@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from divcon.data.readers.table import pc
 from divcon.errors import StoreError
 from divcon.search.about import KINDS, About, Column
 from divcon.search.filters import Condition, matches
@@ -137,7 +137,7 @@ class Store(ABC):
         Raises:
             StoreError: another thread or process is writing.
         """
-        return self._only_thread(self.__dict__.setdefault("_writing", threading.Lock()))
+        return self._only_thread(vars(self).setdefault("_writing", threading.Lock()))
 
     @contextmanager
     def _only_thread(self, lock: threading.Lock) -> Iterator[None]:
