@@ -17,6 +17,7 @@ import torch
 import divcon as dc
 from divcon.cli.index import _progress, _shard
 from divcon.errors import ConfigError
+from divcon.runtime.context import Progress
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -78,7 +79,7 @@ def test_a_table_s_columns_are_kept(command: Command, run: Path, image_folder: P
     assert sorted(hit["metadata"]["price"] for hit in hits) == [2, 4]
     code, _, err = command("search", tmp_path / "store", images[0], "--where", "price>=2 OR 1=1")
     assert (code, err) == (2, err)
-    assert "--where price: '2 OR 1=1' cannot be a value" in err
+    assert "price: '2 OR 1=1' cannot be a value" in err
 
 
 def test_vectors_and_a_named_data_set(command: Command, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_terminal_shows_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("divcon.cli.index.notes", Console(file=screen, force_terminal=True, width=120))
     with _progress(100) as advance:
         for done in range(0, 100, 10):
-            advance(done)
+            advance(Progress("index", done, 100))
     assert "indexing" in screen.getvalue()
     assert "items/s" in screen.getvalue()
     assert "/100" in screen.getvalue()

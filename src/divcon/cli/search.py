@@ -59,8 +59,6 @@ def search(
     from divcon.runtime.device import resolve_device
     from divcon.search import Index
 
-    if "://" not in store and (Path(store) / "index" / "divcon.json").is_file():
-        store = str(Path(store) / "index")
     with Index.open(store, model, device=resolve_device(device)) as index:
         found = index.search(queries, k, where=where, learner=learner, exact=exact, batch_size=batch_size)
     for query, hits in zip(queries, found, strict=True):

@@ -90,10 +90,7 @@ def serve(
     read = None if scores is None else read_scores(scores)
     if run is not None and RunFolder(run).origin() is None:
         raise ConfigError(f"--run {run}: this is no run's folder")
-    uri = store
-    if "://" not in store and (Path(store) / "index" / "divcon.json").is_file():
-        uri = str(Path(store) / "index")
-    with Index.open(uri, model, device=resolve_device(device)) as index:
+    with Index.open(store, model, device=resolve_device(device)) as index:
         if run is None and index.about.model and RunFolder(index.about.model).origin() is not None:
             run = Path(index.about.model)
         server = create_app(index, limits=limits, token=token, run=run, scores=read)
