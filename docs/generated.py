@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from cyclopts import Parameter
 from cyclopts.docs import generate_markdown_docs
 from docutils import nodes
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.pycode import ModuleAnalyzer
 from torch import nn
 
 from divcon.cli.app import app as command_line
-from divcon.config.presets import PRESETS, PUBLISHED
-from divcon.config.settings import AUTO_MINERS, DataConfig, ModelConfig, TrainConfig, flag
+from divcon.cli.messages import flag, in_flags
+from divcon.config.fields import Part, field_docs
+from divcon.config.presets import PRESETS, PUBLISHED_RESULTS
+from divcon.config.settings import AUTO_MINERS, SECTIONS, TrainConfig
 from divcon.errors import ConfigError
 from divcon.models import SubspaceHead, create_head
 from divcon.training.cross_batch_memory import memory_losses
@@ -36,7 +36,6 @@ from divcon.training.losses import create_objectives, loss_names
 from divcon.training.miners import OWN_MINERS, miner_names
 
 PML = "https://kevinmusgrave.github.io/pytorch-metric-learning"
-_PARTS = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
 _FILLED_IN = ("num_classes", "embedding_size", "descriptors_dim")
 """Arguments of losses that divcon fills in."""
 _LEFT_OUT = ("collect_stats", "embedding_reg_weight", "weight_reg_weight")
@@ -47,13 +46,12 @@ _COMMAND = re.compile(r"(divcon|npm|source) ")
 def settings() -> str:
     """Every setting: its name, flag, type, default and what it means, from the dataclasses of the settings."""
     lines = []
-    for part, kind in _PARTS.items():
-        documented = ModuleAnalyzer.for_module(kind.__module__).find_attr_docs()
-        hints = typing.get_type_hints(kind, include_extras=True)
+    for part, kind in SECTIONS.items():
+        documented, hints = field_docs(kind), typing.get_type_hints(kind)
         lines += [f"## {part}: {kind.__name__}", "", inspect.cleandoc(kind.__doc__ or ""), ""]
         for field in dataclasses.fields(kind):
             flags = ", ".join(f"`{name}`" for name in _flags(field.name, hints[field.name]))
-            about = " ".join(" ".join(documented[kind.__name__, field.name]).split())
+            about = in_flags(documented[field.name])
             shown = f"{flags} · {_kind(hints[field.name])} · default `{_default(field)}`"
             lines += [f"### {field.name}", "", shown, "", _text(about), ""]
     return "\n".join(lines)
@@ -143,7 +141,7 @@ def published_results() -> str:
     lines = ["| data | preset | published | source | ours |", "|---|---|---:|---|---|"]
     for data in _BENCHMARKS:
         for name in PRESETS:
-            known = PUBLISHED.get(name, {}).get(data)
+            known = PUBLISHED_RESULTS.get(name, {}).get(data)
             score, source = (f"{100 * known.recall_at_1:.2f}".removesuffix("0"), known.source) if known else ("", "")
             runs = ", ".join(ours.get((data, name), ["not run: needs the data and a GPU"]))
             lines.append(f"| {data} | `{name}` | {score} | {source} | {runs} |")
@@ -161,9 +159,6 @@ GENERATED = {
 
 
 def _flags(name: str, hint: Any) -> list[str]:
-    given = [meta.name for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, Parameter) and meta.name]
-    if given:
-        return [given[0]] if isinstance(given[0], str) else list(given[0])
     plain = hint if hint is bool else typing.get_args(hint)
     if plain is bool or (isinstance(plain, tuple) and bool in plain and type(None) in plain):
         return [flag(name), flag(f"no_{name}")]
@@ -171,8 +166,8 @@ def _flags(name: str, hint: Any) -> list[str]:
 
 
 def _kind(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
+    if hint == Part:
+        return "text, or a part of your own"
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in inner)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import divcon as dc
-from divcon.config.settings import flag
+from divcon.cli.messages import flag
 from divcon.training.losses import loss_names
 from divcon.training.miners import miner_names
 
@@ -145,11 +145,11 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 def test_the_table_of_published_results_is_of_the_presets_and_of_what_was_sent_in(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from divcon.config.presets import PRESETS, PUBLISHED
+    from divcon.config.presets import PRESETS, PUBLISHED_RESULTS
 
     page = (site / "reproduce.html").read_text()
     assert page.count("<tr ") >= 5 * len(PRESETS)
-    for scores in PUBLISHED.values():
+    for scores in PUBLISHED_RESULTS.values():
         for known in scores.values():
             assert f"<p>{100 * known.recall_at_1:.2f}".removesuffix("0") in page
     monkeypatch.syspath_prepend(str(DOCS))

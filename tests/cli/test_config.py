@@ -14,8 +14,9 @@ import torch
 
 import divcon as dc
 from divcon.cli.completion import completion_script
+from divcon.cli.messages import flag
 from divcon.cli.settings import as_file, gathered
-from divcon.config.settings import RunConfig, flag
+from divcon.config.settings import RunConfig
 from divcon.models.backbone import AUTO
 
 Run = Callable[..., tuple[int, str, str]]
@@ -79,7 +80,7 @@ def test_flags_go_over_the_file_and_the_file_over_defaults(run: Run, file: Path)
     assert (values["lr"], places["lr"]) == ("0.0001", f"{file} line 11")
     assert (values["finetune_epoch"], places["finetune_epoch"]) == ("1", f"{file} line 10")
     assert (values["head_lr"], places["head_lr"]) == ("0.001", "default")
-    assert (values["data"], places["data"]) == ("", "")  # the part; source.data stands above it
+    assert (values["data"], places["data"]) == ("", "")  # the section; source.data stands above it
     assert f"{file.parent}/photos" in run("train", "--show-config", "--config", file)[1]
 
 
@@ -287,8 +288,6 @@ def test_a_shell_is_told_of_every_command_and_flag(shell: str, run: Run) -> None
         (["train", "demo", "--redi"], "--redivide-every"),  # demo is a command too
         (["evaluate", "run", "demo", "--cluste"], "--clustering"),
         (["train", "--lr", "1", "--divide-by", "im"], "image"),
-        (["data", "ico"], "icons"),
-        (["data", "icons", "--permi"], "--permissive"),
     ],
 )
 def test_bash_completes(typed: list[str], completed: str, tmp_path: Path) -> None:

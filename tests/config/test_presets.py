@@ -12,7 +12,7 @@ import pytest
 
 import divcon as dc
 from divcon.config import presets
-from divcon.config.presets import PUBLISHED
+from divcon.config.presets import PUBLISHED_RESULTS
 from divcon.data.published import PUBLISHED_COUNTS as DATA
 from divcon.errors import ConfigError
 from divcon.models.heads import create_head
@@ -68,7 +68,7 @@ def test_published_results_are_those_in_the_docstrings() -> None:
         assert f"--preset {name} --out" in text
         assert "GB of GPU memory" in text
         told = {titles[title]: float(number) for title, number in re.findall(r"([A-Z][\w -]+?) (\d\d\.\d+) \(", text)}
-        known = {data: 100 * found.recall_at_1 for data, found in PUBLISHED.get(name, {}).items()}
+        known = {data: 100 * found.recall_at_1 for data, found in PUBLISHED_RESULTS.get(name, {}).items()}
         assert told == pytest.approx(known), name
         assert set(known) <= set(DATA)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig, flag
+from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
 from divcon.errors import ConfigError
 
 
@@ -27,7 +26,7 @@ def test_written_and_read_back_it_is_the_same(tmp_path: Path) -> None:
 def test_unknown_settings_are_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"run/config\.json: unknown setting 'epoch'; did you mean 'epochs'"):
         RunConfig.from_dict({"train": {"epoch": 3}}, "run/config.json")
-    with pytest.raises(ConfigError, match="unknown part 'trian'; did you mean 'train'"):
+    with pytest.raises(ConfigError, match="unknown section 'trian'; did you mean 'train'"):
         RunConfig.from_dict({"trian": {}})
 
 
@@ -43,29 +42,23 @@ def test_single_has_one_learner() -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (ModelConfig, {"embedding_dim": 3, "num_learners": 4}, "--dim 3 cannot be divided among --learners 4"),
-        (ModelConfig, {"image_size": 0}, "--size 0: must be at least 1"),
-        (ModelConfig, {"dropout": 1.0}, "--dropout 1.0"),
-        (TrainConfig, {"batch_size": 7}, "--batch-size 7 holds fewer than two classes of --images-per-class 4"),
-        (TrainConfig, {"images_per_class": 1}, "--images-per-class 1: must be at least 2"),
-        (TrainConfig, {"lr": -1.0}, "--lr -1.0: must not be negative"),
-        (TrainConfig, {"lr": float("nan")}, "--lr nan: must not be negative"),
-        (TrainConfig, {"workers": -1}, "--workers -1"),
-        (DataConfig, {"validation_fraction": 1.0}, "--validation-fraction 1.0"),
-        (DataConfig, {"evaluate_every": 0}, "--evaluate-every 0"),
+        (
+            ModelConfig,
+            {"embedding_dim": 3, "num_learners": 4},
+            "`embedding_dim` 3 cannot be divided among `num_learners` 4",
+        ),
+        (ModelConfig, {"image_size": 0}, "`image_size` 0: must be at least 1"),
+        (ModelConfig, {"dropout": 1.0}, "`dropout` 1.0"),
+        (TrainConfig, {"batch_size": 7}, "`batch_size` 7 holds fewer than two classes of `images_per_class` 4"),
+        (TrainConfig, {"images_per_class": 1}, "`images_per_class` 1: must be at least 2"),
+        (TrainConfig, {"lr": -1.0}, "`lr` -1.0: must not be negative"),
+        (TrainConfig, {"lr": float("nan")}, "`lr` nan: must not be negative"),
+        (TrainConfig, {"workers": -1}, "`workers` -1"),
+        (DataConfig, {"validation_fraction": 1.0}, "`validation_fraction` 1.0"),
+        (DataConfig, {"evaluate_every": 0}, "`evaluate_every` 0"),
     ],
 )
 def test_bounds(kind: type, values: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         kind(**values)
-
-
-def test_every_setting_is_a_flag_with_help() -> None:
-    import subprocess
-    import sys
-
-    program = "from divcon.cli import main; main(['train', '--help'])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    for part in (ModelConfig, TrainConfig, DataConfig):
-        for field in dataclasses.fields(part):
-            assert flag(field.name) in done.stdout, field.name
+    assert caught.value.field == next(iter(values))

@@ -26,6 +26,7 @@ from divcon.cli import (
     train,
 )
 from divcon.cli.app import app, notes
+from divcon.cli.messages import in_flags
 from divcon.cli.settings import gathered
 from divcon.errors import DivconError, Stopped
 
@@ -57,9 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gathered(anew=True)
     try:
-        app(arguments)
+        app.meta(arguments)
     except DivconError as error:
-        notes.print(Text.assemble(("error: ", "bold red"), str(gathered().placed(error))))
+        notes.print(Text.assemble(("error: ", "bold red"), in_flags(str(gathered().placed(error)))))
         sys.exit(2)
     except Stopped as stopped:
         notes.print(str(stopped), markup=False)

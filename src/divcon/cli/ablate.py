@@ -8,11 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from divcon.cli.app import app, console, note, notes, read_data
-from divcon.cli.settings import COMMAND_LINE, gather, gathered
-from divcon.config.settings import RunConfig, flag
+from divcon.cli.messages import flag
+from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, gather, gathered, run_config
 from divcon.errors import ConfigError, Stopped
 
-_DEFAULTS = RunConfig()
 _NOT_OF_THE_BASE = {
     "method": "--methods says which are compared",
     "seed": "--seeds says which",
@@ -35,7 +34,7 @@ def ablate(
     reference: str | None = None,
     keep_models: Annotated[bool, Parameter(negative=())] = False,
     config: Path | None = None,
-    settings: RunConfig = _DEFAULTS,
+    settings: Settings = DEFAULTS,
 ) -> None:
     """Compare methods at the same budget: the same images, the same number of trials, several seeds.
 
@@ -89,6 +88,7 @@ def ablate(
     for name, why in _NOT_OF_THE_BASE.items():
         if gathered().places.get((name,)) == COMMAND_LINE:
             raise ConfigError(f"{flag(name)}: is not for all arms; {why}")
+    base = run_config(settings)
     names = None if methods is None else _listed(methods)
     numbers = None if seeds is None else _numbers(seeds)
     if data is None:
@@ -110,7 +110,7 @@ def ablate(
                 benchmark,
                 out,
                 arms=arms,
-                base=settings,
+                base=base,
                 seeds=numbers,
                 space=searched,
                 trials=trials,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
 from divcon import __version__
+from divcon.cli.imports import import_modules
+from divcon.cli.messages import in_flags
 from divcon.config.settings import Device, OnBadImage
 
 if TYPE_CHECKING:
@@ -21,6 +23,28 @@ app = App(
     "it never saw.",
     version=__version__,
 )
+
+
+@app.meta.default
+def launch(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    modules: Annotated[
+        list[str] | None,
+        Parameter(name="--import", negative=(), group=Group("Parts of your own", sort_key=99)),
+    ] = None,
+) -> Any:
+    """Run a command, with the options that every command takes.
+
+    Parameters
+    ----------
+    modules
+        Import this Python module first (--import MODULE, once each), and allow files that are read to name what is in
+        it: a model, a run or settings with a loss, backbone, ... of your own. Modules are looked for in the current
+        folder, too. What you type yourself as MODULE:NAME needs no --import.
+    """
+    import_modules(modules or ())
+    return app(words)
+
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -34,8 +58,8 @@ BadImage = Annotated[OnBadImage, Parameter(help="An image that does not decode: 
 
 
 def note(message: str) -> None:
-    """Print something that a person should know, as it is."""
-    notes.print(f"note: {message}", markup=False)
+    """Print a note; settings that it names in backticks are shown as flags."""
+    notes.print(f"note: {in_flags(message)}", markup=False)
 
 
 def read_data(data: str, root: str | Path | None, **options: Any) -> Benchmark:

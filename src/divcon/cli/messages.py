@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-_FLAGS = {"num_learners": "--learners", "embedding_dim": "--dim", "image_size": "--size", "trust": "--import"}
-_SETTING = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)?)(?:=([^`]+))?`")
+from divcon.config.fields import SHORT_NAMES
+
+_FLAGS = {**{name: f"--{short}" for short, name in SHORT_NAMES.items()}, "trust": "--import"}
+_SETTING = re.compile(r"`(?!divcon\b|dc\.)([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)?)(?:=([^`]+))?`")
 
 
 def flag(name: str) -> str:

@@ -10,12 +10,10 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from divcon.cli.app import app, console, notes, read_data
-from divcon.cli.settings import gather
-from divcon.config.settings import RunConfig, flag
+from divcon.cli.messages import flag
+from divcon.cli.settings import DEFAULTS, Settings, gather, run_config
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.files import atomic_write, check_writable
-
-_DEFAULTS = RunConfig()
 
 
 @app.command(config=gather)
@@ -28,7 +26,7 @@ def reproduce(
     fraction: float = 1.0,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     clustering: bool = True,
-    settings: RunConfig = _DEFAULTS,
+    settings: Settings = DEFAULTS,
 ) -> None:
     """Make a published result again: train a preset, score it, and print it beside what the papers have.
 
@@ -69,6 +67,7 @@ def reproduce(
         )
     if json_file is not None:
         check_writable(json_file)
+    chosen = run_config(settings)
     data = read_data(name, root)
     source = {"data": name, "root": str(root.absolute())}
     with Bar(notes) as bar:
@@ -77,7 +76,7 @@ def reproduce(
                 data,
                 preset,
                 out,
-                config=settings,
+                config=chosen,
                 fraction=fraction,
                 clustering=clustering,
                 source=source,

@@ -1,5 +1,5 @@
-"""Where each setting of a run comes from: the command line, a file (--config), the run that is gone on with (--resume),
-a preset (--preset), the model that is started from (--init), or its default.
+"""The flags of a run's settings, and where each setting comes from: the command line, a file (--config), the run to
+resume (--resume), a preset (--preset), the model to start from (--init), or its default.
 
 `gather` hands the command's parser what is not on the command line, so that all is checked together, once.
 """
@@ -7,29 +7,104 @@ a preset (--preset), the model that is started from (--init), or its default.
 from __future__ import annotations
 
 import dataclasses
+import typing
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import UNSET, App, Argument, ArgumentCollection, Token
+from cyclopts import UNSET, App, Argument, ArgumentCollection, Group, Parameter, Token
 
+from divcon.cli.app import note
+from divcon.cli.imports import allow_typed
+from divcon.cli.messages import flag, in_flags
+from divcon.config.fields import check_doors, doors, field_docs, file_types
 from divcon.config.files import ConfigFile, as_yaml, placed, read_config_file
-from divcon.config.settings import PARTS, RunConfig, settings_in
+from divcon.config.settings import OPTIONS_OF, SECTION_OF, SECTIONS, RunConfig, sections_in
 from divcon.errors import ConfigError, DivconError, unknown
 
-PART_OF = {f.name: part for part, kind in PARTS.items() for f in dataclasses.fields(kind)}
-"""The part that each setting belongs to."""
-
-OWNERS = {"loss_options": "loss", "miner_options": "miner", "head_options": "method"}
-"""Whose arguments the options are: another loss does not take them."""
-
 COMMAND_LINE = "command line"
+
+_DOORS = {name for kind in SECTIONS.values() for name in doors(kind)}
+
+
+_GROUPS = {
+    "model": Group("Model", sort_key=1),
+    "train": Group("Training", sort_key=2),
+    "data": Group("Data and validation", sort_key=3),
+}
+
+
+def option_value(hint: Any, tokens: Any) -> Any:
+    """A word of the command line as a number, true or false, or text: the value of an argument of a loss, say.
+
+    ``3`` is a whole number and ``3.0`` is not, which matters to the losses that take either.
+    """
+    word = tokens if isinstance(tokens, str) else tokens[0].value
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(word.lower(), word)
+
+
+def _settings_class() -> type:
+    """A flat dataclass of the settings of all sections, each with its flag, its help and the group of its section."""
+    fields: list[tuple[str, Any, Any]] = []
+    for section, kind in SECTIONS.items():
+        types, docs = file_types(kind), field_docs(kind)
+        for each in dataclasses.fields(kind):
+            options: dict[str, Any] = {"group": _GROUPS[section], "help": in_flags(docs[each.name])}
+            hint = types[each.name]
+            if each.name in OPTIONS_OF:
+                hint = dict[str, Annotated[float | int | bool | str, Parameter(converter=option_value)]]
+            elif flag(each.name) != (by_name := "--" + each.name.replace("_", "-")):
+                options["name"] = (flag(each.name), by_name)
+            if old := each.metadata.get("old_values"):  # taken too, and not shown
+                choices = typing.get_args(hint)
+                hint = Literal[(*choices, *old)]
+                options |= {"show_choices": False, "help": f"{options['help']} [choices: {', '.join(choices)}]"}
+            default = field(default_factory=dict) if each.name in OPTIONS_OF else each.default
+            fields.append((each.name, Annotated[hint, Parameter(**options)], default))
+    made = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    made.__module__ = __name__  # Python 3.11 says `types`, whose classes cyclopts takes for built-in ones
+    return Parameter(name="*")(made)
+
+
+if TYPE_CHECKING:
+
+    class Settings:
+        """The settings of a run as flags: all of `divcon.config.settings`, flat."""
+
+else:
+    Settings = _settings_class()
+
+DEFAULTS = Settings()
+
+
+def run_config(settings: Settings) -> RunConfig:
+    """The config that the flags and the layers below them come to.
+
+    Raises:
+        ConfigError: a setting is out of bounds, or some do not go together.
+    """
+    values = vars(settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FutureWarning)
+        sections = {
+            section: kind(**{each.name: values[each.name] for each in dataclasses.fields(kind)})
+            for section, kind in SECTIONS.items()
+        }
+    for warning in caught:
+        note(str(warning.message))
+    return RunConfig(**sections)
 
 
 @dataclass
 class Gathered:
-    """What `gather` found for one command line."""
+    """Where the settings of one command line come from."""
 
     file: ConfigFile | None = None
     places: dict[tuple[str, ...], str] = field(default_factory=dict)
@@ -45,7 +120,7 @@ class Gathered:
         return self.in_file | {keys[0] for keys, place in self.places.items() if place == COMMAND_LINE}
 
     def placed(self, error: DivconError) -> DivconError:
-        """An error of settings, with the file and line of those that it speaks of."""
+        """An error about settings, with the file and line of those that a file sets."""
         if not isinstance(error, ConfigError):
             return error
         return placed(error, {keys[0]: place for keys, place in self.places.items() if keys[0] in self.in_file})
@@ -81,10 +156,13 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
     """
     found = gathered(anew=True)
     options = {a.field_info.name: a for a in arguments if not a.keys}
-    settings = {a.keys[1]: a for a in arguments if len(a.keys) == 2}
+    settings = {a.keys[0]: a for a in arguments if len(a.keys) == 1}
     for argument in arguments:
         for token in argument.tokens:
-            found.places[(argument.keys[-1] if argument.keys else argument.field_info.name, *token.keys)] = COMMAND_LINE
+            name = argument.keys[-1] if argument.keys else argument.field_info.name
+            found.places[(name, *token.keys)] = COMMAND_LINE
+            if name in _DOORS:
+                allow_typed(token.value)
     layers = []
     if "config" in options and (path := _word(options["config"])) is not None:
         layers.append(_file_layer(Path(path), options, found))
@@ -101,7 +179,7 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
         layers.append(_preset_layer(preset, said["data" if "data" in said else "name"]))
     for layer in layers:
         _put(layer, settings, found)
-    left = [name for name, part in PART_OF.items() if part == "model" and not settings[name].tokens]
+    left = [name for name, section in SECTION_OF.items() if section == "model" and not settings[name].tokens]
     if init is not None and held is None and left:
         _put(_model_layer(Path(init)), settings, found)
 
@@ -119,20 +197,20 @@ def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | Non
     comments[("init",)] = found.places.get(("init",), "")
     tree |= settings.to_dict()
     meanings = _meanings(settings)
-    for name, part in PART_OF.items():
+    for name, section in SECTION_OF.items():
         place = found.places.get((name,), "default")
-        comments[(part, name)] = f"{place}: {meanings[name]}" if name in meanings else place
-        for key in value if isinstance(value := tree[part][name], dict) else ():
-            comments[(part, name, key)] = found.places.get((name, key), "default")
-        if tree[part][name] and isinstance(value, dict):
-            del comments[(part, name)]
+        comments[(section, name)] = f"{place}: {meanings[name]}" if name in meanings else place
+        for key in value if isinstance(value := tree[section][name], dict) else ():
+            comments[(section, name, key)] = found.places.get((name, key), "default")
+        if tree[section][name] and isinstance(value, dict):
+            del comments[(section, name)]
     return as_yaml(tree, {keys: text for keys, text in comments.items() if text})
 
 
 def _put(layer: _Layer, settings: dict[str, Argument], found: Gathered) -> None:
     replaced = {
         options
-        for options, owner in OWNERS.items()
+        for options, owner in OPTIONS_OF.items()
         if owner in layer.values and (word := _word(settings[owner])) is not None and word != layer.values[owner]
     }
     for name, value in layer.values.items():
@@ -153,7 +231,7 @@ def _put(layer: _Layer, settings: dict[str, Argument], found: Gathered) -> None:
 
 def _file_layer(path: Path, options: dict[str, Argument], found: Gathered) -> _Layer:
     found.file = file = read_config_file(path)
-    held = settings_in(file.values, file.where, path.absolute().parent)
+    held = sections_in(file.values, file.where, path.absolute().parent)
 
     def give(name: str, value: Any, *keys: str) -> None:
         if value is not None and name not in options:
@@ -167,8 +245,8 @@ def _file_layer(path: Path, options: dict[str, Argument], found: Gathered) -> _L
         give("data", _data(file, held["source"]["data"]), "source", "data")
         give("root", held["source"].get("root"), "source", "root")
     give("init", held.get("init"), "init")
-    values = {name: value for part in PARTS for name, value in held.get(part, {}).items()}
-    return _Layer(values, lambda name, *keys: file.where(PART_OF[name], name, *keys), file=True)
+    values = {name: value for section in SECTIONS for name, value in held.get(section, {}).items()}
+    return _Layer(values, lambda name, *keys: file.where(SECTION_OF[name], name, *keys), file=True)
 
 
 def _data(file: ConfigFile, data: str) -> str:
@@ -192,7 +270,9 @@ def _run_layer(out: Path) -> _Layer | None:
     held = RunFolder(out).read()
     if held is None:
         return None
-    values = {name: getattr(getattr(held[0], part), name) for name, part in PART_OF.items()}
+    for section, kind in SECTIONS.items():
+        check_doors(kind, vars(getattr(held[0], section)), str(RunFolder(out).config))
+    values = {name: getattr(getattr(held[0], section), name) for name, section in SECTION_OF.items()}
     return _Layer(values, lambda *_: f"run {out}")
 
 

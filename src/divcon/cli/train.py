@@ -9,12 +9,10 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from divcon.cli.app import app, console, notes, read_data
-from divcon.cli.settings import Gathered, as_file, gather, gathered
+from divcon.cli.settings import DEFAULTS, Gathered, Settings, as_file, gather, gathered, run_config
 from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.importing import check_trusted
-
-_DEFAULTS = RunConfig()
 
 
 @app.command(config=gather)
@@ -28,7 +26,7 @@ def train(
     show_config: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
     init: Path | None = None,
-    settings: RunConfig = _DEFAULTS,
+    settings: Settings = DEFAULTS,
 ) -> None:
     """Train an embedding by divide and conquer, into a run folder.
 
@@ -78,10 +76,11 @@ def train(
     source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
     if out is None and (resume or not show_config):
         raise ConfigError("--out is missing: the folder that gets the run")
+    chosen = run_config(settings)
     if out is not None and resume:
-        settings, source, init = _resumed(out, settings, source, init)
+        chosen, source, init = _resumed(out, chosen, source, init)
     if show_config:
-        console.print(as_file(settings, source, init), end="")
+        console.print(as_file(chosen, source, init), end="")
         return
     if source is None:
         raise ConfigError("DATA is missing: a folder, a CSV or parquet, or the name of a data set (see --help)")
@@ -94,7 +93,7 @@ def train(
     benchmark, source = _read(source, found)
     with Bar(notes if is_main_process() else Console(quiet=True)) as bar:
         try:
-            train_run(benchmark, out, settings, resume=resume, init=init, source=source, display=bar)
+            train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar)
         except KeyboardInterrupt as stopped:
             bar.__exit__()
             what = str(stopped) or "stopped at once; what was kept last is whole"

@@ -1,1 +1,1 @@
-"""Settings: what there is to set, files of settings, and the papers' presets."""
+"""The settings of a run, settings files, and the presets of the papers."""

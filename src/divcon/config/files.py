@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import re
@@ -14,10 +13,9 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from cyclopts import Parameter
-
+from divcon.config.fields import SHORT_NAMES, adapter, expected_words, file_types, nearest
 from divcon.errors import ConfigError, unknown
 
 Keys = tuple[str, ...]
@@ -70,7 +68,7 @@ def read_config_file(path: str | Path) -> ConfigFile:
     if values is None:
         raise ConfigError(f"{path}: is empty; it should hold settings, as in: train: {{epochs: 60}}")
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: should map parts to settings, as in train: {{epochs: 60}}; it holds {values!r}")
+        raise ConfigError(f"{path}: should map sections to settings, as in train: {{epochs: 60}}; it holds {values!r}")
     return ConfigFile(path, values, lines)
 
 
@@ -125,7 +123,7 @@ def _yaml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
         what = ", ".join(filter(None, (error.context, error.problem)))
         raise ConfigError(f"{path}{line}: is not YAML ({what})") from None
     except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply; settings are a part, a name and a value") from None
+        raise ConfigError(f"{path}: is nested too deeply; settings are a section, a name and a value") from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
 
@@ -157,7 +155,7 @@ def _json(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} line {error.lineno}: is not JSON ({error.msg})") from None
     except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply; settings are a part, a name and a value") from None
+        raise ConfigError(f"{path}: is nested too deeply; settings are a section, a name and a value") from None
     try:  # JSON is YAML, but for rare things, such as tabs before keys: then the lines stay unknown
         return values, _yaml(text, path)[1]
     except ConfigError:
@@ -188,112 +186,79 @@ def _toml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
 
 
 def _dotted(name: str) -> Keys:
-    return tuple(part.strip().strip("\"'") for part in name.split("."))
+    return tuple(key.strip().strip("\"'") for key in name.split("."))
 
 
 Where = Callable[..., str]
-"""``where("train", "epochs")``: the place of a key, for messages."""
+"""``where("train", "epochs")``: the file and line of a key, for messages."""
 
-_FLAGS = {"num_learners": "--learners", "embedding_dim": "--dim", "image_size": "--size"}
-
-
-def flag(name: str) -> str:
-    """The command line's name of a setting."""
-    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+_WORDS = {bool: "true or false", type(None): "null"}
+"""What YAML, TOML and JSON call them."""
 
 
-def at_least(config: Any, **bounds: int) -> None:
-    """
-    Raises:
-        ConfigError: a setting is below its bound.
-    """
-    for name, bound in bounds.items():
-        if getattr(config, name) < bound:
-            raise ConfigError(f"{flag(name)} {getattr(config, name)}: must be at least {bound}")
-
-
-def finite(config: Any, *names: str) -> None:
-    """
-    Raises:
-        ConfigError: a setting that is given is negative, infinite or not a number.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < float("inf"):
-            must = "must be finite" if value > 0 else "must not be negative"
-            raise ConfigError(f"{flag(name)} {value}: {must}")
-
-
-def option_value(hint: Any, tokens: Any) -> Any:
-    """A word of the command line as a number, true or false, or text: what an option of a loss, say, is given as.
-
-    ``3`` is a whole number and ``3.0`` is not, which matters to the losses that take either.
-    """
-    word = tokens if isinstance(tokens, str) else tokens[0].value
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(word.lower(), word)
-
-
-def typed(part: str, kind: type, values: Any, where: Where, folder: Path | None, part_of: Mapping[str, str]) -> dict:
+def typed(
+    section: str, kind: type, values: Any, where: Where, folder: Path | None, section_of: Mapping[str, str]
+) -> dict[str, Any]:
     """The values for a dataclass ``kind``, each of its field's type.
 
-    An int is taken for a float; nothing else is converted but paths, which start from ``folder`` where one is given.
+    An int becomes a float where one is expected, and text a path, which starts from ``folder`` if that is passed;
+    nothing else is converted.
 
     Args:
-        part_of: the part that each setting belongs to, for the words about one that stands in the wrong place.
+        section_of: the section of each setting, for the message about one in the wrong place.
 
     Raises:
         ConfigError: no mapping; an unknown name, with the nearest ones; another type than the field's.
     """
-    if values is None:  # a part that is named in YAML, with nothing below it
+    if values is None:  # a section without settings, in YAML
         values = {}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where(part)}: {part}: expected a mapping of names to values, not {_shown(values)}")
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
+        raise ConfigError(f"{where(section)}: {section}: expected a mapping of names to values, not {_shown(values)}")
+    types = file_types(kind)
+    old_values = {field.name: field.metadata.get("old_values", {}) for field in fields(kind)}
     for name in values:
-        if name not in known:
-            raise ConfigError(f"{where(part, str(name))}: {stranger(str(name), part, known, part_of)}")
+        if name not in types:
+            raise ConfigError(f"{where(section, str(name))}: {unknown_key(str(name), section, types, section_of)}")
     for field in fields(kind):
         if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
-            raise ConfigError(f"{where(part)}: {part}: {field.name} is missing")
-    return {name: typed_value(hints[name], values[name], (part, name), where, folder) for name in values}
+            raise ConfigError(f"{where(section)}: {section}: {field.name} is missing")
+    return {
+        name: value
+        if isinstance(value, str) and value in old_values[name]  # which the section itself turns into today's
+        else typed_value(types[name], value, (section, name), where, folder)
+        for name, value in values.items()
+    }
 
 
 def placed(error: ConfigError, places: Mapping[str, str]) -> ConfigError:
-    """The error of a check, with the places of the settings it speaks of before it.
+    """The error with the file and line of its settings before it; these are shown as the file names them.
 
     Args:
-        places: by the setting's name, for those that a file gave; they are called as the file calls them.
+        places: file and line by setting, for the settings that a file sets.
     """
     text = str(error)
-    spoken = set(re.findall(r"--[a-z][a-z-]*", text))
-    names = [name for name in places if flag(name) in spoken]
+    names = [name for name in error.fields if name in places]
     for name in names:
-        text = re.sub(re.escape(flag(name)) + r"(?![a-z-])", name, text)
+        text = re.sub(rf"`({name}(?:=[^`]*)?)`", r"\1", text)
     before = ", ".join(dict.fromkeys(places[name] for name in names))
-    return ConfigError(f"{before}: {text}" if before else text)
+    return ConfigError(f"{before}: {text}" if before else text, field=error.fields)
 
 
-def stranger(name: str, part: str, known: Collection[str], part_of: Mapping[str, str]) -> str:
-    """The words for a key that is not known where it stands: what it is called, where it belongs, what is near it.
+def unknown_key(name: str, section: str, known: Collection[str], section_of: Mapping[str, str]) -> str:
+    """The message about a key that is unknown where it stands: its right name, its right section, or what is near it.
 
     Args:
-        part: the part it stands in; empty outside all.
+        section: the section that it stands in; empty outside of all.
     """
-    by_flag = {flag(setting)[2:]: setting for setting in part_of}
-    meant = name if name in part_of else by_flag.get(name.removeprefix("--").replace("_", "-"))
-    if meant is None:
-        near = unknown("setting" if part else "part", name, known)
-        return f"{near} (in {part})" if part else near
+    meant = name.removeprefix("--").replace("-", "_")
+    meant = SHORT_NAMES.get(meant, meant)
+    if meant not in section_of:
+        near = unknown("setting" if section else "section", name, known)
+        return f"{near} (in {section})" if section else near
     called = "" if meant == name else f"; it is called {meant!r} in a file"
-    if part_of[meant] == part:
+    if section_of[meant] == section:
         return f"unknown setting {name!r}{called}"
-    return f"{name!r} is a setting of {part_of[meant]}: it belongs below that{called}"
+    return f"{name!r} is a setting of {section_of[meant]}: move it into that section{called}"
 
 
 def typed_value(hint: Any, value: Any, keys: tuple[str, ...], where: Where, folder: Path | None) -> Any:
@@ -305,41 +270,16 @@ def typed_value(hint: Any, value: Any, keys: tuple[str, ...], where: Where, fold
     from pydantic import ValidationError
 
     try:
-        value = _adapter(hint).validate_python(value)
+        value = adapter(hint).validate_python(value)
     except ValidationError as error:
         if isinstance(value, dict) and (wrong := error.errors()[0]["loc"][:1]):  # the key, or what stands under it
             named = isinstance(key := wrong[0], str)
             keys, value, hint = (*keys, str(key)), value.get(key) if named else key, typing.get_args(hint)[named]
         raise ConfigError(
-            f"{where(*keys)}: {'.'.join(keys)}: expected {_expected(hint)}, not {_shown(value)}{_nearest(hint, value)}"
+            f"{where(*keys)}: {'.'.join(keys)}: expected {expected_words(hint, _WORDS)}, not {_shown(value)}"
+            f"{nearest(hint, value)}"
         ) from None
     return folder / value.expanduser() if isinstance(value, Path) and folder is not None else value
-
-
-@functools.cache
-def _adapter(hint: Any) -> Any:
-    from pydantic import ConfigDict, TypeAdapter
-
-    is_path = Path in (hint, *typing.get_args(hint))  # a file has paths as text, which is not strict
-    return TypeAdapter(hint, config=ConfigDict(strict=not is_path))
-
-
-def _nearest(hint: Any, value: Any) -> str:
-    said = unknown("", str(value), typing.get_args(hint)) if typing.get_origin(hint) is Literal else ""
-    return f"; {said.partition('; ')[2]}" if "did you mean" in said else ""
-
-
-def _expected(hint: Any) -> str:
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(map(str, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(str, arguments))}"
-    if typing.get_origin(hint) is dict:
-        return f"a mapping of names to values, each {_expected(arguments[-1])}"
-    if arguments:
-        said = list(dict.fromkeys(_expected(a) for a in arguments if not (a is int and float in arguments)))
-        return f"{', '.join(said[:-1])} or {said[-1]}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    return names.get(hint, "null")
 
 
 def _shown(value: Any) -> str:
@@ -348,7 +288,3 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
-
-
-Option = Annotated[float | int | bool | str, Parameter(converter=option_value)]
-"""A value of an argument that is handed on to a loss, a miner or a head."""

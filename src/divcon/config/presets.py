@@ -270,7 +270,7 @@ PRESETS: Mapping[str, Callable[[str], RunConfig]] = MappingProxyType(
         )
     }
 )
-"""By the name that ``--preset`` takes."""
+"""Presets by name."""
 
 
 def preset(name: str, data: str) -> RunConfig:
@@ -280,14 +280,14 @@ def preset(name: str, data: str) -> RunConfig:
         ConfigError: there is no such preset; the message suggests the nearest names.
     """
     if name not in PRESETS:
-        raise ConfigError(f"--preset: {unknown('preset', name, PRESETS)}")
+        raise ConfigError(f"`preset`: {unknown('preset', name, PRESETS)}", field="preset")
     return PRESETS[name](data)
 
 
 def decided(config: RunConfig) -> dict[str, object]:
     """The settings that a preset decides, by name."""
-    parts = (config.model, config.train, config.data)
-    return {name: value for part in parts for name, value in vars(part).items() if name not in YOURS}
+    sections = config.to_dict().values()
+    return {name: value for section in sections for name, value in section.items() if name not in YOURS}
 
 
 def changed(config: RunConfig, name: str, data: str) -> dict[str, tuple[object, object]]:
@@ -297,7 +297,7 @@ def changed(config: RunConfig, name: str, data: str) -> dict[str, tuple[object, 
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedResult:
     """A published result."""
 
     recall_at_1: float
@@ -306,9 +306,9 @@ class Published:
 
 
 _README = "README of CompVis/metric-learning-divide-and-conquer"
-PUBLISHED: Mapping[str, Mapping[str, Published]] = MappingProxyType(
+PUBLISHED_RESULTS: Mapping[str, Mapping[str, PublishedResult]] = MappingProxyType(
     {
-        name: MappingProxyType({data: Published(recall / 100, source) for data, recall in scores.items()})
+        name: MappingProxyType({data: PublishedResult(recall / 100, source) for data, recall in scores.items()})
         for name, source, scores in (
             ("cvpr2019", "CVPR 2019", {"cub": 65.9, "cars": 84.6, "sop": 75.9, "inshop": 85.7}),
             ("cvpr2019-released", _README, {"sop": 76.40, "inshop": 87.36, "vehicleid-large": 91.54}),

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from divcon.config.files import ConfigFile, Where, read_config_file, stranger
-from divcon.config.settings import PARTS, RunConfig, settings_in
+from divcon.config.files import ConfigFile, Where, read_config_file, unknown_key
+from divcon.config.settings import OPTIONS_OF, SECTION_OF, SECTIONS, RunConfig, sections_in
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError, unknown
 from divcon.models.heads import methods
@@ -23,13 +23,6 @@ Tree = Mapping[str, Mapping[str, Any]]
 
 ARM_PARTS = ("model", "train")
 """The parts that arms may differ in."""
-
-OWNERS = {
-    "loss_options": ("train", "loss"),
-    "miner_options": ("train", "miner"),
-    "head_options": ("model", "method"),
-}
-"""Whose arguments the options are: another loss does not take them."""
 
 _BUDGET = ("epochs", "batch_size", "rounds", "seed")
 
@@ -107,15 +100,16 @@ def config_of(base: RunConfig, *settings: Tree) -> RunConfig:
     Raises:
         ConfigError: settings that do not go together.
     """
-    parts = {part: dict(vars(getattr(base, part))) for part in PARTS}
+    parts = {part: dict(vars(getattr(base, part))) for part in SECTIONS}
     for tree in settings:
-        for options, (part, owner) in OWNERS.items():
+        for options, owner in OPTIONS_OF.items():
+            part = SECTION_OF[owner]
             given = tree.get(part, {})
             if owner in given and given[owner] != parts[part][owner]:
                 parts[part][options] = {}
         for part, values in tree.items():
             parts[part] |= values
-    return RunConfig(**{part: PARTS[part](**values) for part, values in parts.items()})
+    return RunConfig(**{part: SECTIONS[part](**values) for part, values in parts.items()})
 
 
 def plain(value: Any) -> Any:
@@ -134,11 +128,10 @@ def check_names(part: str, values: Mapping[str, Any], where: Where) -> None:
     """
     if part not in ARM_PARTS:
         raise ConfigError(f"{where(part)}: {unknown('part', part, ARM_PARTS)}; arms differ in model and train")
-    known = {f.name for f in dataclasses.fields(PARTS[part])}
-    part_of = {f.name: name for name, kind in PARTS.items() for f in dataclasses.fields(kind)}
+    known = {f.name for f in dataclasses.fields(SECTIONS[part])}
     for name in values:
         if name not in known:
-            raise ConfigError(f"{where(part, str(name))}: {stranger(str(name), part, known, part_of)}")
+            raise ConfigError(f"{where(part, str(name))}: {unknown_key(str(name), part, known, SECTION_OF)}")
         if name in _BUDGET:
             raise ConfigError(
                 f"{where(part, name)}: {name} is the same for all arms, which have one budget; give it for all of them "
@@ -174,7 +167,7 @@ ARMS = {
             "masks",
             full_weight=0.0,
         ),
-        _arm("masks-memory", "masks, divided on the features that training has seen", "masks", divide_on="memory"),
+        _arm("masks-memory", "masks, divided on the features that training has seen", "masks", divide_on="bank"),
         _arm("masks-all-data", "masks, each learner trained on all images", "masks", divide_by="none"),
         _arm("normalised-slices", "the head of slices, one loss, all data: no division", "slices", finetune_epoch=0),
         _arm("clustered", "masks, one loss on all of the embedding, batches of one cluster", "masks", joint_epoch=0),
@@ -214,20 +207,20 @@ def read_space(path: str | Path) -> tuple[dict[str, Arm], Tree]:
 
 def _arm_in(file: ConfigFile, name: str, value: Mapping[str, Any], known: Mapping[str, Arm]) -> Arm:
     where: Where = lambda *keys: file.where("arms", name, *keys)  # noqa: E731
-    part_of = {f.name: part for part, kind in PARTS.items() for f in dataclasses.fields(kind)}
     for key in value:
         if key not in ("like", "space", *ARM_PARTS):
-            words = stranger(str(key), "", ["like", "space", *ARM_PARTS], part_of)
+            words = unknown_key(str(key), "", ["like", "space", *ARM_PARTS], SECTION_OF)
             raise ConfigError(f"{where(str(key))}: {words} (in arm {name!r})")
     like = str(value.get("like", name))
     if "like" in value and like not in known:
         raise ConfigError(f"{where('like')}: {unknown('arm', like, known)}")
     begun = known.get(like, Arm(name))
-    own = settings_in({part: value[part] for part in ARM_PARTS if part in value}, where, file.path.absolute().parent)
+    own = sections_in({part: value[part] for part in ARM_PARTS if part in value}, where, file.path.absolute().parent)
     settings = {part: dict(begun.settings.get(part, {})) for part in ARM_PARTS}
     for part, values in own.items():
         check_names(part, values, where)
-        for options, (owners_part, owner) in OWNERS.items():
+        for options, owner in OPTIONS_OF.items():
+            owners_part = SECTION_OF[owner]
             if owners_part == part and values.get(owner, settings[part].get(owner)) != settings[part].get(owner):
                 settings[part].pop(options, None)
         settings[part] |= values
@@ -244,7 +237,7 @@ def _space(file: ConfigFile, tree: Any, *above: str) -> dict[str, dict[str, list
         check_names(str(part), lists, where)
         for name, listed in lists.items():
             check_list(f"{where(part, name)}: {part}.{name}", listed)
-            typed = [settings_in({part: {name: value}}, where, file.path.absolute().parent) for value in listed]
+            typed = [sections_in({part: {name: value}}, where, file.path.absolute().parent) for value in listed]
             space.setdefault(part, {})[name] = [value[part][name] for value in typed]
     return space
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from divcon.config.presets import PUBLISHED, changed
+from divcon.config.presets import PUBLISHED_RESULTS, changed
 from divcon.config.presets import preset as settings_of
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
@@ -98,7 +98,7 @@ def reproduce(
     known_already = of_last and kept_epoch(lines) == last
     result = of_last if known_already else scored(model, last, clustering=clustering, per_query=True)
     best = max((line for line in lines if line["observed"]), key=lambda line: line["observed"]["recall_at_1"])
-    known = PUBLISHED.get(preset, {}).get(data.name)
+    known = PUBLISHED_RESULTS.get(preset, {}).get(data.name)
     result["reproduced"] = {
         "preset": preset,
         "fraction": fraction,

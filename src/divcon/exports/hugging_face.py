@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import timm
 from PIL import Image
 
 from divcon.config.files import as_yaml
-from divcon.config.settings import RunConfig, flag
+from divcon.config.settings import SECTION_OF, RunConfig
 from divcon.errors import ConfigError, DataError, OutputError
 from divcon.evaluation.compare import read_scores
 from divcon.exports.program import Embedder, check_equal
@@ -230,12 +229,7 @@ def _training(found: tuple[RunConfig, dict[str, Any]] | None) -> str:
     tree = config.to_dict()
     if config.model.weights is not None:
         tree["model"]["weights"] = Path(config.model.weights).name  # not where it lies
-    changed = [
-        (f"`{flag(field.name)}`", _code(tree[part.name][field.name]))
-        for part in dataclasses.fields(RunConfig)
-        for field in dataclasses.fields(getattr(config, part.name))
-        if getattr(getattr(config, part.name), field.name) != getattr(getattr(RunConfig(), part.name), field.name)
-    ]
+    changed = [(f"`{name}`", _code(tree[SECTION_OF[name]][name])) for name in RunConfig().differences(config)]
     said = (
         ["Settings that are not divcon's defaults:", _table(changed)]
         if changed

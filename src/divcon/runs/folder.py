@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from divcon.config.settings import RunConfig, flag
+from divcon.config.fields import restored
+from divcon.config.settings import SECTION_OF, SECTIONS, RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.loading import only_decodable
 from divcon.data.read import read_source
@@ -218,28 +219,24 @@ class RunFolder:
             raise RunError(f"{self.path}: there is no run here to resume; give DATA to begin one")
         saved, record = found
         free = not self.checkpoint.exists()
-        wrong, parts = [], {}
-        for part in dataclasses.fields(RunConfig):
-            mine, theirs = getattr(asked, part.name), getattr(saved, part.name)
-            changes = {}
-            for f in dataclasses.fields(mine):
-                now, then = getattr(mine, f.name), getattr(theirs, f.name)
-                meant = f.name in given if given is not None else now != getattr(type(mine)(), f.name)
-                if not meant or now == then:
-                    continue
-                if free or f.name in MAY_CHANGE:
-                    changes[f.name] = now
-                elif (f.name, now) == ("backbone", "auto") and then in AUTO.values():
-                    continue
-                else:
-                    wrong.append(f"{flag(f.name)} is {then} in the run, {now} now")
-            parts[part.name] = dataclasses.replace(theirs, **changes)
+        if given is None:
+            given = RunConfig().differences(asked).keys()
+        wrong: list[str] = []
+        changes: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+        for name, (then, now) in saved.differences(asked).items():
+            if name not in given or (name == "backbone" and now == "auto" and then in AUTO.values()):
+                continue
+            if free or name in MAY_CHANGE:
+                changes[SECTION_OF[name]][name] = getattr(getattr(asked, SECTION_OF[name]), name)
+            else:
+                wrong.append(f"`{name}` is {then} in the run, {now} now")
         if wrong:
             raise RunError(
                 f"{self.path}: cannot resume with other settings ({'; '.join(wrong)}); leave them out, or begin anew "
                 "in another --out"
             )
-        return RunConfig(**parts), record
+        sections = {name: dataclasses.replace(getattr(saved, name), **changes[name]) for name in SECTIONS}
+        return RunConfig(**sections), record
 
 
 def kept_epoch(lines: list[dict[str, Any]]) -> int | None:
@@ -262,12 +259,11 @@ def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:
         record = json.loads(path.read_text())
         if "format" in record:
             return None
-        parts = {f.name: record[f.name] for f in dataclasses.fields(RunConfig)}
-        parts["train"] = {"full_weight": 0.0, **parts["train"]}  # of a run begun before there was one
+        sections = {name: restored(kind, record[name]) for name, kind in SECTIONS.items()}
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise RunError(f"{path}: damaged, or not of a divcon run ({error})") from None
     try:
-        return RunConfig.from_dict(parts, str(path)), record
+        return RunConfig.from_dict(sections, str(path)), record
     except ConfigError as error:
         raise RunError(str(error)) from None
 
@@ -278,11 +274,9 @@ def _parts(data: Benchmark) -> list[tuple[str, Any]]:
 
 def _differences(saved: RunConfig, asked: RunConfig) -> list[str]:
     return [
-        f"{flag(f.name)} is {then} in the run, {now} now"
-        for part in dataclasses.fields(RunConfig)
-        for f in dataclasses.fields(getattr(saved, part.name))
-        if f.name not in MAY_CHANGE
-        and (then := getattr(getattr(saved, part.name), f.name)) != (now := getattr(getattr(asked, part.name), f.name))
+        f"`{name}` is {then} in the run, {now} now"
+        for name, (then, now) in saved.differences(asked).items()
+        if name not in MAY_CHANGE
     ]
 
 

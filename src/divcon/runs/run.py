@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from divcon.config.settings import ModelConfig, RunConfig, flag
+from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.loading import only_decodable, worker_death
 from divcon.errors import DataError, RunError, Stopped
@@ -267,8 +267,10 @@ def _begin(
     if init is not None and not epochs_done:
         kept = model.warm_start(_model_in(init))
         if not kept:
-            names = ", ".join(flag(name) for name in ("method", "embedding_dim", "num_learners", "pooling"))
-            context.warn(f"the head starts anew: {names} are not those of {init}")
+            context.warn(
+                "the head starts from new weights: `method`, `embedding_dim`, `num_learners` and `pooling` are not all "
+                f"those of {init}"
+            )
     return model
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from divcon.config.fields import restored, saved
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet, file_sizes, resized
 from divcon.data.loading import worker_death
@@ -193,7 +194,7 @@ class TrainState:
         """
         content = {
             "epochs_done": self.epochs_done,
-            "config": dataclasses.asdict(config),
+            "config": saved(config),
             "images": images,
             "made_with": self.model.config,
             "freeze_batch_norm": self.model.freeze_batch_norm,
@@ -224,20 +225,10 @@ class TrainState:
             RunError: the file is damaged, or belongs to a training with other settings or data.
         """
         content = read_checkpoint(path)
-        # Begun before there was a choice, it is of Adam, with no loss on the full embedding, divided on fresh features.
-        saved = {
-            "optimizer": "adam",
-            "full_weight": 0.0,
-            "divide_on": "fresh",
-            "learners_per_step": 1,
-            "fused": False,
-            "compile": False,
-            **content["config"],
-        }
-        asked = dataclasses.asdict(config)
-        changed = [name for name in asked if name not in MAY_CHANGE and saved.get(name) != asked[name]]
+        then, now = restored(type(config), content["config"]), saved(config)
+        changed = [name for name in now if name not in MAY_CHANGE and then[name] != now[name]]
         if changed:
-            listed = "; ".join(f"{name}: {saved.get(name)} then, {asked[name]} now" for name in changed)
+            listed = "; ".join(f"`{name}`: {then[name]} then, {now[name]} now" for name in changed)
             raise RunError(f"{path}: cannot go on with other settings than it began with ({listed})")
         if not images.has_fingerprint(content["images"]):
             raise RunError(f"{path}: the training images or their labels have changed since; resume with the same data")

@@ -112,7 +112,7 @@ def train(
     fabric, objectives = check(model, images, config, context)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     network, optimizer, objectives = set_up(fabric, model, objectives, config)
-    memory = FeatureBank(len(images), model.num_features, fabric.device, kept=config.divide_on == "memory")
+    memory = FeatureBank(len(images), model.num_features, fabric.device, kept=config.divide_on == "bank")
     state = TrainState(model, objectives, optimizer, fabric.strategy.precision, memory)
     keeper = Checkpointer(state, checkpoint, config, images, stop, context)
     loader = create_loader(model, images, config, fabric.device, context)

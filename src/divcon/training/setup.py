@@ -66,7 +66,7 @@ def check(
 
 def _check_shared_out(objective: nn.Module, dim: int, config: TrainConfig) -> None:
     """Learners that train at once know nothing of each other's batches."""
-    what = "--divide-on memory" if config.divide_on == "memory" else "--memory-size" if config.memory_size else None
+    what = "--divide-on bank" if config.divide_on == "bank" else "--memory-size" if config.memory_size else None
     if what is None and keeps_state(objective, dim, config):
         what = f"--loss {config.loss}"
     if what is not None:

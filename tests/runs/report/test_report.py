@@ -148,11 +148,11 @@ def test_settings_off_their_defaults_come_first_and_all_are_behind_a_fold(report
         for setting in fields(ours):
             count += 1
             if getattr(ours, setting.name) != getattr(type(ours)(), setting.name):
-                changed.add(flag(setting.name))
+                changed.add(setting.name)
     rows = report_of.rows("Settings that are not at their defaults")
     assert {row[0].text for row in rows} == changed
-    assert {"--learners", "--size", "--validation-fraction"} <= changed
-    assert [cell.text for row in rows for cell in row if row[0].text == "--learners"] == ["--learners", "3", "4"]
+    assert {"num_learners", "image_size", "validation_fraction"} <= changed
+    assert [cell.text for row in rows for cell in row if row[0].text == "num_learners"] == ["num_learners", "3", "4"]
     (folded,) = report_of.section("settings").all("details")
     assert len(folded.all("tbody")[0].all("tr")) == count
 

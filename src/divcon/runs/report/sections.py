@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from divcon.config.settings import RunConfig, flag
+from divcon.config.settings import RunConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, RunError
@@ -177,7 +177,7 @@ def settings(contents: Contents) -> Html:
         theirs = type(ours)()
         for setting in dataclasses.fields(ours):
             value, default = getattr(ours, setting.name), getattr(theirs, setting.name)
-            row = (element("code", flag(setting.name)), _value(value), _value(default))
+            row = (element("code", setting.name), _value(value), _value(default))
             if value != default:
                 changed.append(row)
             all_of_them.append((part.name, *row))
