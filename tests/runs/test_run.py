@@ -144,7 +144,7 @@ def test_what_would_overwrite_or_mix_runs_is_refused(straight: Path, few: Benchm
     before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
     with pytest.raises(RunError, match="holds a run already; go on with it"):
         dc.run(few, straight, CONFIG)
-    with pytest.raises(RunError, match="--validation is True in the run, False now"):
+    with pytest.raises(RunError, match="`validation` is True in the run, False now"):
         dc.run(few, straight, WITHOUT, resume=True)
     with pytest.raises(RunError, match="--epochs is 3 in the run, 9 now"):
         dc.run(few, straight, replace(CONFIG, train=replace(TRAIN, epochs=9)), resume=True)
@@ -164,10 +164,10 @@ def test_a_resume_takes_the_run_s_settings_and_refuses_others(straight: Path, tm
     assert record["source"] == {"data": "few", "root": None}
     found, _ = folder.resumed(replace(dc.RunConfig(), train=dc.TrainConfig(workers=3)))
     assert found.train.workers == 3
-    with pytest.raises(RunError, match=r"--dim is 16 in the run, 64 now"):
+    with pytest.raises(RunError, match=r"`embedding_dim` is 16 in the run, 64 now"):
         folder.resumed(dc.RunConfig(dc.ModelConfig(embedding_dim=64)))
     # What is given counts, at its default too.
-    with pytest.raises(RunError, match=r"--dim is 16 in the run, 128 now"):
+    with pytest.raises(RunError, match=r"`embedding_dim` is 16 in the run, 128 now"):
         folder.resumed(dc.RunConfig(), given={"embedding_dim"})
     assert folder.resumed(dc.RunConfig(), given={"workers"})[0].train.workers == dc.TrainConfig().workers
     with pytest.raises(RunError, match="no run here to resume"):

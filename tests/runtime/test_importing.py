@@ -32,6 +32,7 @@ def test_a_name_gives_the_object_and_the_object_the_name(mine: str) -> None:
         ("no_such_module:X", "the module 'no_such_module' cannot be imported"),
         ("mine_for_tests:Outr", "did you mean 'Outer'"),
         ("mine_for_tests:", "is named module:Name"),
+        ("mine_for_tests:Outer()", "pass the object again"),
     ],
 )
 def test_a_wrong_name_says_why(mine: str, name: str, says: str) -> None:
@@ -51,7 +52,9 @@ def test_a_file_imports_nothing_that_the_user_has_not_allowed(mine: str) -> None
     check_trusted(f"{mine}:Outer", "model/config.json")
 
 
-@pytest.mark.parametrize("value", ["MarginLoss", 3, None, "C:\\photos", "s3://bucket/x", "a b:c"])
+@pytest.mark.parametrize(
+    "value", ["MarginLoss", 3, None, "C:\\photos", "s3://bucket/x", "a b:c", ":", "a:", ":b", "3:4", "a-b:c"]
+)
 def test_what_names_no_part_passes(value: object) -> None:
     assert not is_named(value)
     check_trusted(value, "file")

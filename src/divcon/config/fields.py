@@ -299,7 +299,7 @@ def field_docs(kind: type) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
     for statement, below in itertools.pairwise(body.body):
-        is_doc = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if is_doc and isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            docs[statement.target.id] = " ".join(ast.literal_eval(below.value).split())
+        doc = below.value if isinstance(below, ast.Expr) else None
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and doc is not None:
+            docs[statement.target.id] = " ".join(ast.literal_eval(doc).split())
     return docs

@@ -8,6 +8,7 @@ allows its module: ``trust`` in Python, ``--import`` on the command line.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -17,6 +18,8 @@ Trust = bool | Collection[str]
 """Modules whose code a file may name: True for all, or their names."""
 
 _trusted: set[str] = set()
+
+_NAMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[\w<>]+)*(\(\))?")
 
 
 def trust_module(module: str) -> None:
@@ -31,7 +34,7 @@ def trust_module(module: str) -> None:
 
 def is_named(value: object) -> bool:
     """Whether a setting's value names a part of the user's own: ``module:Name``."""
-    return isinstance(value, str) and ":" in value and not any(c.isspace() or c in "/\\" for c in value)
+    return isinstance(value, str) and _NAMED.fullmatch(value) is not None
 
 
 def name_of(part: Any) -> str:
@@ -69,6 +72,11 @@ def load_part(name: str, what: str) -> Any:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ConfigError(f"{what} {name!r}: a part of your own is named module:Name")
+    if name.endswith("()"):
+        raise ConfigError(
+            f"{what} {name!r}: is an object that was passed from Python; files keep only its class, so pass the object "
+            "again"
+        )
     found = _import(module, f"{what} {name!r}")
     for part in attribute.split("."):
         if not hasattr(found, part):
