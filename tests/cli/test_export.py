@@ -85,7 +85,7 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
         f"split `{scores['split_hash']}`, that of its run: {scores['num_queries']} queries of 20 classes",
         "| trained on | 18 train classes, 2 validation classes |",
         f"| hash of the test split | `{record['split_hash']}` |",
-        "| `--method` | `slices` |\n| `--dim` | `16` |",
+        "| `method` | `slices` |\n| `embedding_dim` | `16` |",
         "by which epoch ",
         f"torch {record['versions']['torch']}",
         "which model made the vectors",

@@ -74,7 +74,7 @@ def test_init_brings_the_model_s_own_sizes(run: Run, image_folder: Path, tmp_pat
     assert "2 learners, D 16, test_resnet at 32 px" in printed
     code, printed = run("train", image_folder, *QUICK, "--init", trained, "--dim", 24, "--out", tmp_path / "wider")
     assert code == 0
-    assert "the head starts anew" in printed
+    assert "the head starts from new weights" in printed
     assert dc.EmbeddingModel.load(tmp_path / "wider").embedding_dim == 24
 
 

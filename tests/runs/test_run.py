@@ -146,7 +146,7 @@ def test_what_would_overwrite_or_mix_runs_is_refused(straight: Path, few: Benchm
         dc.run(few, straight, CONFIG)
     with pytest.raises(RunError, match="`validation` is True in the run, False now"):
         dc.run(few, straight, WITHOUT, resume=True)
-    with pytest.raises(RunError, match="--epochs is 3 in the run, 9 now"):
+    with pytest.raises(RunError, match="`epochs` is 3 in the run, 9 now"):
         dc.run(few, straight, replace(CONFIG, train=replace(TRAIN, epochs=9)), resume=True)
     other = few.query.of_classes(few.query.classes[:12])
     with pytest.raises(RunError, match="the data has changed"):

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def environment() -> dict[str, Any]:
     """What times and scores depend on beside the settings: versions, processor, threads, accelerator."""
+    import torch  # here: the command line's help reads the settings, which read this module, and loads no torch
+
     return {
         "versions": _versions("divcon", "torch", "timm", "pytorch-metric-learning", "faiss-cpu", "numpy"),
         "processor": _processor(),

@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 import divcon as dc
-from divcon.config.settings import flag
 from divcon.data.benchmark import Benchmark
 from divcon.errors import DataError, OutputError, RunError
 from divcon.runs.display import NullDisplay
