@@ -171,9 +171,9 @@ def test_faiss_and_torch_agree_to_the_bit():
 
 
 def test_blocks_come_in_order_and_shrink_with_the_budget():
-    points = vectors("unit", 500)
+    points = vectors("unit", 100)
     whole = nearest(points, points, 10)
-    for memory_mb, least in ((100, 1), (0.1, 5), (0.0001, 500)):
+    for memory_mb, least in ((100, 1), (0.05, 5), (0.0001, 100)):
         blocks = list(neighbour_blocks(points, points, 10, memory_mb=memory_mb))
         assert len(blocks) >= least
         assert [b.start for b in blocks] == np.cumsum([0] + [len(b.indices) for b in blocks])[:-1].tolist()

@@ -193,14 +193,14 @@ def test_one_learner_equals_a_plain_loop(few: Benchmark, tiny_model: Make) -> No
 
 
 def test_it_learns(demo: Benchmark, subset: Callable[[LabeledSet, int], LabeledSet]) -> None:
-    """Real images, real weights: a few epochs better the embedding on classes that were never seen."""
+    """Real images, real weights: two epochs improve the embedding of classes that were never seen."""
     torch.manual_seed(0)
-    model = dc.EmbeddingModel("tf_efficientnet_lite0", 64, 2, image_size=64)
-    test = subset(demo.query, 60)
-    # Over seeds, Recall@1 of 400 queries grows by 0.7 to 4.9 points, MAP@R by 4.1 to 7.2.
+    model = dc.EmbeddingModel("tf_efficientnet_lite0", 64, 2, image_size=32)
+    test = subset(demo.query, 30)
+    # Over seeds, MAP@R of these 193 queries grows by 4.6 to 6.3 points.
     before = dc.evaluate(model, test, clustering=False)["map_at_r"]
-    config = dc.TrainConfig(epochs=6, batch_size=40, workers=0, redivide_every=1)
-    losses = [r.loss for r in dc.train(model, subset(demo.train, 60), config)]
+    config = dc.TrainConfig(epochs=2, batch_size=40, workers=0, redivide_every=1)
+    losses = [r.loss for r in dc.train(model, subset(demo.train, 30), config)]
     after = dc.evaluate(model, test, clustering=False)["map_at_r"]
     assert after > before + 0.02
     assert losses[1] < losses[0]
