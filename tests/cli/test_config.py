@@ -269,6 +269,30 @@ def test_one_command_line_knows_nothing_of_the_one_before(run: Run, file: Path) 
     assert "error: --epochs 0" in run("train", "demo", "--epochs", 0, "--out", "x")[2]
 
 
+def test_every_setting_is_a_flag_with_its_help_in_flags(run: Run) -> None:
+    code, out, _ = run("train", "--help")
+    words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
+    assert code == 0
+    for section in dataclasses.fields(RunConfig):
+        for field in dataclasses.fields(getattr(RunConfig(), section.name)):
+            assert flag(field.name) in words, field.name
+    for text in ("--num-learners", "times --lr-gamma every --lr-step-epochs", "--no-validation trains on all"):
+        assert text in words
+    assert "`" not in out
+
+
+def test_an_old_value_is_taken_with_a_note(run: Run, file: Path) -> None:
+    code, out, err = run("train", "--show-config", "--divide-on", "memory")
+    assert code == 0
+    assert "divide_on: bank" in out
+    assert "note: --divide-on memory is called --divide-on bank now" in err
+    file.write_text("train:\n  divide_on: memory\n")
+    assert "divide_on: bank" in run("train", "--show-config", "--config", file)[1]
+    code, _, err = run("train", "--show-config", "--divide-on", "bnk")
+    assert code == 2
+    assert "bank" in err
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_is_told_of_every_command_and_flag(shell: str, run: Run) -> None:
     code, script, _ = run("completion", shell)

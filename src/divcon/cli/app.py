@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from divcon import __version__
-from divcon.cli.imports import import_modules
+from divcon.cli.imports import import_modules, look_in_current_folder
 from divcon.cli.messages import in_flags
 from divcon.config.settings import Device, OnBadImage
 
@@ -30,7 +30,7 @@ def launch(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     modules: Annotated[
         list[str] | None,
-        Parameter(name="--import", negative=(), group=Group("Parts of your own", sort_key=99)),
+        Parameter(name="--import", negative=(), group=Group("Parts of your own", sort_key=99), metavar="MODULE"),
     ] = None,
 ) -> Any:
     """Run a command, with the options that every command takes.
@@ -38,10 +38,11 @@ def launch(
     Parameters
     ----------
     modules
-        Import this Python module first (--import MODULE, once each), and allow files that are read to name what is in
-        it: a model, a run or settings with a loss, backbone, ... of your own. Modules are looked for in the current
-        folder, too. What you type yourself as MODULE:NAME needs no --import.
+        Import this Python module first, and let the files that the command reads (a model, a run, settings) name parts
+        of your own in it: a loss, a backbone, a reader. Repeat it for several modules. A part that you type as
+        module:Name needs no --import. Modules in the current folder are found too.
     """
+    look_in_current_folder()
     import_modules(modules or ())
     return app(words)
 

@@ -9,15 +9,19 @@ from pathlib import Path
 from divcon.runtime.importing import is_named, trust_module
 
 
+def look_in_current_folder() -> None:
+    """Have Python find modules in the current folder too, after all other places: nothing there hides a package."""
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:  # python -m has it already
+        sys.path.append(here)
+
+
 def import_modules(modules: Iterable[str]) -> None:
-    """Import modules, the current directory's too, and allow files to name what is in them.
+    """Import modules, and allow files to name what is in them.
 
     Raises:
         ConfigError: one cannot be imported.
     """
-    here = str(Path.cwd())
-    if "" not in sys.path and here not in sys.path:  # python -m has it already
-        sys.path.insert(0, here)
     for module in modules:
         trust_module(module)
 
