@@ -48,7 +48,9 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 
 def test_weights_that_cannot_be_had_say_what_can_be_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"(?s)could not be downloaded.*--weights.*--no-pretrained.*divcon\[demo\]"):
+    with pytest.raises(
+        WeightsError, match=r"(?s)could not be downloaded.*`weights=FILE`.*`pretrained=False`.*divcon\[demo\]"
+    ):
         create_backbone("test_resnet")
     with pytest.raises(WeightsError, match="no pretrained weights of it"):
         create_backbone("efficientnet_b8")
@@ -123,7 +125,7 @@ def test_backbones_that_are_known_by_name_see_other_sizes_than_their_own(name: s
         (
             "test_vit",
             40,
-            "--size 40: backbone test_vit sees whole patches of 16 pixels: .* of 16, such as 32 or 48$",
+            "`image_size` 40: backbone test_vit takes whole patches of 16 pixels: .* of 16, such as 32 or 48$",
         ),
         ("test_vit", 8, "multiple of 16, such as 16$"),
         ("vit_small_patch14_dinov2.lvd142m", 256, "multiple of 14, such as 252 or 266$"),

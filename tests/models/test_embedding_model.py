@@ -116,12 +116,21 @@ def test_what_cannot_be_loaded_says_why(tiny_model: Make, tmp_path: Path) -> Non
         dc.EmbeddingModel.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole)
     config = json.loads((tmp_path / "config.json").read_text())
-    for damage in ({"embedding_dim": 17}, {"num_learners": 0}, {"dropout": 1.01}):
-        (tmp_path / "config.json").write_text(json.dumps({**config, **damage}))
-        with pytest.raises(WeightsError, match="damaged or of another version"):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"embedding_dim": 17}, "weights do not fit the model of config.json"),
+        ({"num_learners": 0}, "cannot be divided among 0 learners"),
+        ({"dropout": 1.01}, "cannot be created from this file"),
+        ({"backbone": "resnet9000"}, "unknown backbone 'resnet9000'"),
+        ({"method": "rolled"}, "unknown method 'rolled'"),
+        ({"colour": "red"}, "another version of divcon .*colour"),
+    ]
+    for change, message in wrong:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(WeightsError, match=message) as raised:
             dc.EmbeddingModel.load(tmp_path)
+        assert "damaged" not in str(raised.value)
     (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(WeightsError, match="not a model of this version"):
+    with pytest.raises(WeightsError, match="another version of divcon .format 99"):
         dc.EmbeddingModel.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="damaged"):
@@ -140,5 +149,5 @@ def test_going_on_from_another_model(tiny_model: Make) -> None:
     assert torch.equal(larger.head.linear.weight, head)
     assert torch.equal(next(larger.backbone.parameters()), next(other.backbone.parameters()))
     vit = dc.EmbeddingModel("test_vit", 16, 2, pretrained=False, image_size=32)
-    with pytest.raises(ConfigError, match="--backbone test_resnet"):
+    with pytest.raises(ConfigError, match="`backbone=test_resnet`"):
         vit.warm_start(other)

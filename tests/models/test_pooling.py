@@ -181,9 +181,13 @@ def test_a_model_pools_alike_in_training_and_when_it_encodes(few: Benchmark) -> 
 @pytest.mark.parametrize(
     ("backbone", "pooling", "message"),
     [
-        ("test_resnet", "token", "--pooling token: timm's test_resnet cannot be pooled so"),
-        ("test_vit2", "token", r"--pooling token: .*so \(Token pooling needs the class token\); auto is its own"),
-        ("test_vit_relpos", "max", r"--pooling max: .*so \(Only avg or token.*auto is its own"),
+        ("test_resnet", "token", "`pooling` token: timm's test_resnet cannot be pooled so"),
+        (
+            "test_vit2",
+            "token",
+            r"`pooling` token: .*so \(Token pooling needs the class token\); `pooling=auto` is its own",
+        ),
+        ("test_vit_relpos", "max", r"`pooling` max: .*so \(Only avg or token.*`pooling=auto` is its own"),
         ("test_vit", "gen", "unknown pooling 'gen'; did you mean 'gem'"),
     ],
 )
@@ -195,12 +199,12 @@ def test_a_pooling_that_a_backbone_does_not_have_is_refused(backbone: str, pooli
 def test_a_pooling_that_timm_takes_and_does_not_use_is_refused() -> None:
     backbone = timm.create_model("test_resnet", num_classes=0)
     backbone.reset_classifier = lambda num_classes, global_pool: None  # type: ignore[assignment, misc]
-    with pytest.raises(ConfigError, match="--pooling max: timm's test_resnet cannot be pooled so; auto"):
+    with pytest.raises(ConfigError, match="`pooling` max: timm's test_resnet cannot be pooled so; `pooling=auto`"):
         create_pooling(backbone, "max", name="test_resnet", image_size=32)
 
 
 def test_vectors_are_not_pooled() -> None:
-    with pytest.raises(ConfigError, match="--pooling gem: vectors are pooled already"):
+    with pytest.raises(ConfigError, match="`pooling` gem: vectors are pooled already"):
         dc.EmbeddingModel(vector_dim=5, embedding_dim=8, pooling="gem")
     assert "pooling" not in dc.EmbeddingModel(vector_dim=5, embedding_dim=8).config
 

@@ -55,13 +55,17 @@ def test_auto_is_a_resnet_for_images_and_none_for_vectors() -> None:
 
 def test_backbones_that_see_something_else_say_what_to_give() -> None:
     for name in ("none", "mlp"):
-        with pytest.raises(ConfigError, match=rf"--backbone {name} is for vectors, and there are images: give a timm"):
+        with pytest.raises(
+            ConfigError, match=rf"`backbone` {name} is for vectors, and the data holds images: choose a timm"
+        ):
             resolve_backbone(name, None)
-    with pytest.raises(ConfigError, match=r"--backbone resnet50: there are vectors of 512 .* none or mlp"):
+    with pytest.raises(
+        ConfigError, match=r"`backbone` resnet50: a timm model takes images.* vectors of 512 .* none, mlp"
+    ):
         resolve_backbone("resnet50", 512)
-    with pytest.raises(ConfigError, match=r"--weights w\.pth: .*leave it out"):
+    with pytest.raises(ConfigError, match=r"`weights` w\.pth: .*leave it out"):
         resolve_backbone("none", 512, Path("w.pth"))
     with pytest.raises(ConfigError, match="did you mean 'none'"):
         create_vector_backbone("non", 4)
-    with pytest.raises(ConfigError, match="vectors of 0 dimensions"):
+    with pytest.raises(ConfigError, match="`vector_dim` 0: must be at least 1"):
         create_vector_backbone("none", 0)

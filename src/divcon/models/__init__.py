@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from divcon.models.backbone import create_backbone
 from divcon.models.embedding_model import EmbeddingModel
-from divcon.models.heads import GrowingHead, MaskHead, SliceHead, SubspaceHead, create_head
+from divcon.models.heads import MaskHead, SliceHead, SubspaceHead, create_head
 from divcon.models.pooling import GeM
 from divcon.models.pruning import keep_components, keep_learner, keep_subspaces
 
 __all__ = [
     "EmbeddingModel",
     "GeM",
-    "GrowingHead",
     "MaskHead",
     "SliceHead",
     "SubspaceHead",

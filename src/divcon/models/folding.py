@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -19,6 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+log = logging.getLogger(__name__)
+
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 _ROUNDING = 0.05
@@ -26,14 +29,22 @@ _ROUNDING = 0.05
 
 
 def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of a backbone in eval mode whose BatchNorms are part of the convolutions whose outputs they alone see; the
-    same but for rounding, for images of one size. The backbone itself where there is none.
+    """A copy of a backbone in eval mode whose BatchNorms are part of the convolutions that only they follow; the same
+    but for rounding, for images of one size. The backbone itself where there is none, or where it cannot be folded.
 
-    All other tensors are the backbone's own: the copy is for use before the backbone is trained on.
+    All other tensors are the backbone's own: the copy is for use before the backbone is trained further.
 
     Args:
-        example: (B, 3, H, W), an image or more as the backbone sees them; they show what is computed in which order.
+        example: (B, 3, H, W), an image or more as the backbone takes them, by which the order of its layers shows.
     """
+    try:
+        return _folded(backbone, example)
+    except Exception as error:  # a backbone may be any module, and fail in any way where it is copied or taken apart
+        log.debug("BatchNorm is not folded into %s (%r)", type(backbone).__name__, error)
+        return backbone
+
+
+def _folded(backbone: nn.Module, example: Tensor) -> nn.Module:
     if not any(type(module) in _NORMS for module in backbone.modules()):
         return backbone
     with _Uses() as uses:
@@ -52,10 +63,8 @@ def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
         folding.set_submodule(convolution, fused)
         rest = [old.get_submodule(name) for name in ("drop", "act") if isinstance(old, BatchNormAct2d)]
         folding.set_submodule(norm, nn.Sequential(*rest))
-    try:
-        wrong = (folding(example) - features).norm() > _ROUNDING * features.norm()
-    except AttributeError:  # of a norm, which is not there any more
-        return backbone
+    # A backbone that reads attributes of a norm fails here, since the norm is gone.
+    wrong = (folding(example) - features).norm() > _ROUNDING * features.norm()
     return backbone if wrong else folding
 
 

@@ -1,11 +1,11 @@
-"""The head: one linear layer whose embedding K learners share. A kind of subspace is a class here."""
+"""Heads: pooled features to the embedding that K learners share. A kind of subspace is a subclass of `SubspaceHead`."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,24 +13,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from divcon.errors import ConfigError, unknown
+from divcon.runtime.importing import is_named, load_part, name_of
+
+_Derived = TypeVar("_Derived", bound="DerivedHead")
 
 
 class SubspaceHead(nn.Module, ABC):
     """Pooled features (B, F) to embeddings of length one.
 
-    ``head(features)`` is the full embedding, (B, D). ``head(features, learner=k)`` is learner k's, (B, d_k): the part
-    of the embedding that it trains (2019, section 3.2); ``with_full=True`` gives both, of the same features after
-    dropout. Calling it changes nothing.
+    ``head(features)`` is the full embedding, (B, D). ``head(features, learner=k)`` is learner k's, (B, d_k): the
+    subspace that it trains (2019, section 3.2). ``with_full=True`` returns both, of the same features after dropout.
+    Calling a head changes nothing in it.
 
-    A subclass is found by its ``method``, wherever it is defined; keyword-only arguments of its constructor are the
-    method's options (``head_options``).
+    A subclass needs three methods: `full`, `subspace` and `subspace_dim`. The others have defaults that work for any
+    head. Keyword-only arguments of the constructor are the head's options (``head_options``). The constructor here
+    creates ``linear``, an ``nn.Linear(F, D)``, for the subclass to use or to replace.
     """
 
     method: ClassVar[str]
-    """The name that `EmbeddingModel` and ``--method`` know the class by."""
+    """A short name for `EmbeddingModel` and ``--method``, once the module of the class is imported. Without one the
+    class is called ``module:Name``."""
 
     def __init__(self, num_features: int, embedding_dim: int, num_learners: int, dropout: float) -> None:
         super().__init__()
+        self.name = _name_of(type(self))
+        """What the files of a model call the head: a method, or ``module:Name``."""
+        self.options: dict[str, Any] = {}
+        """The keyword arguments that it was created with."""
+        self.num_features = num_features
         self.max_learners = num_learners
         self.embedding_dim = embedding_dim
         self.dropout = nn.Dropout(dropout)
@@ -38,8 +48,18 @@ class SubspaceHead(nn.Module, ABC):
 
     @property
     def num_learners(self) -> int:
-        """The learners that there are now: K, or fewer while a hierarchy grows."""
+        """The current number of learners: K, or fewer while a hierarchy grows."""
         return self.max_learners
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments of `create_head` that create a head like this one, without ``num_features`` and ``dropout``."""
+        return {
+            "method": self.name,
+            "embedding_dim": self.embedding_dim,
+            "num_learners": self.max_learners,
+            "head_options": dict(self.options),
+        }
 
     def forward(
         self, features: Float[Tensor, "B F"], learner: int | None = None, *, with_full: bool = False
@@ -58,39 +78,111 @@ class SubspaceHead(nn.Module, ABC):
 
     @abstractmethod
     def subspace_dim(self, learner: int) -> int:
-        """d_k: how many dimensions learner k's embedding has."""
+        """d_k, the number of dimensions of learner k's embedding."""
 
-    def dimensions(self) -> list[list[int]]:
-        """The dimensions of the embedding that each learner has to itself, K lists; none where learners share them."""
-        return []
+    # Training.
 
     def subspace_parameters(self) -> list[nn.Parameter]:
-        """What decides the subspaces and is learned: trained at ``mask_lr`` until the joint phase, then frozen."""
+        """The parameters that decide the subspaces: trained at ``mask_lr`` until the joint phase, then frozen."""
         return []
 
     def penalty(self) -> Float[Tensor, ""]:
-        """What ``mask_penalty`` is multiplied with and added to the loss until the joint phase, a scalar."""
-        return self.linear.weight.new_zeros(())
+        """A scalar that is added to the loss, times ``mask_penalty``, until the joint phase."""
+        return next(self.parameters()).new_zeros(())
 
     def dead_learners(self) -> list[int]:
-        """Learners whose embedding is zero whatever the image, and which therefore cannot learn any more."""
+        """Learners whose embedding is zero for every image, so that they cannot learn any more."""
         return []
 
+    @property
+    def can_double(self) -> bool:
+        """Whether the learners can double, as a hierarchy of divisions needs (2021)."""
+        return type(self).double is not SubspaceHead.double
 
-class GrowingHead(SubspaceHead, ABC):
-    """A head whose learners can double, as a hierarchy of divisions needs (2021)."""
-
-    @abstractmethod
     def start_with_one(self) -> None:
-        """Begin a hierarchy: one learner that has the whole embedding."""
+        """Begin a hierarchy: one learner that has the full embedding.
 
-    @abstractmethod
+        Raises:
+            ConfigError: the head has no hierarchy.
+        """
+        raise self.no_hierarchy()
+
     def double(self, moments: Iterable[Tensor] = ()) -> None:
         """Split each learner k in two, 2k and 2k + 1, which begin as k was.
 
         Args:
-            moments: what an optimiser keeps for each value of `subspace_parameters`, split alike.
+            moments: what an optimiser keeps for each value of `subspace_parameters`, to be split in the same way.
+
+        Raises:
+            ConfigError: the head has no hierarchy.
         """
+        raise self.no_hierarchy()
+
+    def no_hierarchy(self) -> ConfigError:
+        """The error for a head that has none."""
+        return ConfigError(
+            f"`hierarchy`: the learners of method {self.name} cannot be split in two; use `method=masks`, a head of "
+            "your own that defines `start_with_one` and `double`, or leave `hierarchy` out",
+            field=("hierarchy", "method"),
+        )
+
+    # Evaluation by subspace, search by learner, pruning and export.
+
+    def dimensions(self) -> list[list[int]]:
+        """The dimensions of the full embedding that belong to one learner alone, K lists; empty where learners share
+        dimensions. Cut to its dimensions and brought to length one, the full embedding is the learner's."""
+        return []
+
+    def subspace_weights(self, learner: int) -> Float[Tensor, "D"] | None:
+        """Weights w such that learner k's embedding is the full one times w, L2-normalised (but for dimensions that are
+        always zero); None where there are none. An index stores full embeddings, and searches by learner with these."""
+        parts = self.dimensions()
+        if not parts:
+            return None
+        weights = torch.zeros(self.embedding_dim)
+        weights[parts[learner]] = 1
+        return weights
+
+    def as_linear(
+        self, learner: int | None = None, features: Float[Tensor, "N F"] | None = None
+    ) -> tuple[Float[Tensor, "d F"], Float[Tensor, "d"]] | None:
+        """Weight and bias, float64 on the CPU, of a linear layer whose L2-normalised output is the embedding; None
+        where there is none. A pruned model then has one linear layer as its head.
+
+        Args:
+            learner: k for its subspace; None for the full embedding.
+            features: a sample that the map may be fitted to, where it is linear but for lengths.
+        """
+        return None
+
+    def keep_learner(self, learner: int) -> SubspaceHead:
+        """A head of one learner whose embedding is learner k's."""
+        if (linear := self.as_linear(learner)) is not None:
+            return linear_head(*linear, dropout=self.dropout.p)
+        return self._derived(LearnerHead, self.subspace_dim(learner), 1, learner=learner)
+
+    def keep_subspaces(self, learners: Sequence[int]) -> SubspaceHead:
+        """A head of some learners, whose full embedding is this one's, cut to their dimensions and L2-normalised.
+
+        Args:
+            learners: ascending numbers of learners that have dimensions of their own (see `dimensions`).
+        """
+        parts = self.dimensions()
+        return self._derived(CutHead, sum(len(parts[k]) for k in learners), len(learners), learners=list(learners))
+
+    def projected(self, basis: Float[Tensor, "d D"]) -> SubspaceHead:
+        """A head of one learner whose embedding is the full one, projected by ``basis`` and L2-normalised."""
+        head = self._derived(ProjectedHead, len(basis), 1)
+        with torch.no_grad():
+            head.projection.weight.copy_(basis)
+        return head
+
+    def _derived(self, kind: type[_Derived], embedding_dim: int, num_learners: int, **options: Any) -> _Derived:
+        options = {"of": self.config, **options}
+        head = create_head(kind, self.num_features, embedding_dim, num_learners, self.dropout.p, options)
+        assert isinstance(head, kind)
+        head.of.load_state_dict(self.state_dict())
+        return head
 
 
 class SliceHead(SubspaceHead):
@@ -104,35 +196,59 @@ class SliceHead(SubspaceHead):
     method = "slices"
 
     def __init__(self, num_features: int, embedding_dim: int, num_learners: int, dropout: float) -> None:
-        parts = _consecutive(embedding_dim, num_learners)
+        slices = _consecutive(embedding_dim, num_learners)
         super().__init__(num_features, embedding_dim, num_learners, dropout)
-        self._slices = parts
-        self._sizes = [part.stop - part.start for part in self._slices]
+        self._slices = slices
+        self._sizes = [dims.stop - dims.start for dims in slices]
         # Each slice on its own: Xavier's variance depends on the number of outputs, and a learner has d_k of them.
-        for part in self._slices:
-            nn.init.xavier_normal_(self.linear.weight.data[part])
+        for dims in slices:
+            nn.init.xavier_normal_(self.linear.weight.data[dims])
         nn.init.zeros_(self.linear.bias)
 
     def subspace(self, features: Float[Tensor, "B F"], learner: int) -> Float[Tensor, "B d"]:
-        part = self._slices[learner]
-        return F.normalize(F.linear(features, self.linear.weight[part], self.linear.bias[part]), dim=1)
+        dims = self._slices[learner]
+        return F.normalize(F.linear(features, self.linear.weight[dims], self.linear.bias[dims]), dim=1)
 
     def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
-        parts = self.linear(features).split(self._sizes, dim=1)
-        return torch.cat([F.normalize(part, dim=1) for part in parts], dim=1) / self.max_learners**0.5
+        slices = self.linear(features).split(self._sizes, dim=1)
+        return torch.cat([F.normalize(one, dim=1) for one in slices], dim=1) / self.max_learners**0.5
 
     def subspace_dim(self, learner: int) -> int:
         return self._sizes[learner]
 
     def dimensions(self) -> list[list[int]]:
-        return [list(range(part.start, part.stop)) for part in self._slices]
+        return [list(range(dims.start, dims.stop)) for dims in self._slices]
+
+    @torch.no_grad()
+    def as_linear(
+        self, learner: int | None = None, features: Float[Tensor, "N F"] | None = None
+    ) -> tuple[Float[Tensor, "d F"], Float[Tensor, "d"]] | None:
+        """As in `SubspaceHead`. The full embedding of several slices is not linear: each slice is divided by its mean
+        length over ``features`` in place of its own."""
+        weight, bias = self.linear.weight.cpu().double(), self.linear.bias.cpu().double()
+        if learner is not None:
+            return weight[self._slices[learner]], bias[self._slices[learner]]
+        if self.num_learners == 1:
+            return weight, bias
+        if features is None:
+            return None
+        outputs = features.cpu().double() @ weight.T + bias
+        scale = torch.ones_like(bias)
+        for dims in self._slices:
+            scale[dims] = 1 / outputs[:, dims].norm(dim=1).mean().clamp_min(1e-12)
+        return weight * scale[:, None], bias * scale
+
+    @torch.no_grad()
+    def keep_subspaces(self, learners: Sequence[int]) -> SubspaceHead:
+        rows = [d for k in learners for d in self.dimensions()[k]]
+        return _like(self, rows, len(learners))
 
 
-class MaskHead(GrowingHead):
+class MaskHead(SubspaceHead):
     """K masks over all D dimensions (2021): learner k's embedding is the embedding times relu(mask k), L2-normalised.
 
-    Learned masks start at one, and are kept apart by `penalty`. Fixed masks are zero or one: consecutive parts of the
-    embedding; in a hierarchy, each child has half of its parent's ones.
+    Learned masks start at one, and are kept apart by `penalty`. Fixed masks are zero or one: consecutive ranges of
+    dimensions; in a hierarchy, each child has half of its parent's ones.
 
     Args:
         kind: ``learned`` or ``fixed``.
@@ -153,8 +269,9 @@ class MaskHead(GrowingHead):
     ) -> None:
         for name, value, known in (("kind", kind, ("learned", "fixed")), ("full", full, ("plain", "masked"))):
             if value not in known:
-                raise ConfigError(f"--head-options.{name} of method masks: {unknown('value', str(value), known)}")
-        parts = _consecutive(embedding_dim, num_learners)
+                message = f"`head_options.{name}` of method masks: {unknown('value', str(value), known)}"
+                raise ConfigError(message, field="head_options")
+        slices = _consecutive(embedding_dim, num_learners)
         super().__init__(num_features, embedding_dim, num_learners, dropout)
         self._learned = kind == "learned"
         self._masked = full == "masked"
@@ -163,8 +280,8 @@ class MaskHead(GrowingHead):
         if self._learned:
             self.masks = nn.Parameter(masks)
         else:
-            for mask, part in zip(masks.zero_(), parts, strict=True):
-                mask[part] = 1
+            for mask, dims in zip(masks.zero_(), slices, strict=True):
+                mask[dims] = 1
             self.register_buffer("masks", masks)
 
     @property
@@ -191,9 +308,6 @@ class MaskHead(GrowingHead):
 
     def subspace_dim(self, learner: int) -> int:
         return self.embedding_dim
-
-    def dimensions(self) -> list[list[int]]:
-        return [] if self._learned else [torch.nonzero(mask).flatten().tolist() for mask in self._relu()]
 
     def subspace_parameters(self) -> list[nn.Parameter]:
         return [self.masks] if isinstance(self.masks, nn.Parameter) else []
@@ -230,69 +344,247 @@ class MaskHead(GrowingHead):
                 self.masks[2 * parent + 1, ones[:half]] = 0
         self._num_learners = 2 * count
 
+    def dimensions(self) -> list[list[int]]:
+        return [] if self._learned else [torch.nonzero(mask).flatten().tolist() for mask in self._relu()]
+
+    @torch.no_grad()
+    def subspace_weights(self, learner: int) -> Float[Tensor, "D"] | None:
+        """relu(mask k); where the full embedding is ``masked``, divided by the sum of all masks, with which it was
+        multiplied."""
+        masks = self._relu().cpu()
+        if not self._masked:
+            return masks[learner]
+        total = masks.sum(dim=0)
+        return torch.where(total > 0, masks[learner] / total.clamp_min(torch.finfo(total.dtype).tiny), 0)
+
+    @torch.no_grad()
+    def as_linear(
+        self, learner: int | None = None, features: Float[Tensor, "N F"] | None = None
+    ) -> tuple[Float[Tensor, "d F"], Float[Tensor, "d"]] | None:
+        weight, bias, masks = (v.cpu().double() for v in (self.linear.weight, self.linear.bias, self._relu()))
+        full = masks.sum(dim=0) if self._masked else torch.ones_like(bias)
+        scale = full if learner is None else masks[learner]
+        return weight * scale[:, None], bias * scale
+
+    @torch.no_grad()
+    def keep_subspaces(self, learners: Sequence[int]) -> SubspaceHead:
+        rows = sorted(d for k in learners for d in self.dimensions()[k])
+        head = _like(self, rows, len(learners))
+        assert isinstance(head, MaskHead)
+        # Those of a hierarchy are not the masks that a new head begins with.
+        head.masks.copy_(self.masks[list(learners)][:, rows])
+        return head
+
+
+class DerivedHead(SubspaceHead):
+    """What pruning makes of a head that is not linear: it holds that head, and changes what comes out.
+
+    Args:
+        of: the `SubspaceHead.config` of the other head.
+    """
+
+    def __init__(
+        self, num_features: int, embedding_dim: int, num_learners: int, dropout: float, *, of: Mapping[str, Any]
+    ) -> None:
+        super().__init__(num_features, embedding_dim, num_learners, dropout)
+        del self.linear
+        options = of["head_options"]
+        self.of = create_head(of["method"], num_features, of["embedding_dim"], of["num_learners"], 0.0, options)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        return self.of.penalty()
+
+
+class LearnerHead(DerivedHead):
+    """One learner of another head.
+
+    Args:
+        learner: its number there.
+    """
+
+    def __init__(self, *sizes: Any, of: Mapping[str, Any], learner: int) -> None:
+        super().__init__(*sizes, of=of)
+        self._learner = learner
+
+    def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        return self.of.subspace(features, self._learner)
+
+    def subspace(self, features: Float[Tensor, "B F"], learner: int) -> Float[Tensor, "B d"]:
+        return self.full(features)
+
+    def subspace_dim(self, learner: int) -> int:
+        return self.embedding_dim
+
+
+class CutHead(DerivedHead):
+    """Some learners of another head, with their dimensions of its embedding.
+
+    Args:
+        learners: their numbers there, ascending.
+    """
+
+    def __init__(self, *sizes: Any, of: Mapping[str, Any], learners: Sequence[int]) -> None:
+        super().__init__(*sizes, of=of)
+        self._learners = list(learners)
+
+    def _rows(self) -> list[int]:
+        parts = self.of.dimensions()
+        return sorted(d for k in self._learners for d in parts[k])
+
+    def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        return F.normalize(self.of.full(features)[:, self._rows()], dim=1)
+
+    def subspace(self, features: Float[Tensor, "B F"], learner: int) -> Float[Tensor, "B d"]:
+        return self.of.subspace(features, self._learners[learner])
+
+    def subspace_dim(self, learner: int) -> int:
+        return self.of.subspace_dim(self._learners[learner])
+
+    def dimensions(self) -> list[list[int]]:
+        parts, place = self.of.dimensions(), {row: i for i, row in enumerate(self._rows())}
+        return [[place[d] for d in parts[k]] for k in self._learners]
+
+
+class ProjectedHead(DerivedHead):
+    """The embedding of another head after a projection."""
+
+    def __init__(self, *sizes: Any, of: Mapping[str, Any]) -> None:
+        super().__init__(*sizes, of=of)
+        self.projection = nn.Linear(self.of.embedding_dim, self.embedding_dim, bias=False)
+
+    def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        return F.normalize(self.projection(self.of.full(features)), dim=1)
+
+    def subspace(self, features: Float[Tensor, "B F"], learner: int) -> Float[Tensor, "B d"]:
+        return self.full(features)
+
+    def subspace_dim(self, learner: int) -> int:
+        return self.embedding_dim
+
 
 def methods() -> dict[str, type[SubspaceHead]]:
-    """The kinds of subspaces by name: those of this module, and every subclass of `SubspaceHead` made elsewhere."""
-    found: dict[str, type[SubspaceHead]] = {"single": SliceHead}
-    waiting = list(SubspaceHead.__subclasses__())
+    """The kinds of subspaces that have a short name: those of this module, and every imported subclass of
+    `SubspaceHead` that has a ``method``."""
+    return {"single": SliceHead, **{kind.method: kind for kind in _kinds() if hasattr(kind, "method")}}
+
+
+def is_imported(method: str) -> bool:
+    """Whether the head of that name is defined already, so that using it imports nothing."""
+    return method in methods() or any(method == name_of(kind) for kind in _kinds())
+
+
+def _kinds() -> Iterator[type[SubspaceHead]]:
+    """The subclasses of `SubspaceHead` that can be created."""
+    waiting = SubspaceHead.__subclasses__()
     while waiting:
         kind = waiting.pop(0)
         waiting += kind.__subclasses__()
-        if not inspect.isabstract(kind) and hasattr(kind, "method"):
-            found[kind.method] = kind
-    return found
+        if not inspect.isabstract(kind):
+            yield kind
 
 
-def head_class(method: str, num_learners: int, options: Mapping[str, Any] | None = None) -> type[SubspaceHead]:
-    """The class of a method, which can have so many learners and takes such options.
+def _name_of(kind: type[SubspaceHead]) -> str:
+    own = not kind.__module__.startswith("divcon.")
+    return name_of(kind) if own or not hasattr(kind, "method") else kind.method
+
+
+def head_class(
+    method: str | type[SubspaceHead], num_learners: int, options: Mapping[str, Any] | None = None
+) -> type[SubspaceHead]:
+    """The class of a method, checked: it can have so many learners, and takes such options.
+
+    Args:
+        method: a short name (see `methods`), ``module:Name``, or the class itself.
 
     Raises:
-        ConfigError: no such method or option (the nearest names are suggested), or more than one learner under
+        ConfigError: no such method or option (the message suggests the nearest names), or more than one learner under
             ``single``.
     """
-    known = methods()
-    if method not in known:
-        raise ConfigError(
-            f"{unknown('method', method, known)}; one of your own is known once the module that defines it is imported"
-        )
+    kind = _found(method)
     if method == "single" and num_learners != 1:
-        raise ConfigError(f"method single has one learner, not {num_learners}")
-    parameters = inspect.signature(known[method].__init__).parameters.values()
+        raise ConfigError(f"method single has one learner, not {num_learners}", field=("num_learners", "method"))
+    name = method if isinstance(method, str) else _name_of(kind)
+    parameters = inspect.signature(kind.__init__).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     for option in options or {}:
         if option not in names:
             raise ConfigError(
-                unknown(f"option of method {method}", option, names)
+                unknown(f"option of method {name}", option, names)
                 if names
-                else f"method {method} takes no options, and {option!r} is given (--head-options)"
+                else f"method {name} takes no options; leave {option!r} out of `head_options`",
+                field="head_options",
             )
-    return known[method]
+    return kind
+
+
+def _found(method: str | type[SubspaceHead]) -> type[SubspaceHead]:
+    known = methods()
+    kind: Any = method
+    if isinstance(method, str):
+        if method not in known and not is_named(method):
+            raise ConfigError(
+                f"{unknown('method', method, known)}; for a head of your own write module:Name, or import its module "
+                "first",
+                field="method",
+            )
+        # By name among those that are defined, too: a class inside of a function is no attribute of its module.
+        kind = known.get(method) or next((k for k in _kinds() if name_of(k) == method), None)
+        kind = kind or load_part(method, "method")
+    if not (isinstance(kind, type) and issubclass(kind, SubspaceHead)) or inspect.isabstract(kind):
+        message = "must be a subclass of divcon.models.SubspaceHead that defines full, subspace and subspace_dim"
+        raise ConfigError(f"method {method}: {message}", field="method")
+    return kind
 
 
 def create_head(
-    method: str,
+    method: str | type[SubspaceHead],
     num_features: int,
     embedding_dim: int,
     num_learners: int,
     dropout: float = 0.01,
     options: Mapping[str, Any] | None = None,
 ) -> SubspaceHead:
-    """The head of a method: ``single`` (one learner), ``slices``, ``masks``, or a subclass of your own by its name.
+    """The head of a method: ``single`` (one learner), ``slices``, ``masks``, or a subclass of `SubspaceHead` of your
+    own, by its name or itself.
 
     Args:
-        options: keyword-only arguments of the method's class.
+        options: keyword-only arguments of the class.
 
     Raises:
         ConfigError: as `head_class`; more learners than dimensions, or an option's value that cannot be.
     """
     kind = head_class(method, num_learners, options)
-    return kind(num_features, embedding_dim, num_learners, dropout, **(options or {}))
+    head = kind(num_features, embedding_dim, num_learners, dropout, **(options or {}))
+    head.name = "single" if method == "single" else _name_of(kind)
+    head.options = dict(options or {})
+    return head
+
+
+@torch.no_grad()
+def linear_head(weight: Float[Tensor, "d F"], bias: Float[Tensor, "d"], *, dropout: float) -> SubspaceHead:
+    """The head of method ``single`` with this weight and bias."""
+    head = create_head("single", weight.shape[1], len(weight), 1, dropout)
+    head.linear.weight.copy_(weight)
+    head.linear.bias.copy_(bias)
+    return head
+
+
+@torch.no_grad()
+def _like(head: SubspaceHead, rows: list[int], num_learners: int) -> SubspaceHead:
+    """A head of the same kind with some rows of the linear layer."""
+    small = create_head(head.name, head.num_features, len(rows), num_learners, head.dropout.p, head.options)
+    small.linear.weight.copy_(head.linear.weight[rows])
+    small.linear.bias.copy_(head.linear.bias[rows])
+    return small
 
 
 def _consecutive(dim: int, count: int) -> list[slice]:
-    """``dim`` dimensions in ``count`` consecutive parts whose sizes differ by at most one."""
+    """``dim`` dimensions in ``count`` consecutive slices whose sizes differ by at most one."""
     if not 1 <= count <= dim:
-        raise ConfigError(f"an embedding of {dim} dimensions cannot be divided among {count} learners")
+        raise ConfigError(
+            f"an embedding of {dim} dimensions cannot be divided among {count} learners",
+            field=("embedding_dim", "num_learners"),
+        )
     small, larger = divmod(dim, count)
     sizes = [small + (k < larger) for k in range(count)]
     return [slice(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(count)]

@@ -1,4 +1,4 @@
-"""Pooling: from a backbone's map of features, or its tokens, to one vector an image."""
+"""Pooling: from a backbone's feature map, or its tokens, to one vector per image."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class GeM(nn.Module):
     """The generalised mean over all places of an image, of each feature: ``mean(x ** p) ** (1 / p)`` (Radenović,
     Tolias, Chum, TPAMI 2018, section 3.2).
 
-    One p for all features is learned, and starts at 3. Between the mean (p = 1) and the maximum (p to infinity). It is
-    of positive values: what is below ``eps`` counts as ``eps``. In float32 under any precision.
+    One p for all features is learned, and starts at 3. It lies between the mean (p = 1) and the maximum (p to
+    infinity), and is of positive values: those below ``eps`` count as ``eps``. In float32 under any precision.
 
     Args:
-        layout: how the features come, as timm calls it: ``NCHW`` or ``NHWC`` (maps), ``NLC`` (tokens).
+        layout: of the features, as timm calls it: ``NCHW`` or ``NHWC`` (maps), ``NLC`` (tokens).
         num_prefix_tokens: of ``NLC``, the class and register tokens before those of the patches, which are left out.
     """
 
@@ -34,13 +34,9 @@ class GeM(nn.Module):
 
     def forward(self, features: Float[Tensor, "B *places"]) -> Float[Tensor, "B F"]:
         """(B, F, H, W), (B, H, W, F) or (B, N, F), by the layout, to (B, F) float32."""
-        if self._layout == "NCHW":
-            places = features.flatten(2).transpose(1, 2)
-        else:
-            places = features.flatten(1, -2)[:, self._first :]
-        places = places.float().clamp(min=self._eps)
-        # Powers of a share of the largest value neither overflow nor vanish, whatever p; that the share is taken of
-        # changes neither the result nor its gradient.
+        places = _places(features, self._layout, self._first).float().clamp(min=self._eps)
+        # Powers of a share of the largest value neither overflow nor vanish, whatever p; dividing by it and multiplying
+        # with it again changes neither the result nor its gradient.
         largest = places.detach().amax(dim=1, keepdim=True)
         return (places / largest).pow(self.p).mean(dim=1).pow(1 / self.p) * largest.squeeze(1)
 
@@ -48,24 +44,56 @@ class GeM(nn.Module):
         return f"{self._layout}, num_prefix_tokens={self._first}, p={self.p.item():.3f}"
 
 
+class Pool(nn.Module):
+    """The mean or the maximum over all places of an image, or its first token; for a backbone of the user's own.
+
+    Args:
+        kind: ``avg``, ``max`` or ``token``.
+        layout, num_prefix_tokens: as `GeM` takes them.
+    """
+
+    def __init__(self, kind: str, layout: str, num_prefix_tokens: int = 0) -> None:
+        super().__init__()
+        self._kind = kind
+        self._layout = layout
+        self._first = num_prefix_tokens
+
+    def forward(self, features: Float[Tensor, "B *places"]) -> Float[Tensor, "B F"]:
+        """(B, F, H, W), (B, H, W, F) or (B, N, F), by the layout, to (B, F)."""
+        if self._kind == "token":
+            return features[:, 0]
+        places = _places(features, self._layout, self._first)
+        return places.mean(dim=1) if self._kind == "avg" else places.amax(dim=1)
+
+    def extra_repr(self) -> str:
+        return f"{self._kind}, {self._layout}, num_prefix_tokens={self._first}"
+
+
+def _places(features: Tensor, layout: str, num_prefix_tokens: int) -> Tensor:
+    """(B, N, F): the features of each place."""
+    if layout == "NCHW":
+        return features.flatten(2).transpose(1, 2)
+    return features.flatten(1, -2)[:, num_prefix_tokens:]
+
+
 def create_pooling(backbone: nn.Module, pooling: str, *, name: str, image_size: int) -> tuple[nn.Module, int]:
-    """Pool a timm backbone otherwise than it does itself, in place.
+    """Set the pooling of a timm backbone, in place.
 
     Args:
         pooling: ``auto``: the backbone's own. ``avg`` or ``max``: over the map, or over the tokens of the patches;
-            ``token``: the class token alone; these are timm's. ``gem``: `GeM` over what timm gives with no pooling,
-            the backbone's last norm applied.
+            ``token``: the class token alone; these are timm's. ``gem``: `GeM` over timm's unpooled features, after the
+            backbone's last norm.
         name: of the backbone, for messages.
-        image_size: height and width of what it sees, in pixels.
+        image_size: height and width of the backbone's input, in pixels.
 
     Returns:
-        What comes after the backbone, which has weights under ``gem`` alone, and F, the number of pooled features.
+        The module that comes after the backbone (it has weights under ``gem`` alone), and F, the number of pooled
+        features.
 
     Raises:
         ConfigError: no such pooling, or one that the backbone does not have.
     """
-    if pooling not in POOLINGS:
-        raise ConfigError(unknown("pooling", pooling, POOLINGS))
+    _check_known(pooling)
     after: nn.Module = nn.Identity()
     if pooling != "auto":
         _reset(backbone, pooling, name)
@@ -75,35 +103,83 @@ def create_pooling(backbone: nn.Module, pooling: str, *, name: str, image_size: 
     return after, int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
+def create_pooling_of(output: Tensor, backbone: nn.Module, pooling: str, *, name: str) -> tuple[nn.Module, int]:
+    """The pooling of a backbone of the user's own.
+
+    Args:
+        output: of the backbone, (1, F), (1, F, H, W) or (1, N, F). A backbone with maps (B, H, W, F) says so by
+            ``output_fmt = "NHWC"``, one with tokens before those of the patches by ``num_prefix_tokens``.
+        pooling: ``auto``: none for (1, F), else ``avg``; and as in `create_pooling`.
+
+    Returns:
+        The module that comes after the backbone, and F.
+
+    Raises:
+        ConfigError: no such pooling, or the output cannot be pooled so.
+    """
+    _check_known(pooling)
+    if output.ndim == 2:
+        if pooling != "auto":
+            raise ConfigError(
+                f"`pooling` {pooling}: the features of backbone {name} are pooled already; leave it out",
+                field="pooling",
+            )
+        return nn.Identity(), output.shape[1]
+    if output.ndim not in (3, 4):
+        raise ConfigError(
+            f"backbone {name}: its output for one image has shape {tuple(output.shape)}; it must be (B, F), a map "
+            "(B, F, H, W), or tokens (B, N, F)",
+            field="backbone",
+        )
+    layout = "NLC" if output.ndim == 3 else str(getattr(backbone, "output_fmt", "NCHW"))
+    if pooling == "token" and layout != "NLC":
+        raise ConfigError(
+            f"`pooling` token: backbone {name} has a map and no tokens; use avg, max or gem", field="pooling"
+        )
+    prefix = int(getattr(backbone, "num_prefix_tokens", 0)) if layout == "NLC" else 0
+    width = output.shape[1] if layout == "NCHW" else output.shape[-1]
+    if pooling == "gem":
+        return GeM(layout, prefix), width
+    return Pool("avg" if pooling == "auto" else pooling, layout, prefix), width
+
+
+def _check_known(pooling: str) -> None:
+    if pooling not in POOLINGS:
+        raise ConfigError(unknown("pooling", pooling, POOLINGS), field="pooling")
+
+
 def _reset(backbone: Any, pooling: str, name: str) -> None:
-    """Without a classifier still, and pooled by timm as is said; under ``gem`` not pooled."""
+    """Set timm's own pooling, and keep the classifier out; none under ``gem``."""
     by_timm = "" if pooling == "gem" else pooling
     try:
         backbone.reset_classifier(0, by_timm)
     except (AssertionError, TypeError, ValueError, NotImplementedError) as error:
-        said = str(error).rstrip(".")
-        raise _cannot(name, pooling, f" ({said})" if said else "") from None
+        reason = str(error).rstrip(".")
+        raise _cannot(name, pooling, f" ({reason})" if reason else "") from None
     if hasattr(backbone, "pool_include_prefix"):  # which some have for their own pooling by attention
         backbone.pool_include_prefix = False
-    holder = next((part for part in (backbone, getattr(backbone, "head", None)) if hasattr(part, "global_pool")), None)
-    found = getattr(holder, "global_pool", None)
-    if getattr(found, "pool_type", found) != by_timm:
+    holder = next((m for m in (backbone, getattr(backbone, "head", None)) if hasattr(m, "global_pool")), None)
+    now = getattr(holder, "global_pool", None)
+    if getattr(now, "pool_type", now) != by_timm:
         raise _cannot(name, pooling)
 
 
-def _cannot(name: str, pooling: str, said: str = "") -> ConfigError:
-    return ConfigError(f"--pooling {pooling}: timm's {name} cannot be pooled so{said}; auto is its own pooling")
+def _cannot(name: str, pooling: str, reason: str = "") -> ConfigError:
+    return ConfigError(
+        f"`pooling` {pooling}: timm's {name} cannot be pooled so{reason}; `pooling=auto` is its own pooling",
+        field="pooling",
+    )
 
 
 @torch.no_grad()
 def _unpooled(backbone: nn.Module, name: str, image_size: int) -> tuple[str, int]:
-    """How the features come that are not pooled: the layout, and how many tokens are of no patch."""
+    """The layout of unpooled features, and the number of tokens that are of no patch."""
     training = backbone.training
-    seen = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    output = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
     backbone.train(training)
-    if isinstance(seen, Tensor) and seen.ndim == 4:
+    if isinstance(output, Tensor) and output.ndim == 4:
         return getattr(backbone, "output_fmt", "NCHW"), 0
     prefix = getattr(backbone, "num_prefix_tokens", None)
-    if isinstance(seen, Tensor) and seen.ndim == 3 and prefix is not None:
+    if isinstance(output, Tensor) and output.ndim == 3 and prefix is not None:
         return "NLC", prefix
     raise _cannot(name, "gem")

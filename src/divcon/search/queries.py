@@ -14,7 +14,8 @@ from PIL import Image
 
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
-from divcon.models import EmbeddingModel, MaskHead, SliceHead
+from divcon.models import EmbeddingModel
+from divcon.models.pruning import check_learner
 from divcon.runtime.context import Context
 from divcon.search.about import About
 from divcon.search.items import absolute, key_of
@@ -164,24 +165,17 @@ def _embedded(
 def subspace_weights(model: EmbeddingModel, learner: int) -> np.ndarray:
     """(D,) float32: learner k's embedding is the stored one times this, L2-normalised.
 
-    For slices it is one in the learner's slice: the full embedding is the slices, each normalised, side by side. For
-    masks it is relu(mask k); where the full embedding is ``masked``, divided by the sum of all masks, by which the
-    stored one was multiplied.
-
     Raises:
-        ConfigError: there is no such learner, or the head is of another kind.
+        ConfigError: there is no such learner, or the head has no such weights (see
+            `divcon.models.SubspaceHead.subspace_weights`).
     """
-    head = model.head
-    if not 0 <= learner < model.num_learners:
-        raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
-    if isinstance(head, SliceHead):
-        weights = np.zeros(model.embedding_dim, np.float32)
-        weights[head.dimensions()[learner]] = 1
-        return weights
-    if not isinstance(head, MaskHead):
-        raise ConfigError(f"--learner: the subspaces of {type(head).__name__} cannot be had from stored embeddings")
-    masks = np.maximum(head.masks.detach().cpu().numpy()[: model.num_learners], 0)
-    if model.config["head_options"].get("full", "plain") == "plain":
-        return masks[learner].astype(np.float32)
-    total = masks.sum(axis=0)
-    return np.divide(masks[learner], total, out=np.zeros_like(total), where=total > 0).astype(np.float32)
+    check_learner(model, learner)
+    weights = model.head.subspace_weights(learner)
+    if weights is None:
+        raise ConfigError(
+            f"`learner`: the embeddings of learners of method {model.config['method']} cannot be computed from the "
+            f"stored ones; index the learner's: divcon.models.keep_learner(model, {learner}) is a model that embeds by "
+            "it alone",
+            field="learner",
+        )
+    return weights.cpu().numpy().astype(np.float32)

@@ -25,6 +25,7 @@ from divcon.errors import DataError, RunError, Stopped, WorkerError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
+from divcon.runtime.importing import Trust
 from divcon.runtime.signals import SignalHandler
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import TrainLoader
@@ -251,14 +252,18 @@ class TrainState:
             self.inside = Inside(**{**inside, "previous": previous, **losses})
 
 
-def model_in(path: Path) -> EmbeddingModel:
-    """The model as the last training that the checkpoint holds left it, in evaluation mode.
+def model_in(path: Path, *, trust: Trust = ()) -> EmbeddingModel:
+    """The model of a checkpoint, in evaluation mode.
+
+    Args:
+        trust: as `EmbeddingModel.load` takes it.
 
     Raises:
         RunError: the file is damaged or of another format.
+        WeightsError: the model cannot be created here. TrustError: as `EmbeddingModel.load`.
     """
     content = read_checkpoint(path)
-    model = EmbeddingModel(**content["made_with"], pretrained=False)
+    model = EmbeddingModel.from_config(content["made_with"], path, trust=trust)
     model.load_state_dict(content["model"])
     model.freeze_batch_norm = content["freeze_batch_norm"]
     return model.eval()

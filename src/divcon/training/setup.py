@@ -17,7 +17,7 @@ from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import ConfigError, DataError
-from divcon.models import EmbeddingModel, GrowingHead
+from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_sees
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import resolve_device
@@ -78,11 +78,8 @@ def _check_shared_out(objective: nn.Module, dim: int, config: TrainConfig) -> No
 
 def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
     learners = model.head.max_learners
-    if not isinstance(model.head, GrowingHead):
-        raise ConfigError(
-            f"--hierarchy: the learners of method {model.config['method']} cannot be split in two; give --method "
-            "masks, or leave --hierarchy out"
-        )
+    if not model.head.can_double:
+        raise model.head.no_hierarchy()
     if learners < 2 or learners & (learners - 1):
         raise ConfigError(
             f"--hierarchy doubles the learners at each division: give --learners 2, 4, 8, ..., not {learners}"
@@ -101,7 +98,6 @@ def grow(model: EmbeddingModel, objectives: nn.ModuleList, optimizer: torch.opti
     """Double the learners: each child begins with its parent's mask and its loss's own parameters, and with what the
     optimiser has gathered for both (2021, hierarchy)."""
     head = model.head
-    assert isinstance(head, GrowingHead), "checked before training"
     moments = [
         value
         for parameter in head.subspace_parameters()
@@ -130,7 +126,7 @@ def set_up(
     of its groups, by their ``name``, are `divcon.training.schedule.learning_rates`."""
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.hierarchy and isinstance(model.head, GrowingHead):
+    if config.hierarchy:
         model.head.start_with_one()
     groups = _groups(model, objectives, config)
     objectives.to(fabric.device)
