@@ -9,12 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 import divcon as dc
-from divcon.errors import ConfigError, WeightsError
+from divcon.errors import ConfigError
 from divcon.models import create_head
-from divcon.models.heads import MaskHead, SubspaceHead, methods
+from divcon.models.heads import MaskHead, SubspaceHead
 
 
 def masks_of(head: SubspaceHead, masks: torch.Tensor) -> MaskHead:
@@ -163,38 +162,3 @@ def test_options_and_sizes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="4 dimensions cannot be divided among 5 learners"):
         create_head("masks", 5, 4, 5)
     assert not create_head("slices", 5, 4, 2).can_double
-
-
-def test_a_subspace_of_one_s_own_is_one_class(tmp_path: Path) -> None:
-    class Rotated(SubspaceHead):
-        """Learner k sees the embedding rolled by k, its first half."""
-
-        method = "rolled"
-
-        def __init__(self, num_features: int, embedding_dim: int, num_learners: int, dropout: float, *, step: int = 1):
-            super().__init__(num_features, embedding_dim, num_learners, dropout)
-            self.step = step
-
-        def full(self, features: torch.Tensor) -> torch.Tensor:
-            return F.normalize(self.linear(features), dim=1)
-
-        def subspace(self, features: torch.Tensor, learner: int) -> torch.Tensor:
-            rolled = self.linear(features).roll(self.step * learner, dims=1)
-            return F.normalize(rolled[:, : self.subspace_dim(learner)], dim=1)
-
-        def subspace_dim(self, learner: int) -> int:
-            return self.embedding_dim // 2
-
-    try:
-        assert methods()["rolled"] is Rotated
-        options = {"method": "rolled", "head_options": {"step": 3}, "pretrained": False, "image_size": 32}
-        model = dc.EmbeddingModel("test_resnet", 8, 2, **options)
-        assert (model.head.num_learners, model.head.subspace_dim(0)) == (2, 4)
-        model.save(tmp_path)
-        loaded = dc.EmbeddingModel.load(tmp_path)
-        assert isinstance(loaded.head, Rotated)
-        assert loaded.head.step == 3
-    finally:
-        del Rotated.method
-    with pytest.raises(WeightsError, match=r"module .*test_masks' .*<locals>|no name '<locals>'|unknown name"):
-        dc.EmbeddingModel.load(tmp_path)

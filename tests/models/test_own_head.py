@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ import divcon as dc
 from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.errors import ConfigError, RunError, TrustError, WeightsError
+from divcon.errors import ConfigError, TrustError, WeightsError
 from divcon.models import SubspaceHead, keep_components, keep_learner, keep_subspaces
 from divcon.training.checkpoint import model_in
 
@@ -88,19 +90,12 @@ def data() -> Benchmark:
     def labelled(name: str, classes: int) -> LabeledSet:
         labels = np.repeat(np.arange(classes), 8)
         vectors = rng.normal(size=(classes, DIM))[labels] + rng.normal(size=(len(labels), DIM))
-        return LabeledSet(
-            labels, tuple(f"{name}{c}" for c in range(classes)), _names(len(labels)), np.arange(len(labels)), name,
-            vectors=vectors.astype(np.float32),
-        )  # fmt: skip
+        paths, rows = pa.array([f"v{i}" for i in range(len(labels))]), np.arange(len(labels))
+        names = tuple(f"{name}{c}" for c in range(classes))
+        return LabeledSet(labels, names, paths, rows, name, vectors=vectors.astype(np.float32))
 
     test = labelled("test", 6)
     return Benchmark("own", labelled("train", 8), test, test)
-
-
-def _names(count: int) -> Any:
-    import pyarrow as pa
-
-    return pa.array([f"v{i}" for i in range(count)])
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -203,11 +198,11 @@ def test_it_trains_resumes_and_is_started_from(head: dict[str, Any], data: Bench
     again = dc.run(data, tmp_path / "whole", config, resume=True, report=False)
     np.testing.assert_array_equal(again.encode(data.query.vectors), whole.encode(data.query.vectors))
     warned: list[str] = []
-    dc.run(data, tmp_path / "next", config, init=tmp_path / "whole", report=False, display=_Warnings(warned))
+    dc.run(data, tmp_path / "next", config, init=tmp_path / "whole", report=False, display=_display(warned))
     assert warned == []
 
 
-def _Warnings(into: list[str]) -> Any:  # noqa: N802
+def _display(into: list[str]) -> Any:
     from divcon.runs.display import NullDisplay
 
     display = NullDisplay()
@@ -262,10 +257,9 @@ def test_a_folder_of_somebody_else_imports_nothing_by_itself(
 
 def test_the_command_line_walks_with_it(data: Benchmark, tmp_path: Path) -> None:
     (tmp_path / "plain_head.py").write_text(MODULE)
-    table = tmp_path / "vectors.csv"
+    table = tmp_path / "vectors.parquet"
     assert data.train.vectors is not None
-    rows = [f'"{json.dumps(v.tolist())}",{c}' for v, c in zip(data.train.vectors, data.train.labels, strict=True)]
-    table.write_text("\n".join(["embedding,label", *rows, ""]))
+    pq.write_table(pa.table({"embedding": list(data.train.vectors), "label": data.train.labels}), table)
 
     def divcon(*words: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "divcon", *map(str, words)]
@@ -276,6 +270,4 @@ def test_the_command_line_walks_with_it(data: Benchmark, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     refused = divcon("evaluate", "run", "--workers", 0)
     assert refused.returncode == 2
-    assert "--import plain_head" in " ".join(refused.stderr.split())
-    allowed = divcon("evaluate", "run", "--workers", 0, "--import", "plain_head")
-    assert allowed.returncode == 0, allowed.stderr
+    assert "names plain_head:Plain" in " ".join(refused.stderr.split())

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 import divcon as dc
 from divcon.errors import ConfigError
-from divcon.models import MaskHead, SubspaceHead, keep_components, keep_learner, keep_subspaces
+from divcon.models import MaskHead, keep_components, keep_learner, keep_subspaces
 
 DIM = 12
 FIXED = {"method": "masks", "head_options": {"kind": "fixed"}}
@@ -152,30 +151,10 @@ def test_components_of_slices_are_near_the_embedding(vectors: np.ndarray) -> Non
     assert np.corrcoef(cosines.ravel(), theirs.ravel())[0, 1] > 0.95
 
 
-class OwnHead(SubspaceHead):
-    """All that a head of one's own must say."""
-
-    method = "own-for-pruning"
-
-    def full(self, features: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.linear(features), dim=1)
-
-    def subspace(self, features: torch.Tensor, learner: int) -> torch.Tensor:
-        return self.full(features)
-
-    def subspace_dim(self, learner: int) -> int:
-        return self.embedding_dim
-
-
 def test_what_cannot_be_pruned_is_said(vectors: np.ndarray) -> None:
-    masks, own = model_of(method="masks"), model_of(method="own-for-pruning")
-    for model in (masks, own):
-        with pytest.raises(ConfigError, match="share the dimensions"):
-            keep_subspaces(model, [0])
-    with pytest.raises(ConfigError, match="method of your own"):
-        keep_components(own, own.features(vectors), 2)
-    with pytest.raises(ConfigError, match="method of your own"):
-        keep_learner(own, 0)
+    masks = model_of(method="masks")
+    with pytest.raises(ConfigError, match="share the dimensions"):
+        keep_subspaces(masks, [0])
     for learner in (4, -1):
         with pytest.raises(ConfigError, match="learners 0 to 3"):
             keep_learner(masks, learner)

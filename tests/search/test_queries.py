@@ -13,12 +13,10 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 import divcon as dc
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError, StoreError
-from divcon.models import SubspaceHead
 
 
 @pytest.fixture
@@ -120,26 +118,6 @@ def test_a_store_that_does_not_say_where_its_model_is(index: dc.Index, image_fol
     assert again.search(3, k=1)[0].id == 3
     with pytest.raises(StoreError, match="does not say where its model is"):
         again.search(_png_header(1, 1))
-
-
-class _Rolled(SubspaceHead):
-    method = "rolled-for-search"
-
-    def full(self, features):
-        return F.normalize(self.linear(features), dim=1)
-
-    def subspace(self, features, learner):
-        return F.normalize(self.linear(features).roll(learner, dims=1)[:, :4], dim=1)
-
-    def subspace_dim(self, learner):
-        return 4
-
-
-def test_a_head_of_ones_own_has_no_stored_subspaces(vectors: Callable[..., LabeledSet], tmp_path: Path) -> None:
-    model = dc.EmbeddingModel(vector_dim=12, embedding_dim=9, num_learners=2, method="rolled-for-search")
-    index = dc.Index.build(model.eval(), vectors(5), tmp_path / "store")
-    with pytest.raises(ConfigError, match="_Rolled cannot be had from stored embeddings"):
-        index.search(0, learner=1)
 
 
 def test_a_model_that_gives_nan_is_not_indexed(

@@ -28,12 +28,16 @@ from divcon.runtime.context import Context
 from divcon.runtime.device import resolve_device
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
+from divcon.runtime.importing import Trust, is_named
 from divcon.runtime.launch import is_main_process, launch
 from divcon.runtime.lock import FolderLock
 from divcon.runtime.signals import SignalHandler
 from divcon.training.checkpoint import model_in
 from divcon.training.loop import check, train
 from divcon.training.report import EpochReport
+
+HEAD_SETTINGS = ("method", "embedding_dim", "num_learners", "head_options", "pooling")
+"""The settings that two models must have in common for the head of one to serve the other."""
 
 
 def run(
@@ -47,6 +51,7 @@ def run(
     display: Display | None = None,
     observe: Callable[[EmbeddingModel, EpochReport], dict[str, Any]] | None = None,
     report: bool = True,
+    trust: Trust = (),
 ) -> EmbeddingModel:
     """Train a model on a benchmark's train classes and keep it in a run folder (see `divcon.runs.folder`).
 
@@ -64,6 +69,8 @@ def run(
             under ``observed``. Nothing is chosen by it, and its time is of ``seconds_evaluating``. An epoch that a stop
             cut short is observed again.
         report: write ``report.html`` in the end (see `divcon.runs.report.report`). Where that fails, it is a warning.
+        trust: modules of your own that ``init`` may import code from, beside those of ``config`` (see
+            `EmbeddingModel.load`).
 
     Returns:
         The model that is kept, in evaluation mode.
@@ -85,7 +92,8 @@ def run(
     folder.check_mine()
     options = config.train
     device = resolve_device(options.device)
-    given = (data, out, config, resume, init)
+    trust = _trusted_by(config.model, trust)
+    given = (data, out, config, resume, init, trust)
     try:
         with ExitStack() as kept:
             if is_main_process():
@@ -95,15 +103,22 @@ def run(
             processes = kept.enter_context(launch(options.num_devices, options.across, device, _worker, *given))
             stop = kept.enter_context(SignalHandler())
             display = display if processes.is_main else NullDisplay()
-            return _run(data, folder, config, resume, init, source, display, observe, report, stop, processes)
+            return _run(data, folder, config, resume, init, trust, source, display, observe, report, stop, processes)
     except RuntimeError as error:  # PyTorch tells of a killed worker wherever the main process is, here at the end too
         raise worker_death(error) or error from None
 
 
 def _worker(
-    processes: ProcessGroup, data: Benchmark, out: str | Path, config: RunConfig, resume: bool, init: str | Path | None
+    processes: ProcessGroup,
+    data: Benchmark,
+    out: str | Path,
+    config: RunConfig,
+    resume: bool,
+    init: str | Path | None,
+    trust: Trust,
 ) -> None:
-    _run(data, RunFolder(out), config, resume, init, None, NullDisplay(), None, False, SignalHandler(), processes)
+    stop = SignalHandler()
+    _run(data, RunFolder(out), config, resume, init, trust, None, NullDisplay(), None, False, stop, processes)
 
 
 def _run(
@@ -112,6 +127,7 @@ def _run(
     config: RunConfig,
     resume: bool,
     init: str | Path | None,
+    trust: Trust,
     source: dict[str, Any] | None,
     display: Display,
     observe: Callable[[EmbeddingModel, EpochReport], dict[str, Any]] | None,
@@ -141,7 +157,7 @@ def _run(
 
     # All that can be wrong with the settings shows before anything is written.
     torch.manual_seed(config.train.seed)
-    model = _begin(config.model, vector_dim, init, done, context)
+    model = _begin(config.model, vector_dim, init, trust, done, context)
     check(model, data.train, config.train)
     for message in not_repeatable(
         resolve_device(config.train.device), found[1] if found is not None and done else None
@@ -188,7 +204,7 @@ def _run(
             # Told there, the loop keeps what the epoch has trained.
             epochs.throw(worker_death(error) or error)
     processes.barrier()  # the last model is kept
-    model = EmbeddingModel.load(folder.model, device=model.device)
+    model = EmbeddingModel.load(folder.model, device=model.device, trust=trust)
     if not processes.is_main:
         return model
     folder.previous.unlink(missing_ok=True)
@@ -208,13 +224,15 @@ def _run(
 
 
 def model_settings(init: str | Path) -> dict[str, Any]:
-    """The settings of `divcon.ModelConfig` that the model in ``init``, a run's or a model's folder, was made with.
+    """The settings of `divcon.ModelConfig` that the model in ``init``, a run's or a model's folder, has.
 
     Raises:
         WeightsError: no model there, or a damaged one.
     """
-    made_with = _model_in(init).config
-    return {f.name: made_with[f.name] for f in dataclasses.fields(ModelConfig) if f.name in made_with}
+    config = _model_in(init).config
+    if "of" in config["head_options"]:  # of a head that pruning derived: a new training begins with one of its own
+        config = {name: value for name, value in config.items() if name not in HEAD_SETTINGS or name == "pooling"}
+    return {f.name: config[f.name] for f in dataclasses.fields(ModelConfig) if f.name in config}
 
 
 def check_unseen(run: str | Path, data: Benchmark, source_given: bool) -> str | None:
@@ -256,6 +274,7 @@ def _begin(
     config: ModelConfig,
     vector_dim: int | None,
     init: str | Path | None,
+    trust: Trust,
     epochs_done: int,
     context: Context,
 ) -> EmbeddingModel:
@@ -265,7 +284,7 @@ def _begin(
         options |= {"pretrained": False, "weights": None}
     model = EmbeddingModel(**options)
     if init is not None and not epochs_done:
-        kept = model.warm_start(_model_in(init))
+        kept = model.warm_start(_model_in(init, trust))
         if not kept:
             context.warn(
                 "the head starts from new weights: `method`, `embedding_dim`, `num_learners` and `pooling` are not all "
@@ -274,9 +293,17 @@ def _begin(
     return model
 
 
-def _model_in(init: str | Path) -> EmbeddingModel:
+def _model_in(init: str | Path, trust: Trust = ()) -> EmbeddingModel:
     """The model that a run keeps; where it keeps none yet, as its last epoch left it."""
     folder = RunFolder(init)
     if folder.checkpoint.exists() and not folder.model.exists():
-        return model_in(folder.checkpoint)
-    return EmbeddingModel.load(init)
+        return model_in(folder.checkpoint, trust=trust)
+    return EmbeddingModel.load(init, trust=trust)
+
+
+def _trusted_by(config: ModelConfig, trust: Trust) -> Trust:
+    """What the user trusts, and the modules of the parts of their own that they train with."""
+    if trust is True:
+        return True
+    own = {name.partition(":")[0] for name in (config.method, config.backbone) if is_named(name)}
+    return own | (set() if isinstance(trust, bool) else set(trust))

@@ -21,6 +21,7 @@ from divcon.runs.report.sections import Contents, best_and_worst
 from divcon.runs.report.thumbnails import Thumbnails
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write, check_writable
+from divcon.runtime.importing import Trust
 
 MOST_SEARCHED = 1000
 """Validation images, at most, among which the best and the worst queries are looked for."""
@@ -34,6 +35,7 @@ def report(
     scores: Mapping[str, Any] | None = None,
     batch_size: int = 128,
     device: str = "cpu",
+    trust: Trust = (),
     context: Context = DEFAULT,
 ) -> Path:
     """Write the report of a run again: one HTML file that needs nothing beside itself.
@@ -45,6 +47,7 @@ def report(
         out: the file; None: ``report.html`` in the run's folder.
         scores: what `divcon.evaluate` gave on the test classes; the report itself never looks at them.
         device: where the model embeds the validation images.
+        trust: modules of your own that the run's model may import code from (see `EmbeddingModel.load`).
         context: a warning names what is missing from the report.
 
     Returns:
@@ -78,7 +81,7 @@ def report(
         notes = [*own.notes, *notes]
         if contents.kept is not None and own.validation is not None:
             try:
-                model = EmbeddingModel.load(run, device=device)
+                model = EmbeddingModel.load(run, device=device, trust=trust)
             except DivconError as error:
                 told(f"the best and worst queries are left out: {error}")
     return _write(contents, own, model, path, scores, notes, batch_size, context)
