@@ -65,12 +65,15 @@ def test_the_walk(
         (["--method", "slice"], "unknown method 'slice'; did you mean 'slices'"),
         (
             ["--method", "slices", "--hierarchy"],
-            "learners of method slices cannot be split in two; give --method masks",
+            "learners of method slices cannot be split in two; use --method masks",
         ),
         (["--method", "masks", "--learners", 3, "--hierarchy"], "give --learners 2, 4, 8, ..., not 3"),
         (["--method", "masks", "--learners", 32], "--dim 16 cannot be divided among --learners 32"),
         (["--method", "masks", "--head-options.kind", "fix"], "unknown value 'fix'; did you mean 'fixed'"),
-        (["--method", "slices", "--head-options.kind", "fixed"], "method slices takes no options, and 'kind' is given"),
+        (
+            ["--method", "slices", "--head-options.kind", "fixed"],
+            "takes no options; leave 'kind' out of --head-options",
+        ),
         (["--method", "masks", "--mask-penalty", -1], "--mask-penalty -1.0: must not be negative"),
         (["--full-weight", -1], "--full-weight -1.0: must not be negative"),
         (["--freeze-backbone-epochs", 2], "leaves the backbone none to train in"),

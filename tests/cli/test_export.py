@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 import divcon as dc
 from divcon.config.settings import RunConfig
+from divcon.runs.folder import RunFolder, kept_epoch
 
 Command = Callable[..., tuple[int, str, str]]
 DIM = 12
@@ -86,7 +87,7 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
         "| trained on | 18 train classes, 2 validation classes |",
         f"| hash of the test split | `{record['split_hash']}` |",
         "| `method` | `slices` |\n| `embedding_dim` | `16` |",
-        "by which epoch ",
+        f"by which epoch {kept_epoch(RunFolder(folder / 'run').lines())} was chosen",  # as the run numbers them
         f"torch {record['versions']['torch']}",
         "which model made the vectors",
     ):
@@ -116,11 +117,11 @@ def test_a_learners_card_has_its_own_scores(command: Command, folder: Path, tmp_
     del scores["learners"]
     (tmp_path / "whole.json").write_text(json.dumps(scores | {"split_hash": "another"}))
     code, _, err = command(*hf, "--scores", tmp_path / "whole.json", "--out", tmp_path / "three")
-    assert (code, "has no scores of learner 2 alone" in err) == (2, True)
+    assert (code, "no scores of learner 2 alone" in err) == (2, True)
     hf = ("export", folder / "run", "--format", "hf", "--scores", tmp_path / "whole.json")
     assert command(*hf, "--out", tmp_path / "other")[0] == 0
     card = (tmp_path / "other" / "README.md").read_text()
-    assert f"split `another`, another than its run's ({record_of(folder)['split_hash']})" in card
+    assert f"split `another`, which is not its run's ({record_of(folder)['split_hash']})" in card
 
 
 def test_of_a_pruned_model_and_of_one_without_a_run(command: Command, folder: Path, tmp_path: Path) -> None:
@@ -133,8 +134,8 @@ def test_of_a_pruned_model_and_of_one_without_a_run(command: Command, folder: Pa
     code, _, err = command("export", folder / "run" / "model", "--format", "hf", "--out", tmp_path / "model")
     assert code == 0, err
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "does not say what it was trained on" in card
-    assert "does not say how it was trained" in card
+    assert "the data it was trained on." in card
+    assert "how it was trained." in card
 
 
 def test_what_is_wrong_is_said_before_any_work(command: Command, folder: Path, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_what_is_wrong_is_said_before_any_work(command: Command, folder: Path, t
     assert "format torch is one file" in refused(tmp_path, "--format", "torch", "--out", tmp_path / "a.onnx")
     assert "--scores" in refused(folder / "run", "--out", tmp_path / "a.onnx", "--scores", folder / "scores.json")
     (tmp_path / "a.onnx").touch()
-    assert "is there already; give another name" in refused(folder / "run", "--out", tmp_path / "a.onnx")
+    assert "exists already; choose another name" in refused(folder / "run", "--out", tmp_path / "a.onnx")
     assert "learners 0 to 3" in refused(folder / "run", "--learner", 4, "--out", tmp_path / "b.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
     code, _, _ = command("export", folder / "run", "--format", "tflite", "--out", tmp_path / "a.tflite")

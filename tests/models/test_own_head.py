@@ -21,6 +21,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, TrustError, WeightsError
 from divcon.models import SubspaceHead, keep_components, keep_learner, keep_subspaces
+from divcon.runtime.importing import name_of
 from divcon.training.checkpoint import model_in
 
 DIM = 12
@@ -189,7 +190,9 @@ def test_it_is_exported(head: dict[str, Any], format: Any, name: str, tmp_path: 
 def test_it_trains_resumes_and_is_started_from(head: dict[str, Any], data: Benchmark, tmp_path: Path) -> None:
     options = {"num_learners": 2, "embedding_dim": 10, "backbone": "mlp"}
     train = TrainConfig(epochs=3, batch_size=8, images_per_class=2, workers=0, finetune_epoch=2)
-    config = RunConfig(ModelConfig(**head, **options), train, DataConfig(validation=False))
+    config = RunConfig(
+        ModelConfig(**{**head, "method": name_of(head["method"])}, **options), train, DataConfig(validation=False)
+    )
     whole = dc.run(data, tmp_path / "whole", config, report=False)
     state = tmp_path / "state"
     model = model_of(head)

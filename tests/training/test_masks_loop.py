@@ -163,7 +163,7 @@ def test_a_hierarchy_that_cannot_be_is_refused(few: Benchmark, tiny_model: Make,
             next(dc.train(model, few.train, config))
 
     refused(
-        tiny_model(4, method="slices"), GROWING, "learners of method slices cannot be split in two; give --method masks"
+        tiny_model(4, method="slices"), GROWING, "learners of method slices cannot be split in two; use `method=masks`"
     )
     refused(tiny_model(3, method="masks"), GROWING, "--learners 2, 4, 8, ..., not 3")
     refused(tiny_model(8, method="masks"), GROWING, "all 8 learners from epoch 6 on, and the subspace .* epoch 5")

@@ -1,6 +1,6 @@
-"""A trained model for other programs: ONNX, PyTorch alone, or a folder as Hugging Face has them.
+"""Export: a trained model for other programs, as ONNX, as a program of PyTorch alone, or as a Hugging Face folder.
 
-``divcon.export(...)`` is the function `export`.
+The package is called ``exports`` because ``divcon.export`` is the function: a package of that name would replace it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from divcon.exports.hugging_face import write_folder
 from divcon.exports.onnx import require_onnx, write_onnx
 from divcon.exports.program import about_model, write_program
 from divcon.models import EmbeddingModel
+from divcon.models.pruning import check_learner
 
 __all__ = ["Exported", "Format", "check_export", "export"]
 
@@ -26,18 +27,18 @@ ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far it is from the model."""
+    """The result of `export`: what was written, and how closely it gives the model's embeddings."""
 
     format: Format
     path: Path
     about: dict[str, Any]
-    """What the files say of themselves; see `divcon.exports.program.about_model`."""
+    """The description of the model in the file; see `divcon.exports.program.about_model`."""
     checked_with: str
-    """What was run to compare: ``ONNX Runtime 1.32.0``, say."""
+    """The program that ran it for the comparison: ``ONNX Runtime 1.32.0``, say."""
     difference: float
-    """The largest between an entry of an embedding and the model's own, over batches of 1 and 7."""
+    """The largest difference between a value of an embedding and the model's own, over batches of 1 and 7."""
     to_fill_in: int
-    """Places in the model card that are left to be filled in; 0 of formats without one."""
+    """Number of places in the model card that are left to fill in; 0 for formats without one."""
 
 
 def export(
@@ -49,33 +50,33 @@ def export(
     run: str | Path | None = None,
     scores: str | Path | None = None,
 ) -> Exported:
-    """Write a model so that other programs can use it. What is written is read again and compared with the model, at
-    batches of 1 and 7, before it is put in its place.
+    """Write a model so that other programs can use it.
+
+    The file is read again and compared with the model, at batches of 1 and 7, before it gets its name.
 
     Args:
-        model: as it is now; it is not changed.
-        out: a file that ends in ``.onnx`` or ``.pt2``, or of ``hf`` a folder; not there yet.
-        format: ``onnx``: one file for ONNX Runtime and others. It takes ``images``, (N, 3, H, W) uint8 RGB pixels,
-            resized and cropped but not normalised (that is in the file), or ``vectors``, (N, F0) float32, and gives
-            ``embeddings``, (N, D) float32 of length one; N is free. ``torch``: the same as a program of `torch.export`,
-            which PyTorch runs without divcon. ``hf``: ``model.safetensors``, ``config.json``,
-            ``preprocessor_config.json`` (of images) and a model card, which `EmbeddingModel.load` reads.
+        model: the model; it is not changed.
+        out: a new file that ends in ``.onnx`` or ``.pt2``, or for ``hf`` a new or empty folder.
+        format: ``onnx``: one file for ONNX Runtime and others. Its input is ``images``, (N, 3, H, W) uint8 RGB pixels,
+            resized and cropped but not normalised (the file does that), or ``vectors``, (N, F0) float32; its output
+            ``embeddings``, (N, D) float32 of length one, for any N. ``torch``: the same as a program of `torch.export`,
+            which PyTorch runs without divcon. ``hf``: a folder with ``model.safetensors``, ``config.json``,
+            ``preprocessor_config.json`` (for images) and a model card, for `EmbeddingModel.load`.
         learner: k for its subspace alone, (N, d_k).
-        run: the run's or model's folder that the model is of: what it was trained on is then written down too.
-        scores: of ``hf``, what ``divcon evaluate --json`` wrote, for the card.
+        run: the folder of the run or model that the model is from: the export then says what it was trained on.
+        scores: for ``hf``, the JSON of ``divcon evaluate --json``, for the card.
 
     Raises:
-        ConfigError: ``out`` does not fit the format, there is no such learner, the model cannot be expressed in the
-            format (the message says what cannot), or an extra is missing.
-        OutputError: ``out`` is there already, or cannot be written; or what was written does not give the model's
-            embeddings.
+        ConfigError: ``out`` does not fit the format, there is no such learner, the format cannot express the model (the
+            message says what it lacks), or an extra is missing.
+        OutputError: ``out`` exists already, or cannot be written; or its embeddings are not the model's.
         DataError: the scores cannot be read.
         RunError: the run's folder is damaged.
     """
     out = Path(out)
     check_export(out, format, scores)
-    if learner is not None and not 0 <= learner < model.num_learners:
-        raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
+    if learner is not None:
+        check_learner(model, learner)
     model = copy.deepcopy(model).cpu().eval()
     about = about_model(model, learner, run)
     if format == "hf":
@@ -86,23 +87,31 @@ def export(
 
 
 def check_export(out: Path, format: Format, scores: str | Path | None = None) -> None:
-    """Find out before a model is read.
+    """Check the arguments of `export` before a model is loaded.
 
     Raises:
         ConfigError, OutputError: as `export`.
     """
     if format not in get_args(Format):
-        raise ConfigError(f"--format: {unknown('format', format, get_args(Format))}")
+        raise ConfigError(f"`format`: {unknown('format', format, get_args(Format))}", field="format")
     if format == "hf":
         if out.suffix in ENDINGS.values():
-            raise ConfigError(f"--out {out}: format hf is a folder; give a name without {out.suffix}, or --format")
+            raise ConfigError(
+                f"`out` {out}: format hf is a folder; choose a name without {out.suffix}, or another `format`",
+                field=("out", "format"),
+            )
     elif out.suffix != ENDINGS[format]:
         raise ConfigError(
-            f"--out {out}: format {format} is one file; give a name that ends in {ENDINGS[format]}, or another --format"
+            f"`out` {out}: format {format} is one file; choose a name that ends in {ENDINGS[format]}, or another "
+            "`format`",
+            field=("out", "format"),
         )
     if scores is not None and format != "hf":
-        raise ConfigError(f"--scores {scores}: are written into the model card of --format hf; {format} has none")
+        raise ConfigError(
+            f"`scores` {scores}: go into the model card of `format=hf`, and {format} has no card; leave them out",
+            field=("scores", "format"),
+        )
     if out.exists() and (format != "hf" or not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"--out {out}: is there already; give another name")
+        raise OutputError(f"`out` {out}: exists already; choose another name")
     if format == "onnx":
         require_onnx()

@@ -1,4 +1,4 @@
-"""One ONNX file, run by ONNX Runtime before it is kept."""
+"""Export to one ONNX file, checked with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from divcon.models import EmbeddingModel
 from divcon.runtime.files import atomic_write
 
 LARGEST = 2**31 - 2**20
-"""Bytes of weights that one file can hold: protobuf counts to 2 GiB, and the graph needs some."""
+"""Bytes of weights that one file can hold: protobuf ends at 2 GiB, and the graph needs some of it."""
 
 
 def require_onnx() -> None:
     """
     Raises:
-        ConfigError: what writes and runs ONNX is not installed.
+        ConfigError: the packages that write and run ONNX are not installed.
     """
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f'format onnx is written with onnxscript and run by onnxruntime ({error}): pip install "divcon[export]"'
+            f'format onnx needs onnxscript and onnxruntime ({error}): pip install "divcon[export]"', field="format"
         ) from None
 
 
 def write_onnx(model: EmbeddingModel, out: Path, about: dict[str, Any], learner: int | None) -> tuple[str, float]:
     """
     Returns:
-        What ran it, and the largest difference from the model's embeddings.
+        The program that ran the file, and the largest difference from the model's embeddings.
 
     Raises:
         ConfigError, OutputError: as `divcon.exports.export`.
@@ -50,17 +50,18 @@ def write_onnx(model: EmbeddingModel, out: Path, about: dict[str, Any], learner:
     size = sum(value.nbytes for value in model.state_dict().values())
     if size > LARGEST:
         raise ConfigError(
-            f"{named(model)}: its weights take {size / 2**30:.1f} GiB, and one ONNX file holds less than 2; take "
-            "--format torch"
+            f"{named(model)}: its weights take {size / 2**30:.1f} GiB, and one ONNX file holds less than 2; use "
+            "`format=torch`",
+            field="format",
         )
     converted = _converted(model, learner, about)
     with atomic_write(out) as beside:
         beside.write_bytes(converted)
         session = onnxruntime.InferenceSession(str(beside), providers=["CPUExecutionProvider"])
 
-        def embed(seen: Tensor) -> Tensor:
-            (found,) = session.run(None, {about["input"]["name"]: seen.numpy()})
-            return torch.from_numpy(found)
+        def embed(images: Tensor) -> Tensor:
+            (embeddings,) = session.run(None, {about["input"]["name"]: images.numpy()})
+            return torch.from_numpy(embeddings)
 
         difference = check_equal(model, learner, embed, out)
     return f"ONNX Runtime {onnxruntime.__version__}", difference
@@ -69,10 +70,10 @@ def write_onnx(model: EmbeddingModel, out: Path, about: dict[str, Any], learner:
 def _converted(model: EmbeddingModel, learner: int | None, about: dict[str, Any]) -> bytes:
     program = trace(_in_plain_steps(model), learner)
     try:
-        # It prints what it does.
+        # The exporter prints its progress.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = torch.onnx.export(
+            exported = torch.onnx.export(
                 program,
                 (example(model, 2),),
                 input_names=[about["input"]["name"]],
@@ -82,16 +83,18 @@ def _converted(model: EmbeddingModel, learner: int | None, about: dict[str, Any]
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # what fails inside of a conversion is of any kind
-        raise ConfigError(f"{named(model)}: ONNX cannot express it ({_lacking(error)}); try --format torch") from error
-    assert made is not None
-    made.model.metadata_props[KEY] = json.dumps(about)
-    return made.model_proto.SerializeToString()
+    except Exception as error:  # a conversion fails with any kind of error
+        raise ConfigError(
+            f"{named(model)}: ONNX cannot express it ({_reason(error)}); try `format=torch`", field="format"
+        ) from error
+    assert exported is not None
+    exported.model.metadata_props[KEY] = json.dumps(about)
+    return exported.model_proto.SerializeToString()
 
 
 def _in_plain_steps(model: EmbeddingModel) -> EmbeddingModel:
-    """The model with attention in steps, by timm's own switch: in ONNX it is in steps in any case, and PyTorch's one
-    operation for all of them is not taken apart in every backbone (in MaxViT and Hiera not)."""
+    """A copy of the model with attention in single steps, by timm's own switch. ONNX has only those, and the exporter
+    does not take PyTorch's fused attention apart in every backbone (not in MaxViT and Hiera)."""
     plain = copy.deepcopy(model)
     for module in plain.modules():
         if hasattr(module, "fused_attn"):
@@ -99,8 +102,8 @@ def _in_plain_steps(model: EmbeddingModel) -> EmbeddingModel:
     return plain
 
 
-def _lacking(error: BaseException | None) -> str:
-    """The operation that there is no ONNX for, or else what the innermost error says."""
+def _reason(error: BaseException | None) -> str:
+    """The operation that ONNX lacks, or else the message of the innermost error."""
     last: BaseException | None = error
     while error is not None:
         if found := re.search(r"No ONNX function found for .*?'([\w.:]+)'", str(error)):

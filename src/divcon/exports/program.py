@@ -1,4 +1,4 @@
-"""The model as a program of `torch.export`, and what it is compared with."""
+"""Export to a program of `torch.export`; and what all formats share: the check, and the description of the model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from divcon.runs.folder import RunFolder
 from divcon.runtime.files import atomic_write
 
 TOLERANCE = 1e-4
-"""What an entry of an embedding may be off."""
+"""The largest allowed difference of a value of an embedding."""
 
 BATCHES = (1, 7)
-"""What is compared: one, since a batch dimension of one is easily lost, and one that is not the traced batch's."""
+"""The sizes that are compared: one, since a batch dimension of one is easily lost, and one that was not traced."""
 
 
 class Embedder(nn.Module):
@@ -35,17 +35,17 @@ class Embedder(nn.Module):
         self.model = model
         self._learner = learner
 
-    def forward(self, seen: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         if self.model.vector_dim is None:
-            seen = self.model.normalize(seen)
-        embeddings = self.model(seen, self._learner)
+            inputs = self.model.normalize(inputs)
+        embeddings = self.model(inputs, self._learner)
         assert isinstance(embeddings, Tensor)
         return embeddings
 
 
 def example(model: EmbeddingModel, count: int) -> Tensor:
-    """What the model sees, drawn by a fixed seed: images of large patches of colour with noise upon them, (count, 3, H,
-    W) uint8, or vectors, (count, F0) float32."""
+    """Inputs of the model, drawn with a fixed seed: images of large patches of colour with noise, (count, 3, H, W)
+    uint8, or vectors, (count, F0) float32."""
     rng = torch.Generator().manual_seed(count)
     if model.vector_dim is not None:
         return torch.randn(count, model.vector_dim, generator=rng)
@@ -57,19 +57,20 @@ def example(model: EmbeddingModel, count: int) -> Tensor:
 
 @torch.no_grad()
 def trace(model: EmbeddingModel, learner: int | None) -> ExportedProgram:
-    """The model, on the CPU and in evaluation mode, as a program for any batch.
+    """The model, on the CPU and in evaluation mode, as a program for batches of any size.
 
     Raises:
-        ConfigError: `torch.export` cannot follow it, or only at one batch.
+        ConfigError: `torch.export` cannot trace it, or only for one size of batch.
     """
     try:
         return torch.export.export(
             Embedder(model, learner), (example(model, 2),), dynamic_shapes=({0: Dim("batch", min=1)},)
         )
-    except Exception as error:  # what fails inside of a backbone is of any kind
+    except Exception as error:  # a backbone may fail with any kind of error
         raise ConfigError(
-            f"{named(model)}: torch.export cannot make a program of it for batches of any size "
-            f"({first_line(error)}); try --format hf"
+            f"{named(model)}: torch.export cannot trace it for batches of any size ({first_line(error)}); try "
+            "`format=hf`",
+            field="format",
         ) from error
 
 
@@ -77,23 +78,25 @@ def trace(model: EmbeddingModel, learner: int | None) -> ExportedProgram:
 def check_equal(
     model: EmbeddingModel, learner: int | None, embed: Callable[[Tensor], Tensor], written: object
 ) -> float:
-    """The largest difference between what ``embed`` and the model give, entry by entry.
+    """The largest difference between a value of the embeddings by ``embed`` and of the model's.
 
     Raises:
-        OutputError: it is above the tolerance, or the shape is another.
+        OutputError: it is above the tolerance, or the shapes differ.
     """
     largest = 0.0
     expected_of = Embedder(model, learner)
     for count in BATCHES:
-        seen = example(model, count)
-        expected, found = expected_of(seen), embed(seen)
-        if found.shape != expected.shape:
-            raise OutputError(f"{written}: gives {tuple(found.shape)} for a batch of {count}; nothing is kept")
-        difference = (found - expected).abs().max().item()
+        inputs = example(model, count)
+        expected, actual = expected_of(inputs), embed(inputs)
+        if actual.shape != expected.shape:
+            raise OutputError(
+                f"{written}: its output for a batch of {count} has shape {tuple(actual.shape)}; nothing was written"
+            )
+        difference = (actual - expected).abs().max().item()
         if not difference <= TOLERANCE:  # NaN, too
             raise OutputError(
                 f"{written}: its embeddings differ from the model's by {difference:.2g} at a batch of {count}, and "
-                f"{TOLERANCE:g} is allowed; nothing is kept"
+                f"{TOLERANCE:g} is allowed; nothing was written"
             )
         largest = max(largest, difference)
     return largest
@@ -105,37 +108,38 @@ def named(model: EmbeddingModel) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 KEY = "divcon"
-"""Of an ONNX file's metadata: JSON of what `about_model` gives; in a ``.pt2`` the extra file ``divcon.json``."""
+"""The key in an ONNX file's metadata under which `about_model` stands as JSON; in a ``.pt2`` the extra file
+``divcon.json``."""
 
 
 def about_model(model: EmbeddingModel, learner: int | None, run: str | Path | None) -> dict[str, Any]:
-    """Plain values: ``divcon`` (the version), ``model`` (what it was made with), ``learner``, ``input`` and ``output``
-    (name, dtype, shape), ``preprocessing`` (None of vectors), and of its run ``benchmark``, ``protocol``,
-    ``split_hash`` (None where it is of no run).
+    """A description of the model for the exported file, of plain values: ``divcon`` (the version), ``model`` (its
+    `EmbeddingModel.config`), ``learner``, ``input`` and ``output`` (name, dtype, shape), ``preprocessing`` (None for
+    vectors), and the ``benchmark``, ``protocol`` and ``split_hash`` of its run (None without a run).
 
-    In ``preprocessing`` the shorter side of an image is brought to ``resize`` pixels, and ``size`` x ``size`` cut out
-    of the middle; an image of just that size is taken whole. ``mean`` and ``std`` are of each channel, on a scale of 0
+    ``preprocessing``: the shorter side of an image is resized to ``resize`` pixels, and the middle ``size`` x ``size``
+    cropped; an image of exactly that size is used as it is. ``mean`` and ``std`` are of each channel, on a scale of 0
     to 1.
     """
     found = None if run is None else RunFolder(run).origin()
     record = found[1] if found else {}
     width = model.embedding_dim if learner is None else model.head.subspace_dim(learner)
-    seen: dict[str, Any]
+    inputs: dict[str, Any]
     if model.vector_dim is None:
         size = model.image_size
-        seen = {"name": "images", "dtype": "uint8", "shape": ["batch", 3, size, size]}
+        inputs = {"name": "images", "dtype": "uint8", "shape": ["batch", 3, size, size]}
     else:
-        seen = {"name": "vectors", "dtype": "float32", "shape": ["batch", model.vector_dim]}
+        inputs = {"name": "vectors", "dtype": "float32", "shape": ["batch", model.vector_dim]}
     return {
         "divcon": divcon.__version__,
         "model": model.config,
         "learner": learner,
-        "input": seen,
+        "input": inputs,
         "output": {"name": "embeddings", "dtype": "float32", "shape": ["batch", width]},
         "preprocessing": _preprocessing(model),
         **{name: record.get(name) for name in ("benchmark", "protocol", "split_hash")},
@@ -145,26 +149,26 @@ def about_model(model: EmbeddingModel, learner: int | None, run: str | Path | No
 def _preprocessing(model: EmbeddingModel) -> dict[str, Any] | None:
     if model.vector_dim is not None:
         return None
-    seen = model.preprocessing
+    preprocessing = model.preprocessing
     return {
         "size": model.image_size,
         "resize": round(model.image_size * EVAL_RESIZE),
-        "interpolation": seen.interpolation,
-        "mean": list(seen.mean),
-        "std": list(seen.std),
+        "interpolation": preprocessing.interpolation,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
     }
 
 
 def write_program(model: EmbeddingModel, out: Path, about: dict[str, Any], learner: int | None) -> tuple[str, float]:
     """
     Returns:
-        What read it again, and the largest difference from the model's embeddings.
+        The program that ran the file, and the largest difference from the model's embeddings.
 
     Raises:
         ConfigError, OutputError: as `divcon.exports.export`.
     """
     with atomic_write(out) as beside:
-        written = io.BytesIO()  # by name, it would have to end in .pt2
+        written = io.BytesIO()  # a file would have to end in .pt2
         torch.export.save(trace(model, learner), written, extra_files={f"{KEY}.json": json.dumps(about)})
         beside.write_bytes(written.getbuffer())
         written.seek(0)

@@ -38,7 +38,7 @@ from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
 from divcon.models.pooling import create_pooling, create_pooling_of
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
-from divcon.runtime.importing import Trust, check_trusted
+from divcon.runtime.importing import Trust, check_trusted, is_named
 
 FORMAT = 1
 
@@ -438,12 +438,22 @@ def _check_trusted(config: Mapping[str, Any], where: str, trust: Trust, *, own: 
     Raises:
         TrustError: the file names code of the user's own that is not imported yet and not allowed.
     """
-    if not own:
-        check_trusted(config.get("backbone"), where, trust)
+    for name in own_parts(config):
+        if not (is_imported(name) or (own and name == config.get("backbone"))):
+            check_trusted(name, where, trust)
+
+
+def own_backbone(model: EmbeddingModel) -> nn.Module | None:
+    """The model's backbone where it is the user's own, for `EmbeddingModel.load`: its class may need arguments."""
+    return model.backbone if is_own(model.config["backbone"]) else None
+
+
+def own_parts(config: Mapping[str, Any]) -> list[str]:
+    """The code of the user's own that a model's `EmbeddingModel.config` names, each as ``module:Name``."""
+    names = [config.get("backbone")]
     head: Any = config
     while isinstance(head, Mapping):  # a head that pruning has derived names the head that it is of
-        method = head.get("method")
-        if not isinstance(method, str) or not is_imported(method):
-            check_trusted(method, where, trust)
+        names.append(head.get("method"))
         options = head.get("head_options")
         head = options.get("of") if isinstance(options, Mapping) else None
+    return [str(name) for name in names if is_named(name) and not str(name).startswith("divcon.")]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark
@@ -21,6 +23,7 @@ from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
+from divcon.models.embedding_model import own_backbone
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.report import write_report
@@ -28,7 +31,7 @@ from divcon.runtime.context import Context
 from divcon.runtime.device import resolve_device
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
-from divcon.runtime.importing import Trust, is_named
+from divcon.runtime.importing import Trust
 from divcon.runtime.launch import is_main_process, launch
 from divcon.runtime.lock import FolderLock
 from divcon.runtime.signals import SignalHandler
@@ -69,8 +72,7 @@ def run(
             under ``observed``. Nothing is chosen by it, and its time is of ``seconds_evaluating``. An epoch that a stop
             cut short is observed again.
         report: write ``report.html`` in the end (see `divcon.runs.report.report`). Where that fails, it is a warning.
-        trust: modules of your own that ``init`` may import code from, beside those of ``config`` (see
-            `EmbeddingModel.load`).
+        trust: modules of your own that ``init`` may import code from (see `EmbeddingModel.load`).
 
     Returns:
         The model that is kept, in evaluation mode.
@@ -92,7 +94,6 @@ def run(
     folder.check_mine()
     options = config.train
     device = resolve_device(options.device)
-    trust = _trusted_by(config.model, trust)
     given = (data, out, config, resume, init, trust)
     try:
         with ExitStack() as kept:
@@ -204,7 +205,7 @@ def _run(
             # Told there, the loop keeps what the epoch has trained.
             epochs.throw(worker_death(error) or error)
     processes.barrier()  # the last model is kept
-    model = EmbeddingModel.load(folder.model, device=model.device, trust=trust)
+    model = EmbeddingModel.load(folder.model, device=model.device, backbone=own_backbone(model))
     if not processes.is_main:
         return model
     folder.previous.unlink(missing_ok=True)
@@ -284,7 +285,7 @@ def _begin(
         options |= {"pretrained": False, "weights": None}
     model = EmbeddingModel(**options)
     if init is not None and not epochs_done:
-        kept = model.warm_start(_model_in(init, trust))
+        kept = model.warm_start(_model_in(init, trust, copy.deepcopy(own_backbone(model))))
         if not kept:
             context.warn(
                 "the head starts from new weights: `method`, `embedding_dim`, `num_learners` and `pooling` are not all "
@@ -293,17 +294,9 @@ def _begin(
     return model
 
 
-def _model_in(init: str | Path, trust: Trust = ()) -> EmbeddingModel:
+def _model_in(init: str | Path, trust: Trust = (), backbone: nn.Module | None = None) -> EmbeddingModel:
     """The model that a run keeps; where it keeps none yet, as its last epoch left it."""
     folder = RunFolder(init)
     if folder.checkpoint.exists() and not folder.model.exists():
-        return model_in(folder.checkpoint, trust=trust)
-    return EmbeddingModel.load(init, trust=trust)
-
-
-def _trusted_by(config: ModelConfig, trust: Trust) -> Trust:
-    """What the user trusts, and the modules of the parts of their own that they train with."""
-    if trust is True:
-        return True
-    own = {name.partition(":")[0] for name in (config.method, config.backbone) if is_named(name)}
-    return own | (set() if isinstance(trust, bool) else set(trust))
+        return model_in(folder.checkpoint, trust=trust, backbone=backbone)
+    return EmbeddingModel.load(init, trust=trust, backbone=backbone)

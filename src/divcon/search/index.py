@@ -90,7 +90,7 @@ class StoreModel:
                 about, uri = self._store.about(), self._store.uri
                 if about.model is None:
                     raise StoreError(f"{uri}: does not say where its model is; pass `model`, a model or its folder")
-                model = _load(about.model, self._device, self._trust)
+                model = EmbeddingModel.load(about.model, device=self._device, trust=self._trust)
                 about.check_model(model, uri)
                 self._model = model
             return self._model
@@ -103,10 +103,6 @@ def _folder(model: object) -> Path:
             field="model",
         )
     return Path(model)
-
-
-def _load(folder: str | Path, device: str | torch.device, trust: Trust) -> EmbeddingModel:
-    return EmbeddingModel.load(folder, device=device)
 
 
 MOST_K = 10_000
@@ -216,7 +212,11 @@ class Index:
             if folder is None:
                 raise ConfigError("pass `store`: the folder or address that the index is to be in", field="store")
             store = folder / "index"
-        loaded = model if isinstance(model, EmbeddingModel) else _load(_folder(model), device, trust)
+        loaded = (
+            model
+            if isinstance(model, EmbeddingModel)
+            else EmbeddingModel.load(_folder(model), device=device, trust=trust)
+        )
         about = about_of(loaded, None if folder is None else str(folder.absolute()), ann_from or ANN_FROM)
         return cls.for_about(about, store, loaded, replace=ann_from is not None)
 
@@ -266,7 +266,7 @@ class Index:
         store = open_store(store)
         about = store.about()
         if model is not None and not isinstance(model, EmbeddingModel):
-            model = _load(_folder(model), device, trust)
+            model = EmbeddingModel.load(_folder(model), device=device, trust=trust)
         if model is not None:
             about.check_model(model, store.uri)
         return cls(store, about, model, device=device, trust=trust)

@@ -252,18 +252,18 @@ class TrainState:
             self.inside = Inside(**{**inside, "previous": previous, **losses})
 
 
-def model_in(path: Path, *, trust: Trust = ()) -> EmbeddingModel:
+def model_in(path: Path, *, trust: Trust = (), backbone: nn.Module | None = None) -> EmbeddingModel:
     """The model of a checkpoint, in evaluation mode.
 
     Args:
-        trust: as `EmbeddingModel.load` takes it.
+        trust, backbone: as `EmbeddingModel.load` takes them.
 
     Raises:
         RunError: the file is damaged or of another format.
         WeightsError: the model cannot be created here. TrustError: as `EmbeddingModel.load`.
     """
     content = read_checkpoint(path)
-    model = EmbeddingModel.from_config(content["made_with"], path, trust=trust)
+    model = EmbeddingModel.from_config(content["made_with"], path, trust=trust, backbone=backbone)
     model.load_state_dict(content["model"])
     model.freeze_batch_norm = content["freeze_batch_norm"]
     return model.eval()
