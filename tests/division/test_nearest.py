@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divcon.division.kmeans import Nearest, squared_distances
-from divcon.runtime.distributed import ALONE
+from divcon.runtime.context import Context
 
 
 @given(st.integers(0, 9999), st.integers(1, 9), st.sampled_from([2, 16]), st.sampled_from([1e-3, 0.1, 1.0]))
@@ -22,9 +22,9 @@ def test_moving_centroids_have_the_points_that_comparing_all_gives_them(
     centroids = points[rng.choice(60, num_clusters, replace=False)].copy()
     x = torch.from_numpy(points)
     norms = (x * x).sum(dim=1)
-    nearest = Nearest(x, norms, num_clusters, ALONE)
+    nearest = Nearest(x, norms, num_clusters, Context())
     for _ in range(8):
-        expected = np.array([[((p - c) ** 2).sum() for c in centroids] for p in points.astype(np.float64)])
+        expected = ((points[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2)
         found = nearest(torch.from_numpy(centroids.copy())).numpy()
         np.testing.assert_allclose(expected[np.arange(60), found], expected.min(axis=1), rtol=1e-6, atol=1e-5)
         last = expected.min(axis=1)
@@ -45,7 +45,7 @@ def test_points_that_no_centroid_comes_near_are_not_compared_again(monkeypatch: 
         "_compare",
         lambda self, c, points: compared.append(None if points is None else len(points)) or compare(self, c, points),
     )
-    nearest = Nearest(x, (x * x).sum(dim=1), 8, ALONE)
+    nearest = Nearest(x, (x * x).sum(dim=1), 8, Context())
     nearest(centres)
     nearest(centres + 0.2)
     assert compared[0] is None and compared[1] is not None and 20 <= compared[1] < 100

@@ -77,12 +77,12 @@ def load_part(name: str, what: str) -> Any:
             f"{what} {name!r}: is an object that was passed from Python; files keep only its class, so pass the object "
             "again"
         )
-    found = _import(module, f"{what} {name!r}")
+    value = _import(module, f"{what} {name!r}")
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"{what} {name!r}: {unknown(f'name in {module}', part, vars(found))}")
-        found = getattr(found, part)
-    return found
+        if not hasattr(value, part):
+            raise ConfigError(f"{what} {name!r}: {unknown(f'name in {module}', part, vars(value))}")
+        value = getattr(value, part)
+    return value
 
 
 def _import(module: str, what: str) -> Any:
