@@ -1,7 +1,7 @@
 """Errors in the user's input: what is wrong, where, and what to do.
 
-A message names settings as Python does, in backticks (batch_size, divide_by=class); the command line shows them as flags
-(see ``divcon.cli.messages``).
+A message names settings as Python does, in backticks (batch_size, divide_by=class); the command line shows them as
+flags (see ``divcon.cli.messages``).
 """
 
 from __future__ import annotations
