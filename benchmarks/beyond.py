@@ -34,7 +34,7 @@ from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import create_loader
 from divcon.training.sampler import Batch, EpochPlan, plan_epoch
 from divcon.training.schedule import Phase, learning_rates, phase_at
-from divcon.training.setup import check, seed_batch, set_up, tell
+from divcon.training.setup import check, create_fabric, seed_batch, set_classes, set_up
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,12 @@ def loss_of(
 
 def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfig, idea: Idea) -> Iterator[Division]:
     """The loop of divcon, with the idea in it; yields the division after each epoch."""
-    fabric, objectives = check(model, images, config)
+    objectives = check(model, images, config)
+    fabric = create_fabric(config, dc.Context().group)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
-    _, optimizer, objectives = set_up(fabric, model, objectives, config)
+    _, optimizer = set_up(fabric, model, objectives, config)
     division = None
-    memory = FeatureBank(len(images), model.num_features, fabric.device, kept=False)
+    bank = FeatureBank(len(images), model.num_features, fabric.device, enabled=False)
     with create_loader(model, images, config, fabric.device, dc.Context(config.workers)) as loader:
         for epoch in range(config.epochs):
             phase, previous = phase_at(epoch, config, model.head.max_learners), division
@@ -174,7 +175,7 @@ def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfi
             if whole:
                 division = Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
-                features = memory.refreshed(model, loader, epoch)
+                features = bank.features_to_divide(model, loader, epoch)
                 division = divide(
                     features,
                     labels,
@@ -187,7 +188,7 @@ def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfi
                     division = Overlapping.of(division, features, labels, config.divide_by)
             learners = 1 if phase is Phase.FINETUNE else model.num_learners
             parts = 1 if phase is Phase.FINETUNE else min(idea.learners_per_step, learners)
-            tell(objectives, division, labels, learners, new=division is not previous)
+            set_classes(objectives, division, labels, learners, redivided=division is not previous)
             plan, owners = parted(
                 plan_epoch(
                     division,
@@ -201,7 +202,7 @@ def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfi
                 parts,
             )
             model.train()
-            for number, _, pixels, targets in loader.batches(plan, epoch, labels, range(len(plan.batches))):
+            for number, _, pixels, targets in loader.training_batches(plan, epoch, labels, range(len(plan.batches))):
                 seed_batch(config.seed, epoch, number)
                 rates = learning_rates(epoch + number / len(plan.batches), phase, config)
                 for group in optimizer.param_groups:

@@ -41,16 +41,16 @@ class Watched(FeatureBank):
     seed: int
     rows: list[dict[str, Any]]
 
-    def __init__(self, num_images: int, num_features: int, device: torch.device, *, kept: bool) -> None:
-        super().__init__(num_images, num_features, device, kept=True)
+    def __init__(self, num_images: int, num_features: int, device: torch.device, *, enabled: bool) -> None:
+        super().__init__(num_images, num_features, device, enabled=True)
 
-    def refreshed(self, model: Any, loader: Any, epoch: int, context: Context) -> np.ndarray:
-        unseen = float((~self._seen).mean())
+    def features_to_divide(self, model: Any, loader: Any, epoch: int, context: Context) -> np.ndarray:
+        unseen = float((~self._has_feature).mean())
         began = time.perf_counter()
-        remembered = super().refreshed(model, loader, epoch, context)
+        remembered = super().features_to_divide(model, loader, epoch, context)
         between = time.perf_counter()
         every = np.arange(len(remembered))
-        fresh = model.pool(loader.as_evaluated(every, epoch), np.empty_like(remembered))
+        fresh = model.pool(loader.evaluation_batches(every, epoch), np.empty_like(remembered))
         ended = time.perf_counter()
         if epoch:
             learners = model.num_learners

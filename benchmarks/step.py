@@ -27,7 +27,7 @@ OURS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "slices": ("slices", 4, {"full_weight": 0.0}),
     "masks-alone": ("masks", 4, {"full_weight": 0.0}),
     "masks": ("masks", 4, {}),
-    "masks-memory": ("masks", 4, {"divide_on": "memory"}),
+    "masks-memory": ("masks", 4, {"divide_on": "bank"}),
     "channels-first": ("masks", 4, {"channels_last": False}),
     "fused": ("masks", 4, {"fused": True}),
     "bf16": ("masks", 4, {"precision": "bf16"}),
@@ -99,8 +99,9 @@ def ours(name: str, backbone: str, size: int) -> Callable[[Batches], dict[str, f
     model = dc.EmbeddingModel(backbone, 128, learners, method=method, image_size=size)
     config = dc.TrainConfig(**more)
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if config.precision == "bf16" else "32-true")
-    network, optimizer, objectives = set_up(fabric, model, create_objectives(config, model.head, 20), config)
-    memory = FeatureBank(1000, model.num_features, fabric.device, kept=config.divide_on == "memory")
+    objectives = create_objectives(config, model.head, 20)
+    network, optimizer = set_up(fabric, model, objectives, config)
+    bank = FeatureBank(1000, model.num_features, fabric.device, enabled=config.divide_on == "bank")
     model.train()
 
     def steps(batches: Batches) -> dict[str, float]:
@@ -114,7 +115,7 @@ def ours(name: str, backbone: str, size: int) -> Callable[[Batches], dict[str, f
             if config.full_weight:
                 loss = loss + config.full_weight * objectives[-1](full, labels)
             loss = loss + config.mask_penalty * model.head.penalty()
-            memory.saw(np.arange(80) + 80 * (step % 12), features)
+            bank.update(np.arange(80) + 80 * (step % 12), features)
             fabric.backward(loss)
             optimizer.step()
             loss.item()

@@ -102,7 +102,7 @@ def child(order: dict[str, Any]) -> None:
     for name in ("replace", "rename", "fsync", "unlink", "ftruncate"):
         events.around(os, name, "saving")
     events.around(divcon.training.loop, "divide", "dividing")
-    events.around(FeatureBank, "refreshed", "dividing")
+    events.around(FeatureBank, "features_to_divide", "dividing")
     events.before(divcon.training.loop, "take_step", "training")
     events.around(divcon.runs.run, "evaluate", "evaluating")
     if order["arguments"][0] == "index":

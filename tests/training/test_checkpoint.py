@@ -17,7 +17,7 @@ import divcon as dc
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import RunError, Stopped
 from divcon.runtime.signals import SignalHandler
-from divcon.training.checkpoint import mend, previous_of, read_checkpoint, write_checkpoint
+from divcon.training.checkpoint import previous_of, read_checkpoint, restore_previous, write_checkpoint
 
 CONFIG = dc.TrainConfig(epochs=6, batch_size=8, images_per_class=2, redivide_every=2, joint_epoch=4, finetune_epoch=5)
 KINDS = {
@@ -174,20 +174,20 @@ def test_every_flipped_bit_and_every_length_is_noticed(tmp_path: Path) -> None:
 
 def test_the_one_before_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
     path = tmp_path / "c"
-    assert mend(path) is None
+    assert restore_previous(path) is None
     for epoch in (1, 2):
         write_checkpoint(path, {"epochs_done": epoch})
-    assert mend(path) is None
+    assert restore_previous(path) is None
     assert read_checkpoint(previous_of(path))["epochs_done"] == 1
     whole = path.read_bytes()
     path.write_bytes(whole[:-300])
-    assert "the one before it is used, of 1 epochs" in (mend(path) or "")
+    assert "the one before it is used, of 1 epochs" in (restore_previous(path) or "")
     assert read_checkpoint(path)["epochs_done"] == 1
     assert not previous_of(path).exists()
     # A file of another format is not a damaged one: nothing takes its place.
     write_checkpoint(path, {"epochs_done": 3})
     torch.save({"format": 9}, path)
-    assert mend(path) is None
+    assert restore_previous(path) is None
     with pytest.raises(RunError, match="format 9"):
         read_checkpoint(path)
 

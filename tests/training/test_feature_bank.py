@@ -40,13 +40,13 @@ def unit(values: np.ndarray) -> np.ndarray:
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each pass over them embeds, to divide."""
     counted: list[int] = []
-    passes = TrainLoader.as_evaluated
+    passes = TrainLoader.evaluation_batches
 
     def counting(self: TrainLoader, images: np.ndarray, *rest: object) -> object:
         counted.append(len(images))
         return passes(self, images, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TrainLoader, "as_evaluated", counting)
+    monkeypatch.setattr(TrainLoader, "evaluation_batches", counting)
     return counted
 
 
@@ -60,14 +60,14 @@ def test_it_holds_the_exponential_mean_of_views_and_embeds_the_rest(
     images = as_vectors(few.train.subset(np.arange(9)), rng.standard_normal((9, 5)))
     model = dc.EmbeddingModel("none", 4, 1, vector_dim=5)
     clean = unit(model.features(images))
-    memory = FeatureBank(9, 5, CPU, kept=True)
+    memory = FeatureBank(9, 5, CPU, enabled=True)
     expected: np.ndarray = clean.copy()
     seen: set[int] = set()
     shown: list[Progress] = []
     with create_loader(model, images, CONFIG, CPU, dc.Context(on_progress=shown.append)) as loader:
         for turn in range(3):
             shown.clear()
-            found = memory.refreshed(model, loader, turn)
+            found = memory.features_to_divide(model, loader, turn)
             unseen, kept = sorted(set(range(9)) - seen), sorted(seen)
             expected[unseen] = clean[unseen]
             if unseen and kept:
@@ -77,7 +77,7 @@ def test_it_holds_the_exponential_mean_of_views_and_embeds_the_rest(
             seen = set()
             for batch in batches:
                 views = rng.standard_normal((len(batch), 5)).astype(np.float32)
-                memory.saw(np.array(batch), torch.from_numpy(views))
+                memory.update(np.array(batch), torch.from_numpy(views))
                 for image in set(batch):
                     last = max(place for place, other in enumerate(batch) if other == image)
                     expected[image] = (expected[image] + unit(views)[last]) / 2
@@ -149,13 +149,13 @@ def test_a_checkpoint_holds_no_features_that_no_division_will_see(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_where_all_images_were_seen_none_is_embedded(few: Benchmark, tiny_model: Make, workers: int) -> None:
     model, n = tiny_model(), len(few.train)
-    memory = FeatureBank(n, model.num_features, CPU, kept=True)
+    memory = FeatureBank(n, model.num_features, CPU, enabled=True)
     views = torch.rand(n, model.num_features)
     shown: list[Progress] = []
     with create_loader(model, few.train, CONFIG, CPU, dc.Context(workers, shown.append)) as loader:
-        first = memory.refreshed(model, loader, 0)
-        memory.saw(np.arange(n), views)
+        first = memory.features_to_divide(model, loader, 0)
+        memory.update(np.arange(n), views)
         shown.clear()
-        second = memory.refreshed(model, loader, 2)
+        second = memory.features_to_divide(model, loader, 2)
     assert not shown
     np.testing.assert_allclose(second, (first + unit(views.numpy())) / 2, atol=2e-3)

@@ -35,7 +35,7 @@ def test_batches_are_the_planned_rows_with_their_labels(vectors: dc.LabeledSet) 
     state = torch.get_rng_state()
     with create_loader(model, vectors, CONFIG, torch.device("cpu")) as loader:
         assert isinstance(loader, VectorLoader)
-        seen = [found for _, *found in loader.batches(plan, 3, labels, range(len(plan.batches)))]
+        seen = [found for _, *found in loader.training_batches(plan, 3, labels, range(len(plan.batches)))]
     assert len(seen) == len(plan.batches)
     for (batch, values, targets), planned in zip(seen, plan.batches, strict=True):
         assert batch is planned
@@ -49,7 +49,7 @@ def test_all_of_them_come_in_order_and_progress_is_told(vectors: dc.LabeledSet) 
     told: list[Progress] = []
     context = dc.Context(on_progress=told.append)
     with create_loader(dc.EmbeddingModel(vector_dim=7), vectors, CONFIG, torch.device("cpu"), context) as loader:
-        parts = list(loader.as_evaluated(np.arange(len(vectors)), 2))
+        parts = list(loader.evaluation_batches(np.arange(len(vectors)), 2))
     np.testing.assert_array_equal(np.concatenate([values.numpy() for values, _ in parts]), vectors.vectors)
     np.testing.assert_array_equal(np.concatenate([rows.numpy() for _, rows in parts]), np.arange(len(vectors)))
     assert [len(rows) for _, rows in parts[:-1]] == [32] * (len(parts) - 1)
@@ -66,9 +66,9 @@ def test_a_batch_can_be_changed_and_the_vectors_stay(vectors: dc.LabeledSet) -> 
     with create_loader(
         dc.EmbeddingModel(vector_dim=7), replace(vectors, vectors=frozen), CONFIG, torch.device("cpu")
     ) as loader:
-        for _, _, values, _ in loader.batches(plan, 0, labels, range(len(plan.batches))):
+        for _, _, values, _ in loader.training_batches(plan, 0, labels, range(len(plan.batches))):
             values.zero_()
-        for values, _ in loader.as_evaluated(np.arange(len(vectors)), 0):
+        for values, _ in loader.evaluation_batches(np.arange(len(vectors)), 0):
             values.zero_()
     np.testing.assert_array_equal(frozen, vectors.vectors)
 
@@ -98,7 +98,7 @@ def test_what_is_divided_is_decoded_once(image_folder: Path, monkeypatch: pytest
 
     def seen(loader: TrainLoader, which: np.ndarray) -> torch.Tensor:
         decoded.clear()
-        parts = list(loader.as_evaluated(which, 0))
+        parts = list(loader.evaluation_batches(which, 0))
         np.testing.assert_array_equal(torch.cat([indices for _, indices in parts]).numpy(), which)
         return torch.cat([pixels for pixels, _ in parts])
 
@@ -115,7 +115,7 @@ def test_what_is_divided_is_decoded_once(image_folder: Path, monkeypatch: pytest
             assert torch.equal(seen(loader, every[[5, 2, 2, 0]]), first[[5, 2, 2, 0]]) and not decoded
             again.zero_()
             assert torch.equal(seen(loader, every), first)
-    monkeypatch.setattr("divcon.training.loader.KEPT_BYTES", len(images) * 3 * 32 * 32 - 1)
+    monkeypatch.setattr("divcon.training.loader.CACHE_BYTES", len(images) * 3 * 32 * 32 - 1)
     with create_loader(model, images, CONFIG, torch.device("cpu")) as loader:
         for _ in range(2):
             assert torch.equal(seen(loader, every), first) and decoded == every.tolist()

@@ -119,7 +119,7 @@ def test_a_resume_with_other_settings_or_data_is_refused(few: Benchmark, tiny_mo
     file = tmp_path / "checkpoint"
     for _ in islice(dc.train(tiny_model(), few.train, CONFIG, checkpoint=file), 2):
         pass
-    with pytest.raises(RunError, match=r"batch_size: 16 then, 20 now"):
+    with pytest.raises(RunError, match=r"`batch_size`: 16 then, 20 now"):
         next(dc.train(tiny_model(), few.train, replace(CONFIG, batch_size=20), checkpoint=file))
     fewer = few.train.subset(np.arange(len(few.train) - 1))
     with pytest.raises(RunError, match="images or their labels have changed"):
@@ -226,7 +226,7 @@ def test_learners_that_share_all_images_take_turns_each_with_its_own_slice(few: 
 
 def test_no_division_has_no_hierarchy(few: Benchmark, tiny_model: Make) -> None:
     config = replace(CONFIG, divide_by="none", hierarchy=True)
-    with pytest.raises(ConfigError, match="--divide-by none makes none"):
+    with pytest.raises(ConfigError, match="with `divide_by=none` there are none"):
         next(dc.train(tiny_model(method="masks"), few.train, config))
 
 
@@ -269,7 +269,7 @@ def test_a_loss_that_turns_nan_stops_and_names_learner_and_batch(
     training = dc.train(model, few.train, CONFIG, checkpoint=file)
     next(training)
     monkeypatch.setattr(Objective, "forward", broken)
-    with pytest.raises(NonFiniteError, match=named + ".*the loss is nan.*--lr"):
+    with pytest.raises(NonFiniteError, match=named + ".*the loss is nan.*`lr`"):
         next(training)
     assert all(torch.isfinite(value).all() for value in weights(model).values())
     assert torch.load(file, weights_only=True)["epochs_done"] == 1
@@ -279,9 +279,9 @@ def test_what_cannot_be_trained_is_refused(few: Benchmark, tiny_model: Make) -> 
     one = few.train.of_classes(few.train.classes[:1])
     with pytest.raises(DataError, match="1 class to train on; metric learning needs two"):
         next(dc.train(tiny_model(), one, CONFIG))
-    with pytest.raises(DataError, match="--learners 16: the 10 training images"):
+    with pytest.raises(DataError, match="the 10 training images cannot be divided among 16 learners"):
         next(dc.train(tiny_model(num_learners=16), few.train.subset(np.arange(10)), CONFIG))
-    with pytest.raises(ConfigError, match="fp16 needs CUDA"):
+    with pytest.raises(ConfigError, match="fp16` needs CUDA"):
         next(dc.train(tiny_model(), few.train, replace(CONFIG, precision="fp16", device="cpu")))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="finds no such device here; available: cpu"):

@@ -15,8 +15,9 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError
+from divcon.runtime.distributed import ALONE
 from divcon.training.checkpoint import read_checkpoint
-from divcon.training.setup import check, grow, set_up
+from divcon.training.setup import check, create_fabric, double_learners, set_up
 
 Make = Callable[..., dc.EmbeddingModel]
 CONFIG = dc.TrainConfig(epochs=7, batch_size=16, images_per_class=2, joint_epoch=5, finetune_epoch=6, workers=0)
@@ -101,13 +102,13 @@ def test_stopped_and_resumed_a_hierarchy_is_the_same_bit_for_bit(
 def test_children_inherit_masks_losses_and_moments(few: Benchmark, tiny_model: Make, optimizer_name: str) -> None:
     model = tiny_model(4, method="masks")
     config = replace(GROWING, loss="ProxyNCALoss", optimizer=optimizer_name)
-    fabric, objectives = check(model, few.train, config)
-    _, optimizer, objectives = set_up(fabric, model, objectives, config)
+    objectives = check(model, few.train, config)
+    _, optimizer = set_up(create_fabric(config, ALONE), model, objectives, config)
     assert model.num_learners == 1
     targets = torch.from_numpy(np.unique(few.train.labels[:32], return_inverse=True)[1])
     for step in range(4):
         if step == 2:
-            grow(model, objectives, optimizer)
+            double_learners(model, objectives, optimizer)
         learner = step % model.num_learners
         loss = objectives[learner](model.head(torch.randn(32, model.num_features), learner=learner), targets)
         optimizer.zero_grad()
@@ -121,7 +122,7 @@ def test_children_inherit_masks_losses_and_moments(few: Benchmark, tiny_model: M
     moments = {name: state[name].clone() for name in ("exp_avg", "exp_avg_sq")}
     proxies = [optimizer.state[next(objectives[k].parameters())]["exp_avg"].clone() for k in range(2)]
     assert not torch.equal(proxies[0], proxies[1])
-    grow(model, objectives, optimizer)
+    double_learners(model, objectives, optimizer)
     assert model.num_learners == 4
     for child in range(4):
         assert torch.equal(model.head.masks[child], masks[child // 2])
@@ -165,7 +166,7 @@ def test_a_hierarchy_that_cannot_be_is_refused(few: Benchmark, tiny_model: Make,
     refused(
         tiny_model(4, method="slices"), GROWING, "learners of method slices cannot be split in two; use `method=masks`"
     )
-    refused(tiny_model(3, method="masks"), GROWING, "--learners 2, 4, 8, ..., not 3")
+    refused(tiny_model(3, method="masks"), GROWING, "`num_learners` must be 2, 4, 8, ..., not 3")
     refused(tiny_model(8, method="masks"), GROWING, "all 8 learners from epoch 6 on, and the subspace .* epoch 5")
     # Three classes cannot be in four clusters with two classes each: what was done until then is kept.
     small = few.train.of_classes(few.train.classes[:3])

@@ -13,8 +13,9 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, RunError
+from divcon.runtime.distributed import ALONE
 from divcon.training.checkpoint import read_checkpoint
-from divcon.training.setup import check, set_up
+from divcon.training.setup import check, create_fabric, set_up
 
 Make = Callable[..., dc.EmbeddingModel]
 CONFIG = dc.TrainConfig(epochs=4, batch_size=16, images_per_class=2, finetune_epoch=3, workers=0)
@@ -36,9 +37,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def groups_by_name(model: dc.EmbeddingModel, config: dc.TrainConfig, few: Benchmark) -> tuple[dict, list[str]]:
     """Of each weight, the group's name and decay; and the groups' names in order."""
-    fabric, objectives = check(model, few.train, config)
+    objectives = check(model, few.train, config)
     named = [*model.named_parameters(), *((f"objectives.{n}", p) for n, p in objectives.named_parameters())]
-    _, optimizer, _ = set_up(fabric, model, objectives, config)
+    _, optimizer = set_up(create_fabric(config, ALONE), model, objectives, config)
     found = {id(p): (g["name"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert len(found) == sum(len(g["params"]) for g in optimizer.param_groups)
     return {name: found.get(id(p)) for name, p in named}, [g["name"] for g in optimizer.param_groups]
@@ -83,11 +84,11 @@ def test_steps_are_those_of_pytorch_on_groups_made_by_hand(name: str, few: Bench
     model, plain = vit(pooling="gem"), vit(pooling="gem")
     # As it is trained: gradients that are zero but for rounding, as those of the keys' bias are, make whole steps.
     plain.to(memory_format=torch.channels_last)
-    fabric, objectives = check(model, few.train, config)
+    objectives = check(model, few.train, config)
     torch.manual_seed(1)
-    _, others = check(plain, few.train, config)
+    others = check(plain, few.train, config)
     others.load_state_dict(objectives.state_dict())
-    _, optimizer, objectives = set_up(fabric, model, objectives, config)
+    _, optimizer = set_up(create_fabric(config, ALONE), model, objectives, config)
 
     named = [*plain.named_parameters(), *((f"loss.{n}", p) for n, p in others.named_parameters())]
     groups = []
@@ -145,7 +146,7 @@ def test_a_checkpoint_of_before_there_was_a_choice_is_of_adam(few: Benchmark, ti
     content = read_checkpoint(file)
     del content["config"]["optimizer"], content["made_with"]["pooling"]
     torch.save({**content, "format": 2}, file)
-    with pytest.raises(RunError, match="optimizer: adam then, adamw now"):
+    with pytest.raises(RunError, match="`optimizer`: adam then, adamw now"):
         next(dc.train(tiny_model(), few.train, replace(CONFIG, optimizer="adamw"), checkpoint=file))
     again = tiny_model(seed=3)
     list(dc.train(again, few.train, CONFIG, checkpoint=file))
@@ -191,13 +192,13 @@ def test_options_of_speed_train_the_same(option: str, optimizer: str, few: Bench
     assert found.loss == pytest.approx(expected.loss, rel=1e-3)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-2, atol=2e-3)
-    fabric, objectives = check(fast, few.train, config)
-    _, stepping, _ = set_up(fabric, fast, objectives, replace(config, **{option: True}))
+    objectives = check(fast, few.train, config)
+    _, stepping = set_up(create_fabric(config, ALONE), fast, objectives, replace(config, **{option: True}))
     assert (stepping.param_groups[0]["fused"] is True) == (option == "fused")
     assert (fast.backbone._compiled_call_impl is not None) == (option == "compile")
 
 
 def test_compiling_without_a_compiler_is_refused(few: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ConfigError, match=r"--compile needs a C\+\+ compiler"):
+    with pytest.raises(ConfigError, match=r"`compile` needs a C\+\+ compiler"):
         check(vit(), few.train, replace(CONFIG, compile=True, device="cpu"))

@@ -20,7 +20,7 @@ def test_phases() -> None:
     assert phases(TrainConfig(epochs=6, finetune_epoch=6, joint_epoch=0)) == "jjjjjj"
     assert phases(TrainConfig(epochs=6, finetune_epoch=99)) == "ssssss"
     assert phases(TrainConfig(epochs=6), num_learners=1) == "ffffff"
-    with pytest.raises(ConfigError, match="--joint-epoch 5 comes after --finetune-epoch 4"):
+    with pytest.raises(ConfigError, match="`joint_epoch` 5 comes after `finetune_epoch` 4"):
         TrainConfig(epochs=6, finetune_epoch=4, joint_epoch=5)
 
 
@@ -44,5 +44,5 @@ def test_the_backbone_rests_after_each_division_and_masks_end_with_the_subspaces
     assert {r["head"] for r in rates} == {config.head_lr}
     halved = TrainConfig(epochs=8, mask_lr=0.5, lr_schedule="step", lr_step_epochs=2, lr_gamma=0.5)
     assert learning_rates(2.0, Phase.SUBSPACE, halved)["masks"] == 0.25
-    with pytest.raises(ConfigError, match="leaves the backbone none to train in"):
+    with pytest.raises(ConfigError, match="leaves no epoch in which the backbone trains"):
         TrainConfig(redivide_every=2, freeze_backbone_epochs=2)

@@ -117,10 +117,10 @@ def test_started_by_train_itself(by_two: dict[str, Any], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"memory_size": 24}, "--memory-size keeps something of each batch"),
-        ({"divide_on": "memory"}, "--divide-on memory keeps"),
-        ({"loss": "DynamicSoftMarginLoss", "miner": "none"}, "--loss DynamicSoftMarginLoss keeps"),
-        ({"loss": "P2SGradLoss"}, "--loss P2SGradLoss keeps"),
+        ({"memory_size": 24}, "`memory_size=24` keeps state of each batch"),
+        ({"divide_on": "bank"}, "`divide_on=bank` keeps"),
+        ({"loss": "DynamicSoftMarginLoss", "miner": "none"}, "`loss=DynamicSoftMarginLoss` keeps"),
+        ({"loss": "P2SGradLoss"}, "`loss=P2SGradLoss` keeps"),
     ],
 )
 def test_learners_that_remember_are_not_shared_out(more: dict[str, Any], message: str) -> None:

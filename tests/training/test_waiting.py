@@ -20,7 +20,7 @@ import divcon as dc
 from divcon.config.settings import TrainConfig
 from divcon.data.benchmark import Benchmark
 from divcon.models import create_head
-from divcon.training import loop, sampler, setup
+from divcon.training import loop, optimizer, sampler
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.losses import create_objectives, loss_names
 from divcon.training.miners import DistanceWeightedMiner
@@ -50,9 +50,9 @@ class Copies(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies as on a GPU, but for the pinning; and there is no autocast for the meta device."""
-    for module in ("feature_memory", "loader", "miner", "objective"):
+    for module in ("feature_bank", "loader", "miners", "losses"):
         monkeypatch.setattr(
-            f"divcon.train.{module}.to_device", lambda tensor, device: tensor.to(device, non_blocking=True)
+            f"divcon.training.{module}.to_device", lambda tensor, device: tensor.to(device, non_blocking=True)
         )
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
 
@@ -80,14 +80,13 @@ def steps_before_a_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def count(model: dc.EmbeddingModel, images: Any, config: TrainConfig) -> int:
         taken, copies = 0, Copies(allowed=True)
 
-        def check(model: nn.Module, *others: Any) -> tuple[Accelerator, nn.ModuleList]:
-            _, objectives = setup.check(model, *others)  # type: ignore[arg-type]
+        def create_fabric(*_: Any) -> Accelerator:
             model.to(META)
-            return Accelerator(), objectives.to(META)
+            return Accelerator()
 
         def take_step(*arguments: Any) -> None:
             nonlocal taken
-            setup.take_step(*arguments)
+            optimizer.take_step(*arguments)
             taken += 1
 
         def plan_epoch(*arguments: Any, **options: Any) -> EpochPlan:
@@ -97,13 +96,13 @@ def steps_before_a_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         def features(memory: FeatureBank, model: dc.EmbeddingModel, *others: Any) -> np.ndarray:
             return np.random.default_rng(0).normal(size=(len(images), model.num_features)).astype(np.float32)
 
-        monkeypatch.setattr(loop, "check", check)
+        monkeypatch.setattr(loop, "create_fabric", create_fabric)
         monkeypatch.setattr(loop, "take_step", take_step)
         monkeypatch.setattr(loop, "plan_epoch", plan_epoch)
-        monkeypatch.setattr(FeatureBank, "refreshed", features)
+        monkeypatch.setattr(FeatureBank, "features_to_divide", features)
         monkeypatch.setattr(loop, "divide", lambda *args, device, **options: dc.divide(*args, **options))
         with pytest.raises(NotImplementedError, match=r"meta"), copies:
-            next(loop.train(model, images, config, processes=dc.processes.ALONE))
+            next(loop.train(model, images, config))
         return taken
 
     return count

@@ -164,22 +164,27 @@ class TrainConfig:
     finetune_epoch: int | None = None
     """First epoch of the finetune phase: full embedding, batches from all data. None: two thirds of the epochs."""
     loss: Part = setting("MarginLoss", door=True)
-    """Any loss of pytorch-metric-learning that takes embeddings and labels, by class name. Each learner has its own
-    instance, and the full embedding another; a loss with proxies compares with those of the cluster's classes only."""
+    """Any loss of pytorch-metric-learning that takes embeddings and labels, by class name; or your own, module:Name.
+    Each learner has its own instance, and the full embedding another; a loss with proxies compares with those of the
+    cluster's classes only."""
     loss_options: dict[str, Any] = setting(default_factory=dict, options_of="loss")
     """Arguments of the loss, as in `loss_options.margin=0.1`; objects by class name, with its defaults, as in
     `loss_options.distance=CosineSimilarity`."""
     miner: Part = setting("auto", door=True)
-    """How pairs or triplets are selected: distance-weighted (ours), nearest-negatives (of the 2019 code), none, or a
-    miner of pytorch-metric-learning by class name. auto: distance-weighted for MarginLoss and TripletMarginLoss,
-    MultiSimilarityMiner for MultiSimilarityLoss, none for the rest."""
+    """How pairs or triplets are selected: distance-weighted (ours), nearest-negatives (of the 2019 code), none, a
+    miner of pytorch-metric-learning by class name, or your own, module:Name. auto: distance-weighted for MarginLoss
+    and TripletMarginLoss, MultiSimilarityMiner for MultiSimilarityLoss, none for the rest."""
     miner_options: dict[str, Any] = setting(default_factory=dict, options_of="miner")
     """Arguments of the miner, as in `miner_options.cutoff=0.4`."""
     memory_size: int = 0
     """Size of the cross-batch memory: embeddings of past batches that each learner's loss compares with, cleared at
     each division; 0: none. At least `batch_size`; works with losses of pairs and triplets, not with proxies."""
     optimizer: Part = setting("adam", door=True, known=("adam", "adamw"))
-    """adam (both papers; weight decay is an L2 penalty), or adamw (weight decay apart from the gradient)."""
+    """adam (both papers; weight decay is an L2 penalty), adamw (weight decay apart from the gradient), or another one,
+    module:Name, as in torch.optim:SGD."""
+    optimizer_options: dict[str, Any] = setting(default_factory=dict, options_of="optimizer")
+    """Arguments of the optimizer, as in `optimizer_options.momentum=0.9`; several numbers as in
+    `optimizer_options.betas=0.9,0.95`."""
     lr: float = 1e-4
     """Learning rate of the backbone."""
     head_lr: float = 1e-3
@@ -197,7 +202,8 @@ class TrainConfig:
     mask_penalty: float = 0.01
     """Weight of the penalty on learned masks, the mean cosine of their pairs, until the joint phase (2021)."""
     lr_schedule: Part = setting("constant", door=True, known=("constant", "cosine", "step"))
-    """constant, cosine (to zero at the last epoch), or step (times `lr_gamma` every `lr_step_epochs`)."""
+    """constant, cosine (to zero at the last epoch), step (times `lr_gamma` every `lr_step_epochs`), or your own,
+    module:Name, a function of the epochs done and the settings."""
     lr_step_epochs: int = 30
     """Epochs between two steps of `lr_schedule=step`."""
     lr_gamma: float = 0.1
@@ -316,7 +322,11 @@ class TrainConfig:
         """The miner, with ``auto`` resolved."""
         if self.miner != "auto":
             return self.miner
-        return AUTO_MINERS.get(self.loss, "none") if isinstance(self.loss, str) else "none"
+        if isinstance(self.loss, str):
+            return AUTO_MINERS.get(self.loss, "none")
+        kind = self.loss if isinstance(self.loss, type) else type(self.loss)
+        of_library = kind.__module__.startswith("pytorch_metric_learning.")
+        return AUTO_MINERS.get(kind.__name__, "none") if of_library else "none"
 
     @property
     def chosen_mask_lr(self) -> float:

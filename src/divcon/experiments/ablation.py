@@ -26,7 +26,7 @@ from divcon.runs.run import run
 from divcon.runtime.context import Context, Progress
 from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
-from divcon.training.loop import check
+from divcon.training.setup import check
 from divcon.training.report import EpochReport
 
 

@@ -24,7 +24,7 @@ from divcon.runtime.environment import machine, run_versions
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust
 from divcon.runtime.lock import LOCK_FILE, FolderLock
-from divcon.training.checkpoint import MAY_CHANGE, mend, previous_of, read_checkpoint
+from divcon.training.checkpoint import MAY_CHANGE, previous_of, read_checkpoint, restore_previous
 
 ORIGIN = "run.json"
 """In the folder of a model that is made of a run's: the ``config.json`` of the run."""
@@ -108,7 +108,7 @@ class RunFolder:
                 f"{self.path}: its file system has no locks, so nothing keeps a second process from training this run "
                 "too; see that none does"
             )
-        mended = mend(self.checkpoint)
+        mended = restore_previous(self.checkpoint)
         return told if mended is None else [*told, mended]
 
     def check(self, config: RunConfig, data: Benchmark, resume: bool) -> int:

@@ -36,7 +36,7 @@ from divcon.runtime.launch import is_main_process, launch
 from divcon.runtime.lock import FolderLock
 from divcon.runtime.signals import SignalHandler
 from divcon.training.checkpoint import model_in
-from divcon.training.loop import check, train
+from divcon.training.loop import train
 from divcon.training.report import EpochReport
 
 HEAD_SETTINGS = ("method", "embedding_dim", "num_learners", "head_options", "pooling")
@@ -156,10 +156,10 @@ def _run(
     context = Context(config.train.workers, display.progress, warn, processes)
     data = _shared_out(data, config, context)
 
-    # All that can be wrong with the settings shows before anything is written.
+    # Errors in the settings are raised before anything is written: `train` checks them when it is called.
     torch.manual_seed(config.train.seed)
     model = _begin(config.model, vector_dim, init, trust, done, context)
-    check(model, data.train, config.train)
+    epochs: Any = train(model, data.train, config.train, checkpoint=folder.checkpoint, stop=stop, context=context)
     for message in not_repeatable(
         resolve_device(config.train.device), found[1] if found is not None and done else None
     ):
@@ -197,7 +197,6 @@ def _run(
         lines.append(line)
         display.epoch(line)
 
-    epochs: Any = train(model, data.train, config.train, checkpoint=folder.checkpoint, stop=stop, context=context)
     for epoch in epochs:
         try:
             judge(epoch)

@@ -1,4 +1,4 @@
-"""One loader for the whole of a training: its workers live from the first epoch to the last."""
+"""Load the training images: one loader for a whole training, whose workers live from the first epoch to the last."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import to_device
 from divcon.training.sampler import Batch, EpochPlan
 
-KEPT_BYTES = 2**31
-"""Images as evaluation sees them are kept from one division to the next, where all take no more than so many bytes: the
-14,000 first of 224 pixels."""
+CACHE_BYTES = 2**31
+"""Decoded images are cached from one division to the next if all of them fit into so many bytes: 14,000 of 224
+pixels."""
 
 
 class TrainLoader(ABC):
-    """Feeds both passes over the training images: as evaluation sees them, to divide, and an epoch's batches, to
-    train. A context manager: within, its workers stay, and those of evaluations between epochs."""
+    """Loads the training images for both passes over them: with the evaluation transform, to divide, and in an epoch's
+    batches, to train. A context manager: within, its workers live on, and those of evaluations between epochs."""
 
     def __init__(self, images: LabeledSet, config: TrainConfig, device: torch.device, context: Context) -> None:
         self.images = images
@@ -36,39 +36,39 @@ class TrainLoader(ABC):
         self._context = context
 
     def __enter__(self) -> TrainLoader:
-        self._kept = kept_workers()
-        self._kept.__enter__()
+        self._workers = kept_workers()
+        self._workers.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-        self._kept.__exit__(None, None, None)
+        self._workers.__exit__(None, None, None)
 
-    def close(self) -> None:  # noqa: B027 — most have nothing to end
+    def close(self) -> None:  # noqa: B027 — most have no workers
         """End the workers."""
 
-    def as_evaluated(self, images: np.ndarray, epoch: int) -> Iterator[Pixels]:
-        """The training images at these positions, (n,) int64, in order, as evaluation sees them.
+    def evaluation_batches(self, images: np.ndarray, epoch: int) -> Iterator[Pixels]:
+        """Load the training images at these positions, (n,) int64, in order, with the evaluation transform.
 
         Raises:
             ImageError: an image does not decode.
         """
         done, size = 0, 2 * self._config.batch_size
-        for seen, indices in self._seen([images[i : i + size] for i in range(0, len(images), size)]):
-            yield seen, indices
+        for inputs, indices in self._evaluation_batches([images[i : i + size] for i in range(0, len(images), size)]):
+            yield inputs, indices
             done += len(indices)
             self._context.progress("divide", done, len(images), epoch=epoch)
 
     @abstractmethod
-    def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
-        """These training images, as `divcon.EmbeddingModel.pool` takes them."""
+    def _evaluation_batches(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
+        """Load these batches, as `divcon.EmbeddingModel.pool` takes them."""
 
     @abstractmethod
-    def batches(
+    def training_batches(
         self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
     ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
-        """Those batches of an epoch, in order, each with its number, what the model sees in this process, and the (B,)
-        labels of all of it, on the CPU.
+        """Load the batches of an epoch with these numbers, in order: each with its number, the model's inputs in this
+        process, and the (B,) labels of the whole batch, on the CPU.
 
         Raises:
             ImageError: an image does not decode.
@@ -82,15 +82,15 @@ def create_loader(
     device: torch.device,
     context: Context = DEFAULT,
 ) -> TrainLoader:
-    """The loader of a set of images, or of one of vectors."""
+    """Create the loader of a set of images, or of vectors."""
     if images.vectors is not None:
         return VectorLoader(images, config, device, context)
     return ImageLoader(model, images, config, device, context)
 
 
-class _Plan:
-    """The batch sampler: a list of batches of keys, swapped between epochs. Workers only ever see keys that they are
-    given, so nothing is prefetched across a division."""
+class _BatchSampler:
+    """The batch sampler: a list of batches of keys, replaced for each epoch. Nothing is prefetched across a division,
+    because no worker has a key of the next epoch."""
 
     def __init__(self) -> None:
         self.batches: list[list[Key]] = []
@@ -102,31 +102,31 @@ class _Plan:
         return len(self.batches)
 
 
-class _KeptPixels:
-    """Decoded images as evaluation sees them. Memory that holds none of them yet is not taken from the system."""
+class _PixelCache:
+    """Decoded images with the evaluation transform. The system hands out its memory only as it is filled."""
 
     def __init__(self, num_images: int, size: int) -> None:
-        fit = num_images * 3 * size**2 <= KEPT_BYTES
-        self._pixels = torch.empty((num_images if fit else 0, 3, size, size), dtype=torch.uint8)
-        self._held = np.zeros(num_images, bool)
+        fits = num_images * 3 * size**2 <= CACHE_BYTES
+        self._pixels = torch.empty((num_images if fits else 0, 3, size, size), dtype=torch.uint8)
+        self._cached = np.zeros(num_images, bool)
 
-    def holds(self, images: np.ndarray) -> bool:
-        return bool(self._held[images].all())
+    def has(self, images: np.ndarray) -> bool:
+        return bool(self._cached[images].all())
 
-    def take(self, images: np.ndarray) -> Pixels:
+    def get(self, images: np.ndarray) -> Pixels:
         indices = torch.from_numpy(images)
         return self._pixels[indices], indices
 
-    def keep(self, pixels: Tensor, indices: Tensor) -> None:
+    def put(self, pixels: Tensor, indices: Tensor) -> None:
         if len(self._pixels):
             self._pixels[indices] = pixels
-            self._held[indices.numpy()] = True
+            self._cached[indices.numpy()] = True
 
 
 @final
 class ImageLoader(TrainLoader):
-    """Decodes in worker processes, and augments what is trained on. Batches are normalised (B, 3, size, size)
-    float32. What is divided is decoded once, where it fits into `KEPT_BYTES`."""
+    """Decodes images in worker processes, and augments those of training batches. Batches are normalised (B, 3, size,
+    size) float32. To divide, images are decoded once where they fit into `CACHE_BYTES`."""
 
     def __init__(
         self,
@@ -138,8 +138,8 @@ class ImageLoader(TrainLoader):
     ) -> None:
         super().__init__(images, config, device, context)
         self._model = model
-        self._plan = _Plan()
-        self._kept_pixels = _KeptPixels(len(images), model.image_size)
+        self._sampler = _BatchSampler()
+        self._cache = _PixelCache(len(images), model.image_size)
         training = TrainTransform(
             model.image_size,
             interpolation=model.preprocessing.interpolation,
@@ -148,7 +148,7 @@ class ImageLoader(TrainLoader):
         )
         self._loader: DataLoader | None = DataLoader(
             Decoded(images, model.eval_transform, training, config.seed),
-            batch_sampler=self._plan,  # type: ignore[arg-type]
+            batch_sampler=self._sampler,  # type: ignore[arg-type]
             num_workers=context.workers,
             persistent_workers=context.workers > 0,
             collate_fn=collate,
@@ -160,31 +160,30 @@ class ImageLoader(TrainLoader):
 
     def close(self) -> None:
         self._loader = None
-        self._kept_pixels = _KeptPixels(0, 0)
+        self._cache = _PixelCache(0, 0)
 
-    def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
-        kept = self._kept_pixels
-        held = [kept.holds(batch) for batch in batches]
-        missing = [batch.tolist() for batch, is_held in zip(batches, held, strict=True) if not is_held]
+    def _evaluation_batches(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
+        cached = [self._cache.has(batch) for batch in batches]
+        missing = [batch.tolist() for batch, is_cached in zip(batches, cached, strict=True) if not is_cached]
         decoded = self._run(missing) if missing else iter(())
-        for batch, is_held in zip(batches, held, strict=True):
-            if is_held:
-                yield kept.take(batch)
+        for batch, is_cached in zip(batches, cached, strict=True):
+            if is_cached:
+                yield self._cache.get(batch)
             else:
                 pixels, indices = next(decoded)
-                kept.keep(pixels, indices)
+                self._cache.put(pixels, indices)
                 yield pixels, indices
-        next(decoded, None)  # the loader's workers are at an end of it
+        next(decoded, None)  # so that the loader's workers finish
 
-    def batches(
+    def training_batches(
         self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
     ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
         starts = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
         keys: list[list[Key]] = []
         for number in numbers:
             indices, start = plan.batches[number].indices, int(starts[number])
-            places = range(*self._context.group.images(len(indices)).indices(len(indices)))
-            keys.append([(int(indices[place]), epoch, start + place) for place in places])
+            mine = range(*self._context.group.images(len(indices)).indices(len(indices)))
+            keys.append([(int(indices[i]), epoch, start + i) for i in mine])
         for number, (pixels, _) in zip(numbers, self._run(keys), strict=True):
             batch = plan.batches[number]
             images = self._model.normalize(pixels.to(self._device, non_blocking=True))
@@ -194,13 +193,13 @@ class ImageLoader(TrainLoader):
 
     def _run(self, batches: list[list[Key]]) -> Iterator[Pixels]:
         assert self._loader is not None, "the loader was closed"
-        self._plan.batches = batches
+        self._sampler.batches = batches
         return batches_of(self._loader)
 
 
 @final
 class VectorLoader(TrainLoader):
-    """Takes vectors from memory as they are, without workers or augmentation. Batches are (B, F0) float32."""
+    """Takes vectors from memory, without workers or augmentation. Batches are (B, F0) float32."""
 
     def __init__(
         self, images: LabeledSet, config: TrainConfig, device: torch.device, context: Context = DEFAULT
@@ -209,11 +208,11 @@ class VectorLoader(TrainLoader):
         assert images.vectors is not None
         self._vectors = images.vectors
 
-    def _seen(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
+    def _evaluation_batches(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
         for batch in batches:
             yield torch.from_numpy(self._vectors[batch]), torch.from_numpy(batch)
 
-    def batches(
+    def training_batches(
         self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
     ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
         for number in numbers:

@@ -1,4 +1,4 @@
-"""What training says of itself: a report an epoch, progress after each batch, and a stop where a loss is not finite."""
+"""The report of an epoch, and the record of its losses, which stops training where one is not finite."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from divcon.runtime.context import DEFAULT, Context, Progress
 from divcon.training.sampler import EpochPlan
 from divcon.training.schedule import Phase
 
-_WHOSE = ("", "full embedding, ")
+_ROWS = ("", "full embedding, ")
+"""What messages call the two losses of a batch."""
 
 
 class LossRecord:
-    """The losses of an epoch's batches, checked to be finite, and told to all processes.
+    """The losses of an epoch's batches, checked to be finite, and shared among all processes.
 
-    On an accelerator a check waits for the device, so it is made every ``EVERY`` steps; on the CPU (``immediate``) it
-    costs nothing and is made before the weights change.
+    On an accelerator a check waits for the device, so there is one every ``EVERY`` steps; on the CPU (``immediate``) it
+    costs nothing, and comes before the weights change.
     """
 
     EVERY = 16
@@ -40,30 +41,30 @@ class LossRecord:
         self._group = context.group
         self._immediate = immediate
         self._losses = np.full((2, len(plan.batches)), np.nan)
-        """Of each batch its own, and that on the full embedding beside it; those beyond ``_settled`` may be another
-        process's, or not computed yet."""
-        self._waiting: list[tuple[int, int, Tensor]] = []
-        self._settled = 0
-        self._steps_waiting = 0
+        """Row 0: the loss of each batch; row 1: the additional loss on the full embedding. Those from ``_synced`` on
+        may be missing: not computed yet, or by another process."""
+        self._unchecked: list[tuple[int, int, Tensor]] = []
+        self._synced = 0
+        self._steps_since_check = 0
         self.batches_done = 0
-        """Of whole steps."""
+        """Batches of complete steps."""
         self.inside_a_step = False
         """Whether a loss of the next step was computed."""
-        self._shown = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
+        self._images_up_to = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
         self.started = time.perf_counter()
 
     def loss(self, number: int, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss of batch ``number``, a scalar, recorded.
+        """Compute and record the loss of batch ``number``, a scalar.
 
         Raises:
-            ConfigError: the loss or its miner cannot do with such a batch.
-            NonFiniteError: on the CPU: the embeddings (before a loss or miner stumbles over them) or the loss are NaN
-                or infinite.
+            ConfigError: the loss or its miner cannot compute such a batch.
+            NonFiniteError: on the CPU: the embeddings (before a loss or miner fails on them) or the loss are NaN or
+                infinite.
         """
         return self._recorded(0, number, objective, embeddings, labels)
 
     def full_loss(self, number: int, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss on the full embedding beside the batch's own, a scalar, recorded apart.
+        """Compute and record the additional loss on the full embedding of batch ``number``, a scalar.
 
         Raises:
             ConfigError, NonFiniteError: as `loss`.
@@ -72,102 +73,103 @@ class LossRecord:
 
     def _recorded(self, row: int, number: int, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self._immediate and not torch.isfinite(embeddings).all():
-            self._stop(number, "the embeddings hold NaN or infinite values", _WHOSE[row])
+            self._stop(row, number, "the embeddings hold NaN or infinite values")
         try:
             loss = objective(embeddings, labels)
         except ConfigError as error:
-            raise ConfigError(f"{_WHOSE[row]}{self._named(number)}: {error}") from error
+            raise ConfigError(f"{self._where(row, number)}: {error}", field=error.fields) from error
         self.inside_a_step = True
-        self._waiting.append((row, number, loss.detach()))
+        self._unchecked.append((row, number, loss.detach()))
         if self._immediate:
-            self._look()
+            self._check()
         return loss
 
     def step_done(self, step: range) -> None:
-        """The batches with these numbers are done, in whatever process.
+        """Record that all processes have trained on the batches with these numbers.
 
         Raises:
             NonFiniteError: a loss that was recorded since the last check is NaN or infinite.
         """
-        self.batches_done, self._steps_waiting = step.stop, self._steps_waiting + 1
+        self.batches_done, self._steps_since_check = step.stop, self._steps_since_check + 1
         self.inside_a_step = False
         last = step.stop == len(self._plan.batches)
-        if self._immediate or last or self._steps_waiting >= self.EVERY:
-            self.settle()
+        if self._immediate or last or self._steps_since_check >= self.EVERY:
+            self.sync()
 
     @property
-    def settled(self) -> bool:
-        """Whether all processes know the losses of all batches that are done."""
-        return self._settled == self.batches_done
+    def synced(self) -> bool:
+        """Whether all processes have the losses of all batches that are done."""
+        return self._synced == self.batches_done
 
-    def settle(self) -> None:
-        """Check the losses that were not checked yet; all processes at once, for they tell each other theirs.
+    def sync(self) -> None:
+        """Check the losses that were not checked yet, and share them; all processes must call this.
 
         Raises:
             NonFiniteError: one is NaN or infinite.
         """
-        self._look()
-        new = slice(self._settled, self.batches_done)
+        self._check()
+        new = slice(self._synced, self.batches_done)
         if not self._group.alone and self._group.across == "learners":
             mine = np.nan_to_num(self._losses[:, new])
-            told = self._group.all_reduce(np.stack([mine, ~np.isnan(self._losses[:, new])]))
-            self._losses[:, new] = np.where(told[1] > 0, told[0], np.nan)
-        self._settled, self._steps_waiting = self.batches_done, 0
+            total, count = self._group.all_reduce(np.stack([mine, ~np.isnan(self._losses[:, new])]))
+            self._losses[:, new] = np.where(count > 0, total, np.nan)
+        self._synced, self._steps_since_check = self.batches_done, 0
 
-    def _look(self) -> None:
-        values = torch.stack([loss for _, _, loss in self._waiting]).float().tolist() if self._waiting else []
-        for (row, number, _), value in zip(self._waiting, values, strict=True):
+    def _check(self) -> None:
+        values = torch.stack([loss for _, _, loss in self._unchecked]).float().tolist() if self._unchecked else []
+        for (row, number, _), value in zip(self._unchecked, values, strict=True):
             if not np.isfinite(value):
-                self._stop(number, f"the loss is {value}", _WHOSE[row])
+                self._stop(row, number, f"the loss is {value}")
             self._losses[row, number] = value
-        self._waiting.clear()
+        self._unchecked.clear()
 
     def restore(self, values: list[float], full_values: list[float], seconds: float) -> None:
-        """Go on with an epoch that was stopped after these losses and so many seconds."""
+        """Continue an epoch that was stopped after these losses and so many seconds."""
         self._losses[0, : len(values)], self._losses[1, : len(full_values)] = values, full_values
-        self._settled = self.batches_done = len(values)
+        self._synced = self.batches_done = len(values)
         self.started -= seconds
 
     @property
     def values(self) -> list[float]:
-        """The losses of the first batches, as far as all are known."""
-        return self._losses[0, : self._settled].tolist()
+        """The losses of all batches up to the last that all processes have."""
+        return self._losses[0, : self._synced].tolist()
 
     @property
     def full_values(self) -> list[float]:
-        """Likewise of those on the full embedding beside them; empty where there are none."""
-        return [] if np.isnan(self._losses[1]).all() else self._losses[1, : self._settled].tolist()
+        """The additional losses on the full embedding of the same batches; empty where there are none."""
+        return [] if np.isnan(self._losses[1]).all() else self._losses[1, : self._synced].tolist()
 
     @property
     def seconds(self) -> float:
-        """Spent on the epoch's batches so far."""
+        """Time spent on the epoch's batches so far."""
         return time.perf_counter() - self.started
 
-    def _stop(self, number: int, what: str, whose: str) -> NoReturn:
+    def _stop(self, row: int, number: int, reason: str) -> NoReturn:
         raise NonFiniteError(
-            f"{whose}{self._named(number)}: {what}; training stops, and the last checkpoint stays as it is. A smaller "
-            "--lr or --head-lr, --warmup-epochs, or --precision fp32 may help"
+            f"{self._where(row, number)}: {reason}; training stops, and the last checkpoint stays as it is. A smaller "
+            "`lr` or `head_lr`, `warmup_epochs`, or `precision=fp32` may help"
         )
 
-    def _named(self, number: int) -> str:
+    def _where(self, row: int, number: int) -> str:
         batch = self._plan.batches[number]
         names = ", ".join(self._images.path(i) for i in batch.indices[:3])
         return (
-            f"learner {batch.learner}, epoch {self._epoch}, batch {number} ({len(batch.indices)} images: {names} ...)"
+            f"{_ROWS[row]}learner {batch.learner}, epoch {self._epoch}, batch {number} ({len(batch.indices)} images: "
+            f"{names} ...)"
         )
 
     @property
     def images_done(self) -> tuple[int, int]:
-        """Images shown so far, and in the whole epoch."""
-        return int(self._shown[self.batches_done]), int(self._shown[-1])
+        """Images trained on so far, and in the whole epoch."""
+        return int(self._images_up_to[self.batches_done]), int(self._images_up_to[-1])
 
     @property
     def mean(self) -> float:
-        return float(self._losses[0, : self._settled].mean()) if self._settled else float("nan")
+        return float(self._losses[0, : self._synced].mean()) if self._synced else float("nan")
 
     @property
     def full_mean(self) -> float | None:
-        """None where the full embedding had no loss beside the learners'."""
+        """The mean of the additional losses on the full embedding; None where there are none."""
         return float(np.mean(self.full_values)) if self.full_values else None
 
     def by_learner(self, num_learners: int) -> list[float | None]:
@@ -179,7 +181,7 @@ class LossRecord:
 
 @dataclass
 class EpochReport:
-    """What happened in an epoch."""
+    """The report of an epoch."""
 
     number: int
     """From 0."""
@@ -187,42 +189,44 @@ class EpochReport:
     loss: float = float("nan")
     """Mean over the batches."""
     learner_loss: list[float | None] = field(default_factory=list)
-    """Mean over each learner's batches; None where it had none."""
+    """Mean over the batches of each learner; None where it had none."""
     full_loss: float | None = None
-    """Mean over the batches of the loss on the full embedding beside the learner's, not weighted; None where there is
+    """Mean over the batches of the additional loss on the full embedding, before its weight; None where there is
     none."""
     division: Division = field(default=None, repr=False)  # type: ignore[assignment]
-    """The division that the batches came from."""
+    """The division that the batches come from."""
     redivided: bool = False
-    """Whether it was made in this epoch."""
+    """Whether it is new in this epoch."""
     classes: tuple[int, ...] = ()
-    """Classes that each learner has images of."""
+    """Number of classes of each learner."""
     kept_pairs: float = 0.0
-    """Share of all positive pairs whose two images are with the same learner."""
+    """Share of all positive pairs whose two images have the same learner."""
     changed: float | None = None
-    """Share of the images that changed learner since the last division (in a hierarchy that has grown: of which the
-    new learner is no child of the old one); None where there is none to compare."""
+    """Share of the images that changed learner since the last division (in a hierarchy that has doubled: whose learner
+    is no child of the old one); None where there is no division to compare with."""
     nmi_previous: float | None = None
-    """Normalised mutual information with the last division, over the images that are in both."""
+    """Normalised mutual information with the last division, over the images in both."""
     batches: int = 0
     images: int = 0
-    """Images shown, repeats included."""
+    """Images trained on, repeats included."""
     distinct_images: float = 0.0
     """Mean number of distinct images a batch."""
     drawn: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
-    """(n,) int64, the training images that any batch held, ascending."""
+    """(n,) int64, the training images in any batch, ascending."""
     penalty: float | None = None
-    """What the head's penalty is at the end of the epoch, before it is multiplied: the mean cosine of two masks under
-    masks; None from the joint phase on."""
+    """The head's penalty at the end of the epoch, before its weight: for masks the mean cosine of two masks; None from
+    the joint phase on."""
     lr: float = 0.0
-    """The backbone's learning rate at the end of the epoch (the head's, where the backbone has nothing to learn)."""
+    """The backbone's learning rate at the end of the epoch (the head's, where the backbone has no weights)."""
     seconds_dividing: float = 0.0
     seconds_training: float = 0.0
     warnings: tuple[str, ...] = ()
-    """Learners that sat out, batches that could not be filled."""
+    """Learners that sat the epoch out, batches that could not be filled, changed files."""
 
-    def divided(self, division: Division, previous: Division | None, labels: np.ndarray, seconds: float) -> None:
-        """Take in the division that this epoch trains on."""
+    def record_division(
+        self, division: Division, previous: Division | None, labels: np.ndarray, seconds: float
+    ) -> None:
+        """Record the division that this epoch trains on."""
         self.division = division
         self.redivided = division is not previous
         self.classes = division.classes_per_learner(labels)
@@ -237,14 +241,14 @@ class EpochReport:
                 self.changed = float((now != then).mean())
                 self.nmi_previous = float(normalized_mutual_info_score(then, now))
 
-    def trained(
+    def record_training(
         self,
         plan: EpochPlan,
         record: LossRecord,
         groups: list[dict[str, Any]],
         head: SubspaceHead,
     ) -> None:
-        """Take in what the epoch's batches gave."""
+        """Record the epoch's losses, batches and learning rate."""
         self.loss = record.mean
         self.learner_loss = record.by_learner(plan.num_learners)
         self.full_loss = record.full_mean
@@ -259,12 +263,12 @@ class EpochReport:
             self.penalty = float(head.penalty().detach())
             self.warnings += tuple(
                 f"learner {k} is dead: its mask is zero in every dimension, so its embeddings are zero and it learns "
-                "no more; give a smaller --mask-lr or --mask-penalty"
+                "no more; use a smaller `mask_lr` or `mask_penalty`"
                 for k in head.dead_learners()
             )
 
     def progress(self, record: LossRecord) -> Progress:
-        """How far the training of this epoch is."""
+        """The progress of this epoch's training."""
         done, total = record.images_done
         return Progress(
             "train",
@@ -278,7 +282,7 @@ class EpochReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``metrics.jsonl`` holds it: plain values, the division by its sizes."""
+        """The report as ``metrics.jsonl`` keeps it: plain values, of the division its sizes."""
         values = {k: v for k, v in vars(self).items() if k not in ("division", "drawn")}
         values["phase"] = str(self.phase)
         values["sizes"] = list(self.division.sizes)

@@ -1,22 +1,30 @@
-"""What an epoch is: its phase and its learning rate, both pure functions of the epoch."""
+"""The phase and the learning rates of an epoch: pure functions of the epoch, so that a resume has the same."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
 
 from divcon.config.settings import TrainConfig
+from divcon.errors import ConfigError
+from divcon.training.instantiate import name_in_words, resolve
+
+Schedule = Callable[[float, TrainConfig], float]
+"""``schedule(epochs_done, config)``: the factor of all learning rates after ``epochs_done`` epochs, a fraction within
+one."""
 
 
 class Phase(StrEnum):
-    """What the loss sees, and where the batches come from."""
+    """The embedding that the loss is computed on, and where the batches come from."""
 
     SUBSPACE = "subspace"
-    """Learner k's loss sees subspace k, on batches of cluster k."""
+    """Learner k's loss is on its own subspace, on batches of cluster k."""
     JOINT = "joint"
-    """The loss sees the full embedding, on batches of one cluster at a time: hard negatives."""
+    """The loss is on the full embedding, on batches of one cluster at a time: hard negatives."""
     FINETUNE = "finetune"
-    """The loss sees the full embedding, on batches of all data."""
+    """The loss is on the full embedding, on batches of all data."""
 
 
 def phase_at(epoch: int, config: TrainConfig, num_learners: int) -> Phase:
@@ -25,16 +33,6 @@ def phase_at(epoch: int, config: TrainConfig, num_learners: int) -> Phase:
     if num_learners == 1 or epoch >= finetune:
         return Phase.FINETUNE
     return Phase.JOINT if epoch >= joint else Phase.SUBSPACE
-
-
-def lr_factor(epochs_done: float, config: TrainConfig) -> float:
-    """What the learning rates are multiplied with after ``epochs_done`` epochs, a fraction within one."""
-    warmup = min(1.0, epochs_done / config.warmup_epochs) if config.warmup_epochs else 1.0
-    if config.lr_schedule == "cosine":
-        return warmup * 0.5 * (1 + math.cos(math.pi * epochs_done / config.epochs))
-    if config.lr_schedule == "step":
-        return warmup * config.lr_gamma ** (int(epochs_done) // config.lr_step_epochs)
-    return warmup
 
 
 def learning_rates(epochs_done: float, phase: Phase, config: TrainConfig) -> dict[str, float]:
@@ -51,3 +49,56 @@ def learning_rates(epochs_done: float, phase: Phase, config: TrainConfig) -> dic
     }
     factor = lr_factor(epochs_done, config)
     return {name: rate * factor for name, rate in rates.items()}
+
+
+def lr_factor(epochs_done: float, config: TrainConfig) -> float:
+    """The factor of all learning rates after ``epochs_done`` epochs, a fraction within one: the schedule's, times that
+    of the warmup.
+
+    Raises:
+        ConfigError: a schedule of your own returns what is no factor.
+    """
+    warmup = min(1.0, epochs_done / config.warmup_epochs) if config.warmup_epochs else 1.0
+    built_in = _BUILT_IN.get(config.lr_schedule) if isinstance(config.lr_schedule, str) else None
+    if built_in is not None:
+        return warmup * built_in(epochs_done, config)
+    return warmup * _own_factor(resolve(config.lr_schedule, "lr_schedule"), epochs_done, config)
+
+
+def check_schedule(config: TrainConfig) -> None:
+    """Check that the schedule has a factor at the start of each epoch and at the end of the last.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    for epochs_done in range(config.epochs + 1):
+        lr_factor(float(epochs_done), config)
+
+
+def _own_factor(schedule: Any, epochs_done: float, config: TrainConfig) -> float:
+    try:
+        factor = float(schedule(epochs_done, config))
+    except Exception as error:
+        raise ConfigError(
+            f"`lr_schedule` {name_in_words(schedule)!r} cannot compute a factor after {epochs_done:g} epochs "
+            f"({type(error).__name__}: {error}); it is called as schedule(epochs_done, config)",
+            field="lr_schedule",
+        ) from error
+    if not 0 <= factor < math.inf:
+        raise ConfigError(
+            f"`lr_schedule` {name_in_words(schedule)!r} returns {factor} after {epochs_done:g} epochs: the factor of "
+            "the learning rates must be finite and not negative",
+            field="lr_schedule",
+        )
+    return factor
+
+
+def _cosine(epochs_done: float, config: TrainConfig) -> float:
+    return 0.5 * (1 + math.cos(math.pi * epochs_done / config.epochs))
+
+
+def _step(epochs_done: float, config: TrainConfig) -> float:
+    return config.lr_gamma ** (int(epochs_done) // config.lr_step_epochs)
+
+
+_BUILT_IN: dict[str, Schedule] = {"constant": lambda epochs_done, config: 1.0, "cosine": _cosine, "step": _step}

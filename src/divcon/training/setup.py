@@ -1,17 +1,16 @@
-"""What training stands on: the device, the objectives, the optimiser, the random numbers; checked before it begins."""
+"""What training needs before its first epoch, and checks when it is called: the device, the objectives, the network."""
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from timm.optim import param_groups_weight_decay  # type: ignore[reportPrivateImportUsage]
-from torch import nn
+from torch import Tensor, nn
 
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
@@ -19,186 +18,165 @@ from divcon.division import Division
 from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_sees
-from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import resolve_device
+from divcon.runtime.distributed import ProcessGroup
+from divcon.training.instantiate import name_in_words
 from divcon.training.losses import create_objectives, keeps_state
-from divcon.training.proxies import ClusterProxies
+from divcon.training.optimizer import check_optimizer, create_optimizer
+from divcon.training.schedule import check_schedule
 
-_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _COMPILERS = (os.environ.get("CXX", "c++"), "g++", "clang++")
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-def check(
-    model: EmbeddingModel, images: LabeledSet, config: TrainConfig, context: Context = DEFAULT
-) -> tuple[Fabric, nn.ModuleList]:
-    """Fabric on this process's device, and the objectives: all that can be refused before the first image is decoded.
+def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.ModuleList:
+    """Check all that can be wrong before the first image is decoded, and create the objectives.
+
+    Returns:
+        An objective for each learner, and one for the full embedding (see `divcon.training.losses`).
 
     Raises:
-        ConfigError: the device is not there or cannot compute in that precision; a loss or miner is unknown; what is to
-            be trained cannot be shared out among several devices so.
-        DataError: too few classes or images, or images where the model sees vectors.
+        ConfigError: the device is not there or cannot compute in that precision; a loss, miner, optimizer or schedule
+            cannot work; or several devices cannot share out the training.
+        DataError: too few classes or images, or images where the model takes vectors.
     """
     check_sees(images, model.vector_dim)
     if images.num_classes < 2:
         raise DataError(f"{images.source}: {images.num_classes} class to train on; metric learning needs two at least")
-    parts, what = (images.num_classes, "classes") if config.divide_by.endswith("class") else (len(images), "images")
-    if model.num_learners > parts:
+    by_class = config.divide_by.endswith("class")
+    count, items = (images.num_classes, "classes") if by_class else (len(images), "images")
+    if model.num_learners > count:
         raise DataError(
-            f"--learners {model.num_learners}: the {parts} training {what} cannot be divided among so many learners"
+            f"the {count} training {items} cannot be divided among {model.num_learners} learners (`num_learners`)"
         )
     device = resolve_device(config.device)
     if config.precision == "fp16" and device != "cuda":
-        raise ConfigError(f"--precision fp16 needs CUDA, and this runs on {device}; use bf16 or fp32")
+        raise ConfigError(
+            f"`precision=fp16` needs CUDA, and this runs on {device}; use bf16 or fp32", field=("precision", "device")
+        )
     if config.compile and device == "cpu" and not any(map(shutil.which, _COMPILERS)):
-        raise ConfigError(f"--compile needs a C++ compiler on the CPU ({', '.join(_COMPILERS)}); leave it out")
-    devices: Any = [context.group.rank] if device == "cuda" and not context.group.alone else 1
-    fabric = Fabric(accelerator=device, devices=devices, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
-    if config.hierarchy and config.divide_by == "none":
-        raise ConfigError("--hierarchy splits clusters, and --divide-by none makes none; leave one of them out")
+        raise ConfigError(
+            f"`compile` needs a C++ compiler on the CPU ({', '.join(_COMPILERS)}); leave it out", field="compile"
+        )
     if config.hierarchy:
         _check_hierarchy(model, config)
+    check_schedule(config)
+    check_optimizer(config)
     objectives = create_objectives(config, model.head, images.num_classes)
     if config.num_devices > 1 and config.across == "learners":
-        _check_shared_out(objectives[-1], model.embedding_dim, config)
-    return fabric, objectives
+        _check_learners_across_devices(objectives[-1], model.embedding_dim, config)
+    return objectives
 
 
-def _check_shared_out(objective: nn.Module, dim: int, config: TrainConfig) -> None:
-    """Learners that train at once know nothing of each other's batches."""
-    what = "--divide-on bank" if config.divide_on == "bank" else "--memory-size" if config.memory_size else None
-    if what is None and keeps_state(objective, dim, config):
-        what = f"--loss {config.loss}"
-    if what is not None:
-        raise ConfigError(
-            f"{what} keeps something of each batch, which processes of other learners would not know; share out the "
-            "images of each batch (--across batch), or leave --devices out"
-        )
+def _check_learners_across_devices(objective: nn.Module, dim: int, config: TrainConfig) -> None:
+    """Each process trains on the batches of other learners, and has not what those of the others leave behind."""
+    field = "divide_on" if config.divide_on == "bank" else "memory_size" if config.memory_size else "loss"
+    if field == "loss" and not keeps_state(objective, dim, config):
+        return
+    value = getattr(config, field)
+    value = value if isinstance(value, (str, int)) else name_in_words(value)
+    raise ConfigError(
+        f"`{field}={value}` keeps state of each batch, which processes that train other learners do not have; share "
+        "out the images of each batch (`across=batch`), or leave `devices` out",
+        field=("across", field),
+    )
 
 
 def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
+    if config.divide_by == "none":
+        raise ConfigError(
+            "`hierarchy` splits clusters, and with `divide_by=none` there are none; leave one of them out",
+            field=("hierarchy", "divide_by"),
+        )
     learners = model.head.max_learners
     if not model.head.can_double:
         raise model.head.no_hierarchy()
     if learners < 2 or learners & (learners - 1):
         raise ConfigError(
-            f"--hierarchy doubles the learners at each division: give --learners 2, 4, 8, ..., not {learners}"
+            f"`hierarchy` doubles the learners at each division: `num_learners` must be 2, 4, 8, ..., not {learners}",
+            field=("num_learners", "hierarchy"),
         )
     joint = config.phase_starts[0]
     needed = config.redivide_every * (learners.bit_length() - 1)
     if joint <= needed:
         raise ConfigError(
-            f"--hierarchy has all {learners} learners from epoch {needed} on, and the subspace phase ends before epoch "
-            f"{joint}; give more --epochs, a later --joint-epoch or --finetune-epoch, a smaller --redivide-every, or "
-            "fewer --learners"
+            f"`hierarchy` has all {learners} learners from epoch {needed} on, and the subspace phase ends before epoch "
+            f"{joint}; use more `epochs`, a later `joint_epoch` or `finetune_epoch`, a smaller `redivide_every`, or "
+            "fewer `num_learners`",
+            field=("epochs", "joint_epoch", "finetune_epoch", "redivide_every", "num_learners"),
         )
 
 
-def grow(model: EmbeddingModel, objectives: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
-    """Double the learners: each child begins with its parent's mask and its loss's own parameters, and with what the
-    optimiser has gathered for both (2021, hierarchy)."""
+def create_fabric(config: TrainConfig, group: ProcessGroup) -> Fabric:
+    """Fabric on this process's device, in the precision of ``config``."""
+    device = resolve_device(config.device)
+    devices: Any = [group.rank] if device == "cuda" and not group.alone else 1
+    return Fabric(accelerator=device, devices=devices, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
+
+
+def set_up(fabric: Fabric, model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig) -> tuple[Any, Any]:
+    """Move the model and its objectives to Fabric's device.
+
+    Returns:
+        The network, which is the model wrapped by Fabric, and the optimiser over it and the objectives.
+    """
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.hierarchy:
+        model.head.start_with_one()
+    objectives.to(fabric.device)
+    optimizer = create_optimizer(model, objectives, config)
+    if config.compile:
+        # In place, so that weights keep their names; what comes after it branches by learner.
+        model.backbone.compile()
+    network, optimizer = fabric.setup(model, optimizer)
+    return network, optimizer
+
+
+def seed_batch(seed: int, epoch: int, number: int) -> None:
+    """Seed the random numbers of dropout and mining, so that a batch depends neither on the batches before it nor on
+    the process that trains on it."""
+    value = int(np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)[0])
+    # torch.manual_seed formats the stack for every device not yet initialised, which takes as long as a step on
+    # vectors.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)
+    if torch.mps.is_available():
+        torch.mps.manual_seed(value)
+
+
+def set_classes(
+    objectives: nn.ModuleList, division: Division, labels: np.ndarray, num_learners: int, *, redivided: bool
+) -> None:
+    """Give each learner's objective the classes of its cluster; after a new division, empty its cross-batch memory."""
+    for learner in range(num_learners):
+        objective: Any = objectives[learner]
+        objective.set_classes(torch.from_numpy(np.unique(labels[division.indices(learner)])))
+        if redivided:
+            objective.reset_memory()
+
+
+def double_learners(model: EmbeddingModel, objectives: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
+    """Double the learners of a hierarchy (2021): each child starts with its parent's mask, its loss's parameters, and
+    the optimiser's state of both."""
     head = model.head
     moments = [
         value
         for parameter in head.subspace_parameters()
         for value in optimizer.state.get(parameter, {}).values()
-        if value.shape == parameter.shape
+        if isinstance(value, Tensor) and value.shape == parameter.shape
     ]
-    # From the last on, so that no parent is overwritten before its children are born.
+    # From the last on, so that no parent is overwritten before its children have copied it.
     for child in reversed(range(2 * head.num_learners)):
-        _inherit(objectives[child], objectives[child // 2], optimizer)
+        _copy_objective(objectives[child // 2], objectives[child], optimizer)
     head.double(moments)
 
 
-def _inherit(child: nn.Module, parent: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _copy_objective(parent: nn.Module, child: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     if child is parent:
         return
     child.load_state_dict(parent.state_dict())
     for mine, theirs in zip(child.parameters(), parent.parameters(), strict=True):
         if theirs in optimizer.state:
-            optimizer.state[mine] = {name: value.clone() for name, value in optimizer.state[theirs].items()}
-
-
-def set_up(
-    fabric: Fabric, model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig
-) -> tuple[Any, Any, nn.ModuleList]:
-    """The model and the optimiser over it and its objectives, wrapped by Fabric, on Fabric's device; the learning rates
-    of its groups, by their ``name``, are `divcon.training.schedule.learning_rates`."""
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.hierarchy:
-        model.head.start_with_one()
-    groups = _groups(model, objectives, config)
-    objectives.to(fabric.device)
-    optimizer = _OPTIMIZERS[config.optimizer](groups, weight_decay=config.weight_decay, fused=config.fused or None)
-    if config.compile:
-        # In place, so that weights keep their names; what comes after it branches by learner.
-        model.backbone.compile()
-    network, optimizer = fabric.setup(model, optimizer)
-    return network, optimizer, objectives
-
-
-def _groups(model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig) -> list[dict[str, Any]]:
-    """What is trained, in groups of one learning rate and weight decay; those of the backbone first."""
-    masks = model.head.subspace_parameters()
-    head = nn.ModuleList([model.head, objectives])
-    # Masks have a group of their own; a loss may have constants that are not trained.
-    apart = {id(p) for p in (*masks, *(p for p in head.parameters() if not p.requires_grad))}
-    groups: list[dict[str, Any]] = []
-    for name, module in (("backbone", model.backbone), ("head", head)):
-        for group in _by_decay(module, config):
-            groups.append({**group, "name": name, "params": [p for p in group["params"] if id(p) not in apart]})
-    groups.append({"name": "masks", "params": masks, "weight_decay": config.mask_weight_decay})
-    # As in the authors' code: ten times the backbone's learning rate, which the head's is by default, and no decay.
-    groups.append({"name": "head", "params": list(model.pooling.parameters()), "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
-
-
-def _by_decay(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Under AdamW, what decays and what does not, by timm's rule; under Adam, all together."""
-    if config.optimizer == "adam":
-        return [{"params": list(module.parameters()), "weight_decay": config.weight_decay}]
-    left_out = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()  # type: ignore[operator]
-    return param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=left_out)
-
-
-def seed_batch(seed: int, epoch: int, number: int) -> None:
-    """Dropout and mining draw from the global generator: started anew, a batch depends neither on the batches before it
-    nor on the process that trains on it."""
-    drawn = int(np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)[0])
-    # torch.manual_seed formats the stack for every device not yet started, which takes as long as a step on vectors.
-    torch.default_generator.manual_seed(drawn)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(drawn)
-    if torch.mps.is_available():
-        torch.mps.manual_seed(drawn)
-
-
-def set_rates(optimizer: Any, rates: Mapping[str, float]) -> None:
-    """Give each group of parameters the learning rate of its ``name``."""
-    for group in optimizer.param_groups:
-        group["lr"] = rates[group["name"]]
-
-
-def take_step(optimizer: Any, objectives: nn.ModuleList, model: EmbeddingModel, context: Context) -> None:
-    """A step of the optimiser on the batches of all processes."""
-    group = context.group
-    if not group.alone:
-        backbone = nn.ModuleList([model.backbone, model.pooling])
-        for module in objectives.modules():
-            if isinstance(module, ClusterProxies):
-                module.restore()  # as the process has done that computed with it
-        group.all_reduce_gradients(optimizer, backbone)
-    optimizer.step()
-    if not group.alone:
-        group.average_statistics(model.backbone)
-
-
-def tell(objectives: nn.ModuleList, division: Division, labels: np.ndarray, num_learners: int, *, new: bool) -> None:
-    """Tell each learner's objective which classes its cluster has; what it remembers of another cluster's images is
-    forgotten when the division is ``new``."""
-    for learner in range(num_learners):
-        objective: Any = objectives[learner]
-        objective.set_classes(torch.from_numpy(np.unique(labels[division.indices(learner)])))
-        if new:
-            objective.reset_memory()
+            optimizer.state[mine] = copy.deepcopy(optimizer.state[theirs])
