@@ -67,7 +67,7 @@ def test_the_walk(
             ["--method", "slices", "--hierarchy"],
             "learners of method slices cannot be split in two; use --method masks",
         ),
-        (["--method", "masks", "--learners", 3, "--hierarchy"], "give --learners 2, 4, 8, ..., not 3"),
+        (["--method", "masks", "--learners", 3, "--hierarchy"], "--learners must be 2, 4, 8, ..., not 3"),
         (["--method", "masks", "--learners", 32], "--dim 16 cannot be divided among --learners 32"),
         (["--method", "masks", "--head-options.kind", "fix"], "unknown value 'fix'; did you mean 'fixed'"),
         (
@@ -76,7 +76,7 @@ def test_the_walk(
         ),
         (["--method", "masks", "--mask-penalty", -1], "--mask-penalty -1.0: must not be negative"),
         (["--full-weight", -1], "--full-weight -1.0: must not be negative"),
-        (["--freeze-backbone-epochs", 2], "leaves the backbone none to train in"),
+        (["--freeze-backbone-epochs", 2], "leaves no epoch in which the backbone trains"),
         (["--division-tries", 0], "--division-tries 0: must be at least 1"),
     ],
 )
@@ -105,5 +105,5 @@ def test_a_cluster_that_cannot_be_split_is_named_and_the_run_is_kept(
     words = ["--learners", 2, "--hierarchy", "--epochs", 4, "--init", out, "--out", tmp_path / "next"]
     code, _, err = command("train", image_folder, *SMALL, *words)
     assert code == 0, err
-    assert "the head starts anew" in err
+    assert "the head starts from new weights" in err
     assert read_checkpoint(tmp_path / "next" / "checkpoint")["made_with"]["method"] == "masks"

@@ -355,7 +355,7 @@ def test_an_image_that_became_another_one_is_noticed_by_a_resume(image_folder: P
     paths[0].write_bytes(paths[1].read_bytes())
     dc.run(data, out, config, resume=True)
     told = lines_of(out)[1]["warnings"]
-    assert [w for w in told if "1 training images have other files than before the stop" in w and paths[0].name in w]
+    assert [w for w in told if "the files of 1 training images have changed since the stop" in w and paths[0].name in w]
     assert not any("when the training began" in w for w in told)
 
 
@@ -369,7 +369,7 @@ def test_images_that_became_others_while_it_trained_are_said_in_the_end(image_fo
         return {}
 
     dc.run(data, out, short(), observe=replace)
-    told = ["2 training images have other files than when the training began" in str(line) for line in lines_of(out)]
+    told = ["the files of 2 training images have changed since training began" in str(line) for line in lines_of(out)]
     assert told == [*[False] * (len(told) - 1), True]
     assert paths[0].name in str(lines_of(out)[-1]["warnings"])
 

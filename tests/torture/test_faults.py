@@ -103,7 +103,7 @@ def test_a_byte_of_the_checkpoint_is_flipped(
         damaged[place] ^= 1 << int(rng.integers(8))
         (out / "checkpoint").write_bytes(damaged)
         told = go_on(out).replace("\n", " ")
-        assert "the checkpoint was damaged, and the one before it is used" in told, place
+        assert "the checkpoint was damaged; training resumes from the one before it" in told, place
         shutil.rmtree(out)
     shutil.copytree(begun, out)
     for name in ("checkpoint", "checkpoint.previous"):

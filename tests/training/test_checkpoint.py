@@ -150,7 +150,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(images: LabeledSet, tmp_path
 
 def test_a_checkpoint_of_an_unknown_format_says_what_to_do(tmp_path: Path) -> None:
     torch.save({"format": 9}, tmp_path / "c")
-    with pytest.raises(RunError, match="has format 9, and this version of divcon reads 2 to 3; go on with the version"):
+    with pytest.raises(RunError, match="has format 9, and this version of divcon reads 2 to 3; resume with the version"):
         read_checkpoint(tmp_path / "c")
     torch.save([1], tmp_path / "c")
     with pytest.raises(RunError, match="is no checkpoint of divcon"):
@@ -181,7 +181,7 @@ def test_the_one_before_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None
     assert read_checkpoint(previous_of(path))["epochs_done"] == 1
     whole = path.read_bytes()
     path.write_bytes(whole[:-300])
-    assert "the one before it is used, of 1 epochs" in (restore_previous(path) or "")
+    assert "resumes from the one before it, after 1 epochs" in (restore_previous(path) or "")
     assert read_checkpoint(path)["epochs_done"] == 1
     assert not previous_of(path).exists()
     # A file of another format is not a damaged one: nothing takes its place.
@@ -198,5 +198,5 @@ def test_a_training_says_so_where_it_takes_the_one_before(images: LabeledSet, tm
     warned: list[str] = []
     context = dc.Context(on_warning=warned.append)
     again = list(dc.train(model(1), images, CONFIG, checkpoint=tmp_path / "c", context=context))
-    assert len(warned) == 1 and "the one before it is used, of 5 epochs" in warned[0]
+    assert len(warned) == 1 and "resumes from the one before it, after 5 epochs" in warned[0]
     assert [plain(r) for r in again] == [plain(r) for r in expected[5:]]

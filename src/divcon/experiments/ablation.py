@@ -26,8 +26,8 @@ from divcon.runs.run import run
 from divcon.runtime.context import Context, Progress
 from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
-from divcon.training.setup import check
 from divcon.training.report import EpochReport
+from divcon.training.setup import check
 
 
 def check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str | None, arms: list[Arm]) -> None:
