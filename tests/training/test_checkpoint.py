@@ -150,7 +150,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(images: LabeledSet, tmp_path
 
 def test_a_checkpoint_of_an_unknown_format_says_what_to_do(tmp_path: Path) -> None:
     torch.save({"format": 9}, tmp_path / "c")
-    with pytest.raises(RunError, match="has format 9, and this version of divcon reads 2 to 3; resume with the version"):
+    with pytest.raises(RunError, match="format 9, and this version of divcon reads 2 to 3; resume with the version"):
         read_checkpoint(tmp_path / "c")
     torch.save([1], tmp_path / "c")
     with pytest.raises(RunError, match="is no checkpoint of divcon"):
