@@ -273,4 +273,6 @@ def test_the_command_line_walks_with_it(data: Benchmark, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     refused = divcon("evaluate", "run", "--workers", 0)
     assert refused.returncode == 2
-    assert "names plain_head:Plain" in " ".join(refused.stderr.split())
+    assert "--import plain_head" in " ".join(refused.stderr.split())
+    allowed = divcon("evaluate", "run", "--workers", 0, "--import", "plain_head")
+    assert allowed.returncode == 0, allowed.stderr

@@ -181,8 +181,9 @@ def preprocessing_of(backbone: nn.Module, *, name: str) -> Preprocessing:
         if value is None or callable(value):
             continue
         try:
-            values[attribute] = tuple(float(v) for v in torch.as_tensor(value).flatten())
-        except (TypeError, ValueError, RuntimeError):
+            numbers = value.flatten() if isinstance(value, Tensor) else value
+            values[attribute] = tuple(float(number) for number in numbers)
+        except (TypeError, ValueError):
             values[attribute] = ()
         if len(values[attribute]) != 3:
             raise ConfigError(

@@ -55,9 +55,9 @@ class SubspaceHead(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """The arguments of `create_head` that create a head like this one, without ``num_features`` and ``dropout``."""
         return {
-            "method": self.name,
             "embedding_dim": self.embedding_dim,
             "num_learners": self.max_learners,
+            "method": self.name,
             "head_options": dict(self.options),
         }
 
