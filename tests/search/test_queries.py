@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import divcon as dc
 from divcon.data.labeled_set import LabeledSet
@@ -41,6 +41,27 @@ def test_every_form_of_a_query_finds_the_same(index: dc.Index, image_folder: Pat
     assert index.search(f"{image_folder}/../photos/{image.relative_to(image_folder)}", k=1)[0].path == str(image)
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_photo_by_path_and_as_an_image_are_one_query(index: dc.Index, tmp_path: Path, orientation: int) -> None:
+    """A large JPEG, which is decoded at a smaller size, and which a camera held on its side."""
+    photo = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(pixels).resize((800, 600)).save(photo, exif=exif)
+    expected = index.search(photo, k=5)
+    for image in (Image.open(photo), Image.open(io.BytesIO(photo.read_bytes()))):
+        assert index.search(image, k=5) == expected
+        assert index.search(image, k=5) == expected  # it can still be read
+        image.load()
+        np.testing.assert_allclose(
+            [hit.score for hit in index.search(image, k=5)], [h.score for h in expected], atol=0.01
+        )
+    changed = Image.open(photo)
+    changed.paste((0, 0, 0), (0, 0, 800, 600))
+    assert index.search(changed, k=5) != expected
+
+
 def _png_header(width: int, height: int) -> bytes:
     """A PNG that says it is so large, and has no pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -66,8 +87,8 @@ def _cut_off() -> bytes:
         (np.ones(15), DataError, "the vector has 15 numbers; an embedding has 16"),
         ([1.0] * 17, DataError, "the vector has 17 numbers; an embedding has 16"),
         (np.zeros(16), DataError, "all zeros"),
-        (np.full(16, np.nan), NonFiniteError, "NaN or an infinite number .* in place 0"),
-        (np.full(16, 1e300), NonFiniteError, "in place 0"),
+        (np.full(16, np.nan), NonFiniteError, "NaN or an infinite number .* at index 0"),
+        (np.full(16, 1e300), NonFiniteError, "at index 0"),
         (np.ones((2, 3, 16)), DataError, r"an array of shape \(2, 3, 16\)"),
         (10**30, DataError, "there is no item"),
         (-1, DataError, "there is no item -1"),
@@ -102,11 +123,21 @@ def test_an_item_is_found_by_its_own_path_alone(index: dc.Index, image_folder: P
             index.item(wrong)
 
 
+@pytest.mark.parametrize("query", [10**30, -1, 99])
+def test_an_id_that_no_item_has(
+    uri: object, model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], query: int
+) -> None:
+    index = dc.Index.build(model, vectors(5), uri)
+    for act in (index.search, index.item):
+        with pytest.raises(DataError, match=f"there is no item {query}"):
+            act(query)
+
+
 def test_images_for_a_model_of_vectors_and_huge_vectors(
     model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path
 ) -> None:
     index = dc.Index.build(model, vectors(5), tmp_path / "store")
-    with pytest.raises(DataError, match="sees vectors of 12 dimensions, not images"):
+    with pytest.raises(DataError, match="input is vectors of 12 dimensions, not images"):
         index.search(b"1234")
     embedding = model.encode(vectors(5))[2]
     assert index.search(embedding * 1e30, k=1, embedded=True)[0].score == pytest.approx(1)

@@ -22,8 +22,8 @@ from divcon.runtime.importing import Trust
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.filters import Where, conditions_of
 from divcon.search.items import Items, chunks_of, items_of, key_of
-from divcon.search.neighbours import CHECKED, Neighbours, Recall, measure
-from divcon.search.queries import embeddings_of, is_several, subspace_weights
+from divcon.search.neighbours import CHECK_QUERIES, Neighbours, Recall, measure_recall
+from divcon.search.queries import embeddings_of, is_batch, subspace_weights
 from divcon.search.stores import Address, open_store
 from divcon.search.stores.base import Store
 from divcon.search.update import Changes, Embedded, Embedding, Updating, bring_up_to_date
@@ -363,7 +363,7 @@ class Index:
             raise ConfigError(f"k {k}: a search finds 1 to {MOST_K:,} items")
         about = self.about
         conditions = conditions_of(where, about)
-        several = is_several(query)
+        several = is_batch(query)
         queries = list(query) if several else [query]
         if not queries:
             return []
@@ -394,10 +394,10 @@ class Index:
             raise DataError(f"{self.uri}: there is no item {item}")
         return found[0]
 
-    def check(self, k: int = 10, queries: int = CHECKED) -> Recall | None:
+    def check(self, k: int = 10, queries: int = CHECK_QUERIES) -> Recall | None:
         """Recall@k of the approximate index against exact search, on items drawn as queries; None where the store is
         searched exactly."""
         about = self.about
         if about.effort is None or len(self) < about.ann_from:
             return None
-        return measure(self.store, self._neighbours, about.effort, k, queries)
+        return measure_recall(self.store, self._neighbours, about.effort, k, queries)

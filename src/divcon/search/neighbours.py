@@ -1,4 +1,4 @@
-"""The rows of a store that are nearest: exact, or by its approximate index."""
+"""Nearest neighbours in a store: exact, or by its approximate index; and how well the two agree."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float32, Int64
 
 from divcon.evaluation.neighbours import nearest
 from divcon.search.about import METRIC
@@ -15,7 +16,11 @@ from divcon.search.filters import Condition
 from divcon.search.stores.base import Store, joined
 
 _MARGIN = 1e-3
-"""More than float32 can be wrong by in the product of two vectors of length one, whatever their length."""
+"""An upper bound of the rounding error of a cosine in float32, at any dimension."""
+
+
+TopK = tuple[Int64[np.ndarray, " k"], Float32[np.ndarray, " k"]]
+"""The ids and cosines of the nearest rows, nearest first; fewer than k if there are fewer rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +33,8 @@ class _Snapshot:
 class Neighbours:
     """Searches the rows of a store.
 
-    Embeddings of a store of fewer than ``in_memory`` rows are kept in memory, until another process writes to it; of a
-    larger one they are read a block at a time.
+    The embeddings of a store of fewer than ``in_memory`` rows stay in memory until the store changes; those of a larger
+    one are read block by block at every search.
     """
 
     def __init__(self, store: Store, in_memory: int) -> None:
@@ -39,29 +44,33 @@ class Neighbours:
         self._loading = threading.Lock()
 
     def exact(
-        self, queries: np.ndarray, k: int, conditions: Sequence[Condition] = (), weights: np.ndarray | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The k rows of the largest cosine that fulfil the conditions, a pair a query: (up to k,) int64 ids, and
-        float32 cosines, falling; of a tie, the lower id. As `divcon.evaluation.neighbours.nearest` gives them.
+        self,
+        queries: Float32[np.ndarray, "Q D"],
+        k: int,
+        conditions: Sequence[Condition] = (),
+        weights: Float32[np.ndarray, " D"] | None = None,
+    ) -> list[TopK]:
+        """For each query, the k rows of the largest cosine among those that fulfil the conditions. The ranking is that
+        of `divcon.evaluation.neighbours.nearest`: of equal cosines, the lower id comes first.
 
         Args:
-            queries: (Q, D) float32.
-            weights: (D,) float32 that every vector is multiplied with before: see `subspace_weights`.
+            weights: every vector is multiplied with them first, see `subspace_weights`.
         """
         dims = slice(None) if weights is None else np.flatnonzero(weights)
         factors = None if weights is None else weights[dims]
         queries = queries if factors is None else queries[:, dims] * factors
-        found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
+        candidates: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
         for ids, vectors in self._blocks(conditions):
             if factors is not None:
                 vectors = vectors[:, dims] * factors
-            for candidates, rows in zip(found, _proposed(queries, vectors, k), strict=True):
-                candidates.append((ids[rows], vectors[rows]))
-        return [_first(query, candidates, k) for query, candidates in zip(queries, found, strict=True)]
+            for of_query, rows in zip(candidates, _candidates(queries, vectors, k), strict=True):
+                of_query.append((ids[rows], vectors[rows]))
+        return [_top_k(query, of_query, k) for query, of_query in zip(queries, candidates, strict=True)]
 
-    def approximate(self, queries: np.ndarray, k: int, effort: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As `exact`, of the rows that the store's index finds: cosines and order are exact, rows may be missed."""
-        return [_first(query, [self._store.approximate(query, k, effort)], k) for query in queries]
+    def approximate(self, queries: Float32[np.ndarray, "Q D"], k: int, effort: int) -> list[TopK]:
+        """As `exact`, among the rows that the approximate index returns: it may miss some, cosines and order are
+        exact."""
+        return [_top_k(query, [self._store.approximate(query, k, effort)], k) for query in queries]
 
     def _blocks(self, conditions: Sequence[Condition]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         snapshot = self._current()
@@ -74,7 +83,7 @@ class Neighbours:
             yield snapshot.ids, snapshot.vectors
 
     def _current(self) -> _Snapshot | None:
-        """All embeddings, as they are in the store now; None where they are too many."""
+        """All embeddings of the store's current version; None if there are too many."""
         version = self._store.version()
         snapshot = self._snapshot
         if snapshot is not None and snapshot.version == version:
@@ -93,8 +102,10 @@ class Neighbours:
             return snapshot
 
 
-def _proposed(queries: np.ndarray, vectors: np.ndarray, k: int) -> Iterator[np.ndarray]:
-    """For each query, the places of vectors among which the k nearest surely are."""
+def _candidates(
+    queries: Float32[np.ndarray, "Q D"], vectors: Float32[np.ndarray, "n D"], k: int
+) -> Iterator[np.ndarray]:
+    """For each query, the rows of ``vectors`` that may be among the k nearest, whatever the rounding."""
     n = len(vectors)
     reach = min(n, max(4 * k, k + 64))
     if reach == n:
@@ -112,73 +123,77 @@ def _proposed(queries: np.ndarray, vectors: np.ndarray, k: int) -> Iterator[np.n
         yield np.sort(rows)
 
 
-def _first(query: np.ndarray, candidates: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.concatenate([np.empty(0, np.int64), *(part[0] for part in candidates)])
+def _top_k(query: Float32[np.ndarray, " D"], candidates: list[tuple[np.ndarray, np.ndarray]], k: int) -> TopK:
+    ids, vectors = joined(candidates, len(query))
     if not len(ids):
         return ids, np.empty(0, np.float32)
     order = np.argsort(ids, kind="stable")
-    vectors = np.concatenate([part[1] for part in candidates if len(part[0])])[order]
+    vectors = vectors[order]
     rows, cosines = nearest(query[None], vectors, min(k, len(ids)), metric=METRIC)
     return ids[order][rows[0]], cosines[0]
 
 
-GOAL = 0.99
-"""Recall@10 that an effort is chosen for."""
-CHECKED = 200
-"""Queries that a check draws."""
-_TRIED = 100
+TARGET_RECALL = 0.99
+"""The recall@10 that `choose_effort` aims at."""
+CHECK_QUERIES = 200
+"""The number of queries of a check."""
+_TUNING_QUERIES = 100
 
 
 @dataclass(frozen=True)
 class Recall:
-    """The approximate index against exact search."""
+    """How well the approximate index agrees with exact search."""
 
     recall: float
-    """The share of the k nearest items that it finds, mean over queries."""
+    """The share of the k nearest items that it returns, mean over queries."""
     k: int
     queries: int
     effort: int
     seconds_exact: float
-    """A query."""
+    """Per query."""
     seconds_approximate: float
-    """A query."""
+    """Per query."""
 
 
-def measure(store: Store, neighbours: Neighbours, effort: int, k: int, queries: int, seed: int = 0) -> Recall:
-    """Recall@k of one effort, on items drawn as queries, which do not find themselves."""
-    ids, vectors = _drawn(store, queries, seed)
+def measure_recall(store: Store, neighbours: Neighbours, effort: int, k: int, queries: int, seed: int = 0) -> Recall:
+    """Recall@k at one effort, with items drawn from the store as queries; an item does not count as its own
+    neighbour."""
+    ids, vectors = _sample(store, queries, seed)
     start = time.perf_counter()
-    exact = _others(ids, neighbours.exact(vectors, k + 1), k)
+    exact = _without_self(ids, neighbours.exact(vectors, k + 1), k)
     between = time.perf_counter()
-    recall = _recall(exact, _others(ids, neighbours.approximate(vectors, k + 1, effort), k))
+    recall = _recall(exact, _without_self(ids, neighbours.approximate(vectors, k + 1, effort), k))
     end = time.perf_counter()
-    return Recall(recall, k, len(ids), effort, (between - start) / len(ids), (end - between) / len(ids))
+    num_queries = max(1, len(ids))
+    return Recall(recall, k, len(ids), effort, (between - start) / num_queries, (end - between) / num_queries)
 
 
 def choose_effort(store: Store, neighbours: Neighbours, k: int = 10, seed: int = 1) -> tuple[int, float]:
-    """The smallest effort that finds `GOAL` of the k nearest, or the largest there is, and its recall."""
-    ids, vectors = _drawn(store, _TRIED, seed)
-    exact = _others(ids, neighbours.exact(vectors, k + 1), k)
+    """The smallest effort whose recall@k reaches `TARGET_RECALL`, or else the largest that the store takes; and its
+    recall."""
+    ids, vectors = _sample(store, _TUNING_QUERIES, seed)
+    exact = _without_self(ids, neighbours.exact(vectors, k + 1), k)
     effort, recall = 0, 0.0
     for effort in store.efforts():
-        recall = _recall(exact, _others(ids, neighbours.approximate(vectors, k + 1, effort), k))
-        if recall >= GOAL:
+        recall = _recall(exact, _without_self(ids, neighbours.approximate(vectors, k + 1, effort), k))
+        if recall >= TARGET_RECALL:
             break
     return effort, recall
 
 
-def _drawn(store: Store, queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample(store: Store, queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     ids = store.ids()
     return store.embeddings(np.random.default_rng(seed).permutation(ids)[:queries])
 
 
-def _others(queries: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]], k: int) -> list[set[int]]:
-    """The ids found, the query's own taken out."""
+def _without_self(queries: np.ndarray, neighbours: list[TopK], k: int) -> list[set[int]]:
+    """The ids of each query's k neighbours, without the query itself."""
     return [
-        set([id_ for id_ in ids.tolist() if id_ != own][:k])
-        for own, (ids, _) in zip(queries.tolist(), found, strict=True)
+        set([id_ for id_ in ids.tolist() if id_ != query][:k])
+        for query, (ids, _) in zip(queries.tolist(), neighbours, strict=True)
     ]
 
 
-def _recall(exact: list[set[int]], found: list[set[int]]) -> float:
-    return sum(len(a & b) / max(1, len(a)) for a, b in zip(exact, found, strict=True)) / max(1, len(exact))
+def _recall(exact: list[set[int]], approximate: list[set[int]]) -> float:
+    shares = [len(a & b) / max(1, len(a)) for a, b in zip(exact, approximate, strict=True)]
+    return sum(shares) / max(1, len(shares))

@@ -1,4 +1,4 @@
-"""What is searched for, as embeddings: images, files, bytes, vectors, items of the store."""
+"""Queries: images, files, bytes, vectors and items of a store become embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from jaxtyping import Float32
+from PIL import Image, ImageFile
 
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
@@ -22,10 +23,10 @@ from divcon.search.items import absolute, key_of
 from divcon.search.stores.base import Store
 
 Query = Image.Image | str | Path | bytes | np.ndarray | Sequence[float] | int
-"""An image, a file of one or its bytes, a vector, or the id of an item. A path that is an item's is that item."""
+"""An image, the path or the bytes of one, a vector, or the id of an item. The path of an item stands for that item."""
 
 
-def is_several(query: Any) -> bool:
+def is_batch(query: Any) -> bool:
     """Whether it is several queries: a list of them, or an array (Q, D)."""
     if isinstance(query, np.ndarray):
         return query.ndim == 2
@@ -43,74 +44,103 @@ def embeddings_of(
     embedded: bool,
     batch_size: int,
     context: Context,
-) -> np.ndarray:
-    """(Q, D) float32 embeddings of length one.
+) -> Float32[np.ndarray, "Q D"]:
+    """The embeddings of queries, each of length one.
 
     Args:
-        model: gives the model where it is needed.
-        embedded: vectors are embeddings, also where the model sees vectors.
+        model: returns the model; called if there is something to embed.
+        embedded: vectors are embeddings, even if the model's input is vectors.
 
     Raises:
-        DataError: a file, item or vector that cannot be; ImageError: an image that does not decode; NonFiniteError.
+        DataError: there is no such file or item, or a vector does not fit. ImageError: an image does not decode.
+        NonFiniteError: a vector holds NaN.
     """
-    result = np.empty((len(queries), about.dims), np.float32)
+    embeddings = np.empty((len(queries), about.dims), np.float32)
     images: dict[int, tuple[str, bytes]] = {}
     items: dict[int, int] = {}
     vectors: dict[int, np.ndarray] = {}
     for i, query in enumerate(queries):
-        what = f"query {i + 1}: " if len(queries) > 1 else ""
+        name = f"query {i + 1}: " if len(queries) > 1 else ""
         if isinstance(query, (bytes, bytearray, memoryview)):
-            images[i] = (f"{what}{len(query):,} bytes", bytes(query))
+            images[i] = (f"{name}{len(query):,} bytes", bytes(query))
         elif isinstance(query, Image.Image):
-            images[i] = (f"{what}an image", _png(query))
+            images[i] = (f"{name}an image", _file_bytes(query) or _as_png(query))
         elif isinstance(query, (str, os.PathLike)):
-            _file(i, os.fspath(query), store, images, items)
+            path = os.fspath(query)
+            item = _item_of(path, store)
+            if item is None:
+                images[i] = (path, _read(path, store))
+            else:
+                items[i] = item
         elif isinstance(query, (int, np.integer)) and not isinstance(query, bool):
             items[i] = int(query)
         else:
-            vectors[i] = _vector(query, what)
+            vectors[i] = _vector(query, name)
     if items:
-        found = store.embeddings(np.array(list(items.values())))
-        places = {id_: row for row, id_ in enumerate(found[0].tolist())}
+        ids, stored = store.embeddings(np.array([id_ for id_ in items.values() if 0 <= id_ < 2**63], np.int64))
+        rows = {id_: row for row, id_ in enumerate(ids.tolist())}
         for i, id_ in items.items():
-            if id_ not in places:
+            if id_ not in rows:
                 raise DataError(f"{store.uri}: there is no item {id_}")
-            result[i] = found[1][places[id_]]
+            embeddings[i] = stored[rows[id_]]
     if images:
         names, contents = zip(*images.values(), strict=True)
         if about.vector_dim is not None:
-            raise DataError(f"{names[0]}: the model sees vectors of {about.vector_dim} dimensions, not images")
-        result[list(images)] = model().encode(_set(names, contents), batch_size=batch_size, context=context)
+            raise DataError(f"{names[0]}: the model's input is vectors of {about.vector_dim} dimensions, not images")
+        embeddings[list(images)] = model().encode(_set_of(names, contents), batch_size=batch_size, context=context)
     if vectors:
-        result[list(vectors)] = _embedded(vectors, about, model, embedded)
-    return result
+        embeddings[list(vectors)] = _embed_vectors(vectors, about, model, embedded)
+    return embeddings
 
 
-def _file(i: int, name: str, store: Store, images: dict[int, tuple[str, bytes]], items: dict[int, int]) -> None:
-    known = {}
-    for key in (key_of(name), key_of(absolute("", name))):
-        known = known or store.lookup([key])
-    if known:
-        items[i] = next(iter(known.values())).id
-        return
+def _item_of(path: str, store: Store) -> int | None:
+    """The id of the item of this path, as it was indexed or as it is written from the working directory."""
+    for key in (key_of(path), key_of(absolute("", path))):
+        for item in store.lookup([key]).values():
+            return item.id
+    return None
+
+
+def _read(path: str, store: Store) -> bytes:
     try:
-        images[i] = (name, Path(name).read_bytes())
+        return Path(path).read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{name}: there is no such file, and no item of this path in {store.uri}") from None
+        raise DataError(f"{path}: there is no such file, and no item of this path in {store.uri}") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
+def _file_bytes(image: Image.Image) -> bytes | None:
+    """The bytes of the file that an image was opened from; None if its pixels may have changed since.
+
+    Pixels alone would not do: a large JPEG is decoded at a smaller size, which is not what resizing it gives.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or getattr(image, "decoderconfig", None):
+        return None  # its pixels are loaded, or it is to be decoded at another size
+    file = image.fp
+    if file is None or getattr(image, "tell", lambda: 0)() != 0:
+        return None
     try:
-        image.save(file, "PNG")
+        position = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(position)
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def _as_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    exif = image.getexif()  # says which way up it is
+    try:
+        image.save(file, "PNG", exif=exif)
     except OSError:
-        image.convert("RGB").save(file, "PNG")
+        image.convert("RGB").save(file, "PNG", exif=exif)
     return file.getvalue()
 
 
-def _set(names: Sequence[str], contents: Sequence[bytes]) -> LabeledSet:
+def _set_of(names: Sequence[str], contents: Sequence[bytes]) -> LabeledSet:
     n = len(names)
     return LabeledSet(
         labels=np.zeros(n, np.int64),
@@ -122,42 +152,42 @@ def _set(names: Sequence[str], contents: Sequence[bytes]) -> LabeledSet:
     )
 
 
-def _vector(query: Any, what: str) -> np.ndarray:
+def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
     try:
         vector = np.asarray(query, np.float64)
     except (TypeError, ValueError, OverflowError):
         vector = np.empty(())
     if vector.ndim == 0:
         raise DataError(
-            f"{what}{type(query).__name__} is no query: give an image, a path, the bytes of an image, a vector, or the "
+            f"{name}{type(query).__name__} is no query: pass an image, a path, the bytes of an image, a vector, or the "
             "id of an item"
         )
     if vector.ndim != 1:
-        raise DataError(f"{what}an array of shape {vector.shape}: a vector is (D,), several are (Q, D)")
+        raise DataError(f"{name}an array of shape {vector.shape}: pass one vector as (D,), several as (Q, D)")
     with np.errstate(over="ignore"):
         vector = vector.astype(np.float32)
     if not np.isfinite(vector).all():
         place = int(np.flatnonzero(~np.isfinite(vector))[0])
-        raise NonFiniteError(f"{what}the vector has NaN or an infinite number (in float32) in place {place}")
+        raise NonFiniteError(f"{name}the vector holds NaN or an infinite number (in float32) at index {place}")
     return vector
 
 
-def _embedded(
+def _embed_vectors(
     vectors: dict[int, np.ndarray], about: About, model: Callable[[], EmbeddingModel], embedded: bool
-) -> np.ndarray:
-    sees = about.vector_dim is not None and not embedded
-    wanted = about.vector_dim if sees else about.dims
+) -> Float32[np.ndarray, "Q D"]:
+    is_input = about.vector_dim is not None and not embedded
+    dims = about.vector_dim if is_input else about.dims
     for i, vector in vectors.items():
-        what = f"query {i + 1}: " if len(vectors) > 1 else ""
-        if len(vector) != wanted:
-            kind = "a vector that the model sees" if sees else "an embedding"
-            raise DataError(f"{what}the vector has {len(vector):,} numbers; {kind} has {wanted:,}")
+        name = f"query {i + 1}: " if len(vectors) > 1 else ""
+        if len(vector) != dims:
+            kind = "an input of the model" if is_input else "an embedding"
+            raise DataError(f"{name}the vector has {len(vector):,} numbers; {kind} has {dims:,}")
         if not vector.any():
-            raise DataError(f"{what}the vector is all zeros, which is alike to nothing")
+            raise DataError(f"{name}the vector is all zeros, which has no cosine with anything")
     stacked = np.stack(list(vectors.values()))
-    if sees:
+    if is_input:
         return model().encode(stacked)
-    # Numbers may be so large that their squares are not finite in float32.
+    # In float64: the squares of large numbers are infinite in float32.
     lengths = np.linalg.norm(stacked.astype(np.float64), axis=1, keepdims=True)
     return np.where(np.abs(lengths - 1) < 1e-4, stacked, stacked / lengths).astype(np.float32)
 
