@@ -109,7 +109,7 @@ def test_shards_a_listing_and_what_is_loaded(
     assert (code, out) == (0, f"shard 1 of 2: 40 embedded, 0 were there, in {parts}\n")
     code, out, err = index(command, "--load", parts, "--store", tmp_path / "store")
     assert (code, out) == (2, "")
-    assert "shard 2 of 2 has not ended" in err
+    assert "shard 2 of 2 is not complete" in err
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, out, err = index(command, run, "--stream", listing, "--parts", parts)
@@ -133,7 +133,7 @@ def test_shards_a_listing_and_what_is_loaded(
         (["RUN", "PHOTOS", "--parts", "P", "--store", "S"], "--parts writes to no store"),
         (["RUN", "PHOTOS", "--parts", "P", "--shard", "3/2"], "--shard 3/2: write which of how many"),
         (["--load", "P"], "say where to, with --store"),
-        (["--load", "P", "--store", "S"], "no shard has ended"),
+        (["--load", "P", "--store", "S"], "there is no complete shard"),
         (["RUN", "--check", "S"], "--check S: goes without run"),
         (["--check", "S"], "S: there is no index here"),
         (["RUN", "gone/"], "there is no such file or folder"),
@@ -164,7 +164,7 @@ def test_search_says_what_is_wrong(command: Command, run: Path, image_folder: Pa
         ([tmp_path / "nothing", image], "there is no index here"),
         ([run, tmp_path / "fake.jpg"], "it looks like text"),
         ([run, "../nothing.png"], "there is no such file"),
-        ([run, image, "-k", 10**9], "a search finds 1 to 10,000 items"),
+        ([run, image, "-k", 10**9], "a search returns 1 to 10,000 items"),
         ([run, image, "--learner", 2], "learners 0 to 1"),
         ([run, image, "--where", "colour=red"], "unknown column 'colour'"),
     ):

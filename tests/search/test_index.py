@@ -322,7 +322,7 @@ def test_columns_that_come_later_and_kinds_that_do_not_fit(
     assert ids(index.search(0, where={"price (EUR)": (">", 1), "price.eur": (">=", 1)})) == [3]
     with pytest.raises(DataError, match="holds integer values in the index, and text values here"):
         index.update(data, columns={"price (EUR)": ["cheap"] * 4})
-    with pytest.raises(DataError, match="2 rows of columns for 4 images"):
+    with pytest.raises(DataError, match="`columns` has 2 rows for 4 images"):
         index.update(data, columns={"price": [1, 2]})
     assert index.update(data, columns=pa.table({"price.eur": pa.array([1, 2, 3, 4])})).changed == 4
     assert index.item(3).metadata == {"price (EUR)": None, "price.eur": 4.0}

@@ -156,7 +156,7 @@ def test_a_model_that_gives_nan_is_not_indexed(
 ) -> None:
     with torch.no_grad():
         model.head.linear.bias[0] = torch.nan
-    with pytest.raises(DataError, match="item00000: the model gives NaN"):
+    with pytest.raises(DataError, match="item00000: its embedding has NaN"):
         dc.Index.build(model, vectors(5), tmp_path / "store")
 
 

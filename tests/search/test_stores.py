@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import divcon as dc
+from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.errors import ConfigError, StoreError
+from divcon.errors import ConfigError, DataError, StoreError
 from divcon.search import Store, open_store
 from divcon.search.filters import conditions_of
+from divcon.search.items import set_of
 from divcon.search.stores.lance import LanceStore
 
 Vectors = Callable[..., LabeledSet]
@@ -213,6 +216,38 @@ def test_a_run_stands_for_its_index(tmp_path: Path, vectors: Vectors, model: dc.
             assert index.uri == str(run / "index")
             assert index.search(data.vectors[4], k=3) == built.search(data.vectors[4], k=3)
     assert dc.Index.build(run, vectors(25), run).uri == str(run / "index")
+
+
+@pytest.mark.parametrize("form", ["array", "tensor", "labels", "benchmark", "set"])
+def test_vectors_in_every_form(form: str, model: dc.EmbeddingModel, vectors: Vectors, tmp_path: Path) -> None:
+    data = vectors(12)
+    test = Benchmark("mine", data.subset(np.arange(0)), data, data)
+    forms: dict[str, Any] = {
+        "array": data.vectors,
+        "tensor": torch.from_numpy(data.vectors),
+        "labels": (data.vectors, list("abcd" * 3)),
+        "benchmark": test,
+        "set": data,
+    }
+    index = dc.Index.build(model, forms[form], tmp_path / "store")
+    hit = index.search(data.vectors[5], k=1)[0]
+    assert hit.id == 5
+    names = {"array": ("5", None), "tensor": ("5", None), "labels": ("5", "b")}
+    assert (hit.path, hit.label) == names.get(form, ("item00005", "a"))
+
+
+def test_a_named_data_set_is_its_gallery(tiny_model: Callable[..., dc.EmbeddingModel], tmp_path: Path) -> None:
+    gallery = dc.read("demo").gallery
+    assert set_of("demo").paths.equals(gallery.paths)
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(DataError, match="no image"):
+        set_of(tmp_path / "demo")
+
+
+@pytest.mark.parametrize("data", [3, None, {"a": 1}, [1, 2], object()])
+def test_what_is_no_data(data: object, model: dc.EmbeddingModel, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="`data` is of type"):
+        dc.Index.build(model, data, tmp_path / "store")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

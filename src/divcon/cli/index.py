@@ -130,10 +130,10 @@ def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[I
     """What is to be indexed, some at a time, and how many it is, where that is known."""
     from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
-    from divcon.search.items import chunks_of, items_of, listed
+    from divcon.search.items import chunks_of, items_of, read_listing
 
     if stream is not None:
-        return listed(stream, str(root or "")), None
+        return read_listing(stream, str(root or "")), None
     if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
         found = read_data(images[0], root).gallery
     else:
@@ -158,15 +158,15 @@ def _write_parts(
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
     from divcon.search.about import about_of
-    from divcon.search.update import Embedding, write_parts
+    from divcon.search.update import Embedder, write_shard
 
     number, shards = _shard(shard)
     chunks, total = what
     model = EmbeddingModel.load(run, device=resolve_device(device))
     with _progress(None if total is None else -(-total // shards)) as advance:
         about = about_of(model, str(run.absolute()))
-        how = Embedding(model, batch_size, on_bad_image == "skip", Context(workers, advance, note))
-        made, kept = write_parts(how, about, chunks, folder, number, shards)
+        embedder = Embedder(model, batch_size, on_bad_image == "skip", Context(workers, advance, note))
+        made, kept = write_shard(embedder, about, chunks, folder, number, shards)
     console.print(f"shard {number} of {shards}: {made:,} embedded, {kept:,} were there, in {folder}")
 
 
@@ -185,9 +185,9 @@ def _load(folder: Path, uri: str, ann_from: int | None) -> None:
 
     from divcon.runtime.context import Context
     from divcon.search import Index
-    from divcon.search.update import read_parts
+    from divcon.search.update import read_shards
 
-    about, total, parts = read_parts(folder)
+    about, total, parts = read_shards(folder)
     if ann_from is not None:
         about = replace(about, ann_from=ann_from)
     made = Index.for_about(about, uri, replace=ann_from is not None)

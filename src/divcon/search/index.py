@@ -13,20 +13,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, StoreError
 from divcon.models import EmbeddingModel
-from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.importing import Trust
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.filters import Where, conditions_of
-from divcon.search.items import Items, chunks_of, items_of, key_of
-from divcon.search.neighbours import CHECK_QUERIES, Neighbours, Recall, measure_recall
+from divcon.search.items import Data, Items, chunks_of, items_of, key_of, set_of
+from divcon.search.neighbours import CHECK_QUERIES, Neighbours, Recall, TopK, measure_recall
 from divcon.search.queries import embeddings_of, is_batch, subspace_weights
 from divcon.search.stores import Address, open_store
 from divcon.search.stores.base import Store
-from divcon.search.update import Changes, Embedded, Embedding, Updating, bring_up_to_date
+from divcon.search.update import Changes, EmbeddedItems, Embedder, Update, update_store
 
 
 @dataclass(frozen=True)
@@ -34,25 +32,25 @@ class Hit:
     """An item that a search returned."""
 
     id: int
-    """Its number in the store, which stays."""
+    """Its number in the index, which never changes."""
     score: float
-    """The cosine of the two embeddings, 1 where they are equal."""
+    """The cosine of the two embeddings; 1 if they are equal."""
     label: str | None
     path: str
-    """Where it can be opened; for encoded images and vectors, what their table calls it."""
+    """Its file; for encoded images and vectors, its name in their table."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """The user's columns by name."""
     box: tuple[int, int, int, int] | None = None
-    """The part of the image that is meant: left, top, right, bottom in pixels; None: all of it."""
+    """The crop of the image: left, top, right, bottom in pixels; None: the whole image."""
 
 
-def hits_of(store: Store, about: About, found: list[tuple[np.ndarray, np.ndarray]]) -> list[list[Hit]]:
-    """The hits of ids and scores, a pair a query; what was deleted in the meantime is left out."""
-    ids = np.unique(np.concatenate([pair[0] for pair in found]))
+def hits_of(store: Store, about: About, neighbours: list[TopK]) -> list[list[Hit]]:
+    """The hits of each query's neighbours; items that were deleted in the meantime are left out."""
+    ids = np.unique(np.concatenate([of_query[0] for of_query in neighbours]))
     rows = {row["id"]: row for row in store.rows(ids).to_pylist()} if len(ids) else {}
     return [
         [_hit(rows[i], score, about) for i, score in zip(ids.tolist(), scores.tolist(), strict=True) if i in rows]
-        for ids, scores in found
+        for ids, scores in neighbours
     ]
 
 
@@ -105,13 +103,11 @@ def _folder(model: object) -> Path:
     return Path(model)
 
 
-MOST_K = 10_000
-"""The largest k."""
+MAX_K = 10_000
+"""The largest k of a search."""
 
 Model = EmbeddingModel | str | Path
 """A model, or the folder of a run or model."""
-Data = LabeledSet | np.ndarray | str | Path | Sequence[str | Path]
-"""Images or vectors: a set, an (N, F0) array, a file, folder or table, or several of them."""
 
 
 class Index:
@@ -286,45 +282,55 @@ class Index:
         on_bad_image: Literal["stop", "skip"] = "stop",
         context: Context = DEFAULT,
     ) -> Changes:
-        """Bring the store up to date with data. Only images that are new or changed (by path and content) are embedded;
-        where only label or columns changed, these are written. Interrupted, it goes on where it stopped.
+        """Bring the index up to date. Only images that are new or changed (by path and content) are embedded; if only
+        their label or columns changed, these are written. An interrupted update continues where it stopped.
 
         Args:
-            data: images or vectors; or, for data of any size, an iterator of `divcon.search.items.Items`, some
-                thousand at a time.
-            columns: further columns, a row an image; left out, those of the table that the data comes from.
-            delete_missing: remove from the store what is not in the data.
+            data: images or vectors: a set, a benchmark or the name of one (its gallery), an (N, F) array, ``(vectors,
+                labels)``, a file, folder or table, or a list of files and folders. For data of any size, an iterator of
+                `divcon.search.items.Items`, some thousand at a time.
+            columns: columns to store and filter by, one row per image; None: those of the table that the data comes
+                from.
+            delete_missing: delete items that are not in the data.
+            batch_size: images per forward pass.
             on_bad_image: what to do with an image that does not decode.
-            context: reports the items done, and of all where that is known; a warning names each that is left out.
+            context: reports progress in items, and warns of each that is left out.
 
         Raises:
             StoreError: another process is writing, or the store is gone.
-            DataError: no images there, or not what the model sees; ImageError: an image does not decode.
+            DataError: there are no images, or the model takes other input. ImageError: an image does not decode.
         """
         total: int | None = None
         if isinstance(data, Iterator):
             chunks = data
         else:
-            items, repeated = items_of(as_set(data), columns)
+            items, repeated = items_of(set_of(data, context=context), columns)
             if repeated:
                 context.warn(f"left out: {repeated:,} rows with the image of an earlier row")
             chunks, total = chunks_of(items), len(items)
 
-        def write(updating: Updating) -> None:
-            how = Embedding(self.model, batch_size, on_bad_image == "skip", context)
-            for done in updating.embed(chunks, how):
+        def write(update: Update) -> None:
+            embedder = Embedder(self.model, batch_size, on_bad_image == "skip", context)
+            for done in update.embed(chunks, embedder):
                 context.progress("index", done, total)
 
-        return bring_up_to_date(self.store, self._neighbours, write, delete_missing=delete_missing)
+        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing)
 
-    def load(self, parts: Iterable[Embedded], *, context: Context = DEFAULT) -> Changes:
-        """Bring the store up to date with items that were embedded elsewhere (see `divcon.search.update`)."""
+    def load(self, chunks: Iterable[EmbeddedItems], *, context: Context = DEFAULT) -> Changes:
+        """Bring the index up to date with items that other processes embedded, see `divcon.search.update.read_shards`.
 
-        def write(updating: Updating) -> None:
-            for done in updating.load(parts):
+        Args:
+            context: reports progress in items.
+
+        Raises:
+            StoreError: another process is writing, or the store is gone.
+        """
+
+        def write(update: Update) -> None:
+            for done in update.load(chunks):
                 context.progress("index", done, None)
 
-        return bring_up_to_date(self.store, self._neighbours, write)
+        return update_store(self.store, self._neighbours, write)
 
     def search(
         self,
@@ -338,65 +344,68 @@ class Index:
         batch_size: int = 128,
         context: Context = DEFAULT,
     ) -> list[Any]:
-        """The k items most like an image, file, vector or item, best first; of equal ones, the first indexed.
+        """Find the k items most similar to an image, file, vector or item, best first; of equal scores, the item that
+        was indexed first.
 
-        From ``about.ann_from`` items on, the store's approximate index finds them; with ``where``, ``learner`` or
-        ``exact``, or a k beyond what that index gives, every item is compared.
+        A search compares every item, until there are ``about.ann_from``; from then on it uses the store's approximate
+        index, if it has one. With ``where``, ``learner`` or ``exact``, or a k larger than that index takes, it compares
+        every item still.
 
         Args:
-            query: an image (PIL), a path, the bytes of an image, a vector ((D,), or of what the model sees, where it
-                sees vectors), or the id of an item. A path of an item is that item. Several: a list, or (Q, D).
-            k: 1 to 10,000; fewer are found where there are fewer.
-            where: see `divcon.search.filters.conditions_of`.
-            learner: search by learner k's subspace alone: scores are cosines in it.
-            embedded: vectors are embeddings, also where the model sees vectors.
+            query: an image (PIL), a path, the bytes of an image, a vector (an embedding; for a model of vectors, its
+                input), or the id of an item. The path of an item stands for that item. Several queries: a list, or an
+                array (Q, D). A PIL image that `PIL.Image.open` opened is embedded as its file is, until it is loaded
+                or changed.
+            k: 1 to 10,000; if there are fewer items, all are returned.
+            where: filters such as ``{"label": "mug", "price": ("<", 10)}`` or ``["label=mug", "price<10"]``, which must
+                all hold; see `divcon.search.filters.conditions_of`.
+            learner: search in this learner's subspace: scores are cosines in it.
+            embedded: vectors are embeddings, even if the model's input is vectors.
+            batch_size: images per forward pass.
 
         Returns:
-            A list of hits; for several queries, a list of such lists.
+            A list of hits; for several queries, one such list per query.
 
         Raises:
             ConfigError: a k, learner or filter that cannot be.
-            DataError: no such file or item, or a vector of the wrong length. ImageError: an image that does not decode.
-            NonFiniteError: a vector with NaN. StoreError: the store is gone, or of another model.
+            DataError: no such file or item, or a vector of the wrong length. ImageError: an image does not decode.
+            NonFiniteError: a vector holds NaN. StoreError: the store is gone, or has an index of another model.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MOST_K:
-            raise ConfigError(f"k {k}: a search finds 1 to {MOST_K:,} items")
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
+            raise ConfigError(f"`k` {k}: a search returns 1 to {MAX_K:,} items", field="k")
         about = self.about
         conditions = conditions_of(where, about)
-        several = is_batch(query)
-        queries = list(query) if several else [query]
+        batch = is_batch(query)
+        queries = list(query) if batch else [query]
         if not queries:
             return []
         weights = None if learner is None else subspace_weights(self.model, learner)
-        how = {"embedded": embedded, "batch_size": batch_size, "context": context}
-        vectors = embeddings_of(queries, self.store, about, self._model, **how)
-        every = exact or bool(conditions) or weights is not None or k > self.store.max_k
-        if every or about.effort is None or len(self) < about.ann_from:
-            found = self._neighbours.exact(vectors, int(k), conditions, weights)
+        options = {"embedded": embedded, "batch_size": batch_size, "context": context}
+        vectors = embeddings_of(queries, self.store, about, self._model, **options)
+        exact = exact or bool(conditions) or weights is not None or k > self.store.max_k
+        if exact or about.effort is None or len(self) < about.ann_from:
+            neighbours = self._neighbours.exact(vectors, int(k), conditions, weights)
         else:
-            found = self._neighbours.approximate(vectors, int(k), about.effort)
-        hits = hits_of(self.store, about, found)
-        return hits if several else hits[0]
+            neighbours = self._neighbours.approximate(vectors, int(k), about.effort)
+        hits = hits_of(self.store, about, neighbours)
+        return hits if batch else hits[0]
 
     def item(self, item: int | str | Path) -> Hit:
         """The item of an id, or of a path as it was indexed; its score is 1. No file is opened.
 
         Raises:
-            DataError: there is none.
+            DataError: there is no such item.
         """
-        id_ = item if isinstance(item, int) else None
-        if id_ is None:
-            known = self.store.lookup([key_of(str(item))])
-            id_ = next(iter(known.values())).id if known else None
-        there = id_ is not None and 0 <= id_ < 2**63
-        found = hits_of(self.store, self.about, [(np.array([id_]), np.ones(1))])[0] if there else []
-        if not found:
+        ids = [item] if isinstance(item, int) else [i.id for i in self.store.lookup([key_of(str(item))]).values()]
+        valid = np.array([id_ for id_ in ids if 0 <= id_ < 2**63], np.int64)
+        hits = hits_of(self.store, self.about, [(valid, np.ones(len(valid), np.float32))])[0]
+        if not hits:
             raise DataError(f"{self.uri}: there is no item {item}")
-        return found[0]
+        return hits[0]
 
     def check(self, k: int = 10, queries: int = CHECK_QUERIES) -> Recall | None:
-        """Recall@k of the approximate index against exact search, on items drawn as queries; None where the store is
-        searched exactly."""
+        """Measure recall@k of the approximate index against exact search, with items drawn at random as queries; None
+        if searches are exact."""
         about = self.about
         if about.effort is None or len(self) < about.ann_from:
             return None

@@ -1,4 +1,4 @@
-"""What is to be indexed: images or vectors with a key, a path, a label and the user's columns; and what changed."""
+"""Items: the images or vectors to index, with key, path, label, the user's columns, and digests of all that."""
 
 from __future__ import annotations
 
@@ -10,38 +10,43 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from divcon.data.benchmark import Benchmark
+from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
-from divcon.data.readers.folder import SPLIT_FOLDERS
+from divcon.data.read import is_dataset_name, read
+from divcon.data.readers.folder import SPLIT_FOLDERS, images_of
 from divcon.data.tables import metadata_of, plain
 from divcon.errors import DataError, ImageError
+from divcon.models.inputs import as_set
+from divcon.runtime.context import DEFAULT, Context
 
-AT_A_TIME = 1024
-"""Items that are embedded and written together: what an interruption can lose."""
+CHUNK = 1024
+"""Items that are embedded and written at once: what an interruption can lose."""
 
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """N images or vectors to be indexed."""
+    """N images or vectors to index."""
 
     images: LabeledSet
     names: list[str]
-    """What each is known by: its path, and its box or row where several share a path."""
+    """What identifies each: its path, and its box or row if several share a path."""
     labels: list[str | None]
     columns: pa.Table | None = None
-    """The user's, N rows of text, whole numbers, numbers or booleans."""
+    """The user's columns, N rows of text, integers, floats or booleans."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def take(self, indices: np.ndarray) -> Items:
-        """Those at ``indices``."""
+        """The items at ``indices``."""
         return Items(
             self.images.subset(indices),
             [self.names[i] for i in indices],
@@ -50,18 +55,18 @@ class Items:
         )
 
     def paths(self) -> list[str]:
-        """Where each can be opened; for encoded images and vectors, what their table calls them."""
+        """The file of each; for encoded images and vectors, their names in their table."""
         files = self.images.encoded is None and self.images.vectors is None
         paths = self.images.paths.to_pylist()
         return [absolute(self.images.root, path) for path in paths] if files else self.names
 
     def boxes(self) -> list[str | None]:
-        """``left,top,right,bottom`` of the part that is used, in pixels; None: all of it."""
+        """``left,top,right,bottom`` of each image's crop, in pixels; None: the whole image."""
         boxes = self.images.boxes
         return [_box(box) for box in boxes] if boxes is not None else [None] * len(self)
 
     def keys(self) -> list[str]:
-        """32 hexadecimal digits of each name."""
+        """The digest of each name."""
         return [key_of(name) for name in self.names]
 
     def details(self) -> list[str]:
@@ -71,7 +76,7 @@ class Items:
         return [key_of(text) for text in texts]
 
     def content(self, i: int) -> str:
-        """32 hexadecimal digits of the bytes and box of image i, or of vector i.
+        """The digest of the bytes and box of image i, or of vector i.
 
         Raises:
             ImageError: its file cannot be read; the message names it.
@@ -93,27 +98,64 @@ class Items:
 
 
 def key_of(text: str) -> str:
-    """32 hexadecimal digits."""
+    """The digest of a text: 32 hexadecimal digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def absolute(root: str, path: str) -> str:
-    """The path as it can be opened from anywhere, without ``..``; links are kept."""
+    """The absolute path, without ``..``; links are not resolved."""
     return os.path.abspath(os.path.join(root, path))  # noqa: PTH100, PTH118
 
 
-def items_of(images: LabeledSet, columns: pa.Table | Mapping[str, Sequence[Any]] | None = None) -> tuple[Items, int]:
-    """The items of a set, and how many of its rows were left out because an earlier one is the same image (path and
-    box).
+Data = LabeledSet | Benchmark | np.ndarray | tuple[Any, Any] | str | Path | Sequence[str | Path]
+"""Images or vectors: a set, a benchmark (its gallery), an (N, F) array, ``(vectors, labels)``, a name that
+`divcon.read` takes (its gallery), a file, folder or table, or a list of files and folders."""
 
-    Labels are the set's; where it has none and its images lie in folders below one, the first of these folders (below
-    train, test or validation) is.
+
+def set_of(data: Data, root: str | Path | None = None, context: Context = DEFAULT) -> LabeledSet:
+    """The images or vectors to index.
 
     Args:
-        columns: the user's, row for row; None: those of the table that the set was read from.
+        data: see `Data`.
+        root: the folder that the relative paths of a table start from, in place of its own; or the folder of a named
+            data set.
 
     Raises:
-        DataError: there are not as many rows of columns as images.
+        DataError: nothing of that kind, or nothing there.
+    """
+    if isinstance(data, LabeledSet):
+        return data
+    if isinstance(data, Benchmark):
+        return data.gallery
+    if isinstance(data, str) and is_dataset_name(data) and not Path(data).exists():
+        return read(data, root, context=context).gallery
+    if isinstance(data, np.ndarray) or hasattr(data, "detach"):
+        return as_set(np.asarray(data.detach().cpu() if hasattr(data, "detach") else data))  # type: ignore[union-attr]
+    if isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape"):
+        images = as_benchmark(data).gallery
+        return replace(images, paths=pa.array([str(i) for i in range(len(images))], pa.string()), source="")
+    if isinstance(data, str | Path) or (
+        isinstance(data, Sequence) and all(isinstance(path, str | Path) for path in data)
+    ):
+        return images_of(data, root)
+    raise DataError(
+        f"`data` is of type {type(data).__name__}: pass a file, folder or table, a list of them, a set, a benchmark, "
+        "an array of vectors, or (vectors, labels)"
+    )
+
+
+def items_of(images: LabeledSet, columns: pa.Table | Mapping[str, Sequence[Any]] | None = None) -> tuple[Items, int]:
+    """The items of a set, and the number of its rows that are left out because an earlier row has the same image (path
+    and box).
+
+    Labels are the set's. If it has none and its images are in folders below one, the name of the first of these folders
+    (below train, test or validation) is the label.
+
+    Args:
+        columns: the user's columns, one row per image; None: those of the table that the set was read from.
+
+    Raises:
+        DataError: the number of rows is not the number of images.
     """
     if columns is None:
         table = metadata_of(images.source)
@@ -121,7 +163,7 @@ def items_of(images: LabeledSet, columns: pa.Table | Mapping[str, Sequence[Any]]
     else:
         columns = plain(columns if isinstance(columns, pa.Table) else pa.table(dict(columns)))
     if columns is not None and len(columns) != len(images):
-        raise DataError(f"there are {len(columns):,} rows of columns for {len(images):,} images; give one an image")
+        raise DataError(f"`columns` has {len(columns):,} rows for {len(images):,} images; pass one row per image")
     items = Items(images, _names(images), _labels(images), columns)
     first = {name: i for i, name in reversed(list(enumerate(items.names)))}
     if len(first) == len(items):
@@ -129,18 +171,18 @@ def items_of(images: LabeledSet, columns: pa.Table | Mapping[str, Sequence[Any]]
     return items.take(np.sort(np.fromiter(first.values(), np.int64))), len(items) - len(first)
 
 
-def chunks_of(items: Items, size: int = AT_A_TIME) -> Iterator[Items]:
-    """The items in order, some at a time."""
+def chunks_of(items: Items, size: int = CHUNK) -> Iterator[Items]:
+    """The items in order, ``size`` at a time."""
     for start in range(0, len(items), size):
         yield items.take(np.arange(start, min(start + size, len(items))))
 
 
-def listed(listing: str, root: str = "") -> Iterator[Items]:
-    """The images whose paths a text file lists, one a line (``-``: standard input), some at a time: the listing is
-    never in memory whole. Empty lines are skipped.
+def read_listing(listing: str, root: str = "") -> Iterator[Items]:
+    """The images whose paths are in a text file, one per line (``-``: standard input), some at a time: the file is
+    never in memory as a whole. Empty lines are skipped.
 
     Args:
-        root: what relative paths start from.
+        root: the folder that relative paths start from.
 
     Raises:
         DataError: there is no such file, or it is not text in UTF-8.
@@ -148,16 +190,16 @@ def listed(listing: str, root: str = "") -> Iterator[Items]:
     try:
         with nullcontext(sys.stdin) if listing == "-" else Path(listing).open(encoding="utf-8-sig") as file:
             lines = (line.rstrip("\r\n") for line in file)
-            yield from _in_sets((line for line in lines if line.strip()), root)
+            yield from _chunks((line for line in lines if line.strip()), root)
     except UnicodeDecodeError as error:
         raise DataError(f"{listing}: this is not a listing of paths in UTF-8 ({error})") from None
     except OSError as error:
         raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
 
 
-def _in_sets(paths: Iterable[str], root: str) -> Iterator[Items]:
+def _chunks(paths: Iterable[str], root: str) -> Iterator[Items]:
     paths = iter(paths)
-    while some := list(itertools.islice(paths, AT_A_TIME)):
+    while some := list(itertools.islice(paths, CHUNK)):
         images = LabeledSet(
             labels=np.zeros(len(some), np.int64),
             label_names=("",),

@@ -1,4 +1,4 @@
-"""Bringing a store up to date: what is new or changed is embedded and written, the rest stays."""
+"""Updating an index: what is new or changed is embedded and written, by one process or in shards by several."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
 
 from divcon.data.loading import decodable
 from divcon.data.readers.table import pc
@@ -26,43 +27,43 @@ from divcon.search.stores.base import FIXED_COLUMNS, Store, StoredItem, schema_o
 
 
 @dataclass(frozen=True)
-class Embedding:
-    """How items are embedded."""
+class Embedder:
+    """A model, and how it embeds items."""
 
     model: EmbeddingModel
     batch_size: int = 128
     skip: bool = False
-    """Leave out images that do not decode, with a warning; else they are an error."""
+    """Leave out images that do not decode, with a warning; False: they are an error."""
     context: Context = DEFAULT
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What bringing a store up to date did."""
+    """The numbers of items that an update added, changed and so on."""
 
     added: int = 0
     changed: int = 0
-    """Whose image was another one, or whose label or columns were."""
+    """Items whose image, label or columns changed."""
     embedded: int = 0
-    """Of those added and changed: whose embedding had to be computed."""
+    """Items, among those added and changed, that had to be embedded."""
     removed: int = 0
     kept: int = 0
     skipped: int = 0
-    """That did not decode, and were to be skipped."""
+    """Images that did not decode, and were left out."""
     missing: int = 0
-    """In the store, and not in the data; they stay unless they are to be removed."""
+    """Items in the index that are not in the data, and stay."""
 
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
-    """Items with all that a store needs of them."""
+class EmbeddedItems:
+    """Items with their embeddings and digests, ready to be stored."""
 
     rows: pa.Table
-    """key, path, box, label, content, details, embedding, and the user's columns under the user's names."""
+    """The columns key, path, box, label, content, details, embedding, and the user's as ``meta NAME``."""
 
 
-def embedded(items: Items, contents: list[str], embeddings: np.ndarray) -> Embedded:
-    """Items with their digests and (N, D) float32 embeddings, as `write_chunk` and parts want them."""
+def with_embeddings(items: Items, contents: list[str], embeddings: Float32[np.ndarray, "N D"]) -> EmbeddedItems:
+    """Join items with their embeddings and the digests of their content."""
     width = embeddings.shape[1]
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
     columns = {
@@ -76,10 +77,10 @@ def embedded(items: Items, contents: list[str], embeddings: np.ndarray) -> Embed
     }
     if items.columns is not None:
         columns |= {f"meta {name}": items.columns[name] for name in items.columns.column_names}
-    return Embedded(pa.table(columns))
+    return EmbeddedItems(pa.table(columns))
 
 
-class Updating:
+class Update:
     """One pass over the data, by the store's only writer."""
 
     def __init__(self, store: Store, delete_missing: bool) -> None:
@@ -87,82 +88,82 @@ class Updating:
         self.about = store.about()
         self.changes = Changes()
         self._delete_missing = delete_missing
-        self._next = store.next_id()
-        self._before = self._next
-        self._seen = np.zeros(self._next, bool)
+        self._next_id = store.next_id()
+        self._first_new = self._next_id
+        self._in_data = np.zeros(self._next_id, bool)
 
     def _known(self, keys: list[str]) -> dict[str, StoredItem]:
-        """What the store has of these; it counts as seen."""
+        """The items of these keys that are in the store; they count as part of the data."""
         known = self.store.lookup(keys)
-        old = np.fromiter((found.id for found in known.values()), np.int64, len(known))
-        self._seen[old[old < self._before]] = True
+        old = np.fromiter((item.id for item in known.values()), np.int64, len(known))
+        self._in_data[old[old < self._first_new]] = True
         return known
 
-    def embed(self, chunks: Iterable[Items], how: Embedding) -> Iterator[int]:
-        """Embed and write what the store has not, or not as it is now; after each chunk, how many items are done.
+    def embed(self, chunks: Iterable[Items], embedder: Embedder) -> Iterator[int]:
+        """Embed and write the items that are new or changed; after each chunk, yield the number of items processed.
 
         Raises:
-            ImageError: an image does not decode, and is not to be skipped; the chunks before are written.
+            ImageError: an image does not decode, and the embedder does not skip it; the chunks before are written.
         """
         done = 0
         for items in chunks:
-            self._embed(items, how)
+            self._embed(items, embedder)
             done += len(items)
             yield done
 
-    def load(self, parts: Iterable[Embedded]) -> Iterator[int]:
-        """Write what the store has not, or not as it is now, of items that were embedded elsewhere; after each part,
-        how many items are done."""
+    def load(self, chunks: Iterable[EmbeddedItems]) -> Iterator[int]:
+        """Write the items that are new or changed; after each chunk, yield the number of items processed."""
         done = 0
-        for part in parts:
-            self._load(part)
-            done += len(part.rows)
+        for chunk in chunks:
+            self._load(chunk)
+            done += len(chunk.rows)
             yield done
 
-    def _embed(self, items: Items, how: Embedding) -> None:
+    def _embed(self, items: Items, embedder: Embedder) -> None:
         known = self._known(items.keys())
-        contents = contents_of(items, how)
+        contents = contents_of(items, embedder)
         keys, details = items.keys(), items.details()
         new = [i for i, c in enumerate(contents) if c and (keys[i] not in known or known[keys[i]].content != c)]
-        other = [
+        relabelled = [
             i
             for i, c in enumerate(contents)
             if c and keys[i] in known and known[keys[i]].content == c and known[keys[i]].details != details[i]
         ]
-        made, made_contents, embeddings = embed(items, contents, np.array(new, np.int64), how)
-        if len(made):
-            self._write(embedded(made, made_contents, embeddings), known)
-        if other:
-            some = items.take(np.array(other))
-            ids = np.array([known[keys[i]].id for i in other])
-            found, vectors = self.store.embeddings(ids)
-            order = np.argsort(found)[np.searchsorted(np.sort(found), ids)]
-            self._write(embedded(some, [contents[i] or "" for i in other], vectors[order]), known)
-        unread = contents.count(None)
-        kept = len(items) - unread - len(new) - len(other)
-        self._count(embedded=len(made), kept=kept, skipped=unread + len(new) - len(made))
+        embedded = embed(items, contents, np.array(new, np.int64), embedder)
+        if len(embedded.rows):
+            self._write(embedded, known)
+        if relabelled:
+            ids = np.array([known[keys[i]].id for i in relabelled])
+            stored, vectors = self.store.embeddings(ids)
+            order = np.argsort(stored)[np.searchsorted(np.sort(stored), ids)]
+            same = items.take(np.array(relabelled))
+            self._write(with_embeddings(same, [contents[i] or "" for i in relabelled], vectors[order]), known)
+        unread, count = contents.count(None), len(embedded.rows)
+        kept = len(items) - unread - len(new) - len(relabelled)
+        self._count(embedded=count, kept=kept, skipped=unread + len(new) - count)
 
-    def _load(self, rows: Embedded) -> None:
-        keys = rows.rows["key"].to_pylist()
+    def _load(self, chunk: EmbeddedItems) -> None:
+        rows = chunk.rows
+        keys = rows["key"].to_pylist()
         known = self._known(keys)
-        pairs = zip(keys, rows.rows["content"].to_pylist(), rows.rows["details"].to_pylist(), strict=True)
+        pairs = zip(keys, rows["content"].to_pylist(), rows["details"].to_pylist(), strict=True)
         new = [
             i
             for i, (key, content, details) in enumerate(pairs)
             if key not in known or (known[key].content, known[key].details) != (content, details)
         ]
         if new:
-            self._write(Embedded(rows.rows.take(pa.array(new, pa.int64()))), known)
+            self._write(EmbeddedItems(rows.take(pa.array(new, pa.int64()))), known)
         self._count(kept=len(keys) - len(new))
 
-    def _write(self, chunk: Embedded, known: dict[str, StoredItem]) -> None:
-        """Write the rows, those of known keys in place of what is there."""
+    def _write(self, chunk: EmbeddedItems, known: dict[str, StoredItem]) -> None:
+        """Write the rows; those of known keys replace the stored ones."""
         rows, keys = chunk.rows, chunk.rows["key"].to_pylist()
         about = self._with_columns(rows)
         changed = np.array([key in known for key in keys])
         ids = np.array([known[key].id if key in known else -1 for key in keys], np.int64)
         added = int((~changed).sum())
-        ids[~changed] = np.arange(self._next, self._next + added)
+        ids[~changed] = np.arange(self._next_id, self._next_id + added)
         stored = _as_stored(rows, ids, about)
         new, old = stored.filter(pa.array(~changed)), stored.filter(pa.array(changed))
         with self.store.changing():
@@ -170,14 +171,14 @@ class Updating:
                 self.store.append(new)
             if len(old):
                 self.store.write(old)
-        self._next += added
+        self._next_id += added
         self._count(added=added, changed=int(changed.sum()))
 
     def end(self) -> None:
-        """Remove what was not seen, if it is to be, or count it."""
+        """Delete the items that are not in the data, or count them."""
         missing = self.store.ids()
-        missing = missing[(missing < self._before)]
-        missing = missing[~self._seen[missing]]
+        missing = missing[(missing < self._first_new)]
+        missing = missing[~self._in_data[missing]]
         if self._delete_missing and len(missing):
             with self.store.changing():
                 self.store.delete(missing)
@@ -199,19 +200,20 @@ class Updating:
         self.changes = replace(self.changes, **counts)
 
 
-def bring_up_to_date(
-    store: Store, neighbours: Neighbours, write: Callable[[Updating], None], *, delete_missing: bool = False
+def update_store(
+    store: Store, neighbours: Neighbours, write: Callable[[Update], None], *, delete_missing: bool = False
 ) -> Changes:
-    """Write to a store as its only writer, and bring its approximate index up to date where it is large enough.
+    """Write to a store as its only writer, then build its approximate index, or bring it up to date, if there are
+    enough rows.
 
     Raises:
         StoreError: another process is writing.
     """
     with store.writing():
-        updating = Updating(store, delete_missing)
-        write(updating)
-        updating.end()
-        changes, about = updating.changes, store.about()
+        update = Update(store, delete_missing)
+        write(update)
+        update.end()
+        changes, about = update.changes, store.about()
         ann = store.count() >= about.ann_from
         if changes.added or changes.changed or changes.removed or (ann and about.effort is None):
             effort, recall = choose_effort(store, neighbours) if store.optimize(ann) and ann else (None, None)
@@ -219,8 +221,8 @@ def bring_up_to_date(
     return changes
 
 
-def contents_of(items: Items, how: Embedding) -> list[str | None]:
-    """The digest of each image; None where it cannot be read and is to be skipped.
+def contents_of(items: Items, embedder: Embedder) -> list[str | None]:
+    """The digest of each item's content; None if it cannot be read and the embedder skips such.
 
     Raises:
         ImageError: it cannot be read.
@@ -230,35 +232,40 @@ def contents_of(items: Items, how: Embedding) -> list[str | None]:
         try:
             contents.append(items.content(i))
         except ImageError as error:
-            if not how.skip:
+            if not embedder.skip:
                 raise
-            how.context.warn(f"left out: {error}")
+            embedder.context.warn(f"left out: {error}")
             contents.append(None)
     return contents
 
 
 def embed(
-    items: Items, contents: list[str | None], wanted: np.ndarray, how: Embedding
-) -> tuple[Items, list[str], np.ndarray]:
-    """Those of the wanted items that decode, their digests, and their (n, D) float32 embeddings."""
-    if how.skip and len(wanted):
+    items: Items, contents: list[str | None], indices: Int64[np.ndarray, " n"], embedder: Embedder
+) -> EmbeddedItems:
+    """Embed the items at ``indices``; if the embedder skips images that do not decode, those that do.
+
+    Args:
+        contents: the digest of each item's content.
+    """
+    model, context = embedder.model, embedder.context.silent()
+    if embedder.skip and len(indices):
         try:
-            rows = decodable(items.images.subset(wanted), how.context.silent()).rows
+            rows = decodable(items.images.subset(indices), context).rows
         except DataError:
             rows = np.empty(0, np.int64)
-        wanted = wanted[np.isin(items.images.rows[wanted], rows)]
-    made = items.take(wanted)
-    if not len(made):
-        return made, [], np.empty((0, how.model.embedding_dim), np.float32)
-    embeddings = how.model.encode(made.images, batch_size=how.batch_size, context=how.context.silent())
+        indices = indices[np.isin(items.images.rows[indices], rows)]
+    chosen = items.take(indices)
+    embeddings = np.empty((0, model.embedding_dim), np.float32)
+    if len(chosen):
+        embeddings = model.encode(chosen.images, batch_size=embedder.batch_size, context=context)
     broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(broken):
-        raise DataError(f"{made.names[broken[0]]}: the model gives NaN or infinite numbers; it cannot be indexed")
-    return made, [contents[i] or "" for i in wanted], embeddings
+        raise DataError(f"{chosen.names[broken[0]]}: its embedding has NaN or infinite numbers; it cannot be indexed")
+    return with_embeddings(chosen, [contents[i] or "" for i in indices], embeddings)
 
 
 def _as_stored(rows: pa.Table, ids: np.ndarray, about: About) -> pa.Table:
-    """The rows in the store's columns; those of the user's that they lack are empty."""
+    """The rows in the columns of the store; the user's columns that they lack are null."""
     columns = [pa.array(ids), *(rows[name] for name in FIXED_COLUMNS[1:]), rows["embedding"]]
     for column in about.columns:
         name, kind = f"meta {column.name}", KINDS[column.kind]
@@ -269,101 +276,106 @@ def _as_stored(rows: pa.Table, ids: np.ndarray, about: About) -> pa.Table:
     return pa.table(columns, schema=schema_of(about))
 
 
-_ABOUT, _MADE_OF = b"divcon about", b"divcon made of"
-_PART = re.compile(r"part-(\d{8})\.parquet")
+_ABOUT, _INPUTS = b"divcon about", b"divcon made of"
+_FILE = re.compile(r"part-(\d{8})\.parquet")
 _SHARD = re.compile(r"shard-(\d+)-of-(\d+)\.json")
 
 
-def write_parts(
-    how: Embedding,
+def write_shard(
+    embedder: Embedder,
     about: About,
     chunks: Iterable[Items],
     folder: Path,
     shard: int = 1,
     shards: int = 1,
 ) -> tuple[int, int]:
-    """Embed every ``shards``-th chunk into a parquet of its own, ``part-00000017.parquet``, whole or not at all. One
-    that is there and was made of the same images by the same model stays, so that an interrupted shard goes on.
+    """Embed every ``shards``-th chunk into a parquet file of its own, ``part-00000017.parquet``. A file that is there
+    already, of the same images and the same model, is kept, so that an interrupted shard continues where it stopped.
 
     Args:
-        how: the model, and how it embeds.
-        about: of the model: see `divcon.search.stores.base`.
+        about: of the embedder's model: see `divcon.search.about.about_of`.
         chunks: all chunks, the same for every shard.
-        shard: which of the ``shards`` it is, from 1.
+        shard: the number of this shard, from 1.
 
     Returns:
-        How many items were embedded, and how many were there.
+        The number of items embedded, and of those that were there already.
 
     Raises:
-        StoreError: a part is of another model.
-        OutputError: a part cannot be written.
-        ImageError: an image does not decode, and is not to be skipped.
+        StoreError: a file is of another model.
+        OutputError: a file cannot be written.
+        ImageError: an image does not decode, and the embedder does not skip it.
     """
-    ended = folder / f"shard-{shard}-of-{shards}.json"
-    ended.unlink(missing_ok=True)
-    made = kept = done = number = 0
+    complete = folder / f"shard-{shard}-of-{shards}.json"
+    complete.unlink(missing_ok=True)
+    embedded = kept = done = number = 0
     for number, chunk in enumerate(chunks, 1):
         if number % shards != shard % shards:
             continue
-        part = folder / f"part-{number - 1:08d}.parquet"
-        contents = contents_of(chunk, how)
-        made_of = key_of(json.dumps([chunk.keys(), contents, chunk.details()]))
-        if _made_of(part, about) == made_of:
+        path = folder / f"part-{number - 1:08d}.parquet"
+        contents = contents_of(chunk, embedder)
+        inputs = key_of(json.dumps([chunk.keys(), contents, chunk.details()]))
+        if _inputs_of(path, about) == inputs:
             kept += len(chunk)
         else:
-            wanted = np.array([i for i, content in enumerate(contents) if content], np.int64)
-            rows = embedded(*embed(chunk, contents, wanted, how)).rows
-            told = {_ABOUT: json.dumps(about.to_dict()).encode(), _MADE_OF: made_of.encode()}
-            with atomic_write(part) as beside:
-                pq.write_table(rows.replace_schema_metadata(told), beside)
-            made += len(rows)
+            readable = np.array([i for i, content in enumerate(contents) if content], np.int64)
+            rows = embed(chunk, contents, readable, embedder).rows
+            metadata = {_ABOUT: json.dumps(about.to_dict()).encode(), _INPUTS: inputs.encode()}
+            with atomic_write(path) as beside:
+                pq.write_table(rows.replace_schema_metadata(metadata), beside)
+            embedded += len(rows)
         done += len(chunk)
-        how.context.progress("index", done, None)
-    for part in folder.glob("part-*.parquet"):
-        found = _PART.fullmatch(part.name)
-        if found and int(found[1]) >= number and (int(found[1]) + 1) % shards == shard % shards:
-            part.unlink()  # of images that are not listed any more
-    with atomic_write(ended) as beside:
+        embedder.context.progress("index", done, None)
+    for path in folder.glob("part-*.parquet"):
+        match = _FILE.fullmatch(path.name)
+        if match and int(match[1]) >= number and (int(match[1]) + 1) % shards == shard % shards:
+            path.unlink()  # of images that are not among the chunks any more
+    with atomic_write(complete) as beside:
         beside.write_text(json.dumps({"parts": number}) + "\n")
-    return made, kept
+    return embedded, kept
 
 
-def _made_of(part: Path, about: About) -> str | None:
+def _inputs_of(path: Path, about: About) -> str | None:
+    """The digest of the images that a file was embedded from; None if there is no such file, or a damaged one."""
     try:
-        told = pq.read_schema(part).metadata or {}
+        metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):
         return None
-    About.from_dict(json.loads(told[_ABOUT]), str(part)).check_same_model(about, str(part))
-    return told[_MADE_OF].decode()
+    About.from_dict(json.loads(metadata[_ABOUT]), str(path)).check_same_model(about, str(path))
+    return metadata[_INPUTS].decode()
 
 
-def read_parts(folder: Path) -> tuple[About, int, Iterator[Embedded]]:
-    """Of what model the parts in a folder are, how many items there are, and the items, a part at a time.
+def read_shards(folder: Path) -> tuple[About, int, Iterator[EmbeddedItems]]:
+    """Read what `write_shard` wrote: what an index of these items says of its model, the number of items, and the
+    items, chunk by chunk.
 
     Raises:
-        StoreError: there are none, a shard has not ended, or parts are of several models.
+        StoreError: there are no shards, one is incomplete, or they are of several models.
     """
-    ends = [found for path in folder.glob("shard-*.json") if (found := _SHARD.fullmatch(path.name))]
-    if not ends:
-        raise StoreError(f"{folder}: no shard has ended here; run divcon index RUN IMAGES --shard 1/N --parts {folder}")
-    shards = max(int(found[2]) for found in ends)
-    missing = sorted(set(range(1, shards + 1)) - {int(found[1]) for found in ends if int(found[2]) == shards})
+    complete = [match for path in folder.glob("shard-*.json") if (match := _SHARD.fullmatch(path.name))]
+    if not complete:
+        raise StoreError(
+            f"{folder}: there is no complete shard; write one with "
+            f'"divcon index RUN IMAGES --shard 1/N --parts {folder}"'
+        )
+    shards = max(int(match[2]) for match in complete)
+    complete = [match for match in complete if int(match[2]) == shards]
+    missing = sorted(set(range(1, shards + 1)) - {int(match[1]) for match in complete})
     if missing:
-        raise StoreError(f"{folder}: shard {missing[0]} of {shards} has not ended; run it (again) with --shard")
-    counts = {json.loads((folder / found.string).read_text())["parts"] for found in ends if int(found[2]) == shards}
+        raise StoreError(f"{folder}: shard {missing[0]} of {shards} is not complete; run it (again)")
+    counts = {json.loads((folder / match.string).read_text())["parts"] for match in complete}
     paths = [folder / f"part-{number:08d}.parquet" for number in range(max(counts))]
     gone = next((path for path in paths if not path.is_file()), None)
     if len(counts) > 1 or gone is not None or not paths:
-        what = f"{gone.name} is missing" if gone else "the shards were of different images"
-        raise StoreError(f"{folder}: {what}; run the shards again, which embed only what is missing")
+        reason = f"{gone.name} is missing" if gone else "the shards are of different images"
+        raise StoreError(f"{folder}: {reason}; run the shards again, which embed only what is missing")
     about: About | None = None
     for path in paths:
-        own = _about(path)
-        about = about or own
-        about.check_same_model(own, str(path))
+        other = _about(path)
+        about = about or other
+        about.check_same_model(other, str(path))
     assert about is not None
     total = sum(pq.read_metadata(path).num_rows for path in paths)
-    return about, total, (Embedded(pq.read_table(path).replace_schema_metadata(None)) for path in paths)
+    return about, total, (EmbeddedItems(pq.read_table(path).replace_schema_metadata(None)) for path in paths)
 
 
 def _about(path: Path) -> About:

@@ -13,8 +13,8 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError, ImageError, StoreError
 from divcon.search import Changes
 from divcon.search.about import about_of
-from divcon.search.items import AT_A_TIME, Items, chunks_of, items_of, listed
-from divcon.search.update import Embedding, read_parts, write_parts
+from divcon.search.items import CHUNK, Items, chunks_of, items_of, read_listing
+from divcon.search.update import Embedder, read_shards, write_shard
 
 
 def chunks(data: LabeledSet) -> Iterator[Items]:
@@ -24,23 +24,23 @@ def chunks(data: LabeledSet) -> Iterator[Items]:
 def test_shards_give_what_one_process_gives(
     uri: str, model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path
 ) -> None:
-    data, about, how, folder = vectors(95), about_of(model), Embedding(model), tmp_path / "parts"
-    written = [write_parts(how, about, chunks(data), folder, shard, 3) for shard in (1, 2, 3)]
+    data, about, embedder, folder = vectors(95), about_of(model), Embedder(model), tmp_path / "parts"
+    written = [write_shard(embedder, about, chunks(data), folder, shard, 3) for shard in (1, 2, 3)]
     assert written == [(35, 0), (30, 0), (30, 0)]
-    found, total, parts = read_parts(folder)
+    found, total, parts = read_shards(folder)
     assert (found.fingerprint, total) == (about.fingerprint, 95)
     index = dc.Index.for_about(found, uri, model)
     assert index.load(parts) == Changes(added=95)
     alone = dc.Index.build(model, data, tmp_path / "alone", columns={"price": data.rows})
     assert index.search(data.vectors[:20], k=8) == alone.search(data.vectors[:20], k=8)
-    assert index.load(read_parts(folder)[2]) == Changes(kept=95)
+    assert index.load(read_shards(folder)[2]) == Changes(kept=95)
 
 
 def test_a_shard_goes_on_where_it_stopped(
     model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, about, how = vectors(60), about_of(model), Embedding(model)
-    write_parts(how, about, chunks(data), tmp_path)
+    data, about, embedder = vectors(60), about_of(model), Embedder(model)
+    write_shard(embedder, about, chunks(data), tmp_path)
 
     # Interrupted at the fourth chunk, another one damaged, one image another one.
     def until_the_fourth() -> Iterator[Items]:
@@ -51,16 +51,16 @@ def test_a_shard_goes_on_where_it_stopped(
 
     (tmp_path / "part-00000001.parquet").write_bytes(b"PAR1")
     with pytest.raises(KeyboardInterrupt):
-        write_parts(how, about, until_the_fourth(), tmp_path)
-    with pytest.raises(StoreError, match="no shard has ended"):
-        read_parts(tmp_path)
+        write_shard(embedder, about, until_the_fourth(), tmp_path)
+    with pytest.raises(StoreError, match="no complete shard"):
+        read_shards(tmp_path)
     data.vectors[55] += 1
-    assert write_parts(how, about, chunks(data), tmp_path) == (10, 50)
+    assert write_shard(embedder, about, chunks(data), tmp_path) == (10, 50)
 
     # Of fewer images, what is over is taken away.
     few = data.subset(np.arange(25))
-    assert write_parts(how, about, chunks(few), tmp_path) == (5, 20)
-    assert read_parts(tmp_path)[1] == 25
+    assert write_shard(embedder, about, chunks(few), tmp_path) == (5, 20)
+    assert read_shards(tmp_path)[1] == 25
 
 
 def test_parts_that_do_not_belong_together(
@@ -69,27 +69,27 @@ def test_parts_that_do_not_belong_together(
     vectors: Callable[..., LabeledSet],
     tmp_path: Path,
 ) -> None:
-    data, about, how = vectors(60), about_of(model), Embedding(model)
-    write_parts(how, about, chunks(data), tmp_path, 1, 2)
-    with pytest.raises(StoreError, match="shard 2 of 2 has not ended"):
-        read_parts(tmp_path)
+    data, about, embedder = vectors(60), about_of(model), Embedder(model)
+    write_shard(embedder, about, chunks(data), tmp_path, 1, 2)
+    with pytest.raises(StoreError, match="shard 2 of 2 is not complete"):
+        read_shards(tmp_path)
     other = make_model("masks", seed=1)
     with pytest.raises(StoreError, match=r"part-00000000\.parquet: holds embeddings of another model"):
-        write_parts(Embedding(other), about_of(other), chunks(data), tmp_path, 1, 2)
-    write_parts(how, about, chunks(data), tmp_path, 1, 2)
-    write_parts(Embedding(other), about_of(other), chunks(data), tmp_path, 2, 2)
+        write_shard(Embedder(other), about_of(other), chunks(data), tmp_path, 1, 2)
+    write_shard(embedder, about, chunks(data), tmp_path, 1, 2)
+    write_shard(Embedder(other), about_of(other), chunks(data), tmp_path, 2, 2)
     with pytest.raises(StoreError, match="another model"):
-        read_parts(tmp_path)
+        read_shards(tmp_path)
     for part in tmp_path.glob("part-*"):
         part.unlink()
-    write_parts(how, about, chunks(data), tmp_path, 1, 2)
-    write_parts(how, about, chunks(vectors(30)), tmp_path, 2, 2)
+    write_shard(embedder, about, chunks(data), tmp_path, 1, 2)
+    write_shard(embedder, about, chunks(vectors(30)), tmp_path, 2, 2)
     with pytest.raises(StoreError, match="run the shards again"):
-        read_parts(tmp_path)
+        read_shards(tmp_path)
     (tmp_path / "part-00000002.parquet").write_bytes(b"?")
-    write_parts(how, about, chunks(data), tmp_path, 2, 2)
+    write_shard(embedder, about, chunks(data), tmp_path, 2, 2)
     with pytest.raises(StoreError, match=r"part-00000002\.parquet: damaged"):
-        read_parts(tmp_path)
+        read_shards(tmp_path)
 
 
 def test_a_listing_is_read_as_it_is_wanted(tmp_path: Path, image_folder: Path) -> None:
@@ -97,20 +97,20 @@ def test_a_listing_is_read_as_it_is_wanted(tmp_path: Path, image_folder: Path) -
     images = sorted(image_folder.rglob("*.png"))
     lines = [str(path.relative_to(image_folder)) for path in images]
     listing.write_text("\ufeff" + "\r\n".join([*lines[:20], "", *lines[20:], lines[0]]) + "\n", encoding="utf-8")
-    (found,) = listed(str(listing), str(image_folder))
+    (found,) = read_listing(str(listing), str(image_folder))
     assert found.paths() == [str(path) for path in images]  # the repeated one is left out
     assert found.labels == [path.parent.name for path in images]
 
     with listing.open("w") as file:
-        for number in range(3 * AT_A_TIME):
+        for number in range(3 * CHUNK):
             file.write(f"none/{number}.png\n")
         file.write("\xff" * 10)
-    reading = listed(str(listing))
-    assert [len(next(reading)) for _ in range(3)] == [AT_A_TIME] * 3
+    reading = read_listing(str(listing))
+    assert [len(next(reading)) for _ in range(3)] == [CHUNK] * 3
     with pytest.raises(ImageError, match=r"none/0\.png: this image cannot be read \(No such file"):
-        next(listed(str(listing))).content(0)
+        next(read_listing(str(listing))).content(0)
     listing.write_bytes(b"a.png\n\xff\xfe\n")
     with pytest.raises(DataError, match="not a listing of paths in UTF-8"):
-        list(listed(str(listing)))
+        list(read_listing(str(listing)))
     with pytest.raises(DataError, match=r"gone\.txt: cannot be read"):
-        list(listed(str(tmp_path / "gone.txt")))
+        list(read_listing(str(tmp_path / "gone.txt")))
