@@ -192,8 +192,8 @@ def _embed_vectors(
     return np.where(np.abs(lengths - 1) < 1e-4, stacked, stacked / lengths).astype(np.float32)
 
 
-def subspace_weights(model: EmbeddingModel, learner: int) -> np.ndarray:
-    """(D,) float32: learner k's embedding is the stored one times this, L2-normalised.
+def subspace_weights(model: EmbeddingModel, learner: int) -> Float32[np.ndarray, " D"]:
+    """The factors by which a stored embedding becomes the learner's: multiplied and L2-normalised again.
 
     Raises:
         ConfigError: there is no such learner, or the head has no such weights (see
