@@ -16,7 +16,7 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.errors import ConfigError, DataError, StoreError
+from divcon.errors import ConfigError, DataError, StoreError, TrustError
 from divcon.search import Store, open_store
 from divcon.search.filters import conditions_of
 from divcon.search.items import set_of
@@ -282,3 +282,44 @@ def test_an_index_of_an_earlier_version_is_read_and_updated(tmp_path: Path) -> N
     assert index.update(vectors, columns={"price": range(30), "Colour (EU)": ["red", "blue", None] * 10}).kept == 30
     saved = json.loads((folder / "index" / "divcon.json").read_text())
     assert saved == json.loads((Path(__file__).parent / "data/index_format_1/index/divcon.json").read_text())
+
+
+OWN_HEAD = """
+from torch.nn import functional as F
+
+from divcon.models import SubspaceHead
+
+
+class Plain(SubspaceHead):
+    def full(self, features):
+        return F.normalize(self.linear(features), dim=1)
+
+    def subspace(self, features, learner):
+        return self.full(features)
+
+    def subspace_dim(self, learner):
+        return self.embedding_dim
+"""
+
+
+def test_an_index_imports_the_code_of_its_model_if_it_is_trusted(
+    vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "head_of_a_user.py").write_text(OWN_HEAD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = dc.EmbeddingModel(vector_dim=12, embedding_dim=9, num_learners=2, method="head_of_a_user:Plain")
+    model.save(tmp_path / "model")
+    data, folder = vectors(8), tmp_path / "store"
+    with pytest.raises(TrustError, match=r"names head_of_a_user:Plain"):
+        dc.Index.build(tmp_path / "model", data, folder)
+    built = dc.Index.build(tmp_path / "model", data, folder, trust=["head_of_a_user"])
+    expected = built.search(data.vectors[2], k=3)
+    assert dc.Index.open(folder).search(2, k=3)[0].id == 2  # items are found without the model
+    with pytest.raises(TrustError, match=r"model/config\.json.* names head_of_a_user:Plain"):
+        dc.Index.open(folder).search(data.vectors[2])
+    for open_ in (
+        lambda: dc.Index.open(folder, trust=True),
+        lambda: dc.Index.open(folder, tmp_path / "model", trust=["head_of_a_user"]),
+        lambda: dc.Index.open(folder, model.eval()),
+    ):
+        assert open_().search(data.vectors[2], k=3) == expected
