@@ -12,7 +12,7 @@ import torch
 
 import divcon as dc
 from divcon.data.benchmark import Benchmark
-from divcon.training.cross_batch_memory import Memory
+from divcon.training.cross_batch_memory import CrossBatchMemory
 from divcon.training.proxies import ClusterProxies
 
 Make = Callable[..., dc.EmbeddingModel]
@@ -39,16 +39,16 @@ def test_stopped_in_the_midst_of_a_division_and_resumed_it_is_the_same_bit_for_b
     assert losses == [*expected[:2], *expected[1:]]
 
 
-def test_a_learner_s_objective_is_told_its_classes_and_forgets_at_a_new_division(
+def test_an_objective_has_its_cluster_s_classes_and_an_empty_memory_at_a_new_division(
     few: Benchmark, tiny_model: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
-    forgotten: list[int] = []
-    divided, forget = ClusterProxies.divided, Memory.forget
+    counts: list[int] = []
+    emptied: list[int] = []
+    set_classes, reset = ClusterProxies.set_classes, CrossBatchMemory.reset
     monkeypatch.setattr(
-        ClusterProxies, "divided", lambda self, classes: (told.append(len(classes)), divided(self, classes))
+        ClusterProxies, "set_classes", lambda self, classes: (counts.append(len(classes)), set_classes(self, classes))
     )
-    monkeypatch.setattr(Memory, "forget", lambda self: (forgotten.append(id(self)), forget(self)))
+    monkeypatch.setattr(CrossBatchMemory, "reset", lambda self: (emptied.append(id(self)), reset(self)))
     config = dc.TrainConfig(
         epochs=3,
         batch_size=16,
@@ -62,6 +62,6 @@ def test_a_learner_s_objective_is_told_its_classes_and_forgets_at_a_new_division
     torch.manual_seed(0)
     reports = list(dc.train(tiny_model(), few.train, config))
     assert [report.redivided for report in reports] == [True, False, True]
-    assert len(told) == 6
-    assert all(told[2 * epoch] + told[2 * epoch + 1] == 24 for epoch in range(3))
-    assert len(forgotten) == 4
+    assert len(counts) == 6
+    assert all(counts[2 * epoch] + counts[2 * epoch + 1] == 24 for epoch in range(3))
+    assert len(emptied) == 4
