@@ -92,7 +92,7 @@ def test_stopped_it_says_how_to_go_on(
         patched.setattr(study, "run", stops)
         code, _, err = command(*asked)
     assert code == 130
-    assert f"stopped; what is done is kept in {tmp_path / 'out'}. Go on with the same command" in err
+    assert f"stopped; finished runs are kept in {tmp_path / 'out'}. Run the same command again to resume" in err
     code, printed, err = command(*asked)
     assert code == 0, err
     assert "| single |" in printed

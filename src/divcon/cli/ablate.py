@@ -7,20 +7,20 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import app, console, note, notes, read_data
+from divcon.cli.app import TRAIN, app, console, note, notes, read_data
 from divcon.cli.messages import flag
 from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, gather, gathered, run_config
 from divcon.errors import ConfigError, Stopped
 
 _NOT_OF_THE_BASE = {
-    "method": "--methods says which are compared",
-    "seed": "--seeds says which",
-    "validation": "trials are judged on --folds of the train classes, and the runs that are compared train on all",
-    "validation_fraction": "--folds says in how many parts the train classes are held out",
+    "method": "use --methods",
+    "seed": "use --seeds",
+    "validation": "trials are evaluated on --folds of the train classes, and the final runs train on all of them",
+    "validation_fraction": "use --folds",
 }
 
 
-@app.command(config=gather)
+@app.command(config=gather, group=TRAIN)
 def ablate(
     data: str | None = None,
     root: Path | None = None,
@@ -44,19 +44,20 @@ def ablate(
 
     divcon ablate --out ablation
 
-    Each arm has the settings of the base, given here and with --config, but for its own. Where --space has values to
-    search, each arm has the same number of trials, judged on folds of the train classes; when all arms have their
-    choice (choices.json), each trains on all train classes, once a seed, and is judged on the test classes.
+    All arms share the base settings, given by flags and --config; each arm changes only its own. If --space lists
+    values to search, each arm gets the same number of trials, evaluated on folds of the train classes; when every arm
+    has its choice (choices.json), each trains on all train classes, once per seed, and is evaluated on the test
+    classes.
 
     The arms: single, slices, masks; hierarchy (masks, whose learners double at each division); masks-alone (masks,
-    without the loss on the full embedding beside the learner's); masks-memory (masks, divided on the features that
-    training has seen); normalised-slices (the head of slices, one loss, all data); clustered and clustered-slices
-    (masks and slices, one loss on the full embedding, batches of one cluster); random-images and random-classes
-    (slices, images or classes divided at random); masks-all-data and slices-all-data (each learner trained on all
-    images); any other method; and those that --space defines.
+    without the loss on the full embedding beside the learner's); masks-memory (masks, divided on features from a
+    feature bank); normalised-slices (the head of slices, one loss, all data); clustered and clustered-slices (masks and
+    slices, one loss on the full embedding, batches of one cluster); random-images and random-classes (slices, images or
+    classes divided at random); masks-all-data and slices-all-data (each learner trained on all images); any other
+    method; and the arms that --space defines.
 
-    The folder gets results.json, table.md, recall.svg and recall.png. A stopped ablation goes on with the same
-    command; more --methods and --seeds may be added. Without DATA, the table of what is done is made again.
+    The folder gets results.json, table.md, recall.svg and recall.png. Run the same command again to resume a stopped
+    ablation; more --methods and --seeds may be added. Without DATA, only the table of finished runs is printed.
 
     Parameters
     ----------
@@ -65,29 +66,29 @@ def ablate(
     root
         As in train.
     out
-        The folder that gets the results. Needed.
+        The folder for the results. Required.
     methods
-        The arms, in the order of the table: single,slices,masks where it is left out.
+        The arms, in the order of the table. Default: single,slices,masks.
     seeds
-        Of the runs that are compared: 0,1,2 where it is left out. The trials have the first.
+        Seeds of the runs to compare. Default: 0,1,2. Trials use the first.
     space
-        A file (.yaml, .toml, .json) of arms of your own (arms) and of values to search (space).
+        A file (.yaml, .toml, .json) with arms of your own (arms) and values to search (space).
     trials
-        Trials of each arm: combinations of its values, drawn at random, the default ones first.
+        Trials of each arm: random combinations of its values, the defaults first.
     folds
-        Parts of the train classes: each trial trains on all but one and is judged on that, once a part.
+        Number of folds of the train classes: each trial trains on all but one and is evaluated on that one, in turn.
     reference
-        The arm that the others are compared with: single, or else the first, where it is left out.
+        The arm to compare the others with. Default: single, or else the first.
     keep_models
-        Keep models and checkpoints of the runs, which are else deleted once their results are written.
+        Keep the models and checkpoints of finished runs, which are deleted otherwise.
     config
-        Take the base of all arms from this file, as in train.
+        Read the base settings from this file, as in train.
     """
     if out is None:
-        raise ConfigError("--out is missing: the folder that gets the results")
+        raise ConfigError("--out is missing: give a folder for the results, as in --out ablation")
     for name, why in _NOT_OF_THE_BASE.items():
         if gathered().places.get((name,)) == COMMAND_LINE:
-            raise ConfigError(f"{flag(name)}: is not for all arms; {why}")
+            raise ConfigError(f"{flag(name)} is not a setting of the base: {why}")
     base = run_config(settings)
     names = None if methods is None else _listed(methods)
     numbers = None if seeds is None else _numbers(seeds)
@@ -122,14 +123,14 @@ def ablate(
             )
         except KeyboardInterrupt as stopped:
             bar.__exit__()
-            notes.print(f"stopped; what is done is kept in {out}. Go on with the same command", markup=False)
+            notes.print(f"stopped; finished runs are kept in {out}. Run the same command again to resume", markup=False)
             raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     shown = table(results, arms=[arm.name for arm in arms], seeds=numbers, reference=reference)
     console.print(shown, end="")
 
 
 def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None, reference: str | None) -> None:
-    """The table and pictures of runs that are done already, without the data."""
+    """Print the table and draw the pictures of finished runs, without the data."""
     from divcon.experiments import Arm, arms_of, read_results
     from divcon.experiments.results import ResultsFile, draw, tabulate
     from divcon.runtime.context import Context
@@ -139,14 +140,14 @@ def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None,
     names = list(held["arms"]) if names is None else names
     arms_of(names, {name: Arm(name) for name in held["arms"]})
     if reference is not None and reference not in names:
-        raise ConfigError(f"--reference {reference}: is none of the arms ({', '.join(names)}); add it to --methods")
+        raise ConfigError(f"--reference {reference}: is not one of the arms ({', '.join(names)}); add it to --methods")
     asked = [(name, seed) for name in names for seed in (held["seeds"] if seeds is None else seeds)]
     done = {(run["method"], run["seed"]) for run in results["runs"]}
     left = [run for run in asked if run not in done]
     if left:
         raise ConfigError(
             f"DATA is missing: {len(left)} of {len(asked)} runs are not done ({left[0][0]} with seed {left[0][1]}, for "
-            "one); give the whole command again"
+            "one); give DATA and the whole command again"
         )
     console.print(tabulate(out, results, names, seeds, reference), end="")
     draw(out, results, names, seeds, Context(on_warning=note))
@@ -160,4 +161,4 @@ def _numbers(words: str) -> list[int]:
     try:
         return [int(word) for word in _listed(words)]
     except ValueError:
-        raise ConfigError(f"--seeds {words}: expected whole numbers with commas between them, as in 0,1,2") from None
+        raise ConfigError(f"--seeds {words}: expected whole numbers separated by commas, as in 0,1,2") from None

@@ -1,4 +1,4 @@
-"""What all commands share: the application, where they print, options that several have."""
+"""What all commands share: the application, its consoles, the options that several commands have."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 app = App(
     name="divcon",
-    help="Deep metric learning by divide and conquer: train an embedding on labelled images, and judge it on classes "
-    "it never saw.",
+    help="Deep metric learning by divide and conquer: train an embedding on labelled images or vectors, evaluate it on "
+    "classes that it was not trained on, and search with it.",
     version=__version__,
 )
 
@@ -50,12 +50,32 @@ def launch(
 console = Console(highlight=False, soft_wrap=True, markup=False)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
+TRAIN = Group("Train", sort_key=1)
+EVALUATE = Group("Evaluate and use a model", sort_key=2)
+SEARCH = Group("Search", sort_key=3)
+DATA = Group("Prepare data", sort_key=4)
+"""The groups of commands in the help."""
+
+COMPUTING = Group("Computing", sort_key=90)
 Workers = Annotated[
-    int, Parameter(help="Processes that decode images; 0: none beside the main one.", validator=Number(gte=0))
+    int,
+    Parameter(
+        help="Number of processes that decode images; 0: decode in the main process.",
+        validator=Number(gte=0),
+        group=COMPUTING,
+    ),
 ]
-BatchSize = Annotated[int, Parameter(help="Images a batch; lower it where memory runs out.", validator=Number(gte=1))]
-DeviceOption = Annotated[Device, Parameter(help="Where to compute: auto takes cuda, then mps, then cpu.")]
-BadImage = Annotated[OnBadImage, Parameter(help="An image that does not decode: stop with its name, or skip it.")]
+BatchSize = Annotated[
+    int,
+    Parameter(help="Images per batch; use fewer if memory runs out.", validator=Number(gte=1), group=COMPUTING),
+]
+DeviceOption = Annotated[
+    Device, Parameter(help="Where to compute: auto takes cuda, then mps, then cpu.", group=COMPUTING)
+]
+BadImage = Annotated[
+    OnBadImage,
+    Parameter(help="What to do with an image that does not decode: stop and name it, or skip it.", group=COMPUTING),
+]
 
 
 def note(message: str) -> None:
@@ -64,7 +84,7 @@ def note(message: str) -> None:
 
 
 def read_data(data: str, root: str | Path | None, **options: Any) -> Benchmark:
-    """What `divcon.read` gives, with a bar meanwhile."""
+    """Read data as `divcon.read` does, and show a progress bar meanwhile."""
     from rich.progress import DownloadColumn, Progress, TimeRemainingColumn
 
     from divcon.data.read import read

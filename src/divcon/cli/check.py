@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import Workers, app, console, note, notes, read_data
+from divcon.cli.app import DATA, Workers, app, console, note, notes, read_data
 from divcon.runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _SHOWN = 5
 """How many images or groups of a kind are named."""
 
 
-@app.command
+@app.command(group=DATA)
 def check(
     data: str,
     root: Path | None = None,
@@ -29,20 +29,20 @@ def check(
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     workers: Workers = 2,
 ) -> None:
-    """Count a data set, and find what would break training or make a score dishonest.
+    """Check a data set: count its classes and images, and find what would break training or make a score dishonest.
 
     divcon check products.csv --fix clean.csv
 
     divcon check cub data/CUB_200_2011
 
-    Of a published data set (cub, cars, sop, inshop, vehicleid-small, -medium, -large, market1501) the numbers of
-    classes and images are compared with the published ones.
+    The counts of a published data set (cub, cars, sop, inshop, vehicleid-small, -medium, -large, market1501) are
+    compared with the published ones.
 
-    The exit code is 1 where there are images that do not decode, images with the same pixels in two of train,
-    validation and test or under two labels, vectors of zeros, or numbers that are not the published ones (those of
-    vehicleid's images vary, and are only shown); 2 where the data cannot be read at all, as where a class is in train
-    and in test, or the folder is another; and otherwise 0. Copies under one label and images that look nearly the same
-    are shown, and do not fail.
+    Exit code 1: some images do not decode; images with the same pixels are in two of train, validation and test, or
+    under two labels; vectors are zero; or counts are not the published ones (those of vehicleid's images vary, and are
+    only shown). Exit code 2: the data cannot be read at all, because a class is both in train and in test, for example,
+    or the folder is a different one. Exit code 0: none of this. Copies under one label and near duplicates are shown
+    and do not fail.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ def check(
     root
         As in train.
     fix
-        Write a table without what was found, a .csv, or a .parquet where the data holds the images or vectors itself:
-        without images that do not decode, all but one of copies (the one in the test stays), all images under two
-        labels, and train images that are then alone in their class. It prints what it leaves out.
+        Write a clean table to this file: a .csv, or a .parquet if the data holds the images or vectors itself. It has
+        no images that do not decode, one of each set of copies (the one in the test classes), no images under two
+        labels, and no train images that are then alone in their class. Prints what it leaves out.
     near
-        Also look for images that look nearly the same.
+        Look for near duplicates too.
     json_file
-        Write all that was found here too.
+        Write all findings to this file.
     """
     from rich.progress import Progress
 
@@ -124,9 +124,9 @@ def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
     files = benchmark.query.encoded is None and result.unreadable
     if files and result.unreadable[0].problem == "there is no such file":
         start = benchmark.query.root or "."
-        note(f"relative paths start from {start}: another folder can be given as ROOT")
+        note(f"relative paths start from {start}: give another folder as ROOT")
     if result.ok:
-        console.print("ok: nothing that would break training or make a score dishonest")
+        console.print("ok: nothing would break training or make a score dishonest")
     else:
         fails = sum(finding.fails for finding in result.findings)
         images = any(finding.groups for finding in result.findings if finding.fails)
@@ -138,12 +138,12 @@ def _print_finding(finding: Finding) -> None:
     console.print(f"{'fails' if finding.fails else 'note'}: {finding.text}")
     for group in finding.groups[:_SHOWN]:
         for found in group[:_SHOWN]:
-            told = found.problem or f"{found.label!r} in {' and '.join(found.parts)}"
-            console.print(f"  {'' if found is group[0] else '= '}{found.where}: {told}")
+            words = found.problem or f"{found.label!r} in {' and '.join(found.parts)}"
+            console.print(f"  {'' if found is group[0] else '= '}{found.where}: {words}")
         if len(group) > _SHOWN:
             console.print(f"  = and {len(group) - _SHOWN:,} more")
     if len(finding.groups) > _SHOWN:
-        console.print(f"  and {len(finding.groups) - _SHOWN:,} more; --json FILE names all")
+        console.print(f"  and {len(finding.groups) - _SHOWN:,} more; --json FILE lists all")
 
 
 def _fix(benchmark: Benchmark, result: CheckResult, out: Path) -> None:
@@ -156,4 +156,4 @@ def _fix(benchmark: Benchmark, result: CheckResult, out: Path) -> None:
     counts = ", ".join(f"{len(images):,} {part}" for part, images in clean.parts.items())
     console.print(f"{out}: {counts}; {len(left_out):,} left out")
     if not benchmark.train.flip:
-        note("in this data a mirrored image is of another class, which the table does not say: train with --no-flip")
+        note("a mirrored image is of another class in this data, which the table does not say: train with --no-flip")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note
 from divcon.cli.evaluate import Metrics, tested_on
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from divcon.evaluation.compare import Compared
 
 
-@app.command
+@app.command(group=EVALUATE)
 def compare(
     runs: Annotated[list[Path], Parameter(consume_multiple=True)],
     /,
@@ -32,21 +32,21 @@ def compare(
     device: DeviceOption = "auto",
     metric: Metrics = (),
 ) -> None:
-    """Put the scores of several models side by side, and say how sure the difference of each from the first is.
+    """Compare the scores of several models, with a confidence interval for the difference of each from the first.
 
     divcon compare runs/single runs/slices
 
     divcon compare single.json slices.json --json compared.json
 
-    All must be of the same data, split and protocol: scores of others do not compare, and are refused. The interval is
-    of 95 %, by bootstrap over the test classes, the same drawn ones for both models.
+    All scores must be of the same data, split and protocol; others are refused. The intervals are 95 %, by bootstrap
+    over the test classes, with the same draws for both models.
 
     Parameters
     ----------
     runs
         Run folders, which are evaluated on the test classes of their own data, or files that evaluate --json wrote.
     json_file
-        Write the comparison here too.
+        Write the comparison to this file.
     """
     from divcon.data.loading import only_decodable
     from divcon.evaluation.compare import compare as compare_results
@@ -59,7 +59,7 @@ def compare(
     names = [str(run) for run in runs]
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"{twice} stands there twice; give each run once")
+        raise ConfigError(f"{twice} is given twice; give each run once")
     if json_file is not None:
         check_writable(json_file)
 
@@ -79,8 +79,8 @@ def compare(
     compared = compare_results(results)
     _print(compared, results[names[0]])
     if json_file is not None:
-        told = ("benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")
-        of = {key: results[names[0]][key] for key in told if key in results[names[0]]}
+        keys = ("benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")
+        of = {key: results[names[0]][key] for key in keys if key in results[names[0]]}
         rows = [dataclasses.asdict(row) for row in compared]
         with atomic_write(json_file) as beside:
             beside.write_text(json.dumps({**of, "compared": rows}, indent=1) + "\n")

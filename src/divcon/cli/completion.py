@@ -1,4 +1,4 @@
-"""``divcon completion``: commands and flags at the touch of Tab."""
+"""``divcon completion``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shell = Literal["bash", "zsh", "fish"]
 
 @app.command
 def completion(shell: Shell, *, install: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Print the script that completes divcon's commands, flags and their choices in a shell, or install it.
+    """Print the script that completes divcon's commands and flags in your shell, or install it.
 
     divcon completion bash --install
 
@@ -23,16 +23,16 @@ def completion(shell: Shell, *, install: Annotated[bool, Parameter(negative=())]
     Parameters
     ----------
     shell
-        The shell that you type in.
+        Your shell.
     install
-        Write the script to where the shell looks for it, and add a line to its startup file where it needs one (bash
-        and zsh do), in place of printing it.
+        Write the script to where the shell looks for it, and add a line to its startup file if it needs one (bash and
+        zsh do).
     """
     script = completion_script(shell)
     if install:
         path = app.install_completion(shell=shell)
         path.write_text(script, encoding="utf-8")
-        console.print(f"{path}\nIt works in shells that start from now on.")
+        console.print(f"{path}\nStart a new shell to use it.")
     else:
         sys.stdout.write(script)
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from divcon.cli.app import Workers, app, console, notes
+from divcon.cli.app import TRAIN, Workers, app, console, notes
 
 
-@app.command
+@app.command(group=TRAIN)
 def demo(*, out: Path = Path("divcon-demo"), epochs: int = 8, seed: int = 0, workers: Workers = 1) -> None:
-    """Train one metric, and divide and conquer, on the bundled icons; compare them on classes never seen. Minutes on a
-    laptop, no network.
+    """Train single and slices on the bundled icons and compare them on classes that neither was trained on. Takes
+    minutes on a laptop, without network.
+
+    divcon demo
+
+    divcon demo --out runs/demo --epochs 12
 
     Parameters
     ----------
     out
-        The folder that gets both runs and the pictures.
+        The folder for both runs and the pictures.
     epochs
         Epochs of each method.
     seed
-        Decides everything random.
+        Seed of everything random.
     """
     from divcon.experiments.demo import demo as run_demo
     from divcon.experiments.demo import print_scores
@@ -27,6 +31,6 @@ def demo(*, out: Path = Path("divcon-demo"), epochs: int = 8, seed: int = 0, wor
     try:
         result = run_demo(out, epochs=epochs, seed=seed, workers=workers, notes=notes)
     except KeyboardInterrupt:
-        notes.print("stopped; the same command goes on from here")
+        notes.print("stopped; run the same command again to resume")
         raise SystemExit(130) from None
     print_scores(result, out, console)

@@ -1,4 +1,4 @@
-"""``divcon evaluate`` and ``divcon encode``: what a trained model is used for."""
+"""``divcon evaluate`` and ``divcon encode``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
+from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
@@ -30,18 +30,19 @@ Metrics = Annotated[
     ),
 ]
 Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
+_RERANKING = Group("Re-ranking", sort_key=50)
 
 
 def tested_on(run: Path, data: str | None = None, root: Path | None = None) -> Benchmark:
-    """The data that a run's model is scored on: what is given, or its own, which must be as it was; a note says where
-    test classes were trained on."""
+    """The data to evaluate a run's model on: ``data``, or the run's own, which must be unchanged. Prints a note if the
+    model was trained on some of the test classes."""
     from divcon.runs.folder import RunFolder
     from divcon.runs.run import check_unseen
 
     found = RunFolder(run).origin()
     source = found[1].get("source") if found else None
     if data is None and source is None:
-        raise ConfigError(f"{run}: does not say what it was trained on; give DATA")
+        raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
     if data is None and source is not None:
         check_trusted(source["data"], str(RunFolder(run).config))
     benchmark = read_data(source["data"], source["root"]) if data is None and source else read_data(data or "", root)
@@ -51,7 +52,7 @@ def tested_on(run: Path, data: str | None = None, root: Path | None = None) -> B
     return benchmark
 
 
-@app.command
+@app.command(group=EVALUATE)
 def evaluate(
     run: Path,
     data: str | None = None,
@@ -63,48 +64,52 @@ def evaluate(
     mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
     metric: Metrics = (),
     cmc: Rank | None = None,
-    rerank: Annotated[bool, Parameter(negative=())] = False,
-    rerank_k1: Rank | None = None,
-    rerank_k2: Rank | None = None,
-    rerank_weight: Share | None = None,
+    rerank: Annotated[bool, Parameter(negative=(), group=_RERANKING)] = False,
+    rerank_k1: Annotated[Rank | None, Parameter(group=_RERANKING)] = None,
+    rerank_k2: Annotated[Rank | None, Parameter(group=_RERANKING)] = None,
+    rerank_weight: Annotated[Share | None, Parameter(group=_RERANKING)] = None,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score a run's model on the test classes of a data set.
+    """Evaluate a run's model on the test classes of a data set.
 
-    divcon evaluate runs/demo demo --json scores.json
+    divcon evaluate runs/cub
+
+    divcon evaluate runs/cub cub data/CUB_200_2011 --json scores.json
+
+    divcon evaluate runs/cub --parts --rerank
 
     Parameters
     ----------
     run
         A run folder, or a model folder.
     data
-        As in train; left out, what the run was trained on.
+        As in train. Default: the data of the run.
     root
         As in train.
     json_file
-        Write the scores here too, with those of every query.
+        Write the scores, and those of every query, to this file.
     clustering
-        NMI and AMI, which cost more than the rest.
+        Compute NMI and AMI, which take longer than all other metrics.
     parts
-        Also each learner's subspace alone, and the pooled features before the head; how alike the subspaces are; and
-        where learners do not share dimensions, the embedding without each, and the best 1, 2 ... of them, chosen on the
-        run's validation classes, or else its train classes.
+        Evaluate each learner's subspace alone too, and the pooled features before the head; show how similar the
+        subspaces are; and where learners share no dimensions, the embedding without each learner, and the best 1, 2 ...
+        learners, chosen on the run's validation classes (or train classes, if it has none).
     mean_average_precision
-        Also mean average precision over the full ranking, plain (map) and by trapezoids (map_trapezoidal).
+        Compute mean average precision over the full ranking too, plain (map) and by trapezoids (map_trapezoidal).
     cmc
-        Also the cumulative match characteristic up to this rank: Recall@1, Recall@2 ...
+        Compute the cumulative match characteristic up to this rank too: Recall@1, Recall@2 ...
     rerank
-        Also the scores after re-ranking by k-reciprocal encoding (Zhong et al., CVPR 2017), with both mean average
-        precisions, beside those without.
+        Add the scores after re-ranking by k-reciprocal encoding (Zhong et al., CVPR 2017), with both mean average
+        precisions.
     rerank_k1
-        With --rerank: how many nearest neighbours are looked at for being mutual; 20 unless given.
+        Nearest neighbours among which reciprocal ones are searched. Default: 20.
     rerank_k2
-        With --rerank: the mean over so many nearest images is an image's encoding; 6 unless given.
+        Nearest images whose mean is an image's encoding. Default: 6.
     rerank_weight
-        With --rerank: lambda, from 0 to 1, the weight of the original distance; 0.3 unless given.
+        Lambda, the weight of the original distance, 0 to 1. Default: 0.3.
     """
     import numpy as np
 
@@ -127,7 +132,7 @@ def evaluate(
         try:
             order_by = own_benchmark(run, benchmark, context=context)
         except DivconError as error:
-            note(f"the best few subspaces are left out: {error}")
+            note(f"no scores of the best few subspaces: {error}")
             nothing = benchmark.train.subset(np.empty(0, np.int64))
             order_by = replace(benchmark, train=nothing, validation=None)
     if on_bad_image == "skip":
@@ -157,11 +162,11 @@ def _reranking(asked: bool, options: dict[str, float | None]) -> ReRanking | Non
 
     given = {name: value for name, value in options.items() if value is not None}
     if given and not asked:
-        raise ConfigError(f"--rerank-{next(iter(given))} says how to re-rank, and nothing is: give --rerank too")
+        raise ConfigError(f"--rerank-{next(iter(given))} is an option of re-ranking: add --rerank")
     return ReRanking(**given) if asked else None  # pyright: ignore[reportArgumentType]
 
 
-@app.command
+@app.command(group=EVALUATE)
 def encode(
     run: Path,
     images: Annotated[list[Path], Parameter(consume_multiple=True)],
@@ -174,7 +179,7 @@ def encode(
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Embed images or vectors with a run's model, into a parquet of path and embedding.
+    """Embed images or vectors with a run's model, into a parquet file of paths and embeddings.
 
     divcon encode runs/products photos/ --out vectors.parquet
 
@@ -183,13 +188,12 @@ def encode(
     run
         A run folder, or a model folder.
     images
-        Images, folders (with all below them), or a CSV or parquet with a column path. For a model of vectors, a
+        Images, folders (searched recursively), or a CSV or parquet with a column path. For a model of vectors, a
         parquet with a column embedding.
     out
-        The parquet: path (as it can be opened from here), label where there is one, embedding (D float32, of length
-        one).
+        The parquet file: path (relative to where you are), label if there is one, embedding (D float32, of length one).
     learner
-        Embed with this learner's subspace alone.
+        Embed with this learner's subspace only.
     """
     from divcon.data.loading import decodable
     from divcon.data.readers.folder import images_of
@@ -199,7 +203,7 @@ def encode(
     from divcon.runtime.device import resolve_device
 
     if out.suffix != ".parquet":
-        raise ConfigError(f"--out {out}: vectors are written as parquet; give a name that ends in .parquet")
+        raise ConfigError(f"--out {out}: embeddings are written as parquet; use a name that ends in .parquet")
     check_writable(out)
     model = EmbeddingModel.load(run, device=resolve_device(device))
     if learner is not None and not 0 <= learner < model.num_learners:

@@ -1,14 +1,14 @@
-"""``divcon export``: a trained model for other programs."""
+"""``divcon export``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from divcon.cli.app import app, console
+from divcon.cli.app import EVALUATE, app, console
 
 
-@app.command
+@app.command(group=EVALUATE)
 def export(
     run: Path,
     *,
@@ -17,8 +17,7 @@ def export(
     learner: int | None = None,
     scores: Path | None = None,
 ) -> None:
-    """Write a run's model so that other programs can use it. What is written is compared with the model before it is
-    kept.
+    """Export a run's model for other programs, and compare the exported model with the original.
 
     divcon export runs/products --out products.onnx
 
@@ -26,23 +25,23 @@ def export(
 
     divcon export runs/products --format hf --scores scores.json --out products-hf
 
-    onnx and torch take pixels as they are, (N, 3, H, W) uint8 RGB, cut to the model's size: mean and standard deviation
-    are in the file. A model of vectors takes these as they are. Both give embeddings of length one, for any N.
+    onnx and torch take raw pixels, (N, 3, H, W) uint8 RGB at the model's size; mean and standard deviation are part of
+    the exported model. A model of vectors takes vectors. Both return embeddings of length one, for any N.
 
     Parameters
     ----------
     run
         A run folder, or a model folder.
     out
-        The file (.onnx or .pt2), or the folder of hf; it must not be there yet.
+        The file (.onnx or .pt2), or the folder for hf; it must not exist yet.
     format
-        onnx: one file, for ONNX Runtime and others (needs divcon[export]). torch: a program of torch.export, which
-        PyTorch runs without divcon. hf: a folder of weights, configuration, preprocessing and a model card, filled in
-        from the run; divcon loads it without network.
+        onnx: one file, for ONNX Runtime and others (needs divcon[export]). torch: a torch.export program, which PyTorch
+        runs without divcon. hf: a folder for the Hugging Face Hub with weights, configuration, preprocessing and a
+        model card, filled in from the run; divcon loads it without network.
     learner
-        Only this learner's subspace.
+        Export this learner's subspace only.
     scores
-        What evaluate --json wrote of this run, for the model card of hf.
+        Scores for the model card of hf: a file that evaluate --json wrote.
     """
     from divcon.exports import check_export
     from divcon.exports import export as export_model
@@ -58,8 +57,8 @@ def export(
 
     console.print(f"{format} model in {out}: {words('input')} to {words('output')}")
     console.print(
-        f"compared with the model by {done.checked_with}: embeddings differ by at most {done.difference:.2g}, at "
-        "batches of 1 and 7"
+        f"checked against the original with {done.checked_with}: embeddings differ by at most {done.difference:.2g}, "
+        "for batches of 1 and 7"
     )
     if done.to_fill_in:
-        console.print(f"{out / 'README.md'}: {done.to_fill_in} places to be filled in are marked TO FILL IN")
+        console.print(f"{out / 'README.md'}: {done.to_fill_in} places are marked TO FILL IN")

@@ -1,4 +1,4 @@
-"""``divcon features``: vectors of a whole data set, once, for many trainings."""
+"""``divcon features``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
+from divcon.cli.app import DATA, BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
 
-@app.command
+@app.command(group=DATA)
 def features(
     data: str,
     root: Path | None = None,
@@ -29,8 +29,8 @@ def features(
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make vectors of a whole data set, to train on in place of its images: the pooled features of a pretrained
-    backbone. The parquet is the same benchmark, with the same split.
+    """Compute the pooled features of a pretrained backbone for a whole data set, to train on them instead of its
+    images. The parquet file is the same benchmark, with the same split.
 
     divcon features products.csv --backbone resnet50.tv_in1k --out vectors.parquet
 
@@ -43,16 +43,16 @@ def features(
     root
         As in train.
     out
-        The parquet: path, label, split, embedding (F float32), and what else the data says of its images (query,
-        gallery, camera, sequence, box).
+        The parquet file: path, label, split, embedding (F float32), and the other columns of the data (query, gallery,
+        camera, sequence, box).
     backbone
-        Any timm model by name, with its pretrained weights; resnet50.tv_in1k where it is left out.
+        Any timm model by name, with its pretrained weights. Default: resnet50.tv_in1k.
     size
-        Height and width, in pixels, of what the backbone sees; 224 where it is left out.
+        Height and width, in pixels, of the backbone's input. Default: 224.
     weights
-        Weights of the backbone from this file (.safetensors, or .pth of tensors only) in place of timm's.
+        Load the backbone's weights from this file (.safetensors, or .pth with tensors only) instead of timm's.
     run
-        In place of --backbone: what the model of this run or model folder gives its head.
+        Instead of --backbone: take the features that the model in this run or model folder passes to its head.
     """
     import numpy as np
     from rich.progress import Progress
@@ -65,11 +65,11 @@ def features(
     from divcon.runtime.device import resolve_device
 
     if out.suffix != ".parquet":
-        raise ConfigError(f"--out {out}: vectors are written as parquet; give a name that ends in .parquet")
+        raise ConfigError(f"--out {out}: vectors are written as parquet; use a name that ends in .parquet")
     if run is not None:
         for name, value in (("--backbone", backbone), ("--size", size), ("--weights", weights)):
             if value is not None:
-                raise ConfigError(f"{name} {value} and --run {run}: a run has its own; leave one out")
+                raise ConfigError(f"{name} {value} does not go with --run {run}, whose model has its own")
     check_writable(out)
     where = resolve_device(device)
     if run is not None:

@@ -1,4 +1,4 @@
-"""``divcon index``: embeddings of images or vectors in a store, to be searched."""
+"""``divcon index``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
+from divcon.cli.app import SEARCH, BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
 from divcon.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Yes = Parameter(negative=())
 
 
-@app.command
+@app.command(group=SEARCH)
 def index(
     run: Path | None = None,
     images: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
@@ -42,8 +42,8 @@ def index(
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Index images or vectors with a run's model, to be searched with divcon search. Run again, only what is new or has
-    changed is embedded; interrupted, it goes on where it stopped.
+    """Index images or vectors with a run's model, to search them with divcon search. Run it again to add what is new or
+    has changed, or to resume.
 
     divcon index runs/products photos/
 
@@ -56,28 +56,28 @@ def index(
     run
         A run folder, or a model folder.
     images
-        Images, folders (with all below them), a CSV or parquet with a column path, a parquet with a column embedding
-        for a model of vectors, or a named data set (its gallery). Labels and all other columns of a table are kept, to
-        filter by; an image in a folder of the folder given has that folder's name as its label.
+        Images, folders (searched recursively), a CSV or parquet with a column path, a parquet with a column embedding
+        for a model of vectors, or a named data set (its gallery). Labels and all other columns of a table are stored,
+        to filter by; an image in a subfolder of a folder has the subfolder's name as its label.
     store
-        A folder, or postgresql://USER@HOST/DATABASE, where ?table=NAME chooses another table than divcon; RUN/index
-        where it is left out.
+        Where to store the index: a folder, or postgresql://USER@HOST/DATABASE (?table=NAME for another table than
+        divcon). Default: RUN/index.
     root
-        The folder that relative paths of a table or listing start from, in place of its own.
+        The folder that relative paths of a table or listing start from, instead of its own.
     stream
-        In place of images: a text file of paths, one a line, of any length; - reads them from standard input.
+        Instead of images: a text file with a path per line, of any length; - reads standard input.
     delete_missing
-        Remove from the store what is not among the images given now. Without it nothing is removed.
+        Remove items from the store that are not among these images. Without it nothing is removed.
     ann_from
-        Number of items from which the store's approximate index is made and used; 100,000 where it is left out.
+        Number of items from which the store builds and uses an approximate index. Default: 100,000.
     parts
-        Embed into parquet files in this folder, and into no store: one of several processes.
+        Embed into parquet files in this folder instead of a store, as one of several processes (see --shard).
     shard
-        Which of the processes this is, such as 2/8; left out, as torchrun says (RANK, WORLD_SIZE), or 1/1.
+        Which of the processes this is, such as 2/8. Default: as torchrun says (RANK, WORLD_SIZE), or 1/1.
     load
-        In place of a run and images: bring --store up to date with the parquet files that --parts wrote.
+        Instead of a run and images: update --store with the parquet files that --parts wrote.
     check
-        Compare this store's approximate index with exact search, and print its recall@10.
+        Compare the approximate index of this store with exact search, and print its recall@10.
     """
     from divcon.search import Index
 
@@ -88,18 +88,18 @@ def index(
     if load is not None:
         _only(load=load, run=run, parts=parts, stream=stream)
         if store is None:
-            raise ConfigError("--load: say where to, with --store")
+            raise ConfigError("--load needs a store to write to: add --store")
         _load(load, store, ann_from)
         return
     if run is None:
-        raise ConfigError("say which run's model to index with: divcon index RUN IMAGES")
+        raise ConfigError("RUN is missing: give the run whose model embeds the images, as in divcon index RUN IMAGES")
     if bool(images) == (stream is not None):
-        raise ConfigError("say what to index: images after RUN, or a listing of their paths with --stream")
+        raise ConfigError("give either IMAGES after RUN, or a listing of their paths with --stream")
     if shard is not None and parts is None:
-        raise ConfigError(f"--shard {shard}: goes with --parts, the folder that all shards write to")
+        raise ConfigError(f"--shard {shard} needs --parts, the folder that all shards write to")
     if parts is not None:
         if delete_missing or store is not None:
-            raise ConfigError("--parts writes to no store: leave --store and --delete-missing to divcon index --load")
+            raise ConfigError("--parts writes to no store: give --store and --delete-missing to divcon index --load")
         _write_parts(run, _chunks(images or [], root, stream), parts, shard, device, batch_size, workers, on_bad_image)
         return
     from divcon.runtime.context import Context
@@ -123,11 +123,11 @@ def _only(**given: Any) -> None:
     first, *others = given
     wrong = [name for name in others if given[name] is not None]
     if wrong:
-        raise ConfigError(f"--{first} {given[first]}: goes without {' and '.join(wrong)}")
+        raise ConfigError(f"--{first} {given[first]} does not go with {' and '.join(wrong)}")
 
 
 def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[Iterator[Items], int | None]:
-    """What is to be indexed, some at a time, and how many it is, where that is known."""
+    """The items to index, in chunks, and their number where that is known."""
     from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
     from divcon.search.items import chunks_of, items_of, read_listing
@@ -140,7 +140,7 @@ def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[I
         found = images_of(images[0] if len(images) == 1 else images, root)
     items, repeated = items_of(found)
     if repeated:
-        note(f"left out: {repeated:,} rows with the image of an earlier row")
+        note(f"left out {repeated:,} rows with the same image as an earlier row")
     return chunks_of(items), len(items)
 
 
@@ -176,7 +176,7 @@ def _shard(given: str | None) -> tuple[int, int]:
         given = f"{int(rank) + 1}/{size}" if rank.isdigit() and size.isdigit() else f"{rank}/{size}"
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", given)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ConfigError(f"--shard {given}: write which of how many, from 1/8 to 8/8, say")
+        raise ConfigError(f"--shard {given}: expected which of how many, such as 1/8")
     return int(found[1]), int(found[2])
 
 
@@ -226,7 +226,7 @@ def _print_changes(made: Index, changes: Changes) -> None:
         text += f", {changes.skipped:,} skipped"
     console.print(f"{text}: {len(made):,} items in {made.uri}")
     if changes.missing:
-        note(f"{changes.missing:,} items in the store are not in what was given; --delete-missing removes them")
+        note(f"{changes.missing:,} items in the store are not among these images; --delete-missing removes them")
     about = made.about
     if about.effort is not None and about.recall is not None:
         console.print(f"approximate index: recall@10 {100 * about.recall:.1f} %")

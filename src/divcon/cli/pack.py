@@ -1,4 +1,4 @@
-"""``divcon pack``: images decoded and made smaller once, for many trainings."""
+"""``divcon pack``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from divcon.cli.app import BadImage, Workers, app, console, note, notes, read_data
+from divcon.cli.app import DATA, BadImage, Workers, app, console, note, notes, read_data
 
 
-@app.command
+@app.command(group=DATA)
 def pack(
     data: str,
     root: Path | None = None,
@@ -23,12 +23,14 @@ def pack(
     on_bad_image: BadImage = "stop",
     workers: Workers = 2,
 ) -> None:
-    """Decode the images of a data set once, make them smaller, and keep them as parquet files that are read image by
-    image. The folder is the same benchmark, with the same split; a pack that was stopped goes on with the same command.
+    """Decode and resize the images of a data set once, into parquet files that load faster. The folder is the same
+    benchmark, with the same split.
 
     divcon pack sop data/Stanford_Online_Products --out data/sop-256
 
     divcon train data/sop-256 --out runs/sop
+
+    Run the same command again to resume a stopped pack.
 
     Parameters
     ----------
@@ -37,18 +39,17 @@ def pack(
     root
         As in train.
     out
-        The folder that gets the parquet files (path, label, split, image, and what else the data says of its images),
-        with checksums, and pack.json.
+        The folder for the parquet files (path, label, split, image, and the other columns of the data), checksums and
+        pack.json.
     short_side
-        Pixels of an image's shorter side; one that is no larger is kept as it is, byte for byte. Evaluation resizes to
-        256/224 of --size, so that 256 is right for 224.
+        Pixels of an image's shorter side; smaller images are kept as they are, byte for byte. Evaluation resizes to
+        256/224 of --size, so 256 is right for 224.
     lossless
-        Keep what is resized without loss (WebP): larger files. Else it is JPEG.
+        Save resized images without loss (WebP), in larger files. Default: JPEG.
     quality
-        Of JPEG, 1 to 100.
+        JPEG quality, 1 to 100.
     interpolation
-        How images are resized: as the backbone wants them, which is bilinear for most convolutional networks and
-        bicubic for most transformers.
+        How to resize: bilinear for most convolutional networks, bicubic for most transformers.
     """
     from rich.progress import (
         BarColumn,
@@ -91,7 +92,7 @@ def pack(
             )
         except KeyboardInterrupt:
             bar.stop()
-            notes.print(f"stopped; the same command goes on from here (into {out})", markup=False)
+            notes.print(f"stopped; run the same command again to resume (in {out})", markup=False)
             raise SystemExit(130) from None
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))
     console.print(f"{size / 2**20:,.0f} MiB in {out}\ntrain with: divcon train {out} --out runs/{out.name}")

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note, read_data
+from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.errors import OutputError
 
 
-@app.command
+@app.command(group=EVALUATE)
 def prune(
     run: Path,
     data: str | None = None,
@@ -25,27 +25,28 @@ def prune(
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make a model of fewer dimensions from a trained one, without training. It is evaluated, encodes and is started
-    from (--init) like any other.
+    """Reduce a trained model to fewer dimensions, without training. The new model is used like any other.
 
     divcon prune runs/demo --dims 64 --out runs/demo-64
+
+    divcon prune runs/demo --dims 64 --by subspaces --out runs/demo-64
 
     Parameters
     ----------
     run
         A run folder, or a model folder.
     data
-        As in train; left out, what the run was trained on. Its test classes are not looked at.
+        As in train. Default: the data of the run. The test classes are not used.
     root
         As in train.
     dims
-        How many dimensions the new model has, or has at most (--by subspaces).
+        Dimensions of the new model; with --by subspaces, the most that it may have.
     out
-        The model folder; it must be empty, or not there yet.
+        The model folder; it must be empty or not exist yet.
     by
-        pca rotates the embedding and cuts it, with one learner. subspaces keeps the most learners whose dimensions fit,
-        those that find best together on the validation classes (or train classes, where there are none): embeddings
-        are those of the model, cut, so that stored ones can be cut too.
+        pca: rotate the embedding and cut it; the new model has one learner. subspaces: keep the learners that retrieve
+        best together among those that fit, by the validation classes (or train classes, if there are none); stored
+        embeddings can be cut in the same way.
     """
     from divcon.models import EmbeddingModel
     from divcon.runs.folder import RunFolder, own_benchmark
@@ -55,7 +56,7 @@ def prune(
     from divcon.runtime.device import resolve_device
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; give another folder")
+        raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; use another folder")
     model = EmbeddingModel.load(run, device=resolve_device(device))
     check_prunable(model, dims, by)
     context = Context(workers, on_warning=note)
@@ -73,7 +74,7 @@ def prune(
         console.print(f"kept the first {dims} principal components of {model.embedding_dim}")
     else:
         names = f"learner{'s' * (len(about.learners) > 1)} {', '.join(map(str, sorted(about.learners)))}"
-        more = f"; no more whole subspaces fit into {dims} dimensions" if about.dims < dims else ""
+        more = f"; no other whole subspace fits into {dims} dimensions" if about.dims < dims else ""
         console.print(f"kept {names} of {model.num_learners}, chosen on {about.judged_on} classes{more}")
     before, after = (f"{100 * recall:.1f} %" for recall in (about.recall_before, about.recall_after))
     what = f"{about.num_images:,} {'images' if model.vector_dim is None else 'vectors'}"

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import BatchSize, DeviceOption, Workers, app, console, note, read_data
+from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note, read_data
 from divcon.cli.evaluate import Metrics, tested_on
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
 
-@app.command
+@app.command(group=EVALUATE)
 def report(
     run: Path,
     data: str | None = None,
@@ -27,7 +27,7 @@ def report(
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write the report of a run again: one HTML file that needs nothing beside itself.
+    """Write the report of a run again: one HTML file, with everything in it.
 
     divcon report runs/demo
 
@@ -37,25 +37,25 @@ def report(
 
     divcon report runs/demo --scores scores.json
 
-    It has what the run was, its settings, scores, curves, divisions, some images of each learner, the validation
-    queries that find best and worst, and the warnings. Every training ends with one, in report.html of its folder; that
-    one has no scores of test classes, which are looked at only where you ask for it. Where the run's data is not there
-    any more, the report says so and has no pictures.
+    It shows the run's settings, scores, curves, divisions, some images of each learner, the best and worst validation
+    queries, and warnings. Every training ends by writing one, report.html in its folder, without scores of the test
+    classes: these are computed only when you ask for them. If the run's data has moved or changed, the report says so
+    and has no pictures.
 
     Parameters
     ----------
     run
-        A run folder. A run that was stopped is reported as far as it is.
+        A run folder. The report of a stopped run has the epochs so far.
     data
-        As in train, where the run's data is now; left out, where it was.
+        As in train, if the run's data has moved.
     root
         As in train.
     out
-        The file; left out, report.html in the run folder.
+        The file. Default: report.html in the run folder.
     scores
-        Put these scores of test classes into it: what evaluate --json wrote.
+        Add the scores of the test classes from this file, which evaluate --json wrote.
     evaluate
-        Score the test classes now, and put that into it. NMI and AMI are left out; --scores can have them.
+        Evaluate on the test classes now and add the scores, without NMI and AMI (--scores has them).
     """
     from divcon.evaluation.compare import read_scores
     from divcon.evaluation.protocol import evaluate as evaluate_model
@@ -65,7 +65,7 @@ def report(
     from divcon.runtime.device import resolve_device
 
     if scores is not None and evaluate:
-        raise ConfigError("--scores and --evaluate both say what the scores are; give one of them")
+        raise ConfigError("--scores and --evaluate both give scores: use one of them")
     if metric and not evaluate:
         raise ConfigError("--metric is computed by --evaluate: add that, or give --scores a file that has the metric")
     if out is not None:

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from divcon.cli.app import app, console, notes, read_data
+from divcon.cli.app import TRAIN, app, console, notes, read_data
 from divcon.cli.messages import flag
 from divcon.cli.settings import DEFAULTS, Settings, gather, run_config
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.files import atomic_write, check_writable
 
 
-@app.command(config=gather)
+@app.command(config=gather, group=TRAIN)
 def reproduce(
     name: str,
     root: Path,
@@ -28,33 +28,33 @@ def reproduce(
     clustering: bool = True,
     settings: Settings = DEFAULTS,
 ) -> None:
-    """Make a published result again: train a preset, score it, and print it beside what the papers have.
+    """Reproduce a published result: train a preset, evaluate it, and print the score beside the paper's.
 
     divcon reproduce cub data/CUB_200_2011 --preset cvpr2019 --out runs/cub --json cub.json
 
     divcon reproduce cub data/CUB_200_2011 --fraction 0.05 --out runs/try
 
-    The result is the last epoch's. The papers report the best epoch on the test classes; that number is printed too,
-    and is no result. A run that was stopped goes on with the same command. Other settings go over the preset's, and
-    are told.
+    The result is that of the last epoch. The papers report the best epoch on the test classes; that number is printed
+    too, but is not a result. Run the same command again to resume a stopped run. Settings that you give override the
+    preset's, and are listed with the result.
 
     Parameters
     ----------
     name
         The data set: cub, cars, sop, inshop, vehicleid-small, -medium, -large, market1501.
     root
-        Where it lies: the folder as it is unpacked, or the archive that was downloaded.
+        Its folder, as unpacked, or the downloaded archive.
     out
         The run folder.
     preset
         The recipe, as in train.
     fraction
-        Below 1: the same walk on this share of the classes and epochs, to see in minutes that it works. What comes of
-        it is no result.
+        Below 1: do it all on this share of the classes and epochs, to check in minutes that it works. The score is not
+        a result.
     json_file
-        Write scores, settings, environment and the scores of every query here.
+        Write the scores, settings, environment and per-query scores to this file.
     clustering
-        NMI and AMI of the result.
+        Compute NMI and AMI too.
     """
     from divcon.data.published import PUBLISHED_COUNTS
     from divcon.experiments.reproduce import reproduce as reproduce_preset
@@ -85,7 +85,8 @@ def reproduce(
         except KeyboardInterrupt as stopped:
             bar.__exit__()
             notes.print(
-                f"{str(stopped) or 'stopped at once'}; {out} keeps it. Go on with the same command", markup=False
+                f"{str(stopped) or 'stopped at once'}; the run is kept in {out}. Run the same command again to resume",
+                markup=False,
             )
             raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     print_scores(result, console)
@@ -106,13 +107,13 @@ def _print(result: dict[str, Any]) -> None:
     table.add_row("recall_at_1", f"{100 * result['recall_at_1']:.1f}", shown, difference)
     console.print(table)
     console.print(
-        f"the papers' rule, not a result: {100 * rule['recall_at_1']:.1f}, the best epoch on the test classes "
+        f"by the papers' rule (not a result): {100 * rule['recall_at_1']:.1f}, the best epoch on the test classes "
         f"({rule['epoch'] + 1} of {made['settings']['train']['epochs']})"
     )
     for name, (theirs, ours) in made["changed"].items():
-        console.print(f"not the preset's: {flag(name)} is {ours}, and {theirs} in {made['preset']}")
+        console.print(f"changed from the preset: {flag(name)} is {ours}, in {made['preset']} {theirs}")
     if made["fraction"] < 1:
         console.print(
-            f"this was a walk on {100 * made['fraction']:g} % of the classes and epochs: not a result, and not to be "
-            "compared with what is published"
+            f"this used {100 * made['fraction']:g} % of the classes and epochs: it is not a result, and does not "
+            "compare with the published one"
         )

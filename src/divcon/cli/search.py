@@ -1,4 +1,4 @@
-"""``divcon search``: what of an index is like an image."""
+"""``divcon search``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import BatchSize, DeviceOption, app, console
+from divcon.cli.app import SEARCH, BatchSize, DeviceOption, app, console
 
 
-@app.command
+@app.command(group=SEARCH)
 def search(
     store: str,
     queries: Annotated[list[str], Parameter(consume_multiple=True)],
@@ -27,7 +27,7 @@ def search(
     batch_size: BatchSize = 128,
     device: DeviceOption = "auto",
 ) -> None:
-    """Find what of an index is most like an image, nearest first.
+    """Search an index for the items most similar to an image, nearest first.
 
     divcon search runs/products query.jpg -k 5
 
@@ -38,30 +38,30 @@ def search(
     Parameters
     ----------
     store
-        What divcon index made: a folder, or postgresql://USER@HOST/DATABASE; or a run, for its index.
+        The run that was indexed, a store's folder, or postgresql://USER@HOST/DATABASE.
     queries
-        Images; a path that was indexed is found in the store, and not embedded again. For a model of vectors, paths
-        that were indexed.
+        Images. The embedding of an indexed image is read from the store. For a model of vectors, paths of indexed
+        items.
     k
-        How many to find, 1 to 10,000.
+        Number of neighbours, 1 to 10,000.
     where
-        Only items whose column is so: COLUMN=VALUE, or with !=, <, <=, > or >=. Columns are label, path, and those of
-        the table that was indexed; several must all hold.
+        Search only items whose column has this value: COLUMN=VALUE, or with !=, <, <=, > or >=. Columns are label,
+        path, and those of the indexed table; repeat it for several conditions.
     learner
-        Search by this learner's subspace alone.
+        Search by this learner's subspace only.
     exact
-        Compare with every item, where else the store's approximate index is used.
+        Compare with every item, even if the store has an approximate index.
     model
-        The model, where it does not lie any more where it was when the index was made: a run folder, or a model folder.
+        The run or model folder, if it has moved since the index was built.
     json_lines
-        Print a line of JSON a hit.
+        Print one line of JSON per neighbour.
     """
     from divcon.runtime.device import resolve_device
     from divcon.search import Index
 
     with Index.open(store, model, device=resolve_device(device)) as index:
-        found = index.search(queries, k, where=where, learner=learner, exact=exact, batch_size=batch_size)
-    for query, hits in zip(queries, found, strict=True):
+        neighbours = index.search(queries, k, where=where, learner=learner, exact=exact, batch_size=batch_size)
+    for query, hits in zip(queries, neighbours, strict=True):
         if json_lines:
             for rank, hit in enumerate(hits, 1):
                 console.print(json.dumps({"query": query, "rank": rank, **asdict(hit)}, ensure_ascii=False))

@@ -1,18 +1,20 @@
-"""``divcon serve``: a server and a page over an index."""
+"""``divcon serve``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import DeviceOption, app, console, note
+from divcon.cli.app import SEARCH, DeviceOption, app, console, note
 from divcon.errors import ConfigError
 
+_LIMITS = Group("Limits", sort_key=50)
 
-@app.command
+
+@app.command(group=SEARCH)
 def serve(
     store: str,
     model: Path | None = None,
@@ -22,12 +24,12 @@ def serve(
     scores: Path | None = None,
     run: Path | None = None,
     token: Annotated[str | None, Parameter(env_var="DIVCON_TOKEN")] = None,
-    upload_mb: float = 20,
-    megapixels: float = 50,
-    most_k: int = 200,
-    at_once: int = 4,
-    waiting: int = 64,
-    seconds: float = 30,
+    upload_mb: Annotated[float, Parameter(group=_LIMITS)] = 20,
+    megapixels: Annotated[float, Parameter(group=_LIMITS)] = 50,
+    most_k: Annotated[int, Parameter(group=_LIMITS)] = 200,
+    at_once: Annotated[int, Parameter(group=_LIMITS)] = 4,
+    waiting: Annotated[int, Parameter(group=_LIMITS)] = 64,
+    seconds: Annotated[float, Parameter(group=_LIMITS)] = 30,
     device: DeviceOption = "auto",
 ) -> None:
     """Serve an index: a page to search it with images, and an API for programs.
@@ -38,38 +40,40 @@ def serve(
 
     divcon serve runs/products --host 0.0.0.0 --port 8080
 
-    The API is described in /openapi.json. Beyond this machine (a --host other than 127.0.0.1 or localhost) every
-    request needs a token, which is made and printed unless it is given; the page asks for it, and programs send it as
-    Authorization: Bearer TOKEN. The connection is plain HTTP: across networks that others can read, put a proxy with
-    TLS in front.
+    The API is described in /openapi.json. If --host is not 127.0.0.1 or localhost, every request needs a token, which
+    is created and printed unless you give one; the page asks for it, and programs send it as Authorization: Bearer
+    TOKEN. The connection is plain HTTP: put a proxy with TLS in front on networks that others can read.
 
-    Pictures are given of indexed items alone. Ctrl-C or SIGTERM ends requests under way, then the server.
+    Only indexed images can be downloaded. Ctrl-C or SIGTERM lets running requests finish, then stops the server.
 
     Parameters
     ----------
     store
         A run that was indexed, a store's folder, or postgresql://USER@HOST/DATABASE.
     model
-        The run or model folder that the index was made with; left out, the one that the index names.
+        The run or model folder, if it has moved since the index was built.
+    host
+        The address to listen on.
+    port
+        The port to listen on.
     scores
-        What divcon evaluate --json wrote for the run: the page then shows its failures.
+        Show the failures among these scores on the page: a file that evaluate --json wrote for the run.
     run
-        The run whose data and divisions the page shows; left out, the one that the index names.
+        The run whose data and divisions the page shows. Default: the one that the index names.
     token
-        At least 16 characters. As an option others on this machine can see it; the environment variable keeps it from
-        them.
+        At least 16 characters. Other users of this machine can see an option; use the environment variable to hide it.
     upload_mb
-        Megabytes that may be sent at most.
+        Largest upload, in megabytes.
     megapixels
-        Millions of pixels that a sent image may have, read from its header before it is decoded.
+        Largest uploaded image, in millions of pixels; checked in its header before it is decoded.
     most_k
-        The most neighbours of a search.
+        Most neighbours per search.
     at_once
-        Requests that are worked on at the same time.
+        Requests that are processed at the same time.
     waiting
-        Requests that may wait for these; further ones are told to try again (503).
+        Requests that may wait for these; more get the answer 503, try again later.
     seconds
-        Seconds that a request may take, its upload included.
+        Most seconds per request, upload included.
     """
     import secrets
 
@@ -84,12 +88,12 @@ def serve(
 
     limits = Limits(upload_mb, megapixels, most_k, at_once, waiting, seconds)
     if token is not None and (len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token):
-        raise ConfigError("--token: give at least 16 letters, digits or signs without spaces, or none to have one made")
+        raise ConfigError("--token: use at least 16 letters, digits or signs without spaces, or leave it out")
     made = token is None and not is_loopback(host)
     token = secrets.token_urlsafe(24) if made else token
     read = None if scores is None else read_scores(scores)
     if run is not None and RunFolder(run).origin() is None:
-        raise ConfigError(f"--run {run}: this is no run's folder")
+        raise ConfigError(f"--run {run}: is not a run folder")
     with Index.open(store, model, device=resolve_device(device)) as index:
         if run is None and index.about.model and RunFolder(index.about.model).origin() is not None:
             run = Path(index.about.model)
@@ -99,6 +103,6 @@ def serve(
         if made:
             console.print(f"token: {token}")
         if not is_loopback(host):
-            note("whoever can read this network can read what is sent, the token too; put TLS in front")
+            note("others on this network can read everything that is sent, the token too; use a proxy with TLS")
         run_server(server, host, port, seconds=limits.seconds)
     console.print("stopped")
