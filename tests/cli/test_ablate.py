@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from divcon.experiments import ARMS
+from divcon.experiments import ARMS, ablation
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -89,7 +89,7 @@ def test_stopped_it_says_how_to_go_on(
 
     asked = ("ablate", vectors, "--methods", "single", "--seeds", "0", *SETTINGS, "--out", tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr(study, "run", stops)
+        patched.setattr(ablation, "run", stops)
         code, _, err = command(*asked)
     assert code == 130
     assert f"stopped; finished runs are kept in {tmp_path / 'out'}. Run the same command again to resume" in err
@@ -105,9 +105,9 @@ def test_stopped_it_says_how_to_go_on(
         (("--methods", ","), "--methods: names no arm"),
         (("--seeds", "0,x"), "--seeds 0,x: expected whole numbers"),
         (("--seeds", "1,1"), "--seeds 1,1: a seed stands there twice"),
-        (("--method", "masks"), "--method: is not for all arms; --methods says which are compared"),
-        (("--seed", "3"), "--seed: is not for all arms"),
-        (("--no-validation",), "--validation: is not for all arms"),
+        (("--method", "masks"), "--method is not a setting of the base: use --methods"),
+        (("--seed", "3"), "--seed is not a setting of the base"),
+        (("--no-validation",), "--validation is not a setting of the base"),
         (("--space", "none.yaml"), "none.yaml: there is no such file"),
         (("--folds", "9"), "too few for 9 folds"),
     ],

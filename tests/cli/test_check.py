@@ -51,7 +51,7 @@ def test_a_clean_folder(check: Run, image_folder: Path) -> None:
     rows = [line.split() for line in printed.splitlines()]
     assert ["train", "20", "4", "5", "5", "5", "0"] in rows
     assert ["test", "20", "4", "5", "5", "5", "0"] in rows
-    assert "ok: nothing that would break training" in printed
+    assert "ok: nothing would break training" in printed
     assert "note: the folder has no split" in err
 
 
@@ -106,7 +106,7 @@ def test_of_many_the_first_few_are_named_and_all_counted(check: Run, table: Path
         path.write_bytes(b"")
     code, printed, _ = check(table, "--no-near")
     assert code == 1
-    assert "fails: 10 images do not decode" in printed and "and 5 more; --json FILE names all" in printed
+    assert "fails: 10 images do not decode" in printed and "and 5 more; --json FILE lists all" in printed
     assert printed.count("the file is empty") == 5
     assert "one finding fails; --fix FILE writes a table without them" in printed
 
@@ -115,7 +115,7 @@ def test_where_all_files_are_missing_the_root_may_be_wrong(check: Run, table: Pa
     code, printed, err = check(table, tmp_path / "elsewhere")
     assert code == 1
     assert "fails: 40 images do not decode" in printed
-    assert f"relative paths start from {tmp_path / 'elsewhere'}: another folder can be given as ROOT" in err
+    assert f"relative paths start from {tmp_path / 'elsewhere'}: give another folder as ROOT" in err
     code, _, err = check(table, tmp_path / "elsewhere", "--fix", tmp_path / "clean.csv")
     assert code == 2 and "no class of train would be left" in err
     assert not (tmp_path / "clean.csv").exists()

@@ -55,7 +55,7 @@ def test_an_onnx_file_says_what_it_was_trained_on(command: Command, folder: Path
     code, printed, err = command("export", folder / "run", "--out", out)
     assert code == 0, err
     assert f"onnx model in {out}: vectors (N, {DIM}) float32 to embeddings (N, 16) float32" in printed
-    assert f"compared with the model by ONNX Runtime {onnxruntime.__version__}: embeddings differ by at most" in printed
+    assert f"against the original with ONNX Runtime {onnxruntime.__version__}: embeddings differ by at most" in printed
     session = onnxruntime.InferenceSession(out)
     about = json.loads(session.get_modelmeta().custom_metadata_map["divcon"])
     record = record_of(folder)
@@ -75,7 +75,7 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
     assert code == 0, err
     card = ModelCard.load(out / "README.md")
     marks = (out / "README.md").read_text().count("TO FILL IN")
-    assert f"{out}/README.md: {marks} places to be filled in" in printed
+    assert f"{out}/README.md: {marks} places are marked TO FILL IN" in printed
     scores, record = json.loads((folder / "scores.json").read_text()), record_of(folder)
     assert card.data.eval_results is not None
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}

@@ -41,7 +41,7 @@ def test_from_photos_to_hits(command: Command, run: Path, image_folder: Path) ->
     images[1].unlink()
     code, out, err = index(command, run, image_folder)
     assert out.startswith("0 added, 1 changed, 0 removed, 38 kept: 40 items")
-    assert "1 items in the store are not in what was given; --delete-missing removes them" in err
+    assert "1 items in the store are not among these images; --delete-missing removes them" in err
     code, out, err = index(command, run, image_folder, "--delete-missing")
     assert out.startswith("0 added, 0 changed, 1 removed, 39 kept: 39 items")
 
@@ -126,15 +126,15 @@ def test_shards_a_listing_and_what_is_loaded(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "say which run's model to index with"),
-        (["RUN"], "say what to index"),
-        (["RUN", "PHOTOS", "--stream", "x"], "say what to index"),
-        (["RUN", "PHOTOS", "--shard", "1/2"], "goes with --parts"),
+        ([], "RUN is missing"),
+        (["RUN"], "give either IMAGES after RUN"),
+        (["RUN", "PHOTOS", "--stream", "x"], "give either IMAGES after RUN"),
+        (["RUN", "PHOTOS", "--shard", "1/2"], "--shard 1/2 needs --parts"),
         (["RUN", "PHOTOS", "--parts", "P", "--store", "S"], "--parts writes to no store"),
-        (["RUN", "PHOTOS", "--parts", "P", "--shard", "3/2"], "--shard 3/2: write which of how many"),
-        (["--load", "P"], "say where to, with --store"),
+        (["RUN", "PHOTOS", "--parts", "P", "--shard", "3/2"], "--shard 3/2: expected which of how many"),
+        (["--load", "P"], "add --store"),
         (["--load", "P", "--store", "S"], "there is no complete shard"),
-        (["RUN", "--check", "S"], "--check S: goes without run"),
+        (["RUN", "--check", "S"], "--check S does not go with RUN"),
         (["--check", "S"], "S: there is no index here"),
         (["RUN", "gone/"], "there is no such file or folder"),
         (["RUN", "PHOTOS", "--ann-from", "0"], "Must be >= 1"),
@@ -179,7 +179,7 @@ def test_which_shard_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _shard(None) == (1, 1)
     assert _shard("8/8") == (8, 8)
     for wrong in ("0/8", "9/8", "8", "a/b", "1/2/3"):
-        with pytest.raises(ConfigError, match="write which of how many"):
+        with pytest.raises(ConfigError, match="expected which of how many"):
             _shard(wrong)
 
 

@@ -60,7 +60,7 @@ def test_from_a_run_to_a_model_that_is_used_like_any_other(
     out = tmp_path / "small"
     code, printed, err = prune(command, runs / "slices", "--by", "subspaces", "--dims", 10, "--out", out)
     assert code == 0, err
-    assert "of 4, chosen on validation classes; no more whole subspaces fit into 10 dimensions" in printed
+    assert "of 4, chosen on validation classes; no other whole subspace fits into 10 dimensions" in printed
     assert "vectors of 6 validation classes" in printed
     assert f"model of 8 dimensions in {out}" in printed
     model, small = dc.EmbeddingModel.load(runs / "slices"), dc.EmbeddingModel.load(out)
@@ -151,7 +151,7 @@ def test_data_that_moved_changed_or_is_another(command: Command, parquet: Path, 
     # Scores on other data are given without the order, and why is said.
     code, printed, err = command("evaluate", run, other, "--parts", "--no-clustering", "--workers", 0)
     assert code == 0, err
-    assert "note: the best few subspaces are left out: " in err
+    assert "note: no scores of the best few subspaces: " in err
     assert "best few: left out" in printed
     assert "without" in printed
 

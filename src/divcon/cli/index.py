@@ -121,7 +121,7 @@ def index(
 def _only(**given: Any) -> None:
     """Raise ConfigError unless the first option is alone."""
     first, *others = given
-    wrong = [name for name in others if given[name] is not None]
+    wrong = ["RUN" if name == "run" else f"--{name}" for name in others if given[name] is not None]
     if wrong:
         raise ConfigError(f"--{first} {given[first]} does not go with {' and '.join(wrong)}")
 
