@@ -80,7 +80,7 @@ def test_the_steps_of_an_epoch_hold_each_batch_once() -> None:
 
 
 def test_none_at_once_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--learners-per-step 0"):
+    with pytest.raises(ConfigError, match="`learners_per_step` 0"):
         dc.TrainConfig(learners_per_step=0)
 
 
@@ -91,10 +91,10 @@ def test_an_image_that_fails_within_a_step_leaves_the_checkpoint_of_the_step_bef
     from divcon.errors import ImageError
     from divcon.training.loader import VectorLoader
 
-    config = replace(CONFIG, epochs=3, finetune_epoch=2, learners_per_step=3, memory_size=24, divide_on="memory")
+    config = replace(CONFIG, epochs=3, finetune_epoch=2, learners_per_step=3, memory_size=24, divide_on="bank")
     expected = made("masks", 4)
     list(dc.train(expected, images, config))
-    batches: Callable = VectorLoader.batches
+    batches: Callable = VectorLoader.training_batches
     for fails_at in (3, 4, 5):
 
         def failing(self, plan, epoch, labels, numbers, fails_at=fails_at):  # type: ignore[no-untyped-def]
@@ -105,7 +105,7 @@ def test_an_image_that_fails_within_a_step_leaves_the_checkpoint_of_the_step_bef
 
         file = tmp_path / str(fails_at)
         with monkeypatch.context() as patched:
-            patched.setattr(VectorLoader, "batches", failing)
+            patched.setattr(VectorLoader, "training_batches", failing)
             with pytest.raises(ImageError):
                 list(dc.train(made("masks", 4), images, config, checkpoint=file))
         model = made("masks", 4)

@@ -185,7 +185,7 @@ def test_distinct_images_counts_repeats_once() -> None:
 
 def test_no_learner_with_two_classes_is_an_error_that_says_what_to_do() -> None:
     labels = np.array([0, 0, 1, 1])
-    with pytest.raises(DataError, match=r"no learner has two classes.*--learners.*--divide-by class"):
+    with pytest.raises(DataError, match=r"no learner has two classes.*`num_learners`.*`divide_by=class`"):
         plan(division_of(np.array([0, 0, 1, 1]), labels), labels)
 
 

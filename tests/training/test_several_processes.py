@@ -132,9 +132,9 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (TrainConfig().num_devices, TrainConfig().batches_per_step) == (1, 1)
     assert TrainConfig(devices=3).batches_per_step == 3
     assert TrainConfig(devices=3, across="batch").batches_per_step == 1
-    with pytest.raises(ConfigError, match="--learners-per-step is 2: give --learners-per-step 3"):
+    with pytest.raises(ConfigError, match="`learners_per_step` is 2: use `learners_per_step=3`"):
         TrainConfig(devices=3, learners_per_step=2)
-    with pytest.raises(ConfigError, match="--devices 0"):
+    with pytest.raises(ConfigError, match="`devices` 0"):
         TrainConfig(devices=0)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")

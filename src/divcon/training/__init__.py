@@ -1,4 +1,4 @@
-"""Train: divide, the learners in turn, conquer. ``divcon.train(...)`` is the function `train`."""
+"""Training: divide, train the learners in turn, conquer. ``divcon.train`` is the function `train`."""
 
 from __future__ import annotations
 

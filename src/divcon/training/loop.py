@@ -99,7 +99,7 @@ def divide_and_conquer(
     stop: SignalHandler | None,
     context: Context,
 ) -> Iterator[EpochReport]:
-    """The training loop, in each of the processes that train together; arguments as of `train`, checked."""
+    """The training loop, run by every process of the group; its arguments are those of `train`, checked."""
     fabric = create_fabric(config, context.group)
     network, optimizer = set_up(fabric, model, objectives, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)

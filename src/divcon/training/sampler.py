@@ -1,4 +1,4 @@
-"""Which images each batch of an epoch holds: one class-balanced stream a learner, the learners taking turns."""
+"""The batches of an epoch: one class-balanced stream of batches for each learner, and the learners take turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from divcon.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The images of one step, all from one learner's cluster."""
+    """The images of a batch, all from one learner's cluster."""
 
     learner: int
     indices: np.ndarray
@@ -28,18 +28,17 @@ class EpochPlan:
 
     batches: list[Batch]
     warnings: tuple[str, ...]
-    """Learners that sit the epoch out, and batches that could not be filled."""
+    """Learners that sit the epoch out, and batches that cannot be filled."""
     num_learners: int
 
     def steps(self, learners_per_step: int, first: int = 0) -> Iterator[range]:
-        """The numbers of the batches that are one step of the optimizer, step by step, from batch ``first`` on, with
-        which one begins."""
+        """The batch numbers of each step of the optimiser, starting with batch ``first``."""
         for start in range(first, len(self.batches), learners_per_step):
             yield range(start, min(start + learners_per_step, len(self.batches)))
 
     @property
     def distinct_images(self) -> float:
-        """Mean number of distinct images a batch."""
+        """Mean number of distinct images per batch."""
         return float(np.mean([len(np.unique(batch.indices)) for batch in self.batches]))
 
 
@@ -55,16 +54,17 @@ def plan_epoch(
     seed: int,
     epoch: int,
 ) -> EpochPlan:
-    """The batches of an epoch, a function of the arguments alone.
+    """Plan the batches of an epoch; the plan depends on the arguments alone.
 
     Args:
         labels: (N,) int64, of all training images.
-        num_learners: the learners that take turns; None: those of the division. A division of one cluster can be shared
-            by any number, each with a stream of its own.
-        batch_size: B; a batch has B // M classes of M images. A cluster with fewer classes gives more images a class.
+        num_learners: the number of learners that take turns; None: that of the division. Any number can share a
+            division of one cluster, each with a stream of its own.
+        batch_size: B; a batch has B // M classes of M images. From a cluster with fewer classes it has more images of
+            each.
         images_per_class: M.
-        small_classes: a class with fewer than M images in its cluster: ``repeat`` them (2019), or ``fill`` its places
-            with other images of the cluster (2021).
+        small_classes: for a class with fewer than M images in its cluster: ``repeat`` them (2019), or ``fill`` its
+            places with other images of the cluster (2021).
         rounds: ``epoch``: N // B batches. ``longest``, ``shortest``: each learner has as many as the largest, or the
             smallest, cluster of n images has, n // B.
 
@@ -98,9 +98,9 @@ def plan_epoch(
     if not streams:
         raise DataError(
             "no learner has two classes with two images each, so no batch has both a positive and a negative pair; "
-            "use fewer learners (--learners), divide by class (--divide-by class), or give more images a class"
+            "use fewer learners (`num_learners`), divide by class (`divide_by=class`), or add images to the classes"
         )
-    # Turns go on across epochs, so that no learner is always the one with a batch more.
+    # Turns continue across epochs, so that it is not always the same learner that has one batch more.
     first = epoch * num_batches
     if rounds != "epoch":
         first, num_batches = 0, len(streams) * (max if rounds == "longest" else min)(lengths)
@@ -109,7 +109,7 @@ def plan_epoch(
 
 
 def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """The images of each class that has at least two."""
+    """The images of each class with at least two."""
     order = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     pairs = zip(starts, counts, strict=True)
@@ -117,7 +117,7 @@ def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
 
 
 def _size(by_class: list[np.ndarray], batch_size: int, images_per_class: int, fill: bool) -> int:
-    """How many images a batch of the cluster has."""
+    """The number of images in a batch of the cluster."""
     if fill:
         return min(batch_size, sum(map(len, by_class)))
     if len(by_class) >= batch_size // images_per_class:
@@ -126,8 +126,8 @@ def _size(by_class: list[np.ndarray], batch_size: int, images_per_class: int, fi
 
 
 def _images_per_class(by_class: list[np.ndarray], batch_size: int, images_per_class: int) -> list[int]:
-    """How many images each class gives to a batch that holds them all: M, and what places are left go one by one to
-    classes that have images left."""
+    """The number of images of each class in a batch with all classes: M, and the remaining places go one by one to
+    classes that have more images."""
     take = [images_per_class] * len(by_class)
     left = batch_size - sum(take)
     open_classes = [c for c, images in enumerate(by_class) if len(images) > images_per_class]
@@ -159,8 +159,8 @@ def _stream(
 
 
 class _Deck:
-    """Cards dealt at random, every one once before any comes twice; a hand repeats a card only where it is larger than
-    the deck."""
+    """Cards dealt at random, each once before any comes twice; a hand repeats a card only if it is larger than the
+    deck."""
 
     def __init__(self, cards: np.ndarray, rng: np.random.Generator) -> None:
         self._cards = cards
@@ -171,18 +171,18 @@ class _Deck:
         hand = list(islice(self._pile, number))
         while len(hand) < number:
             fresh = self._rng.permutation(self._cards)
-            # What is in the hand from the last round goes to the end of this one.
+            # Cards that are in the hand already go to the end.
             last = np.isin(fresh, hand[-len(fresh) :] if len(hand) < len(fresh) else [])
             self._pile = iter(np.concatenate([fresh[~last], fresh[last]]).tolist())
             hand += islice(self._pile, number - len(hand))
         return np.array(hand, dtype=np.int64)
 
     def deal_others(self, hand: np.ndarray, number: int) -> np.ndarray:
-        """``number`` cards that are not in ``hand``; those that are in it lose their turn."""
-        held, found = set(hand.tolist()), []
-        while len(found) < number:
+        """``number`` cards that are not in ``hand``; those that are in it are skipped."""
+        excluded, dealt = set(hand.tolist()), []
+        while len(dealt) < number:
             card = int(self.deal(1)[0])
-            if card not in held:
-                held.add(card)
-                found.append(card)
-        return np.array(found, dtype=np.int64)
+            if card not in excluded:
+                excluded.add(card)
+                dealt.append(card)
+        return np.array(dealt, dtype=np.int64)

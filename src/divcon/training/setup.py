@@ -69,7 +69,7 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
 
 
 def _check_learners_across_devices(objective: nn.Module, dim: int, config: TrainConfig) -> None:
-    """Each process trains on the batches of other learners, and has not what those of the others leave behind."""
+    """Refuse what needs the batches of all learners in one process: here each process has those of some."""
     field = "divide_on" if config.divide_on == "bank" else "memory_size" if config.memory_size else "loss"
     if field == "loss" and not keeps_state(objective, dim, config):
         return
