@@ -49,9 +49,21 @@ def test_functions_are_functions_and_modules_are_modules() -> None:
     import divcon.exports
     import divcon.runs.report
 
-    for name in ("ablate", "compare", "divide", "evaluate", "export", "pack", "prune", "read", "report", "run"):
+    for name in (
+        "ablate",
+        "compare",
+        "divide",
+        "evaluate",
+        "export",
+        "pack",
+        "prune",
+        "read",
+        "report",
+        "run",
+        "train",
+    ):
         assert inspect.isfunction(getattr(dc, name)), name
-    assert inspect.isgeneratorfunction(dc.train)
+    assert not inspect.isgeneratorfunction(dc.train)  # it checks its arguments at the call
     assert not callable(divcon.exports) and not callable(divcon.runs.report)
     code = "import divcon as dc, divcon.runs.run, divcon.exports.onnx; assert callable(dc.run) and callable(dc.export)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -62,7 +62,7 @@ def main(kind: str, divisions: int, learners: int) -> None:
         finetune_epoch=divisions,
         redivide_every=1,
         batch_size=40,
-        divide_on="memory",
+        divide_on="bank",
         division_tries=1,
         memory_size=80,
         workers=2 if kind == "images" else 0,

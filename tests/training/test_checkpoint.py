@@ -23,8 +23,8 @@ CONFIG = dc.TrainConfig(epochs=6, batch_size=8, images_per_class=2, redivide_eve
 KINDS = {
     "plain": {},
     "two learners a step": {"learners_per_step": 2},
-    "memory of embeddings": {"memory_size": 16},
-    "memory of features": {"divide_on": "memory"},
+    "cross-batch memory": {"memory_size": 16},
+    "feature bank": {"divide_on": "bank"},
     "proxies": {"loss": "ProxyAnchorLoss"},
     "hierarchy": {"hierarchy": True, "redivide_every": 1},
     "its own state": {"loss": "DynamicSoftMarginLoss", "miner": "none"},

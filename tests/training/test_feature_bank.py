@@ -23,7 +23,7 @@ from divcon.training.loader import TrainLoader, create_loader
 
 Make = Callable[..., dc.EmbeddingModel]
 CONFIG = dc.TrainConfig(
-    epochs=7, batch_size=16, images_per_class=2, joint_epoch=4, finetune_epoch=5, workers=0, divide_on="memory"
+    epochs=7, batch_size=16, images_per_class=2, joint_epoch=4, finetune_epoch=5, workers=0, divide_on="bank"
 )
 CPU = torch.device("cpu")
 

@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "batch": ("masks", 4, BATCH),
     "batch, two learners a step": ("masks", 4, {"across": "batch"}),
     "batch, memory of embeddings": ("masks", 4, {**BATCH, "memory_size": 24}),
-    "batch, memory of features": ("masks", 4, {**BATCH, "divide_on": "memory"}),
+    "batch, feature bank": ("masks", 4, {**BATCH, "divide_on": "bank"}),
     "batch, its own state": ("slices", 3, {**BATCH, "loss": "DynamicSoftMarginLoss", "miner": "none"}),
 }
 

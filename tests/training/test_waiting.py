@@ -110,7 +110,7 @@ def steps_before_a_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 @pytest.mark.parametrize("vectors", [False, True], ids=["images", "vectors"])
 @pytest.mark.parametrize("method", ["single", "slices", "masks"])
-@pytest.mark.parametrize("more", [{}, {"miner": "nearest-negatives"}, {"divide_on": "memory"}, {"finetune_epoch": 0}])
+@pytest.mark.parametrize("more", [{}, {"miner": "nearest-negatives"}, {"divide_on": "bank"}, {"finetune_epoch": 0}])
 def test_no_step_of_an_epoch_waits(
     method: str,
     more: dict[str, Any],
