@@ -109,7 +109,7 @@ class TestDivisions:
         images = vectors(np.repeat(np.arange(4), 12))
         assert images.vectors is not None
         apart = replace(images, vectors=np.eye(4, 6, dtype=np.float32)[images.labels])
-        with pytest.raises(DataError, match=r"no learner has two classes.*--learners"):
+        with pytest.raises(DataError, match=r"no learner has two classes.*`num_learners`"):
             list(dc.train(made(apart, 4), apart, CONFIG))
 
     def test_a_class_of_100_000_images(self) -> None:
@@ -133,7 +133,7 @@ class TestDimensions:
     def test_fewer_than_learners(self) -> None:
         with pytest.raises(ConfigError):
             made(vectors(np.repeat(np.arange(12), 6)), 9, 8, method="slices")
-        with pytest.raises(ConfigError, match="--dim 8 cannot be divided among --learners 9"):
+        with pytest.raises(ConfigError, match="`embedding_dim` 8 cannot be divided among `num_learners` 9"):
             dc.ModelConfig(num_learners=9, embedding_dim=8)
 
 
