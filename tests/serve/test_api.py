@@ -91,7 +91,7 @@ def test_over_postgresql_it_answers_as_over_a_folder(
             assert picture.status_code == 200
 
 
-def test_each_learner_tells_what_it_finds_alike(client: TestClient, index: Index) -> None:
+def test_each_learner_has_neighbours_of_its_own(client: TestClient, index: Index) -> None:
     answer = client.post("/search", json={"id": 4, "learner": "each", "each_k": 3, "where": {"split": "train"}}).json()
     assert [row["learner"] for row in answer["learners"]] == [0, 1]
     for row in answer["learners"]:
@@ -148,7 +148,7 @@ def test_the_schema_and_what_it_is_about(client: TestClient) -> None:
     assert {"/search", "/items", "/items/{item}", "/items/{item}/image", "/about", "/health"} <= schema["paths"].keys()
     body = schema["paths"]["/search"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
-    assert {"id", "path", "vector", "k", "where", "learner"} <= schema["components"]["schemas"]["Search"][
+    assert {"id", "path", "vector", "k", "where", "learner"} <= schema["components"]["schemas"]["SearchRequest"][
         "properties"
     ].keys()
     about = client.get("/about").json()
@@ -173,10 +173,10 @@ BAD_QUERIES = [
     ({"id": 1, "path": "a"}, 400, "one of id"),
     ({"id": 4000}, 404, "no item 4000"),
     ({"id": 2**70}, 404, "no item"),
-    ({"id": 1, "k": 10**9}, 400, "at most 200"),
+    ({"id": 1, "k": 10**9}, 400, "the maximum is 200"),
     ({"id": 1, "k": 0}, 422, "k: "),
     ({"id": 1, "k": "many"}, 422, "k: "),
-    ({"id": 1, "each_k": 10**9, "learner": "each"}, 400, "at most 200"),
+    ({"id": 1, "each_k": 10**9, "learner": "each"}, 400, "the maximum is 200"),
     ({"id": 1, "learner": 9}, 400, "learners 0 to 1"),
     ({"id": 1, "learner": "all"}, 422, "learner"),
     ({"id": 1, "where": ["lable='a' OR 1=1; DROP TABLE items"]}, 400, "unknown column 'lable'"),
@@ -200,7 +200,7 @@ BAD_QUERIES = [
 
 
 @pytest.mark.parametrize(("query", "status", "says"), BAD_QUERIES, ids=lambda value: str(value)[:50])
-def test_a_bad_query_is_told_what_is_wrong(client: TestClient, query: Any, status: int, says: str) -> None:
+def test_a_bad_query_is_refused_with_the_reason(client: TestClient, query: Any, status: int, says: str) -> None:
     import json
 
     answer = client.post("/search", content=json.dumps(query), headers={"Content-Type": "application/json"})
@@ -226,7 +226,7 @@ def test_uploads_that_are_no_images(client: TestClient, photos: Path) -> None:
         "cut.png": (whole[: len(whole) // 2], 400, "does not decode"),
         "huge.png": (png_header(40_000, 40_000), 413, "pixels"),
         "large.png": (png_header(8_000, 8_000), 413, "8,000 x 8,000 pixels"),
-        "other.png": (pcx, 400, "format that is not taken"),
+        "other.png": (pcx, 400, "images of this format are not accepted"),
         "page.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 400, "SVG"),
     }
     for name, (content, status, says) in bad.items():
@@ -296,7 +296,7 @@ def test_nothing_comes_from_elsewhere(client: TestClient) -> None:
 def test_a_busy_server_says_when_to_try_again(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    from divcon.serve import searching
+    from divcon.serve import search_request
 
     go, begun = threading.Event(), threading.Event()
 
@@ -305,7 +305,7 @@ def test_a_busy_server_says_when_to_try_again(index: Index, monkeypatch: pytest.
         go.wait(20)
         return {"hits": [], "learners": [], "embedding": []}
 
-    monkeypatch.setattr(searching, "search", slow)
+    monkeypatch.setattr(search_request, "search", slow)
     with client_of(index, limits=Limits(at_once=1, waiting=0)) as client:
         first: list[Any] = []
         thread = threading.Thread(target=lambda: first.append(client.post("/search", json={"id": 1})))
@@ -372,4 +372,4 @@ def test_images_in_a_table_have_pictures(tmp_path: Path, few: Benchmark) -> None
                 assert np.abs(np.asarray(shown, np.int64) - np.asarray(drawn, np.int64)).mean() < 8
         with client_of(made) as client:  # without the run nobody knows where they lie
             answer = client.get(items[0]["image"])
-            assert answer.status_code == 404 and "is not (or no more) on this machine" in answer.json()["error"]
+            assert answer.status_code == 404 and "is not on this machine" in answer.json()["error"]

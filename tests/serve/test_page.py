@@ -113,7 +113,7 @@ def test_a_filter_holds_for_all(opened: Opened) -> None:
     expect(page.locator("#status")).to_contain_text("6 items found")
     page.reload()
     expect(page.locator("#status")).to_contain_text("6 items found")
-    page.get_by_role("button", name="Remove the condition price < 2").click()
+    page.get_by_role("button", name="Remove the filter price < 2").click()
     expect(page.locator("#status")).to_contain_text("24 items found")
     page.select_option("#column", "price")
     page.fill("#value", "cheap")
@@ -205,20 +205,20 @@ def test_the_failures_of_an_evaluated_run(opened: Opened, scores: dict[str, Any]
     assert fits(page)
     shot(page, f"failures-{width}")
     cases.first.locator(".item").first.click()
-    expect(page.locator("#results-title")).to_have_text("Most alike")
+    expect(page.locator("#results-title")).to_have_text("Most similar")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_map_by_mouse_keyboard_and_table(opened: Opened, width: int) -> None:
     page = opened("/?view=map", width=width)
     expect(page.locator("#status")).to_contain_text("40 items shown")
-    canvas = page.locator("#plane")
+    canvas = page.locator("#map-canvas")
     before = canvas.screenshot()
-    page.locator(".tools").get_by_label("Colour").select_option("split")
+    page.locator(".tools").get_by_label("Colour by").select_option("split")
     expect(page.locator(".legend")).to_contain_text("train (25)")
     expect(page.locator(".legend")).to_contain_text("test (15)")
     assert canvas.screenshot() != before
-    page.locator(".tools").get_by_label("Colour").select_option("learner")
+    page.locator(".tools").get_by_label("Colour by").select_option("learner")
     expect(page.locator(".legend")).to_contain_text("learner 1")
     canvas.focus()
     page.keyboard.press("n")
@@ -241,13 +241,13 @@ def test_the_map_by_mouse_keyboard_and_table(opened: Opened, width: int) -> None
     chosen = page.locator(".shown .item").get_attribute("data-id")
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile(rf"[?]id={chosen}$"))
-    expect(page.locator("#results-title")).to_have_text("Most alike")
+    expect(page.locator("#results-title")).to_have_text("Most similar")
 
 
 def test_a_point_of_the_map_is_shown_and_searched_from_by_the_mouse(opened: Opened, served: Any) -> None:
     page = opened("/?view=map")
     expect(page.locator("#status")).to_contain_text("40 items shown")
-    canvas = page.locator("#plane")
+    canvas = page.locator("#map-canvas")
     canvas.focus()
     page.keyboard.press("n")
     chosen = page.locator(".shown .item").get_attribute("data-id")
@@ -283,7 +283,7 @@ def test_a_token_is_asked_for_once(opened: Opened, locked: Any) -> None:
     expect(page.get_by_role("dialog")).to_be_visible()
     page.fill("#token", "wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#login-problem")).to_contain_text("not the token")
+    expect(page.locator("#login-problem")).to_contain_text("Wrong token")
     page.fill("#token", locked.token)
     page.keyboard.press("Enter")
     expect(page.locator("#results .item")).to_have_count(40)

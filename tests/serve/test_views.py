@@ -59,10 +59,10 @@ def test_the_map_is_the_two_directions_of_most_variance(client: TestClient, inde
     assert [point["id"] for point in points] == ids
     centred = vectors - vectors.mean(0)
     values, directions = np.linalg.eigh(centred.T @ centred)
-    plane = np.array([[point["x"], point["y"]] for point in points])
-    assert np.abs(plane).max() == 1
+    placed = np.array([[point["x"], point["y"]] for point in points])
+    assert np.abs(placed).max() == 1
     for axis in (0, 1):
-        ours, expected = plane[:, axis], centred @ directions[:, np.argsort(values)[-1 - axis]]
+        ours, expected = placed[:, axis], centred @ directions[:, np.argsort(values)[-1 - axis]]
         assert abs(np.corrcoef(ours, expected)[0, 1]) > 0.9999
 
 
@@ -79,23 +79,23 @@ def test_the_map_tells_split_and_learner(client: TestClient, photos: Path, run: 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 4), (2, 1), (5, 1), (9, 3)])
 @pytest.mark.parametrize("by", ["pca", "tsne"])
 def test_few_items_have_a_map_too(shape: tuple[int, int], by: Any) -> None:
-    plane = coordinates(np.random.default_rng(0).normal(size=shape), by)
-    assert plane.shape == (shape[0], 2) and np.isfinite(plane).all() and np.abs(plane).max(initial=0) <= 1
+    placed = coordinates(np.random.default_rng(0).normal(size=shape), by)
+    assert placed.shape == (shape[0], 2) and np.isfinite(placed).all() and np.abs(placed).max(initial=0) <= 1
 
 
 def test_tsne_keeps_neighbours_together() -> None:
     rng = np.random.default_rng(0)
     centres = np.eye(3, 8)
     which = np.arange(60) % 3
-    plane = coordinates(centres[which] + rng.normal(scale=0.02, size=(60, 8)), "tsne")
-    far = np.linalg.norm(plane[:, None] - plane[None], axis=2) + 9 * np.eye(60)
+    placed = coordinates(centres[which] + rng.normal(scale=0.02, size=(60, 8)), "tsne")
+    far = np.linalg.norm(placed[:, None] - placed[None], axis=2) + 9 * np.eye(60)
     assert (which[far.argmin(1)] == which).all()
 
 
 def test_the_failures_are_those_of_the_evaluation(
     client: TestClient, index: Index, scores: dict[str, Any], photos: Path
 ) -> None:
-    told = wait_for(client, "/failures")
+    data = wait_for(client, "/failures")
     each = scores["per_query"]
     ids, vectors = embeddings(index)
     labels = {i: index.item(i).label for i in ids}
@@ -109,10 +109,10 @@ def test_the_failures_are_those_of_the_evaluation(
         assert (labels[nearest[id_][0]] == labels[id_]) == bool(hit)
         if not hit:
             expected[str(labels[id_]), str(labels[nearest[id_][0]])] += 1
-    assert {(pair["label"], pair["taken_for"]): pair["queries"] for pair in told["confused"]} == expected
-    assert told["summary"]["failed"] == expected.total() > 0
-    assert [query["scores"]["recall_at_1"] for query in told["worst"]] == sorted(each["recall_at_1"])
-    for query in told["worst"]:
+    assert {(pair["label"], pair["taken_for"]): pair["queries"] for pair in data["confused"]} == expected
+    assert data["summary"]["failed"] == expected.total() > 0
+    assert [query["scores"]["recall_at_1"] for query in data["worst"]] == sorted(each["recall_at_1"])
+    for query in data["worst"]:
         found = [hit["id"] for hit in query["hits"]]
         assert found == nearest[query["item"]["id"]][:6]
         assert [hit["right"] for hit in query["hits"]] == [labels[i] == query["label"] for i in found]
@@ -135,9 +135,9 @@ def test_scores_of_other_data_are_shown_by_path(index: Index, scores: dict[str, 
     each["path"] = ["elsewhere/1.png", str(index.item(8).path), "<script>"]
     file.write_text(json.dumps({"per_query": each}))
     with TestClient(create_app(index, scores=read_scores(file)), base_url="http://127.0.0.1") as client:
-        told = wait_for(client, "/failures")
-    assert told["summary"]["in_index"] == 1 and not told["split_known"]
-    items = {query["path"]: query["item"] and query["item"]["id"] for query in told["worst"]}
+        data = wait_for(client, "/failures")
+    assert data["summary"]["in_index"] == 1 and not data["split_known"]
+    items = {query["path"]: query["item"] and query["item"]["id"] for query in data["worst"]}
     assert items == {"elsewhere/1.png": None, str(index.item(8).path): 8, "<script>": None}
 
 
@@ -145,25 +145,25 @@ def test_scores_of_other_data_are_shown_by_path(index: Index, scores: dict[str, 
 def test_what_is_not_scores_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "scores.json"
     file.write_text(text)
-    said = r"scores\.json: (is no JSON|holds no scores; give|has no scores of every query; give)"
-    with pytest.raises(DivconError, match=said):
+    message = r"scores\.json: (is no JSON|holds no scores; give|has no scores of each query; pass)"
+    with pytest.raises(DivconError, match=message):
         read_scores(file)
 
 
 def test_divisions_and_flows_add_up(client: TestClient, run: Path, photos: Path, index: Index) -> None:
-    told = wait_for(client, "/divisions")
-    assert [division["epoch"] for division in told["divisions"]] == [0, 1, 2, 3] and told["problem"] is None
+    data = wait_for(client, "/divisions")
+    assert [division["epoch"] for division in data["divisions"]] == [0, 1, 2, 3] and data["problem"] is None
     train = dc.read(str(photos / "items.csv")).train
-    for place, shown in enumerate(told["divisions"]):
+    for place, shown in enumerate(data["divisions"]):
         division = Division.load(run / "divisions" / f"epoch_{place:04d}.safetensors")
         assert shown["sizes"] == list(division.sizes) and shown["left_out"] == division.num_left_out
         for k, sheet in enumerate(shown["sheets"]):
             expected = {str(photos / train.path(i)) for i in np.flatnonzero(division.learner == k)}
             paths = {index.item(i).path for i in sheet}
             assert paths <= expected and len(paths) == min(24, len(expected))
-    for place, counts in enumerate(told["flows"]):
+    for place, counts in enumerate(data["flows"]):
         for axis, at in ((1, place), (0, place + 1)):
-            shown = told["divisions"][at]
+            shown = data["divisions"][at]
             assert np.array(counts).sum(axis).tolist() == [*shown["sizes"], shown["left_out"]]
 
 
@@ -175,7 +175,7 @@ def test_a_damaged_division_or_lost_data_is_said(run: Path, index: Index, tmp_pa
     record = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(record | {"source": {"data": str(tmp_path / "gone"), "root": None}}))
     with TestClient(create_app(index, run=copy), base_url="http://127.0.0.1") as client:
-        told = wait_for(client, "/divisions")
-        assert len(told["divisions"]) == 3 and "epoch_0001" in told["problem"]
-        assert all(division["sheets"] == [] for division in told["divisions"])
+        data = wait_for(client, "/divisions")
+        assert len(data["divisions"]) == 3 and "epoch_0001" in data["problem"]
+        assert all(division["sheets"] == [] for division in data["divisions"])
         assert "cannot be read" in wait_for(client, "/map")["problem"]

@@ -1,4 +1,4 @@
-"""The API, and the files of the page."""
+"""The server over an index: its API, and the files of its page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from divcon.errors import ConfigError, DivconError, StoreError, WeightsError
 from divcon.search import Index
 from divcon.search.filters import conditions_of
 from divcon.search.queries import subspace_weights
-from divcon.serve import searching
+from divcon.serve import search_request
 from divcon.serve.guard import COOKIE, Guard, Metrics
 from divcon.serve.items import EncodedImages, Pictures, row_of, rows_of
 from divcon.serve.limits import Limits, Refusal, Threads
@@ -41,9 +41,11 @@ def create_app(
     """The server over an index, as an ASGI application.
 
     Args:
-        token: what ``Authorization: Bearer`` must give; None: only requests to 127.0.0.1 or localhost are answered.
-        run: the run that the index's model is of, for its data and divisions.
-        scores: what ``divcon evaluate --json`` wrote, for the failures.
+        token: the token that requests must send as ``Authorization: Bearer TOKEN``; None: the server answers only
+            requests to 127.0.0.1 or localhost.
+        run: the run of the index's model; the page shows its data and divisions.
+        scores: the scores that `divcon.evaluate` returns with ``per_query=True``, or ``divcon evaluate --json`` writes;
+            the page shows the run's failures.
 
     Raises:
         StoreError: the store is gone.
@@ -63,26 +65,26 @@ def create_app(
     app = FastAPI(
         title="divcon",
         version=__version__,
-        description="What is like this: search by an embedding.",
-        docs_url=None,  # its page is fetched from elsewhere
+        description="Search images or vectors by similarity.",
+        docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
         lifespan=life,
     )
     described = app.openapi
-    app.openapi = lambda: searching.with_search(described())  # type: ignore[method-assign]
-    # The page's own files tell nothing of the data.
+    app.openapi = lambda: search_request.with_request_schema(described())  # type: ignore[method-assign]
+    # The page's own files reveal nothing of the data.
     app.add_middleware(Guard, limits=limits, metrics=metrics, token=token, open_paths=(*_PAGE_FILES, "/health"))
-    _refuse_clearly(app)
+    _add_error_handlers(app)
 
-    @app.post("/search", response_model=searching.Answer, openapi_extra=searching.SCHEMA)
+    @app.post("/search", response_model=search_request.SearchResponse, openapi_extra=search_request.SCHEMA)
     async def search(request: Request) -> Any:
-        """The items most like an uploaded image (as a form), or an item or vector (as JSON)."""
+        """Find the items most similar to an uploaded image (as a form), or to an item or vector (as JSON)."""
         if request.headers.get("content-type", "").partition(";")[0].strip() == "multipart/form-data":
             async with request.form(max_files=1, max_fields=100) as form:
-                query, image = await searching.of_form(form)
+                query, image = await search_request.from_form(form)
         else:
-            query, image = searching.parsed(await request.body()), None
-        return JSONResponse(await threads.run(searching.search, index, query, image, learners, limits))
+            query, image = search_request.from_json(await request.body()), None
+        return JSONResponse(await threads.run(search_request.search, index, query, image, learners, limits))
 
     @app.get("/items")
     async def items(
@@ -90,12 +92,12 @@ def create_app(
         limit: Annotated[int, Query(ge=1)] = 50,
         where: Annotated[list[str], Query()] = [],  # noqa: B006
     ) -> dict[str, Any]:
-        """Items in order of their numbers, a page at a time; `where` as in a search."""
+        """List items in order of their ids, page by page; `where` as in a search."""
         if limit > limits.most_k:
-            raise Refusal(400, f"limit {limit}: at most {limits.most_k:,} items a page")
+            raise Refusal(400, f"limit {limit}: the maximum is {limits.most_k:,}")
 
         def page() -> dict[str, Any]:
-            conditions = conditions_of(searching.where_of(where), index.about)
+            conditions = conditions_of(search_request.where_of(where), index.about)
             ids = index.store.ids(conditions)
             wanted = ids[offset : offset + limit].tolist()
             rows = rows_of(index, wanted)
@@ -110,7 +112,7 @@ def create_app(
 
     @app.get("/items/{item}/image", response_class=Response, responses={200: {"content": {"image/webp": {}}}})
     async def image(request: Request, item: int, size: Annotated[int, Query(ge=1)] = 192) -> Response:
-        """A picture of an item, its longer side about `size` pixels and at most 768."""
+        """A thumbnail of an item, its longer side about `size` pixels and at most 768."""
         row = await threads.run(row_of, index, item)
         headers = {"Cache-Control": "private, max-age=300", "ETag": f'"{row.content}-{size}"'}
         if request.headers.get("if-none-match") == headers["ETag"]:
@@ -121,20 +123,28 @@ def create_app(
     async def about() -> dict[str, Any]:
         """The index, its columns and learners, and this server's limits."""
 
-        def tell() -> dict[str, Any]:
-            said = index.about
+        def describe() -> dict[str, Any]:
+            about = index.about
             columns = [{"name": name, "kind": "text"} for name in ("label", "path")]
-            columns += [{"name": column.name, "kind": column.kind} for column in said.columns]
-            told = {"items": len(index), "dims": said.dims, "metric": "cosine", "fingerprint": said.fingerprint}
-            told |= {"sees": "images" if said.vector_dim is None else "vectors", "vector_dim": said.vector_dim}
-            return told | {"learners": learners, "columns": columns, "views": views.names}
+            columns += [{"name": column.name, "kind": column.kind} for column in about.columns]
+            return {
+                "items": len(index),
+                "dims": about.dims,
+                "metric": "cosine",
+                "fingerprint": about.fingerprint,
+                "sees": "images" if about.vector_dim is None else "vectors",
+                "vector_dim": about.vector_dim,
+                "learners": learners,
+                "columns": columns,
+                "views": views.names,
+            }
 
         limited = {"upload_bytes": limits.upload_bytes, "pixels": limits.pixels, "most_k": limits.most_k}
-        return {**await threads.run(tell), "limits": limited, "version": __version__}
+        return {**await threads.run(describe), "limits": limited, "version": __version__}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the index can be searched; else 503."""
+        """Answer 200 if the index can be searched, else 503."""
         await threads.run(index.store.version)
         return {"status": "ok"}
 
@@ -145,7 +155,7 @@ def create_app(
 
     @app.post("/login", status_code=204, include_in_schema=False)
     async def login() -> Response:
-        # The guard has checked the token; pictures cannot send it themselves.
+        # The guard has checked the token. A cookie keeps it, since <img> cannot send a header.
         response = Response(status_code=204)
         if token is not None:
             response.set_cookie(COOKIE, token, httponly=True, samesite="strict", path="/")
@@ -165,7 +175,7 @@ def _file(path: Path) -> Any:
 
 
 def _learners(index: Index) -> int:
-    """K, where what each learner finds alike can be told; 0 where it cannot."""
+    """The number of learners that can be searched by; 0 if there is one, or the model cannot be loaded."""
     try:
         if index.model.num_learners < 2:
             return 0
@@ -175,8 +185,8 @@ def _learners(index: Index) -> int:
         return 0
 
 
-def _refuse_clearly(app: FastAPI) -> None:
-    """Every refusal is ``{"error": ...}``."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with ``{"error": ...}``."""
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Any) -> JSONResponse:
@@ -189,7 +199,7 @@ def _refuse_clearly(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Any) -> JSONResponse:
-        return JSONResponse({"error": searching.told(error.errors())}, 422)
+        return JSONResponse({"error": search_request.validation_message(error.errors())}, 422)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: Any) -> JSONResponse:
@@ -197,4 +207,4 @@ def _refuse_clearly(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Any) -> JSONResponse:
-        return JSONResponse({"error": "the server failed at this; its log says where"}, 500)
+        return JSONResponse({"error": "internal server error; see the log of the server"}, 500)

@@ -1,4 +1,4 @@
-"""What every request passes first: who may ask, how much may be sent, and what is counted."""
+"""`Guard`: the middleware that authenticates requests, limits their bodies, and counts them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class Metrics:
-    """Requests by route and status, and how long they took."""
+    """Counters of requests by route and status, and a histogram of their durations."""
 
     def __init__(self) -> None:
         self.in_progress = 0
@@ -29,8 +29,8 @@ class Metrics:
         self._seconds = 0.0
 
     def count(self, scope: dict[str, Any], status: int, seconds: float) -> None:
-        """Count a request that was answered."""
-        # A path that no route has could be anything, and each would be a line.
+        """Count an answered request."""
+        # Paths without a route share a line: there is no end to them.
         path = getattr(scope.get("route"), "path", "other")
         self._requests[path, status] += 1
         self._seconds += seconds
@@ -38,7 +38,7 @@ class Metrics:
             self._buckets[bucket] += seconds <= bucket
 
     def text(self, **gauges: float) -> str:
-        """All counts in Prometheus's text format.
+        """The metrics in Prometheus's text format.
 
         Args:
             gauges: further numbers, by name.
@@ -65,7 +65,7 @@ SECURITY = {
     "cross-origin-resource-policy": "same-origin",
 }
 _DRAINED_SECONDS = 5
-"""How long what comes after a refusal is read and dropped, so that the sender sees the refusal."""
+"""After a refusal, the rest of the body is read for so long, so that the client gets the response."""
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -73,7 +73,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address reaches this machine alone."""
+    """Whether a host name or address is reachable from this machine alone."""
     if host.casefold() == "localhost":
         return True
     try:
@@ -83,10 +83,11 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """ASGI: checks Host, Origin and token, reads the body within its limits, counts, and sets headers.
+    """ASGI middleware: checks Host, Origin and token, reads the body within the limits, counts requests, and sets
+    security headers.
 
-    Without a token only this machine may ask, and only by a name of its own: a page of another name that resolves to
-    127.0.0.1 (DNS rebinding) is refused. With one, ``open_paths`` are given without it.
+    Without a token, only requests to 127.0.0.1 or localhost are answered; other names that resolve to 127.0.0.1 (DNS
+    rebinding) are refused. With a token, every path but ``open_paths`` needs it.
     """
 
     def __init__(
@@ -104,12 +105,12 @@ class Guard:
                 await self.app(scope, receive, send)
             return
         started = time.monotonic()
-        status, whole = 500, False
+        status, complete = 500, False
 
         async def received() -> dict[str, Any]:
-            nonlocal whole
+            nonlocal complete
             message = await receive()
-            whole = message["type"] != "http.request" or not message.get("more_body")
+            complete = message["type"] != "http.request" or not message.get("more_body")
             return message
 
         async def send_with(message: dict[str, Any]) -> None:
@@ -129,7 +130,7 @@ class Guard:
                     self._check(scope, headers)
                     body = await self._body(headers, received)
                 except Refusal:
-                    if not whole and headers.keys() & {"content-length", "transfer-encoding"}:
+                    if not complete and headers.keys() & {"content-length", "transfer-encoding"}:
                         await _drain(receive)
                     raise
             except Refusal as refusal:
@@ -145,45 +146,45 @@ class Guard:
         if self.metrics.in_progress > self.limits.at_once + self.limits.waiting and scope["path"] != "/health":
             raise Refusal.busy("the server is busy; try again in a second")
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or "" if _sound(host) else ""
+        name = urlsplit(f"//{host}").hostname or "" if _is_valid(host) else ""
         if self.token is None and not is_loopback(name):
-            raise Refusal(403, f"Host {host!r}: this server answers to 127.0.0.1 and localhost alone")
+            raise Refusal(403, f"Host {host!r}: this server only answers requests to 127.0.0.1 or localhost")
         origin = headers.get("origin")
-        if origin is not None and (not _sound(origin) or urlsplit(origin).netloc.casefold() != host.casefold()):
-            raise Refusal(403, f"Origin {origin!r}: only this server's own page may ask")
+        if origin is not None and (not _is_valid(origin) or urlsplit(origin).netloc.casefold() != host.casefold()):
+            raise Refusal(403, f"Origin {origin!r}: requests from other sites are refused")
         if self.token is not None and scope["path"] not in self.open_paths and not self._has_token(headers):
-            raise Refusal(401, "give the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+            raise Refusal(401, "send the token as Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     def _has_token(self, headers: dict[str, str]) -> bool:
-        kind, _, given = headers.get("authorization", "").partition(" ")
+        kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.casefold() != "bearer":
             try:
                 cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
             except CookieError:
                 return False
-            given = cookie.value if cookie else ""
-        return hmac.compare_digest(given.strip().encode(), (self.token or "").encode())
+            token = cookie.value if cookie else ""
+        return hmac.compare_digest(token.strip().encode(), (self.token or "").encode())
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes | None:
-        """The whole body; None where the sender went away before its end."""
-        most = self.limits.upload_bytes
+        """The body; None if the client disconnected before its end."""
+        limit = self.limits.upload_bytes
         length = headers.get("content-length", "")
         try:
             async with asyncio.timeout(self.limits.seconds):
-                if length.isdecimal() and int(length) > most:
+                if length.isdecimal() and int(length) > limit:
                     raise self._too_large()
-                parts, size = [], 0
+                chunks, size = [], 0
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > most:
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    if size > limit:
                         raise self._too_large()
-                    parts.append(part)
+                    chunks.append(chunk)
                     if not message.get("more_body"):
-                        return b"".join(parts)
+                        return b"".join(chunks)
         except TimeoutError:
             raise Refusal(408, f"the upload took longer than {self.limits.seconds:g} seconds") from None
 
@@ -192,7 +193,7 @@ class Guard:
 
 
 async def answer(send: Send, refusal: Refusal) -> None:
-    """Answer with what is wrong."""
+    """Send an error as JSON."""
     body = json.dumps({"error": str(refusal)}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
     await send(
@@ -205,8 +206,8 @@ async def answer(send: Send, refusal: Refusal) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _sound(address: str) -> bool:
-    """Whether it is an address that can be taken apart."""
+def _is_valid(address: str) -> bool:
+    """Whether it is a valid address."""
     try:
         parts = urlsplit(address if "//" in address else f"//{address}")
         return parts.port is not None or bool(parts.hostname)
@@ -215,13 +216,13 @@ def _sound(address: str) -> bool:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    given = False
+    sent = False
 
     async def once() -> dict[str, Any]:
-        nonlocal given
-        if given:
+        nonlocal sent
+        if sent:
             return await receive()
-        given = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return once

@@ -1,4 +1,4 @@
-"""Items of the index as the API gives them, and their pictures."""
+"""Items of the index as the API returns them, and their thumbnails."""
 
 from __future__ import annotations
 
@@ -19,55 +19,54 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DivconError, ImageError
 from divcon.search import Index
 from divcon.serve.limits import Limits, Refusal
-from divcon.serve.of_run import OfRun
+from divcon.serve.run_data import RunData
 
 
 class EncodedImages:
-    """Which items of an index are images in a table of the run's data; read at the first question, and again where the
-    index has changed."""
+    """The items of an index that are encoded images in a table of the run's data. The data is read at the first call,
+    and again when the index has changed."""
 
     def __init__(self, index: Index, run: Path | None) -> None:
         self._index = index
         self._run = run
         self._lock = threading.Lock()
-        self._found: tuple[str, dict[int, tuple[LabeledSet, int]]] | None = None
+        self._images: tuple[str, dict[int, tuple[LabeledSet, int]]] | None = None
 
     def get(self, item: int) -> bytes | None:
-        """The encoded image of an item; None where it is none of these."""
+        """The encoded image of an item; None if it is none of these."""
         if self._run is None:
             return None
         with self._lock:
             version = self._index.store.version()
-            if self._found is None or self._found[0] != version:
-                self._found = (version, _by_item(OfRun.of(self._run, self._index)))
-        place = self._found[1].get(item)
+            if self._images is None or self._images[0] != version:
+                self._images = (version, _by_item(RunData.read(self._run, self._index)))
+        place = self._images[1].get(item)
         if place is None:
             return None
         images, row = place
-        assert images.encoded is not None, "only such are kept"
+        assert images.encoded is not None, "_by_item skips others"
         return images.encoded[int(images.rows[row])].as_py()
 
 
-def _by_item(of_run: OfRun) -> dict[int, tuple[LabeledSet, int]]:
+def _by_item(run_data: RunData) -> dict[int, tuple[LabeledSet, int]]:
     return {
         int(item): (images, row)
-        for name, images in of_run.sets.items()
+        for name, images in run_data.sets.items()
         if images.encoded is not None
-        for row, item in enumerate(of_run.parts[name])
+        for row, item in enumerate(run_data.splits[name])
         if item >= 0
     }
 
 
 SIZES = (96, 192, 384, 768)
-"""Pixels of the longer side of a picture; the next larger is given."""
-_KEPT_BYTES = 64 << 20
-"""Of pictures that are kept in memory."""
+"""Pixels of the longer side of a thumbnail."""
+_CACHE_BYTES = 64 << 20
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
 class Row:
-    """An item, and what its picture is made of."""
+    """An item as it is stored."""
 
     id: int
     path: str
@@ -79,20 +78,19 @@ class Row:
     def to_dict(self, score: float | None = None) -> dict[str, Any]:
         """For JSON."""
         scored = {} if score is None else {"score": round(score, 6)}
-        told = {"id": self.id, **scored, "label": self.label, "path": self.path, "metadata": self.metadata}
-        return told | {"box": self.box, "image": f"/items/{self.id}/image"}
+        own = {"id": self.id, **scored, "label": self.label, "path": self.path, "metadata": self.metadata}
+        return own | {"box": self.box, "image": f"/items/{self.id}/image"}
 
 
 def rows_of(index: Index, ids: Sequence[int] | np.ndarray) -> dict[int, Row]:
-    """Those items that are there, by id."""
+    """The items of these ids that are in the index, by id."""
     columns = index.about.columns
-    wanted = np.array([i for i in ids if 0 <= i < 2**63], np.int64)
-    found = {}
-    for row in index.store.rows(wanted).to_pylist() if len(wanted) else []:
+    rows = {}
+    for row in index.store.rows(np.array([i for i in ids if 0 <= i < 2**63], np.int64)).to_pylist():
         box = tuple(map(int, row["box"].split(","))) if row["box"] else None
         own = {column.name: _in_json(row.get(column.stored)) for column in columns}
-        found[row["id"]] = Row(row["id"], row["path"], row["label"], box, row["content"], own)  # type: ignore[arg-type]
-    return found
+        rows[row["id"]] = Row(row["id"], row["path"], row["label"], box, row["content"], own)  # type: ignore[arg-type]
+    return rows
 
 
 def _in_json(value: Any) -> Any:
@@ -103,24 +101,24 @@ def row_of(index: Index, item: int) -> Row:
     """The item of an id.
 
     Raises:
-        Refusal: there is none.
+        Refusal: there is no such item.
     """
-    found = rows_of(index, [item]).get(item)
-    if found is None:
+    row = rows_of(index, [item]).get(item)
+    if row is None:
         raise Refusal(404, f"there is no item {item}")
-    return found
+    return row
 
 
 def check_pixels(content: bytes | Path, most: int, *, known_only: bool = False) -> None:
-    """Look at an image's header, before anything is decoded.
+    """Check an image by its header, before it is decoded.
 
     Args:
-        most: pixels.
-        known_only: refuse formats that are no photographs' or pictures'.
+        most: the largest number of pixels.
+        known_only: take common formats only.
 
     Raises:
         Refusal: it has more pixels.
-        ImageError: what it looks like instead.
+        ImageError: it is no image, or has another format.
     """
     formats = _FORMATS if known_only else None
     size = None
@@ -130,14 +128,14 @@ def check_pixels(content: bytes | Path, most: int, *, known_only: bool = False) 
     except Image.DecompressionBombError as error:
         raise Refusal(413, f"the image has too many pixels ({error}); send it smaller") from None
     except Exception:
-        # What a broken header brings about is its reader's secret; decoding says what the file is instead.
+        # A broken header may raise anything; decoding says what the file is instead.
         if not (known_only and _opens(content)):
             decode(content)
-        raise ImageError("this image is of a format that is not taken; save it as PNG, JPEG or WebP") from None
+        raise ImageError("images of this format are not accepted; save it as PNG, JPEG or WebP") from None
     if size[0] * size[1] > most:
         raise Refusal(
             413,
-            f"the image has {size[0]:,} x {size[1]:,} pixels, and {most / 1e6:g} million are taken; send it smaller",
+            f"the image has {size[0]:,} x {size[1]:,} pixels; the limit is {most / 1e6:g} million, so send it smaller",
         )
 
 
@@ -150,12 +148,12 @@ def _opens(content: bytes | Path) -> bool:
 
 
 class Pictures:
-    """Small pictures of items: those of the index alone, decoded and written anew, the last ones kept."""
+    """Thumbnails of items, with a cache. Only images of the index are read, and none is passed on as it is."""
 
     def __init__(self, limits: Limits, encoded: EncodedImages) -> None:
         self._limits = limits
         self._encoded = encoded
-        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -163,27 +161,27 @@ class Pictures:
         """A WebP of the item's image, its longer side ``size`` pixels or the next larger of `SIZES`.
 
         Raises:
-            Refusal: its image is neither a file nor in the run's data, is gone, or does not decode.
+            Refusal: its image is neither a file here nor in the run's data, or does not decode.
         """
         side = next((s for s in SIZES if s >= size), SIZES[-1])
         with self._lock:
-            if (row.content, side) in self._kept:
-                self._kept.move_to_end((row.content, side))
-                return self._kept[row.content, side]
-        made = self._made(row, side)
+            if (row.content, side) in self._cache:
+                self._cache.move_to_end((row.content, side))
+                return self._cache[row.content, side]
+        content = self._thumbnail(row, side)
         with self._lock:
-            if (row.content, side) not in self._kept:
-                self._kept[row.content, side] = made
-                self._bytes += len(made)
-            while self._bytes > _KEPT_BYTES:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
-        return made
+            if (row.content, side) not in self._cache:
+                self._cache[row.content, side] = content
+                self._bytes += len(content)
+            while self._bytes > _CACHE_BYTES:
+                self._bytes -= len(self._cache.popitem(last=False)[1])
+        return content
 
-    def _made(self, row: Row, side: int) -> bytes:
+    def _thumbnail(self, row: Row, side: int) -> bytes:
         path = Path(row.path)
         source = path if path.is_absolute() and path.is_file() else self._encoded.get(row.id)
         if source is None:
-            raise Refusal(404, f"item {row.id}: its image is not (or no more) on this machine")
+            raise Refusal(404, f"item {row.id}: its image is not on this machine (any more)")
         try:
             check_pixels(source, self._limits.pixels)
             image = decode(source, row.box)

@@ -1,4 +1,4 @@
-"""What the server takes on, and the threads that do it."""
+"""The limits of the server, and the threads that answer requests."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """Beyond these a request is refused; the server goes on."""
+    """Limits of requests; one beyond them is refused."""
 
     upload_mb: float = 20
-    """Megabytes (10^6 bytes) of a request's body."""
+    """The size of a request's body in megabytes (10^6 bytes)."""
     megapixels: float = 50
-    """Millions of pixels of an image, read from its header before it is decoded."""
+    """The size of an image in millions of pixels, read from its header before it is decoded."""
     most_k: int = 200
-    """The largest k, and the most items of a page of items."""
+    """The largest k, and the largest page of items."""
     at_once: int = 4
-    """Requests that are worked on at the same time."""
+    """Requests that are processed at the same time."""
     waiting: int = 64
-    """Requests that wait for these; a further one is refused."""
+    """Requests that may wait; further ones are refused."""
     seconds: float = 30
-    """For a request, its upload included."""
+    """The time of a request, with its upload."""
 
     def __post_init__(self) -> None:
         for name in ("upload_mb", "megapixels", "most_k", "at_once", "seconds"):
             if not 0 < getattr(self, name) < 1e9:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0")
+                raise ConfigError(f"`{name}` {getattr(self, name)}: pass a number above 0", field=name)
         if self.waiting < 0:
-            raise ConfigError(f"--waiting {self.waiting}: give 0 or more")
+            raise ConfigError(f"`waiting` {self.waiting}: pass 0 or more", field="waiting")
 
     @property
     def upload_bytes(self) -> int:
@@ -48,7 +48,7 @@ class Limits:
 
 
 class Refusal(Exception):
-    """A request that is answered with a status and what is wrong."""
+    """An error that is answered with an HTTP status and a message."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -57,31 +57,31 @@ class Refusal(Exception):
 
     @classmethod
     def busy(cls, message: str) -> Refusal:
-        """503, and when to try again."""
+        """Status 503, with the time to retry after."""
         return cls(503, message, {"Retry-After": "1"})
 
 
 class Threads:
-    """Works in threads, a limited number at once. What takes too long is given up, and keeps its thread until it has
-    ended."""
+    """A thread pool with limits. A call that takes too long is answered with an error, and keeps its thread until it
+    ends."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._pool = ThreadPoolExecutor(limits.at_once, thread_name_prefix="divcon-serve")
-        self._taken = 0
+        self._pending = 0
 
     async def run(self, act: Callable[..., T], *args: Any) -> T:
-        """What ``act`` gives.
+        """Call ``act`` in a thread, and return its result.
 
         Raises:
-            Refusal: too many wait already, or it takes too long.
+            Refusal: too many calls are waiting, or it takes too long.
         """
-        if self._taken >= self.limits.at_once + self.limits.waiting:
+        if self._pending >= self.limits.at_once + self.limits.waiting:
             raise Refusal.busy("the server is busy; try again in a second")
-        self._taken += 1
+        self._pending += 1
         future = self._pool.submit(act, *args)
         loop = asyncio.get_running_loop()
-        # Called in the thread that ends it: the count is the loop's.
+        # The callback runs in the worker's thread; only the event loop changes the count.
         future.add_done_callback(lambda _: _call(loop, self._free))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.seconds)
@@ -89,10 +89,10 @@ class Threads:
             raise Refusal.busy(f"this took longer than {self.limits.seconds:g} seconds") from None
 
     def _free(self) -> None:
-        self._taken -= 1
+        self._pending -= 1
 
     def close(self) -> None:
-        """Take no more on; what has begun ends."""
+        """Take no more calls; those that have begun end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -102,29 +102,29 @@ def _call(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
 
 
 class Background:
-    """Works in one thread, and keeps each result until what it was made of changes."""
+    """One thread for long computations; it keeps each result until its input changes."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="divcon-background")
-        self._kept: dict[str, tuple[str, Future[Any]]] = {}
+        self._results: dict[str, tuple[str, Future[Any]]] = {}
         self._lock = threading.Lock()
 
     def get(self, name: str, version: str, act: Callable[[], Any]) -> Any | None:
-        """What ``act`` gives, or None while it is at work; what it raises is raised, and it is tried again next time.
+        """The result of ``act``; None while it is being computed. An error is raised, and the next call tries again.
 
         Args:
-            name: of the result.
-            version: of what it is made of; with another one it is made anew.
+            name: the name of the result.
+            version: the version of its input; for another version it is computed again.
         """
         with self._lock:
-            kept = self._kept.get(name)
-            if kept is None or kept[0] != version:
-                kept = self._kept[name] = (version, self._pool.submit(act))
-            future = kept[1]
+            result = self._results.get(name)
+            if result is None or result[0] != version:
+                result = self._results[name] = (version, self._pool.submit(act))
+            future = result[1]
             if future.done() and future.exception() is not None:
-                del self._kept[name]
+                del self._results[name]
         return future.result() if future.done() else None
 
     def close(self) -> None:
-        """Take no more on."""
+        """Take no more calls."""
         self._pool.shutdown(wait=False, cancel_futures=True)

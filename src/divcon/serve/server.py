@@ -1,4 +1,4 @@
-"""Serving until a signal stops it."""
+"""Run the server until a signal stops it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from divcon.errors import ConfigError
 
 _STOP_SECONDS = 10
-"""For requests that are under way when the server is stopped."""
+"""The time that running requests have to end when the server is stopped."""
 
 
 def serve(app: Any, host: str, port: int, *, seconds: float) -> None:
-    """Answer on host and port until SIGINT or SIGTERM; requests under way are then finished first.
+    """Answer requests until SIGINT or SIGTERM; running requests are finished first.
 
     Args:
-        seconds: a connection that brings no whole request line and headers for so long is closed.
+        seconds: a connection that sends no complete request line and headers in this time is closed.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the server cannot listen on this host and port.
     """
     import signal
     import socket
@@ -32,10 +32,12 @@ def serve(app: Any, host: str, port: int, *, seconds: float) -> None:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error})") from None
+        raise ConfigError(
+            f"`host` {host}, `port` {port}: cannot listen there ({error})", field=("port", "host")
+        ) from None
     config = uvicorn.Config(
         app,
-        http=_impatient(seconds),
+        http=_with_timeout(seconds),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -59,28 +61,28 @@ def serve(app: Any, host: str, port: int, *, seconds: float) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def _impatient(seconds: float) -> Any:
-    """uvicorn's protocol, which would wait for the end of a request's headers for ever."""
+def _with_timeout(seconds: float) -> Any:
+    """uvicorn's protocol with a timeout for the headers of a request, which it would wait for without end."""
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     base: Any = AutoHTTPProtocol
 
-    class Impatient(base):
+    class WithTimeout(base):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._look_again()
+            self._schedule()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._look.cancel()
+            self._timer.cancel()
             super().connection_lost(exc)
 
-        def _look_again(self) -> None:
-            self._look = self.loop.call_later(seconds, self._close_if_idle, self.cycle)
+        def _schedule(self) -> None:
+            self._timer = self.loop.call_later(seconds, self._close_if_idle, self.cycle)
 
         def _close_if_idle(self, before: Any) -> None:
             if self.cycle is before and (before is None or before.response_complete):
                 self.transport.close()
             else:
-                self._look_again()
+                self._schedule()
 
-    return Impatient
+    return WithTimeout

@@ -14,41 +14,43 @@ from divcon.search import Index
 from divcon.serve.failures import failures
 from divcon.serve.items import rows_of
 from divcon.serve.limits import Background, Refusal, Threads
-from divcon.serve.of_run import OfRun
+from divcon.serve.run_data import RunData
 
 By = Literal["pca", "tsne"]
-MOST: dict[str, int] = {"pca": 5_000, "tsne": 2_000}
-"""Items that are shown; of more, a sample."""
+MAX_POINTS: dict[str, int] = {"pca": 5_000, "tsne": 2_000}
+"""Items on the map; of more, a sample."""
 
 
 def coordinates(vectors: np.ndarray, by: By) -> np.ndarray:
-    """(N, 2) float64 coordinates of (N, D) vectors, between -1 and 1: the two directions in which they vary most, or
-    t-SNE (van der Maaten and Hinton, 2008), which keeps neighbours together and distorts distances."""
-    wide = np.asarray(vectors, np.float64)
-    if by == "tsne" and len(wide) >= 8:
+    """(N, 2) float64 coordinates between -1 and 1 of (N, D) vectors, by PCA, or by t-SNE (van der Maaten and Hinton,
+    2008), which keeps neighbours together and distorts distances."""
+    vectors = np.asarray(vectors, np.float64)
+    if by == "tsne" and len(vectors) >= 8:
         from sklearn.manifold import TSNE
 
-        perplexity = min(30.0, (len(wide) - 1) / 4)
-        plane = TSNE(2, init="pca", perplexity=perplexity, random_state=0).fit_transform(wide).astype(np.float64)
+        perplexity = min(30.0, (len(vectors) - 1) / 4)
+        points_2d = TSNE(2, init="pca", perplexity=perplexity, random_state=0).fit_transform(vectors).astype(np.float64)
     else:
         from sklearn.decomposition import PCA
 
-        size = min(2, *wide.shape)
-        plane = PCA(size, svd_solver="full").fit_transform(wide) if len(wide) > 1 else np.zeros((len(wide), size))
-        plane = np.pad(plane, ((0, 0), (0, 2 - size)))
-    plane = plane - (plane.max(0) + plane.min(0)) / 2 if len(plane) else plane
-    return plane / (np.abs(plane).max(initial=0) or 1.0)
+        size = min(2, *vectors.shape)
+        points_2d = (
+            PCA(size, svd_solver="full").fit_transform(vectors) if len(vectors) > 1 else np.zeros((len(vectors), size))
+        )
+        points_2d = np.pad(points_2d, ((0, 0), (0, 2 - size)))
+    points_2d = points_2d - (points_2d.max(0) + points_2d.min(0)) / 2 if len(points_2d) else points_2d
+    return points_2d / (np.abs(points_2d).max(initial=0) or 1.0)
 
 
-def plane(index: Index, by: By, of_run: OfRun | None) -> dict[str, Any]:
-    """For JSON: ``points`` with id, x, y, label, learner and split; ``total`` items."""
+def map_points(index: Index, by: By, run_data: RunData | None) -> dict[str, Any]:
+    """The map of the index, for JSON: ``points`` with id, x, y, label, learner and split; ``total`` items."""
     ids = index.store.ids()
     total = len(ids)
-    there, vectors = index.store.embeddings(sampled(ids, MOST[by], (0,)))
-    order = np.argsort(there)
-    there, vectors = there[order], vectors[order]
-    rows = rows_of(index, there)
-    splits, learners = (of_run.splits(), of_run.learners()) if of_run else ({}, {})
+    ids, vectors = index.store.embeddings(sampled(ids, MAX_POINTS[by], (0,)))
+    order = np.argsort(ids)
+    ids, vectors = ids[order], vectors[order]
+    rows = rows_of(index, ids)
+    splits, learners = (run_data.split_by_id(), run_data.learner_by_id()) if run_data else ({}, {})
     points = [
         {
             "id": int(i),
@@ -59,14 +61,14 @@ def plane(index: Index, by: By, of_run: OfRun | None) -> dict[str, Any]:
             "learner": learners.get(i),
             "split": splits.get(i),
         }
-        for i, (x, y) in zip(there.tolist(), coordinates(vectors, by), strict=True)
+        for i, (x, y) in zip(ids.tolist(), coordinates(vectors, by), strict=True)
         if i in rows
     ]
-    return {"points": points, "total": total, "problem": of_run.problem if of_run else None}
+    return {"points": points, "total": total, "problem": run_data.problem if run_data else None}
 
 
 class Views:
-    """What is computed of all items, in the background, and again where the index has changed."""
+    """The views that need all items: computed in the background, and again when the index has changed."""
 
     def __init__(self, index: Index, threads: Threads, run: Path | None, scores: dict[str, Any] | None) -> None:
         self.index = index
@@ -74,49 +76,49 @@ class Views:
         self.run = run
         self.scores = scores
         self.background = Background()
-        self._of_run: tuple[str, OfRun] | None = None
+        self._run_data: tuple[str, RunData] | None = None
 
     @property
     def names(self) -> list[str]:
-        """The views that there are, as the page calls them."""
+        """The views that the page can show."""
         divided = self.run is not None and any((self.run / "divisions").glob("epoch_*.safetensors"))
         return ["search", *(["failures"] if self.scores else []), "map", *(["divisions"] if divided else [])]
 
-    def of_run(self, version: str) -> OfRun | None:
-        """The run's data and divisions; only the background's thread asks."""
+    def run_data(self, version: str) -> RunData | None:
+        """The run's data and divisions; called by the background's thread alone."""
         if self.run is None:
             return None
-        if self._of_run is None or self._of_run[0] != version:
-            self._of_run = (version, OfRun.of(self.run, self.index))
-        return self._of_run[1]
+        if self._run_data is None or self._run_data[0] != version:
+            self._run_data = (version, RunData.read(self.run, self.index))
+        return self._run_data[1]
 
     async def answer(self, name: str, act: Any) -> Any:
-        """What ``act`` gives, or a 202 while it is computed."""
+        """The result of ``act(run_data)`` as JSON; 202 while it is being computed."""
         version = await self.threads.run(self.index.store.version)
-        made = self.background.get(name, version, lambda: act(self.of_run(version)))
-        if made is None:
+        result = self.background.get(name, version, lambda: act(self.run_data(version)))
+        if result is None:
             return JSONResponse({"state": "computing"}, 202, {"Retry-After": "1"})
-        return JSONResponse(made)
+        return JSONResponse(result)
 
     def add_to(self, app: FastAPI) -> None:
-        """Add the routes; each answers 202 until its result is there."""
+        """Add the routes; each answers 202 until its result is computed."""
 
         @app.get("/map")
         async def the_map(by: By = "pca") -> Any:
             """Items in two dimensions, with label, learner and split."""
-            return await self.answer(f"map {by}", lambda of_run: plane(self.index, by, of_run))
+            return await self.answer(f"map {by}", lambda run_data: map_points(self.index, by, run_data))
 
         @app.get("/failures")
         async def the_failures() -> Any:
-            """The worst queries of an evaluated run, the classes most confused, and pairs across the split."""
+            """The worst queries of an evaluated run, the most confused classes, near-duplicates across splits."""
             scores = self.scores
             if scores is None:
-                raise Refusal(404, "no scores: start with --scores FILE, which divcon evaluate --json writes")
-            return await self.answer("failures", lambda of_run: failures(self.index, scores, of_run))
+                raise Refusal(404, 'there are no scores; start the server with "divcon serve RUN --scores FILE"')
+            return await self.answer("failures", lambda run_data: failures(self.index, scores, run_data))
 
         @app.get("/divisions")
         async def the_divisions() -> Any:
             """The run's divisions: sizes, flow of images between learners, images of each."""
             if "divisions" not in self.names:
-                raise Refusal(404, "no divisions: the index names no run that has any; give it with --run")
-            return await self.answer("divisions", lambda of_run: of_run.divisions() if of_run else None)
+                raise Refusal(404, 'there are no divisions; name the run with "divcon serve STORE --run RUN"')
+            return await self.answer("divisions", lambda run_data: run_data.divisions() if run_data else None)

@@ -2,16 +2,16 @@
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element; children that are texts are texts, whatever stands in them. */
+/** Create an element. Strings among its children become text, never markup. */
 export function el(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null || value === false) continue;
-    if (name in made && name !== "list") made[name] = value;
-    else made.setAttribute(name, value === true ? "" : value);
+    if (name in node && name !== "list") node[name] = value;
+    else node.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return made;
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return node;
 }
 
 export class Problem extends Error {}
@@ -19,24 +19,24 @@ export class Problem extends Error {}
 let login = async () => false;
 export const onUnauthorized = (act) => { login = act; };
 
-/** What the server answers; a 202 is asked again until it is done. */
+/** Fetch JSON from the server; while it answers 202, ask again. */
 export async function ask(path, options = {}) {
   for (;;) {
-    let answer;
+    let response;
     try {
-      answer = await fetch(path, options);
+      response = await fetch(path, options);
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Problem("The server does not answer; is it still running?");
     }
-    if (answer.status === 401 && (await login())) continue;
-    if (answer.status === 202) {
+    if (response.status === 401 && (await login())) continue;
+    if (response.status === 202) {
       await new Promise((go) => setTimeout(go, 500));
       continue;
     }
-    const told = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
-    if (!answer.ok) throw new Problem(told.error);
-    return told;
+    const data = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+    if (!response.ok) throw new Problem(data.error);
+    return data;
   }
 }
 
@@ -44,13 +44,13 @@ export function picture(item, size = 192) {
   const image = el("img", {
     src: `${item.image}?size=${size}`, alt: item.label ?? "item without a label", loading: "lazy", decoding: "async",
   });
-  image.addEventListener("error", () => image.replaceWith(el("span", { className: "nothing" }, "no picture")));
+  image.addEventListener("error", () => image.replaceWith(el("span", { className: "nothing" }, "no preview")));
   return image;
 }
 
 const short = (path) => path.split("/").slice(-2).join("/");
 
-/** An item as a link that searches from it. */
+/** An item, as a link that searches with it. */
 export function card(item, ...more) {
   const score = item.score === undefined ? null : el("span", { className: "score" }, item.score.toFixed(3));
   return el("a", { className: "item", href: `/?id=${item.id}`, title: item.path, "data-id": item.id },

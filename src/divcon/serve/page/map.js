@@ -1,21 +1,21 @@
-// The map: items in two dimensions, on a canvas, with a table for who does not see it.
+// The map: items in two dimensions on a canvas, and as a table for screen readers.
 
 import { $, ask, card, colour, el, table } from "/dom.js";
 
-const LABELS = 9; // with a colour of their own
+const LABELS = 9; // labels with a colour of their own
 const LISTED = 100;
-let view = null; // kept when the page goes elsewhere and comes back
+let view = null; // stays while other views are shown
 
 export async function map(state) {
   view ??= { by: "pca", colour: "label", zoom: 1, x: 0, y: 0 };
   state.say(view.by === "tsne" ? "Computing t-SNE; this can take a while …" : "Computing the map …");
-  const told = await ask(`/map?by=${view.by}`);
+  const data = await ask(`/map?by=${view.by}`);
   if (state.stale()) return;
-  draw(state, told);
+  draw(state, data);
 }
 
-function draw(state, told) {
-  const { points, total } = told;
+function draw(state, data) {
+  const { points, total } = data;
   const kinds = ["label", "learner", "split"].filter((kind) => points.some((p) => p[kind] !== null));
   if (!kinds.includes(view.colour)) view.colour = kinds[0] ?? "label";
   const by = el("select", {}, el("option", { value: "pca" }, "PCA"), el("option", { value: "tsne" }, "t-SNE"));
@@ -29,17 +29,17 @@ function draw(state, told) {
       button.addEventListener("click", act);
       return button;
     });
-  const canvas = el("canvas", { tabIndex: 0, role: "application", id: "plane", "aria-describedby": "map-help",
+  const canvas = el("canvas", { tabIndex: 0, role: "application", id: "map-canvas", "aria-describedby": "map-help",
     "aria-label": `Map of ${points.length} items` });
   const shown = el("div", { className: "shown", hidden: true });
   const legend = el("ul", { className: "legend", "aria-label": "Colours" });
   const list = el("details", { id: "map-list" });
   const sampled = points.length < total ? `, a sample of ${total.toLocaleString()}` : "";
   $("map-content").replaceChildren(
-    el("div", { className: "tools" }, el("label", {}, "Layout ", by), el("label", {}, "Colour ", colours), buttons),
-    el("p", { id: "map-help", className: "dim" }, "Drag to move, turn the wheel to zoom, click an item to search from it. "
-      + "Keys: arrows move, + and − zoom, 0 shows all, N and P go to the next and previous item, Enter searches from it."),
-    ...(told.problem ? [el("p", { className: "dim" }, `Learner and split are not known: ${told.problem}`)] : []),
+    el("div", { className: "tools" }, el("label", {}, "Layout ", by), el("label", {}, "Colour by ", colours), buttons),
+    el("p", { id: "map-help", className: "dim" }, "Drag to move, scroll to zoom, click an item to search with it. "
+      + "Keys: arrows move, + and − zoom, 0 shows all, N and P select the next and previous item, Enter searches with it."),
+    ...(data.problem ? [el("p", { className: "dim" }, `Learners and splits are unknown: ${data.problem}`)] : []),
     el("div", { className: "chart" }, canvas, shown), legend, list);
 
   let classes = new Map(), at = -1, timer = 0;
@@ -51,12 +51,12 @@ function draw(state, told) {
       : (a, b) => String(a[0]).localeCompare(String(b[0]), undefined, { numeric: true }));
     const named = order.filter(([value]) => value !== null && value !== -1).slice(0, view.colour === "label" ? LABELS : 10);
     classes = new Map(named.map(([value], i) => [value, view.colour === "learner" ? value : i]));
-    const said = (value) => (view.colour === "learner" ? `learner ${value}` : String(value));
+    const shownAs = (value) => (view.colour === "learner" ? `learner ${value}` : String(value));
     const others = points.length - named.reduce((sum, [, count]) => sum + count, 0);
     legend.replaceChildren(...named.map(([value, count]) => el("li", {},
-      el("span", { className: `swatch c${classes.get(value) % 10}`, "aria-hidden": "true" }), `${said(value)} (${count})`)),
+      el("span", { className: `swatch c${classes.get(value) % 10}`, "aria-hidden": "true" }), `${shownAs(value)} (${count})`)),
       ...(others ? [el("li", {}, el("span", { className: "swatch none", "aria-hidden": "true" }),
-        `${view.colour === "label" ? "others" : "not in it"} (${others})`)] : []));
+        `${view.colour === "label" ? "other labels" : `no ${view.colour}`} (${others})`)] : []));
   }
 
   function place(p) {
@@ -155,33 +155,33 @@ function draw(state, told) {
     zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2);
   }, { passive: false });
 
-  let held = null;
+  let drag = null;
   canvas.addEventListener("pointerdown", (event) => {
-    held = { x: event.clientX, y: event.clientY, moved: false };
+    drag = { x: event.clientX, y: event.clientY, moved: false };
     canvas.setPointerCapture(event.pointerId);
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (!held) {
-      const found = nearest(event);
-      if (found !== at) choose(found, false);
+    if (!drag) {
+      const hovered = nearest(event);
+      if (hovered !== at) choose(hovered, false);
       return;
     }
-    const dx = event.clientX - held.x, dy = event.clientY - held.y;
-    if (!held.moved && Math.hypot(dx, dy) < 4) return;
+    const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
+    if (!drag.moved && Math.hypot(dx, dy) < 4) return;
     const side = (Math.min(canvas.clientWidth, canvas.clientHeight) / 2 - 16) * view.zoom;
     view.x -= dx / side;
     view.y += dy / side;
-    held = { x: event.clientX, y: event.clientY, moved: true };
+    drag = { x: event.clientX, y: event.clientY, moved: true };
     choose(-1, false);
   });
   canvas.addEventListener("pointerup", (event) => {
-    const clicked = held && !held.moved;
-    held = null;
+    const clicked = drag && !drag.moved;
+    drag = null;
     if (!clicked) return;
     choose(nearest(event), false);
     search();
   });
-  canvas.addEventListener("pointerleave", () => { if (!held && document.activeElement !== canvas) choose(-1, false); });
+  canvas.addEventListener("pointerleave", () => { if (!drag && document.activeElement !== canvas) choose(-1, false); });
 
   function relist() {
     const rows = [...points].sort((a, b) => String(a[view.colour]).localeCompare(String(b[view.colour]), undefined, { numeric: true })
@@ -190,7 +190,7 @@ function draw(state, told) {
     const fill = () => {
       const more = el("button", { type: "button" }, "More");
       more.addEventListener("click", () => { many += LISTED; fill(); });
-      list.replaceChildren(el("summary", {}, `The ${points.length.toLocaleString()} items as a table`),
+      list.replaceChildren(el("summary", {}, `Show the ${points.length.toLocaleString()} items as a table`),
         table(`Items by ${view.colour}${sampled}`, ["Item", "Label", "Learner", "Split", "x", "y"], rows.slice(0, many).map((p) => [
           el("a", { href: `/?id=${p.id}`, "data-id": p.id }, `item ${p.id}`), p.label ?? "", p.learner === null ? "" : p.learner < 0 ? "left out" : String(p.learner),
           p.split ?? "", p.x.toFixed(2), p.y.toFixed(2)])), ...(many < rows.length ? [more] : []));

@@ -1,11 +1,11 @@
-// The views, the state in the address, and the search.
+// The views, the state in the address bar, and the search.
 
 import { $, Problem, ask, card, cards, el, onUnauthorized, picture } from "/dom.js";
 
 const PAGE = 48;
-const uploads = new Map(); // what was sent, by its number: the address cannot hold it
+const uploads = new Map(); // uploaded images by number, which the address bar cannot hold
 let about = null;
-let current = 0; // counts searches: an answer that a newer one overtook is dropped
+let current = 0; // the number of the latest request: answers to earlier ones are dropped
 let offset = 0;
 
 const views = {
@@ -18,20 +18,20 @@ const views = {
 // The state is the address: view, id or upload, k, and a `where` of COLUMN, OPERATOR and VALUE for each condition.
 
 function read() {
-  const given = new URLSearchParams(location.search);
-  const where = given.getAll("where").map((text) => JSON.parse(text)).filter((c) => Array.isArray(c) && c.length === 3);
-  const view = given.get("view") in views ? given.get("view") : "search";
-  return { view, id: given.get("id"), upload: given.get("upload"), k: Number(given.get("k")) || 24, where };
+  const params = new URLSearchParams(location.search);
+  const where = params.getAll("where").map((text) => JSON.parse(text)).filter((c) => Array.isArray(c) && c.length === 3);
+  const view = params.get("view") in views ? params.get("view") : "search";
+  return { view, id: params.get("id"), upload: params.get("upload"), k: Number(params.get("k")) || 24, where };
 }
 
 function address(state) {
-  const given = new URLSearchParams();
-  if (state.view !== "search") given.set("view", state.view);
-  if (state.id !== null) given.set("id", state.id);
-  if (state.upload !== null) given.set("upload", state.upload);
-  if (state.k !== 24) given.set("k", state.k);
-  for (const condition of state.where) given.append("where", JSON.stringify(condition));
-  const text = given.toString();
+  const params = new URLSearchParams();
+  if (state.view !== "search") params.set("view", state.view);
+  if (state.id !== null) params.set("id", state.id);
+  if (state.upload !== null) params.set("upload", state.upload);
+  if (state.k !== 24) params.set("k", state.k);
+  for (const condition of state.where) params.append("where", JSON.stringify(condition));
+  const text = params.toString();
   return text ? `/?${text}` : "/";
 }
 
@@ -48,7 +48,7 @@ function asObject(where) {
 function say(text) { $("status").textContent = text; }
 
 function complain(text) {
-  $("problem").textContent = text;
+  $("problem").textContent = text.charAt(0).toUpperCase() + text.slice(1);
   $("problem").hidden = !text;
 }
 
@@ -80,51 +80,51 @@ async function showSearch(state) {
   showFilter(state);
   offset = 0;
   const sent = state.upload === null ? null : uploads.get(state.upload);
-  if (state.upload !== null && !sent) throw new Problem("That image is not kept across a reload; choose it again.");
+  if (state.upload !== null && !sent) throw new Problem("An uploaded image is lost when the page reloads. Choose it again.");
   if (state.id === null && !sent) return browse(state);
   say("Searching …");
-  const asked = { k: Math.min(state.k, about.limits.most_k), where: asObject(state.where) };
-  if (about.learners) Object.assign(asked, { learner: "each", each_k: 8 });
+  const request = { k: Math.min(state.k, about.limits.most_k), where: asObject(state.where) };
+  if (about.learners) Object.assign(request, { learner: "each", each_k: 8 });
   let answer;
   if (sent && !sent.embedding) {
     const form = new FormData();
     form.append("image", sent.file, sent.file.name || "pasted");
-    for (const [name, value] of Object.entries(asked)) {
+    for (const [name, value] of Object.entries(request)) {
       form.append(name, name === "where" ? JSON.stringify(value) : value);
     }
     answer = await ask("/search", { method: "POST", body: form });
     sent.embedding = answer.embedding;
   } else {
     const by = sent ? { vector: sent.embedding } : { id: Number(state.id) };
-    answer = await ask("/search", { method: "POST", body: JSON.stringify({ ...asked, ...by }) });
+    answer = await ask("/search", { method: "POST", body: JSON.stringify({ ...request, ...by }) });
   }
   const item = sent ? null : await ask(`/items/${encodeURIComponent(state.id)}`);
   if (state.stale()) return;
   showQuery(item, sent);
-  $("results-title").textContent = "Most alike";
+  $("results-title").textContent = "Most similar";
   $("more").hidden = true;
   $("results").replaceChildren(...answer.hits.map((hit) => el("li", {}, card(hit))));
   suggest(answer.hits);
   showLearners(answer.learners);
-  say(answer.hits.length ? `${answer.hits.length} items found, the most alike first.` : "No item fulfils the filter.");
+  say(answer.hits.length ? `${answer.hits.length} items found, most similar first.` : "No item matches the filter.");
 }
 
 function showQuery(item, sent) {
-  const image = item ? picture(item, 384) : el("img", { src: sent.url, alt: "The image that was sent" });
+  const image = item ? picture(item, 384) : el("img", { src: sent.url, alt: "Your image" });
   const facts = item
     ? [["Label", item.label ?? "none"], ["Path", item.path], ...Object.entries(item.metadata)]
     : [["File", sent.file.name || "pasted"]];
-  const told = facts.filter(([, value]) => value !== null).map(([name, value]) =>
+  const rows = facts.filter(([, value]) => value !== null).map(([name, value]) =>
     el("p", {}, el("span", { className: "dim" }, `${name}: `), String(value)));
   const all = el("a", { href: "/", "data-clear": true }, "All items");
-  $("query").replaceChildren(image, el("div", {}, el("p", {}, el("strong", {}, "Searching for what is like this")), told, all));
+  $("query").replaceChildren(image, el("div", {}, el("p", {}, el("strong", {}, "Query")), rows, all));
   $("query").hidden = false;
 }
 
 function showLearners(rows) {
   $("learners").replaceChildren();
   if (!rows.length) return;
-  $("learners").append(el("h3", {}, "What each learner finds alike"));
+  $("learners").append(el("h3", {}, "Most similar for each learner"));
   for (const { learner, hits } of rows) {
     const title = el("h4", { id: `learner-${learner}` }, `Learner ${learner}`);
     const list = cards(hits, "row");
@@ -134,7 +134,7 @@ function showLearners(rows) {
 }
 
 async function browse(state) {
-  say("Reading …");
+  say("Loading …");
   const where = state.where.length ? `&where=${encodeURIComponent(JSON.stringify(asObject(state.where)))}` : "";
   const size = Math.min(PAGE, about.limits.most_k);
   const answer = await ask(`/items?offset=${offset}&limit=${size}${where}`);
@@ -142,15 +142,15 @@ async function browse(state) {
   $("query").hidden = true;
   $("learners").replaceChildren();
   $("results-title").textContent = "Items";
-  const made = answer.items.map((item) => el("li", {}, card(item)));
-  if (offset) $("results").append(...made);
-  else $("results").replaceChildren(...made);
-  if (offset && made.length) made[0].firstChild.focus();
+  const shown = answer.items.map((item) => el("li", {}, card(item)));
+  if (offset) $("results").append(...shown);
+  else $("results").replaceChildren(...shown);
+  if (offset && shown.length) shown[0].firstChild.focus();
   suggest(answer.items);
   offset += answer.items.length;
   $("more").hidden = offset >= answer.total || !answer.items.length;
   $("more").onclick = () => browse(state).catch((error) => complain(error.message));
-  say(`${offset.toLocaleString()} of ${answer.total.toLocaleString()} items shown. Choose one to search from it.`);
+  say(`${offset.toLocaleString()} of ${answer.total.toLocaleString()} items shown. Click one to search with it.`);
 }
 
 // The filter
@@ -159,7 +159,7 @@ function showFilter(state) {
   $("k").value = String(state.k);
   $("conditions").replaceChildren(...state.where.map((condition, place) => {
     const text = condition.join(" ");
-    const remove = el("button", { type: "button", "aria-label": `Remove the condition ${text}` }, `${text} ✕`);
+    const remove = el("button", { type: "button", "aria-label": `Remove the filter ${text}` }, `${text} ✕`);
     remove.addEventListener("click", () => {
       go({ where: state.where.filter((_, other) => other !== place) });
       $("value").focus();
@@ -198,7 +198,7 @@ function begin() {
   window.addEventListener("popstate", () => show());
 
   if (about.sees !== "images") {
-    $("drop").replaceChildren(el("p", { className: "dim" }, "The model sees vectors: choose an item to search from it."));
+    $("drop").replaceChildren(el("p", { className: "dim" }, "This index holds vectors. Click an item to search with it."));
     return;
   }
   $("file").addEventListener("change", () => { send($("file").files[0]); $("file").value = ""; });
@@ -214,7 +214,7 @@ function begin() {
 function send(file) {
   if (!file) return;
   if (file.size > about.limits.upload_bytes) {
-    complain(`${file.name}: larger than the ${about.limits.upload_bytes / 1e6} MB that the server takes.`);
+    complain(`${file.name}: larger than the limit of ${about.limits.upload_bytes / 1e6} MB.`);
     return;
   }
   const number = String(uploads.size);
@@ -222,7 +222,7 @@ function send(file) {
   go({ view: "search", id: null, upload: number }, true);
 }
 
-// The token, where the server asks for one: from the address (#token=...), or typed. A cookie keeps it.
+// The server's token, if it has one: from the address (#token=...), or typed. A cookie keeps it.
 
 async function enter(token) {
   const answer = await fetch("/login", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
@@ -237,7 +237,7 @@ onUnauthorized(() => {
     $("login-form").onsubmit = async (event) => {
       event.preventDefault();
       if (!(await enter($("token").value))) {
-        $("login-problem").textContent = "This is not the token.";
+        $("login-problem").textContent = "Wrong token.";
         return;
       }
       $("login").close();
@@ -250,9 +250,9 @@ onUnauthorized(() => {
 
 async function start() {
   try {
-    const given = new URLSearchParams(location.hash.slice(1)).get("token");
-    if (given) {
-      await enter(given);
+    const token = new URLSearchParams(location.hash.slice(1)).get("token");
+    if (token) {
+      await enter(token);
       history.replaceState(null, "", location.pathname + location.search);
     }
     about = await ask("/about");
@@ -261,7 +261,7 @@ async function start() {
     $("about").textContent = `${about.items.toLocaleString()} ${images}, ${about.dims} dimensions${learners}`;
     begin();
     await show();
-    if ($("file")?.files.length) $("file").dispatchEvent(new Event("change"));  // chosen before anybody listened
+    if ($("file")?.files.length) $("file").dispatchEvent(new Event("change"));  // chosen before the listener was added
   } catch (error) {
     complain(error.message);
   }

@@ -1,34 +1,34 @@
-// The failures of an evaluated run, and its divisions through time.
+// The failures of an evaluated run, and the divisions of its training.
 
 import { $, ask, card, cards, colour, el, picture, table } from "/dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
 function svg(tag, properties, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(properties)) made.setAttribute(name, value);
-  made.append(...children.flat());
-  return made;
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(properties)) node.setAttribute(name, value);
+  node.append(...children.flat());
+  return node;
 }
 
 const SCORES = { recall_at_1: "Recall@1", r_precision: "R-precision", map_at_r: "MAP@R" };
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
 export async function failures(state) {
-  state.say("Looking at the failures …");
-  const told = await ask("/failures");
+  state.say("Loading the failures …");
+  const data = await ask("/failures");
   if (state.stale()) return;
-  const { summary } = told;
+  const { summary } = data;
   const content = $("failures-content");
-  const judged = el("p", {}, `${summary.failed.toLocaleString()} of ${summary.queries.toLocaleString()} queries have a `
+  const overview = el("p", {}, `${summary.failed.toLocaleString()} of ${summary.queries.toLocaleString()} queries have a `
     + `nearest neighbour of another class (Recall@1 ${percent(summary.recall_at_1 ?? 1 - summary.failed / summary.queries)}).`);
   const missing = summary.in_index < summary.queries
     ? el("p", { className: "dim" }, `${summary.in_index.toLocaleString()} of these queries are in the index; `
-      + "the others are shown by their paths alone.") : null;
-  content.replaceChildren(judged, ...(missing ? [missing] : []));
+      + "the others have no preview.") : null;
+  content.replaceChildren(overview, ...(missing ? [missing] : []));
 
   content.append(el("h3", {}, "Worst queries"));
-  for (const query of told.worst) {
+  for (const query of data.worst) {
     const scores = Object.entries(query.scores).map(([name, value]) => `${SCORES[name] ?? name} ${value?.toFixed(3)}`);
     const left = query.item ? card(query.item) : el("div", { className: "item" }, el("span", { className: "nothing" },
       "not in the index"), el("span", { className: "label" }, query.label), el("span", { className: "path" }, query.path));
@@ -38,63 +38,63 @@ export async function failures(state) {
       el("div", {}, el("p", { className: "dim" }, scores.join(", ")), query.hits.length ? hits : null)));
   }
 
-  content.append(el("h3", {}, "Classes most confused"));
-  if (told.confused.length) {
+  content.append(el("h3", {}, "Most confused classes"));
+  if (data.confused.length) {
     content.append(table("Failed queries by the class of their nearest neighbour",
-      ["Class", "Taken for", "Queries", "Of", "Examples"], told.confused.map((pair) => [pair.label, pair.taken_for,
+      ["Class", "Confused with", "Failed queries", "All queries", "Examples"], data.confused.map((pair) => [pair.label, pair.taken_for,
         pair.queries, pair.of, el("span", {}, pair.examples.map((id, i) => [i ? " " : "",
           el("a", { href: `/?id=${id}`, "data-id": id, "aria-label": `Example ${i + 1} of ${pair.label}` },
             `${i + 1}`)]).flat())])));
-  } else content.append(el("p", {}, "None: of the failed queries in the index, each is nearest to its own class."));
+  } else content.append(el("p", {}, "No failed query in the index has a nearest neighbour of another class."));
 
-  content.append(el("h3", {}, "Nearly the same in test and train"));
-  if (!told.split_known) {
-    content.append(el("p", { className: "dim" }, "Not known: the run's data cannot be read here."));
-  } else if (told.pairs.length) {
-    content.append(el("p", { className: "dim" }, "Pairs whose cosine is 0.95 and more: look whether these are copies."));
-    content.append(el("ul", { className: "grid pairs" }, told.pairs.map((pair) => el("li", {},
+  content.append(el("h3", {}, "Near-duplicates in test and train"));
+  if (!data.split_known) {
+    content.append(el("p", { className: "dim" }, "Unknown: the data of the run cannot be read on this machine."));
+  } else if (data.pairs.length) {
+    content.append(el("p", { className: "dim" }, "Pairs with a cosine of 0.95 or more. Check whether they are copies of one image."));
+    content.append(el("ul", { className: "grid pairs" }, data.pairs.map((pair) => el("li", {},
       el("p", { className: "score" }, `cosine ${pair.score.toFixed(3)}`), card(pair.test, el("span", { className: "more" }, "test")),
       card(pair.train, el("span", { className: "more" }, "train"))))));
   } else content.append(el("p", {}, "No pair of a test and a train image in the index has a cosine of 0.95 or more."));
-  state.say(`${told.worst.length} queries shown, the worst first.`);
+  state.say(`${data.worst.length} queries shown, worst first.`);
 }
 
 export async function divisions(state) {
-  state.say("Reading the divisions …");
-  const told = await ask("/divisions");
+  state.say("Loading the divisions …");
+  const data = await ask("/divisions");
   if (state.stale()) return;
   const content = $("divisions-content");
-  content.replaceChildren(...(told.problem ? [el("p", { className: "dim" }, `Note: ${told.problem}`)] : []));
-  const most = Math.max(0, ...told.divisions.map((division) => division.sizes.length));
+  content.replaceChildren(...(data.problem ? [el("p", { className: "dim" }, `Note: ${data.problem}`)] : []));
+  const most = Math.max(0, ...data.divisions.map((division) => division.sizes.length));
   const heads = ["Epoch", "Phase", ...Array.from({ length: most }, (_, k) => `Learner ${k}`), "Left out"];
-  content.append(el("p", {}, "Each column is a division of the training images among the learners; "
-    + "bands are the images that stay with a learner or go to another."));
+  content.append(el("p", {}, "Each column shows how the training images were divided among the learners. "
+    + "Bands show the images that stay with a learner or move to another."));
   const chart = el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Flow of images between learners" });
-  chart.append(flow(told));
+  chart.append(flow(data));
   content.append(chart);
-  content.append(table("Images of each learner", heads, told.divisions.map((division) => [division.epoch,
+  content.append(table("Number of images of each learner", heads, data.divisions.map((division) => [division.epoch,
     division.phase ?? "", ...Array.from({ length: most }, (_, k) => division.sizes[k] ?? ""), division.left_out])));
-  if (told.divisions.some((division) => division.sheets.some((ids) => ids.length))) {
-    content.append(el("h3", {}, "Some images of each learner"));
-    const select = el("select", { id: "division" }, told.divisions.map((division, i) =>
+  if (data.divisions.some((division) => division.sheets.some((ids) => ids.length))) {
+    content.append(el("h3", {}, "Examples of each learner"));
+    const select = el("select", { id: "division" }, data.divisions.map((division, i) =>
       el("option", { value: String(i) }, `epoch ${division.epoch}`)));
     const sheets = el("div", { id: "sheets" });
-    const show = () => sheets.replaceChildren(...sheet(told.divisions[Number(select.value)]));
-    select.addEventListener("change", () => { show(); state.say(`Division of epoch ${told.divisions[select.value].epoch} shown.`); });
-    const divided = told.divisions.findLastIndex((division) => division.sizes.length > 1);
-    select.value = String(divided < 0 ? told.divisions.length - 1 : divided);
+    const show = () => sheets.replaceChildren(...sheet(data.divisions[Number(select.value)]));
+    select.addEventListener("change", () => { show(); state.say(`Division of epoch ${data.divisions[select.value].epoch} shown.`); });
+    const divided = data.divisions.findLastIndex((division) => division.sizes.length > 1);
+    select.value = String(divided < 0 ? data.divisions.length - 1 : divided);
     show();
     content.append(el("p", {}, el("label", {}, "Division ", select)), sheets);
   }
-  state.say(`${told.divisions.length} divisions shown.`);
+  state.say(`${data.divisions.length} divisions shown.`);
 }
 
 function sheet(division) {
   return division.sheets.flatMap((ids, k) => [
     el("h4", {}, el("span", { className: `swatch c${k % 10}`, "aria-hidden": "true" }),
-      `${division.sizes.length > 1 ? `Learner ${k}` : "All together"}: ${division.sizes[k].toLocaleString()} images`),
-    el("ul", { className: "sheet", "aria-label": `Some images of learner ${k}` }, ids.map((id) =>
-      el("li", {}, el("a", { href: `/?id=${id}`, "data-id": id, "aria-label": `Search from item ${id}` },
+      `${division.sizes.length > 1 ? `Learner ${k}` : "All images"}: ${division.sizes[k].toLocaleString()} images`),
+    el("ul", { className: "sheet", "aria-label": `Examples of learner ${k}` }, ids.map((id) =>
+      el("li", {}, el("a", { href: `/?id=${id}`, "data-id": id, "aria-label": `Search with item ${id}` },
         picture({ image: `/items/${id}/image`, label: `item ${id}` }, 96))))),
   ]);
 }
@@ -105,7 +105,7 @@ function flow({ divisions, flows }) {
   const most = Math.max(1, ...divisions.map((division) => division.sizes.length + 1));
   const scale = (height - gap * (most - 1)) / Math.max(1, total);
   const name = (division, k) => (k === division.sizes.length ? "left out"
-    : division.sizes.length > 1 ? `learner ${k}` : "all together");
+    : division.sizes.length > 1 ? `learner ${k}` : "all images");
   const fill = (division, k) => (k === division.sizes.length || division.sizes.length < 2 ? colour(-1) : colour(k));
   const tops = divisions.map((division) => {
     let y = top;
@@ -123,9 +123,9 @@ function flow({ divisions, flows }) {
       const h = count * scale, x1 = i * step + node, x2 = (i + 1) * step, m = (x1 + x2) / 2;
       const path = `M${x1} ${leave[k]}C${m} ${leave[k]} ${m} ${enter[l]} ${x2} ${enter[l]}v${h}`
         + `C${m} ${enter[l] + h} ${m} ${leave[k] + h} ${x1} ${leave[k] + h}z`;
-      const said = `epoch ${divisions[i].epoch} ${name(divisions[i], k)} to epoch ${divisions[i + 1].epoch} `
+      const title = `epoch ${divisions[i].epoch} ${name(divisions[i], k)} to epoch ${divisions[i + 1].epoch} `
         + `${name(divisions[i + 1], l)}: ${count} images`;
-      parts.push(svg("path", { d: path, class: "ribbon", fill: fill(divisions[i], k) }, svg("title", {}, said)));
+      parts.push(svg("path", { d: path, class: "ribbon", fill: fill(divisions[i], k) }, svg("title", {}, title)));
       leave[k] += h;
       enter[l] += h;
     }));

@@ -1,0 +1,240 @@
+"""The request and the response of ``POST /search``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from divcon.runtime.context import DEFAULT
+from divcon.search import Index
+from divcon.search.items import key_of
+from divcon.search.queries import embeddings_of
+from divcon.serve.items import check_pixels, rows_of
+from divcon.serve.limits import Limits, Refusal
+
+Value = str | int | float | bool
+Compared = dict[Literal["=", "!=", "<", "<=", ">", ">="], Value]
+Filter = dict[str, Value | list[Value] | Compared] | list[str]
+
+
+class SearchRequest(BaseModel):
+    """A query, which is one of ``id``, ``path``, ``vector`` or, in a form, ``image``; and the options of the search."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: int | None = Field(None, description="The id of an item.")
+    path: str | None = Field(None, description="The path of an item, as it was indexed; no other file is opened.")
+    vector: list[float] | None = Field(None, description="An embedding (D numbers), such as `embedding` of a response.")
+    k: int = Field(12, ge=1, description="The number of neighbours.")
+    where: Filter = Field(
+        default_factory=list,
+        description='Filters: {"label": "mug", "price": {"<": 10}} or ["label=mug", "price<10"]; all must hold.',
+    )
+    learner: int | Literal["each"] | None = Field(
+        None, description="Search in the subspace of this learner; `each`: in the full embedding and in each subspace."
+    )
+    each_k: int = Field(6, ge=1, description="The number of neighbours in each subspace, with learner `each`.")
+
+
+class SearchHit(BaseModel):
+    """An item and its similarity to the query."""
+
+    id: int
+    score: float = Field(description="The cosine of the two embeddings.")
+    label: str | None
+    path: str
+    metadata: dict[str, Any]
+    box: tuple[int, int, int, int] | None
+    image: str
+
+
+class LearnerHits(BaseModel):
+    """The most similar items in one learner's subspace."""
+
+    learner: int
+    hits: list[SearchHit]
+
+
+class SearchResponse(BaseModel):
+    """The most similar items, best first."""
+
+    hits: list[SearchHit]
+    learners: list[LearnerHits] = Field(description="With learner `each`, one entry per learner; else empty.")
+    embedding: list[float] = Field(description="The embedding of the query; send it as `vector` to search again.")
+
+
+SCHEMA = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary"},
+                        "k": {"type": "integer"},
+                        "where": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "COLUMN=VALUE, or a JSON object.",
+                        },
+                        "learner": {"type": "string", "description": "A learner's number, or `each`."},
+                        "each_k": {"type": "integer"},
+                    },
+                }
+            },
+        },
+    }
+}
+"""The OpenAPI schema of the body, which FastAPI cannot derive since it is JSON or a form."""
+
+
+def with_request_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Add `SearchRequest` to the components of an OpenAPI schema."""
+    own = SearchRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.setdefault("components", {}).setdefault("schemas", {})["SearchRequest"] = own
+    return schema
+
+
+def from_json(text: bytes) -> SearchRequest:
+    """The request in a JSON body.
+
+    Raises:
+        Refusal: it is not JSON, or not a valid request.
+    """
+    try:
+        return _validated(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"the body is not JSON ({error})") from None
+
+
+async def from_form(form: FormData) -> tuple[SearchRequest, bytes]:
+    """The request in a form, and the image in it.
+
+    Raises:
+        Refusal: there is no image, or it is not a valid request.
+    """
+    image = form.get("image")
+    if not isinstance(image, UploadFile):
+        raise Refusal(400, "the form has no file 'image'; send one, or JSON with id, path or vector")
+    values: dict[str, Any] = {name: form.get(name) for name in form if name not in ("image", "where")}
+    if any(isinstance(value, UploadFile) for value in values.values()):
+        raise Refusal(400, "the form has more files than 'image'")
+    values["where"] = _read([text for text in form.getlist("where") if isinstance(text, str)])
+    return _validated(values), await image.read()
+
+
+def where_of(texts: list[str]) -> Any:
+    """The filters in a query string, COLUMN=VALUE or a JSON object, as `Index.search` takes them.
+
+    Raises:
+        Refusal: they have another form.
+    """
+    return _where(_validated({"where": _read(texts)}).where)
+
+
+def _read(texts: list[str]) -> Any:
+    texts = [text for text in texts if text.strip()]
+    if len(texts) != 1 or not texts[0].lstrip().startswith("{"):
+        return texts
+    try:
+        return json.loads(texts[0])
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"where is not JSON ({error})") from None
+
+
+def _where(where: Filter) -> Any:
+    if isinstance(where, list):
+        return where or None
+    pairs = {}
+    for name, value in where.items():
+        if isinstance(value, dict) and len(value) != 1:
+            raise Refusal(422, f"where {name}: write one comparison, such as {{'<': 10}}")
+        pairs[name] = next(iter(value.items())) if isinstance(value, dict) else value
+    return pairs
+
+
+def _validated(values: Any) -> SearchRequest:
+    try:
+        return SearchRequest.model_validate(values)
+    except ValidationError as error:
+        raise Refusal(422, validation_message(error.errors())) from None
+
+
+def validation_message(errors: Any) -> str:
+    """The first of pydantic's errors, in one line."""
+    first = errors[0]
+    if "where" in first["loc"]:
+        # pydantic has an error for each of the forms that a filter may have.
+        return 'where: write columns and values, such as {"label": "mug", "price": {"<": 10}} or ["label=mug"]'
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    return f"{place or 'the body'}: {first['msg'].lower()}"
+
+
+def search(index: Index, request: SearchRequest, image: bytes | None, learners: int, limits: Limits) -> dict[str, Any]:
+    """The response to a request: the fields of `SearchResponse`.
+
+    Raises:
+        Refusal: it exceeds the limits, or there is no such item.
+        DivconError: as `Index.search`.
+    """
+    queries = [name for name in ("id", "path", "vector") if getattr(request, name) is not None]
+    queries += ["image"] if image is not None else []
+    if len(queries) != 1:
+        raise Refusal(400, f"send one of id, path, vector or image, not {' and '.join(queries) or 'none'}")
+    for name in ("k", "each_k"):
+        if getattr(request, name) > limits.most_k:
+            raise Refusal(400, f"{name} {getattr(request, name)}: the maximum is {limits.most_k:,}")
+    vector = _embedding(index, request, image, limits)
+    learner = request.learner if isinstance(request.learner, int) else None
+    options = {"where": _where(request.where), "embedded": True}
+    rankings = [index.search(vector, request.k, learner=learner, **options)]
+    if request.learner == "each":
+        rankings += [index.search(vector, request.each_k, learner=k, **options) for k in range(learners)]
+    rows = rows_of(index, list({hit.id for hits in rankings for hit in hits}))
+    full, *each = [[rows[hit.id].to_dict(hit.score) for hit in hits if hit.id in rows] for hits in rankings]
+    by_learner = [{"learner": k, "hits": hits} for k, hits in enumerate(each)]
+    return {"hits": full, "learners": by_learner, "embedding": [round(v, 7) for v in vector.tolist()]}
+
+
+def _embedding(index: Index, request: SearchRequest, image: bytes | None, limits: Limits) -> np.ndarray:
+    """(D,) float32."""
+    if image is not None:
+        check_pixels(image, limits.pixels, known_only=True)
+    item = request.id
+    if request.path is not None:
+        if ".." in request.path.replace("\\", "/").split("/"):
+            raise Refusal(400, "path: '..' is refused; send the path of an item as it was indexed")
+        item = _id_of(index, request.path)
+    if item is not None:
+        valid = [item] if 0 <= item < 2**63 else []
+        _, embeddings = index.store.embeddings(np.array(valid, np.int64))
+        if not len(embeddings):
+            raise Refusal(404, f"there is no item {item}")
+        return embeddings[0]
+    query = image if image is not None else request.vector
+    return embeddings_of(
+        [query],  # type: ignore[list-item]
+        index.store,
+        index.about,
+        lambda: index.model,
+        embedded=True,
+        batch_size=1,
+        context=DEFAULT,
+    )[0]
+
+
+def _id_of(index: Index, path: str) -> int:
+    try:
+        known = index.store.lookup([key_of(path)])
+    except UnicodeEncodeError:
+        known = {}
+    if not known:
+        raise Refusal(404, "path: no item has this path")
+    return next(iter(known.values())).id
