@@ -1,14 +1,14 @@
-"""The papers' recipes, and today's: every setting that decides what is trained, by the name of the data set.
+"""Presets: the recipes of the papers, and ours, for each data set. A preset sets all that decides what is trained.
 
     divcon train cub data/CUB_200_2011 --preset cvpr2019 --out runs/cub
     divcon reproduce cub data/CUB_200_2011 --preset cvpr2019 --out runs/cub
 
-A preset is a function of the data set's name. Data of another name gets what Stanford Online Products gets. What is
-left to you: seed, workers, device, where the weights come from.
+A preset is a function of the data set's name; any other data set gets the settings of Stanford Online Products. Seed,
+workers, device and the source of the weights are left to you.
 
-GPU memory and time in the docstrings are reckoned, not measured: batches of 80 images of 224 pixels, at 400 images a
-second of a ResNet-50 in fp32, which is what a V100 does or so, and 800 of the small networks of today's in bf16.
-Dividing, evaluating after every epoch, and the rounds that small clusters repeat come on top.
+GPU memory and hours in the docstrings are estimates, not measured: batches of 80 images of 224 pixels, 400 images per
+second for a ResNet-50 in fp32 (about a V100), and 800 for the small modern networks in bf16. Dividing, evaluating after
+every epoch, and the batches that small clusters repeat come on top.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from divcon.config.settings import DataConfig, ModelConfig, Pooling, RunConfig, 
 from divcon.errors import ConfigError, unknown
 
 FINE_GRAINED = ("cub", "cars")
-"""Few classes with many images each, which the papers give fewer learners."""
+"""Data sets of few classes with many images each; the papers use fewer learners for them."""
 
 YOURS = frozenset(
     {
@@ -46,8 +46,8 @@ def cvpr2019(data: str) -> RunConfig:
 
         divcon reproduce cub data/CUB_200_2011 --preset cvpr2019 --out runs/cub
 
-    Should need 10 GB of GPU memory. Published Recall@1 (in the paper), and the hours it should take: CUB 65.9 (0.8 h),
-    Cars 84.6 (1.1 h), SOP 75.9 (8 h), In-shop 85.7 (4 h); VehicleID (16 h) we do not know.
+    Estimated: 10 GB of GPU memory. Published Recall@1 (in the paper), with estimated hours: CUB 65.9 (0.8 h),
+    Cars 84.6 (1.1 h), SOP 75.9 (8 h), In-shop 85.7 (4 h); VehicleID (16 h) is unknown to us.
     """
     return RunConfig(
         ModelConfig(
@@ -81,7 +81,7 @@ def cvpr2019(data: str) -> RunConfig:
 
 
 def cvpr2019_released(data: str) -> RunConfig:
-    """CVPR 2019 as the released code trains: as `cvpr2019`, but the loss sees the full embedding from epoch 80 on,
+    """CVPR 2019 as the released code trains: as `cvpr2019`, but the loss is on the full embedding from epoch 80 on,
     while batches still come from one cluster, and the miner is the simpler `nearest-negatives`. The code knows SOP,
     In-shop and VehicleID; Cars gets the same with K 4, and CUB what the authors advise for it (issue 6 of their
     repository): D 256, distance-weighted sampling, as many rounds as the smallest cluster has batches, finetuning from
@@ -89,8 +89,8 @@ def cvpr2019_released(data: str) -> RunConfig:
 
         divcon reproduce sop data/Stanford_Online_Products --preset cvpr2019-released --out runs/sop
 
-    Should need 10 GB of GPU memory. Published Recall@1 (in the repository's README), and the hours it should take: SOP
-    76.40 (8 h), In-shop 87.36 (4 h), VehicleID large 91.54 (16 h); CUB (0.8 h) and Cars (1.1 h) we do not know.
+    Estimated: 10 GB of GPU memory. Published Recall@1 (in the repository's README), with estimated hours: SOP
+    76.40 (8 h), In-shop 87.36 (4 h), VehicleID large 91.54 (16 h); CUB (0.8 h) and Cars (1.1 h) are unknown to us.
     """
     written = cvpr2019(data)
     if data == "cub":
@@ -114,14 +114,14 @@ def cvpr2019_released(data: str) -> RunConfig:
 
 def tpami2021_learned(data: str) -> RunConfig:
     """TPAMI 2021 with learned masks: D 512, a hierarchy that doubles its learners to K 32, 2 images a class, 180
-    epochs; the loss sees the full embedding from epoch 80 on, on batches of one cluster to the end; the backbone rests
-    in every other epoch. These are the settings that the repository's README gives for SOP; those of the others stand
-    in the paper alone. In-shop and VehicleID get them as they are, CUB and Cars with K 4 (ours). One loss for all
+    epochs; the loss is on the full embedding from epoch 80 on, on batches of one cluster to the end; the backbone is
+    frozen in every other epoch. These are the settings that the repository's README gives for SOP; those of the others
+    stand in the paper alone. In-shop and VehicleID get them as they are, CUB and Cars with K 4 (ours). One loss for all
     learners there, one each here: without parameters of its own, margin loss is the same either way.
 
         divcon reproduce sop data/Stanford_Online_Products --preset tpami2021-learned --out runs/sop
 
-    Should need 10 GB of GPU memory. Published Recall@1 (in the repository's README), and the hours it should take: CUB
+    Estimated: 10 GB of GPU memory. Published Recall@1 (in the repository's README), with estimated hours: CUB
     67.71 (0.7 h), Cars 86.90 (1 h), SOP 79.80 (7 h), In-shop 90.49 (3 h), VehicleID large 93.93 (14 h).
     """
     return _tpami2021(data, "learned")
@@ -133,7 +133,7 @@ def tpami2021_fixed(data: str) -> RunConfig:
 
         divcon reproduce cars data/cars196 --preset tpami2021-fixed --out runs/cars
 
-    Should need 10 GB of GPU memory. Published Recall@1 (in the repository's README), and the hours it should take: CUB
+    Estimated: 10 GB of GPU memory. Published Recall@1 (in the repository's README), with estimated hours: CUB
     67.39 (0.7 h), Cars 87.22 (1 h), SOP 79.50 (7 h), In-shop 89.84 (3 h), VehicleID large 94.01 (14 h).
     """
     return _tpami2021(data, "fixed")
@@ -183,8 +183,8 @@ def single(data: str) -> RunConfig:
 
         divcon reproduce cub data/CUB_200_2011 --preset single --out runs/cub
 
-    Should need 10 GB of GPU memory and the hours of `cvpr2019`. Nothing is published of just this; it says what
-    dividing adds.
+    Estimated: 10 GB of GPU memory and the hours of `cvpr2019`. Nothing is published for exactly this; the
+    difference from it is what dividing adds.
     """
     divided = cvpr2019(data)
     return dataclasses.replace(
@@ -200,7 +200,7 @@ def modern_vit(data: str) -> RunConfig:
 
         divcon reproduce cub data/CUB_200_2011 --preset modern-vit --out runs/cub
 
-    Should need 6 GB of GPU memory, and CUB 0.1 h, Cars 0.2 h, SOP 1.2 h, In-shop 0.5 h, VehicleID 2.4 h.
+    Estimated: 6 GB of GPU memory, and CUB 0.1 h, Cars 0.2 h, SOP 1.2 h, In-shop 0.5 h, VehicleID 2.4 h.
     """
     return _modern("vit_small_patch16_224.augreg_in21k", lr=1e-5)
 
@@ -210,7 +210,7 @@ def modern_dinov2(data: str) -> RunConfig:
 
         divcon reproduce sop data/Stanford_Online_Products --preset modern-dinov2 --out runs/sop
 
-    Should need 8 GB of GPU memory, and the hours of `modern_vit` and a third more.
+    Estimated: 8 GB of GPU memory, and the hours of `modern_vit` and a third more.
     """
     return _modern("vit_small_patch14_dinov2.lvd142m", lr=1e-5)
 
@@ -221,7 +221,7 @@ def modern_convnext(data: str) -> RunConfig:
 
         divcon reproduce inshop data/inshop --preset modern-convnext --out runs/inshop
 
-    Should need 8 GB of GPU memory, and the hours of `modern_vit`.
+    Estimated: 8 GB of GPU memory, and the hours of `modern_vit`.
     """
     return _modern("convnext_tiny.in12k_ft_in1k", lr=5e-5, pooling="gem")
 
@@ -285,13 +285,13 @@ def preset(name: str, data: str) -> RunConfig:
 
 
 def decided(config: RunConfig) -> dict[str, object]:
-    """The settings that a preset decides, by name."""
+    """The settings that a preset decides, by name, as files keep them."""
     sections = config.to_dict().values()
     return {name: value for section in sections for name, value in section.items() if name not in YOURS}
 
 
 def changed(config: RunConfig, name: str, data: str) -> dict[str, tuple[object, object]]:
-    """The settings of ``config`` that are not the preset's: by name, what the preset has and what is there."""
+    """The settings of ``config`` that differ from the preset: by name, the preset's value and the one in ``config``."""
     theirs = decided(preset(name, data))
     return {key: (theirs[key], value) for key, value in decided(config).items() if value != theirs[key]}
 
@@ -301,7 +301,7 @@ class PublishedResult:
     """A published result."""
 
     recall_at_1: float
-    """0 to 1, of the best epoch on the test classes: that is how both papers choose."""
+    """0 to 1, of the best epoch on the test classes: both papers choose it so."""
     source: str
 
 
@@ -325,4 +325,4 @@ PUBLISHED_RESULTS: Mapping[str, Mapping[str, PublishedResult]] = MappingProxyTyp
         )
     }
 )
-"""What is published, by preset and data set."""
+"""Published results, by preset and data set."""
