@@ -317,14 +317,14 @@ def test_backbones_and_weights_that_do_not_go_with_the_data_are_refused_before_a
     def run(benchmark: Benchmark, **model: object) -> None:
         dc.run(benchmark, tmp_path / "run", replace(CONFIG, model=replace(CONFIG.model, **model)))
 
-    with pytest.raises(ConfigError, match=r"--backbone test_resnet: there are vectors of 12 .* none or mlp"):
+    with pytest.raises(ConfigError, match=r"`backbone` test_resnet: a timm model takes images, and the data holds vectors of 12 dimensions; use none, mlp"):
         run(data, backbone="test_resnet")
     for name in ("none", "mlp"):
-        with pytest.raises(ConfigError, match=f"--backbone {name} is for vectors, and there are images"):
+        with pytest.raises(ConfigError, match=f"`backbone` {name} is for vectors, and the data holds images"):
             run(few, backbone=name)
-    with pytest.raises(ConfigError, match=r"--weights .*leave it out"):
+    with pytest.raises(ConfigError, match=r"`weights`.*leave it out"):
         run(data, weights=Path("w.pth"))
-    with pytest.raises(ConfigError, match=r"--dim 2 cannot be divided among --learners 3"):
+    with pytest.raises(ConfigError, match=r"`embedding_dim` 2 cannot be divided among `num_learners` 3"):
         run(data, embedding_dim=2, num_learners=3)
     assert not (tmp_path / "run").exists()
 

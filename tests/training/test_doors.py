@@ -204,3 +204,30 @@ def test_what_data_it_takes(form: str, data: Benchmark, tmp_path: Path) -> None:
     list(dc.train(expected, data.train, config))
     for name, value in trained.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name])
+
+
+def test_several_processes_need_parts_that_can_be_imported(data: Benchmark) -> None:
+    config = dc.TrainConfig(**CONFIG, devices=2, lr_schedule=lambda epochs_done, config: 1.0)
+    with pytest.raises(ConfigError, match="`lr_schedule` cannot be passed to other processes") as refused:
+        dc.train(model(), data, config)
+    assert refused.value.field == "lr_schedule"
+
+
+def test_several_processes_train_with_a_part_of_one_s_own(data: Benchmark) -> None:
+    own: dict[str, Any] = {"loss": Spread, "lr_schedule": slower, "optimizer": "torch.optim:SGD"}
+    config = dc.TrainConfig(**CONFIG, devices=2, device="cpu", **own)
+    alone, both = model(), model()
+    list(dc.train(alone, data, dc.TrainConfig(**{**vars(config), "devices": 1})))
+    list(dc.train(both, data, config))
+    for name, value in both.state_dict().items():
+        torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+class Spread(torch.nn.Module):
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        same = (labels[:, None] == labels[None, :]).float()
+        return (same - embeddings @ embeddings.T).square().mean()
+
+
+def slower(epochs_done: float, config: dc.TrainConfig) -> float:
+    return 1 / (1 + epochs_done)

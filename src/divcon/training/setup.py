@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import shutil
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from divcon.config.fields import doors
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
@@ -20,6 +22,7 @@ from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_sees
 from divcon.runtime.device import resolve_device
 from divcon.runtime.distributed import ProcessGroup
+from divcon.runtime.environment import started_by_torchrun
 from divcon.training.instantiate import name_in_words
 from divcon.training.losses import create_objectives, keeps_state
 from divcon.training.optimizer import check_optimizer, create_optimizer
@@ -63,9 +66,25 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
     check_schedule(config)
     check_optimizer(config)
     objectives = create_objectives(config, model.head, images.num_classes)
-    if config.num_devices > 1 and config.across == "learners":
-        _check_learners_across_devices(objectives[-1], model.embedding_dim, config)
+    if config.num_devices > 1:
+        if started_by_torchrun() is None:
+            _check_importable(config)
+        if config.across == "learners":
+            _check_learners_across_devices(objectives[-1], model.embedding_dim, config)
     return objectives
+
+
+def _check_importable(config: TrainConfig) -> None:
+    """Refuse parts of your own that other processes cannot import."""
+    for name in doors(TrainConfig):
+        try:
+            pickle.dumps(getattr(config, name))
+        except Exception as error:
+            raise ConfigError(
+                f"`{name}` cannot be passed to other processes ({error}): with several `devices`, define it in a "
+                "module that can be imported, and not within a function",
+                field=(name, "devices"),
+            ) from error
 
 
 def _check_learners_across_devices(objective: nn.Module, dim: int, config: TrainConfig) -> None:
