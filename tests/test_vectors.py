@@ -317,7 +317,9 @@ def test_backbones_and_weights_that_do_not_go_with_the_data_are_refused_before_a
     def run(benchmark: Benchmark, **model: object) -> None:
         dc.run(benchmark, tmp_path / "run", replace(CONFIG, model=replace(CONFIG.model, **model)))
 
-    with pytest.raises(ConfigError, match=r"`backbone` test_resnet: a timm model takes images, and the data holds vectors of 12 dimensions; use none, mlp"):
+    with pytest.raises(
+        ConfigError, match=r"a timm model takes images, and the data holds vectors of 12 dim.*use none, mlp"
+    ):
         run(data, backbone="test_resnet")
     for name in ("none", "mlp"):
         with pytest.raises(ConfigError, match=f"`backbone` {name} is for vectors, and the data holds images"):

@@ -130,7 +130,7 @@ def test_a_checkpoint_of_it_is_tensors_and_plain_values(tmp_path: Any) -> None:
     assert torch.equal(resumed(*batch(9)), made(*batch(9)))
 
 
-def test_after_it_forgets_it_is_as_new() -> None:
+def test_after_a_reset_it_is_as_new() -> None:
     made, new = objective(), objective()
     for number in range(4):
         made(*batch(number))

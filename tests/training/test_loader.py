@@ -45,7 +45,7 @@ def test_batches_are_the_planned_rows_with_their_labels(vectors: dc.LabeledSet) 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_all_of_them_come_in_order_and_progress_is_told(vectors: dc.LabeledSet) -> None:
+def test_all_of_them_come_in_order_and_progress_is_reported(vectors: dc.LabeledSet) -> None:
     told: list[Progress] = []
     context = dc.Context(on_progress=told.append)
     with create_loader(dc.EmbeddingModel(vector_dim=7), vectors, CONFIG, torch.device("cpu"), context) as loader:

@@ -20,7 +20,7 @@ from divcon.training.miners import DistanceWeightedMiner, NearestNegativesMiner,
 from divcon.training.proxies import ClusterProxies
 
 NEEDED = {"RankedListLoss": {"margin": 0.4, "Tn": 10}}
-"""Arguments without which a loss cannot be made."""
+"""Arguments that a loss requires."""
 TAKES_NO_MINER = ("InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss")
 
 
@@ -286,7 +286,7 @@ def test_objects_are_given_by_the_name_of_their_class() -> None:
         ({"loss": "NTXentLoss", "loss_options": {"temperature": 0}}, "NTXentLoss is nan for random embeddings"),
     ],
 )
-def test_what_cannot_be_made_says_why(config: dict, message: str) -> None:
+def test_a_wrong_loss_or_miner_says_why(config: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         objectives(**config)
 

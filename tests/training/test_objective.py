@@ -158,7 +158,7 @@ class _Fails(nn.Module):
         raise self.error
 
 
-def test_what_a_loss_or_miner_raises_is_told_with_its_name_and_the_batch() -> None:
+def test_an_error_of_a_loss_or_miner_names_it_and_the_batch() -> None:
     embeddings, labels = batch()
     labels[0] = 1
     what = "_Fails cannot compute a batch of 24 images, 6 classes with 3 to 5 images each"

@@ -79,7 +79,7 @@ def test_adam_has_the_groups_of_both_papers(few: Benchmark) -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_steps_are_those_of_pytorch_on_groups_made_by_hand(name: str, few: Benchmark) -> None:
+def test_steps_are_those_of_pytorch_on_groups_written_by_hand(name: str, few: Benchmark) -> None:
     config = replace(ADAMW, optimizer=name)
     model, plain = vit(pooling="gem"), vit(pooling="gem")
     # As it is trained: gradients that are zero but for rounding, as those of the keys' bias are, make whole steps.

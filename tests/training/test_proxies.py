@@ -71,7 +71,7 @@ def test_these_are_all_losses_with_parameters_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", PER_CLASS)
 @pytest.mark.parametrize("classes", [[1, 4, 5], [6, 0]])
-def test_it_equals_the_loss_made_for_these_classes_alone(name: str, classes: list[int]) -> None:
+def test_it_equals_the_loss_of_these_classes_alone(name: str, classes: list[int]) -> None:
     _, parameter_name, dim, each = PER_CLASS[name]
     made = objective(name)
     beta_spread(made)
