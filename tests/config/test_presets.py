@@ -118,7 +118,7 @@ def test_a_run_that_is_resumed_has_its_settings(command: Run, tmp_path: Path, im
     assert code == 0, err
     code, _, err = command("train", "--out", tmp_path / "r", "--resume", "--preset", "single")
     assert code == 2
-    assert "has its settings" in err
+    assert "is resumed with its own settings" in err
     assert "leave it out" in err
 
 

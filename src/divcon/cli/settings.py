@@ -85,7 +85,7 @@ DEFAULTS = Settings()
 
 
 def run_config(settings: Settings) -> RunConfig:
-    """The config that the flags and the layers below them come to.
+    """The config of the flags and the layers below them.
 
     Raises:
         ConfigError: a setting is out of bounds, or some do not go together.
@@ -110,13 +110,13 @@ class Gathered:
     places: dict[tuple[str, ...], str] = field(default_factory=dict)
     """Where each value that is not at its default comes from: by the setting's name, and the key of an option."""
     in_file: set[str] = field(default_factory=set)
-    """The settings, and those of data, root and init, that the file gave."""
+    """The settings, and those of data, root and init, that the file sets."""
     in_layers: set[str] = field(default_factory=set)
-    """The settings that the file, the run or the model gave; of options, beside those of the command line."""
+    """The settings that the file, the run or the model sets; of options, beside those of the command line."""
 
     @property
     def given(self) -> set[str]:
-        """The settings that the command line or the file give, at their defaults or not."""
+        """The settings that the command line or the file sets, at their defaults or not."""
         return self.in_file | {keys[0] for keys, place in self.places.items() if place == COMMAND_LINE}
 
     def placed(self, error: DivconError) -> DivconError:
@@ -133,81 +133,81 @@ class _Layer:
     file: bool = False
 
 
-_found = Gathered()
+_current = Gathered()
 
 
 def gathered(*, anew: bool = False) -> Gathered:
-    """What the command line that is run now was made of; ``anew``, before another one."""
-    global _found
+    """Where the settings of the current command line come from; ``anew`` starts another command line."""
+    global _current
     if anew:
-        _found = Gathered()
-    return _found
+        _current = Gathered()
+    return _current
 
 
 def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Add to a command's arguments what stands in its file, its run or its model, below what the command line says.
+    """Add the settings of the file, the run, the preset and the model to a command's arguments, below its flags.
 
-    A hook of cyclopts, for a command whose parameters have the names that those of ``train`` have; resume, init, preset
-    and config may be missing. What is trained on is its ``data``, or ``name``.
+    A hook of cyclopts, for commands whose parameters are named as those of ``train``; resume, init, preset and config
+    may be missing, and the data is the parameter ``data`` or ``name``.
 
     Raises:
-        ConfigError: the file cannot be read, or holds what is no setting; or there is no such preset.
+        ConfigError: the file cannot be read, or holds something that is not a setting; or there is no such preset.
         RunError, WeightsError: the run or the model cannot be read.
     """
-    found = gathered(anew=True)
+    origins = gathered(anew=True)
     options = {a.field_info.name: a for a in arguments if not a.keys}
     settings = {a.keys[0]: a for a in arguments if len(a.keys) == 1}
     for argument in arguments:
         for token in argument.tokens:
             name = argument.keys[-1] if argument.keys else argument.field_info.name
-            found.places[(name, *token.keys)] = COMMAND_LINE
+            origins.places[(name, *token.keys)] = COMMAND_LINE
             if name in _DOORS:
                 allow_typed(token.value)
     layers = []
     if "config" in options and (path := _word(options["config"])) is not None:
-        layers.append(_file_layer(Path(path), options, found))
-    # What the file says to train on, and to start from, has its place among the options by now.
-    said = {name: _word(argument) for name, argument in options.items()}
-    resume, out, init = (said.get(name) for name in ("resume", "out", "init"))
+        layers.append(_file_layer(Path(path), options, origins))
+    # By now the options hold the data and init that the file names.
+    words = {name: _word(argument) for name, argument in options.items()}
+    resume, out, init = (words.get(name) for name in ("resume", "out", "init"))
     held = _run_layer(Path(out)) if resume and out else None
     if held is not None:
         layers.append(held)
-    preset = said.get("preset") or (options["preset"].field_info.default if "preset" in options else None)
+    preset = words.get("preset") or (options["preset"].field_info.default if "preset" in options else None)
     if held is not None and preset is not None:
-        raise ConfigError(f"--preset {preset}: the run in {out} has its settings, and goes on with them; leave it out")
+        raise ConfigError(f"--preset {preset}: the run in {out} is resumed with its own settings; leave it out")
     if preset is not None:
-        layers.append(_preset_layer(preset, said["data" if "data" in said else "name"]))
+        layers.append(_preset_layer(preset, words["data" if "data" in words else "name"]))
     for layer in layers:
-        _put(layer, settings, found)
+        _put(layer, settings, origins)
     left = [name for name, section in SECTION_OF.items() if section == "model" and not settings[name].tokens]
     if init is not None and held is None and left:
-        _put(_model_layer(Path(init)), settings, found)
+        _put(_model_layer(Path(init)), settings, origins)
 
 
 def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | None) -> str:
-    """The settings as YAML that ``--config`` takes, each with where it comes from at its line's end."""
-    found = gathered()
+    """The settings as YAML that ``--config`` takes, with the origin of each at the end of its line."""
+    origins = gathered()
     tree: dict[str, Any] = {}
     if source is not None:
         tree["source"] = {name: source[name] for name in ("data", "root")}
     if init is not None:
         tree["init"] = str(init.absolute())
     comments: dict[tuple[str, ...], str] = {}
-    comments |= {("source", name): found.places.get((name,), "") for name in ("data", "root")}
-    comments[("init",)] = found.places.get(("init",), "")
+    comments |= {("source", name): origins.places.get((name,), "") for name in ("data", "root")}
+    comments[("init",)] = origins.places.get(("init",), "")
     tree |= settings.to_dict()
     meanings = _meanings(settings)
     for name, section in SECTION_OF.items():
-        place = found.places.get((name,), "default")
+        place = origins.places.get((name,), "default")
         comments[(section, name)] = f"{place}: {meanings[name]}" if name in meanings else place
         for key in value if isinstance(value := tree[section][name], dict) else ():
-            comments[(section, name, key)] = found.places.get((name, key), "default")
+            comments[(section, name, key)] = origins.places.get((name, key), "default")
         if tree[section][name] and isinstance(value, dict):
             del comments[(section, name)]
     return as_yaml(tree, {keys: text for keys, text in comments.items() if text})
 
 
-def _put(layer: _Layer, settings: dict[str, Argument], found: Gathered) -> None:
+def _put(layer: _Layer, settings: dict[str, Argument], origins: Gathered) -> None:
     replaced = {
         options
         for options, owner in OPTIONS_OF.items()
@@ -216,21 +216,21 @@ def _put(layer: _Layer, settings: dict[str, Argument], found: Gathered) -> None:
     for name, value in layer.values.items():
         argument = settings[name]
         there = {token.keys for token in argument.tokens}
-        if () in there or name in replaced or name in found.in_layers:
+        if () in there or name in replaced or name in origins.in_layers:
             continue
-        found.in_layers.add(name)
-        found.places.setdefault((name,), layer.place(name))
+        origins.in_layers.add(name)
+        origins.places.setdefault((name,), layer.place(name))
         pairs = [((key,), inner) for key, inner in value.items()] if isinstance(value, dict) else [((), value)]
         for keys, inner in pairs:
             if keys not in there:
                 argument.append(Token(keyword=name, keys=keys, implicit_value=inner, source=layer.place(name, *keys)))
-                found.places[(name, *keys)] = layer.place(name, *keys)
+                origins.places[(name, *keys)] = layer.place(name, *keys)
         if layer.file:
-            found.in_file.add(name)
+            origins.in_file.add(name)
 
 
-def _file_layer(path: Path, options: dict[str, Argument], found: Gathered) -> _Layer:
-    found.file = file = read_config_file(path)
+def _file_layer(path: Path, options: dict[str, Argument], origins: Gathered) -> _Layer:
+    origins.file = file = read_config_file(path)
     held = sections_in(file.values, file.where, path.absolute().parent)
 
     def give(name: str, value: Any, *keys: str) -> None:
@@ -238,8 +238,8 @@ def _file_layer(path: Path, options: dict[str, Argument], found: Gathered) -> _L
             raise ConfigError(f"{file.where(*keys)}: this command takes no {name}; leave it out of the file")
         if value is not None and not options[name].tokens:
             options[name].append(Token(keyword=name, implicit_value=value, source=file.where(*keys)))
-            found.places[(name,)] = file.where(*keys)
-            found.in_file.add(name)
+            origins.places[(name,)] = file.where(*keys)
+            origins.in_file.add(name)
 
     if "source" in held and not options["data"].tokens:
         give("data", _data(file, held["source"]["data"]), "source", "data")
@@ -289,7 +289,7 @@ def _model_layer(init: Path) -> _Layer:
 
 
 def _word(argument: Argument) -> Any:
-    """What the command line, or a layer above, says for an argument; None where it says nothing or no."""
+    """The value that the command line or a layer above sets for an argument; None if none does, or it is false."""
     if not argument.tokens:
         return None
     token = argument.tokens[-1]
@@ -298,22 +298,22 @@ def _word(argument: Argument) -> Any:
 
 
 def _meanings(settings: RunConfig) -> dict[str, str]:
-    """What the settings that leave something to be computed come to."""
-    train, said = settings.train, {}
+    """The values that are computed from settings such as ``auto`` and None."""
+    train, computed = settings.train, {}
     if settings.model.method == "single":
-        said["num_learners"] = "1, of method single"
+        computed["num_learners"] = "1, of method single"
     if settings.model.backbone == "auto":
-        said["backbone"] = "resnet50.tv_in1k for images, none for vectors"
+        computed["backbone"] = "resnet50.tv_in1k for images, none for vectors"
     if train.joint_epoch is None:
-        said["joint_epoch"] = "no joint phase"
+        computed["joint_epoch"] = "no joint phase"
     if train.finetune_epoch is None:
-        said["finetune_epoch"] = f"{train.phase_starts[1]}, two thirds of the epochs"
+        computed["finetune_epoch"] = f"{train.phase_starts[1]}, two thirds of the epochs"
     if train.miner == "auto":
-        said["miner"] = f"{train.chosen_miner}, of {train.loss}"
+        computed["miner"] = f"{train.chosen_miner}, of {train.loss}"
     if train.mask_lr is None:
-        said["mask_lr"] = f"{train.chosen_mask_lr:g}, 100 times lr"
+        computed["mask_lr"] = f"{train.chosen_mask_lr:g}, 100 times lr"
     if train.flip is None:
-        said["flip"] = "as the data set says"
+        computed["flip"] = "as the data set says"
     if train.device == "auto":
-        said["device"] = "cuda, then mps, then cpu"
-    return said
+        computed["device"] = "cuda, then mps, then cpu"
+    return computed
