@@ -1,31 +1,30 @@
-"""A step asks an accelerator nothing, so that the host runs ahead of it. PyTorch's meta device stands in for one: it
-has no values, so that whatever would wait for one raises."""
+"""A step never waits for an accelerator, so that the host can run ahead of it. PyTorch's meta device stands in for an
+accelerator: it has no values, so whatever waits for one raises."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from lightning.fabric.accelerators import ACCELERATOR_REGISTRY, CPUAccelerator
+from torch import nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import divcon as dc
 from divcon.config.settings import TrainConfig
 from divcon.data.benchmark import Benchmark
 from divcon.models import create_head
-from divcon.training import loop, optimizer, sampler
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.losses import create_objectives, loss_names
 from divcon.training.miners import DistanceWeightedMiner
 from divcon.training.report import LossRecord
-from divcon.training.sampler import EpochPlan
 
 META = torch.device("meta")
 NEVER_WAIT = ["MarginLoss", "NormalizedSoftmaxLoss", "SmoothAPLoss", "SoftTripleLoss"]
@@ -47,77 +46,50 @@ class Copies(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class MetaAccelerator(CPUAccelerator):
+    """In Fabric, the meta device in place of MPS."""
+
+    def setup_device(self, device: torch.device) -> None:
+        assert device == META
+
+    @staticmethod
+    def get_parallel_devices(devices: int | str) -> list[torch.device]:
+        return [META]
+
+
 @pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies as on a GPU, but for the pinning; and there is no autocast for the meta device."""
-    for module in ("feature_bank", "loader", "miners", "losses"):
-        monkeypatch.setattr(
-            f"divcon.training.{module}.to_device", lambda tensor, device: tensor.to(device, non_blocking=True)
-        )
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
+def meta_in_place_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ACCELERATOR_REGISTRY["mps"], "accelerator", MetaAccelerator)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # meta has none
 
 
-class Accelerator:
-    """As much of Fabric as the loop needs."""
+@contextlib.contextmanager
+def no_copy_in_training(model: nn.Module) -> Iterator[list[int]]:
+    """From the first forward pass on no copy may wait; yields the number of steps of the optimiser."""
+    copies, steps = Copies(allowed=True), [0]
 
-    device = META
-    strategy = SimpleNamespace(precision=None)
+    def begins(module: nn.Module, inputs: Any) -> None:
+        copies.allowed = copies.allowed and not module.training
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    def ends(*arguments: Any) -> None:
+        steps[0] += 1
 
-    def setup(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
-        return model, optimizer
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-
-@pytest.fixture
-def steps_before_a_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """How many steps of an epoch are asked for before the device is first waited for."""
-
-    def count(model: dc.EmbeddingModel, images: Any, config: TrainConfig) -> int:
-        taken, copies = 0, Copies(allowed=True)
-
-        def create_fabric(*_: Any) -> Accelerator:
-            model.to(META)
-            return Accelerator()
-
-        def take_step(*arguments: Any) -> None:
-            nonlocal taken
-            optimizer.take_step(*arguments)
-            taken += 1
-
-        def plan_epoch(*arguments: Any, **options: Any) -> EpochPlan:
-            copies.allowed = False  # from here on there are steps alone
-            return sampler.plan_epoch(*arguments, **options)
-
-        def features(memory: FeatureBank, model: dc.EmbeddingModel, *others: Any) -> np.ndarray:
-            return np.random.default_rng(0).normal(size=(len(images), model.num_features)).astype(np.float32)
-
-        monkeypatch.setattr(loop, "create_fabric", create_fabric)
-        monkeypatch.setattr(loop, "take_step", take_step)
-        monkeypatch.setattr(loop, "plan_epoch", plan_epoch)
-        monkeypatch.setattr(FeatureBank, "features_to_divide", features)
-        monkeypatch.setattr(loop, "divide", lambda *args, device, **options: dc.divide(*args, **options))
-        with pytest.raises(NotImplementedError, match=r"meta"), copies:
-            next(loop.train(model, images, config))
-        return taken
-
-    return count
+    hooks = [model.register_forward_pre_hook(begins), register_optimizer_step_post_hook(ends)]
+    try:
+        with copies:
+            yield steps
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert not copies.allowed
 
 
 @pytest.mark.parametrize("vectors", [False, True], ids=["images", "vectors"])
 @pytest.mark.parametrize("method", ["single", "slices", "masks"])
-@pytest.mark.parametrize("more", [{}, {"miner": "nearest-negatives"}, {"divide_on": "bank"}, {"finetune_epoch": 0}])
+@pytest.mark.parametrize("more", [{}, {"miner": "nearest-negatives"}, {"full_weight": 0.0}, {"finetune_epoch": 0}])
 def test_no_step_of_an_epoch_waits(
-    method: str,
-    more: dict[str, Any],
-    vectors: bool,
-    few: Benchmark,
-    tiny_model: Callable,
-    steps_before_a_wait: Callable[..., int],
+    method: str, more: dict[str, Any], vectors: bool, few: Benchmark, tiny_model: Any
 ) -> None:
     learners, images = 1 if method == "single" else 2, few.train
     if vectors:
@@ -125,11 +97,21 @@ def test_no_step_of_an_epoch_waits(
         model = dc.EmbeddingModel("none", 16, learners, method=method, vector_dim=8)
     else:
         model = tiny_model(learners, method=method)
-    config = TrainConfig(epochs=2, batch_size=16, images_per_class=2, workers=0, **{"finetune_epoch": 2, **more})
-    steps = len(images) // 16
-    assert 1 < steps <= LossRecord.EVERY
-    # The losses of the epoch are the first that anybody asks for, at its end.
-    assert steps_before_a_wait(model, images, config) == steps
+    settings = {"finetune_epoch": 2, "divide_by": "none", **more}
+    config = TrainConfig(epochs=2, batch_size=16, images_per_class=2, workers=0, device="mps", **settings)
+    expected = len(images) // 16
+    assert 1 < expected <= LossRecord.EVERY
+    # The losses of the epoch are the first values that anybody waits for, at its end.
+    epochs = dc.train(model, images, config)
+    with pytest.raises(NotImplementedError, match="meta"), no_copy_in_training(model) as steps:
+        next(epochs)
+    assert steps == [expected]
+
+
+def test_the_feature_bank_does_not_wait() -> None:
+    bank = FeatureBank(9, 4, META, enabled=True)
+    with Copies(allowed=False):
+        bank.update(np.array([3, 1, 3]), torch.randn(3, 4, device=META))
 
 
 def test_the_losses_that_never_wait() -> None:
@@ -138,16 +120,16 @@ def test_the_losses_that_never_wait() -> None:
     for loss in loss_names():
         options = {"margin": 0.4, "Tn": 10} if loss == "RankedListLoss" else {}
         head = create_head("single", 5, 16, 1)
-        made = create_objectives(TrainConfig(loss=loss, loss_options=options), head, 6)[-1].to(META)
-        made.set_classes(np.arange(1, 6))  # the learner's cluster lacks a class
+        objective: Any = create_objectives(TrainConfig(loss=loss, loss_options=options), head, 6)[-1].to(META)
+        objective.set_classes(np.arange(1, 6))  # the learner's cluster lacks a class
         embeddings = F.normalize(torch.randn(20, 16, device=META), dim=1).requires_grad_()
         with contextlib.suppress(Exception), Copies(allowed=False):
-            made(embeddings, labels).backward()
+            objective(embeddings, labels).backward()
             free.append(loss)
     assert free == NEVER_WAIT
 
 
-def test_drawing_is_what_multinomial_draws() -> None:
+def test_negatives_are_drawn_as_multinomial_draws_them() -> None:
     labels = torch.arange(80) // 4
     embeddings = F.normalize(torch.randn(80, 8), dim=1)
     miner = DistanceWeightedMiner()

@@ -14,22 +14,22 @@ def resolve_device(device: str) -> str:
     Raises:
         ConfigError: there is no such device here.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return next(name for name, there in present.items() if there)
-    if device not in present:
+        return next(name for name, is_available in available.items() if is_available)
+    if device not in available:
         raise ConfigError(f"`device` {device!r}: must be auto, cuda, mps or cpu", field="device")
-    if not present[device]:
-        available = ", ".join(name for name, is_there in present.items() if is_there)
-        raise ConfigError(
-            f"`device` {device}: PyTorch finds no such device here; available: {available}", field="device"
-        )
+    if not available[device]:
+        names = ", ".join(name for name, is_available in available.items() if is_available)
+        raise ConfigError(f"`device` {device}: PyTorch finds no such device here; available: {names}", field="device")
     return device
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for the work that is queued there."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if tensor.device.type != "cpu" or device.type in ("cpu", "mps"):
+        return tensor.to(device)
+    if device.type == "cuda":
         # A copy from memory that is not pinned waits until the device has done all that is queued.
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
