@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
 import divcon as dc
 from divcon.data.benchmark import Benchmark
-from divcon.search import Index
+from divcon.search import Index, Store
 from divcon.serve import Limits, create_app
 
 LOCAL = "http://127.0.0.1"
@@ -373,3 +374,39 @@ def test_images_in_a_table_have_pictures(tmp_path: Path, few: Benchmark) -> None
         with client_of(made) as client:  # without the run nobody knows where they lie
             answer = client.get(items[0]["image"])
             assert answer.status_code == 404 and "is not on this machine" in answer.json()["error"]
+
+
+class _OwnStore(Store):
+    """A store of one's own, with the five methods alone."""
+
+    def __init__(self) -> None:
+        self.about_, self.rows_ = None, {}
+
+    def read_about(self) -> Any:
+        return self.about_
+
+    def write_about(self, about: dict[str, Any]) -> None:
+        self.about_ = about
+
+    def read(self, columns: Any) -> Any:
+        yield pa.Table.from_pylist(list(self.rows_.values()))
+
+    def write(self, rows: pa.Table) -> None:
+        self.rows_ |= {row["id"]: row for row in rows.to_pylist()}
+
+    def delete(self, ids: Any) -> None:
+        for id_ in ids.tolist():
+            self.rows_.pop(id_, None)
+
+
+def test_a_store_of_ones_own_is_served(index: Index, photos: Path) -> None:
+    own = Index.build(index.model, photos, _OwnStore(), columns={"price": range(40)})
+    with client_of(own) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        assert client.get("/about").json()["items"] == 40
+        assert [item["id"] for item in client.get("/items?where=price<3").json()["items"]] == [0, 1, 2]
+        hits = client.post("/search", json={"id": 5, "k": 4, "learner": "each"}).json()
+        assert hits["hits"][0]["id"] == 5
+        assert len(hits["learners"]) == 2
+        content = (photos / "3-1.png").read_bytes()
+        assert upload(client, content, "query.png").json()["hits"][0]["path"].endswith("3-1.png")

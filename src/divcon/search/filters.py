@@ -93,7 +93,9 @@ def _compare(column: pa.ChunkedArray, operator: str, value: str | int | float | 
 def _of_pair(name: str, value: Any, about: About) -> Condition:
     if isinstance(value, tuple):
         if len(value) != 2 or value[0] not in OPERATORS:
-            raise _error(f"{name}: {value!r} is not (operator, value) with one of the operators {', '.join(OPERATORS)}")
+            raise _error(
+                f"{name!r} has {value!r}, which is not (operator, value) with an operator of {', '.join(OPERATORS)}"
+            )
         return _condition(name, value[0], [value[1]], about)
     return _condition(name, "=", value if isinstance(value, list) else [value], about)
 
@@ -101,7 +103,9 @@ def _of_pair(name: str, value: Any, about: About) -> Condition:
 def _of_text(text: str, about: About) -> Condition:
     match = _TEXT.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise _error(f"{text!r}: write COLUMN=VALUE (or !=, <, <=, >, >=), such as label=mug or price<10")
+        raise _error(
+            f"{text!r} is no condition; write COLUMN=VALUE (or !=, <, <=, >, >=), such as label=mug or price<10"
+        )
     return _condition(match["name"], match["operator"], [match["value"]], about)
 
 
@@ -114,7 +118,7 @@ def _condition(name: str, operator: str, values: Sequence[Any], about: About) ->
     else:
         raise _error(unknown("column", name, [*FIXED, *(c.name for c in about.columns)]))
     if not values:
-        raise _error(f"{name}: there is no value to compare with")
+        raise _error(f"there is no value to compare {name!r} with")
     return Condition(stored, kind, operator, tuple(_value(name, kind, value) for value in values))
 
 
@@ -138,8 +142,8 @@ def _value(name: str, kind: str, value: Any) -> str | int | float | bool:
             return number
     except (ValueError, KeyError, OverflowError):
         pass
-    raise _error(f"{name}: {value!r} cannot be a value of this column, which holds {kind} values")
+    raise _error(f"{value!r} cannot be a value of column {name!r}, which holds {kind} values")
 
 
 def _error(message: str) -> ConfigError:
-    return ConfigError(f"`where` {message}", field="where")
+    return ConfigError(f"`where`: {message}", field="where")

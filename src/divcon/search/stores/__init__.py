@@ -34,14 +34,16 @@ def open_store(store: Address) -> Store:
     if isinstance(store, type) and issubclass(store, Store):
         return _created(store, store.__name__, {})
     if not isinstance(store, str | Path):
-        raise ConfigError(f"`store` {store!r}: pass a folder, an address or a divcon.search.Store", field="store")
+        raise ConfigError(
+            f"`store`: {store!r} is none; pass a folder, an address or a divcon.search.Store", field="store"
+        )
     text = str(store)
     if text.startswith(("postgresql://", "postgres://")):
         from divcon.search.stores.postgres import PostgresStore
 
         return PostgresStore(text)
     if "://" in text.partition("?")[0]:
-        raise ConfigError(f"`store` {text}: write a folder, or postgresql://USER@HOST/DATABASE", field="store")
+        raise ConfigError(f"{text}: write a folder, or postgresql://USER@HOST/DATABASE", field="store")
     if isinstance(store, str) and (named := _NAMED.fullmatch(text)) and not Path(text).exists():
         kind = _load(named["part"])
         options = dict(parse_qsl(named["options"] or "", keep_blank_values=True))
@@ -65,14 +67,14 @@ def _load(name: str) -> object:
 
 def _created(kind: object, name: str, options: dict[str, str]) -> Store:
     if not callable(kind):
-        raise ConfigError(f"`store` {name}: is no class of stores", field="store")
+        raise ConfigError(f"{name}: is no class of stores", field="store")
     if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise ConfigError(f"`store` {name}: does not implement {', '.join(missing)}", field="store")
+        raise ConfigError(f"{name}: does not implement {', '.join(missing)}", field="store")
     try:
         inspect.signature(kind).bind(**options)
     except TypeError as error:
-        raise ConfigError(f"`store` {name}: {error}; pass options as {name}?OPTION=VALUE", field="store") from None
+        raise ConfigError(f"{name}: {error}; pass options as {name}?OPTION=VALUE", field="store") from None
     store = kind(**options)
     if not isinstance(store, Store):
-        raise ConfigError(f"`store` {name}: {type(store).__name__} is no divcon.search.Store", field="store")
+        raise ConfigError(f"{name}: {type(store).__name__} is no divcon.search.Store", field="store")
     return store
