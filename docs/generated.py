@@ -162,7 +162,9 @@ def _flags(name: str, hint: Any) -> list[str]:
     plain = hint if hint is bool else typing.get_args(hint)
     if plain is bool or (isinstance(plain, tuple) and bool in plain and type(None) in plain):
         return [flag(name), flag(f"no_{name}")]
-    return [f"{flag(name)}.NAME VALUE"] if typing.get_origin(hint) is dict else [flag(name)]
+    if typing.get_origin(hint) is dict:
+        return [f"{flag(name)}.NAME VALUE"]
+    return list(dict.fromkeys((flag(name), "--" + name.replace("_", "-"))))
 
 
 def _kind(hint: Any) -> str:

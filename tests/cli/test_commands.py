@@ -120,7 +120,7 @@ def test_a_csv_and_the_folder_it_names_train_the_same(run: Run, image_folder: Pa
         (["--batch-size", "9"], "--batch-size 9 is not a multiple of --images-per-class 2"),
         (["--loss-options.margin", "abc"], "MarginLoss cannot|MarginLoss with"),
         (["--finetune-epoch", "-1"], "--finetune-epoch -1: must not be negative"),
-        (["--dim", "64", "--learners", "30"], "--learners 30: the 20 training images"),
+        (["--dim", "64", "--learners", "30"], "the 20 training images cannot be divided among 30 learners"),
         (["--batch-size", "8", "--images-per-class", "8"], "fewer than two classes"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--precision", "fp16", "--device", "cpu"], "fp16 needs CUDA"),
