@@ -33,7 +33,6 @@ CONTENDERS = {
         "divcon-three",
     ),
     "clustering": Contender("divcon", "NMI and AMI of k-means, as many clusters as classes", "clustering"),
-    "faiss-kmeans": Contender("faiss-cpu", "Kmeans, from the same start, 25 iterations, no metrics", "clustering"),
 }
 
 
@@ -60,16 +59,6 @@ def prepare(contender: str, n: int, dim: int, classes: int, queries: int) -> Cal
         from divcon.evaluation.clustering import clustering_metrics
 
         return lambda: clustering_metrics(points, labels, seeds=(0,))
-    if contender == "faiss-kmeans":
-        import faiss
-
-        def clustered() -> dict[str, float]:
-            kmeans = faiss.Kmeans(dim, classes, niter=25, seed=0, min_points_per_centroid=1, max_points_per_centroid=n)
-            kmeans.train(points)
-            kmeans.assign(points)
-            return {}
-
-        return clustered
     if contender == "faiss":
         import faiss
 

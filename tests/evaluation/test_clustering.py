@@ -12,7 +12,6 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
 from divcon.errors import NonFiniteError
-from divcon.evaluation import clustering
 from divcon.evaluation.clustering import adjusted_mutual_information, clustering_metrics
 
 
@@ -32,17 +31,26 @@ def slow_nmi(labels, clusters):
     return shared / (sum(entropies) / 2)
 
 
-def test_scores_of_given_clusters_are_those_of_the_formula(monkeypatch):
-    generator = np.random.default_rng(0)
-    points, labels = clustered(5, 8)
-    given_clusters = {seed: generator.integers(0, 5, 40) for seed in (3, 4, 9)}
-    monkeypatch.setattr(clustering, "_kmeans", lambda points, k, seed, iterations: given_clusters[seed])
-    found = clustering_metrics(points, labels, seeds=(3, 4, 9))
-    nmi = [slow_nmi(labels, clusters) for clusters in given_clusters.values()]
-    ami = [adjusted_mutual_info_score(labels, clusters) for clusters in given_clusters.values()]
+def faiss_clusters(points, k, seed):
+    """The clusters that faiss's k-means has found after 25 iterations on all points."""
+    kmeans = faiss.Kmeans(
+        points.shape[1], k, niter=25, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(points)
+    )
+    kmeans.train(points)
+    return kmeans.assign(points)[1]
+
+
+@pytest.mark.parametrize(("classes", "per_class"), [(5, 8), (180, 5), (4, 1000)])
+def test_scores_are_those_of_the_formula_on_the_clusters_of_faiss(classes, per_class):
+    points, labels = clustered(classes, per_class, spread=1.2)
+    seeds = (3, 4, 9)
+    found = clustering_metrics(points, labels, seeds=seeds)
+    clusterings = [faiss_clusters(points, classes, seed) for seed in seeds]
+    nmi = [slow_nmi(labels, clusters) for clusters in clusterings]
+    ami = [adjusted_mutual_info_score(labels, clusters) for clusters in clusterings]
     expected = {"nmi": np.mean(nmi), "nmi_std": np.std(nmi, ddof=1)}
     expected |= {"ami": np.mean(ami), "ami_std": np.std(ami, ddof=1)}
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert found == pytest.approx(expected, abs=1e-6)
     assert clustering_metrics(points, labels, seeds=(4,))["nmi_std"] == 0
 
 
@@ -75,54 +83,17 @@ def test_scikit_learns_kmeans_scores_alike(spread):
     assert 0.3 < found["nmi"] < 0.97
 
 
-@pytest.mark.parametrize(("points", "classes"), [((900, 16), 180), ((400, 8), 12), ((300, 4), 299)])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_kmeans_finds_what_faiss_finds(points, classes, seed):
-    """From the same start, all 25 iterations of it, whatever is left out here because nothing moved there."""
-    values = np.random.default_rng(7).standard_normal(points).astype(np.float32)
-    theirs = faiss.Kmeans(
-        points[1], classes, niter=25, seed=seed, min_points_per_centroid=1, max_points_per_centroid=points[0]
-    )
-    theirs.train(values)
-    assigned = theirs.assign(values)[1]
-    mine = clustering._kmeans(values, classes, seed, 25)
-    assert (mine == assigned).mean() > 0.99
-    assert len(np.unique(mine)) == classes
-
-
-@given(st.integers(0, 1000), st.integers(1, 30), st.integers(0, 6))
-@settings(max_examples=80, deadline=None)
-def test_kmeans_is_lloyds_where_points_repeat_and_clusters_empty(seed, k, iterations):
-    # The mean of two equal points is the point, to the last bit. That of three may be another, and break ties.
-    values = np.random.default_rng(seed).standard_normal((16, 3)).astype(np.float32).repeat(2, axis=0)
-    mine = clustering._kmeans(values, k, seed, iterations)
-    drawn = np.empty(len(values), np.int32)
-    faiss.rand_perm(faiss.swig_ptr(drawn), len(drawn), seed + 1)
-    centroids = values[drawn[:k]].astype(float)
-    for turn in range(iterations + 1):
-        distances = np.square(values[:, None].astype(float) - centroids[None]).sum(2)
-        found = distances.argmin(1)
-        if turn < iterations:
-            for c in np.unique(found):
-                centroids[c] = values[found == c].mean(axis=0)
-    # Which of equal centroids it is does not matter.
-    means = [np.stack([values[of == of[i]].mean(axis=0) for i in range(len(values))]) for of in (mine, found)]
-    inertia = [np.square(values - mean).sum() for mean in means]
-    assert inertia[0] == pytest.approx(inertia[1], rel=1e-4, abs=1e-5)
-
-
 def test_a_seed_gives_the_same_clusters_and_another_seed_others():
     points, labels = clustered(spread=1.2)
     assert clustering_metrics(points, labels) == clustering_metrics(points, labels)
     assert clustering_metrics(points, labels, seeds=(5,)) != clustering_metrics(points, labels, seeds=(6,))
 
 
-def test_kmeans_uses_all_points():
-    points, _ = clustered(4, 1000, spread=1.2)  # faiss would draw 256 a cluster
-    clusters = clustering._kmeans(points, 4, seed=0, iterations=100)
-    means = np.stack([points[clusters == k].mean(axis=0) for k in range(4)])
-    nearest = ((points[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
-    assert (nearest == clusters).mean() > 0.999
+def test_equal_points_are_clustered_too(capfd):
+    points = np.random.default_rng(0).standard_normal((4, 3)).repeat(5, axis=0)
+    found = clustering_metrics(points, np.arange(20) // 2)
+    assert 0 < found["nmi"] <= 1
+    assert capfd.readouterr() == ("", "")  # faiss writes warnings of few points to the terminal
 
 
 def test_classes_apart_are_found_and_noise_is_not():
