@@ -17,7 +17,7 @@ import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.evaluation import retrieval_metrics, similarity_correlations, subspace_order
-from divcon.evaluation.subspaces import choosing_part, greedy_order, kept_part, sample_of
+from divcon.evaluation.subspaces import greedy_order, kept_part, ordering_split, sample_of
 
 Make = Callable[..., dc.EmbeddingModel]
 FIXED = {"method": "masks", "head_options": {"kind": "fixed"}}
@@ -189,9 +189,9 @@ def vectors_of(labels: np.ndarray) -> LabeledSet:
 def test_train_classes_choose_where_no_validation_class_has_a_pair() -> None:
     images = vectors_of(np.array([0, 0, 1, 2, 2, 2, 3]))
     train, single, test = (images.of_classes(np.array(c)) for c in ([0], [1, 3], [2]))
-    name, chosen = choosing_part(Benchmark("made", train, test, test, validation=single)) or ("", test)
+    name, chosen = ordering_split(Benchmark("made", train, test, test, validation=single)) or ("", test)
     assert (name, len(chosen)) == ("train", 2)
-    assert choosing_part(Benchmark("made", single, test, test)) is None
+    assert ordering_split(Benchmark("made", single, test, test)) is None
 
 
 def test_correlations_equal_a_plain_loop() -> None:

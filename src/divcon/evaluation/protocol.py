@@ -1,14 +1,18 @@
-"""A model's scores on a benchmark, under the benchmark's own protocol."""
+"""Evaluate a model on a benchmark, under the benchmark's own protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.inputs import LabeledData, as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError
 from divcon.evaluation.bootstrap import bootstrap_interval
@@ -18,20 +22,20 @@ from divcon.evaluation.reranking import ReRanking
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
 from divcon.evaluation.subspaces import (
     COMPARED,
-    choosing_part,
     normalized,
+    ordering_split,
     similarity_correlations,
     subspace_order,
     subspace_scores,
 )
-from divcon.models import EmbeddingModel
+from divcon.models import EmbeddingModel, as_model
 from divcon.models.inputs import check_finite
 from divcon.runtime.context import DEFAULT, Context
 
 
 def evaluate(
-    model: EmbeddingModel,
-    data: Benchmark | LabeledSet,
+    model: EmbeddingModel | str | Path,
+    data: LabeledData,
     *,
     clustering: bool = True,
     parts: bool = False,
@@ -45,30 +49,33 @@ def evaluate(
     batch_size: int = 128,
     context: Context = DEFAULT,
 ) -> dict[str, Any]:
-    """Scores of a model on classes that it was not trained on.
+    """Score a model on classes that it was not trained on.
 
     Args:
-        data: a benchmark, or a set of images of which each searches among all the others.
-        clustering: also NMI and AMI of k-means at the number of classes (on query and gallery together), mean and
-            spread over three seeds. It costs more than all the rest.
-        parts: also the scores of each learner's subspace alone (``learners``) and of the pooled features before the
-            head, L2-normalised (``features``); where there are several learners, how alike their subspaces are
-            (``similarity_correlations``, see `divcon.evaluation.similarity_correlations`); and where each has
-            dimensions to itself, the scores of the embedding without it (``without``) and of the best 1, 2 ... K
-            subspaces (``by_size``, each with its ``learners`` and ``dims``). Which are best is chosen on images of
-            other classes (``ordered_on``: validation or train; see `divcon.evaluation.subspace_order`); without any,
+        model: a model, or the folder of a run or model.
+        data: a benchmark; a path or name that `divcon.read` takes; or a labelled set, or ``(vectors, labels)``, in
+            which each item searches among all others.
+        clustering: add NMI and AMI of k-means with as many clusters as classes, on query and gallery together: mean and
+            standard deviation over three seeds. They take longer than all the rest.
+        parts: add the scores of each learner's subspace alone (``learners``) and of the pooled features before the
+            head, L2-normalised (``features``). With several learners, add how similar their subspaces are
+            (``similarity_correlations``, see `divcon.evaluation.similarity_correlations`). Where each has dimensions to
+            itself, add the scores of the embedding without each (``without``) and of the best 1, 2 ... K subspaces
+            (``by_size``, each with its ``learners`` and ``dims``). The best are chosen on images of other classes
+            (``ordered_on``: validation or train; see `divcon.evaluation.subspace_order`); where there are none,
             ``by_size`` is left out.
-        order_by: whose validation classes, or train classes where it has none, say which subspaces are best; None:
-            those of ``data``, where it is a benchmark.
-        per_query: also ``per_query``: for each query its path, label, and scores.
-        map: also mean average precision over the full ranking, ``map`` and ``map_trapezoidal``.
-        cmc: also the cumulative match characteristic, ``cmc``: a list of Recall@1, Recall@2 ... up to this rank.
-        rerank: also the scores after re-ranking by k-reciprocal encoding, ``reranked``, and ``map`` and
-            ``map_trapezoidal`` with it and without. Random galleries and ``parts`` are not re-ranked.
-        recall_at: the k of Recall@k, beside 1; None: the benchmark's.
+        order_by: the benchmark whose validation classes, or train classes where it has none, choose the best subspaces;
+            None: ``data``.
+        per_query: add ``per_query``: path, label and scores of each query.
+        map: add mean average precision over the full ranking, ``map`` and ``map_trapezoidal``.
+        cmc: add the cumulative match characteristic, ``cmc``: a list of Recall@1, Recall@2 ... up to this rank.
+        rerank: add the scores after re-ranking by k-reciprocal encoding, ``reranked``, and ``map`` and
+            ``map_trapezoidal`` before and after. Random galleries and ``parts`` are not re-ranked.
+        recall_at: each k of Recall@k, beside 1; None: the benchmark's.
         metrics: more metrics of the ranking, beside the built-in ones: ``"module:Name"`` or `divcon.evaluation.Metric`
             objects of your own, or names of built-in ones (``"recall_at_100"``). They stand wherever scores do: in
             ``per_query``, ``learners`` and ``reranked``, in the report and in `divcon.compare`.
+        batch_size: images that are embedded at once.
         context: the processes of its group call this at once and share the images; only rank 0 gets the scores, the
             others an empty dict.
 
@@ -79,133 +86,175 @@ def evaluate(
         of: ``benchmark``, ``protocol``, ``split_hash``, ``num_queries``, ``num_gallery``, ``num_classes``.
 
     Raises:
-        DataError: there are no queries, or none has a match.
+        DataError: ``data`` is none of these, holds no queries, or no query has a match.
         ImageError: an image does not decode; the message names it.
         NonFiniteError: an embedding is NaN or infinite.
         ConfigError: there is no such metric, or there are too many images to re-rank at these k1 and k2.
+        WeightsError: there is no model in the folder.
     """
-    group = context.group
-    if isinstance(data, LabeledSet):
-        data = Benchmark(data.source, data.subset(np.empty(0, np.int64)), data, data)
     rows = metrics_of(metrics)
-    query, gallery = data.query, data.gallery
-    if not len(query) or not len(gallery):
-        raise DataError(f"{query.source}: there are no test images to evaluate on")
-    # Neither hit nor miss for anybody: without them the ranking is the same, and they are no cluster.
-    junk = _of_the_group_of_all(query, gallery)
-    if junk.any() and not junk.all():
-        gallery = gallery.subset(~junk)
-    divided = parts and len(model.head.dimensions()) > 1
-    choosing = choosing_part(order_by or data) if divided else None
-    tested = len(query) + (0 if gallery is query else len(gallery))
-    total = tested + (len(choosing[1]) if choosing else 0)
-
-    def pooled(images: LabeledSet, before: int) -> np.ndarray:
-        mine = group.shard(len(images))
-        found = model.features(
-            images if group.alone else images.subset(np.arange(mine.start, mine.stop)),
-            batch_size=batch_size,
-            context=context.subtask("evaluate", before=before, total=total, times=group.world_size),
-        )
-        found = group.all_gather(torch.from_numpy(found), len(images)).numpy()
-        check_finite(found, images, f"evaluating {data.name}")
-        return found
-
-    query_features = pooled(query, 0)
-    gallery_features = query_features if gallery is query else pooled(gallery, len(query))
-    if not group.is_main:
+    embedder, data = as_model(model), as_benchmark(data, context)
+    search = _Search.of(data, sorted({1, *(recall_at or data.recall_at)}), rows, embedder.device)
+    divided = parts and len(embedder.head.dimensions()) > 1
+    ordering = ordering_split(order_by or data) if divided else None
+    total = search.num_images + (len(ordering[1]) if ordering else 0)
+    features = _features(embedder, search, data.name, batch_size, total, context)
+    if not context.group.is_main:
         return {}
 
-    def sides(embed: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-        return [embed(query_features)] if gallery is query else [embed(query_features), embed(gallery_features)]
-
-    asked = sorted({1, *(recall_at or data.recall_at)})
-
-    def scores(embeddings: list[np.ndarray], **more: Any) -> dict[str, Any]:
-        queries, *items = embeddings
-        return retrieval_metrics(
-            queries,
-            _label_names(query),
-            **({"gallery_embeddings": items[0], "gallery_labels": _label_names(gallery)} if items else {}),
-            **_identities(query, gallery),
-            recall_at=asked,
-            metrics=rows,
-            device=model.device,
-            **more,
-        )
-
-    embeddings = sides(model.embed)
-    result = scores(embeddings, per_query=True, map=map, cmc=cmc, rerank=rerank)
+    embeddings = [embedder.embed(side) for side in features]
+    result = search.scores(embeddings, per_query=True, map=map, cmc=cmc, rerank=rerank)
     each = result.pop("per_query")
-    low, high = bootstrap_interval(each["recall_at_1"], query.labels)
-    result["recall_at_1_interval"] = [low, high]
+    result["recall_at_1_interval"] = list(bootstrap_interval(each["recall_at_1"], search.query.labels))
     if data.random_galleries:
         result["random_gallery"] = random_gallery_metrics(
             embeddings[0],
-            _label_names(query),
+            search.query_labels,
             draws=data.random_galleries,
-            recall_at=asked,
+            recall_at=search.recall_at,
             cmc=cmc,
-            device=model.device,
+            device=embedder.device,
         )
     if clustering:
-        labels = np.concatenate([_label_names(query)] + ([] if gallery is query else [_label_names(gallery)]))
-        result |= clustering_metrics(np.concatenate(embeddings), labels)
+        labels = [search.query_labels] + ([] if search.leave_one_out else [search.gallery_labels])
+        result |= clustering_metrics(np.concatenate(embeddings), np.concatenate(labels))
     if parts:
-        learners = range(model.num_learners)
-        result["learners"] = [scores(sides(lambda f, k=k: model.embed(f, k))) for k in learners]
-        result["features"] = scores(sides(normalized))
-        if len(learners) > 1:
-            some = query_features[np.random.default_rng(0).permutation(len(query))[:COMPARED]]
-            result["similarity_correlations"] = similarity_correlations([model.embed(some, k) for k in learners])
+        result |= _scores_of_parts(embedder, search, features)
     if divided:
         order = None
-        if choosing is not None:
-            result["ordered_on"], images = choosing
-            order = subspace_order(
-                model,
-                images,
-                batch_size=batch_size,
-                context=context.subtask("evaluate", before=tested, total=total),
-            )
-        result |= subspace_scores(model.head.dimensions(), embeddings, scores, order)
+        if ordering is not None:
+            result["ordered_on"], images = ordering
+            within = context.subtask("evaluate", before=search.num_images, total=total)
+            order = subspace_order(embedder, images, batch_size=batch_size, context=within)
+        result |= subspace_scores(embedder.head.dimensions(), embeddings, search.scores, order)
     result |= {
         "benchmark": data.name,
         "protocol": data.protocol,
         "split_hash": data.split_hash,
         "num_gallery": len(data.gallery),
-        "num_classes": query.num_classes,
+        "num_classes": search.query.num_classes,
     }
     if per_query:
+        query = search.query
         result["per_query"] = {
             "path": [query.path(i) for i in range(len(query))],
             "label": [query.label_name(i) for i in range(len(query))],
-            # A query that is left out of the means has no scores.
+            # A query that is left out of a mean has no score.
             **{name: [None if np.isnan(v) else v for v in values.tolist()] for name, values in each.items()},
         }
     return result
 
 
-def _of_the_group_of_all(query: LabeledSet, gallery: LabeledSet) -> np.ndarray:
-    """(G,) bool: the gallery images that every query ignores, as they are of the one group that all queries are of."""
+@dataclass(frozen=True)
+class _Search:
+    """The queries and the gallery of a benchmark, and what is computed of their rankings."""
+
+    query: LabeledSet
+    gallery: LabeledSet
+    """The same object in leave-one-out."""
+    recall_at: Sequence[int]
+    rows: Sequence[Metric]
+    device: torch.device
+
+    @classmethod
+    def of(cls, data: Benchmark, recall_at: Sequence[int], rows: Sequence[Metric], device: torch.device) -> _Search:
+        """
+        Raises:
+            DataError: there are no queries, or there is no gallery.
+        """
+        query, gallery = data.query, data.gallery
+        if not len(query) or not len(gallery):
+            raise DataError(f"{query.source}: there are no test images to evaluate on")
+        # Neither hit nor miss for any query: the ranking is the same without them, and they are no cluster.
+        junk = _ignored_by_all(query, gallery)
+        if junk.any() and not junk.all():
+            gallery = gallery.subset(~junk)
+        return cls(query, gallery, recall_at, rows, device)
+
+    @property
+    def leave_one_out(self) -> bool:
+        return self.gallery is self.query
+
+    @property
+    def sides(self) -> list[LabeledSet]:
+        return [self.query] if self.leave_one_out else [self.query, self.gallery]
+
+    @property
+    def num_images(self) -> int:
+        return sum(map(len, self.sides))
+
+    @cached_property
+    def query_labels(self) -> np.ndarray:
+        return np.array(self.query.label_names)[self.query.labels]
+
+    @cached_property
+    def gallery_labels(self) -> np.ndarray:
+        return np.array(self.gallery.label_names)[self.gallery.labels]
+
+    def scores(self, embeddings: Sequence[np.ndarray], **more: Any) -> dict[str, Any]:
+        """Retrieval metrics of the embeddings of the queries, and of the gallery where it is another set."""
+        queries, *items = embeddings
+        return retrieval_metrics(
+            queries,
+            self.query_labels,
+            **({"gallery_embeddings": items[0], "gallery_labels": self.gallery_labels} if items else {}),
+            **self._excluded,
+            recall_at=self.recall_at,
+            metrics=self.rows,
+            device=self.device,
+            **more,
+        )
+
+    @cached_property
+    def _excluded(self) -> dict[str, Any]:
+        """What a query must not retrieve: itself, by its row in a common source; its own camera and group."""
+        query, gallery, columns = self.query, self.gallery, {}
+        if not self.leave_one_out and query.source == gallery.source:
+            columns["ids"], columns["gallery_ids"] = query.rows, gallery.rows
+        for name in ("cameras", "groups"):
+            if getattr(query, name) is not None and getattr(gallery, name) is not None:
+                columns[name] = getattr(query, name)
+                if not self.leave_one_out:
+                    columns[f"gallery_{name}"] = getattr(gallery, name)
+        return columns
+
+
+def _ignored_by_all(query: LabeledSet, gallery: LabeledSet) -> np.ndarray:
+    """(G,) bool: the gallery images that every query ignores, as all queries are of one group and these are too."""
     if gallery is query or query.groups is None or gallery.groups is None:
         return np.zeros(len(gallery), bool)
     group = query.groups[0]
     return (gallery.groups == group) & bool(group >= 0 and (query.groups == group).all())
 
 
-def _label_names(images: LabeledSet) -> np.ndarray:
-    return np.array(images.label_names)[images.labels]
+def _features(
+    model: EmbeddingModel, search: _Search, name: str, batch_size: int, total: int, context: Context
+) -> list[np.ndarray]:
+    """The pooled features of each side, (N, F) float32; all processes of the group compute some and get all."""
+    group, done, features = context.group, 0, []
+    for images in search.sides:
+        shard = group.shard(len(images))
+        own = model.features(
+            images if group.alone else images.subset(np.arange(shard.start, shard.stop)),
+            batch_size=batch_size,
+            context=context.subtask("evaluate", before=done, total=total, times=group.world_size),
+        )
+        features.append(group.all_gather(torch.from_numpy(own), len(images)).numpy())
+        check_finite(features[-1], images, f"evaluating {name}")
+        done += len(images)
+    return features
 
 
-def _identities(query: LabeledSet, gallery: LabeledSet) -> dict[str, Any]:
-    """What a query must not retrieve: itself, by its row in their common source; its own camera and group."""
-    sides = {}
-    if gallery is not query and query.source == gallery.source:
-        sides["ids"], sides["gallery_ids"] = query.rows, gallery.rows
-    for name in ("cameras", "groups"):
-        if getattr(query, name) is not None and getattr(gallery, name) is not None:
-            sides[name] = getattr(query, name)
-            if gallery is not query:
-                sides[f"gallery_{name}"] = getattr(gallery, name)
-    return sides
+def _scores_of_parts(model: EmbeddingModel, search: _Search, features: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The scores of each learner's subspace alone and of the pooled features, and how similar the subspaces are."""
+
+    def scores(embed: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+        return search.scores([embed(side) for side in features])
+
+    learners = range(model.num_learners)
+    result: dict[str, Any] = {"learners": [scores(lambda f, k=k: model.embed(f, k)) for k in learners]}
+    result["features"] = scores(normalized)
+    if len(learners) > 1:
+        some = features[0][np.random.default_rng(0).permutation(len(features[0]))[:COMPARED]]
+        result["similarity_correlations"] = similarity_correlations([model.embed(some, k) for k in learners])
+    return result

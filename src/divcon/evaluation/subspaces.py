@@ -139,7 +139,7 @@ def greedy_order(
     return order
 
 
-def choosing_part(data: Benchmark) -> tuple[str, LabeledSet] | None:
+def ordering_split(data: Benchmark) -> tuple[str, LabeledSet] | None:
     """The images of a benchmark to choose by, never of its test classes: ``("validation", images)``, or of ``"train"``
     where it has no validation classes; at most `MOST_IMAGES`, see `sample_of`. None where no two are of one class."""
     for name, images in (("validation", data.validation), ("train", data.train)):

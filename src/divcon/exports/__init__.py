@@ -15,7 +15,7 @@ from divcon.errors import ConfigError, OutputError, unknown
 from divcon.exports.hugging_face import write_folder
 from divcon.exports.onnx import require_onnx, write_onnx
 from divcon.exports.program import about_model, write_program
-from divcon.models import EmbeddingModel
+from divcon.models import EmbeddingModel, as_model
 from divcon.models.pruning import check_learner
 
 __all__ = ["Exported", "Format", "check_export", "export"]
@@ -42,7 +42,7 @@ class Exported:
 
 
 def export(
-    model: EmbeddingModel,
+    model: EmbeddingModel | str | Path,
     out: str | Path,
     format: Format = "onnx",
     *,
@@ -55,7 +55,7 @@ def export(
     The file is read again and compared with the model, at batches of 1 and 7, before it gets its name.
 
     Args:
-        model: the model; it is not changed.
+        model: a model, or the folder of a run or model; it is not changed.
         out: a new file that ends in ``.onnx`` or ``.pt2``, or for ``hf`` a new or empty folder.
         format: ``onnx``: one file for ONNX Runtime and others. Its input is ``images``, (N, 3, H, W) uint8 RGB pixels,
             resized and cropped but not normalised (the file does that), or ``vectors``, (N, F0) float32; its output
@@ -75,6 +75,9 @@ def export(
     """
     out = Path(out)
     check_export(out, format, scores)
+    if not isinstance(model, EmbeddingModel):
+        run = run or model
+    model = as_model(model)
     if learner is not None:
         check_learner(model, learner)
     model = copy.deepcopy(model).cpu().eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from divcon.models.backbone import create_backbone
-from divcon.models.embedding_model import EmbeddingModel
+from divcon.models.embedding_model import EmbeddingModel, as_model
 from divcon.models.heads import MaskHead, SliceHead, SubspaceHead, create_head
 from divcon.models.pooling import GeM
 from divcon.models.pruning import keep_components, keep_learner, keep_subspaces
@@ -14,6 +14,7 @@ __all__ = [
     "MaskHead",
     "SliceHead",
     "SubspaceHead",
+    "as_model",
     "create_backbone",
     "create_head",
     "keep_components",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -457,3 +458,20 @@ def own_parts(config: Mapping[str, Any]) -> list[str]:
         options = head.get("head_options")
         head = options.get("of") if isinstance(options, Mapping) else None
     return [str(name) for name in names if is_named(name) and not str(name).startswith("divcon.")]
+
+
+def as_model(model: object) -> EmbeddingModel:
+    """The model itself, or the one in the folder of a run or model.
+
+    Raises:
+        ConfigError: it is neither.
+        WeightsError: there is no model in the folder, or a damaged one.
+    """
+    if isinstance(model, EmbeddingModel):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise ConfigError(
+            f"`model` is of type {type(model).__name__}: pass a divcon.EmbeddingModel, or the folder of a run or model",
+            field="model",
+        )
+    return EmbeddingModel.load(Path(model))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.inputs import LabeledData, as_benchmark, as_labeled_set
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
-from divcon.evaluation.subspaces import choosing_part, sample_of, scores_among, subspace_order
-from divcon.models import EmbeddingModel, keep_components, keep_subspaces
+from divcon.evaluation.subspaces import ordering_split, sample_of, scores_among, subspace_order
+from divcon.models import EmbeddingModel, as_model, keep_components, keep_subspaces
 from divcon.runtime.context import DEFAULT, Context
 
 By = Literal["subspaces", "pca"]
@@ -37,8 +39,8 @@ class Pruning:
 
 
 def prune(
-    model: EmbeddingModel,
-    data: Benchmark | LabeledSet,
+    model: EmbeddingModel | str | Path,
+    data: LabeledData,
     dims: int,
     *,
     by: By = "pca",
@@ -49,6 +51,7 @@ def prune(
     """A model that embeds in at most ``dims`` dimensions, without training.
 
     Args:
+        model: a model, or the folder of a run or model.
         data: images to choose by, of classes that it is not to be judged on. Of a benchmark ``subspaces`` takes the
             validation classes, or the train classes where it has none, and ``pca`` the train classes; at most 3,000
             images, drawn by a fixed seed.
@@ -64,6 +67,9 @@ def prune(
         DataError: there are no two images of one class to choose by, or they are not what the model sees.
         ImageError: an image does not decode; the message names it.
     """
+    model = as_model(model)
+    if not isinstance(data, LabeledSet):
+        data = as_benchmark(data, context) if not isinstance(data, (tuple, list)) else as_labeled_set(data, context)
     check_prunable(model, dims, by)
     judged_on, images = _to_choose_by(data)
     features = model.features(images, batch_size=batch_size, context=context)
@@ -114,7 +120,7 @@ def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
 
 def _to_choose_by(data: Benchmark | LabeledSet) -> tuple[str, LabeledSet]:
     if isinstance(data, Benchmark):
-        name, found = data.name, choosing_part(data)
+        name, found = data.name, ordering_split(data)
     else:
         name, found = data.source, ("given", sample_of(data))
     if found is None or not len(found[1]):
