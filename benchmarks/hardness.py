@@ -45,7 +45,7 @@ def of_batches(embeddings: torch.Tensor, labels: np.ndarray, division: Division,
 
 
 def measure(run: Path, data: dc.Benchmark, seed: int) -> list[dict]:
-    held_out = RunFolder(run).validation_classes()
+    held_out = set(RunFolder(run).classes_of("validation"))
     images = data.without_validation().train
     images = images.subset(np.array([name not in held_out for name in images.label_names])[images.labels])
     model = dc.EmbeddingModel.load(run)

@@ -108,7 +108,7 @@ def test_a_pruned_model_knows_which_classes_it_has_seen(
 ) -> None:
     out = tmp_path / "small"
     assert prune(command, runs / "slices", "--dims", 8, "--out", out)[0] == 0
-    assert RunFolder(out).seen_classes() == RunFolder(runs / "slices").seen_classes() != set()
+    assert RunFolder(out).used_classes() == RunFolder(runs / "slices").used_classes() != set()
     table = pq.read_table(parquet)
     swapped = ["test" if int(label.as_py()[1:]) < 20 else "train" for label in table["label"]]
     pq.write_table(table.append_column("split", [swapped]), tmp_path / "swapped.parquet")

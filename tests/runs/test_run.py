@@ -18,7 +18,6 @@ from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError, ImageError, OutputError, RunError
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
-from divcon.runs.run import check_unseen
 from divcon.runtime.environment import not_repeatable
 
 MODEL = dc.ModelConfig(num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32)
@@ -249,11 +248,12 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_checkpoint(
 
 
 def test_scores_of_classes_that_were_trained_on_are_doubted(straight: Path, few: Benchmark, demo: Benchmark) -> None:
-    assert check_unseen(straight, few, source_given=False) is None
+    folder = RunFolder(straight)
+    assert folder.check_test_classes(few, own=True) is None
     seen = Benchmark("seen", few.query, few.train, few.train)
     with pytest.raises(RunError, match="its data has changed since it was trained"):
-        check_unseen(straight, seen, source_given=False)
-    assert "24 of the test classes have names that the model was trained on" in check_unseen(straight, seen, True)
+        folder.check_test_classes(seen, own=True)
+    assert "24 of the test classes have names of classes that" in str(folder.check_test_classes(seen, own=False))
 
 
 def test_validation_classes_have_pairs_and_no_validation_takes_them_all(few: Benchmark, tmp_path: Path) -> None:

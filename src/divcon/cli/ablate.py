@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from divcon.cli.app import TRAIN, app, console, note, notes, read_data
-from divcon.cli.messages import flag
+from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, gather, gathered, run_config
 from divcon.errors import ConfigError, Stopped
 
@@ -105,7 +105,7 @@ def ablate(
     arms = arms_of(DEFAULT_ARMS if names is None else names, own)
     numbers = DEFAULT_SEEDS if numbers is None else numbers
     benchmark = read_data(data, root)
-    with Bar(notes) as bar:
+    with Bar(notes, in_flags) as bar:
         try:
             results = run_ablation(
                 benchmark,

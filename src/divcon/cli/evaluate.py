@@ -37,7 +37,6 @@ def tested_on(run: Path, data: str | None = None, root: Path | None = None) -> B
     """The data to evaluate a run's model on: ``data``, or the run's own, which must be unchanged. Prints a note if the
     model was trained on some of the test classes."""
     from divcon.runs.folder import RunFolder
-    from divcon.runs.run import check_unseen
 
     found = RunFolder(run).origin()
     source = found[1].get("source") if found else None
@@ -46,7 +45,7 @@ def tested_on(run: Path, data: str | None = None, root: Path | None = None) -> B
     if data is None and source is not None:
         check_trusted(source["data"], str(RunFolder(run).config))
     benchmark = read_data(source["data"], source["root"]) if data is None and source else read_data(data or "", root)
-    doubt = check_unseen(run, benchmark, source_given=data is not None)
+    doubt = RunFolder(run).check_test_classes(benchmark, own=data is None)
     if doubt:
         note(doubt)
     return benchmark

@@ -65,7 +65,7 @@ def prune(
     done: list[Pruning] = []
     small = prune_model(model, own, dims, by=by, batch_size=batch_size, context=context, on_done=done.append)
     about = done[0]
-    RunFolder(run).pass_on(
+    RunFolder(run).write_origin(
         out, pruned={"run": str(run.absolute()), "by": by, "dims": about.dims, "learners": about.learners}
     )
     small.save(out)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from divcon.cli.app import TRAIN, app, console, notes, read_data
-from divcon.cli.messages import flag
+from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import DEFAULTS, Settings, gather, run_config
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.files import atomic_write, check_writable
@@ -70,7 +70,7 @@ def reproduce(
     chosen = run_config(settings)
     data = read_data(name, root)
     source = {"data": name, "root": str(root.absolute())}
-    with Bar(notes) as bar:
+    with Bar(notes, in_flags) as bar:
         try:
             result = reproduce_preset(
                 data,

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from divcon.cli.app import TRAIN, app, console, notes, read_data
+from divcon.cli.messages import in_flags
 from divcon.cli.settings import DEFAULTS, Gathered, Settings, as_file, gather, gathered, run_config
 from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
@@ -91,7 +92,7 @@ def train(
     from divcon.runtime.launch import is_main_process
 
     benchmark, source = _read(source, found)
-    with Bar(notes if is_main_process() else Console(quiet=True)) as bar:
+    with Bar(notes if is_main_process() else Console(quiet=True), in_flags) as bar:
         try:
             train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar)
         except KeyboardInterrupt as stopped:

@@ -20,8 +20,7 @@ from divcon.exports.program import Embedder, check_equal
 from divcon.models import EmbeddingModel, keep_learner
 from divcon.models.backbone import is_own
 from divcon.models.embedding_model import own_backbone, own_parts
-from divcon.runs.folder import RunFolder
-from divcon.runs.run import kept_epoch
+from divcon.runs.folder import RunFolder, kept_epoch
 
 TO_FILL_IN = "TO FILL IN"
 _NEEDED = ("recall_at_1", "benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")

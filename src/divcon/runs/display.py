@@ -1,8 +1,9 @@
-"""What a person sees while a run goes on: one bar with rate and time left, and a line an epoch."""
+"""How a run and scores are shown on a terminal: a bar with rate and time left, a line an epoch, tables of scores."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,31 @@ from divcon.runtime.context import Progress as RunProgress
 
 
 class Display(ABC):
-    """What a run tells of itself; a subclass says where to."""
+    """Where a run reports to; a subclass shows it."""
 
     @abstractmethod
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
-        """The run starts, or goes on after ``epochs_done``."""
+        """The run starts, or resumes at epoch ``epochs_done``."""
 
     @abstractmethod
     def progress(self, progress: RunProgress) -> None:
-        """After each batch of whatever stage."""
+        """A batch is done, of any stage."""
 
     @abstractmethod
     def epoch(self, line: dict[str, Any]) -> None:
-        """After each epoch, with its line of ``metrics.jsonl``."""
+        """An epoch is done; ``line`` is its line of ``metrics.jsonl``."""
 
     @abstractmethod
     def warn(self, message: str) -> None:
-        """Something that a person should know."""
+        """Something that the user should know."""
 
     @abstractmethod
     def end(self, out: Path, kept_epoch: int | None) -> None:
-        """The run is over and its model kept."""
+        """The run is done, and the model of ``kept_epoch`` is saved."""
 
 
 class NullDisplay(Display):
-    """Says nothing."""
+    """Show nothing."""
 
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         pass
@@ -62,7 +63,7 @@ class NullDisplay(Display):
 
 
 class _TimeLeft(ProgressColumn):
-    """Time left of the whole run, from the time that its epochs took so far: dividing and evaluating included."""
+    """Time left of the whole run, by the time of its epochs so far, dividing and evaluating included."""
 
     def render(self, task: Task) -> Text:
         done = task.completed - task.fields["before"]
@@ -74,10 +75,18 @@ class _TimeLeft(ProgressColumn):
 
 
 class Bar(Display):
-    """A bar on a terminal; elsewhere, a line an epoch. A context manager: leaving it takes the bar away."""
+    """A bar on a terminal; elsewhere, a line an epoch. A context manager that removes the bar at its end.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Epochs are numbered from 0, as in ``metrics.jsonl``.
+
+    Args:
+        console: where to print; None: standard error.
+        reword: applied to each warning before it is printed.
+    """
+
+    def __init__(self, console: Console | None = None, reword: Callable[[str], str] = str) -> None:
         self.console = console or Console(stderr=True, highlight=False)
+        self._reword = reword
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -121,13 +130,19 @@ class Bar(Display):
         for note in data.notes:
             self.warn(note)
         joint, finetune = config.train.phase_starts
-        if model.num_learners > 1 and min(joint, finetune) >= self._epochs:
+        if model.num_learners > 1 and not config.train.full_weight and min(joint, finetune) >= self._epochs:
             self.warn(
-                f"nothing conquers: --finetune-epoch {finetune} is not below --epochs {self._epochs}, so no loss ever "
-                "sees the full embedding"
+                f"no loss ever trains the full embedding: `finetune_epoch` {finetune} is not below `epochs` "
+                f"{self._epochs}, and `full_weight` is 0"
             )
         if epochs_done:
-            self.console.print(f"going on after {epochs_done} of {self._epochs} epochs")
+            at = f"resuming at epoch {epochs_done} of" if epochs_done < self._epochs else "already done: epochs"
+            self.console.print(f"{at} {self._span}")
+
+    @property
+    def _span(self) -> str:
+        """The numbers of the epochs: ``0-59``."""
+        return f"0-{self._epochs - 1}"
 
     def progress(self, progress: RunProgress) -> None:
         share = progress.done / max(1, progress.total or 1)
@@ -136,7 +151,7 @@ class Bar(Display):
             self._bar.update(self._task, description=what, total=1, completed=share)
             return
         completed = progress.epoch + {"divide": 0.0, "train": share}.get(progress.stage, 1.0)
-        what = f"epoch {progress.epoch + 1}/{self._epochs} "
+        what = f"epoch {progress.epoch} of {self._span} "
         detail = f"{progress.done:,}/{progress.total:,} images"
         if progress.stage == "train":
             what += f"[bold]{progress.phase}[/]"
@@ -166,7 +181,7 @@ class Bar(Display):
             self.warn(warning)
 
     def warn(self, message: str) -> None:
-        self.console.print(Text.assemble(("note: ", "yellow"), message))
+        self.console.print(Text.assemble(("note: ", "yellow"), self._reword(message)))
 
     def end(self, out: Path, kept_epoch: int | None) -> None:
         written = f"; report in {report}" if (report := out / "report.html").exists() else ""
@@ -174,7 +189,7 @@ class Bar(Display):
 
 
 def print_scores(result: dict[str, Any], console: Console) -> None:
-    """What `divcon.evaluate` gave, for people."""
+    """Print what `divcon.evaluate` returned, as tables."""
     lost = result["num_queries_without_match"]
     console.print(
         f"{result['benchmark']}, {result['protocol']}, split {result['split_hash']}: "
@@ -209,7 +224,7 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
             rows.append((f"and learner {scores['learners'][-1]}, {scores['dims']} dimensions", scores))
         _print_table(f"best few, chosen on {result['ordered_on']} classes", rows, console)
     elif "without" in result:
-        console.print("best few: left out, there are no validation or train classes of two images to choose them on")
+        console.print("best few: left out, as no validation or train class has two images to choose them on")
     if "similarity_correlations" in result:
         _print_correlations(result["similarity_correlations"], console)
     low, high = result["recall_at_1_interval"]
@@ -246,10 +261,12 @@ def _print_correlations(correlations: list[list[float | None]], console: Console
     """The mean over pairs of learners, and each pair where a screen has room for them."""
     count = len(correlations)
     pairs = [value for k, row in enumerate(correlations) for value in row[k + 1 :] if value is not None]
-    mean = f"{sum(pairs) / len(pairs):.2f}" if pairs else "unknown: they tell no images apart"
-    console.print(f"alike (1: two learners find the same images alike; 0: nothing in common), mean over pairs: {mean}")
+    mean = f"{sum(pairs) / len(pairs):.2f}" if pairs else "unknown: all their embeddings are equal"
+    console.print(
+        f"similarity of learners (1: they find the same images similar; 0: nothing in common), mean over pairs: {mean}"
+    )
     if 2 < count <= 12:
-        table = Table("alike", *map(str, range(count)), box=None, pad_edge=False)
+        table = Table("similarity", *map(str, range(count)), box=None, pad_edge=False)
         for k, row in enumerate(correlations):
             table.add_row(f"learner {k}", *("-" if value is None else f"{value:.2f}" for value in row))
         console.print(table)

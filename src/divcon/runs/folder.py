@@ -1,15 +1,17 @@
-"""A run's folder: what is in it, and when it may be begun, gone on with, or must be left alone."""
+"""The folder of a run: what it holds, and whether a run may start in it, resume, or must not touch it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from torch import nn
 
 from divcon.config.fields import restored
 from divcon.config.settings import SECTION_OF, SECTIONS, RunConfig
@@ -18,24 +20,25 @@ from divcon.data.loading import only_decodable
 from divcon.data.read import read_source
 from divcon.errors import ConfigError, DataError, OutputError, RunError
 from divcon.evaluation.subspaces import sample_of
+from divcon.models import EmbeddingModel
 from divcon.models.backbone import AUTO
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.environment import machine, run_versions
 from divcon.runtime.files import atomic_write
-from divcon.runtime.importing import Trust
+from divcon.runtime.importing import Trust, is_named
 from divcon.runtime.lock import LOCK_FILE, FolderLock
-from divcon.training.checkpoint import MAY_CHANGE, previous_of, read_checkpoint, restore_previous
+from divcon.training.checkpoint import MAY_CHANGE, model_in, previous_of, read_checkpoint, restore_previous
 
 ORIGIN = "run.json"
-"""In the folder of a model that is made of a run's: the ``config.json`` of the run."""
+"""In the folder of a model that was made from a run's model: the ``config.json`` of that run."""
 
 
 class RunFolder:
     """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint``, ``model/`` and
     ``report.html``.
 
-    Until the first epoch is done there is nothing to lose: a folder without ``checkpoint`` may be begun anew, with
-    other settings too.
+    Until the first epoch is done there is nothing to lose: a run may start again in a folder without ``checkpoint``,
+    with other settings too.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,12 +52,33 @@ class RunFolder:
         self.model = self.path / "model"
         self.report = self.path / "report.html"
 
+    def division(self, epoch: int) -> Path:
+        """The file of the division that was made for an epoch."""
+        return self.divisions / f"epoch_{epoch:04d}.safetensors"
+
+    def command(self, name: str, *options: str) -> str:
+        """A ``divcon`` command on this run, as it is typed in any working directory."""
+        words = ["divcon", name, str(self.path.absolute()), *options]
+        for module in self._own_modules():
+            words += ["--import", module]
+        return shlex.join(words)
+
+    def _own_modules(self) -> list[str]:
+        """The modules of the user's own parts that the run's folder names."""
+        origin = self.origin()
+        if origin is None:
+            return []
+        record = origin[1]
+        values = [*record.get("model", {}).values(), *record.get("data", {}).values()]
+        values.append((record.get("source") or {}).get("data"))
+        return sorted({value.partition(":")[0] for value in values if is_named(value)})
+
     def epochs_done(self) -> int:
         return read_checkpoint(self.checkpoint)["epochs_done"] if self.checkpoint.exists() else 0
 
     def read(self) -> tuple[RunConfig, dict[str, Any]] | None:
         """The run's settings, and all of ``config.json``: ``source``, ``init``, ``split_hash``, ``versions``; None
-        where no run was begun (a model's folder has a ``config.json`` of its own).
+        where no run has started (the folder of a model has a ``config.json`` of its own).
 
         Raises:
             RunError: the file is damaged.
@@ -62,70 +86,74 @@ class RunFolder:
         return _read(self.config)
 
     def origin(self) -> tuple[RunConfig, dict[str, Any]] | None:
-        """As `read`; for the folder of a model that `pass_on` was told of, what it keeps of its run.
+        """As `read`, also of a model that was made from a run's (see `write_origin`).
 
         Raises:
             RunError: the file is damaged.
         """
         return self.read() or _read(self.path / ORIGIN)
 
-    def pass_on(self, folder: Path, **more: Any) -> None:
-        """Keep in the folder of a model that is made of this run's what `origin` and `seen_classes` need.
+    def write_origin(self, folder: Path, **more: Any) -> None:
+        """Write to the folder of a model that was made from this run's what `origin` and `used_classes` read.
 
         Args:
-            more: what else is to be known of the model, under names that ``config.json`` does not have.
+            more: more facts of the model, under names that ``config.json`` does not have.
 
         Raises:
             OutputError: the folder cannot be written.
         """
-        found = self.origin()
-        if found is None:
+        origin = self.origin()
+        if origin is None:
             return
         with atomic_write(folder / ORIGIN) as beside:
-            beside.write_text(json.dumps(found[1] | more, indent=2) + "\n")
+            beside.write_text(json.dumps(origin[1] | more, indent=2) + "\n")
         if self.classes.exists():
             with atomic_write(folder / self.classes.name) as beside:
                 beside.write_bytes(self.classes.read_bytes())
 
-    def check_mine(self) -> None:
+    def check_usable(self) -> None:
         """
         Raises:
-            RunError: there is something here, and it is no run.
+            RunError: the folder holds something, and it is no run.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path}: is a file; give a folder (--out)")
-        there = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
-        if self.read() is None and not there <= {LOCK_FILE, f"{self.config.name}.new"}:
-            raise RunError(f"{self.path}: is not empty and holds no run; give another folder (--out)")
+            raise RunError(f"{self.path}: is a file; `out` is the folder of the run")
+        entries = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        if self.read() is None and not entries <= {LOCK_FILE, f"{self.config.name}.new"}:
+            raise RunError(f"{self.path}: is not empty and holds no run; choose another folder as `out`")
 
-    def after_a_kill(self, lock: FolderLock) -> list[str]:
-        """Put in order what a kill has left of the checkpoints; what a person should know of it."""
-        told = []
+    def recover(self, lock: FolderLock) -> list[str]:
+        """Put the checkpoints in order after a process was killed.
+
+        Returns:
+            Warnings for the user.
+        """
+        warnings = []
         if lock.left_by is not None:
-            told.append(f"{self.path}: the process that trained this run was killed ({lock.left_by})")
+            warnings.append(f"{self.path}: the process that trained this run was killed ({lock.left_by})")
         if not lock.locks:
-            told.append(
-                f"{self.path}: its file system has no locks, so nothing keeps a second process from training this run "
+            warnings.append(
+                f"{self.path}: its file system has no locks, so nothing stops a second process from training this run "
                 "too; see that none does"
             )
-        mended = restore_previous(self.checkpoint)
-        return told if mended is None else [*told, mended]
+        recovered = restore_previous(self.checkpoint)
+        return warnings if recovered is None else [*warnings, recovered]
 
     def check(self, config: RunConfig, data: Benchmark, resume: bool) -> int:
-        """How many epochs are done; nothing is written.
+        """How many epochs are done. It writes nothing.
 
         Raises:
-            RunError: a run is here and ``resume`` is not asked for, or it has other settings or data.
+            RunError: the folder holds a run, and ``resume`` is False or the run has other settings or data.
         """
-        found = self.read()
-        if found is None or not self.checkpoint.exists():
+        saved_record = self.read()
+        if saved_record is None or not self.checkpoint.exists():
             return 0
-        saved, record = found
+        saved, record = saved_record
         if not resume:
-            raise RunError(f"{self.path}: holds a run already; go on with it (--resume), or give another --out")
+            raise RunError(f"{self.path}: holds a run already; go on with it (`resume=True`), or choose another `out`")
         if not data.has_split(record.get("split_hash")):
             raise RunError(
-                f"{self.path}: the data has changed since the run began (split {record.get('split_hash')} then, "
+                f"{self.path}: the data has changed since the run started (split {record.get('split_hash')} then, "
                 f"{data.split_hash} now); resume with the same data"
             )
         wrong = _differences(saved, config)
@@ -134,7 +162,7 @@ class RunFolder:
         return self.epochs_done()
 
     def begin(self, config: RunConfig, data: Benchmark, source: dict[str, Any] | None, init: Path | None) -> None:
-        """Write what the run is; one without an epoch done is begun anew.
+        """Write the settings and classes of a run that starts; a run that has done an epoch keeps what it has.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -152,25 +180,47 @@ class RunFolder:
             versions=run_versions(),
             machine=machine(),
         )
-        seen = {name: [s.label_names[c] for c in s.classes] for name, s in _parts(data) if s is not None}
+        splits = {"train": data.train, "validation": data.validation}
+        names = {split: [s.label_names[c] for c in s.classes] for split, s in splits.items() if s is not None}
         with atomic_write(self.classes) as beside:
-            beside.write_text(json.dumps(seen) + "\n")
+            beside.write_text(json.dumps(names) + "\n")
 
-    def classes_of(self, part: str) -> list[str]:
-        """The names of the classes that the run trained on (``train``), or that were held out of them
-        (``validation``); empty where it does not say."""
-        return json.loads(self.classes.read_text()).get(part, []) if self.classes.exists() else []
+    def classes_of(self, split: Literal["train", "validation"]) -> list[str]:
+        """The names of the classes that the run trained on, or held out for validation; empty where unknown."""
+        return json.loads(self.classes.read_text()).get(split, []) if self.classes.exists() else []
 
-    def seen_classes(self) -> set[str]:
-        """The names of the classes that the run trained on or was validated on; empty where it does not say."""
-        return {name for part in ("train", "validation") for name in self.classes_of(part)}
+    def used_classes(self) -> set[str]:
+        """The names of the classes that the run trained on or was validated on; empty where unknown."""
+        return {*self.classes_of("train"), *self.classes_of("validation")}
 
-    def validation_classes(self) -> set[str]:
-        """The names of the classes that were held out of the run's train classes; empty where there were none."""
-        return set(self.classes_of("validation"))
+    def check_test_classes(self, data: Benchmark, *, own: bool) -> str | None:
+        """A warning where the model was trained on test classes of the data that it is to be evaluated on.
+
+        Args:
+            own: the data is what the run was trained on, and must not have changed.
+
+        Raises:
+            RunError: the data is the run's own, and its split has changed since.
+        """
+        origin = self.origin()
+        if origin is None:
+            return None
+        split = origin[1].get("split_hash")
+        if own and not data.has_split(split):
+            raise RunError(
+                f"{self.path}: its data has changed since it was trained (split {split} then, {data.split_hash} now), "
+                "so that test classes may have been trained on; to evaluate on it all the same, pass the data"
+            )
+        shared = self.used_classes() & {data.query.label_names[c] for c in data.query.classes}
+        if not shared:
+            return None
+        return (
+            f"{len(shared)} of the test classes have names of classes that the model was trained on "
+            f"({min(shared)!r}, for one)"
+        )
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a stop has cut short is left out.
+        """The lines of ``metrics.jsonl``, without one that a stop cut short.
 
         Raises:
             RunError: one is damaged.
@@ -182,14 +232,14 @@ class RunFolder:
                 lines.append({**json.loads(text)})
             except (ValueError, TypeError, RecursionError) as error:
                 raise RunError(
-                    f"{self.metrics}: line {number} is damaged ({error}); put it right, or delete it: all else goes on "
-                    "without"
+                    f"{self.metrics}: line {number} is damaged ({error}); correct or delete it: everything else works "
+                    "without it"
                 ) from None
         return lines
 
-    def keep_lines(self, epochs_done: int) -> list[dict[str, Any]]:
-        """Drop the lines of epochs that the checkpoint does not hold, to be written again; returns the others."""
-        lines = [line for line in self.lines() if line["epoch"] < epochs_done]
+    def drop_lines_from(self, epoch: int) -> list[dict[str, Any]]:
+        """Drop the lines of this epoch and later ones, which are trained again; returns the others."""
+        lines = [line for line in self.lines() if line["epoch"] < epoch]
         with atomic_write(self.metrics) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return lines
@@ -205,19 +255,19 @@ class RunFolder:
             raise OutputError(f"{self.metrics}: cannot be written ({error.strerror}); resume when it can") from error
 
     def resumed(self, asked: RunConfig, given: Collection[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
-        """The settings to go on with, and the record of the run: the run's own settings, but those of ``asked`` that
-        do not change what is trained (or, before the first epoch is done, all that are given).
+        """The settings to resume with, and the record of the run: the run's own settings, with those of ``asked`` that
+        do not change what is trained (before the first epoch is done, all that are set).
 
         Args:
-            given: the names of the settings that ``asked`` means; None: those that are not at their defaults.
+            given: the names of the settings of ``asked`` that are set; None: those that are not at their defaults.
 
         Raises:
-            RunError: there is no run here, or a setting that is given has another value in it.
+            RunError: there is no run in the folder, or a setting that is set has another value in the run.
         """
-        found = self.read()
-        if found is None:
-            raise RunError(f"{self.path}: there is no run here to resume; give DATA to begin one")
-        saved, record = found
+        saved_record = self.read()
+        if saved_record is None:
+            raise RunError(f"{self.path}: there is no run here to resume; pass data to start one")
+        saved, record = saved_record
         free = not self.checkpoint.exists()
         if given is None:
             given = RunConfig().differences(asked).keys()
@@ -232,22 +282,22 @@ class RunFolder:
                 wrong.append(f"`{name}` is {then} in the run, {now} now")
         if wrong:
             raise RunError(
-                f"{self.path}: cannot resume with other settings ({'; '.join(wrong)}); leave them out, or begin anew "
-                "in another --out"
+                f"{self.path}: cannot resume with other settings ({'; '.join(wrong)}); leave them out, or start "
+                "another run in another `out`"
             )
         sections = {name: dataclasses.replace(getattr(saved, name), **changes[name]) for name in SECTIONS}
         return RunConfig(**sections), record
 
 
-def kept_epoch(lines: list[dict[str, Any]]) -> int | None:
-    """The epoch whose model is kept: the first of the best Recall@1 on validation classes, or the last.
+def kept_epoch(lines: Sequence[dict[str, Any]]) -> int | None:
+    """The number of the epoch whose model is kept: the first with the best Recall@1 on validation classes, or the last.
 
     Args:
         lines: of ``metrics.jsonl``.
     """
-    judged = [line for line in lines if "validation" in line]
-    if judged:
-        return max(judged, key=lambda line: (line["validation"]["recall_at_1"], -line["epoch"]))["epoch"]
+    validated = [line for line in lines if "validation" in line]
+    if validated:
+        return max(validated, key=lambda line: (line["validation"]["recall_at_1"], -line["epoch"]))["epoch"]
     return lines[-1]["epoch"] if lines else None
 
 
@@ -268,10 +318,6 @@ def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:
         raise RunError(str(error)) from None
 
 
-def _parts(data: Benchmark) -> list[tuple[str, Any]]:
-    return [("train", data.train), ("validation", data.validation)]
-
-
 def _differences(saved: RunConfig, asked: RunConfig) -> list[str]:
     return [
         f"`{name}` is {then} in the run, {now} now"
@@ -280,68 +326,85 @@ def _differences(saved: RunConfig, asked: RunConfig) -> list[str]:
     ]
 
 
+def trained_model(folder: str | Path, *, trust: Trust = (), backbone: nn.Module | None = None) -> EmbeddingModel:
+    """The model in the folder of a run or model; of a run that keeps none yet, as its last epoch left it.
+
+    Args:
+        trust, backbone: as of `divcon.EmbeddingModel.load`.
+
+    Raises:
+        WeightsError: there is no model, or a damaged one.
+    """
+    run = RunFolder(folder)
+    if run.checkpoint.exists() and not run.model.exists():
+        return model_in(run.checkpoint, trust=trust, backbone=backbone)
+    return EmbeddingModel.load(folder, trust=trust, backbone=backbone)
+
+
 def own_benchmark(
     run: str | Path,
-    given: Benchmark | None = None,
+    data: Benchmark | None = None,
     *,
     must_be_own: bool = False,
     whole: bool = False,
     trust: Trust = (),
     context: Context = DEFAULT,
 ) -> Benchmark:
-    """The benchmark that a run's model was trained on, with its validation classes where it had any; of train and
-    validation classes only a sample (see `divcon.evaluation.subspaces.sample_of`), unless asked for ``whole``.
+    """The benchmark that a run's model was trained on, with the validation classes of the run.
 
     Args:
-        run: a run's folder, or that of a model that was made of a run's.
-        given: data that was read already; taken where it is the run's own, or the model knows of no run.
-        must_be_own: data that is given and not the run's own is an error; else the run's own is read.
-        whole: all train and validation images, in the order in which the run's divisions number them.
+        run: the folder of a run, or of a model that was made from a run's.
+        data: a benchmark that was read already: it is returned where it is the run's own, or where the model does not
+            know its run.
+        must_be_own: raise where ``data`` is not the run's own, in place of reading the run's own.
+        whole: all train and validation images, in the order in which the run's divisions number them; else a sample of
+            them (see `divcon.evaluation.subspaces.sample_of`).
         trust: modules of readers that the run's folder may name: True for all, or their names.
-        context: of `divcon.data.loading.only_decodable`; a run that left out images that do not decode leaves them out
-            here too.
+        context: a run that left out images that do not decode leaves them out here too, and reports them.
 
     Raises:
         TrustError: the run's data is a reader whose module the user has not allowed.
-        RunError: the folder does not say what its model was trained on, that is not there any more, or it has changed.
+        RunError: the folder does not say what its model was trained on, or that data is gone or has changed.
         DataError: none of its images decodes.
     """
-    found = RunFolder(run).origin()
-    if found is None:
-        if given is None:
-            raise RunError(f"{run}: does not say what it was trained on; give DATA")
-        return given if whole else _sampled(given)
-    config, record = found
-    if given is not None and must_be_own and (changed := _changed(record, given)):
+    folder = RunFolder(run)
+    origin = folder.origin()
+    if origin is None:
+        if data is None:
+            raise RunError(f"{run}: does not say what it was trained on; pass the data")
+        return data if whole else _sampled(data)
+    config, record = origin
+    if data is not None and must_be_own and (changed := _changed(record, data)):
         raise RunError(
-            f"{given.name}: is not what {run} was trained on ({changed}), so that classes it is judged on may be among "
-            "those to choose by; give its own data"
+            f"{data.name}: is not what {run} was trained on ({changed}), so that the run's test classes may be in it; "
+            "pass the run's own data"
         )
-    if given is None or _changed(record, given):
+    if data is None or _changed(record, data):
         source = record.get("source")
         if source is None:
-            raise RunError(f"{run}: does not say what it was trained on; give DATA")
+            raise RunError(f"{run}: does not say what it was trained on; pass the data")
         try:
-            given = read_source(source, str(RunFolder(run).config), trust=trust)
+            data = read_source(source, str(folder.config), trust=trust)
         except DataError as error:
             raise RunError(
-                f"{run}: what it was trained on cannot be read ({error}); give DATA where it is now"
+                f"{run}: the data it was trained on cannot be read ({error}); pass it from where it is now"
             ) from None
-        if changed := _changed(record, given):
+        if changed := _changed(record, data):
             raise RunError(
-                f"{run}: its data has changed since it was trained ({changed}), so that classes it is judged on may be "
-                "among those to choose by; give DATA as it was"
+                f"{run}: its data has changed since it was trained ({changed}), so that its test classes may be in it; "
+                "pass the data as it was"
             )
-    data = _shared_out(given, RunFolder(run).validation_classes())
+    data = _split_as_trained(data, set(folder.classes_of("validation")))
     if not whole:
         data = _sampled(data)
     if config.data.on_bad_image == "skip":
-        data = only_decodable(data, [name for name in ("train", "validation") if data.parts.get(name)], context)
+        splits = [split for split in ("train", "validation") if data.parts.get(split)]
+        data = only_decodable(data, splits, context)
     return data
 
 
 def _changed(record: dict[str, Any], data: Benchmark) -> str:
-    """How the data differs from what the run was trained and is judged on; empty where it does not."""
+    """How the data differs from what the run was trained and is evaluated on; empty where it does not."""
     split, trained = record.get("split_hash"), (record.get("source") or {}).get("fingerprint")
     changes = []
     if not data.has_split(split):
@@ -351,8 +414,8 @@ def _changed(record: dict[str, Any], data: Benchmark) -> str:
     return ", ".join(changes)
 
 
-def _shared_out(data: Benchmark, validation_classes: set[str]) -> Benchmark:
-    """Train and validation classes as the run had them."""
+def _split_as_trained(data: Benchmark, validation_classes: set[str]) -> Benchmark:
+    """The benchmark with the train and validation classes of the run."""
     data = data.without_validation()
     held_out = np.array([name in validation_classes for name in data.train.label_names])[data.train.labels]
     if not held_out.any():

@@ -1,31 +1,31 @@
-"""A run: train, judge each epoch on validation classes, keep the best, in a folder that can be gone on with.
-
-``divcon.run(...)`` is the function `run`.
-"""
+"""A run: train a model, evaluate it on validation classes after each epoch, and keep the best, in a folder."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark
+from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable, worker_death
+from divcon.data.read import is_dataset_name
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
 from divcon.models.embedding_model import own_backbone
 from divcon.runs.display import Display, NullDisplay
-from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.folder import RunFolder, kept_epoch, trained_model
 from divcon.runs.report import write_report
 from divcon.runtime.context import Context
 from divcon.runtime.device import resolve_device
@@ -35,16 +35,17 @@ from divcon.runtime.importing import Trust
 from divcon.runtime.launch import is_main_process, launch
 from divcon.runtime.lock import FolderLock
 from divcon.runtime.signals import SignalHandler
-from divcon.training.checkpoint import model_in
 from divcon.training.loop import train
 from divcon.training.report import EpochReport
+
+Observe = Callable[[EmbeddingModel, EpochReport], dict[str, Any]]
 
 HEAD_SETTINGS = ("method", "embedding_dim", "num_learners", "head_options", "pooling")
 """The settings that two models must have in common for the head of one to serve the other."""
 
 
 def run(
-    data: Benchmark,
+    data: Benchmark | str | os.PathLike[str],
     out: str | Path,
     config: RunConfig | None = None,
     *,
@@ -52,217 +53,205 @@ def run(
     init: str | Path | None = None,
     source: dict[str, Any] | None = None,
     display: Display | None = None,
-    observe: Callable[[EmbeddingModel, EpochReport], dict[str, Any]] | None = None,
+    observe: Observe | None = None,
     report: bool = True,
     trust: Trust = (),
 ) -> EmbeddingModel:
-    """Train a model on a benchmark's train classes and keep it in a run folder (see `divcon.runs.folder`).
+    """Train a model on a benchmark's train classes, in a run folder (see `divcon.runs.folder`).
 
-    The model that is kept is the epoch with the best Recall@1 on the validation classes; without validation classes it
-    is the last epoch. The test classes are not looked at.
+    The run keeps the model of the epoch with the best Recall@1 on validation classes; without validation classes, that
+    of the last epoch. It never uses the test classes.
 
     Args:
-        data: what `divcon.read` gave.
+        data: what `divcon.read` returns, or a path or name that it takes.
         out: the run folder.
-        resume: go on where the run in ``out`` stopped; begin where no epoch is done yet.
-        init: a model's or run's folder, to start from its weights: the model that is kept, or what a run that has not
-            kept one yet has trained so far.
-        source: what the data was read from, to be kept in ``config.json``.
-        observe: called with the model after each epoch; what it gives stands in the epoch's line of ``metrics.jsonl``
-            under ``observed``. Nothing is chosen by it, and its time is of ``seconds_evaluating``. An epoch that a stop
-            cut short is observed again.
-        report: write ``report.html`` in the end (see `divcon.runs.report.report`). Where that fails, it is a warning.
-        trust: modules of your own that ``init`` may import code from (see `EmbeddingModel.load`).
+        resume: go on where the run in ``out`` stopped; start it where no epoch is done yet.
+        init: the folder of a run or model whose weights to start from: of a run, the model that it keeps, or what it
+            has trained so far where it keeps none yet.
+        source: what the data was read from, for ``config.json``; None: ``data``, where that is a path or name.
+        observe: called with the model after each epoch. What it returns is written to the epoch's line of
+            ``metrics.jsonl`` as ``observed``, and its time counts as ``seconds_evaluating``; nothing is chosen by it.
+            An epoch that was interrupted is observed again.
+        report: write ``report.html`` at the end (see `divcon.report`). If that fails, it is a warning.
+        trust: modules of your own that ``init`` may import code from (see `divcon.EmbeddingModel.load`).
 
     Returns:
         The model that is kept, in evaluation mode.
 
     Raises:
-        Stopped: SIGINT or SIGTERM asked for it; the last whole batch is kept. A second SIGINT is a KeyboardInterrupt at
-            once, and what is on the disk is whole all the same.
-        RunError: ``out`` holds a run already, or one of other settings or data; or another process is training it.
-        ConfigError: settings that do not go together, or not with the data: a backbone of images for vectors, say.
+        Stopped: SIGINT or SIGTERM arrived; the last finished batch is saved. A second SIGINT raises KeyboardInterrupt
+            at once, and what is on disk is complete all the same.
+        RunError: ``out`` holds a run already, or one of other settings or data; or another process trains it.
+        ConfigError: settings do not go together, or not with the data: a backbone of images for vectors, say.
         OutputError: ``out`` cannot be written.
-        DataError, ImageError: as in `divcon.train`; the last whole batch is kept, or where steps are of several, what
+        DataError, ImageError: as in `divcon.train`; the last finished batch is saved, or with several processes what
             the checkpoint holds.
-        WorkerError: a process that decodes images, or trains along, was killed; what the checkpoint holds stays.
+        WorkerError: a process that decodes images or trains was killed; what the checkpoint holds stays.
         NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """
-    config = config or RunConfig()
-    display = display or NullDisplay()
+    config, display = config or RunConfig(), display or NullDisplay()
+    benchmark = as_benchmark(data, Context(config.train.workers, display.progress, display.warn))
+    if source is None and isinstance(data, (str, os.PathLike)):
+        source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
     folder = RunFolder(out)
-    folder.check_mine()
+    folder.check_usable()
+    job = _Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report)
     options = config.train
     device = resolve_device(options.device)
-    given = (data, out, config, resume, init, trust)
     try:
-        with ExitStack() as kept:
+        with ExitStack() as stack:
             if is_main_process():
-                lock = kept.enter_context(FolderLock(folder.path, "training it", RunError))
-                for message in folder.after_a_kill(lock):
+                lock = stack.enter_context(FolderLock(folder.path, "training it", RunError))
+                for message in folder.recover(lock):
                     display.warn(message)
-            processes = kept.enter_context(launch(options.num_devices, options.across, device, _worker, *given))
-            stop = kept.enter_context(SignalHandler())
-            display = display if processes.is_main else NullDisplay()
-            return _run(data, folder, config, resume, init, trust, source, display, observe, report, stop, processes)
-    except RuntimeError as error:  # PyTorch tells of a killed worker wherever the main process is, here at the end too
+            group = launch(options.num_devices, options.across, device, _train_in_worker, job.of_worker())
+            group = stack.enter_context(group)
+            stop = stack.enter_context(SignalHandler())
+            return _Run(job if group.is_main else job.of_worker(), group, stop).train()
+    except RuntimeError as error:  # PyTorch reports a killed worker wherever the main process is
         raise worker_death(error) or error from None
 
 
-def _worker(
-    processes: ProcessGroup,
-    data: Benchmark,
-    out: str | Path,
-    config: RunConfig,
-    resume: bool,
-    init: str | Path | None,
-    trust: Trust,
-) -> None:
-    stop = SignalHandler()
-    _run(data, RunFolder(out), config, resume, init, trust, None, NullDisplay(), None, False, stop, processes)
+def source_of(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What ``config.json`` keeps of where data was read from, so that it is found from another working directory."""
+    name = os.fspath(data)
+    if not is_dataset_name(name) and Path(name).exists():
+        name = str(Path(name).absolute())
+    return {"data": name, "root": None if root is None else str(Path(root).absolute())}
 
 
-def _run(
-    data: Benchmark,
-    folder: RunFolder,
-    config: RunConfig,
-    resume: bool,
-    init: str | Path | None,
-    trust: Trust,
-    source: dict[str, Any] | None,
-    display: Display,
-    observe: Callable[[EmbeddingModel, EpochReport], dict[str, Any]] | None,
-    report: bool,
-    stop: SignalHandler,
-    processes: ProcessGroup,
-) -> EmbeddingModel:
-    """`run`, in each of the processes that train together; the first alone writes to the folder."""
-    processes.barrier()  # nobody reads before what a kill has left is put in order
-    if not len(data.train):
-        raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
-    vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
-    backbone = resolve_backbone(config.model.backbone, vector_dim, config.model.weights)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
-    done = folder.check(config, data, resume)
-    found = folder.read()
-    if found is not None and resume and init is None and found[1].get("init"):
-        init = found[1]["init"]
-    told: list[str] = []
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of a run."""
 
-    def warn(message: str) -> None:
-        told.append(message)
-        display.warn(message)
+    data: Benchmark
+    out: Path
+    config: RunConfig
+    resume: bool
+    init: str | Path | None
+    trust: Trust
+    # Only rank 0 uses the rest.
+    source: dict[str, Any] | None = None
+    display: Display = field(default_factory=NullDisplay)
+    observe: Observe | None = None
+    report: bool = False
 
-    context = Context(config.train.workers, display.progress, warn, processes)
-    data = _shared_out(data, config, context)
+    def of_worker(self) -> _Job:
+        """What a process other than rank 0 needs of it; it can be pickled."""
+        return _Job(self.data, self.out, self.config, self.resume, self.init, self.trust)
 
-    # Errors in the settings are raised before anything is written: `train` checks them when it is called.
-    torch.manual_seed(config.train.seed)
-    model = _begin(config.model, vector_dim, init, trust, done, context)
-    epochs: Any = train(model, data.train, config.train, checkpoint=folder.checkpoint, stop=stop, context=context)
-    for message in not_repeatable(
-        resolve_device(config.train.device), found[1] if found is not None and done else None
-    ):
-        warn(message)
-    lines: list[dict[str, Any]] = []
-    if processes.is_main:
-        folder.begin(config, data, source, None if init is None else Path(init))
-        lines = folder.keep_lines(done)
-    judged = data.validation
-    display.begin(config, data, done)
 
-    def judge(epoch: EpochReport) -> None:
+def _train_in_worker(group: ProcessGroup, job: _Job) -> None:
+    _Run(job, group, SignalHandler()).train()
+
+
+class _Run:
+    """A run under way, in one of the processes that train together. Only rank 0 writes to the folder."""
+
+    def __init__(self, job: _Job, group: ProcessGroup, stop: SignalHandler) -> None:
+        self.job, self.group, self.stop = job, group, stop
+        self.folder, self.display = RunFolder(job.out), job.display
+        self.warnings: list[str] = []
+        self.lines: list[dict[str, Any]] = []
+        """Of ``metrics.jsonl``."""
+        self.context = Context(job.config.train.workers, job.display.progress, self._warn, group)
+
+    def train(self) -> EmbeddingModel:
+        """Train, evaluate and save each epoch, and return the model that is kept."""
+        self.group.barrier()  # rank 0 has put the folder in order
+        epochs = self._prepare()
+        for epoch in epochs:
+            try:
+                self._end_epoch(epoch)
+            except (Exception, Stopped) as error:
+                epochs.throw(worker_death(error) or error)  # so that the loop saves what the epoch has trained
+        self.group.barrier()  # the last model is saved
+        model = EmbeddingModel.load(self.folder.model, device=self.model.device, backbone=own_backbone(self.model))
+        if self.group.is_main:
+            self._finish(model)
+        return model
+
+    def _prepare(self) -> Any:
+        """Check all arguments before anything is written, write what the run is, and return its epochs."""
+        job, folder = self.job, self.folder
+        if not len(job.data.train):
+            raise DataError(f"{job.data.train.source}: has no train images; it can be evaluated on, not trained on")
+        vectors = job.data.train.vectors
+        vector_dim = None if vectors is None else vectors.shape[1]
+        backbone = resolve_backbone(job.config.model.backbone, vector_dim, job.config.model.weights)
+        self.config = config = dataclasses.replace(
+            job.config, model=dataclasses.replace(job.config.model, backbone=backbone)
+        )
+        epochs_done = folder.check(config, job.data, job.resume)
+        saved = folder.read()
+        record = saved[1] if saved is not None else {}
+        init = job.init or (record.get("init") if job.resume else None)
+        self.data = _with_validation(job.data, config, self.context)
+        torch.manual_seed(config.train.seed)
+        self.model = _initial_model(config.model, vector_dim, init, job.trust, epochs_done, self.context)
+        epochs = train(  # checks its arguments now
+            self.model,
+            self.data.train,
+            config.train,
+            checkpoint=folder.checkpoint,
+            stop=self.stop,
+            context=self.context,
+        )
+        device = resolve_device(config.train.device)
+        for message in not_repeatable(device, record if saved is not None and epochs_done else None):
+            self._warn(message)
+        if self.group.is_main:
+            folder.begin(config, self.data, job.source, None if init is None else Path(init))
+            self.lines = folder.drop_lines_from(epochs_done)
+        self.display.begin(config, self.data, epochs_done)
+        return epochs
+
+    def _end_epoch(self, epoch: EpochReport) -> None:
+        """Evaluate the epoch, keep its model where it is the best, and write its line."""
         line = epoch.to_dict()
-        last = epoch.number == config.train.epochs - 1
+        last = epoch.number == self.config.train.epochs - 1
         started = time.perf_counter()
-        if judged is not None and (last or (epoch.number + 1) % config.data.evaluate_every == 0):
-            line["validation"] = evaluate(
-                model,
-                judged,
-                clustering=False,
-                context=context.subtask("evaluate", epoch=epoch.number),
-            )
-        if not processes.is_main:
+        validation = self.data.validation
+        if validation is not None and (last or (epoch.number + 1) % self.config.data.evaluate_every == 0):
+            within = self.context.subtask("evaluate", epoch=epoch.number)
+            line["validation"] = evaluate(self.model, validation, clustering=False, context=within)
+        if not self.group.is_main:
             return
         if epoch.redivided:
-            epoch.division.save(folder.divisions / f"epoch_{epoch.number:04d}.safetensors")
-        if observe is not None:
-            line["observed"] = observe(model, epoch)
+            epoch.division.save(self.folder.division(epoch.number))
+        if self.job.observe is not None:
+            line["observed"] = self.job.observe(self.model, epoch)
         line["seconds_evaluating"] = time.perf_counter() - started
-        if kept_epoch([*lines, line]) == epoch.number if judged is not None else last:
-            model.save(folder.model)
-        # Before the checkpoint, which is written when the loop goes on: a stop in between repeats this epoch, and
-        # the line is then dropped and written again.
-        folder.append(line)
-        lines.append(line)
-        display.epoch(line)
+        best = last if validation is None else kept_epoch([*self.lines, line]) == epoch.number
+        if best:
+            self.model.save(self.folder.model)
+        # Before the checkpoint, which is saved when the loop goes on. A stop in between repeats this epoch; its line is
+        # then dropped and written again.
+        self.folder.append(line)
+        self.lines.append(line)
+        self.display.epoch(line)
 
-    for epoch in epochs:
-        try:
-            judge(epoch)
-        except (Exception, Stopped) as error:
-            # Told there, the loop keeps what the epoch has trained.
-            epochs.throw(worker_death(error) or error)
-    processes.barrier()  # the last model is kept
-    model = EmbeddingModel.load(folder.model, device=model.device, backbone=own_backbone(model))
-    if not processes.is_main:
-        return model
-    folder.previous.unlink(missing_ok=True)
-    if report:
-        try:
-            write_report(
-                folder,
-                data,
-                model,
-                notes=[*data.notes, *told],
-                context=context.alone().subtask("evaluate", epoch=config.train.epochs - 1),
-            )
-        except Exception as error:  # the run is done, and nothing that goes wrong from here on may lose it
-            display.warn(f"no report was written ({error!r}); the run is whole. Try: divcon report {folder.path}")
-    display.end(folder.path, kept_epoch(lines))
-    return model
+    def _finish(self, model: EmbeddingModel) -> None:
+        folder = self.folder
+        folder.previous.unlink(missing_ok=True)
+        if self.job.report:
+            last = self.config.train.epochs - 1
+            within = self.context.alone().subtask("evaluate", epoch=last)
+            try:
+                write_report(folder, self.data, model, notes=[*self.data.notes, *self.warnings], context=within)
+            except Exception as error:  # the run is done, and nothing that fails from here on may lose it
+                self.display.warn(
+                    f"no report was written ({error!r}); the run is complete. Try: {folder.command('report')}"
+                )
+        self.display.end(folder.path, kept_epoch(self.lines))
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self.display.warn(message)
 
 
-def model_settings(init: str | Path) -> dict[str, Any]:
-    """The settings of `divcon.ModelConfig` that the model in ``init``, a run's or a model's folder, has.
-
-    Raises:
-        WeightsError: no model there, or a damaged one.
-    """
-    config = _model_in(init).config
-    if "of" in config["head_options"]:  # of a head that pruning derived: a new training begins with one of its own
-        config = {name: value for name, value in config.items() if name not in HEAD_SETTINGS or name == "pooling"}
-    return {f.name: config[f.name] for f in dataclasses.fields(ModelConfig) if f.name in config}
-
-
-def check_unseen(run: str | Path, data: Benchmark, source_given: bool) -> str | None:
-    """What a person should know before they believe a score: test classes that the run has trained on.
-
-    Args:
-        source_given: whether the data is other than what the run was trained on; without, it must be the same.
-
-    Raises:
-        RunError: the data is the run's own, and its split has changed since.
-    """
-    folder = RunFolder(run)
-    found = folder.origin()
-    if found is None:
-        return None
-    if not source_given and not data.has_split(found[1].get("split_hash")):
-        raise RunError(
-            f"{run}: its data has changed since it was trained (split {found[1].get('split_hash')} then, "
-            f"{data.split_hash} now), so that test classes may have been trained on; to score it all the same, give "
-            "DATA"
-        )
-    seen = folder.seen_classes() & {data.query.label_names[c] for c in data.query.classes}
-    if seen:
-        first = sorted(seen)[0]
-        return f"{len(seen)} of the test classes have names that the model was trained on ({first!r}, for one)"
-    return None
-
-
-def _shared_out(data: Benchmark, config: RunConfig, context: Context) -> Benchmark:
-    """The benchmark with validation classes, or with all of them in train, and without what does not decode."""
+def _with_validation(data: Benchmark, config: RunConfig, context: Context) -> Benchmark:
+    """The benchmark with validation classes, or with all of them in train; without images that do not decode."""
     if config.data.on_bad_image == "skip":
         data = only_decodable(data, ("train", "validation"), context)
     if config.data.validation:
@@ -270,7 +259,7 @@ def _shared_out(data: Benchmark, config: RunConfig, context: Context) -> Benchma
     return data.without_validation()
 
 
-def _begin(
+def _initial_model(
     config: ModelConfig,
     vector_dim: int | None,
     init: str | Path | None,
@@ -278,24 +267,28 @@ def _begin(
     epochs_done: int,
     context: Context,
 ) -> EmbeddingModel:
-    """The model as it is before training; a run that goes on takes its weights from the checkpoint."""
+    """The model before training; a run that goes on takes its weights from the checkpoint."""
     options = {**vars(config), "vector_dim": vector_dim}
     if epochs_done or init is not None:
         options |= {"pretrained": False, "weights": None}
     model = EmbeddingModel(**options)
-    if init is not None and not epochs_done:
-        kept = model.warm_start(_model_in(init, trust, copy.deepcopy(own_backbone(model))))
-        if not kept:
-            context.warn(
-                "the head starts from new weights: `method`, `embedding_dim`, `num_learners` and `pooling` are not all "
-                f"those of {init}"
-            )
+    if init is None or epochs_done:
+        return model
+    if not model.warm_start(trained_model(init, trust=trust, backbone=copy.deepcopy(own_backbone(model)))):
+        context.warn(
+            "the head starts from new weights: `method`, `embedding_dim`, `num_learners` and `pooling` are not all "
+            f"those of {init}"
+        )
     return model
 
 
-def _model_in(init: str | Path, trust: Trust = (), backbone: nn.Module | None = None) -> EmbeddingModel:
-    """The model that a run keeps; where it keeps none yet, as its last epoch left it."""
-    folder = RunFolder(init)
-    if folder.checkpoint.exists() and not folder.model.exists():
-        return model_in(folder.checkpoint, trust=trust, backbone=backbone)
-    return EmbeddingModel.load(init, trust=trust, backbone=backbone)
+def model_settings(init: str | Path) -> dict[str, Any]:
+    """The settings of `divcon.ModelConfig` of the model in ``init``, the folder of a run or model.
+
+    Raises:
+        WeightsError: there is no model, or a damaged one.
+    """
+    config = trained_model(init).config
+    if "of" in config["head_options"]:  # a head that pruning derived: a new training starts with a head of its own
+        config = {name: value for name, value in config.items() if name not in HEAD_SETTINGS or name == "pooling"}
+    return {f.name: config[f.name] for f in dataclasses.fields(ModelConfig) if f.name in config}

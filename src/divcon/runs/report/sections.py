@@ -144,7 +144,7 @@ def what_it_is(contents: Contents) -> Html:
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     facts: list[tuple[str, Child]] = [
         ("Data", f"{source['data']}" + (f" in {source['root']}" if source.get("root") else "") if source else "given"),
-        ("Trained on", [number(trained), f" {what} of ", number(_classes(contents, "train")), " classes"]),
+        ("Trained on", [number(trained), f" {what} of ", number(len(contents.folder.classes_of("train"))), " classes"]),
         (
             "Validation",
             [number(held["num_queries"]), f" {what} of ", number(held["num_classes"]), " classes held out"]
@@ -203,9 +203,11 @@ def scores(contents: Contents, given: Mapping[str, Any] | None) -> Html:
     else:
         parts.append(element("p", "No validation classes were scored in this run."))
     if given is None:
-        name = contents.folder.path.name
-        command = f"divcon report {name} --evaluate"
-        words = ("The test classes were not looked at. ", element("code", command), " puts their scores here.")
+        words: list[Child] = ["The run has not used the test classes. "]
+        if contents.record.get("source"):
+            words += [element("code", contents.folder.command("report", "--evaluate")), " puts their scores here."]
+        else:
+            words += ["divcon.report(..., scores=divcon.evaluate(model, data)) puts their scores here."]
         parts.append(element("p", words))
         return joined(parts)
     check_scores(given)
@@ -339,10 +341,6 @@ def _phases(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         counts[line["phase"]] = counts.get(line["phase"], 0) + 1
     return ", ".join(f"{count} {phase}" for phase, count in counts.items())
-
-
-def _classes(contents: Contents, part: str) -> int:
-    return len(contents.folder.classes_of(part))
 
 
 def _value(value: object) -> Child:
