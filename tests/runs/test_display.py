@@ -44,7 +44,7 @@ def test_a_terminal_shows_phase_learners_loss_rate_and_time_left(few: Benchmark,
 def test_epochs_are_numbered_from_0_everywhere(few: Benchmark, tmp_path: Path) -> None:
     """Bar, lines, files, and the words at the end and on resuming: an epoch has one number."""
     screen = io.StringIO()
-    with Bar(Console(file=screen, force_terminal=True, width=200)) as bar:
+    with Bar(Console(file=screen, force_terminal=True, highlight=False, width=200)) as bar:
         dc.run(few, tmp_path / "run", CONFIG, display=bar)
     shown = screen.getvalue()
     assert "epoch 2" not in shown

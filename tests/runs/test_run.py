@@ -381,7 +381,7 @@ def test_a_line_that_is_damaged_in_the_middle_is_said_and_none_is_dropped(straig
     second = whole.index(b"\n") + 1
     for wrong in (b"\xff", b"}", b"["):
         file.write_bytes(whole[:second] + wrong + whole[second + 1 :])
-        with pytest.raises(RunError, match=r"metrics.jsonl: line 2 is damaged .*; put it right, or delete it"):
+        with pytest.raises(RunError, match=r"metrics.jsonl: line 2 is damaged .*; correct or delete it"):
             lines_of(tmp_path / "run")
     file.write_bytes(whole + b'{"epoch": 3, "loss"')
     assert lines_of(tmp_path / "run") == lines_of(straight)
@@ -404,5 +404,5 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_the_same(few: Benchmar
     (message,) = told
     assert message.startswith("the run goes on, but not bit for bit as it began: torch 1.0 then, 2")
     assert "an abacus then, " in message
-    assert "on cuda two runs of one seed may differ" in not_repeatable("cuda", None)[0]
+    assert "on cuda two runs with the same seed" in not_repeatable("cuda", None)[0]
     assert not_repeatable("cpu", None) == []

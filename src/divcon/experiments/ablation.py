@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
+from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable
 from divcon.errors import ConfigError, DataError, NonFiniteError, RunError
 from divcon.evaluation.protocol import evaluate
@@ -253,7 +255,7 @@ DEFAULT_SEEDS = (0, 1, 2)
 
 
 def ablate(
-    data: Benchmark,
+    data: Benchmark | str | os.PathLike[str],
     out: str | Path,
     *,
     arms: Sequence[str | Arm] = DEFAULT_ARMS,
@@ -274,7 +276,7 @@ def ablate(
     classes are looked at for the curve, and nothing is chosen by it.
 
     Args:
-        data: what `divcon.read` gave; its validation classes are train classes here.
+        data: what `divcon.read` returns, or a path or name that it takes. Validation classes count as train classes.
         out: the folder: ``results.json`` (all that is needed to go on), ``choices.json``, ``table.md``,
             ``recall.svg``, ``recall.png``, and the folders of the runs. What it holds already is not done again.
         arms: names of `divcon.experiments.ARMS` or of methods, or arms of your own, in the order of the table.
@@ -303,6 +305,7 @@ def ablate(
     display = display or NullDisplay()
     listed = [arm.searching(space or {}) for arm in arms_of(arms)]
     check_numbers(seeds, trials, folds, reference, listed)
+    data = as_benchmark(data)
     file = ResultsFile(out)
     base = base or RunConfig()
     base, data = prepared(base, data, display)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from divcon.config.presets import PUBLISHED_RESULTS, changed
 from divcon.config.presets import preset as settings_of
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
+from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError
 from divcon.evaluation.protocol import evaluate
 from divcon.models import EmbeddingModel
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
-from divcon.runs.run import run
+from divcon.runs.run import run, source_of
 from divcon.runtime.context import Context
 from divcon.runtime.environment import environment
 from divcon.training.report import EpochReport
@@ -32,7 +34,7 @@ _FEWEST_EPOCHS = 6
 
 
 def reproduce(
-    data: Benchmark,
+    data: Benchmark | str | os.PathLike[str],
     preset: str,
     out: str | Path,
     *,
@@ -48,7 +50,7 @@ def reproduce(
     chosen by that, and the result is the last epoch's.
 
     Args:
-        data: what `divcon.read` gave.
+        data: what `divcon.read` returns, or a path or name that it takes.
         preset: a name of `divcon.config.presets.PRESETS`.
         out: the run folder.
         config: settings in place of the preset's; those that differ are told.
@@ -71,6 +73,9 @@ def reproduce(
     if not 0 < fraction <= 1:
         raise ConfigError(f"--fraction {fraction}: must be above 0 and at most 1")
     display = display or NullDisplay()
+    if source is None and isinstance(data, (str, os.PathLike)):
+        source = source_of(data)
+    data = as_benchmark(data, Context(on_progress=display.progress, on_warning=display.warn))
     config = config or settings_of(preset, data.name)
     differing = changed(config, preset, data.name)
     if fraction < 1:

@@ -292,7 +292,7 @@ def test_a_report_that_cannot_be_written_loses_no_run(few: Benchmark, tmp_path: 
     assert model.embedding_dim == 8
     assert ended == [0]
     assert len(warned) == 1
-    assert re.match(r"no report was written \(OutputError\(.*report.html: .*the run is whole", warned[0])
+    assert re.match(r"no report was written \(OutputError\(.*report.html: .*the run is complete", warned[0])
     assert len(lines_of(tmp_path / "run")) == 1
     dc.EmbeddingModel.load(tmp_path / "run")
 

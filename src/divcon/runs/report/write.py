@@ -1,7 +1,8 @@
-"""The report of a run put together and written."""
+"""Write the report of a run."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError, DivconError, RunError
+from divcon.evaluation.compare import read_scores
 from divcon.evaluation.subspaces import sample_of
 from divcon.models import EmbeddingModel
 from divcon.runs.folder import RunFolder, own_benchmark
@@ -29,25 +32,27 @@ MOST_SEARCHED = 1000
 
 def report(
     run: str | Path,
-    data: Benchmark | None = None,
+    data: Benchmark | str | os.PathLike[str] | None = None,
     *,
     out: str | Path | None = None,
-    scores: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | str | Path | None = None,
     batch_size: int = 128,
     device: str = "cpu",
     trust: Trust = (),
     context: Context = DEFAULT,
 ) -> Path:
-    """Write the report of a run again: one HTML file that needs nothing beside itself.
+    """Write the report of a run again: one HTML file that needs no other.
 
     Args:
-        run: the run's folder. A run that was stopped is reported as far as it is.
-        data: what `divcon.read` gave of the data that the run was trained on; None: it is read again. Where it cannot
-            be, the report says so, and has no pictures.
-        out: the file; None: ``report.html`` in the run's folder.
-        scores: what `divcon.evaluate` gave on the test classes; the report itself never looks at them.
-        device: where the model embeds the validation images.
-        trust: modules of your own that the run's model may import code from (see `EmbeddingModel.load`).
+        run: the folder of the run. Of a run that was stopped, the report covers the epochs that are done.
+        data: the data that the run was trained on: what `divcon.read` returned, or a path or name that it takes; None:
+            the run knows where it was read from. Where it cannot be read, the report says so and has no pictures.
+        out: the file; None: ``report.html`` in the folder of the run.
+        scores: what `divcon.evaluate` returned on the test classes, or the file that ``divcon evaluate --json`` wrote.
+            The report itself never uses the test classes.
+        batch_size: validation images that are embedded at once.
+        device: where the model embeds them.
+        trust: modules of your own that the run's model may import code from (see `divcon.EmbeddingModel.load`).
         context: a warning names what is missing from the report.
 
     Returns:
@@ -55,9 +60,13 @@ def report(
 
     Raises:
         RunError: there is no run, none of its epochs is done, or ``data`` is not what it was trained on.
-        DataError: ``scores`` are none.
+        DataError: ``scores`` are none, or ``data`` cannot be read.
         OutputError: the file cannot be written.
     """
+    if not isinstance(run, (str, os.PathLike)):
+        raise RunError(f"`run` is of type {type(run).__name__}: pass the folder of the run")
+    if isinstance(scores, (str, os.PathLike)):
+        scores = read_scores(scores)
     folder = RunFolder(run)
     contents = Contents.of(folder)
     if scores is not None:
@@ -66,24 +75,26 @@ def report(
     check_writable(path)
     notes: list[str] = []
 
-    def told(message: str) -> None:
+    def warn(message: str) -> None:
         notes.append(message)
         context.warn(message)
 
-    given, own, model = data, None, None
+    passed = None if data is None else as_benchmark(data, context)
+    own, model = None, None
     try:
-        own = own_benchmark(run, given, must_be_own=True, whole=True, context=replace(context, on_warning=notes.append))
+        within = replace(context, on_warning=notes.append)
+        own = own_benchmark(run, passed, must_be_own=True, whole=True, context=within)
     except DivconError as error:
-        if given is not None:
+        if passed is not None:
             raise
-        told(f"this report has no pictures: {error}")
+        warn(f"this report has no pictures: {error}")
     if own is not None:
         notes = [*own.notes, *notes]
         if contents.kept is not None and own.validation is not None:
             try:
                 model = EmbeddingModel.load(run, device=device, trust=trust)
             except DivconError as error:
-                told(f"the best and worst queries are left out: {error}")
+                warn(f"the best and worst queries are left out: {error}")
     return _write(contents, own, model, path, scores, notes, batch_size, context)
 
 
@@ -98,9 +109,9 @@ def write_report(
     """Write ``report.html`` into the folder of a run that has just ended.
 
     Args:
-        data: what it was trained on, without what did not decode, its validation classes held out.
+        data: the data that it was trained on, without images that do not decode, with its validation classes.
         model: the one that is kept.
-        notes: what the run told, beside the warnings of its epochs.
+        notes: the warnings of the run, beside those of its epochs.
         context: reports the validation images embedded.
 
     Raises:
