@@ -262,9 +262,7 @@ def _print_correlations(correlations: list[list[float | None]], console: Console
     count = len(correlations)
     pairs = [value for k, row in enumerate(correlations) for value in row[k + 1 :] if value is not None]
     mean = f"{sum(pairs) / len(pairs):.2f}" if pairs else "unknown: all their embeddings are equal"
-    console.print(
-        f"similarity of learners (1: the same neighbours; 0: unrelated), mean over pairs: {mean}"
-    )
+    console.print(f"similarity of learners (1: the same neighbours; 0: unrelated), mean over pairs: {mean}")
     if 2 < count <= 12:
         table = Table("similarity", *map(str, range(count)), box=None, pad_edge=False)
         for k, row in enumerate(correlations):
