@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import divcon as dc
 from divcon.data.labeled_set import LabeledSet
-from divcon.division import kmeans
+from divcon.division.kmeans import kmeans
 from divcon.training.schedule import Phase, phase_at
 
 COLORS = ("#1f6fb4", "#d9541e", "#2a9d5c", "#8e44ad")

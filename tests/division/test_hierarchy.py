@@ -103,7 +103,7 @@ def test_seeds_are_tried_until_each_cluster_has_two_classes_with_pairs(monkeypat
 
     def fake(points: np.ndarray, num_clusters: int, *, seed: tuple[int, ...], **others: object) -> clusters.kmeans:
         tried.append(seed)
-        from divcon.division import KMeans
+        from divcon.division.kmeans import KMeans
 
         return KMeans(good if len(tried) == 3 else bad, np.zeros((2, 6), np.float32), 0.0, 1)
 

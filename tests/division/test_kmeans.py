@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
 
 import divcon as dc
-from divcon.division import kmeans
-from divcon.division import kmeans as kmeans_function
+from divcon.division.kmeans import kmeans
+from divcon.division.kmeans import kmeans as kmeans_function
 from divcon.errors import DataError, NonFiniteError
 
 

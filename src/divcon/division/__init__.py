@@ -1,8 +1,7 @@
-"""Divide: arrays in, a `Division` out. ``divcon.divide(...)`` is the function `divide`."""
+"""Divide the training images among the learners: arrays in, a `Division` out."""
 
 from __future__ import annotations
 
 from divcon.division.division import Division, divide
-from divcon.division.kmeans import KMeans, kmeans
 
-__all__ = ["Division", "KMeans", "divide", "kmeans"]
+__all__ = ["Division", "divide"]

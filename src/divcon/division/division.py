@@ -1,4 +1,4 @@
-"""The central value: which learner each training image belongs to."""
+"""The division of the training images among the learners, and the function that makes it: `divide`."""
 
 from __future__ import annotations
 
@@ -26,107 +26,14 @@ Clusters = tuple[np.ndarray, np.ndarray]
 """The cluster of each image, (N,) int64, and the centroids, (K, F) float32."""
 
 
-def cluster(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_clusters: int,
-    *,
-    by: DivideBy,
-    seed: tuple[int, ...],
-    tries: int,
-    device: object = "cpu",
-    context: Context = DEFAULT,
-) -> tuple[Clusters, bool]:
-    """Cluster images, or the means of their classes, with one seed after the other until each cluster has two classes
-    with a positive pair (2021); the first of the best where none does.
-
-    Args:
-        features: (N, F) float, L2-normalised.
-        labels: (N,) int.
-
-    Returns:
-        The clusters, and whether each has two classes with a positive pair.
-
-    Raises:
-        DataError: more clusters than distinct images (or classes, by class).
-        NonFiniteError: a feature is NaN or infinite.
-    """
-    if by in ("class", "random-class"):
-        means, class_of = class_means(features, labels)
-        if num_clusters > len(means):
-            raise DataError(f"{len(means)} classes cannot be divided among {num_clusters} learners by class")
-        if 2 * num_clusters > len(means):
-            tries = 1  # no seed can give each cluster two classes
-    elif by == "random" and num_clusters > len(features):
-        raise DataError(f"{len(features)} images cannot be divided among {num_clusters} learners")
-
-    def attempt(seed: tuple[int, ...]) -> Clusters:
-        if by == "random":
-            assignment = np.random.default_rng(seed).permutation(len(features)) % num_clusters
-            return assignment, class_means(features, assignment)[0]
-        if by == "random-class":
-            of = np.random.default_rng(seed).permutation(len(means)) % num_clusters
-            return of[class_of], class_means(features, of[class_of])[0]
-        points = features if by == "image" else means
-        found = kmeans(points, num_clusters, seed=seed, device=device, context=context)  # type: ignore[arg-type]
-        return (found.assignment if by == "image" else found.assignment[class_of]), found.centroids
-
-    return _best(attempt, labels, num_clusters, seed, tries)
-
-
-def _best(
-    attempt: Callable[[tuple[int, ...]], Clusters],
-    labels: np.ndarray,
-    num_clusters: int,
-    seed: tuple[int, ...],
-    tries: int,
-) -> tuple[Clusters, bool]:
-    best, most = None, -1
-    for number in range(tries):
-        clusters = attempt(seed if number == 0 else (*seed, number))
-        good = int((classes_with_pairs(clusters[0], labels, num_clusters) >= 2).sum())
-        if good > most:
-            best, most = clusters, good
-        if good == num_clusters:
-            break
-    assert best is not None
-    return best, most == num_clusters
-
-
-def classes_with_pairs(learner: np.ndarray, labels: np.ndarray, num_learners: int) -> np.ndarray:
-    """How many classes each learner has two images of at least, (K,) int64."""
-    of, _, count = groups(learner, labels)
-    return np.bincount(of[(count >= 2) & (of >= 0)], minlength=num_learners)
-
-
-def groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The (learner, class) groups: the learner of each group (G,), the group of each image (N,), its images (G,)."""
-    width = int(labels.max()) + 1 if len(labels) else 1
-    keys, group, count = np.unique((learner + 1) * width + labels, return_inverse=True, return_counts=True)
-    return keys // width - 1, group, count
-
-
-def class_means(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean feature of each class, (C, F), and the class of each image, (N,)."""
-    _, class_of, count = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.argsort(class_of, kind="stable")
-    sums = np.add.reduceat(features[order], np.cumsum(count) - count, axis=0, dtype=np.float64)
-    return (sums / count[:, None]).astype(np.float32), class_of
-
-
-def normalized(features: np.ndarray) -> np.ndarray:
-    """(N, F) features, each row of length one."""
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
 @dataclass(frozen=True, eq=False)
 class Division:
-    """N images divided among K learners."""
+    """N images divided among K learners. Frozen: methods return a new division."""
 
     learner: np.ndarray
-    """(N,) int64: the learner of each image; -1 sits out until the next division."""
+    """(N,) int64: the learner of each image; -1 for images that sit out until the next division."""
     centroids: np.ndarray
-    """(K, F) float32: row k is the centre of learner k's cluster."""
+    """(K, F) float32: row k is the centroid of learner k's cluster."""
 
     def __post_init__(self) -> None:
         learner = np.asarray(self.learner, dtype=np.int64)
@@ -139,7 +46,7 @@ class Division:
 
     @classmethod
     def whole(cls, labels: np.ndarray) -> Division:
-        """All images to one learner, those without a positive pair left out."""
+        """All images with one learner, without those that have no positive pair."""
         return cls(np.zeros(len(labels), np.int64), np.zeros((1, 0), np.float32)).without_singletons(labels)
 
     @property
@@ -148,7 +55,7 @@ class Division:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Images of each learner."""
+        """The number of images of each learner."""
         return tuple(np.bincount(self.learner[self.learner >= 0], minlength=self.num_learners).tolist())
 
     @property
@@ -156,12 +63,12 @@ class Division:
         return int((self.learner < 0).sum())
 
     def indices(self, learner: int) -> np.ndarray:
-        """The images of one learner, ascending, (n,) int64. The only cluster of a division that is not divided is that
-        of every learner."""
+        """The positions of learner k's images, ascending, (n,) int64. Where there is one cluster, it is every
+        learner's."""
         return np.flatnonzero(self.learner == (learner if self.num_learners > 1 else 0))
 
     def overlap(self, other: Division) -> Int64[np.ndarray, "K K2"]:
-        """(K, K') int64: images that are with learner k here and with learner k' in ``other``."""
+        """(K, K') int64: the number of images with learner k here and with learner k' in ``other``."""
         if len(self.learner) != len(other.learner):
             raise ValueError(f"divisions of {len(self.learner)} and of {len(other.learner)} images do not compare")
         both = (self.learner >= 0) & (other.learner >= 0)
@@ -183,12 +90,13 @@ class Division:
         return Division(np.where(self.learner >= 0, new_number[self.learner], -1), centroids)
 
     def without_singletons(self, labels: np.ndarray) -> Division:
-        """The same, leaving out each image that is its class's only one in its cluster: it has no positive pair."""
+        """This division without the images that have no positive pair: each is the only one of its class in its
+        cluster."""
         _, group, count = groups(self.learner, labels)
         return replace(self, learner=np.where(count[group] >= 2, self.learner, -1))
 
     def kept_pairs(self, labels: np.ndarray) -> float:
-        """The share of all positive pairs (two images of a class) whose images are with the same learner."""
+        """The share of all positive pairs (two images of one class) that are with one learner."""
         learner, _, count = groups(self.learner, labels)
         within = (count * (count - 1) / 2)[learner >= 0].sum()
         sizes = np.bincount(labels)
@@ -196,7 +104,7 @@ class Division:
         return float(within / pairs) if pairs else 0.0
 
     def classes_per_learner(self, labels: np.ndarray) -> tuple[int, ...]:
-        """Classes that each learner has images of."""
+        """The number of classes of each learner."""
         learner, _, _ = groups(self.learner, labels)
         return tuple(np.bincount(learner[learner >= 0], minlength=self.num_learners).tolist())
 
@@ -210,29 +118,29 @@ class Division:
         tries: int = 30,
         device: str | torch.device = "cpu",
     ) -> Division:
-        """Each cluster k split by 2-means into 2k and 2k + 1, which hold two classes with a positive pair each
-        (2021, hierarchy); `merged` gives this division back.
+        """Split each cluster k by 2-means into 2k and 2k + 1, each with at least two classes with a positive pair
+        (2021, hierarchy). `merged` is the inverse.
 
         Args:
-            features: (N, F) float, L2-normalised here.
-            by: what is split, as in `divide`.
-            tries: seeds that are tried for each cluster.
+            features: (N, F) float; L2-normalised here.
+            by: as in `divide`.
+            tries: the number of seeds to try for each cluster.
 
         Raises:
-            DataError: a cluster cannot be split so; the message names it.
+            DataError: a cluster cannot be split this way; the message names it.
         """
         seed = (seed,) if isinstance(seed, int) else seed
         return _doubled(self, normalized(features), labels, by, seed, tries, device)
 
     def merged(self) -> Division:
-        """Clusters 2k and 2k + 1 as one, k: the parent of what `doubled` gave (centroids weighted by size)."""
+        """Merge clusters 2k and 2k + 1 into k: the inverse of `doubled`. Centroids are weighted by size."""
         sizes = np.array(self.sizes, np.float64).reshape(-1, 2, 1)
         weights = np.where(sizes.sum(1, keepdims=True) > 0, sizes / np.maximum(sizes.sum(1, keepdims=True), 1), 0.5)
         centroids = (self.centroids.reshape(len(sizes), 2, -1) * weights).sum(1)
         return Division(np.where(self.learner >= 0, self.learner // 2, -1), centroids)
 
     def save(self, path: str | Path) -> None:
-        """Write as safetensors, whole or not at all.
+        """Write to a safetensors file, atomically.
 
         Raises:
             OutputError: the file cannot be written.
@@ -241,17 +149,17 @@ class Division:
 
     @classmethod
     def load(cls, path: str | Path) -> Division:
-        """What `save` wrote.
+        """Read a file of `save`.
 
         Raises:
-            DataError: the file is not there, or damaged.
+            DataError: the file is missing or damaged.
         """
         try:
             return cls(**load(checked_tensors(Path(path))))
         except (OSError, SafetensorError, DamagedTensorsError, TypeError, ValueError) as error:
             raise DataError(
-                f"{path}: this division cannot be read ({error}); pictures of the run leave it out, and training does "
-                "not need it"
+                f"{path}: this division cannot be read ({error}); the run's report leaves it out, and training does not "
+                "need it"
             ) from None
 
 
@@ -272,12 +180,13 @@ def divide(
     leave out what has no positive pair.
 
     Args:
-        features: (N, F) float, the backbone's pooled features; they are L2-normalised here.
+        features: (N, F) float, the backbone's pooled features; L2-normalised here.
         labels: (N,) int.
-        by: ``image``: k-means on the images. ``class``: k-means on the class means, a class stays whole.
-            ``random``: equal parts at random. ``random-class``: as many whole classes each, at random.
-        tries: seeds of k-means that are tried until each cluster has two classes with a positive pair (2021).
-        previous: the division that the new one is matched to.
+        by: ``image``: k-means on the images. ``class``: k-means on the class means, so that a class stays whole.
+            ``random``: the same number of random images each. ``random-class``: the same number of random whole
+            classes each.
+        tries: the number of k-means seeds to try until each cluster has two classes with a positive pair (2021).
+        previous: a division to match the new one to.
         double: then split each cluster in two, for 2 K learners (see `Division.doubled`).
         context: the processes of its group call this at once with the same features; they share the work, and get the
             same division.
@@ -301,6 +210,78 @@ def divide(
     return division.without_singletons(labels)
 
 
+def cluster(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_clusters: int,
+    *,
+    by: DivideBy,
+    seed: tuple[int, ...],
+    tries: int,
+    device: object = "cpu",
+    context: Context = DEFAULT,
+) -> tuple[Clusters, bool]:
+    """Cluster images, or the means of their classes. Tries one seed after the other until each cluster has two classes
+    with a positive pair (2021); otherwise returns the first of the best.
+
+    Args:
+        features: (N, F) float, L2-normalised.
+        labels: (N,) int.
+
+    Returns:
+        The clusters, and whether each has two classes with a positive pair.
+
+    Raises:
+        DataError: more clusters than distinct images (or classes, by class).
+        NonFiniteError: a feature is NaN or infinite.
+    """
+    if by in ("class", "random-class"):
+        means, class_of = class_means(features, labels)
+        if num_clusters > len(means):
+            raise DataError(
+                f"{len(means)} classes cannot be divided among {num_clusters} learners by class; use fewer "
+                "`num_learners`, or divide by image (`divide_by=image`)"
+            )
+        if 2 * num_clusters > len(means):
+            tries = 1  # no seed can give each cluster two classes
+    elif by == "random" and num_clusters > len(features):
+        raise DataError(
+            f"{len(features)} images cannot be divided among {num_clusters} learners; use fewer `num_learners`"
+        )
+
+    def attempt(seed: tuple[int, ...]) -> Clusters:
+        if by == "random":
+            assignment = np.random.default_rng(seed).permutation(len(features)) % num_clusters
+            return assignment, class_means(features, assignment)[0]
+        if by == "random-class":
+            of = np.random.default_rng(seed).permutation(len(means)) % num_clusters
+            return of[class_of], class_means(features, of[class_of])[0]
+        points = features if by == "image" else means
+        result = kmeans(points, num_clusters, seed=seed, device=device, context=context)  # type: ignore[arg-type]
+        return (result.assignment if by == "image" else result.assignment[class_of]), result.centroids
+
+    return _best(attempt, labels, num_clusters, seed, tries)
+
+
+def _best(
+    attempt: Callable[[tuple[int, ...]], Clusters],
+    labels: np.ndarray,
+    num_clusters: int,
+    seed: tuple[int, ...],
+    tries: int,
+) -> tuple[Clusters, bool]:
+    best, most = None, -1
+    for number in range(tries):
+        clusters = attempt(seed if number == 0 else (*seed, number))
+        good = int((classes_with_pairs(clusters[0], labels, num_clusters) >= 2).sum())
+        if good > most:
+            best, most = clusters, good
+        if good == num_clusters:
+            break
+    assert best is not None
+    return best, most == num_clusters
+
+
 def _doubled(
     division: Division,
     features: np.ndarray,
@@ -311,7 +292,7 @@ def _doubled(
     device: str | torch.device,
     context: Context = DEFAULT,
 ) -> Division:
-    """`Division.doubled`, of features of length one."""
+    """`Division.doubled`, for features of length one."""
     learner = np.full_like(division.learner, -1)
     centroids = np.zeros((2 * division.num_learners, features.shape[1]), np.float32)
     for k in range(division.num_learners):
@@ -338,11 +319,37 @@ def _doubled(
 
 def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by: str) -> str:
     classes = int(classes_with_pairs(division.learner, labels, division.num_learners)[k])
-    advice = "" if by.endswith("class") else ", divide by class (--divide-by class)"
+    advice = "" if by.endswith("class") else ", divide by class (`divide_by=class`)"
     return (
         f"the hierarchy cannot split learner {k} of {division.num_learners}: of its {division.sizes[k]} images, "
         f"{classes} classes with a positive pair, 2-means made no two clusters with two such classes each "
-        f"({tries} {'seed' if tries == 1 else 'seeds'} tried); use --learners {division.num_learners}, try more seeds "
-        f"(--division-tries){advice}, or leave --hierarchy out; what is trained so far "
-        "can be started from (--init)"
+        f"({tries} {'seed' if tries == 1 else 'seeds'} tried); use `num_learners={division.num_learners}`, try more "
+        f"seeds (`division_tries`){advice}, or leave `hierarchy` out; another run can start from this model (`init`)"
     )
+
+
+def groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The groups of images with one learner and one class: the learner of each group (G,), the group of each image (N,),
+    and the number of images of each group (G,)."""
+    width = int(labels.max()) + 1 if len(labels) else 1
+    keys, group, count = np.unique((learner + 1) * width + labels, return_inverse=True, return_counts=True)
+    return keys // width - 1, group, count
+
+
+def classes_with_pairs(learner: np.ndarray, labels: np.ndarray, num_learners: int) -> np.ndarray:
+    """The number of classes of which each learner has at least two images, (K,) int64."""
+    of, _, count = groups(learner, labels)
+    return np.bincount(of[(count >= 2) & (of >= 0)], minlength=num_learners)
+
+
+def class_means(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean feature of each class, (C, F), and the class of each image, (N,)."""
+    _, class_of, count = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(class_of, kind="stable")
+    sums = np.add.reduceat(features[order], np.cumsum(count) - count, axis=0, dtype=np.float64)
+    return (sums / count[:, None]).astype(np.float32), class_of
+
+
+def normalized(features: np.ndarray) -> np.ndarray:
+    """(N, F) features, each row of length one."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
