@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divcon.division import Division, divide
+from divcon.division.kmeans import KMeans
 from divcon.errors import DataError
 
 cases = st.tuples(
@@ -83,7 +84,7 @@ def test_what_sat_out_of_the_parent_for_want_of_a_pair_is_split_too() -> None:
 def test_a_cluster_that_cannot_be_split_is_named_and_what_to_do() -> None:
     features, labels = data_of(3, 4, seed=0)
     with pytest.raises(
-        DataError, match=r"cannot split learner 0 of 1: of its 12 images, 3 classes .*5 seeds tried.*--learners 1"
+        DataError, match=r"cannot split learner 0 of 1: of its 12 images, 3 classes .*5 seeds tried.*`num_learners=1`"
     ):
         divide(features, labels, 1, double=True, tries=5)
     same = np.ones_like(features)
@@ -101,13 +102,11 @@ def test_seeds_are_tried_until_each_cluster_has_two_classes_with_pairs(monkeypat
     good = np.where(labels < 2, 0, 1)
     tried: list[tuple[int, ...]] = []
 
-    def fake(points: np.ndarray, num_clusters: int, *, seed: tuple[int, ...], **others: object) -> clusters.kmeans:
+    def fake(points: np.ndarray, num_clusters: int, *, seed: tuple[int, ...], **others: object) -> KMeans:
         tried.append(seed)
-        from divcon.division.kmeans import KMeans
-
         return KMeans(good if len(tried) == 3 else bad, np.zeros((2, 6), np.float32), 0.0, 1)
 
-    monkeypatch.setattr(clusters, "kmeans", fake)
+    monkeypatch.setattr("divcon.division.division.kmeans", fake)
     features = np.ones((16, 6), np.float32)
     found = divide(features, labels, 2, seed=(7, 0))
     assert tried == [(7, 0), (7, 0, 1), (7, 0, 2)]

@@ -158,8 +158,8 @@ class Division:
             return cls(**load(checked_tensors(Path(path))))
         except (OSError, SafetensorError, DamagedTensorsError, TypeError, ValueError) as error:
             raise DataError(
-                f"{path}: this division cannot be read ({error}); the run's report leaves it out, and training does not "
-                "need it"
+                f"{path}: this division cannot be read ({error}); the run's report leaves it out, and training does "
+                "not need it"
             ) from None
 
 
@@ -329,8 +329,8 @@ def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by
 
 
 def groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The groups of images with one learner and one class: the learner of each group (G,), the group of each image (N,),
-    and the number of images of each group (G,)."""
+    """The groups of images with one learner and one class: the learner of each group (G,), the group of each image
+    (N,), and the number of images of each group (G,)."""
     width = int(labels.max()) + 1 if len(labels) else 1
     keys, group, count = np.unique((learner + 1) * width + labels, return_inverse=True, return_counts=True)
     return keys // width - 1, group, count
