@@ -1,4 +1,4 @@
-"""`dc.Index` in both stores: what it finds, and how it is brought up to date."""
+"""`dc.Index` in every kind of store: what it finds, and how it is brought up to date."""
 
 from __future__ import annotations
 
@@ -167,20 +167,20 @@ def test_two_writers(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> No
     assert other.update(vectors(30)).added == 10
     assert ids(index.search(25, k=1)) == [25]  # what another wrote is seen
 
-    told: list[str] = []
+    refused: list[str] = []
 
     def write(seed: int) -> None:
         try:
             dc.Index.open(uri, model).update(vectors(200, seed))
         except StoreError as error:
-            told.append(str(error))
+            refused.append(str(error))
 
     threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all("another process is writing" in text for text in told)
+    assert all("another process is writing" in text for text in refused)
     assert len(index) == 200
     assert index.store.ids().tolist() == list(range(200))
 
@@ -304,10 +304,10 @@ def test_other_files_are_left_alone(model: dc.EmbeddingModel, vectors: Vectors, 
 
 def test_a_server_that_is_not_there_and_no_password_is_told() -> None:
     pytest.importorskip("psycopg")
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as caught:
         dc.Index.open("postgresql://me:secret@127.0.0.1:1/shop")
-    assert "secret" not in str(told.value)
-    assert "127.0.0.1" in str(told.value)
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value)
 
 
 def test_columns_that_come_later_and_kinds_that_do_not_fit(

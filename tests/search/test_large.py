@@ -1,4 +1,4 @@
-"""A hundred thousand vectors: exact answers, and the approximate index against them, in both stores."""
+"""A hundred thousand vectors: exact answers, and the approximate index against them, in LanceDB and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from divcon.evaluation.neighbours import nearest
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("uri", ["lancedb", "postgres"], indirect=True)
 @pytest.mark.parametrize("kind", ["clustered", "unclustered"])
 def test_100_000_vectors_of_128_dimensions(uri: str, kind: str) -> None:
     n, dims = 100_000, 128
