@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KILLS ?= 100
 JOBS ?= 2
 
-.PHONY: demo test test-slow torture fuzz fuzz-guided check docs clean chromium
+.PHONY: demo test test-fast test-slow torture fuzz fuzz-guided check docs clean chromium
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ chromium:
 
 test: $(VENV)/.installed chromium  ## the default suite, in JOBS processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-fast: $(VENV)/.installed  ## for every edit: without what is marked heavy, under 90 seconds on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not heavy'
 
 test-slow: $(VENV)/.installed chromium  ## all tests, the long ones too
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'slow or not slow'

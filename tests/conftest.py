@@ -36,6 +36,22 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 
 
+MOST_SECONDS = 5
+"""Of a test that is not marked ``heavy``, for each of its phases; it should take less than one on an idle machine."""
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """In `make test-fast`, name the tests that are too long for it."""
+    if "not heavy" not in config.option.markexpr:
+        return
+    reports = [report for name in ("passed", "failed", "") for report in terminalreporter.stats.get(name, [])]
+    long = sorted((r for r in reports if r.duration > MOST_SECONDS), key=lambda r: -r.duration)
+    if long:
+        terminalreporter.section("too long for test-fast: make them shorter, or mark them heavy")
+        for report in long:
+            terminalreporter.line(f"{report.duration:6.1f} s {report.when:8s} {report.nodeid}")
+
+
 @pytest.fixture(scope="session")
 def demo() -> Benchmark:
     return dc.read("demo")
