@@ -35,7 +35,6 @@ from divcon.cli import main
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 
-
 MOST_SECONDS = 5
 """Of a test that is not marked ``heavy``, for each of its phases; it should take less than one on an idle machine."""
 

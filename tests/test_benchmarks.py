@@ -15,6 +15,8 @@ import torch
 import divcon as dc
 from divcon.division import Division
 
+pytestmark = pytest.mark.heavy
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 

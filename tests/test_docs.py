@@ -17,6 +17,8 @@ from divcon.cli.messages import flag
 from divcon.training.losses import loss_names
 from divcon.training.miners import miner_names
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RUNNER = ROOT / "tests" / "run_page.py"

@@ -10,6 +10,8 @@ import pytest
 
 import divcon as dc
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import divcon as dc
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +47,7 @@ def test_public_names_are_pinned() -> None:
         assert callable(getattr(dc, name)), name
 
 
+@pytest.mark.heavy
 def test_functions_are_functions_and_modules_are_modules() -> None:
     import divcon.exports
     import divcon.runs.report

@@ -13,6 +13,8 @@ import pytest
 import divcon as dc
 from divcon.training.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.heavy
+
 SIZES = {"--backbone": "test_resnet", "--size": 32, "--dim": 16, "--batch-size": 8, "--images-per-class": 2}
 SMALL = [*(word for pair in SIZES.items() for word in pair), "--no-pretrained", "--no-validation", "--workers", 0]
 METHODS = {

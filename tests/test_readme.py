@@ -13,6 +13,8 @@ import pytest
 
 from divcon.data.benchmark import Benchmark
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 

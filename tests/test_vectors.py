@@ -199,6 +199,7 @@ def test_every_phase_trains(straight: tuple, data: Benchmark) -> None:
     assert unchanged == ({"head._extra_state"} if made["method"] == "masks" else set())  # the number of learners
 
 
+@pytest.mark.heavy
 def test_stopped_after_any_epoch_and_resumed_it_is_the_same_bit_for_bit(
     straight: tuple, data: Benchmark, tmp_path: Path
 ) -> None:
@@ -239,6 +240,7 @@ def test_every_way_to_divide_trains(data: Benchmark, divide_by: str) -> None:
     assert (report.kept_pairs == 1.0) == divide_by.endswith("class")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("learners", "backbone"), [(1, "none"), (2, "none"), (2, "mlp")])
 def test_it_learns_what_holds_for_classes_never_seen(data: Benchmark, learners: int, backbone: str) -> None:
     """Which dimensions tell classes apart is the same in train and test."""

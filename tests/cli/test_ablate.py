@@ -14,6 +14,8 @@ import pytest
 
 from divcon.experiments import ARMS, ablation
 
+pytestmark = pytest.mark.heavy
+
 Run = Callable[..., tuple[int, str, str]]
 
 SETTINGS = (

@@ -121,6 +121,7 @@ def test_where_all_files_are_missing_the_root_may_be_wrong(check: Run, table: Pa
     assert not (tmp_path / "clean.csv").exists()
 
 
+@pytest.mark.heavy
 def test_the_bundled_icons(check: Run, tmp_path: Path, demo: dc.Benchmark) -> None:
     code, printed, _ = check("demo", "--no-near", "--fix", tmp_path / "clean.csv")
     assert code == 2, "the images are in a parquet"

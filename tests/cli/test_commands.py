@@ -110,6 +110,7 @@ def test_a_csv_and_the_folder_it_names_train_the_same(run: Run, image_folder: Pa
     assert a.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -190,6 +191,7 @@ def test_bad_tables_name_file_and_line(run: Run, image_folder: Path, tmp_path: P
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.heavy
 def test_a_bad_image_stops_or_is_skipped(
     run: Run, image_folder: Path, tmp_path: Path, broken_png: Callable[[Path], None]
 ) -> None:

@@ -132,6 +132,7 @@ def test_options_of_another_loss_are_left_out(run: Run, file: Path) -> None:
     assert values["nu"] == "0"
 
 
+@pytest.mark.heavy
 def test_a_run_is_repeated_from_its_config(run: Run, file: Path, tmp_path: Path, image_folder: Path) -> None:
     a, b, c = (tmp_path / name for name in "abc")
     code, _, err = run("train", "--config", file, "--out", a)
@@ -293,6 +294,7 @@ def test_an_old_value_is_taken_with_a_note(run: Run, file: Path) -> None:
     assert "bank" in err
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_is_told_of_every_command_and_flag(shell: str, run: Run) -> None:
     code, script, _ = run("completion", shell)

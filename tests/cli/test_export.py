@@ -18,6 +18,8 @@ import divcon as dc
 from divcon.config.settings import RunConfig
 from divcon.runs.folder import RunFolder, kept_epoch
 
+pytestmark = pytest.mark.heavy
+
 Command = Callable[..., tuple[int, str, str]]
 DIM = 12
 

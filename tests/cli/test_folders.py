@@ -10,6 +10,8 @@ import pytest
 
 import divcon as dc
 
+pytestmark = pytest.mark.heavy
+
 SMALL = ["--backbone", "test_resnet", "--no-pretrained", "--size", "32", "--dim", "16", "--learners", "2"]
 QUICK = ["--batch-size", "8", "--images-per-class", "2", "--no-validation", "--workers", "0", "--epochs", "1"]
 

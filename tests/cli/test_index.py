@@ -19,6 +19,8 @@ from divcon.cli.index import _progress, _shard
 from divcon.errors import ConfigError
 from divcon.runtime.context import Progress
 
+pytestmark = pytest.mark.heavy
+
 Command = Callable[..., tuple[int, str, str]]
 
 

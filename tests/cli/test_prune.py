@@ -18,6 +18,8 @@ from divcon.errors import ConfigError, DataError, RunError
 from divcon.runs.folder import RunFolder, own_benchmark
 from divcon.runs.prune import Pruning
 
+pytestmark = pytest.mark.heavy
+
 Command = Callable[..., tuple[int, str, str]]
 DIM = 12
 

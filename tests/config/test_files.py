@@ -118,6 +118,7 @@ def exact(value: object) -> object:
     return type(value).__name__, value
 
 
+@pytest.mark.heavy
 @given(config=run_configs())
 @settings(deadline=None, max_examples=30)
 def test_what_is_written_as_yaml_or_json_reads_back_the_same(

@@ -118,6 +118,7 @@ class TestInterrupted:
         assert names_in(tmp_path) == {kind}
         assert contents(unpacked(path)) == FILES
 
+    @pytest.mark.heavy
     def test_what_a_kill_leaves_is_not_taken_for_the_whole(self, tmp_path: Path, kind: str) -> None:
         path = MAKE[kind](tmp_path / kind)
         process = multiprocessing.get_context("spawn").Process(target=_killed, args=(path,))

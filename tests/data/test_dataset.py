@@ -129,6 +129,7 @@ def alive(pid: int) -> bool:
     return False
 
 
+@pytest.mark.heavy
 def test_workers_that_are_not_forked_wait_for_the_next_pass(images, spawned):
     who = WhoDecodes()
     with kept_workers():
@@ -147,6 +148,7 @@ def test_workers_that_are_not_forked_wait_for_the_next_pass(images, spawned):
     assert not any(map(alive, other))
 
 
+@pytest.mark.heavy
 def test_what_a_worker_failed_of_is_not_what_the_next_pass_gets(images, make_images, spawned, tmp_path):
     with kept_workers():
         broken = images_of(make_images(["a.png", "b.png"], "broken"))

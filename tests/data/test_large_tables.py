@@ -11,6 +11,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 ROWS = 1_000_000
 SCRIPT = """
 import re, sys

@@ -101,6 +101,7 @@ def test_a_validation_part_is_kept(few: dc.Benchmark, tmp_path: Path) -> None:
     assert found.validation is not None and found.validation.num_classes == 5
 
 
+@pytest.mark.heavy
 def test_evaluation_sees_the_same_pixels(photos: Path, tmp_path: Path) -> None:
     """224 is cut from a shorter side of 256."""
     data = dc.read(photos)
@@ -238,6 +239,7 @@ def test_of_another_split(few: dc.Benchmark, tmp_path: Path) -> None:
         dc.read(out)
 
 
+@pytest.mark.heavy
 def test_from_the_command_line(photos: Path, tmp_path: Path, command: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, _ = command("pack", photos, "--out", "packed", "--short-side", 36, "--workers", 0)

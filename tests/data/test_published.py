@@ -119,6 +119,7 @@ class TestFullCounts:
             assert data.recall_at == PUBLISHED_COUNTS[each].recall_at
             check_sound(data)
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("name", ["sop", "inshop", "vehicleid"])
     def test_by_the_lists_alone(self, full: Write, trees: ModuleType, name: str) -> None:
         root = full(name, put=trees.nothing)
@@ -133,6 +134,7 @@ class TestFullCounts:
             read(name, root)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reader(write: Write, name: str) -> None:
     root = write(name)
@@ -168,6 +170,7 @@ def test_cars_are_the_same_in_both_forms(write: Write) -> None:
     assert {two.train.path(i).partition("/")[0] for i in range(len(two.train))} == {"cars_train", "cars_test"}
 
 
+@pytest.mark.heavy
 def test_the_labels_of_cars_test_may_lie_in_the_devkit(write: Write) -> None:
     root = write("cars_devkit")
     before = read("cars", root).split_hash
@@ -254,6 +257,7 @@ def test_images_that_no_list_names_are_told_of(write: Write, trees: ModuleType) 
     assert note == "1 image is there that no list of cub names, and left out (images/001.Bird_1/mine.jpg)"
 
 
+@pytest.mark.heavy
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 4), min_size=4, max_size=7), st.lists(st.integers(1, 4), min_size=4, max_size=7))
 def test_what_is_read_is_what_was_written(

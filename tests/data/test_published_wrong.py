@@ -87,6 +87,7 @@ class TestImages:
     def name(self, request: pytest.FixtureRequest) -> str:
         return request.param
 
+    @pytest.mark.heavy
     def test_missing_ones_are_counted_and_named(self, name: str, root: Path) -> None:
         (root / IMAGES[name]).unlink()
         path = IMAGES[name].removeprefix("Img/")
@@ -228,6 +229,7 @@ class TestCars:
         told = error_of(name, root)
         assert "names images without their classes; this is cars_test_annos.mat" in told
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("name", ["cars"])
     @pytest.mark.parametrize(
         ("content", "told"),
@@ -251,6 +253,7 @@ class TestCars:
         said = error_of(name, root)
         assert said.startswith(str(path)) and told in said
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("name", ["cars"])
     def test_a_mat_that_was_cut_short(self, name: str, root: Path) -> None:
         path = root / "cars_annos.mat"
@@ -291,6 +294,7 @@ class TestSwapped:
         told = error_of(name, root)
         assert f"{root}: {folder} and bounding_box_test are swapped: {folder}/" in told and "is junk" in told
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize("name", ["cub", "cars", "cars_devkit", "sop"])
     def test_by_the_published_numbers(
         self, trees: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -111,6 +111,7 @@ def test_features_are_normalised_before_they_are_clustered() -> None:
     assert division.learner[0] != division.learner[20]
 
 
+@pytest.mark.heavy
 def test_previous_division_gives_the_numbers() -> None:
     rng = np.random.default_rng(1)
     features = rng.normal(size=(200, 8)).astype(np.float32)

@@ -22,6 +22,7 @@ def features(demo: dc.Benchmark) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("num_clusters", [4, 8, 32])
 def test_inertia_is_within_one_percent_of_scikit_learn_over_ten_seeds(features: np.ndarray, num_clusters: int) -> None:
     ours = np.mean([kmeans(features, num_clusters, seed=seed).inertia for seed in range(10)])

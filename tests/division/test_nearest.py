@@ -12,6 +12,7 @@ from divcon.division.kmeans import Nearest, squared_distances
 from divcon.runtime.context import Context
 
 
+@pytest.mark.heavy
 @given(st.integers(0, 9999), st.integers(1, 9), st.sampled_from([2, 16]), st.sampled_from([1e-3, 0.1, 1.0]))
 @settings(deadline=None)
 def test_moving_centroids_have_the_points_that_comparing_all_gives_them(

@@ -104,6 +104,7 @@ def test_files_that_are_no_scores(tmp_path: Path) -> None:
         read_scores(tmp_path / "c")
 
 
+@pytest.mark.heavy
 def test_from_run_folders_and_from_files(command: Command, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(24), 6)

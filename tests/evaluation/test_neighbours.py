@@ -77,6 +77,7 @@ KINDS = (
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # products of huge vectors, in float32
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,6 +171,7 @@ def test_faiss_and_torch_agree_to_the_bit():
         np.testing.assert_array_equal(ours[0][1], ours[1][1])
 
 
+@pytest.mark.heavy
 def test_blocks_come_in_order_and_shrink_with_the_budget():
     points = vectors("unit", 100)
     whole = nearest(points, points, 10)
@@ -272,6 +274,7 @@ def test_a_collapsed_model_costs_one_ranking_a_block(monkeypatch):
     assert indices[500].tolist() == [0, 1, 2, 3] and indices[1].tolist() == [0, 2, 3, 4]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)

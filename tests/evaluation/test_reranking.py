@@ -97,6 +97,7 @@ def test_points_that_coincide_and_tie_are_as_in_the_sets(data):
     np.testing.assert_allclose(found, slow_reranked(query, gallery, k1, k2, weight), atol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("k1", "k2", "weight"), PARAMETERS)
 @pytest.mark.parametrize("size", [2, 16])
 def test_torchreid_agrees(torchreid, size, k1, k2, weight):

@@ -362,6 +362,7 @@ def test_cosine_ignores_lengths():
     assert cosine != retrieval_metrics(points * lengths, labels)
 
 
+@pytest.mark.heavy
 @given(st.integers(0, 2**32 - 1), st.floats(0.2, 3))
 @settings(max_examples=25, deadline=None)
 def test_invariants(seed, spread):

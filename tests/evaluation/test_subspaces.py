@@ -42,6 +42,7 @@ def test_a_part_of_slices_is_their_embeddings_side_by_side(tiny_model: Make, few
         np.testing.assert_allclose(found, joined(model, few.query, learners), atol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("validation", [False, True])
 def test_parts_left_out_and_best_few_equal_scores_by_hand(tiny_model: Make, few: Benchmark, validation: bool) -> None:
     model = tiny_model(num_learners=3, method="slices")

@@ -14,6 +14,8 @@ import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.experiments.demo import RIGHT, WRONG, cluster_sheet, neighbour_sheet, recall_curve
 
+pytestmark = pytest.mark.heavy
+
 
 def test_neighbours_are_framed_by_whether_they_are_right(few: Benchmark, tmp_path: Path) -> None:
     images = few.query.subset(np.arange(12))

@@ -24,6 +24,8 @@ from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder
 from divcon.training.schedule import phase_at
 
+pytestmark = pytest.mark.heavy
+
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--backbone", "test_resnet", "--no-pretrained", "--size", 32, "--batch-size", 16, "--workers", 0)
 

@@ -23,6 +23,8 @@ from divcon.runs.folder import RunFolder
 from divcon.runtime.context import Progress
 from divcon.training.sampler import plan_epoch
 
+pytestmark = pytest.mark.heavy
+
 SPACE = {"train": {"head_lr": [1e-3, 1e-2]}}
 OPTIONS: dict[str, Any] = {"arms": ("single", "slices"), "seeds": (0, 1), "space": SPACE, "trials": 2, "folds": 2}
 

@@ -26,6 +26,8 @@ from divcon.exports import Exported
 from divcon.exports.hugging_face import backbone_origin
 from divcon.models import SubspaceHead
 
+pytestmark = pytest.mark.heavy
+
 Make = Callable[..., dc.EmbeddingModel]
 DIM = 12
 

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 import divcon as dc
 from divcon.errors import DataError
 
+pytestmark = pytest.mark.heavy
+
 HERE = Path(__file__).parent
 EXAMPLES = int(os.environ.get("DIVCON_FUZZ_EXAMPLES", "0"))
 """Of each target; 0: a few, the same ones each time."""

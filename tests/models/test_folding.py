@@ -50,6 +50,7 @@ def fold(backbone: nn.Module, channels: int = 3, size: int = 64) -> nn.Module:
         return folded(backbone, images(channels, size)[:1])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "size", "left"),
     [

@@ -126,6 +126,7 @@ def reference(model: dc.EmbeddingModel, pooling: str, images: torch.Tensor) -> t
     return normed(pooled[:, None])[:, 0]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("backbone", "own", "poolings"),
     [

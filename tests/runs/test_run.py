@@ -20,6 +20,8 @@ from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runtime.environment import not_repeatable
 
+pytestmark = pytest.mark.heavy
+
 MODEL = dc.ModelConfig(num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32)
 TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0)
 CONFIG = dc.RunConfig(MODEL, TRAIN)

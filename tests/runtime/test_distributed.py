@@ -94,6 +94,7 @@ def worker(group: ProcessGroup) -> None:
     group.barrier()
 
 
+@pytest.mark.heavy
 def test_collectives() -> None:
     with launch(SIZE, "learners", "cpu", worker) as group:
         result = collectives(group)

@@ -20,6 +20,8 @@ from divcon.errors import ConfigError, DataError, WorkerError
 from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.runtime.launch import launch
 
+pytestmark = pytest.mark.heavy
+
 
 def worker(group: ProcessGroup, failing: str | None = None) -> None:
     """Fail on the last rank, if asked to."""

@@ -50,6 +50,7 @@ def test_a_division_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
             np.testing.assert_array_equal(dc.Division.load(path).learner, np.arange(40) % 3)
 
 
+@pytest.mark.heavy
 def test_a_model_with_a_flipped_bit_is_refused(tmp_path: Path, tiny_model: Callable[..., dc.EmbeddingModel]) -> None:
     tiny_model().save(tmp_path)
     path = tmp_path / "model.safetensors"

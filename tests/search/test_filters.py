@@ -47,6 +47,7 @@ COLUMNS = {
 }
 
 
+@pytest.mark.heavy
 def test_filters_are_pythons_comparisons(
     uri: object, model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet]
 ) -> None:
@@ -119,6 +120,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.heavy
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -29,6 +29,7 @@ def ids(hits: list[Hit]) -> list[int]:
     return [hit.id for hit in hits]
 
 
+@pytest.mark.heavy
 def test_exact_answers_are_those_of_evaluate(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
     data = vectors(600)
     data.vectors[300:] = data.vectors[:300]  # every image twice: each k-th place may be a tie
@@ -266,6 +267,7 @@ def _remove(uri: str) -> None:
         cursor.execute(store._sql("DROP TABLE IF EXISTS {rows}, {about}"))
 
 
+@pytest.mark.heavy
 def test_the_approximate_index(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
     data = vectors(700)
     index = dc.Index.build(model, data, uri)

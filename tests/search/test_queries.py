@@ -75,6 +75,7 @@ def _cut_off() -> bytes:
     return file.getvalue()[:3000]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("query", "error", "said"),
     [

@@ -46,6 +46,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+@pytest.mark.heavy
 def test_an_upload_finds_what_the_index_finds(client: TestClient, index: Index, photos: Path) -> None:
     content = (photos / "3-1.png").read_bytes()
     answer = upload(client, content, k=7).json()
@@ -68,6 +69,7 @@ def test_id_path_vector_and_upload_are_the_same_query(client: TestClient, index:
         assert [hit["id"] for hit in answer.json()["hits"]] == [hit["id"] for hit in of_upload["hits"]]
 
 
+@pytest.mark.heavy
 def test_over_postgresql_it_answers_as_over_a_folder(
     client: TestClient, run: Path, photos: Path, postgres: str
 ) -> None:

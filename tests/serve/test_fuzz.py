@@ -15,6 +15,8 @@ from starlette.testclient import TestClient
 from divcon.search import Index
 from divcon.serve import create_app
 
+pytestmark = pytest.mark.heavy
+
 EXAMPLES = int(os.environ.get("DIVCON_FUZZ_EXAMPLES", "0"))
 FUZZ = settings(
     max_examples=EXAMPLES or 60,

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+pytestmark = pytest.mark.heavy
+
 WIDTHS = (360, 1600)
 
 Opened = Callable[..., Page]

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 
 class Started(NamedTuple):
     process: subprocess.Popen[str]

@@ -17,6 +17,8 @@ import pytest
 import divcon as dc
 from divcon.errors import RunError
 
+pytestmark = pytest.mark.heavy
+
 SETTINGS = ["--epochs", 4, "--learners", 3, "--dim", 12, "--batch-size", 16, "--images-per-class", 4]
 SETTINGS += ["--redivide-every", 1, "--finetune-epoch", 3, "--validation-fraction", 0.2]
 SETTINGS += ["--checkpoint-minutes", 0.0003, "--memory-size", 32]

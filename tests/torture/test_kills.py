@@ -15,6 +15,8 @@ import pytest
 
 from divcon.search import Index
 
+pytestmark = pytest.mark.heavy
+
 SETTINGS = ["--epochs", 4, "--learners", 3, "--dim", 12, "--batch-size", 16, "--images-per-class", 4]
 SETTINGS += ["--redivide-every", 1, "--finetune-epoch", 3, "--validation-fraction", 0.2]
 KINDS = {

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 
 def long_run(kind: str, divisions: int, learners: int, checkpoint: Path) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).with_name("long_run.py")), kind, str(divisions), str(learners)]

@@ -18,6 +18,8 @@ from divcon.config.settings import TrainConfig
 from divcon.division import divide
 from divcon.errors import ConfigError, DataError, NonFiniteError
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = TrainConfig(epochs=2, batch_size=16, images_per_class=2, finetune_epoch=2, workers=0)
 
 

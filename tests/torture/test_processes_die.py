@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 CHILDREN = Path("/proc/self/task")
-pytestmark = pytest.mark.skipif(not CHILDREN.exists(), reason="who started whom stands in /proc")
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(not CHILDREN.exists(), reason="who started whom stands in /proc")]
 
 SETTINGS = ["--epochs", "14", "--learners", "4", "--dim", "12", "--batch-size", "16", "--redivide-every", "1"]
 SETTINGS += ["--learners-per-step", "2", "--checkpoint-minutes", "0.001", "--validation-fraction", "0.2"]

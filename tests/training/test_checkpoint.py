@@ -63,6 +63,7 @@ def same(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_after_every_third_batch(kind: str, images: LabeledSet, tmp_path: Path) -> None:
     config = replace(CONFIG, **KINDS[kind])

@@ -102,6 +102,7 @@ def objects(kind: str, parts: ModuleType) -> dict[str, Any]:
     }[kind]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", NAMED)
 def test_trained_stopped_resumed_and_evaluated(kind: str, data: Benchmark, parts: ModuleType, tmp_path: Path) -> None:
     reports, ends = {}, {}
@@ -213,6 +214,7 @@ def test_several_processes_need_parts_that_can_be_imported(data: Benchmark) -> N
     assert refused.value.field == "lr_schedule"
 
 
+@pytest.mark.heavy
 def test_several_processes_train_with_a_part_of_one_s_own(data: Benchmark) -> None:
     own: dict[str, Any] = {"loss": Spread, "lr_schedule": slower, "optimizer": "torch.optim:SGD"}
     config = dc.TrainConfig(**CONFIG, devices=2, device="cpu", **own)

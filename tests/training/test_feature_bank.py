@@ -84,6 +84,7 @@ def test_it_holds_the_exponential_mean_of_views_and_embeds_the_rest(
                 seen |= set(batch)
 
 
+@pytest.mark.heavy
 def test_only_images_that_no_batch_held_are_embedded_again(few: Benchmark, tiny_model: Make, embedded: list) -> None:
     drawn: list[np.ndarray] = []
     sizes: list[int] = []
@@ -97,6 +98,7 @@ def test_only_images_that_no_batch_held_are_embedded_again(few: Benchmark, tiny_
     assert all(0 < size < len(few.train) for size in sizes[1:])
 
 
+@pytest.mark.heavy
 def test_fresh_embeds_all_of_them_at_each_division(few: Benchmark, tiny_model: Make, embedded: list) -> None:
     for _ in dc.train(tiny_model(), few.train, replace(CONFIG, divide_on="fresh")):
         pass
@@ -117,6 +119,7 @@ def test_where_features_do_not_change_both_divide_alike(few: Benchmark) -> None:
         assert (memory == fresh).mean() > 0.97  # but for half precision
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stop", [1, 2, 3, 6])
 def test_resumed_after_any_epoch_it_divides_as_if_never_stopped(
     few: Benchmark, tiny_model: Make, tmp_path: Path, stop: int
@@ -133,6 +136,7 @@ def test_resumed_after_any_epoch_it_divides_as_if_never_stopped(
         np.testing.assert_array_equal(report.division.learner, expected[report.number])
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_holds_no_features_that_no_division_will_see(
     few: Benchmark, tiny_model: Make, tmp_path: Path
 ) -> None:

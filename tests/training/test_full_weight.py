@@ -21,6 +21,7 @@ Make = Callable[..., dc.EmbeddingModel]
 CONFIG = dc.TrainConfig(epochs=4, batch_size=16, images_per_class=2, joint_epoch=2, finetune_epoch=3, workers=0)
 
 
+@pytest.mark.heavy
 def test_it_is_there_in_the_subspace_phase_alone(few: Benchmark, tiny_model: Make) -> None:
     reports = list(dc.train(tiny_model(2), few.train, CONFIG))
     assert [report.full_loss is None for report in reports] == [False, False, True, True]

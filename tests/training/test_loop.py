@@ -74,6 +74,7 @@ def counts(report: object) -> list[int]:
     return [sum((first + t) % k == learner for t in range(number)) for learner in range(k)]
 
 
+@pytest.mark.heavy
 def test_stopped_after_any_epoch_and_resumed_it_is_the_same_bit_for_bit(
     straight: tuple, few: Benchmark, tiny_model: Make, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_finished_training_has_nothing_left_to_do(few: Benchmark, tiny_model: 
     assert same(weights(again), weights(model))
 
 
+@pytest.mark.heavy
 def test_workers_change_nothing(straight: tuple, few: Benchmark, tiny_model: Make) -> None:
     for workers in (1, 4):
         model = tiny_model()
@@ -192,6 +194,7 @@ def test_one_learner_equals_a_plain_loop(few: Benchmark, tiny_model: Make) -> No
         torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_it_learns(demo: Benchmark, subset: Callable[[LabeledSet, int], LabeledSet]) -> None:
     """Real images, real weights: two epochs improve the embedding of classes that were never seen."""
     torch.manual_seed(0)
@@ -235,6 +238,7 @@ def test_bf16_trains_and_its_loss_is_near_fp32_s(straight: tuple, few: Benchmark
     assert report.loss == pytest.approx(straight[1][0].loss, rel=0.2)
 
 
+@pytest.mark.heavy
 def test_a_loss_s_own_parameters_are_trained_kept_and_resumed(few: Benchmark, tiny_model: Make, tmp_path: Path) -> None:
     config = replace(CONFIG, loss="ProxyAnchorLoss", epochs=3, finetune_epoch=2, joint_epoch=None)
     whole = tiny_model(method="slices")

@@ -18,6 +18,7 @@ from divcon.training.proxies import ClusterProxies
 Make = Callable[..., dc.EmbeddingModel]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "options",
     [

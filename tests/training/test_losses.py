@@ -85,6 +85,7 @@ def test_the_seed_decides_how_a_loss_s_parameters_begin_and_nothing_else_does() 
     assert not torch.equal(first[0], proxies(1)[0])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", loss_names())
 def test_every_loss_by_name_brings_classes_together(name: str) -> None:
     """Real steps of a linear map, for each of the K + 1 objectives, in random order of the batch."""

@@ -55,6 +55,7 @@ def test_the_penalty_pushes_masks_apart(few: Benchmark, tiny_model: Make) -> Non
     assert last_penalty(10.0) < last_penalty(0.0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("options", [{"kind": "fixed"}, {"kind": "learned", "full": "masked"}])
 def test_other_masks_train_in_every_phase(few: Benchmark, tiny_model: Make, options: dict[str, str]) -> None:
     model = tiny_model(2, method="masks", head_options=options)
@@ -81,6 +82,7 @@ def test_a_hierarchy_doubles_at_each_division(few: Benchmark, tiny_model: Make) 
     assert model.num_learners == 4
 
 
+@pytest.mark.heavy
 def test_stopped_and_resumed_a_hierarchy_is_the_same_bit_for_bit(
     few: Benchmark, tiny_model: Make, tmp_path: Path
 ) -> None:

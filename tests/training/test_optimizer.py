@@ -117,6 +117,7 @@ def test_steps_are_those_of_pytorch_on_groups_written_by_hand(name: str, few: Be
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.heavy
 def test_resumed_under_adamw_a_hierarchy_is_the_same_bit_for_bit(few: Benchmark, tmp_path: Path) -> None:
     config = replace(ADAMW, epochs=6, finetune_epoch=5, hierarchy=True, freeze_backbone_epochs=1)
 
@@ -137,6 +138,7 @@ def test_resumed_under_adamw_a_hierarchy_is_the_same_bit_for_bit(few: Benchmark,
     assert same(weights(again), weights(straight))
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_before_there_was_a_choice_is_of_adam(few: Benchmark, tiny_model: Make, tmp_path: Path) -> None:
     file = tmp_path / "checkpoint"
     straight = tiny_model()
@@ -153,6 +155,7 @@ def test_a_checkpoint_of_before_there_was_a_choice_is_of_adam(few: Benchmark, ti
     assert same(weights(again), weights(straight))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("backbone", "pooling"),
     [("test_vit", "auto"), ("test_vit", "gem"), ("test_convnext", "gem"), ("test_resnet", "max")],
@@ -170,6 +173,7 @@ def test_bf16_trains_as_fp32_does_but_for_rounding(few: Benchmark, backbone: str
     assert found["bf16"] != found["fp32"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext"])
 def test_a_modern_backbone_learns(few: Benchmark, backbone: str) -> None:
     model = vit(backbone=backbone, pooling="gem")

@@ -18,6 +18,8 @@ from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.runtime.launch import launch
 from divcon.training.loop import train
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = TrainConfig(epochs=5, batch_size=12, images_per_class=2, finetune_epoch=4, workers=0, learners_per_step=2)
 BATCH = {"across": "batch", "learners_per_step": 1}
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {

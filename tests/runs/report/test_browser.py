@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 SIZES = {360: 740, 1600: 900}
 
 
