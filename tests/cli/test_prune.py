@@ -116,7 +116,7 @@ def test_a_pruned_model_knows_which_classes_it_has_seen(
     pq.write_table(table.append_column("split", [swapped]), tmp_path / "swapped.parquet")
     code, _, err = command("evaluate", out, tmp_path / "swapped.parquet", "--no-clustering", "--workers", 0)
     assert code == 0
-    assert "20 of the test classes have names that the model was trained on" in err
+    assert "20 of the test classes have names of classes that the model was trained on" in err
     # And a run cannot be begun in its place, or gone on with.
     code, _, err = command("train", parquet, "--out", out)
     assert (code, "is not empty and holds no run" in err) == (2, True)
@@ -139,8 +139,8 @@ def test_data_that_moved_changed_or_is_another(command: Command, parquet: Path, 
     here.unlink()
     code, _, err = prune(command, run, *small)
     assert code == 2
-    assert "what it was trained on cannot be read" in err
-    assert "give DATA where it is now" in err
+    assert "the data it was trained on cannot be read" in err
+    assert "pass it from where it is now" in err
     other = write(tmp_path / "other.parquet", classes=20)
     code, _, err = prune(command, run, other, *small)
     assert code == 2
@@ -163,7 +163,7 @@ def test_a_model_folder_is_pruned_by_the_data_that_is_given(
 ) -> None:
     small = ("--by", "subspaces", "--dims", 8, "--out", tmp_path / "small")
     code, _, err = prune(command, runs / "slices" / "model", *small)
-    assert (code, "does not say what it was trained on; give DATA" in err) == (2, True)
+    assert (code, "does not say what it was trained on; pass the data" in err) == (2, True)
     code, printed, err = prune(command, runs / "slices" / "model", parquet, *small)
     assert code == 0, err
     assert "chosen on train classes" in printed

@@ -1,4 +1,4 @@
-"""What a model sees, in batches: decoded images, or vectors as they are."""
+"""The inputs of a model, in batches: decoded images, or vectors as they are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Inputs = LabeledSet | np.ndarray | str | Path | Sequence[str | Path]
 
 
 def as_set(inputs: Inputs) -> LabeledSet:
-    """The set that is meant.
+    """The inputs as a set.
 
     Raises:
         DataError: there is no such file or folder, or no image in it; an array is not (N, F0) of finite numbers.
@@ -44,9 +44,9 @@ def as_set(inputs: Inputs) -> LabeledSet:
 
 
 def check_sees(images: LabeledSet, vector_dim: int | None) -> None:
-    """Raise DataError unless the set holds what a model sees: images (None), or vectors of ``vector_dim``
+    """Raise DataError unless the set holds the model's kind of input: images (None), or vectors of ``vector_dim``
     dimensions."""
-    what = images.source or "what was given"
+    what = images.source or "the data"
     if images.vectors is None and vector_dim is not None:
         raise DataError(f"{what}: holds images, and the model sees vectors of {vector_dim} dimensions")
     if images.vectors is None:
@@ -98,5 +98,5 @@ def check_finite(features: np.ndarray, images: LabeledSet, what: str) -> None:
         named = ", ".join(images.where(i) for i in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
         raise NonFiniteError(
             f"{what}: the model's features of {len(wrong):,} of {len(images):,} images are NaN or infinite: {named}; "
-            "look at them, or at the weights: a smaller --lr, --warmup-epochs or --precision fp32 may help"
+            "check these images, or the weights: a smaller `lr`, `warmup_epochs` or `precision=fp32` may help"
         )

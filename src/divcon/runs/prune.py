@@ -1,4 +1,4 @@
-"""A trained model in fewer dimensions. ``divcon.prune(...)`` is the function `prune`."""
+"""A trained model in fewer dimensions."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ By = Literal["subspaces", "pca"]
 
 @dataclass(frozen=True)
 class Pruning:
-    """What became of a model."""
+    """The result of `prune`."""
 
     by: By
     dims: int
     """Dimensions of the new model."""
     learners: list[int] | None
-    """The learners that are kept, the most useful first; None by ``pca``."""
+    """The learners that the new model keeps, the most useful first; None for ``pca``."""
     judged_on: str
-    """What the two numbers below are of: validation, train, or given where images were given."""
+    """The images of the two numbers below: ``validation``, ``train``, or ``given`` for a set of images."""
     num_images: int
     num_classes: int
     recall_before: float
-    """Recall@1 of the model; each image searches among all the others."""
+    """Recall@1 of the model; each image is a query, all others are its gallery."""
     recall_after: float
     """The same of the new model. By ``subspaces`` it was chosen on these images, and will be a little lower on
     others."""
@@ -52,19 +52,19 @@ def prune(
 
     Args:
         model: a model, or the folder of a run or model.
-        data: images to choose by, of classes that it is not to be judged on. Of a benchmark ``subspaces`` takes the
-            validation classes, or the train classes where it has none, and ``pca`` the train classes; at most 3,000
-            images, drawn by a fixed seed.
+        data: images to choose by, of classes that the model is not evaluated on. From a benchmark ``subspaces`` uses
+            the validation classes, or the train classes if it has none, and ``pca`` the train classes; at most 3,000
+            images, drawn with a fixed seed.
         by: ``pca``: exactly ``dims`` dimensions and one learner, the embeddings' principal components (see
-            `divcon.models.keep_components`). ``subspaces``: the most subspaces of learners that fit into ``dims``,
-            those that find best together (see `divcon.evaluation.subspace_order`), with their learners; fewer
-            dimensions than asked for where subspaces do not add up to them.
-        on_done: told what was kept, and Recall@1 before and after.
+            `divcon.models.keep_components`). ``subspaces``: as many learners' subspaces as fit into ``dims``,
+            those that retrieve best together (see `divcon.evaluation.subspace_order`), with their learners; fewer
+            dimensions if subspaces do not add up to ``dims``.
+        on_done: called with what was kept, and Recall@1 before and after.
 
     Raises:
-        ConfigError: ``dims`` is below 1 or not below the model's; it holds no whole subspace; learners share
-            dimensions, and ``by`` is ``subspaces``; or the method is one of your own.
-        DataError: there are no two images of one class to choose by, or they are not what the model sees.
+        ConfigError: ``dims`` is below 1 or not below the model's; it holds no whole subspace; or learners
+            share dimensions, and ``by`` is ``subspaces``.
+        DataError: there are no two images of one class to choose by, or the model does not take them.
         ImageError: an image does not decode; the message names it.
     """
     model = as_model(model)
@@ -88,16 +88,17 @@ def prune(
 
 
 def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
-    """Find out before any image is read.
+    """Check the arguments before any image is read.
 
     Raises:
         ConfigError: as `prune`.
     """
     if by not in ("subspaces", "pca"):
-        raise ConfigError(f"--by {by}: give subspaces or pca")
+        raise ConfigError(f"`by` {by}: must be subspaces or pca", field="by")
     if not 1 <= dims < model.embedding_dim:
         raise ConfigError(
-            f"--dims {dims}: the model has {model.embedding_dim} dimensions; give at least 1 and fewer than it has"
+            f"`dims` {dims}: the model has {model.embedding_dim} dimensions; choose at least 1 and fewer than it has",
+            field="dims",
         )
     if by == "pca":
         return
@@ -109,12 +110,13 @@ def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
             else "its learners share dimensions (a learned mask covers all), so that none has any to itself"
         )
         method = model.config["method"]
-        raise ConfigError(f"--by subspaces: the model is of method {method}, and {why}; take --by pca")
+        raise ConfigError(f"`by=subspaces`: the model is of method {method}, and {why}; use `by=pca`", field="by")
     sizes = sorted({len(part) for part in parts})
     if dims < sizes[0]:
         raise ConfigError(
-            f"--dims {dims} holds no whole subspace: the model's {len(parts)} learners have "
-            f"{' or '.join(map(str, sizes))} dimensions each; give more, or take --by pca"
+            f"`dims` {dims} holds no whole subspace: the model's {len(parts)} learners have "
+            f"{' or '.join(map(str, sizes))} dimensions each; choose more, or use `by=pca`",
+            field=("dims", "by"),
         )
 
 
@@ -124,5 +126,5 @@ def _to_choose_by(data: Benchmark | LabeledSet) -> tuple[str, LabeledSet]:
     else:
         name, found = data.source, ("given", sample_of(data))
     if found is None or not len(found[1]):
-        raise DataError(f"{name}: no two images to choose by are of one class; give data with train classes")
+        raise DataError(f"{name}: no two images to choose by are of one class; use data with train classes")
     return found
