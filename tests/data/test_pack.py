@@ -24,7 +24,6 @@ from divcon.data.pack import Packing, pack
 from divcon.data.readers.vectors import write_benchmark_vectors
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, DataError, ImageError, RunError
-from divcon.evaluation.protocol import _identities
 from divcon.runtime.context import Progress
 
 NAMES = ("cub", "cars", "sop", "inshop", "vehicleid", "market1501")
@@ -68,21 +67,15 @@ def same_benchmark(found: dc.Benchmark, data: dc.Benchmark) -> None:
 
 def excluded(data: dc.Benchmark) -> np.ndarray:
     """(Q, G) bool, by path: what a query may not retrieve."""
-    given = _identities(data.query, data.gallery)
-    alone = data.query is data.gallery
-    rows = []
-    for name in ("ids", "cameras", "groups"):
-        if name in given:
-            query = given[name]
-            gallery = query if alone else given[f"gallery_{name}"]
-            same = query[:, None] == gallery[None]
-            if name == "groups":
-                same &= query[:, None] >= 0
-            if name == "cameras":
-                labels = [np.array([s.label_name(i) for i in range(len(s))]) for s in (data.query, data.gallery)]
-                same &= labels[0][:, None] == labels[1][None]
-            rows.append(same)
-    mask = np.any(rows, axis=0) if rows else np.zeros((len(data.query), len(data.gallery)), bool)
+    query, gallery = data.query, data.gallery
+    mask = np.zeros((len(query), len(gallery)), bool)
+    if query is not gallery and query.source == gallery.source:
+        mask |= query.rows[:, None] == gallery.rows[None]
+    if query.cameras is not None and gallery.cameras is not None:
+        labels = [np.array([s.label_name(i) for i in range(len(s))]) for s in (query, gallery)]
+        mask |= (query.cameras[:, None] == gallery.cameras[None]) & (labels[0][:, None] == labels[1][None])
+    if query.groups is not None and gallery.groups is not None:
+        mask |= (query.groups[:, None] == gallery.groups[None]) & (query.groups[:, None] >= 0)
     order = [np.argsort([s.path(i) for i in range(len(s))]) for s in (data.query, data.gallery)]
     return mask[order[0]][:, order[1]]
 
