@@ -177,6 +177,7 @@ def test_an_index_is_searched_by_learner(data: Benchmark, tmp_path: Path) -> Non
     assert [hit.id for hit in alone.search(vectors[3], k=5)] == np.argsort(-cosines)[:5].tolist()
 
 
+@pytest.mark.heavy
 @each_head
 @pytest.mark.parametrize(("format", "name"), [("onnx", "m.onnx"), ("torch", "m.pt2"), ("hf", "m")])
 def test_it_is_exported(head: dict[str, Any], format: Any, name: str, tmp_path: Path) -> None:
@@ -258,6 +259,7 @@ def test_a_folder_of_somebody_else_imports_nothing_by_itself(
         dc.EmbeddingModel.load(tmp_path / "model", trust=["plain_head_of_own"])
 
 
+@pytest.mark.heavy
 def test_the_command_line_walks_with_it(data: Benchmark, tmp_path: Path) -> None:
     (tmp_path / "plain_head.py").write_text(MODULE)
     table = tmp_path / "vectors.parquet"

@@ -325,6 +325,7 @@ assert len(dc.Index.create("model", "store", trust=trusted)) == 8
 """
 
 
+@pytest.mark.heavy
 def test_an_index_imports_the_code_of_its_model_if_it_is_trusted(
     vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
