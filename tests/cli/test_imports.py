@@ -40,6 +40,7 @@ def forget() -> None:
     importing._trusted.clear()
 
 
+@pytest.mark.heavy
 def test_a_part_that_is_typed_is_imported_and_one_in_a_file_needs_the_users_word(run: Run) -> None:
     typed = ["--loss", "losses_of_mine:Loss", "--loss-options.margin", "0.2"]
     code, _, err = run("train", DATA, *SMALL, *typed, "--out", "run")

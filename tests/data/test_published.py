@@ -94,6 +94,7 @@ class TestFullCounts:
         yield make
         shutil.rmtree(tmp_path)
 
+    @pytest.mark.heavy
     @pytest.mark.parametrize(
         "name",
         [

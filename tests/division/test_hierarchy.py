@@ -33,6 +33,7 @@ def classes_with_pairs(division: Division, labels: np.ndarray, k: int) -> int:
     return sum(n >= 2 for n in Counter(labels[division.indices(k)].tolist()).values())
 
 
+@pytest.mark.heavy
 @given(cases)
 @settings(max_examples=60, deadline=None)
 def test_merging_the_halves_gives_the_parent_back(case: tuple) -> None:

@@ -135,6 +135,7 @@ def test_from_run_folders_and_from_files(command: Command, tmp_path: Path) -> No
     assert (code, "pass at least two" in err) == (2, True)
 
 
+@pytest.mark.heavy
 def test_a_test_image_that_does_not_decode(
     command: Command, image_folder: Path, broken_png: Callable[[Path], None], tmp_path: Path
 ) -> None:

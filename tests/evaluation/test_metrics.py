@@ -206,6 +206,7 @@ def test_names_depths_and_values_are_checked(own: str) -> None:
             retrieval_metrics(*points(), metrics=[Metric("own", wrong, 1)])  # type: ignore[arg-type]
 
 
+@pytest.mark.heavy
 def test_a_metric_of_ones_own_is_shown_wherever_scores_are(
     own: str, image_folder: Path, tmp_path: Path, command: Command
 ) -> None:

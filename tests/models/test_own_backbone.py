@@ -162,6 +162,7 @@ def test_pooling_that_does_not_fit_is_refused() -> None:
         model_of(Maps, pooling="token")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("backbone", [Maps, Tokens, of_vectors], ids=["maps", "tokens", "vectors"])
 def test_it_is_saved_loaded_pruned_searched_and_exported(backbone: Any, data: Benchmark, tmp_path: Path) -> None:
     inputs: Any = data.query

@@ -158,6 +158,7 @@ def test_a_checkpoint_of_an_unknown_format_says_what_to_do(tmp_path: Path) -> No
         read_checkpoint(tmp_path / "c")
 
 
+@pytest.mark.heavy
 def test_every_flipped_bit_and_every_length_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "c"
     write_checkpoint(path, {"epochs_done": 1, "weights": torch.arange(6.0)})

@@ -32,6 +32,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.heavy
 def test_learned_masks_part_until_the_joint_phase_and_then_stay(few: Benchmark, tiny_model: Make) -> None:
     model = tiny_model(4, method="masks")
     masks, penalties = [], []
