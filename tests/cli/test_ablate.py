@@ -104,9 +104,9 @@ def test_stopped_it_says_how_to_go_on(
     ("arguments", "said"),
     [
         (("--methods", "slcies"), "--methods: unknown arm 'slcies'; did you mean 'slices'"),
-        (("--methods", ","), "--methods: names no arm"),
+        (("--methods", ","), "--methods: is empty"),
         (("--seeds", "0,x"), "--seeds 0,x: expected whole numbers"),
-        (("--seeds", "1,1"), "--seeds 1,1: a seed stands there twice"),
+        (("--seeds", "1,1"), "--seeds 1,1: list each seed once"),
         (("--method", "masks"), "--method is not a setting of the base: use --methods"),
         (("--seed", "3"), "--seed is not a setting of the base"),
         (("--no-validation",), "--validation is not a setting of the base"),
@@ -131,7 +131,7 @@ def test_out_and_results_are_needed(command: Run, vectors: Path, tmp_path: Path)
     assert "--out is missing" in err
     code, _, err = command("ablate", "--out", tmp_path)
     assert code == 2
-    assert "there are no results of an ablation; give DATA to begin one" in err
+    assert "there are no results of an ablation; pass data to start one" in err
 
 
 def test_the_help_names_every_arm(command: Run) -> None:

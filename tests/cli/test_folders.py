@@ -97,7 +97,7 @@ def test_a_folder_that_has_grown_is_not_scored_as_if_unseen(run: Run, image_fold
     assert "its data has changed since it was trained" in printed
     code, printed = run("evaluate", trained, image_folder, "--no-clustering", "--workers", 0)
     assert code == 0
-    assert "2 of the test classes have names that the model was trained on ('class2', for one)" in printed
+    assert "2 of the test classes have names of classes that the model was trained on ('class2', for one)" in printed
 
 
 def test_sixteen_bit_images_keep_their_greys(tmp_path: Path) -> None:

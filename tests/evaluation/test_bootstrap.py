@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from divcon.evaluation import bootstrap
 from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
 
 
@@ -35,7 +36,7 @@ def test_the_interval_is_that_of_a_loop(level):
 def test_how_many_are_drawn_at_once_changes_nothing(monkeypatch):
     hits, classes = example()
     expected = bootstrap_interval(hits, classes)
-    monkeypatch.setattr(intervals, "_DRAWN_AT_ONCE", 100)
+    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", 100)
     assert bootstrap_interval(hits, classes) == expected
 
 

@@ -55,8 +55,8 @@ def test_options_stay_with_their_owner() -> None:
     ("names", "said"),
     [
         (["single", "slcies"], "unknown arm 'slcies'; did you mean 'slices'"),
-        (["single", "masks", "single"], "'single' stands there twice"),
-        ([], "names no arm; known: single, slices"),
+        (["single", "masks", "single"], "'single' is listed twice"),
+        ([], "is empty; known: single, slices"),
     ],
 )
 def test_arms_that_cannot_be_are_said(names: list[str], said: str) -> None:
@@ -126,7 +126,7 @@ def test_toml_and_json_do_too(file: File) -> None:
         ("arms: [a]\n", r"line 1: arms: expected a mapping"),
         ("arms:\n  a: 3\n", r"line 2: arms.a: expected a mapping, not 3"),
         ("arms:\n  a:\n    like: slcies\n", r"line 3: unknown arm 'slcies'; did you mean 'slices'"),
-        ("arms:\n  a:\n    lr: 1\n", r"line 3: 'lr' is a setting of train: it belongs below that \(in arm 'a'\)"),
+        ("arms:\n  a:\n    lr: 1\n", r"line 3: 'lr' is a setting of train: move it into that section \(in arm 'a'\)"),
         ("arms:\n  a:\n    train:\n      l: 1\n", r"line 4: unknown setting 'l'"),
         ("arms:\n  a:\n    train:\n      lr: high\n", r"line 4: train.lr: expected a number"),
         ("arms:\n  a:\n    train:\n      epochs: 4\n", r"line 4: epochs is the same for all arms"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +62,37 @@ def test_the_demo_scores_both_methods_and_draws(tmp_path: Path, command: Callabl
     code, _, said = command("demo", "--out", tmp_path / "demo")
     assert code == 2
     assert "cannot resume with other settings (--epochs is 2 in the run, 8 now)" in said
+
+
+README = Path(__file__).parents[2] / "README.md"
+TOLERANCE = 0.7
+"""Points by which a score may differ from README: another processor or version of PyTorch rounds otherwise, and
+training amplifies that. On the machine of README's numbers they are equal."""
+
+
+def table_of(text: str) -> dict[str, list[float]]:
+    """The numbers of the demo's table and of its last line, by the row's name."""
+    rows = re.findall(r"^(untrained features|single|slices|Recall@1 of slices less single:) +(.*)$", text, re.MULTILINE)
+    return {name: [float(number) for number in re.findall(r"[+-]?\d+\.\d", rest)] for name, rest in rows}
+
+
+def test_readme_shows_a_table_of_the_demo() -> None:
+    shown = table_of(README.read_text())
+    assert {name: len(numbers) for name, numbers in shown.items()} == {
+        "untrained features": 5,
+        "single": 5,
+        "slices": 5,
+        "Recall@1 of slices less single:": 2,
+    }
+
+
+@pytest.mark.slow
+def test_readme_shows_what_the_demo_prints(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    code, printed, _ = command("demo", "--out", tmp_path / "demo")
+    assert code == 0
+    expected, found = table_of(README.read_text()), table_of(printed)
+    assert list(found) == list(expected)
+    for name, numbers in expected.items():
+        # An interval's ends, and a difference of two scores, may differ by more than a score.
+        tolerance = 2 * TOLERANCE if name.startswith("Recall@1") else TOLERANCE
+        assert found[name] == pytest.approx(numbers, abs=tolerance), name

@@ -125,7 +125,7 @@ def test_stopped_it_goes_on_to_the_same_result(cub: Path, tmp_path: Path) -> Non
     for result in (straight, again):
         result["reproduced"].pop("seconds")
     assert again == straight
-    with pytest.raises(RunError, match="the data has changed since the run began"):
+    with pytest.raises(RunError, match="the data has changed since the run started"):
         other = replace(config, train=replace(config.train, seed=1))
         dc.reproduce(data, "tpami2021-learned", tmp_path / "b", config=other, fraction=0.02)
 

@@ -16,7 +16,7 @@ import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.division import Division
 from divcon.errors import ConfigError, DataError, RunError
-from divcon.experiments import ARMS, Arm
+from divcon.experiments import ARMS, Arm, ablation
 from divcon.experiments.arms import folds_of
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder
@@ -57,7 +57,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(Path(out))
         return dc.run(data, out, *arguments, **options)
 
-    monkeypatch.setattr(study, "run", noting)
+    monkeypatch.setattr(ablation, "run", noting)
     return folders
 
 
@@ -138,13 +138,13 @@ def test_the_test_classes_are_looked_at_when_every_choice_is_written(
     small: Benchmark, base: dc.RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
-    evaluate = judge.evaluate
+    evaluate = ablation.evaluate
 
     def watching(model: Any, data: Any, **options: Any) -> Any:
         looked.append(json.loads((tmp_path / "out" / "choices.json").read_text()))
         return evaluate(model, data, **options)
 
-    monkeypatch.setattr(judge, "evaluate", watching)
+    monkeypatch.setattr(ablation, "evaluate", watching)
     dc.ablate(small, tmp_path / "out", base=base, **{**OPTIONS, "seeds": (0,)})
     assert len(looked) == 2 * 3
     assert all(set(choices) == {"single", "slices"} for choices in looked)
@@ -310,18 +310,18 @@ def test_a_trial_that_goes_wrong_is_not_chosen(small: Benchmark, base: dc.RunCon
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"seeds": (0, 1, 0)}, "--seeds 0,1,0: a seed stands there twice"),
-        ({"seeds": ()}, "--seeds"),
-        ({"seeds": (-1,)}, "--seeds -1"),
-        ({"trials": 0}, "--trials 0: must be at least 1"),
-        ({"folds": 1}, "--folds 1: must be at least 2"),
-        ({"reference": "masks"}, r"--reference masks: is none of the arms \(single, slices\)"),
+        ({"seeds": (0, 1, 0)}, "`seeds` 0,1,0: list each seed once"),
+        ({"seeds": ()}, "`seeds`"),
+        ({"seeds": (-1,)}, "`seeds` -1"),
+        ({"trials": 0}, "`trials` 0: must be at least 1"),
+        ({"folds": 1}, "`folds` 1: must be at least 2"),
+        ({"reference": "masks"}, r"`reference` masks: is none of the arms \(single, slices\)"),
         (
             {"arms": ("single", "hierarchy"), "space": {"train": {"finetune_epoch": [1]}}},
-            "arm 'hierarchy'.*--hierarchy",
+            "arm 'hierarchy'.*hierarchy",
         ),
         ({"space": {"train": {"loss": ["TripletLoss"]}}}, "arm 'single' with loss TripletLoss: unknown loss"),
-        ({"base": dc.RunConfig(dc.ModelConfig(method="single"))}, "nothing can be divided among one learner"),
+        ({"base": dc.RunConfig(dc.ModelConfig(method="single"))}, "one learner has nothing to divide"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_trained(

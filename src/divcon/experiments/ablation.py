@@ -38,17 +38,21 @@ def check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str 
         ConfigError: a number that cannot be, a seed that stands twice, a reference that is none of the arms.
     """
     if not seeds or min(seeds) < 0:
-        raise ConfigError(f"--seeds {','.join(map(str, seeds))}: give seeds of 0 and more, as in 0,1,2")
+        raise ConfigError(
+            f"`seeds` {','.join(map(str, seeds)) or 'is empty'}: list seeds of 0 or more, as in 0,1,2", field="seeds"
+        )
     if len(set(seeds)) < len(seeds):
         raise ConfigError(
-            f"--seeds {','.join(map(str, seeds))}: a seed stands there twice; it would give one run twice"
+            f"`seeds` {','.join(map(str, seeds))}: list each seed once; twice it would be the same run", field="seeds"
         )
     for name, value, least in (("trials", trials, 1), ("folds", folds, 2)):
         if value < least:
-            raise ConfigError(f"--{name} {value}: must be at least {least}")
+            raise ConfigError(f"`{name}` {value}: must be at least {least}", field=name)
     names = [arm.name for arm in arms]
     if reference is not None and reference not in names:
-        raise ConfigError(f"--reference {reference}: is none of the arms ({', '.join(names)}); add it to --methods")
+        raise ConfigError(
+            f"`reference` {reference}: is none of the arms ({', '.join(names)}); add it to `arms`", field="reference"
+        )
 
 
 def prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunConfig, Benchmark]:
@@ -64,10 +68,11 @@ def prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCon
     if not len(data.train):
         raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
     if base.model.num_learners < 2:
-        why = "of --method single " if base.model.method == "single" else ""
+        why = "of `method=single` " if base.model.method == "single" else ""
         raise ConfigError(
-            f"--learners {base.model.num_learners} {why}is the base of all arms, and nothing can be divided among one "
-            "learner; give a base of two and more, whose method is not single"
+            f"`num_learners` {base.model.num_learners} {why}is the base of all arms, and one learner has nothing to "
+            "divide; use a base of at least two, whose method is not single",
+            field="num_learners",
         )
     if base.data.on_bad_image == "skip":
         parts = ("train", "validation", "query", "gallery")
@@ -337,7 +342,7 @@ def ablate(
     study.total = sum(map(len, planned.values())) * len(parts) + len(seeds) * len(listed)
     for arm in listed:
         if searched and len(planned[arm.name]) < trials:
-            tell(f"note: {arm.name} has {len(planned[arm.name])} combinations to try, fewer than --trials {trials}")
+            tell(f"note: {arm.name} has {len(planned[arm.name])} combinations to try, fewer than `trials` {trials}")
         study.choose(arm, planned[arm.name], parts, seed)
     file.write()
     file.write_choices()

@@ -76,13 +76,13 @@ def arms_of(names: Sequence[str | Arm], own: Mapping[str, Arm] | None = None) ->
     found = []
     for name in names:
         if isinstance(name, str) and name not in known:
-            raise ConfigError(f"--methods: {unknown('arm', name, known)}")
+            raise ConfigError(f"`arms`: {unknown('arm', name, known)}", field="arms")
         arm = known[name] if isinstance(name, str) else name
         if arm.name in [other.name for other in found]:
-            raise ConfigError(f"--methods: {arm.name!r} stands there twice; give each arm once")
+            raise ConfigError(f"`arms`: {arm.name!r} is listed twice; list each arm once", field="arms")
         found.append(arm)
     if not found:
-        raise ConfigError(f"--methods: names no arm; known: {', '.join(known)}")
+        raise ConfigError(f"`arms`: is empty; known: {', '.join(known)}", field="arms")
     return found
 
 
@@ -135,7 +135,7 @@ def check_names(part: str, values: Mapping[str, Any], where: Where) -> None:
         if name in _BUDGET:
             raise ConfigError(
                 f"{where(part, name)}: {name} is the same for all arms, which have one budget; give it for all of them "
-                "(--epochs, --batch-size, --rounds, --seeds)"
+                "(`epochs`, `batch_size`, `rounds`, `seeds`)"
             )
 
 
@@ -312,7 +312,7 @@ def folds_of(data: Benchmark, count: int, seed: int) -> list[Benchmark]:
     if len(classes) < 2 * count:
         raise DataError(
             f"{data.train.source}: {len(classes)} train classes of two images and more are too few for {count} folds "
-            "of two classes; give fewer --folds, or more classes"
+            "of two classes; use fewer `folds`, or more classes"
         )
     parts = np.array_split(np.random.default_rng([seed, 0xF01D]).permutation(classes), count)
     folds = []

@@ -49,12 +49,13 @@ def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrai
     axes = figure.add_subplot()
     axes.axhline(100 * untrained, color="0.5", linestyle="--", label="untrained features")
     for color, (name, lines) in zip(("#1f6fb4", "#d9541e", "#2a9d5c", "#8e44ad"), runs.items(), strict=False):
-        judged = [line for line in lines if "validation" in line]
-        epochs = [line["epoch"] + 1 for line in judged]
-        axes.plot(epochs, [100 * line["validation"]["recall_at_1"] for line in judged], "o-", color=color, label=name)
+        validated = [line for line in lines if "validation" in line]
+        epochs = [line["epoch"] for line in validated]
+        scores = [100 * line["validation"]["recall_at_1"] for line in validated]
+        axes.plot(epochs, scores, "o-", color=color, label=name)
         conquered = [line["epoch"] for line in lines if line["phase"] == "finetune"]
         if conquered and conquered[0] > 0:
-            axes.axvline(conquered[0] + 0.5, color=color, linestyle=":", label=f"{name} conquers")
+            axes.axvline(conquered[0] - 0.5, color=color, linestyle=":", label=f"{name} conquers")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("Recall@1 on validation classes, %")
@@ -66,7 +67,7 @@ def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrai
 def cluster_sheet(
     path: str | Path, images: LabeledSet, division: Division, *, columns: int = 12, rows: int = 4, tile: int = 48
 ) -> None:
-    """Draw what each learner was given: a block of ``rows`` x ``columns`` images, spread evenly over its cluster in the
+    """Draw the images of each learner: a block of ``rows`` x ``columns`` images, spread evenly over its cluster in the
     data's order."""
     font = ImageFont.load_default(14)
     block = rows * tile + 26
@@ -168,8 +169,8 @@ def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> 
 
     held = data.with_validation(0.2, seed)
     assert held.validation is not None
-    judged = Benchmark("validation", held.train, held.validation, held.validation)
-    validation = _scores(normalized(untrained.features(judged.query)), judged)
+    alone = Benchmark("validation", held.train, held.validation, held.validation)
+    validation = _scores(normalized(untrained.features(alone.query)), alone)
     lines = {method: RunFolder(out / method).lines() for method in METHODS}
     recall_curve(out / "recall_by_epoch.png", lines, validation["recall_at_1"])
     divided = [line["epoch"] for line in lines["slices"] if line["redivided"] and line["phase"] != "finetune"]

@@ -71,7 +71,7 @@ def reproduce(
         RunError, DataError, ImageError, NonFiniteError, OutputError: as of `divcon.run`.
     """
     if not 0 < fraction <= 1:
-        raise ConfigError(f"--fraction {fraction}: must be above 0 and at most 1")
+        raise ConfigError(f"`fraction` {fraction}: must be above 0 and at most 1", field="fraction")
     display = display or NullDisplay()
     if source is None and isinstance(data, (str, os.PathLike)):
         source = source_of(data)

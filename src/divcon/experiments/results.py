@@ -38,9 +38,9 @@ class ResultsFile:
         if self.path.exists():
             self.results = read_results(self.path)
         elif self.out.exists() and not self.out.is_dir():
-            raise RunError(f"{self.out}: is a file; give a folder (--out)")
+            raise RunError(f"{self.out}: is a file; `out` is the folder of the ablation")
         elif self.out.exists() and any(self.out.iterdir()):
-            raise RunError(f"{self.out}: is not empty and holds no ablation; give another folder (--out)")
+            raise RunError(f"{self.out}: is not empty and holds no ablation; choose another folder as `out`")
 
     def go_on_with(self, settings: dict[str, Any]) -> None:
         """Begin, or go on where ``settings`` are those that the file has, but for arms and seeds that are new.
@@ -58,7 +58,7 @@ class ResultsFile:
             wrong = [words for key in settings for words in _differences(key, held.get(key), settings[key])]
             if wrong:
                 raise RunError(
-                    f"{self.path}: is of another ablation ({'; '.join(wrong)}); give what it had, or another --out"
+                    f"{self.path}: is of another ablation ({'; '.join(wrong)}); use its settings, or another `out`"
                 )
             arms = {**held["arms"], **settings["arms"]}
             seeds = [*held["seeds"], *(seed for seed in settings["seeds"] if seed not in held["seeds"])]
@@ -105,7 +105,7 @@ def read_results(path: str | Path) -> Results:
         if not all(name in found for name in ("settings", "trials", "choices", "runs")):
             raise ValueError("it lacks settings, trials, choices or runs")
     except FileNotFoundError:
-        raise RunError(f"{path}: there are no results of an ablation; give DATA to begin one") from None
+        raise RunError(f"{path}: there are no results of an ablation; pass data to start one") from None
     except (ValueError, TypeError, OSError, RecursionError) as error:
         raise RunError(f"{path}: damaged, or not of an ablation ({error})") from None
     return found

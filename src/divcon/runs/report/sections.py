@@ -235,7 +235,10 @@ def check_scores(given: Mapping[str, Any]) -> None:
     needed = ("benchmark", "protocol", "split_hash", "recall_at_1", "num_queries", "num_gallery", "num_classes")
     missing = [name for name in needed if name not in given]
     if missing:
-        raise DataError(f"--scores: no {' and no '.join(missing)} in it; give what divcon evaluate --json wrote")
+        raise DataError(
+            f"`scores`: no {' and no '.join(missing)} in it; pass what divcon.evaluate returned, or the "
+            "file that divcon evaluate --json wrote",
+        )
 
 
 def _scored(caption: str, found: Mapping[str, Any]) -> Html:
@@ -494,7 +497,7 @@ def division(contents: Contents) -> Html:
     if contents.config.model.num_learners == 1:
         return element("p", "One learner has all images: nothing is divided.")
     if contents.config.train.divide_by == "none":
-        return element("p", "Every learner trains its part on all images: nothing is divided (--divide-by none).")
+        return element("p", "Every learner trains its part on all images: nothing is divided (divide_by is none).")
     lines = [line for line in contents.lines if line["redivided"]]
     parts: list[Child] = []
     if len(contents.divisions) > 1:
