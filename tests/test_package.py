@@ -22,7 +22,7 @@ def test_the_wheel_carries_the_demo_and_installs_clean(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "divcon/data/demo/icons.parquet" in names
     assert "divcon/data/demo/ATTRIBUTION.md" in names
-    assert "divcon/report/report.css" in names
+    assert "divcon/runs/report/report.css" in names
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if "test" in name or name.endswith(".pyc")]
     target = tmp_path / "site"

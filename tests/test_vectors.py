@@ -136,9 +136,9 @@ def test_going_on_from_another_model(data: Benchmark, tiny_model: Callable[..., 
         assert not same(weights(other), weights(mine))
         assert mine.warm_start(other)
         assert same(weights(other), weights(mine))
-    with pytest.raises(ConfigError, match=r"backbone mlp, and this run none: give --backbone mlp"):
+    with pytest.raises(ConfigError, match=r"backbone mlp, and this run none: use `backbone=mlp`"):
         model_of(backbone="none").warm_start(model_of(backbone="mlp"))
-    with pytest.raises(ConfigError, match=r"sees vectors of 7 dimensions, and this data holds vectors of 12 dimen"):
+    with pytest.raises(ConfigError, match=r"takes vectors of 7 dimensions, and this data holds vectors of 12 dimen"):
         model_of().warm_start(dc.EmbeddingModel(vector_dim=7))
     with pytest.raises(ConfigError, match=r"sees images, and this data holds vectors of 12 dimensions"):
         model_of().warm_start(tiny_model())
@@ -409,8 +409,8 @@ def test_features_that_cannot_be_made_say_why_and_leave_nothing(
     dc.EmbeddingModel("test_resnet", 8, pretrained=False, image_size=32).save(tmp_path / "model")
     out, model = tmp_path / "vectors.parquet", ["--run", tmp_path / "model", "--workers", 0]
     for arguments, message in (
-        ([image_folder, *model, "--size", 32], "--size 32 and --run"),
-        ([image_folder, *model, "--backbone", "test_vit"], "--backbone test_vit and --run"),
+        ([image_folder, *model, "--size", 32], "--size 32 does not go with --run"),
+        ([image_folder, *model, "--backbone", "test_vit"], "--backbone test_vit does not go with --run"),
         ([image_folder, "--backbone", "mlp"], "--backbone mlp is for vectors"),
         ([image_folder, "--backbone", "test_resnt"], "did you mean"),
         ([parquet, *model], "holds vectors of 12 dimensions, and the model sees images"),

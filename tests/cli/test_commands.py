@@ -68,7 +68,7 @@ def test_the_walk_from_a_folder_to_vectors(run: Run, image_folder: Path, tmp_pat
 
     code, _, err = run("train", "--out", out, "--resume")
     assert code == 0, err
-    assert "going on after 2 of 2 epochs" in err
+    assert "already done: epochs" in err
 
 
 def test_the_characteristic_and_re_ranked_scores_stand_beside_the_others(

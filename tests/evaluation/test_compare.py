@@ -130,7 +130,7 @@ def test_from_run_folders_and_from_files(command: Command, tmp_path: Path) -> No
     assert code == 0, err
     assert again.splitlines()[-1].split(": ")[1] == printed.splitlines()[-1].split(": ")[1]
     code, _, err = command("compare", runs[0], runs[0])
-    assert (code, "stands there twice" in err) == (2, True)
+    assert (code, "is given twice; give each run once" in err) == (2, True)
     code, _, err = command("compare", runs[0], "--workers", 0)
     assert (code, "pass at least two" in err) == (2, True)
 

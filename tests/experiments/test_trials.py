@@ -48,7 +48,7 @@ def test_nothing_to_search_is_one_trial() -> None:
 
 
 def test_a_combination_that_cannot_be_names_the_arm() -> None:
-    with pytest.raises(ConfigError, match=r"arm 'a' with dropout 1.5: --dropout 1.5: must be"):
+    with pytest.raises(ConfigError, match=r"arm 'a' with dropout 1.5: `dropout` 1.5: must be"):
         draw_trials(Arm("a", space={"model": {"dropout": [1.5]}}), BASE, 8, 0)
 
 

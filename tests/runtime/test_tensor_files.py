@@ -57,5 +57,5 @@ def test_a_model_with_a_flipped_bit_is_refused(tmp_path: Path, tiny_model: Calla
     whole = path.read_bytes()
     for seed in range(20):
         path.write_bytes(flipped(whole, seed))
-        with pytest.raises(WeightsError, match="the model is damaged"):
+        with pytest.raises(WeightsError, match="the weights are missing or damaged"):
             dc.EmbeddingModel.load(tmp_path)

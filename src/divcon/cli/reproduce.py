@@ -107,8 +107,8 @@ def _print(result: dict[str, Any]) -> None:
     table.add_row("recall_at_1", f"{100 * result['recall_at_1']:.1f}", shown, difference)
     console.print(table)
     console.print(
-        f"by the papers' rule (not a result): {100 * rule['recall_at_1']:.1f}, the best epoch on the test classes "
-        f"({rule['epoch'] + 1} of {made['settings']['train']['epochs']})"
+        f"by the papers' rule (not a result): {100 * rule['recall_at_1']:.1f}, at the epoch that is best on the test "
+        f"classes, epoch {rule['epoch']}"
     )
     for name, (theirs, ours) in made["changed"].items():
         console.print(f"changed from the preset: {flag(name)} is {ours}, in {made['preset']} {theirs}")
