@@ -140,7 +140,7 @@ def test_going_on_from_another_model(data: Benchmark, tiny_model: Callable[..., 
         model_of(backbone="none").warm_start(model_of(backbone="mlp"))
     with pytest.raises(ConfigError, match=r"takes vectors of 7 dimensions, and this data holds vectors of 12 dimen"):
         model_of().warm_start(dc.EmbeddingModel(vector_dim=7))
-    with pytest.raises(ConfigError, match=r"sees images, and this data holds vectors of 12 dimensions"):
+    with pytest.raises(ConfigError, match=r"takes images, and this data holds vectors of 12 dimensions"):
         model_of().warm_start(tiny_model())
 
 
