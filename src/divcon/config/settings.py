@@ -86,6 +86,10 @@ class ModelConfig:
     vectors."""
     dropout: float = 0.01
     """Dropout on the pooled features before the head, in training."""
+    eval_transform: Part | None = setting(None, door=True)
+    """A transform of your own for the images that are embedded, in place of resizing and centre crop; see
+    `train_transform`. It belongs to the model: evaluation, encoding, search and serving use it. Not used for
+    vectors."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -214,6 +218,10 @@ class TrainConfig:
     """Smallest share of an image's area that a random training crop keeps; not used for vectors."""
     flip: bool | None = None
     """Mirror half of the training images. None: as the data set says (icons: no; all others: yes)."""
+    train_transform: Part | None = setting(None, door=True)
+    """A transform of your own for training images, in place of the random crop and mirroring: any callable on a PIL
+    image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates one and may
+    take image_size. It returns image_size x image_size pixels, which are not normalised. Not used for vectors."""
     precision: Precision = "fp32"
     """Precision of the network: fp32, bf16 or fp16 (mixed; fp16 on CUDA only). Distances and losses stay in fp32."""
     channels_last: bool = True
@@ -287,6 +295,14 @@ class TrainConfig:
                 f"`freeze_backbone_epochs` {self.freeze_backbone_epochs} of every `redivide_every` "
                 f"{self.redivide_every} epochs leaves no epoch in which the backbone trains; use fewer",
                 field=("freeze_backbone_epochs", "redivide_every"),
+            )
+        own = self.train_transform is not None
+        if own and (self.flip is not None or self.crop_scale != type(self).crop_scale):
+            given = "crop_scale" if self.flip is None else "flip"
+            raise ConfigError(
+                f"`{given}` {getattr(self, given)}: belongs to the built-in transform, and `train_transform` replaces "
+                "it; leave one of them out",
+                field=(given, "train_transform"),
             )
         if not 0 < self.crop_scale <= 1:
             raise ConfigError(f"`crop_scale` {self.crop_scale}: must be above 0 and at most 1", field="crop_scale")

@@ -99,12 +99,22 @@ def _decode(file: IO[bytes], box: tuple[int, int, int, int] | None, needs: int |
         raise ValueError(_unidentified(file)) from None
     with image:
         # Read before the pixels are: Pillow turns a TIFF itself, and only then forgets its orientation.
-        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+        turn = _turn(image)
         if needs is not None and box is None and image.format == "JPEG" and min(image.size) >= 2 * needs:
             image.draft(None, (needs, needs))
         image.load()
         pixels = to_rgb(image if box is None else _cropped(image, box))
     return pixels if turn is None else pixels.transpose(turn)
+
+
+def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """The pixels of an image turned as its EXIF data says."""
+    turn = _turn(image)
+    return pixels if turn is None else pixels.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return None if image.format == "TIFF" else _TURNS.get(_orientation(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

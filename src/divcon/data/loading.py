@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.transforms import Transform
-from divcon.errors import DataError, ImageError, WorkerError
+from divcon.data.transforms import OwnTransform, Transform
+from divcon.errors import ConfigError, DataError, DivconError, ImageError, WorkerError
 from divcon.runtime.context import DEFAULT, Context
 
 
@@ -104,9 +104,9 @@ class Decoded(Dataset):
     """The images of a set, decoded and transformed.
 
     What is much larger than the transform needs is decoded at a smaller scale, where its format allows it. Augmentation
-    draws from (seed, epoch, position) alone, and leaves the process's generator as it was. An image that
-    does not decode is returned as its `ImageError`, to be raised in the main process by `batches_of`: raised in a
-    worker it would come wrapped in the worker's trace.
+    draws from (seed, epoch, position) alone, and leaves the process's generators as they were. The error of an image
+    that does not decode, or that a transform of the user's own fails on, is returned, to be raised in the main process
+    by `batches_of`: raised in a worker it would come wrapped in the worker's trace.
     """
 
     def __init__(
@@ -120,50 +120,62 @@ class Decoded(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int] | ImageError:
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int] | ImageError | ConfigError:
+        index, *draw = key if isinstance(key, tuple) else (key,)
+        transform = self.training if draw else self.evaluation
+        if transform is None:
+            raise ValueError("Decoded: a training key, and no training transform")
         try:
-            if not isinstance(key, tuple):
-                return self.evaluation(self.images.open(key, _needs(self.evaluation))), key
-            index, epoch, position = key
-            image = self.images.open(index, _needs(self.training))
+            image = self.images.open(index, needed_pixels(transform))
+            return self._transformed(transform, image, draw), index
         except ImageError as error:
             return error
-        if self.training is None:
-            raise ValueError("Decoded: a training key, and no training transform")
+        except ConfigError as error:
+            error.args = (f"{self.images.where(index)}: {error}",)
+            return error
+
+    def _transformed(self, transform: Transform, image: Image.Image, draw: list[int]) -> torch.Tensor:
+        seed = 0
+        if draw:
+            seed = int(np.random.SeedSequence([self.seed, *draw]).generate_state(1, np.uint64)[0])
+        if isinstance(transform, OwnTransform):
+            return transform(image, seed)
+        if not draw:
+            return transform(image)
         state = torch.get_rng_state()
-        words = np.random.SeedSequence([self.seed, epoch, position]).generate_state(1, np.uint64)
         # torch.manual_seed formats the stack for every device not yet started: as long as decoding an icon takes.
-        torch.default_generator.manual_seed(int(words[0]))
+        torch.default_generator.manual_seed(seed)
         try:
-            return self.training(image), index
+            return transform(image)
         finally:
             torch.set_rng_state(state)
 
 
-def _needs(transform: Transform | None) -> int | None:
-    """Of how many pixels the shorter side must be for the transform; None: it does not say."""
+def needed_pixels(transform: Transform) -> int | None:
+    """The pixels that the shorter side of an image must have for the transform; None: images are decoded in full."""
     return getattr(transform, "needs", None)
 
 
-def collate(items: Sequence[tuple[torch.Tensor, int] | ImageError]) -> Pixels | ImageError:
-    """Stack a batch; one image that does not decode stands for the whole."""
+def collate(items: Sequence[tuple[torch.Tensor, int] | DivconError]) -> Pixels | DivconError:
+    """Stack a batch; the error of one image stands for the whole."""
     for item in items:
-        if isinstance(item, ImageError):
+        if isinstance(item, DivconError):
             return item
     pixels, indices = zip(*items, strict=True)  # type: ignore[arg-type]
     return torch.stack(pixels), torch.tensor(indices)
 
 
-def batches_of(loader: DataLoader | Iterable[Pixels | ImageError]) -> Iterator[Pixels]:
+def batches_of(loader: DataLoader | Iterable[Pixels | DivconError]) -> Iterator[Pixels]:
     """The batches of a loader that collates with `collate`.
 
     Raises:
         ImageError: an image does not decode; the message names it.
+        ConfigError: a transform of the user's own fails, or returns what is no image; the message names the image.
         WorkerError: a process that decodes was killed.
     """
     for batch in of_workers(loader):
-        if isinstance(batch, ImageError):
-            raise ImageError(*batch.args)
+        if isinstance(batch, DivconError):
+            raise batch
         yield batch
 
 

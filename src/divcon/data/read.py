@@ -26,8 +26,11 @@ from divcon.errors import ConfigError, DataError, DivconError, unknown
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.importing import Trust, check_trusted, is_named, load_part, name_of
 
-Reader = Callable[..., Benchmark]
+Reader = Callable[..., Any]
 """Returns a benchmark. It may take ``root``, ``context`` and options of its own; it is passed what it takes."""
+
+pc: Any = pyarrow.compute
+"""Any, because its functions are made at import and type checkers see none."""
 
 Readable = str | os.PathLike[str] | Reader | Mapping[str, Any] | pa.Table
 
@@ -229,6 +232,6 @@ def _clash(images: LabeledSet, others: LabeledSet) -> tuple[int, int] | None:
     if images.source != others.source:
         return None
     _, here, there = np.intersect1d(images.rows, others.rows, return_indices=True)
-    differ = pa.compute.not_equal(images.paths.take(pa.array(here)), others.paths.take(pa.array(there)))
+    differ = pc.not_equal(images.paths.take(pa.array(here)), others.paths.take(pa.array(there)))
     first = np.flatnonzero(differ.to_numpy(zero_copy_only=False))[:1]
     return (int(here[first[0]]), int(there[first[0]])) if len(first) else None

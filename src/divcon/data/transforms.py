@@ -1,16 +1,31 @@
-"""From a decoded image to what the backbone sees: (3, size, size) uint8; the model normalises whole batches."""
+"""From a decoded image to the pixels that a model normalises: (3, size, size) uint8. The transforms of the papers, and
+transforms of your own.
+
+A transform of your own (`create_transform`) is any callable on a PIL image, on a uint8 tensor (3, H, W) or on an array
+(H, W, 3), as its first parameter is annotated: a pipeline of ``torchvision.transforms.v2``, one of albumentations, or a
+function. It returns a PIL image, an array (H, W, 3) or a tensor (3, H, W), of uint8 or of floats from 0 to 1.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+import random
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
+
+from divcon.errors import ConfigError
+from divcon.runtime.importing import load_part, name_of
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -55,19 +70,191 @@ class EvalTransform:
 
     @property
     def needs(self) -> int:
-        """Of how many pixels the shorter side must be: what is resized to half or less loses nothing that is seen."""
+        """Of how many pixels the shorter side must be: resizing to half or less loses no detail that is left."""
         return 2 * round(self.size * EVAL_RESIZE)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         # Any: torchvision's types say that only tensors come out.
-        seen: Any = image
+        centre: Any = image
         if image.size != (self.size, self.size):
             short, long = min(image.size), max(image.size)
             if long > _LONG * short:
                 # Resized whole, a line of pixels would be gigabytes, all but the middle of them cut off again.
                 sides = (min(image.height, _LONG * short), min(image.width, _LONG * short))
-                seen = functional.center_crop(seen, list(sides))
+                centre = functional.center_crop(centre, list(sides))
             interpolation = InterpolationMode(self.interpolation)
-            seen = functional.resize(seen, [round(self.size * EVAL_RESIZE)], interpolation=interpolation)
-            seen = functional.center_crop(seen, [self.size, self.size])
-        return functional.pil_to_tensor(seen)
+            centre = functional.resize(centre, [round(self.size * EVAL_RESIZE)], interpolation=interpolation)
+            centre = functional.center_crop(centre, [self.size, self.size])
+        return functional.pil_to_tensor(centre)
+
+
+Setting = Literal["train_transform", "eval_transform"]
+Own = str | Callable[..., Any]
+"""A transform of your own: ``module:Name``, or the object itself."""
+
+
+def create_transform(transform: Own, image_size: int, setting: Setting) -> OwnTransform:
+    """A transform of your own, ready to be called on decoded images.
+
+    Args:
+        transform: the callable, or its ``module:Name``. A class, or a function whose first parameter is
+            ``image_size`` or that has none, is a factory: it is called, with ``image_size`` if it takes it, and returns
+            the transform.
+
+    Raises:
+        ConfigError: there is no such name, or it cannot be called; or the factory fails or returns no callable.
+    """
+    name, own = transform if isinstance(transform, str) else name_of(transform), transform
+    if isinstance(transform, str):
+        own = load_part(transform, f"`{setting}`")
+    if not callable(own):
+        raise ConfigError(f"`{setting}` {name}: {type(own).__name__} is not callable", field=setting)
+    parameters = _parameters(own)
+    if isinstance(own, type) or (inspect.isroutine(own) and parameters[:1] in ([], ["image_size"])):
+        try:
+            own = own(image_size=image_size) if "image_size" in parameters else own()
+        except Exception as error:
+            raise ConfigError(
+                f"`{setting}` {name}: creating it failed with {_in_words(error)}; a class, or a function that returns "
+                "the transform, is called with `image_size` if it takes it, and without other arguments",
+                field=setting,
+            ) from error
+        if not callable(own):
+            raise ConfigError(
+                f"`{setting}` {name}: returned {type(own).__name__}, which is not callable", field=setting
+            )
+    return OwnTransform(own, name, image_size, setting)
+
+
+class OwnTransform:
+    """A transform of your own that is called as it expects, and whose result is checked and converted: (3, size, size)
+    uint8.
+
+    Its random numbers depend on ``seed`` alone: torch's, Python's and NumPy's global generators are seeded for each
+    call and restored after it, and generators of its own where it has ``set_random_seed`` (albumentations).
+    """
+
+    def __init__(self, own: Callable[..., Any], name: str, size: int, setting: Setting) -> None:
+        self.own = own
+        self.name = name
+        self.size = size
+        self.setting = setting
+        self.needs: int | None = getattr(own, "needs", None)
+        """Pixels that the shorter side must have; None: images are decoded in full."""
+        self._takes_keywords = "image" in (getattr(own, "available_keys", None) or ())
+        self._takes = "array" if self._takes_keywords else _first_parameter(own)
+
+    def __repr__(self) -> str:
+        return f"OwnTransform({self.name}, {self.size})"
+
+    def __call__(self, image: Image.Image, seed: int = 0) -> torch.Tensor:
+        """
+        Raises:
+            ConfigError: the transform fails, or returns what is no image of this size.
+        """
+        argument: Any = image
+        if self._takes == "array":
+            argument = np.array(image)
+        elif self._takes == "tensor":
+            argument = functional.pil_to_tensor(image)
+        try:
+            with _seeded(self.own, seed):
+                result = self.own(image=argument) if self._takes_keywords else self.own(argument)
+        except Exception as error:
+            raise self._error(f"failed with {_in_words(error)}", image) from error
+        try:
+            return _pixels(result, self.size)
+        except ValueError as error:
+            raise self._error(str(error), image) from None
+
+    def _error(self, problem: str, image: Image.Image) -> ConfigError:
+        size = f"{image.width} x {image.height} pixels"
+        return ConfigError(f"`{self.setting}` {self.name}: {problem} (for an image of {size})", field=self.setting)
+
+
+def _pixels(result: Any, size: int) -> torch.Tensor:
+    """What a transform of somebody's own returns as (3, size, size) uint8.
+
+    Raises:
+        ValueError: it is no image, or has another size, or values that are no pixels.
+    """
+    if isinstance(result, Mapping) and "image" in result:
+        result = result["image"]
+    if isinstance(result, Image.Image):
+        result = functional.pil_to_tensor(result.convert("RGB"))
+    elif isinstance(result, np.ndarray):
+        if result.ndim != 3 or result.shape[2] != 3:
+            raise ValueError(f"returned an array of shape {result.shape}; return (H, W, 3)")
+        result = torch.from_numpy(np.ascontiguousarray(result.transpose(2, 0, 1)))
+    if not isinstance(result, torch.Tensor):
+        raise ValueError(
+            f"returned {type(result).__name__}; return a PIL image, an array (H, W, 3) or a tensor (3, H, W)"
+        )
+    pixels = result.detach().as_subclass(torch.Tensor)
+    shape = tuple(pixels.shape)
+    if len(shape) != 3 or shape[0] != 3:
+        raise ValueError(f"returned a tensor of shape {shape}; return (3, {size}, {size})")
+    if shape[1:] != (size, size):
+        raise ValueError(
+            f"returned {shape[2]} x {shape[1]} pixels, and the model takes {size} x {size}: end it with a crop or "
+            "resize to that size, or set `image_size`"
+        )
+    if pixels.dtype == torch.uint8:
+        return pixels.cpu()
+    if not pixels.is_floating_point():
+        raise ValueError(f"returned values of {pixels.dtype}; return uint8, or floats from 0 to 1")
+    low, high = pixels.min().item(), pixels.max().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(
+            f"returned floats from {low:.3g} to {high:.3g} ({pixels.dtype}); return floats from 0 to 1, or uint8. "
+            "Leave out Normalize (mean and std): divcon normalises for the backbone itself"
+        )
+    return (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+@contextmanager
+def _seeded(own: Any, seed: int) -> Iterator[None]:
+    """Within, whatever somebody's transform draws depends on the seed alone; the generators are then as they were."""
+    of_torch, of_python, of_numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    # torch.manual_seed formats the stack for every device not yet started: as long as decoding an icon takes.
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    if hasattr(own, "set_random_seed"):
+        own.set_random_seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _parameters(own: Callable[..., Any]) -> list[str]:
+    """The names of the parameters that a class or function can be called with."""
+    try:
+        parameters = inspect.signature(own).parameters.values()
+    except (TypeError, ValueError):
+        return ["*"]
+    return [parameter.name for parameter in parameters]
+
+
+def _first_parameter(own: Callable[..., Any]) -> Literal["image", "array", "tensor"]:
+    """What a transform's first parameter is annotated with; a PIL image unless it says otherwise."""
+    function = own if inspect.isroutine(own) else getattr(own, "forward", None) or type(own).__call__
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # an annotation that cannot be evaluated says nothing
+        return "image"
+    hints.pop("return", None)
+    first = next(iter(hints.values()), None)
+    if not isinstance(first, type):
+        return "image"
+    return "tensor" if issubclass(first, torch.Tensor) else "array" if issubclass(first, np.ndarray) else "image"
+
+
+def _in_words(error: Exception) -> str:
+    """An error of somebody's own code, with the line that raised it, which a worker process would not pass on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f", in {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"

@@ -19,7 +19,7 @@ from divcon.evaluation.compare import read_scores
 from divcon.exports.program import Embedder, check_equal
 from divcon.models import EmbeddingModel, keep_learner
 from divcon.models.backbone import is_own
-from divcon.models.embedding_model import own_backbone, own_parts
+from divcon.models.embedding_model import own_backbone, own_parts, own_transform
 from divcon.runs.folder import RunFolder, kept_epoch
 
 TO_FILL_IN = "TO FILL IN"
@@ -55,7 +55,7 @@ def write_folder(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
             new = Path(beside, target.name)
             exported.save(new)
-            if about["preprocessing"] is not None:
+            if about["preprocessing"] is not None and "transform" not in about["preprocessing"]:
                 text = json.dumps(_processor(about["preprocessing"]), indent=2) + "\n"
                 (new / "preprocessor_config.json").write_text(text)
             (new / "README.md").write_text(card, encoding="utf-8")
@@ -70,7 +70,8 @@ def write_folder(
 
 def _loaded(folder: Path, model: EmbeddingModel) -> EmbeddingModel:
     """The model in the folder that ``model`` was saved to, whose own code is imported already."""
-    return EmbeddingModel.load(folder, trust=True, backbone=copy.deepcopy(own_backbone(model)))
+    own: Any = {"backbone": copy.deepcopy(own_backbone(model)), "eval_transform": own_transform(model)}
+    return EmbeddingModel.load(folder, trust=True, **own)
 
 
 def _processor(preprocessing: dict[str, Any]) -> dict[str, Any]:
@@ -178,10 +179,13 @@ def _introduction(model: EmbeddingModel, about: dict[str, Any]) -> str:
     pooled = "" if config.get("pooling", "auto") == "auto" else f", pooling {config['pooling']}"
     crop = ""
     if preprocessing := about["preprocessing"]:
-        size, resize = preprocessing["size"], preprocessing["resize"]
+        size, resize = preprocessing["size"], preprocessing.get("resize")
+        own = preprocessing.get("transform")
         crop = (
-            f" Its input is the middle {size} x {size} pixels of an image whose shorter side is resized to {resize} "
-            f"({preprocessing['interpolation']}); an image of exactly {size} x {size} is used as it is."
+            f" Its input is {size} x {size} pixels, which `{own}` makes of an image."
+            if own
+            else f" Its input is the middle {size} x {size} pixels of an image whose shorter side is resized to "
+            f"{resize} ({preprocessing['interpolation']}); an image of exactly {size} x {size} is used as it is."
         )
     return (
         f"Embeds {what} in {length}. Trained {by} with divcon {about['divcon']}; backbone "

@@ -150,10 +150,11 @@ def _preprocessing(model: EmbeddingModel) -> dict[str, Any] | None:
     if model.vector_dim is not None:
         return None
     preprocessing = model.preprocessing
+    built_in = {"resize": round(model.image_size * EVAL_RESIZE), "interpolation": preprocessing.interpolation}
+    own = model.config.get("eval_transform")
     return {
         "size": model.image_size,
-        "resize": round(model.image_size * EVAL_RESIZE),
-        "interpolation": preprocessing.interpolation,
+        **({"transform": own} if own else built_in),
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
     }

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from divcon.data.loading import Pixels
-from divcon.data.transforms import EvalTransform
+from divcon.config.fields import saved_value
+from divcon.data.loading import Pixels, needed_pixels
+from divcon.data.transforms import EvalTransform, Own, OwnTransform, Transform, create_transform
 from divcon.errors import ConfigError, WeightsError
 from divcon.models.backbone import (
     Backbone,
@@ -68,6 +69,9 @@ class EmbeddingModel(nn.Module):
         vector_dim: F0, for a model of vectors instead of images: those of CLIP, DINO or a model of texts, say. The
             features are the vectors, each divided by its root mean square, or what a backbone of your own makes of
             them; ``pretrained`` and ``image_size`` have no effect.
+        eval_transform: a transform of your own for the images that are embedded, in place of resizing and centre crop:
+            any callable on a PIL image, a pipeline of torchvision or albumentations, or its ``module:Name``, which the
+            model's files keep (see `divcon.data.transforms`).
 
     Raises:
         ConfigError: an unknown backbone (the message suggests the nearest names), one that does not take the data that
@@ -97,6 +101,7 @@ class EmbeddingModel(nn.Module):
         pooling: str = "auto",
         dropout: float = 0.01,
         vector_dim: int | None = None,
+        eval_transform: Own | None = None,
     ) -> None:
         super().__init__()
         method = method or ("single" if num_learners == 1 else "masks")
@@ -127,6 +132,11 @@ class EmbeddingModel(nn.Module):
             channels = (1, -1, 1, 1)
             self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
             self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
+        self._own_transform = None
+        if eval_transform is not None:
+            if vector_dim is not None:
+                raise ConfigError("`eval_transform`: vectors are not transformed; leave it out", field="eval_transform")
+            self._own_transform = create_transform(eval_transform, image_size, "eval_transform")
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
         self.freeze_batch_norm = weights is not None or (pretrained and vector_dim is None and not own)
         self.config = {
@@ -135,6 +145,8 @@ class EmbeddingModel(nn.Module):
             **({"image_size": image_size, "pooling": pooling} if vector_dim is None else {"vector_dim": vector_dim}),
             "dropout": dropout,
         }
+        if eval_transform is not None:
+            self.config["eval_transform"] = saved_value(eval_transform)
         if own and (parameter := next(self.backbone.parameters(), None)) is not None:
             self.to(parameter.device)
 
@@ -156,8 +168,9 @@ class EmbeddingModel(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def eval_transform(self) -> EvalTransform:
-        return EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
+    def eval_transform(self) -> Transform:
+        """From a decoded image to (3, size, size) uint8 pixels."""
+        return self._own_transform or EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
 
     def forward(
         self, images: Float[Tensor, "b *input"], learner: int | None = None, *, with_all: bool = False
@@ -210,7 +223,7 @@ class EmbeddingModel(nn.Module):
             ImageError: an image does not decode; the message names it.
             DataError: they are not what the model sees.
         """
-        images = as_set(images)
+        images = as_set(images, None if self.vector_dim is not None else needed_pixels(self.eval_transform))
         check_sees(images, self.vector_dim)
         batches = input_batches(
             images,
@@ -240,7 +253,8 @@ class EmbeddingModel(nn.Module):
         batch_size: int = 128,
         context: Context = DEFAULT,
     ) -> np.ndarray:
-        """The embeddings of images or vectors: files, folders (walked), an (N, F0) array of vectors, or a `LabeledSet`.
+        """The embeddings of images or vectors: files, folders (walked), images in memory (PIL images, arrays (H, W, 3)
+        of uint8, bytes of files), an (N, F0) array of vectors, or a `LabeledSet`.
 
         Args:
             learner: k for its subspace alone; None for the full embedding.
@@ -277,6 +291,7 @@ class EmbeddingModel(nn.Module):
         device: str | torch.device = "cpu",
         trust: Trust = (),
         backbone: nn.Module | None = None,
+        eval_transform: Own | None = None,
     ) -> EmbeddingModel:
         """A model that `save` wrote, in evaluation mode.
 
@@ -285,6 +300,7 @@ class EmbeddingModel(nn.Module):
             trust: modules of your own that the folder may import code from: their names, or True for all.
             backbone: of a model whose backbone is your own: the module to load the weights into, where its class cannot
                 be created without arguments.
+            eval_transform: of a model whose evaluation transform was passed as an object: the object.
 
         Raises:
             WeightsError: no model there, a damaged one, or one that cannot be created here.
@@ -295,7 +311,8 @@ class EmbeddingModel(nn.Module):
             folder = folder / "model"
         config = read_config(folder)
         frozen = config.pop("freeze_batch_norm")
-        model = cls.from_config(config, folder / "config.json", trust=trust, backbone=backbone)
+        own = {"backbone": backbone, "eval_transform": eval_transform}
+        model = cls.from_config(config, folder / "config.json", trust=trust, **own)
         try:
             weights = read_weights(folder)
         except (OSError, SafetensorError, DamagedTensorsError) as error:
@@ -315,28 +332,32 @@ class EmbeddingModel(nn.Module):
         *,
         trust: Trust = (),
         backbone: nn.Module | None = None,
+        eval_transform: Own | None = None,
     ) -> EmbeddingModel:
         """An untrained model like the one whose `config` a file holds.
 
         Args:
             where: the file, for messages.
-            trust, backbone: as `load` takes them.
+            trust, backbone, eval_transform: as `load` takes them.
 
         Raises:
             WeightsError: the model cannot be created here; the message says what is missing.
             TrustError: as `load`.
         """
-        _check_trusted(config, str(where), trust, own=backbone is not None)
+        objects = {"backbone": backbone, "eval_transform": eval_transform}
+        given = {name: value for name, value in objects.items() if value is not None}
+        _check_trusted({**config, **dict.fromkeys(given)}, str(where), trust)
         named = config.get("backbone", "auto")
         if unknown := sorted(set(config) - set(inspect.signature(cls).parameters)):
             raise WeightsError(f"{where}: written by another version of divcon (it has {', '.join(unknown)})")
         if backbone is not None and not is_own(named):
             raise WeightsError(f"{where}: the backbone is {named}, and no module of your own; leave `backbone` out")
         try:
-            model = cls(**{**config, "backbone": named if backbone is None else backbone}, pretrained=False)
+            model = cls(**{**config, **given}, pretrained=False)
         except ConfigError as error:
-            how = "; or pass the module itself: EmbeddingModel.load(folder, backbone=module)" if is_own(named) else ""
-            raise WeightsError(f"{where}: {error}{'' if backbone is not None else how}") from None
+            what = "eval_transform" if error.field == "eval_transform" else "backbone" if is_own(named) else ""
+            how = f"; or pass the object itself: EmbeddingModel.load(folder, {what}=...)" if what else ""
+            raise WeightsError(f"{where}: {error}{'' if what in given else how}") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise WeightsError(f"{where}: the model cannot be created from this file ({error})") from None
         model.config |= config
@@ -431,16 +452,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return load(checked_tensors(folder / "model.safetensors"))
 
 
-def _check_trusted(config: Mapping[str, Any], where: str, trust: Trust, *, own: bool) -> None:
+def _check_trusted(config: Mapping[str, Any], where: str, trust: Trust) -> None:
     """
-    Args:
-        own: whether the user passes the backbone, so that the file's is not imported.
-
     Raises:
         TrustError: the file names code of the user's own that is not imported yet and not allowed.
     """
     for name in own_parts(config):
-        if not (is_imported(name) or (own and name == config.get("backbone"))):
+        if not is_imported(name):
             check_trusted(name, where, trust)
 
 
@@ -449,9 +467,14 @@ def own_backbone(model: EmbeddingModel) -> nn.Module | None:
     return model.backbone if is_own(model.config["backbone"]) else None
 
 
+def own_transform(model: EmbeddingModel) -> Own | None:
+    """The model's evaluation transform where it is the user's own, for `EmbeddingModel.load`."""
+    return model.eval_transform.own if isinstance(model.eval_transform, OwnTransform) else None
+
+
 def own_parts(config: Mapping[str, Any]) -> list[str]:
     """The code of the user's own that a model's `EmbeddingModel.config` names, each as ``module:Name``."""
-    names = [config.get("backbone")]
+    names = [config.get("backbone"), config.get("eval_transform")]
     head: Any = config
     while isinstance(head, Mapping):  # a head that pruning has derived names the head that it is of
         names.append(head.get("method"))

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from divcon.data.in_memory import ImageLike, is_image, set_of_images
 from divcon.data.inputs import check_vectors
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Pixels, evaluation_batches
 from divcon.data.readers.folder import images_of
-from divcon.data.transforms import EvalTransform
+from divcon.data.transforms import Transform
 from divcon.errors import DataError, NonFiniteError
 from divcon.runtime.context import Context
 
-Inputs = LabeledSet | np.ndarray | str | Path | Sequence[str | Path]
-"""Images or vectors: a set, an (N, F0) array of vectors, a file, a folder, or several of them."""
+Inputs = LabeledSet | np.ndarray | str | Path | ImageLike | Sequence[str | Path | ImageLike]
+"""Images or vectors: a set, an (N, F0) array of vectors, a file, a folder, an image in memory (a PIL image, an array
+(H, W, 3) of uint8, the bytes of a file), or several files, folders or images."""
 
 
-def as_set(inputs: Inputs) -> LabeledSet:
+def as_set(inputs: Inputs, needs: int | None = None) -> LabeledSet:
     """The inputs as a set.
+
+    Args:
+        needs: as `divcon.data.in_memory.encoded` takes it.
 
     Raises:
         DataError: there is no such file or folder, or no image in it; an array is not (N, F0) of finite numbers.
+        ImageError: an image in memory has pixels that are none.
     """
     if isinstance(inputs, LabeledSet):
         return inputs
+    if is_image(inputs):
+        return set_of_images([inputs], ["the image"], needs)
+    several: Any = list(inputs) if isinstance(inputs, np.ndarray) and inputs.ndim == 4 else inputs
+    if isinstance(several, (list, tuple)) and any(map(is_image, several)):
+        return _images_in_memory(several, needs)
     if not isinstance(inputs, np.ndarray):
-        return images_of(inputs)
+        return images_of(several)
     check_vectors(inputs)
     n = len(inputs)
     return LabeledSet(
@@ -41,6 +53,16 @@ def as_set(inputs: Inputs) -> LabeledSet:
         source="",
         vectors=np.asarray(inputs, np.float32),
     )
+
+
+def _images_in_memory(inputs: Sequence[Any], needs: int | None) -> LabeledSet:
+    names = [f"image {i}" if is_image(value) else str(value) for i, value in enumerate(inputs)]
+    files = [None if is_image(value) else images_of([value]) for value in inputs]
+    for name, file in zip(names, files, strict=True):
+        if file is not None and len(file) != 1:
+            raise DataError(f"{name}: is a folder; pass it alone, or its files beside the images")
+    contents = [value if file is None else file.content(0) for value, file in zip(inputs, files, strict=True)]
+    return set_of_images(contents, names, needs)
 
 
 def check_sees(images: LabeledSet, vector_dim: int | None) -> None:
@@ -67,7 +89,7 @@ def vector_batches(vectors: np.ndarray, batch_size: int) -> Iterator[Pixels]:
 
 def input_batches(
     images: LabeledSet,
-    transform: EvalTransform | None,
+    transform: Transform | None,
     *,
     batch_size: int,
     context: Context,

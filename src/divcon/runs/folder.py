@@ -18,6 +18,7 @@ from divcon.config.settings import SECTION_OF, SECTIONS, RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.loading import only_decodable
 from divcon.data.read import read_source
+from divcon.data.transforms import Own
 from divcon.errors import ConfigError, DataError, OutputError, RunError
 from divcon.evaluation.subspaces import sample_of
 from divcon.models import EmbeddingModel
@@ -326,19 +327,21 @@ def _differences(saved: RunConfig, asked: RunConfig) -> list[str]:
     ]
 
 
-def trained_model(folder: str | Path, *, trust: Trust = (), backbone: nn.Module | None = None) -> EmbeddingModel:
+def trained_model(
+    folder: str | Path, *, trust: Trust = (), backbone: nn.Module | None = None, eval_transform: Own | None = None
+) -> EmbeddingModel:
     """The model in the folder of a run or model; of a run that keeps none yet, as its last epoch left it.
 
     Args:
-        trust, backbone: as of `divcon.EmbeddingModel.load`.
+        trust, backbone, eval_transform: as of `divcon.EmbeddingModel.load`.
 
     Raises:
         WeightsError: there is no model, or a damaged one.
     """
     run = RunFolder(folder)
     if run.checkpoint.exists() and not run.model.exists():
-        return model_in(run.checkpoint, trust=trust, backbone=backbone)
-    return EmbeddingModel.load(folder, trust=trust, backbone=backbone)
+        return model_in(run.checkpoint, trust=trust, backbone=backbone, eval_transform=eval_transform)
+    return EmbeddingModel.load(folder, trust=trust, backbone=backbone, eval_transform=eval_transform)
 
 
 def own_benchmark(

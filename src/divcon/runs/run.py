@@ -23,7 +23,7 @@ from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
-from divcon.models.embedding_model import own_backbone
+from divcon.models.embedding_model import own_backbone, own_transform
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch, trained_model
 from divcon.runs.report import write_report
@@ -166,7 +166,8 @@ class _Run:
             except (Exception, Stopped) as error:
                 epochs.throw(worker_death(error) or error)  # so that the loop saves what the epoch has trained
         self.group.barrier()  # the last model is saved
-        model = EmbeddingModel.load(self.folder.model, device=self.model.device, backbone=own_backbone(self.model))
+        own: Any = {"backbone": own_backbone(self.model), "eval_transform": own_transform(self.model)}
+        model = EmbeddingModel.load(self.folder.model, device=self.model.device, **own)
         if self.group.is_main:
             self._finish(model)
         return model
@@ -274,7 +275,8 @@ def _initial_model(
     model = EmbeddingModel(**options)
     if init is None or epochs_done:
         return model
-    if not model.warm_start(trained_model(init, trust=trust, backbone=copy.deepcopy(own_backbone(model)))):
+    own: Any = {"backbone": copy.deepcopy(own_backbone(model)), "eval_transform": own_transform(model)}
+    if not model.warm_start(trained_model(init, trust=trust, **own)):
         context.warn(
             "the head starts from new weights: `method`, `embedding_dim`, `num_learners` and `pooling` are not all "
             f"those of {init}"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32
-from PIL import Image, ImageFile
+from PIL import Image
 
-from divcon.data.labeled_set import LabeledSet
+from divcon.data.in_memory import ImageLike, is_image, set_of_images
+from divcon.data.loading import needed_pixels
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
 from divcon.models import EmbeddingModel
 from divcon.models.pruning import check_learner
@@ -23,7 +22,8 @@ from divcon.search.items import absolute, key_of
 from divcon.search.stores.base import Store
 
 Query = Image.Image | str | Path | bytes | np.ndarray | Sequence[float] | int
-"""An image, the path or the bytes of one, a vector, or the id of an item. The path of an item stands for that item."""
+"""An image (PIL, or an array (H, W, 3) of uint8), the path or the bytes of one, a vector, or the id of an item. The
+path of an item stands for that item."""
 
 
 def is_batch(query: Any) -> bool:
@@ -56,15 +56,14 @@ def embeddings_of(
         NonFiniteError: a vector holds NaN.
     """
     embeddings = np.empty((len(queries), about.dims), np.float32)
-    images: dict[int, tuple[str, bytes]] = {}
+    images: dict[int, tuple[str, ImageLike]] = {}
     items: dict[int, int] = {}
     vectors: dict[int, np.ndarray] = {}
     for i, query in enumerate(queries):
         name = f"query {i + 1}: " if len(queries) > 1 else ""
-        if isinstance(query, (bytes, bytearray, memoryview)):
-            images[i] = (f"{name}{len(query):,} bytes", bytes(query))
-        elif isinstance(query, Image.Image):
-            images[i] = (f"{name}an image", _file_bytes(query) or _as_png(query))
+        if is_image(query):
+            is_file = isinstance(query, (bytes, bytearray, memoryview))
+            images[i] = (name + (f"{len(query):,} bytes" if is_file else "an image"), query)
         elif isinstance(query, (str, os.PathLike)):
             path = os.fspath(query)
             item = _item_of(path, store)
@@ -87,7 +86,8 @@ def embeddings_of(
         names, contents = zip(*images.values(), strict=True)
         if about.vector_dim is not None:
             raise DataError(f"{names[0]}: the model's input is vectors of {about.vector_dim} dimensions, not images")
-        embeddings[list(images)] = model().encode(_set_of(names, contents), batch_size=batch_size, context=context)
+        queried = set_of_images(contents, names, needed_pixels(model().eval_transform))
+        embeddings[list(images)] = model().encode(queried, batch_size=batch_size, context=context)
     if vectors:
         embeddings[list(vectors)] = _embed_vectors(vectors, about, model, embedded)
     return embeddings

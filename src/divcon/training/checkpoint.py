@@ -20,6 +20,7 @@ from divcon.config.fields import restored, saved
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet, file_sizes, resized
 from divcon.data.loading import worker_death
+from divcon.data.transforms import Own
 from divcon.division import Division
 from divcon.errors import DataError, RunError, Stopped, WorkerError
 from divcon.models import EmbeddingModel
@@ -288,18 +289,21 @@ class EpochProgress:
     seconds_training: float = 0.0
 
 
-def model_in(path: Path, *, trust: Trust = (), backbone: nn.Module | None = None) -> EmbeddingModel:
+def model_in(
+    path: Path, *, trust: Trust = (), backbone: nn.Module | None = None, eval_transform: Own | None = None
+) -> EmbeddingModel:
     """The model of a checkpoint, in evaluation mode.
 
     Args:
-        trust, backbone: as `EmbeddingModel.load` takes them.
+        trust, backbone, eval_transform: as `EmbeddingModel.load` takes them.
 
     Raises:
         RunError: the file is damaged or of another format.
         WeightsError: the model cannot be created here. TrustError: as `EmbeddingModel.load`.
     """
     content = read_checkpoint(path)
-    model = EmbeddingModel.from_config(content["made_with"], path, trust=trust, backbone=backbone)
+    own: Any = {"backbone": backbone, "eval_transform": eval_transform}
+    model = EmbeddingModel.from_config(content["made_with"], path, trust=trust, **own)
     model.load_state_dict(content["model"])
     model.freeze_batch_norm = content["freeze_batch_norm"]
     return model.eval()

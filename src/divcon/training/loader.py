@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Decoded, Key, Pixels, batches_of, begin_worker, collate, kept_workers
-from divcon.data.transforms import TrainTransform
+from divcon.data.transforms import TrainTransform, Transform, create_transform
+from divcon.errors import ConfigError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import to_device
@@ -88,6 +89,22 @@ def create_loader(
     return ImageLoader(model, images, config, device, context)
 
 
+def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> Transform:
+    """The transform of training images: a random crop and mirroring, or the user's own.
+
+    Raises:
+        ConfigError: the user's own is not there, or cannot be created.
+    """
+    if config.train_transform is not None:
+        return create_transform(config.train_transform, model.image_size, "train_transform")
+    return TrainTransform(
+        model.image_size,
+        interpolation=model.preprocessing.interpolation,
+        min_scale=config.crop_scale,
+        flip=images.flip if config.flip is None else config.flip,
+    )
+
+
 class _BatchSampler:
     """The batch sampler: a list of batches of keys, replaced for each epoch. Nothing is prefetched across a division,
     because no worker has a key of the next epoch."""
@@ -140,14 +157,11 @@ class ImageLoader(TrainLoader):
         self._model = model
         self._sampler = _BatchSampler()
         self._cache = _PixelCache(len(images), model.image_size)
-        training = TrainTransform(
-            model.image_size,
-            interpolation=model.preprocessing.interpolation,
-            min_scale=config.crop_scale,
-            flip=images.flip if config.flip is None else config.flip,
-        )
+        decoded = Decoded(images, model.eval_transform, training_transform(model, images, config), config.seed)
+        if config.train_transform is not None and isinstance(error := decoded[0, 0, 0], ConfigError):
+            raise error  # before all images are embedded to be divided
         self._loader: DataLoader | None = DataLoader(
-            Decoded(images, model.eval_transform, training, config.seed),
+            decoded,
             batch_sampler=self._sampler,  # type: ignore[arg-type]
             num_workers=context.workers,
             persistent_workers=context.workers > 0,

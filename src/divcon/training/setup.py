@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from divcon.config.fields import doors
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
+from divcon.data.transforms import create_transform
 from divcon.division import Division
 from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
@@ -52,6 +53,10 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
         raise DataError(
             f"the {count} training {items} cannot be divided among {model.num_learners} learners (`num_learners`)"
         )
+    if config.train_transform is not None:
+        if images.vectors is not None:
+            raise ConfigError("`train_transform`: vectors are not transformed; leave it out", field="train_transform")
+        create_transform(config.train_transform, model.image_size, "train_transform")
     device = resolve_device(config.device)
     if config.precision == "fp16" and device != "cuda":
         raise ConfigError(

@@ -1,0 +1,116 @@
+"""Images in memory, as PIL images, arrays or the bytes of files: the same pixels as from a file, as near as can be."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageFile
+
+from divcon.data.decode import to_rgb, upright
+from divcon.data.labeled_set import LabeledSet
+from divcon.errors import ImageError
+
+ImageLike = Image.Image | np.ndarray | bytes
+"""A PIL image, an array (H, W, 3) of uint8, or the bytes of a file."""
+
+_OF_JPEG = ("jfif", "progressive", "progression", "adobe")
+"""What Pillow notes of a JPEG, and passes on to converted and resized copies."""
+
+
+def is_image(value: object) -> TypeGuard[ImageLike]:
+    """Whether it is an `ImageLike`."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 3 and value.shape[2] == 3 and value.dtype == np.uint8
+    return isinstance(value, (Image.Image, bytes, bytearray, memoryview))
+
+
+def set_of_images(images: Sequence[ImageLike], names: Sequence[str], needs: int | None = None) -> LabeledSet:
+    """Images in memory as a set without labels.
+
+    Args:
+        names: what they are called in messages.
+        needs: as `encoded` takes it.
+
+    Raises:
+        ImageError: one has pixels that are none.
+    """
+    contents = []
+    for image, name in zip(images, names, strict=True):
+        try:
+            contents.append(encoded(image, needs))
+        except (ValueError, OSError) as error:
+            raise ImageError(f"{name}: this image does not decode ({error})") from None
+    n = len(contents)
+    return LabeledSet(
+        labels=np.zeros(n, np.int64),
+        label_names=("",),
+        paths=pa.array(names, pa.string()),
+        rows=np.arange(n),
+        source="",
+        encoded=pa.array(contents, pa.large_binary()),
+    )
+
+
+def encoded(image: ImageLike, needs: int | None = None) -> bytes:
+    """The bytes of a file that decodes to the image, as if it had been read from one.
+
+    A PIL image that was opened from a file and not changed is that file. Of a changed copy (``convert``, ``crop``) the
+    pixels count, turned upright as EXIF says. A file of a large JPEG is decoded at a half, quarter or eighth of its
+    size (`divcon.data.decode.decode`); of its pixels in full, blocks of as many are averaged, which is nearly the same:
+    embeddings differ in the fourth decimal. An array does not say what it was; it is taken as it is.
+
+    Args:
+        needs: pixels that the shorter side must have; a PIL image that comes from a JPEG is reduced, if these are left.
+
+    Raises:
+        ValueError, OSError: the pixels are no colours, or cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        return _png(Image.fromarray(np.ascontiguousarray(image)))
+    if not isinstance(image, Image.Image):
+        return bytes(image)
+    if (content := _its_file(image)) is not None:
+        return content
+    pixels = upright(to_rgb(image), image)
+    if needs is not None and (getattr(image, "format", None) == "JPEG" or any(key in image.info for key in _OF_JPEG)):
+        factor = next((k for k in (8, 4, 2) if min(pixels.size) // k >= needs), 1)
+        pixels = pixels.reduce(factor) if factor > 1 else pixels
+    return _png(pixels)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _its_file(image: Image.Image) -> bytes | None:
+    """The content of the file that a PIL image was opened from, where its pixels are those of the file."""
+    if not isinstance(image, ImageFile.ImageFile) or (image.tell() if hasattr(image, "tell") else 0):
+        return None
+    file: Any = image.fp
+    if getattr(image, "decoderconfig", None):  # it is to be decoded at another size
+        return None
+    if image.tile and file is not None:  # its pixels are still to be read
+        try:
+            position = file.tell()
+            file.seek(0)
+            content = file.read()
+            file.seek(position)
+        except (OSError, ValueError):
+            return None
+        return content
+    path = getattr(image, "filename", "")
+    if image.format != "JPEG" or not path:  # of other formats all pixels are read in any case
+        return None
+    try:
+        with Image.open(path) as again:
+            same = (again.mode, again.size) == (image.mode, image.size) and again.tobytes() == image.tobytes()
+        return Path(path).read_bytes() if same else None
+    except (OSError, ValueError):
+        return None
