@@ -130,7 +130,7 @@ def test_an_export_names_it(name, tmp_path, tiny_model):
     from divcon.exports import export
 
     model = tiny_model(eval_transform="my_transforms:evaluate")
-    export(model, tmp_path / name, format="pt2" if name.endswith("pt2") else "hf")
+    export(model, tmp_path / name, format="torch" if name.endswith("pt2") else "hf")
     if name == "hf":
         assert "which `my_transforms:evaluate` makes of an image" in (tmp_path / name / "README.md").read_text()
         assert not (tmp_path / name / "preprocessor_config.json").exists()

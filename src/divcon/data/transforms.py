@@ -106,7 +106,10 @@ def create_transform(transform: Own, image_size: int, setting: Setting) -> OwnTr
     """
     name, own = transform if isinstance(transform, str) else name_of(transform), transform
     if isinstance(transform, str):
-        own = load_part(transform, f"`{setting}`")
+        try:
+            own = load_part(transform, f"`{setting}`")
+        except ConfigError as error:
+            raise ConfigError(str(error), field=setting) from None
     if not callable(own):
         raise ConfigError(f"`{setting}` {name}: {type(own).__name__} is not callable", field=setting)
     parameters = _parameters(own)

@@ -132,7 +132,7 @@ class EmbeddingModel(nn.Module):
             channels = (1, -1, 1, 1)
             self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
             self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
-        self._own_transform = None
+        self._own_transform: OwnTransform | None = None
         if eval_transform is not None:
             if vector_dim is not None:
                 raise ConfigError("`eval_transform`: vectors are not transformed; leave it out", field="eval_transform")
@@ -469,7 +469,7 @@ def own_backbone(model: EmbeddingModel) -> nn.Module | None:
 
 def own_transform(model: EmbeddingModel) -> Own | None:
     """The model's evaluation transform where it is the user's own, for `EmbeddingModel.load`."""
-    return model.eval_transform.own if isinstance(model.eval_transform, OwnTransform) else None
+    return None if model._own_transform is None else model._own_transform.own
 
 
 def own_parts(config: Mapping[str, Any]) -> list[str]:

@@ -110,48 +110,6 @@ def _read(path: str, store: Store) -> bytes:
         raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _file_bytes(image: Image.Image) -> bytes | None:
-    """The bytes of the file that an image was opened from; None if its pixels may have changed since.
-
-    Pixels alone would not do: a large JPEG is decoded at a smaller size, which is not what resizing it gives.
-    """
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile or getattr(image, "decoderconfig", None):
-        return None  # its pixels are loaded, or it is to be decoded at another size
-    file = image.fp
-    if file is None or getattr(image, "tell", lambda: 0)() != 0:
-        return None
-    try:
-        position = file.tell()
-        file.seek(0)
-        content = file.read()
-        file.seek(position)
-    except (OSError, ValueError):
-        return None
-    return content
-
-
-def _as_png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    exif = image.getexif()  # says which way up it is
-    try:
-        image.save(file, "PNG", exif=exif)
-    except OSError:
-        image.convert("RGB").save(file, "PNG", exif=exif)
-    return file.getvalue()
-
-
-def _set_of(names: Sequence[str], contents: Sequence[bytes]) -> LabeledSet:
-    n = len(names)
-    return LabeledSet(
-        labels=np.zeros(n, np.int64),
-        label_names=("",),
-        paths=pa.array(names, pa.string()),
-        rows=np.arange(n),
-        source="",
-        encoded=pa.array(contents, pa.large_binary()),
-    )
-
-
 def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
     try:
         vector = np.asarray(query, np.float64)
