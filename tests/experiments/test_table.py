@@ -126,7 +126,7 @@ def test_the_picture_is_the_same_each_time_and_has_every_arm(results: dict[str, 
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "a.svg").read_text()
-    assert all(f"<!-- {word} -->" in text for word in ("slices", "single", "masks", "images seen"))
+    assert all(f"<!-- {word} -->" in text for word in ("slices", "single", "masks", "images trained on"))
 
 
 def test_without_matplotlib_it_is_said(

@@ -1,8 +1,8 @@
 """Exact nearest neighbours, in blocks of queries under a memory budget.
 
-A fast search proposes candidates (faiss or torch, whichever is faster here); whatever it cannot tell apart within
-its rounding is computed again pair by pair in float64. So the answer depends neither on the device nor on the
-size of the blocks, and equal distances are told apart by index alone.
+A fast search (faiss or torch, whichever is faster here) proposes candidates. Those that it cannot order within its
+rounding are computed again in float64, pair by pair. So the result depends neither on the device nor on the size of the
+blocks, and equal distances are ordered by index.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from divcon.errors import NonFiniteError
 from divcon.evaluation.task import Exclusion
 
 _CHUNK = 32
-"""So many products are told by the smallest of them at first."""
+"""Products in a chunk, of which only the smallest is compared at first."""
 
 
 def smallest_products(
     vectors: Tensor, parts: Iterable[tuple[int, Tensor]], k: int, room: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The k smallest inner products of each vector with many others, which come in parts.
+    """The k smallest inner products of each vector with the vectors of a gallery, which comes in parts.
 
     Args:
         vectors: (q, D).
@@ -37,7 +37,7 @@ def smallest_products(
             those of one vector with one part where that is more.
 
     Returns:
-        (q, k) products, rising, and (q, k) int64 positions of the others; of equal products, any.
+        (q, k) products, rising, and (q, k) int64 positions in the gallery; of equal products, any.
     """
     values = vectors.new_empty(len(vectors), 0)
     positions = torch.empty_like(values, dtype=torch.int64)
@@ -76,15 +76,15 @@ def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
 METRICS = ("euclidean", "cosine", "inner")
 
 _QUICK_MOST = 2048
-"""Beyond so many neighbours a query, selection over the whole row is faster."""
+"""Neighbours a query beyond which selecting from the whole row is faster."""
 _TRIAL = 512
-"""So many queries are enough to tell how long a search takes."""
+"""Queries by which a search is timed."""
 _MOST_ITEMS = 2**16
-"""Of the gallery, so many are compared at a time."""
+"""Gallery items that are compared at a time."""
 _ROOM_BYTES = 2**27
-"""Of their products with queries, so many bytes are computed at a time."""
+"""Bytes of their products with queries that are computed at a time."""
 _COSINE_DIGITS = 12
-"""Cosines equal to so many digits tie: normalising rounds, yet parallel vectors of any lengths are to tie."""
+"""Cosines that agree to so many digits tie: normalising rounds, and parallel vectors of any length should tie."""
 
 
 class Space:
@@ -109,7 +109,7 @@ class Space:
         self.query, self.gallery, self.metric = query, gallery, metric
         self.device, self.budget = device, budget
         both = backend is None and device.type == "cpu"
-        # What a query took, by the searches that there are.
+        # Seconds a query, by search.
         self._seconds = dict.fromkeys(("torch", "faiss") if both else (backend or "torch",), 0.0)
         # Moving all vectors leaves distances alone; around their mean, less of them is lost to rounding.
         self._centre = gallery.mean(axis=0, dtype=np.float64) if metric == "euclidean" else None
@@ -203,8 +203,8 @@ class Space:
         return values, indices, self.error(_norms(vectors), values, dtype)
 
     def _raced(self, vectors: np.ndarray, reach: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Nearness and indices of some queries after others. Which search is the faster differs by processor, up to
-        three times: each has some queries to begin with, then the one that took less has the rest."""
+        """Nearness and indices of some queries after others. Which search is faster depends on the
+        processor, by up to three times: each starts with some queries, and the faster one gets the rest."""
         # Fewer queries faiss compares one by one, not by products of matrices: each takes several times longer.
         enough = max(_TRIAL, -(-faiss.cvar.distance_compute_blas_threshold // vectors.shape[1]))
         while len(vectors):
@@ -442,14 +442,14 @@ def ranked_blocks(
     exclude: Exclusion,
     at_once: int,
 ) -> Iterator[Block]:
-    """As `neighbour_blocks`, where the distances are given, not the vectors.
+    """As `neighbour_blocks`, from distances in place of vectors.
 
     Args:
         distances: of the queries at these positions, to all of the gallery: (q, G).
         queries: (Q,) positions of the queries that are asked.
         k: how many.
         exclude: what they may not retrieve.
-        at_once: of how many queries distances are asked for at a time.
+        at_once: queries whose distances are computed at a time.
     """
     for start in range(0, len(queries), at_once):
         rows = np.arange(start, min(start + at_once, len(queries)))
@@ -480,7 +480,7 @@ def _search(space: Space, rows: np.ndarray, k: int, reach: int, exclude: Exclusi
     if reach == len(space.gallery):
         settled = np.ones(len(rows), dtype=bool)
     else:
-        # What was not fetched may be as near as the last item, and as whatever is not told apart from it.
+        # An item that was not fetched may be as near as the last one, and as those that cannot be ordered before it.
         allowed[:, :-1] &= np.logical_or.accumulate(~blurred[:, ::-1], axis=1)[:, ::-1]
         allowed[:, -1] = False
         settled = allowed.sum(axis=1) >= k
@@ -514,7 +514,7 @@ def _ranking(space: Space, rows: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _settle(space: Space, rows: np.ndarray, items: np.ndarray, allowed: np.ndarray, blurred: np.ndarray) -> None:
-    """Puts each run of items that were not told apart into its exact order, equal ones by index; in place.
+    """Sort each run of items that the fast search could not order, by exact distance, then by index; in place.
 
     ``blurred`` (q, m - 1): whether an item and the next of its row are in one run. ``allowed`` moves along.
     """

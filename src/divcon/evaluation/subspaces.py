@@ -1,4 +1,4 @@
-"""What the learners' subspaces are worth: each left out, the best few of them, and how alike they are."""
+"""The value of the learners' subspaces: scores without each, the best few of them, and how similar they are."""
 
 from __future__ import annotations
 
@@ -170,17 +170,16 @@ def sample_of(images: LabeledSet, most: int = MOST_IMAGES, seed: int = 0) -> Lab
 
 
 def similarity_correlations(embeddings: Sequence[np.ndarray]) -> list[list[float | None]]:
-    """How alike K subspaces see the same images: Pearson's correlation of the cosines of all pairs of images, in one
-    subspace and in the other.
+    """How similar K subspaces are: Pearson's correlation between the cosines of all pairs of images in one subspace and
+    in another.
 
-    One means that both find the same images alike, so that the second adds nothing; zero that they have nothing in
-    common.
+    One means that both rank the same images near, so that the second adds nothing; zero that they are unrelated.
 
     Args:
         embeddings: K arrays, (N, d_k) float of length one. It takes memory for K N² numbers: a thousand images will do.
 
     Returns:
-        (K, K); None where a subspace tells no two pairs apart.
+        (K, K); None where all pairs are equally similar in a subspace.
     """
     pairs = np.triu_indices(len(embeddings[0]), 1)
     cosines = np.stack([(part @ part.T)[pairs] for part in embeddings]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What is asked of a ranking: labels of queries and gallery as codes, and what a query may not retrieve."""
+"""Retrieval tasks: the labels of queries and gallery as codes, and the items that a query must not retrieve."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _count_equal(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Q queries and G gallery items: their labels as codes, and what may not be retrieved."""
+    """Q queries and G gallery items: their labels as codes, and the pairs that are excluded."""
 
     query_labels: np.ndarray
     """(Q,) int64."""
@@ -148,7 +148,7 @@ class Task:
 
     @classmethod
     def of(cls, num_queries: int, num_gallery: int | None, columns: dict[str, tuple[object, object]]) -> Task:
-        """From what is known of each query and gallery item; without ``num_gallery``, leave-one-out.
+        """A task from the columns of queries and gallery; leave-one-out without ``num_gallery``.
 
         Args:
             columns: by name, of labels, ids, cameras and groups: the queries' and the gallery's, as

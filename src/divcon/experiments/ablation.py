@@ -129,9 +129,8 @@ def recorded(base: RunConfig) -> dict[str, Any]:
 
 
 class Observer:
-    """Looks at the test classes after the epochs that are judged, and keeps the hits of one epoch that was chosen
-    before; notes which training images were drawn. Both lie in the run's folder, so that a run that was stopped goes
-    on with them."""
+    """Evaluate on the test classes after epochs, keep the hits of one epoch that was chosen before, and record which
+    training images were drawn. Both are saved in the run's folder, so that a run that was stopped resumes with them."""
 
     NAME = "observed.npz"
 
@@ -204,8 +203,8 @@ class Once(Display):
 def trial_record(folder: Path) -> dict[str, Any]:
     """The curve of a trial on its fold's validation classes, and its seconds."""
     lines = RunFolder(folder).lines()
-    judged = [line for line in lines if "validation" in line]
-    curve = [{"epoch": line["epoch"], "recall_at_1": line["validation"]["recall_at_1"]} for line in judged]
+    validated = [line for line in lines if "validation" in line]
+    curve = [{"epoch": line["epoch"], "recall_at_1": line["validation"]["recall_at_1"]} for line in validated]
     return {"curve": curve, "seconds": sum(map(_seconds, lines))}
 
 
@@ -276,7 +275,7 @@ def ablate(
 ) -> Results:
     """Train several arms at the same budget and compare them on the test classes.
 
-    Where there are values to search, each arm has the same number of trials, judged on folds of the train classes.
+    Where there are values to search, each arm has the same number of trials, evaluated on folds of the train classes.
     After all arms' choices are written to ``choices.json``, each trains on all train classes once a seed; the test
     classes are looked at for the curve, and nothing is chosen by it.
 
@@ -291,7 +290,7 @@ def ablate(
         space: what is searched for every arm: ``{"train": {"lr": [1e-4, 1e-3]}}``. No trial is made where neither this
             nor any arm has something to search.
         trials: for each arm, the default settings first, if they are in its space.
-        folds: parts of the train classes; each trial trains on all but one and is judged on that, once a part.
+        folds: parts of the train classes; each trial trains on all but one and is evaluated on that, once for each.
         reference: the arm that the others are compared with; None: single, or else the first.
         keep_models: keep the models and checkpoints of the runs.
         tell: called with a line for people before and after each run.
@@ -392,8 +391,8 @@ class _Study:
                 if not found:
                     what = f"trial {number} of {arm.name}" + (f" ({shown(settings)})" if settings else "")
                     self.tell(f"run {self._number} of {self.total}: {what}, fold {place}")
-                    judged = {"train": {"seed": seed}, "data": {"validation": True}}
-                    config = config_of(self.base, arm.settings, settings, judged)
+                    settings_of_trial = {"train": {"seed": seed}, "data": {"validation": True}}
+                    config = config_of(self.base, arm.settings, settings, settings_of_trial)
                     found = [{**key, "settings": plain(settings), "seed": seed, **self._trial(fold, folder, config)}]
                     self.file.add("trials", found[0])
                 tidied(folder, self.keep_models)

@@ -167,7 +167,7 @@ ARMS = {
             "masks",
             full_weight=0.0,
         ),
-        _arm("masks-memory", "masks, divided on the features that training has seen", "masks", divide_on="bank"),
+        _arm("masks-memory", "masks, divided on the features of the training batches", "masks", divide_on="bank"),
         _arm("masks-all-data", "masks, each learner trained on all images", "masks", divide_by="none"),
         _arm("normalised-slices", "the head of slices, one loss, all data: no division", "slices", finetune_epoch=0),
         _arm("clustered", "masks, one loss on all of the embedding, batches of one cluster", "masks", joint_epoch=0),
@@ -302,7 +302,7 @@ def _combinations(lists: list[tuple[str, str, list[Any]]], settled: RunConfig, s
 
 def folds_of(data: Benchmark, count: int, seed: int) -> list[Benchmark]:
     """``count`` benchmarks: in each, another part of the train classes is held out for validation, equal parts but for
-    one class. A class of one image has no match to be judged by, and always trains.
+    one class. A class of one image has no match to be evaluated by, and always trains.
 
     Raises:
         DataError: fewer than two classes of two images and more a fold.
@@ -328,7 +328,7 @@ def chosen(curves: list[list[list[dict[str, Any]]]]) -> tuple[int, int, float]:
     """The best trial: its number, its number of epochs, and its score.
 
     Args:
-        curves: by trial and fold, ``{"epoch": ..., "recall_at_1": ...}`` of each judged epoch.
+        curves: by trial and fold, ``{"epoch": ..., "recall_at_1": ...}`` of each evaluated epoch.
 
     Returns:
         That of the best mean over the folds, over trials and epochs; of equal ones the earlier trial and epoch.

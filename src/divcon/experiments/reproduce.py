@@ -53,7 +53,7 @@ def reproduce(
         data: what `divcon.read` returns, or a path or name that it takes.
         preset: a name of `divcon.config.presets.PRESETS`.
         out: the run folder.
-        config: settings in place of the preset's; those that differ are told.
+        config: settings in place of the preset's; the result lists those that differ.
         fraction: below 1, a walk through the same steps on that share of the classes and epochs.
         clustering: as of `divcon.evaluate`, of the result.
         source: what the data was read from, to be kept in ``config.json``.

@@ -174,16 +174,16 @@ def mean_curve(runs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def at_seconds(runs: list[dict[str, Any]], seconds: float) -> float | None:
-    """An arm's mean Recall@1 at the last judged epoch that has ended after ``seconds``, on the mean over its runs; None
-    where none has."""
+    """An arm's mean Recall@1 at the last evaluated epoch that had ended after ``seconds`` (the mean over its runs);
+    None if none had."""
     curve = mean_curve(runs)
     ended = np.flatnonzero(curve["seconds"] <= seconds * (1 + 1e-9))
     return float(curve["recall_at_1"][ended[-1]]) if len(ended) else None
 
 
 def images_to(runs: list[dict[str, Any]], recall_at_1: float) -> float | None:
-    """Images that an arm has seen, on the mean over its runs, when its mean Recall@1 first is at ``recall_at_1`` or
-    above, of the epochs that were judged; None where it never is."""
+    """Images that an arm has trained on (the mean over its runs) at the first evaluated epoch whose mean Recall@1 is at
+    least ``recall_at_1``; None if there is none."""
     curve = mean_curve(runs)
     reached = np.flatnonzero(curve["recall_at_1"] >= recall_at_1)
     return float(curve["images_seen"][reached[0]]) if len(reached) else None
@@ -192,8 +192,8 @@ def images_to(runs: list[dict[str, Any]], recall_at_1: float) -> float | None:
 def picture(
     results: Results, path: str | Path, *, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
 ) -> None:
-    """Draw each arm's mean Recall@1 on the test classes, by images seen and by seconds, as PNG or SVG; the band is from
-    the least to the greatest of its seeds.
+    """Draw each arm's mean Recall@1 on the test classes, by images trained on and by seconds, as PNG or SVG; the
+    band covers its seeds.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -214,7 +214,7 @@ def picture(
         for axes, across in ((left, "images_seen"), (right, "seconds")):
             axes.plot(curve[across], scores.mean(0), color=color, label=name, linestyle="-" if number < 10 else "--")
             axes.fill_between(curve[across], scores.min(0), scores.max(0), color=color, alpha=0.15, linewidth=0)
-    left.set_xlabel("images seen")
+    left.set_xlabel("images trained on")
     right.set_xlabel("seconds of training and dividing")
     left.set_ylabel("Recall@1 on the test classes, %")
     for axes in (left, right):
@@ -374,9 +374,9 @@ def _words(
         f"Recall@1 in percent on the test classes of {one['data']} ({one['protocol']}, split {one['split_hash']}, "
         f"{len(one['hits']):,} queries of {classes:,} classes), at the {'chosen' if early else 'last'} epoch.",
         f"Intervals: 2,000 draws of seeds and test classes, the same for the arm and {reference}.",
-        f"After {_seconds(least)} s: Recall@1 at the last judged epoch that had ended when the fastest arm was done; "
-        "seconds are those of training and dividing.",
-        f"Images to {reference}'s end: images that the arm had seen when its mean Recall@1 first was that of "
+        f"After {_seconds(least)} s: Recall@1 at the last evaluated epoch that had ended when the fastest arm was "
+        "done; seconds are those of training and dividing.",
+        f"Images to {reference}'s end: images that the arm had trained on when its mean Recall@1 first was that of "
         f"{reference} after its last epoch, as a share of those that {reference} saw.",
     ]
     if settings.get("trials"):

@@ -119,8 +119,8 @@ def lead(contents: Contents, notes: Sequence[str]) -> Html:
     if len(lines) < contents.config.train.epochs:
         words.append(element("p", f"Not done: {len(lines):,} of {contents.config.train.epochs:,} epochs.", role="note"))
     if notes:
-        told = "1 thing" if len(notes) == 1 else f"{len(notes):,} things"
-        words.append(element("p", element("a", f"{told} to know", href="#warnings"), "."))
+        count = "1 warning or note" if len(notes) == 1 else f"{len(notes):,} warnings and notes"
+        words.append(element("p", element("a", count, href="#warnings"), "."))
     return joined(words)
 
 
@@ -300,13 +300,13 @@ def epochs(contents: Contents) -> Html:
 
 
 def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
-    """The warnings of the run, each once with its epochs, and what else is to be known."""
-    found: dict[str, list[int]] = {}
+    """The warnings of the run, each once with its epochs, and other notes."""
+    epochs_of: dict[str, list[int]] = {}
     for line in contents.lines:
         for warning in line["warnings"]:
-            found.setdefault(warning, []).append(line["epoch"])
-    told = [f"{_spans(epochs)}: {warning}" for warning, epochs in found.items()]
-    return list(dict.fromkeys([*more, *contents.problems, *told]))
+            epochs_of.setdefault(warning, []).append(line["epoch"])
+    warnings = [f"{_spans(epochs)}: {warning}" for warning, epochs in epochs_of.items()]
+    return list(dict.fromkeys([*more, *contents.problems, *warnings]))
 
 
 def warnings(notes: Sequence[str]) -> Html:
@@ -393,19 +393,19 @@ def best_and_worst(
     score, matches = scores["map_at_r"][asked], scores["num_matches"][asked]
 
     def listed(order: np.ndarray) -> list[Query]:
-        found: list[Query] = []
-        seen: set[int] = set()
+        queries: list[Query] = []
+        classes: set[int] = set()
         for place in order.tolist():
             index = int(asked[place])
-            if int(images.labels[index]) in seen:
+            if int(images.labels[index]) in classes:
                 continue
-            seen.add(int(images.labels[index]))
+            classes.add(int(images.labels[index]))
             pairs = zip(indices[index].tolist(), distances[index].tolist(), strict=True)
             near = tuple((int(other), float(distance)) for other, distance in pairs if other >= 0)
-            found.append(Query(index, float(score[place]), int(matches[place]), near))
-            if len(found) == count:
+            queries.append(Query(index, float(score[place]), int(matches[place]), near))
+            if len(queries) == count:
                 break
-        return found
+        return queries
 
     best = listed(np.lexsort((asked, -matches, -score)))
     worst = listed(np.lexsort((asked, distances[asked, 0], score)))
@@ -461,14 +461,14 @@ def _loss_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]])
 
 
 def _recall_chart(contents: Contents, marks: list[tuple[float, str]]) -> list[Html]:
-    judged = thinned([line for line in contents.lines if "validation" in line])
+    validated = thinned([line for line in contents.lines if "validation" in line])
     kept = contents.kept
-    if not judged or kept is None:
+    if not validated or kept is None:
         return []
-    if kept not in judged:
-        judged = sorted([*judged, kept], key=lambda line: line["epoch"])
-    points = [(float(line["epoch"]), 100 * line["validation"]["recall_at_1"]) for line in judged]
-    band = [tuple(100 * end for end in line["validation"]["recall_at_1_interval"]) for line in judged]
+    if kept not in validated:
+        validated = sorted([*validated, kept], key=lambda line: line["epoch"])
+    points = [(float(line["epoch"]), 100 * line["validation"]["recall_at_1"]) for line in validated]
+    band = [tuple(100 * end for end in line["validation"]["recall_at_1_interval"]) for line in validated]
     about = (
         f"{points[0][1]:.1f} % in epoch {points[0][0]:g}, {100 * kept['validation']['recall_at_1']:.1f} % in epoch "
         f"{kept['epoch']}, which is kept, {points[-1][1]:.1f} % in epoch {points[-1][0]:g}."
