@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -170,7 +170,7 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
         reader = load_part(name, "reader")
         if not callable(reader):
             raise ConfigError(f"reader {name!r}: is no function, but {type(reader).__name__}")
-        return reader, f"reader {name}", ()
+        return cast(Reader, reader), f"reader {name}", ()
     raise DataError(f"{name}: there is no such file or folder; {unknown('data set', name, NAMED)}")
 
 
