@@ -51,7 +51,7 @@ def rows_of(store: Path) -> list[tuple[Any, ...]]:
     found = Index.open(store).store
     ids = found.ids()
     assert len(set(ids.tolist())) == len(ids)
-    at = dict(zip(*(part.tolist() for part in found.vectors(ids)), strict=True))
+    at = dict(zip(*(part.tolist() for part in found.embeddings(ids)), strict=True))
     rows = found.rows(ids).to_pylist()
     return sorted((row["key"], row["label"], row["content"], row["details"], tuple(at[row["id"]])) for row in rows)
 

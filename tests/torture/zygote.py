@@ -110,7 +110,7 @@ def child(order: dict[str, Any]) -> None:
 
         # Some items at a time, so that there is an inside to be killed in.
         divcon.search.items.chunks_of.__defaults__ = (48,)
-        for name in ("create", "set_about", "write", "delete", "finish"):
+        for name in ("create", "set_about", "append", "write", "delete", "optimize"):
             events.around(LanceStore, name, "indexing")
     if order["arguments"][0] == "pack":
         divcon.data.pack.IMAGES_A_FILE = 12
