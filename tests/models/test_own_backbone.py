@@ -203,7 +203,7 @@ def test_it_is_saved_loaded_pruned_searched_and_exported(backbone: Any, data: Be
 def test_a_module_that_needs_arguments_is_passed_to_load(data: Benchmark, tmp_path: Path) -> None:
     model = model_of(Wide(7)).eval()
     model.save(tmp_path)
-    with pytest.raises(WeightsError, match=r"pass the module itself: EmbeddingModel.load\(folder, backbone=module\)"):
+    with pytest.raises(WeightsError, match=r"cannot be created without arguments.*backbone="):
         dc.EmbeddingModel.load(tmp_path, trust=True)
     again = dc.EmbeddingModel.load(tmp_path, backbone=Wide(7))
     np.testing.assert_array_equal(again.encode(data.query), model.encode(data.query))
