@@ -1,10 +1,11 @@
-"""The wheel: what is in it, and that it works where it is installed."""
+"""The wheel: what is in it, and that it works where it is installed; and what the source distribution adds."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.heavy
 def test_the_wheel_carries_the_demo_and_installs_clean(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    build = [sys.executable, "-m", "build", "--wheel", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -24,7 +25,11 @@ def test_the_wheel_carries_the_demo_and_installs_clean(tmp_path: Path) -> None:
     assert "divcon/data/demo/ATTRIBUTION.md" in names
     assert "divcon/runs/report/report.css" in names
     assert any(name.endswith("LICENSE") for name in names)
-    assert not [name for name in names if "test" in name or name.endswith(".pyc")]
+    assert not [name for name in names if "test" in name or "tools" in name or name.endswith(".pyc")]
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        sources = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"tools/icons.py", "tests/test_package.py", "src/divcon/__init__.py", "Makefile"} <= sources
     target = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", target, wheel]
     subprocess.run(install, check=True, capture_output=True)

@@ -1,9 +1,11 @@
-"""Building the icons benchmark, from a package of a few small icon sets that the test makes."""
+"""The builder of the icons benchmark, on a package of a few small icon sets; and how it draws."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from divcon.data.read import read
-from divcon.errors import DataError
+from divcon.errors import ConfigError, DataError
 from tools import icons
-from tools.icons import STYLE_WORDS, IconPackage, build_icons, split_of, stem
+from tools.icons import STYLE_WORDS, IconPackage, build_icons, is_blank, render, split_of, stem, svg_text, to_png
 
 MIT = {"title": "MIT", "spdx": "MIT", "url": "https://example.org/mit"}
 CC_BY = {"title": "CC BY 4.0", "spdx": "CC-BY-4.0"}
+ROOT = Path(__file__).parents[2]
 SETS = ("ant", "bee", "cat", "dog", "eel")
 
 
@@ -154,7 +159,7 @@ def test_another_process_and_hash_seed_change_nothing(package, tmp_path):
             [sys.executable, "-c", script, package, tmp_path / seed],
             check=True,
             env={"PYTHONHASHSEED": seed},
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
         )
     assert (tmp_path / "1/icons.parquet").read_bytes() == (tmp_path / "2/icons.parquet").read_bytes()
 
@@ -172,7 +177,7 @@ class TestSample:
             assert table["image"] == [everything["image"][i] for i in kept]
 
     def test_too_many_classes(self, package, tmp_path):
-        with pytest.raises(DataError, match="--classes 5: there are 4 classes"):
+        with pytest.raises(ConfigError, match="`classes` 5: there are 4 classes"):
             build_icons(package, tmp_path / "out", classes=5)
 
 
@@ -253,7 +258,7 @@ class TestErrors:
 
     def test_without_the_renderer(self, package, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "resvg_py", None)
-        with pytest.raises(DataError, match="pip install resvg-py"):
+        with pytest.raises(DataError, match="pip install 'resvg-py"):
             build_icons(package, tmp_path / "out")
 
     def test_a_build_that_fails_leaves_the_old_file(self, package, tmp_path, monkeypatch):
@@ -270,7 +275,94 @@ class TestErrors:
         assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 2
 
 
+class TestCommand:
+    """As a user calls it: from the repository's folder, without installing it."""
+
+    def run(self, *words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "tools/icons.py", *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+
+    def test_help(self):
+        done = self.run("--help")
+        assert done.returncode == 0, done.stderr
+        for words in (
+            "tools/icons.py",
+            "npm pack @iconify/json@2.2.535",
+            "--out",
+            "--classes",
+            "--seed",
+            "--permissive",
+        ):
+            assert words in done.stdout
+
+    def test_build(self, package, tmp_path):
+        done = self.run(package, "--out", tmp_path / "out", "--classes", 3, "--permissive")
+        assert done.returncode == 0, done.stderr
+        path = tmp_path / "out" / "icons.parquet"
+        assert done.stdout == f"{path}\ntrain with: divcon train icons {path.parent} --size 64 --out runs/icons\n"
+        assert len(set(table_of(path)["label"])) == 3
+
+    def test_errors_are_one_line_and_name_flags(self, package, tmp_path):
+        done = self.run(package, "--out", tmp_path / "out", "--classes", 5)
+        assert (done.returncode, done.stderr) == (2, "error: --classes 5: there are 4 classes to choose from\n")
+
+
 def test_progress(package, tmp_path):
     seen = []
     build_icons(package, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (50, 50)
+
+
+SQUARE = {"body": '<rect width="8" height="8" fill="currentColor"/>'}
+
+
+def decoded(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_an_icons_own_size_goes_before_its_sets():
+    defaults = {"width": 16, "height": 16}
+    pixels = render(svg_text(SQUARE, defaults, 32))
+    assert (pixels[:16, :16] == 0).all() and (pixels[16:] == 255).all() and (pixels[:, 16:] == 255).all()
+    assert (render(svg_text(SQUARE | {"width": 8, "height": 8}, defaults, 32)) == 0).all()
+    assert (render(svg_text(SQUARE, {}, 32)) == pixels).all()
+
+
+def test_left_and_top_move_the_drawing():
+    pixels = render(svg_text(SQUARE | {"left": -8, "top": -8}, {}, 32))
+    assert (pixels[16:, 16:] == 0).all() and (pixels[:16] == 255).all()
+
+
+def test_a_drawing_that_is_no_xml():
+    with pytest.raises(ValueError):
+        render(svg_text({"body": "<rect"}, {}, 32))
+
+
+def test_text_is_not_drawn_since_fonts_differ():
+    assert is_blank(render(svg_text({"body": '<text x="1" y="12">Ag</text>'}, {}, 32)))
+
+
+@pytest.mark.parametrize(("value", "blank"), [(255, True), (254, True), (253, False)])
+def test_blank(value, blank):
+    pixels = np.full((4, 4, 3), 255, np.uint8)
+    pixels[1, 2, 0] = value
+    assert is_blank(pixels) == blank
+
+
+@given(arrays(np.uint8, (6, 5, 3)))
+def test_any_pixels_come_back(pixels):
+    assert (decoded(to_png(pixels)) == pixels).all()
+
+
+@given(arrays(np.uint8, (6, 5)), st.integers(1, 255))
+def test_few_colours_come_back_from_a_palette(places, n):
+    palette = np.random.default_rng(n).integers(0, 256, (n, 3), np.uint8)
+    pixels = palette[places % n]
+    assert (decoded(to_png(pixels)) == pixels).all()
+
+
+def test_the_smallest_mode_is_taken():
+    grey = np.repeat(np.arange(64, dtype=np.uint8).reshape(8, 8, 1), 3, axis=2)
+    many = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    few = many // 128 * 255
+    assert [Image.open(io.BytesIO(to_png(p))).mode for p in (grey, few, many)] == ["L", "P", "RGB"]
