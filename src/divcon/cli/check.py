@@ -137,9 +137,9 @@ def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
 def _print_finding(finding: Finding) -> None:
     console.print(f"{'fails' if finding.fails else 'note'}: {finding.text}")
     for group in finding.groups[:_SHOWN]:
-        for found in group[:_SHOWN]:
-            words = found.problem or f"{found.label!r} in {' and '.join(found.parts)}"
-            console.print(f"  {'' if found is group[0] else '= '}{found.where}: {words}")
+        for item in group[:_SHOWN]:
+            words = item.problem or f"{item.label!r} in {' and '.join(item.parts)}"
+            console.print(f"  {'' if item is group[0] else '= '}{item.where}: {words}")
         if len(group) > _SHOWN:
             console.print(f"  = and {len(group) - _SHOWN:,} more")
     if len(finding.groups) > _SHOWN:

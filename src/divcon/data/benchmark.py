@@ -1,5 +1,4 @@
-"""What all readers do with classes: order their names, share them out, and check that they can be trained and
-judged."""
+"""A benchmark: sets to train on and to test on; and what all readers do with classes."""
 
 from __future__ import annotations
 
@@ -24,15 +23,14 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def labelled(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The class names in order, see `sorted_names`, and the number among them of each of N names, (N,) int64."""
+    """The class names in the order of `sorted_names`, and the index into them of each of N names, (N,) int64."""
     label_names = sorted_names(names)
     place = {name: i for i, name in enumerate(label_names)}
     return label_names, np.array([place[name] for name in names], np.int64)
 
 
 def first_half(labels: np.ndarray, source: str) -> np.ndarray:
-    """Which images are of the first half of the classes, the middle one included: (N,) bool for (N,) int64
-    labels.
+    """Whether each image is of the first half of the classes, the middle one included: (N,) bool.
 
     Raises:
         DataError: fewer than four classes.
@@ -55,18 +53,18 @@ def checked_benchmark(
     validation: LabeledSet | None = None,
     notes: Sequence[str] = (),
 ) -> Benchmark:
-    """The benchmark, with notes on the classes that cannot take part fully.
+    """A benchmark, with notes on classes without a positive pair or a match.
 
     Raises:
-        DataError: a class is in two parts, or train or test has too few classes with a pair of images.
+        DataError: a class is in two splits, or train or test has too few classes with a pair of images.
     """
     notes = list(notes)
     if len(train):
         notes += _check_pairs(train, "train", "have no positive pair and sit out of training")
     else:
-        notes.append("no image is in train: this can be evaluated on, not trained on")
+        notes.append("no image is in train: it serves for evaluation, not for training")
     if query is gallery:
-        notes += _check_pairs(query, "test", "have no match and are left out of the means as queries")
+        notes += _check_pairs(query, "test", "have no match, and as queries they are left out of the means")
     else:
         notes += _check_matches(query, gallery)
     return Benchmark(name, train, query, gallery, validation=validation, notes=tuple(notes))
@@ -116,10 +114,9 @@ QUERY_GALLERY = "query-gallery"
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """What a model is trained on and what it is then asked: train classes, and queries against a gallery of
-    others.
+    """Images to train on, and queries and a gallery of other classes to test on.
 
-    ``query is gallery`` means leave-one-out: each image searches among all the others.
+    ``query is gallery`` means leave-one-out: each image is a query against all other images.
     """
 
     name: str
@@ -128,15 +125,14 @@ class Benchmark:
     gallery: LabeledSet
     recall_at: tuple[int, ...] = (1, 2, 4, 8, 10)
     validation: LabeledSet | None = None
-    """Images of classes kept for model selection, where the source names them; otherwise they are held out of
-    train."""
+    """Images for model selection, if the source has them; without, classes are held out of train."""
     random_galleries: int = 0
-    """Galleries of one random image a class that it is scored with besides, as VehicleID's own protocol has it; 0:
-    none."""
+    """The number of galleries with one random image per class that are also evaluated, as in VehicleID's own
+    protocol."""
     notes: tuple[str, ...] = field(default=())
-    """What the reader found that the user should know."""
+    """Messages of the reader that a person should read."""
     packed: str = ""
-    """Of what it was packed, and how, in words (see `divcon.data.pack`); else empty."""
+    """If it was packed: from what, and how (see `divcon.data.pack`)."""
 
     def __post_init__(self) -> None:
         test = (("query", self.query), ("gallery", self.gallery))
@@ -152,7 +148,7 @@ class Benchmark:
 
     @property
     def parts(self) -> dict[str, LabeledSet]:
-        """Its sets by name: train, validation if it has one, and test, or query and gallery where they are two."""
+        """The splits by name: train, validation if there is one, and test, or query and gallery if they are two sets."""
         parts = {"train": self.train}
         if self.validation is not None:
             parts["validation"] = self.validation
@@ -191,28 +187,28 @@ class Benchmark:
         return [part for part in (self.train, self.validation) if part is not None]
 
     def with_validation(self, fraction: float = 0.1, seed: int = 0) -> Benchmark:
-        """The same with validation classes: those that the source names, or else ``fraction`` of the train
-        classes, drawn by ``seed`` and taken out of ``train``.
+        """The benchmark with validation classes: those of the source, or a ``fraction`` of the train classes, sampled
+        by ``seed`` and taken out of ``train``.
 
         Raises:
             DataError: too few classes to hold any out.
         """
         if self.validation is not None:
             return self
-        # A class of one image has no match to be judged by.
+        # A class of one image has no match.
         classes = np.flatnonzero(np.bincount(self.train.labels) >= 2)
         held = max(2, round(fraction * len(classes)))
         if len(classes) - held < 2:
             raise DataError(
                 f"{self.train.source}: {len(classes)} train classes of two images and more are too few to hold "
-                f"{held} out for validation; train without validation classes (--no-validation)"
+                f"{held} out for validation; train without (`validation=False`)"
             )
         chosen = np.random.default_rng([seed, 0x5EED]).permutation(classes)[:held]
         out = np.isin(self.train.labels, chosen)
         return replace(self, train=self.train.subset(~out), validation=self.train.subset(out))
 
     def without_validation(self) -> Benchmark:
-        """The same with the validation classes that the source names among those to train on."""
+        """The benchmark with the validation classes of the source in ``train``."""
         if self.validation is None:
             return self
         return replace(self, train=self.train.joined(self.validation), validation=None)
@@ -229,6 +225,5 @@ def _check_disjoint(part: LabeledSet, name: str, other: LabeledSet, other_name: 
     number = "1 class is" if len(shared) == 1 else f"{len(shared):,} classes are"
     raise DataError(
         f"{number} both in {name} and in {other_name}, for example {label!r} ({part.where(i)}; "
-        f"{other.where(j)}): an embedding is judged on classes never seen in training, so give each class one "
-        "split"
+        f"{other.where(j)}): the test is on classes that are not trained on, so give each class one split"
     )

@@ -23,57 +23,57 @@ from divcon.runtime.context import DEFAULT, Context
 
 @dataclass(frozen=True)
 class PartCounts:
-    """How much there is in one part of a benchmark."""
+    """The numbers of images and classes of one split of a benchmark."""
 
     part: str
-    """train, validation, and test, or query and gallery where they are two sets."""
+    """train, validation, and test, or query and gallery if they are two sets."""
     images: int
     classes: int
     smallest: int
-    """Images of the smallest class, of the median one, and of the largest; 0 where the part is empty."""
+    """Images of the smallest, the median and the largest class; 0 if the split is empty."""
     median: float
     largest: int
     single: tuple[str, ...]
-    """The classes of one image."""
+    """The classes with one image."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image, or a vector, that something was found about."""
+class Item:
+    """An image or a vector that a check reports."""
 
     where: str
-    """The table and line that name it and its path, or the path alone."""
+    """The table and line that name it, and its path; or the path alone."""
     path: str
     row: int
     source: str
     label: str
     parts: tuple[str, ...]
     problem: str = ""
-    """Of one that does not decode: why."""
+    """Why it does not decode."""
 
     @property
     def side(self) -> str:
-        """train, validation or test: what may have no image in common."""
+        """train, validation or test, which must have no image in common."""
         return self.parts[0] if self.parts[0] in ("train", "validation") else "test"
 
 
-Group = tuple[Found, ...]
+Group = tuple[Item, ...]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found, with the images that it was found about, if it is about some."""
+    """One kind of problem, with the images that have it."""
 
     kind: str
     fails: bool
-    """Whether it would break training or make a score dishonest."""
+    """Whether it breaks training or makes a score dishonest."""
     text: str
     groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `divcon.data.check.check` found. ``ok`` where nothing would break training or make a score dishonest."""
+    """The result of `check`. It is ``ok`` if nothing breaks training or makes a score dishonest."""
 
     name: str
     protocol: str
@@ -81,17 +81,17 @@ class CheckResult:
     things: str
     """images or vectors."""
     parts: tuple[PartCounts, ...]
-    unreadable: tuple[Found, ...]
+    unreadable: tuple[Item, ...]
     """Images that are missing, empty, cut off, or otherwise do not decode."""
     copies: tuple[Group, ...]
-    """Images with the same pixels (after decoding, and of the part in the box), or the same vectors, in groups."""
+    """Groups of images with the same pixels (decoded, and within the box), or of equal vectors."""
     near: tuple[Group, ...] | None
-    """Images that look the same but for size, compression or small changes, in groups; one of each group of exact
-    copies stands for it. None: not looked for."""
-    zeros: tuple[Found, ...] = ()
+    """Groups of images that look the same but for size, compression or small changes; one of each group of exact copies
+    stands for it. None: not computed."""
+    zeros: tuple[Item, ...] = ()
     """Vectors that are all zeros, which have no direction."""
     differences: tuple[Difference, ...] = ()
-    """Numbers of classes and images that are not those published of the data set."""
+    """Numbers of classes and images that differ from the published ones."""
 
     @property
     def across(self) -> tuple[Group, ...]:
@@ -110,24 +110,24 @@ class CheckResult:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All that was found: what differs from the published numbers, then what was found in the images, of both
-        what fails first; kinds of which nothing was found are left out."""
+        """All problems: differences from the published numbers, then those of the images; each with those that fail
+        first."""
         one, many = self.things[:-1], self.things
-        # What is most doubtful first: few are shown.
+        # The most serious first: only a few are shown.
         near = tuple(sorted(self.near or (), key=lambda group: (not _is_across(group), not _has_two_labels(group))))
         across, two = sum(map(_is_across, near)), sum(map(_has_two_labels, near))
         listed: tuple[tuple[str, bool, tuple[Group, ...], str], ...] = (
             (
                 "unreadable",
                 True,
-                tuple((found,) for found in self.unreadable),
+                tuple((item,) for item in self.unreadable),
                 counted(len(self.unreadable), "image does not decode", "images do not decode")
                 + ": training and evaluation stop there, unless bad images are skipped",
             ),
             (
                 "zeros",
                 True,
-                tuple((found,) for found in self.zeros),
+                tuple((item,) for item in self.zeros),
                 counted(len(self.zeros), "vector is all zeros", "vectors are all zeros")
                 + ": without a direction there are no neighbours",
             ),
@@ -136,7 +136,7 @@ class CheckResult:
                 True,
                 self.across,
                 counted(len(self.across), f"{one} is", f"{many} are")
-                + " in two of train, validation and test: the scores are then not of classes never seen",
+                + " in two of train, validation and test: the scores are then not of unseen images",
             ),
             (
                 "two_labels",
@@ -172,17 +172,17 @@ class CheckResult:
         return not any(finding.fails for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON can hold it, with ``ok`` and the names of the findings that fail."""
+        """The result as plain values for JSON, with ``ok`` and the kinds of findings that fail."""
         fails = list(dict.fromkeys(finding.kind for finding in self.findings if finding.fails))
         return {"ok": self.ok, "fails": fails, **asdict(self)}
 
 
 def _is_across(group: Group) -> bool:
-    return len({found.side for found in group}) > 1
+    return len({item.side for item in group}) > 1
 
 
 def _has_two_labels(group: Group) -> bool:
-    return len({found.label for found in group}) > 1
+    return len({item.label for item in group}) > 1
 
 
 HASH_BITS = 256
@@ -191,9 +191,9 @@ MAX_BITS = 16
 MAX_DIFFERENCE = 4.0
 """and their thumbnails by at most this much, of 255, on average over places and colours.
 
-Flat drawings are the hardest there is, and near pairs of the bundled icons are nearly all of one class; of parts of
-photographs most are found again after JPEG or at half the size, and few where they are cropped or brighter (see
-``tests/data/test_check.py``): near copies that are missed are many more than pairs that are none."""
+Flat drawings are the hardest case: near pairs of the bundled icons are nearly all of one class. Of photographs, most
+near copies are detected after JPEG compression or at half the size, few when they are cropped or brighter (see
+``tests/data/test_check.py``). The check misses many near copies, and reports few pairs that are none."""
 
 _SIDE, _LOW, _THUMB = 64, 16, 16
 _FLAT = 2.0
@@ -203,10 +203,10 @@ _PAIRS = 16384
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of an image to compare it by."""
+    """What images are compared by."""
 
     exact: bytes
-    """16 bytes, the same where size and RGB pixels are the same."""
+    """16 bytes, equal if size and RGB pixels are equal."""
     bits: np.ndarray
     """(32,) uint8, the 256 bits of `perceptual_hash`."""
     thumb: np.ndarray
@@ -214,7 +214,7 @@ class Fingerprint:
 
 
 def fingerprint_of(image: Image.Image) -> Fingerprint:
-    """The prints of an RGB image."""
+    """The fingerprint of an RGB image."""
     digest = hashlib.blake2b(np.array(image.size, np.int64).tobytes(), digest_size=16)
     digest.update(image.tobytes())
     small = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
@@ -223,11 +223,8 @@ def fingerprint_of(image: Image.Image) -> Fingerprint:
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """(32,) uint8: of the image's grey values at 64 x 64, which of the 16 x 16 lowest frequencies are above their
-    median.
-
-    The hash that is known as pHash, with 256 bits in place of 64, which for flat drawings are too few. The package
-    imagehash has it too, and would bring PyWavelets for the sake of these lines.
+    """pHash with 256 bits, (32,) uint8: which of the 16 x 16 lowest frequencies of the image's grey values at 64 x 64 are
+    above their median. The usual 64 bits are too few for flat drawings.
     """
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), np.float32)
     low = np.asarray(dctn(grey, norm="ortho"))[:_LOW, :_LOW].reshape(-1)
@@ -235,24 +232,24 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
 
 
 def fingerprints(images: LabeledSet, *, context: Context = DEFAULT) -> Iterator[Fingerprint | str]:
-    """Decode every image once, in order: its print, or what is wrong with it."""
+    """The fingerprint of every image, in order, or what is wrong with it; each is decoded once."""
     return each_image(images, fingerprint_of, context=context)
 
 
 def equal_groups(keys: Sequence[bytes]) -> list[np.ndarray]:
-    """The places at which the same key stands twice or more: sorted int64 arrays, ordered by their first place."""
-    places: dict[bytes, list[int]] = {}
+    """The indices of each key that occurs more than once: sorted int64 arrays, ordered by their first index."""
+    indices: dict[bytes, list[int]] = {}
     for i, key in enumerate(keys):
-        places.setdefault(key, []).append(i)
-    return [np.array(group) for group in places.values() if len(group) > 1]
+        indices.setdefault(key, []).append(i)
+    return [np.array(group) for group in indices.values() if len(group) > 1]
 
 
 def near_groups(bits: np.ndarray, thumbs: np.ndarray, context: Context = DEFAULT) -> list[np.ndarray]:
-    """Images that are near copies, in groups: sorted int64 arrays, ordered by their first place.
+    """Groups of near copies: sorted int64 arrays of indices, ordered by their first index.
 
-    Two images are near where at most `MAX_BITS` of their hashes differ and their thumbnails by at most
-    `MAX_DIFFERENCE` on average; images are in a group where a chain of near ones joins them. Images of one colour are
-    in none: their hashes are noise. Every pair is compared, a block of rows at a time.
+    Two images are near if at most `MAX_BITS` bits of their hashes differ, and their thumbnails differ by at most
+    `MAX_DIFFERENCE` on average; a chain of near images is one group. Images of one colour are in no group: their hashes
+    are noise. Every pair is compared, a block of rows at a time.
 
     Args:
         bits: (N, 32) uint8, of `perceptual_hash`.
@@ -266,10 +263,11 @@ def near_groups(bits: np.ndarray, thumbs: np.ndarray, context: Context = DEFAULT
     group = np.arange(len(kept))
     for start in range(0, len(kept), _QUERIES):
         block = np.ascontiguousarray(bits[kept[start : start + _QUERIES]])
-        limits, _, found = index.range_search(block, MAX_BITS + 1)  # type: ignore[call-arg]
+        limits, _, neighbours = index.range_search(block, MAX_BITS + 1)  # type: ignore[call-arg]
         left = start + np.repeat(np.arange(len(block)), np.diff(limits.astype(np.int64)))
         for pairs in range(0, len(left), _PAIRS):
-            group = _joined(group, left[pairs : pairs + _PAIRS], found[pairs : pairs + _PAIRS], thumbs, kept)
+            right = neighbours[pairs : pairs + _PAIRS]
+            group = _joined(group, left[pairs : pairs + _PAIRS], right, thumbs, kept)
         context.progress("compare", min(start + _QUERIES, len(kept)), len(kept))
     order = np.argsort(group, kind="stable")
     ends = np.flatnonzero(np.diff(group[order])) + 1
@@ -277,8 +275,8 @@ def near_groups(bits: np.ndarray, thumbs: np.ndarray, context: Context = DEFAULT
 
 
 def _joined(group: np.ndarray, left: np.ndarray, right: np.ndarray, thumbs: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Each image's group, (N,) int64, named by its first member, after those pairs whose thumbnails are near."""
-    # What is one group already is not compared again: a thousand copies are a thousand pairs, not a million.
+    """Each image's group, (N,) int64, named by its first member, after joining the pairs whose thumbnails are near."""
+    # Images of one group are not compared again: a thousand copies are a thousand pairs, not a million.
     new = (right > left) & (group[left] != group[right])
     left, right = left[new], right[new]
     difference = thumbs[kept[left]].astype(np.int16) - thumbs[kept[right]]
@@ -298,41 +296,41 @@ def check(
     published: PublishedCounts | None = None,
     context: Context = DEFAULT,
 ) -> CheckResult:
-    """Decode every image of a benchmark once, count, and compare all with all.
+    """Check a benchmark: decode every image once, count images and classes, and compare all images with each other.
 
-    An image that is in two parts by the table's own word (a row that is query and gallery) is no copy of itself.
-    Vectors are copies where they are the same number for number; near copies of vectors are not looked for.
+    An image that is in two splits on purpose (a row that is query and gallery) is no copy of itself. Vectors are copies
+    if they are equal; near copies of vectors are not looked for.
 
     Args:
-        near: also look for images that look nearly the same: see `divcon.data.check`.
-        published: what is published of the data set, to compare with.
+        near: also look for near copies (see `near_groups`).
+        published: the published counts of the data set, to compare with.
         context: reports the images decoded, then those compared.
     """
     every = _Everything(benchmark.parts)
     vectors = benchmark.query.vectors is not None
-    unreadable: list[Found] = []
-    zeros: list[Found] = []
+    unreadable: list[Item] = []
+    zeros: list[Item] = []
     groups: tuple[Group, ...] | None = None
     if vectors:
         keys: list[bytes] = []
         for block in every.blocks():
-            # Zero has two signs, and they are equal.
+            # Zero and minus zero are equal.
             numbers = np.ascontiguousarray(block.vectors) + np.float32(0)
-            zeros += [every.found(len(keys) + int(i)) for i in np.flatnonzero(~numbers.any(axis=1))]
+            zeros += [every.item(len(keys) + int(i)) for i in np.flatnonzero(~numbers.any(axis=1))]
             keys += [hashlib.blake2b(vector.tobytes(), digest_size=16).digest() for vector in numbers]
         copies = equal_groups(keys)
     else:
-        seen: dict[int, Fingerprint] = {}
+        prints: dict[int, Fingerprint] = {}
         for i, result in enumerate(every.fingerprints(context)):
             if isinstance(result, Fingerprint):
-                seen[i] = result
+                prints[i] = result
             else:
-                unreadable.append(every.found(i, problem=result))
+                unreadable.append(every.item(i, problem=result))
             context.progress("decode", i + 1, len(every))
-        places = np.fromiter(seen, np.int64, len(seen))
-        copies = [places[group] for group in equal_groups([found.exact for found in seen.values()])]
+        decoded = np.fromiter(prints, np.int64, len(prints))
+        copies = [decoded[group] for group in equal_groups([fingerprint.exact for fingerprint in prints.values()])]
         if near:
-            groups = tuple(every.groups(_near(seen, copies, context)))
+            groups = tuple(every.groups(_near(prints, copies, context)))
     return CheckResult(
         benchmark.name,
         benchmark.protocol,
@@ -348,7 +346,7 @@ def check(
 
 
 def counts_of(part: str, images: LabeledSet) -> PartCounts:
-    """How much there is in a part."""
+    """The numbers of images and classes of a split."""
     classes, sizes = np.unique(images.labels, return_counts=True)
     single = tuple(images.label_names[c] for c in classes[sizes == 1])
     if not len(sizes):
@@ -357,20 +355,19 @@ def counts_of(part: str, images: LabeledSet) -> PartCounts:
     return PartCounts(part, len(images), len(classes), smallest, median, largest, single)
 
 
-def _near(seen: dict[int, Fingerprint], copies: list[np.ndarray], context: Context) -> list[np.ndarray]:
+def _near(prints: dict[int, Fingerprint], copies: list[np.ndarray], context: Context) -> list[np.ndarray]:
     # One of each group of copies stands for it.
-    again = {int(i) for group in copies for i in group[1:]}
-    places = np.array([i for i in seen if i not in again], np.int64)
-    if not len(places):
+    repeated = {int(i) for group in copies for i in group[1:]}
+    compared = np.array([i for i in prints if i not in repeated], np.int64)
+    if not len(compared):
         return []
-    bits = np.stack([seen[i].bits for i in places.tolist()])
-    thumbs = np.stack([seen[i].thumb for i in places.tolist()])
-    found = near_groups(bits, thumbs, context)
-    return [places[group] for group in found]
+    bits = np.stack([prints[i].bits for i in compared.tolist()])
+    thumbs = np.stack([prints[i].thumb for i in compared.tolist()])
+    return [compared[group] for group in near_groups(bits, thumbs, context)]
 
 
 class _Everything:
-    """All images of all parts, each once however many parts it is in, numbered through."""
+    """The images of all splits, numbered through; one that is in several splits is there once."""
 
     def __init__(self, parts: dict[str, LabeledSet]) -> None:
         self.sets: list[tuple[LabeledSet, list[int]]] = []
@@ -391,29 +388,29 @@ class _Everything:
         return len(self.parts)
 
     def blocks(self, size: int = 8192) -> Iterator[LabeledSet]:
-        """Some thousand at a time, in order."""
+        """All images in order, some thousand at a time."""
         for images, new in self.sets:
             for start in range(0, len(new), size):
                 yield images.subset(np.array(new[start : start + size], np.int64))
 
     def fingerprints(self, context: Context) -> Iterator[Fingerprint | str]:
-        """Of every image, in order."""
+        """Those of all images, in order."""
         for images, new in self.sets:
             if new:
                 yield from fingerprints(images.subset(np.array(new, np.int64)), context=context)
 
     def groups(self, groups: list[np.ndarray]) -> Iterator[Group]:
-        """The same groups, with each image found."""
+        """Groups of numbers as groups of items."""
         for group in groups:
-            yield tuple(self.found(int(i)) for i in group)
+            yield tuple(self.item(int(i)) for i in group)
 
-    def found(self, number: int, problem: str = "") -> Found:
-        """What stands for an image in the result."""
+    def item(self, number: int, problem: str = "") -> Item:
+        """The item of an image."""
         k = int(np.searchsorted(self.starts, number, side="right")) - 1
         images, new = self.sets[k]
         i = new[number - int(self.starts[k])]
         where, label = images.where(i), images.label_name(i)
         problem = problem.removeprefix(f"{where}: ")
-        return Found(
+        return Item(
             where, images.path(i), int(images.rows[i]), images.source, label, tuple(self.parts[number]), problem
         )

@@ -1,4 +1,4 @@
-"""A data set without what a check of it found, and a table of what is left."""
+"""A data set without the problems that a check reports, and a table of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted
-from divcon.data.check import CheckResult, Found, Group
+from divcon.data.check import CheckResult, Group, Item
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.readers.vectors import TablePart, table_parts, write_benchmark_vectors
 from divcon.errors import ConfigError, DataError
@@ -23,12 +23,12 @@ _SIDES = ("train", "validation", "test")
 _ROWS_AT_A_TIME = 1024
 
 _Key = tuple[str, int]
-"""Source and row: what makes an image the same in two parts."""
+"""Source and row, which identify an image in two splits."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An image that a clean data set is without."""
+    """An image that was left out of a clean data set."""
 
     where: str
     label: str
@@ -37,31 +37,31 @@ class LeftOut:
 
 
 def cleaned(benchmark: Benchmark, result: CheckResult) -> tuple[Benchmark, tuple[LeftOut, ...]]:
-    """The benchmark without what ``result``, its check, found; and what was left out of it.
+    """The benchmark without the problems in ``result``, and the images that were left out.
 
-    Left out are images that do not decode and vectors of zeros; of copies all but the first; of copies in train and
-    test, or validation, those in train (so that the test stays the one that others were scored on); images under two
-    labels, all copies of them; and train images that are then the only ones of their class. Near copies stay. Where
-    one copy is a query and another in the gallery, the one that stays is both.
+    Left out are images that do not decode and vectors of zeros; of copies, all but the first; of copies in train and in
+    test or validation, those in train, so that the test stays as it is; all copies of an image that has two labels; and
+    train images that are then alone in their class. Near copies stay. If one copy is a query and another is in the
+    gallery, the copy that stays is both.
 
     Raises:
-        DataError: too little would be left to train and judge on.
+        DataError: too few images would be left to train and test on.
     """
     out: dict[_Key, LeftOut] = {}
     roles: dict[_Key, set[str]] = {}
 
-    def leave_out(found: Found, reason: str) -> None:
-        out[found.source, found.row] = LeftOut(found.where, found.label, found.parts, reason)
+    def leave_out(item: Item, reason: str) -> None:
+        out[item.source, item.row] = LeftOut(item.where, item.label, item.parts, reason)
 
-    for found in result.unreadable:
-        leave_out(found, found.problem)
-    for found in result.zeros:
-        leave_out(found, "a vector of zeros")
+    for item in result.unreadable:
+        leave_out(item, item.problem)
+    for item in result.zeros:
+        leave_out(item, "a vector of zeros")
     for group in result.copies:
         if (group[0].source, group[0].row) not in out:
             kept = _leave_out_copies(group, leave_out)
             if kept is not None:
-                roles[kept.source, kept.row] = {part for found in group for part in found.parts}
+                roles[kept.source, kept.row] = {part for item in group for part in item.parts}
     parts = benchmark.parts
     left = {
         part: images.subset(np.flatnonzero([k not in out for k in _keys(images)])) for part, images in parts.items()
@@ -88,7 +88,7 @@ def cleaned(benchmark: Benchmark, result: CheckResult) -> tuple[Benchmark, tuple
 
 
 def check_suffix(out: Path, benchmark: Benchmark) -> None:
-    """Raise ConfigError where the benchmark's images cannot be in a file of this name."""
+    """Raise ConfigError if the benchmark cannot be written to a file of this name."""
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"{out}: a table is a CSV or a parquet; give a name that ends in .csv or .parquet")
     images = benchmark.query
@@ -100,14 +100,14 @@ def check_suffix(out: Path, benchmark: Benchmark) -> None:
 
 
 def write_table(out: Path, benchmark: Benchmark) -> None:
-    """Write a benchmark as a table that `divcon.read` reads back, whole or not at all.
+    """Write a benchmark as a table that `divcon.read` reads back, atomically.
 
-    A CSV or parquet of paths, or a parquet of encoded images or of vectors, as the benchmark has them; with the columns
-    label, split, and is_query, is_gallery, camera, sequence and the sides of boxes where there are any. Paths to files
-    below the table's folder are relative to it, others absolute.
+    It is a CSV or parquet of paths, or a parquet of encoded images or vectors, as the benchmark has them, with the
+    columns label and split, and is_query, is_gallery, camera, sequence and the sides of boxes if there are any. Paths
+    of files below the table's folder are relative to it, all others absolute.
 
     Raises:
-        ConfigError: the images cannot be in a file of this name.
+        ConfigError: the benchmark cannot be written to a file of this name.
         OutputError: the file cannot be written.
     """
     check_suffix(out, benchmark)
@@ -125,20 +125,20 @@ def write_table(out: Path, benchmark: Benchmark) -> None:
             pyarrow.csv.write_csv(table, beside, pyarrow.csv.WriteOptions(quoting_style="needed"))
 
 
-def _leave_out_copies(group: Group, leave_out: Callable[[Found, str], None]) -> Found | None:
-    """Leave out of a group of copies what should go; returns the one that stays, if one does."""
-    side = max((found.side for found in group), key=_SIDES.index)
-    stay = [found for found in group if found.side == side]
-    for found in group:
-        if found.side != side:
-            leave_out(found, f"the same as {stay[0].where} of {side}")
-    if len({found.label for found in stay}) > 1:
-        for found in stay:
-            other = next(other for other in stay if other.label != found.label)
-            leave_out(found, f"also under the label {other.label!r}: {other.where}")
+def _leave_out_copies(group: Group, leave_out: Callable[[Item, str], None]) -> Item | None:
+    """Leave the copies of a group out, all but one; returns that one, or None if the labels differ."""
+    side = max((item.side for item in group), key=_SIDES.index)
+    stay = [item for item in group if item.side == side]
+    for item in group:
+        if item.side != side:
+            leave_out(item, f"the same as {stay[0].where} of {side}")
+    if len({item.label for item in stay}) > 1:
+        for item in stay:
+            other = next(other for other in stay if other.label != item.label)
+            leave_out(item, f"also under the label {other.label!r}: {other.where}")
         return None
-    for found in stay[1:]:
-        leave_out(found, f"the same as {stay[0].where}")
+    for item in stay[1:]:
+        leave_out(item, f"the same as {stay[0].where}")
     return stay[0]
 
 
@@ -147,14 +147,14 @@ def _keys(images: LabeledSet) -> list[_Key]:
 
 
 def _with_roles(images: LabeledSet, other: LabeledSet, part: str, roles: dict[_Key, set[str]]) -> LabeledSet:
-    """The images, and those of the other set whose copies in this one were left out."""
+    """The images, with those of the other set whose copies in this set were left out."""
     here = set(_keys(images))
     moved = [i for i, key in enumerate(_keys(other)) if part in roles.get(key, ()) and key not in here]
     return images.joined(other.subset(np.array(moved))) if moved else images
 
 
 def _with_paths(part: TablePart, folder: Path) -> pa.Table:
-    """What the table says of a part, with paths that open from the folder."""
+    """The columns of a split, with paths that open from the folder."""
     table, images = part.table(), part.images
     base = os.path.abspath(folder)  # noqa: PTH100
     if images.encoded is None:
