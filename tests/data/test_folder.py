@@ -100,7 +100,7 @@ class TestReadFolder:
         assert "there is no such folder" in error_of(tmp_path / "gone")
         assert "this is not a folder" in error_of(make_images(["1.png"]) / "1.png")
         (tmp_path / "empty" / "a").mkdir(parents=True)
-        assert "no images found" in error_of(tmp_path / "empty")
+        assert "there are no images" in error_of(tmp_path / "empty")
 
     def test_too_few_classes(self, make_images):
         assert "1 class; without a split" in error_of(make_images(FOUR[:2], folder="one"))
@@ -129,7 +129,7 @@ class TestImagesOf:
     def test_nothing_to_read(self, tmp_path):
         with pytest.raises(DataError, match="gone: there is no such file or folder"):
             images_of(tmp_path / "gone")
-        with pytest.raises(DataError, match="no images found"):
+        with pytest.raises(DataError, match="there are no images"):
             images_of(tmp_path)
         with pytest.raises(DataError, match="the list is empty"):
             images_of([])

@@ -184,7 +184,7 @@ def test_a_folder_that_is_something_else(photos: Path, few: dc.Benchmark, tmp_pa
     write_benchmark_vectors(file, few, lambda images: np.zeros((len(images), 3), np.float32))
     with pytest.raises(DataError, match="holds vectors"):
         pack(dc.read(file), tmp_path / "other")
-    with pytest.raises(ConfigError, match="--quality"):
+    with pytest.raises(ConfigError, match="`quality` 0: must be from 1 to 100"):
         Packing(quality=0)
 
 

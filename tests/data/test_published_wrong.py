@@ -135,13 +135,13 @@ class TestLists:
             ("cub", "images.txt", r"\n7 \S+", "\n7", "line 7: has 1 fields, not 2 (image_id, path)"),
             ("cub", "images.txt", r"\n7 ", "\nseven ", "line 7: the image_id 'seven' is no whole number"),
             ("cub", "images.txt", r"\n7 ", "\n700 ", "line 7: image 700 has no class in image_class_labels.txt"),
-            ("cub", "image_class_labels.txt", r"\n5 1", "\n5 2", "line 6: class 2 lies in 001.Bird_1, and this image"),
+            ("cub", "image_class_labels.txt", r"\n5 1", "\n5 2", "line 6: class 2 is in 001.Bird_1, and this image"),
             (
                 "cub",
                 "images.txt",
                 r"\n7 \S+",
                 r"\n7 001.Bird_1/Bird_1_0000_1.jpg",
-                "line 7: class 2 lies in 002.Bird_2",
+                "line 7: class 2 is in 002.Bird_2",
             ),
             (
                 "sop",
@@ -157,7 +157,7 @@ class TestLists:
                 "Ebay_train.txt",
                 r"\n2 (\S+ \S+) bicycle",
                 r"\n2 \1 kettle",
-                "line 3: class 1 lies in bicycle_final",
+                "line 3: class 1 is in bicycle_final",
             ),
             ("sop", "Ebay_train.txt", r"(?s)\n.*", "\n", "has no entries"),
             ("inshop", "Eval/list_eval_partition.txt", "^40", "41", "says in its first line 41 images, and names 40"),
@@ -191,7 +191,7 @@ class TestLists:
         assert "left out: 1 line of the lists of vehicleid-large with an image of an earlier line" in data.notes
         with (root / "train_test_split" / "train_list.txt").open("a") as file:
             file.write(f"{line.split()[0]} 1\n")
-        assert f"name image/{line.split()[0]}.jpg twice, with two classes or in two parts" in error_of(name, root)
+        assert f"name image/{line.split()[0]}.jpg twice, with two classes or in two splits" in error_of(name, root)
 
     @pytest.mark.parametrize("name", ["cub"])
     def test_a_list_is_no_text(self, name: str, root: Path) -> None:

@@ -100,7 +100,7 @@ class TestSplits:
     def test_a_table_of_test_rows_alone_can_be_evaluated_on(self, make_csv):
         data = read_table(make_csv(csv("path,label,split", *(f"{row},test" for row in PAIRS))))
         assert len(data.train) == 0 and len(data.query) == 8
-        assert any("not trained on" in note for note in data.notes)
+        assert any("not for training" in note for note in data.notes)
 
     @given(st.lists(st.sampled_from("abcdefgh"), max_size=40))
     @settings(max_examples=25, deadline=None)

@@ -90,7 +90,7 @@ class TestColumn:
     @pytest.mark.parametrize("column", [list("abcdefgh"), list(range(8)), [["x"]] * 8, [[[1.0]]] * 8, [[True]] * 8])
     def test_another_type(self, tmp_path, column):
         message = error_of(table(tmp_path / "t.parquet", column))
-        assert "t.parquet: the column 'embedding' holds" in message and "list of numbers a row" in message
+        assert "t.parquet: the column 'embedding' holds" in message and "list of numbers per row" in message
 
     @pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.float64(), 2)])
     @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ class Benchmark:
 
     @property
     def parts(self) -> dict[str, LabeledSet]:
-        """The splits by name: train, validation if there is one, and test, or query and gallery if they are two sets."""
+        """The splits by name: train, validation if there is one, and test, or query and gallery if they are two."""
         parts = {"train": self.train}
         if self.validation is not None:
             parts["validation"] = self.validation

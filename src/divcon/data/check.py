@@ -223,9 +223,8 @@ def fingerprint_of(image: Image.Image) -> Fingerprint:
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """pHash with 256 bits, (32,) uint8: which of the 16 x 16 lowest frequencies of the image's grey values at 64 x 64 are
-    above their median. The usual 64 bits are too few for flat drawings.
-    """
+    """pHash with 256 bits, (32,) uint8: which of the 16 x 16 lowest frequencies of the grey values at 64 x 64 are above
+    their median. The usual 64 bits are too few for flat drawings."""
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), np.float32)
     low = np.asarray(dctn(grey, norm="ortho"))[:_LOW, :_LOW].reshape(-1)
     return np.packbits(low > np.median(low))

@@ -1,4 +1,4 @@
-"""From any image file to RGB pixels, the right way up, on white; and what is wrong with a file that gives none."""
+"""Decode any image file to upright RGB pixels on white, or say what is wrong with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from divcon.errors import ImageError
 
 _NEVER = ("EPS", "WMF")
-"""Drawings, which Pillow hands to another program to run."""
+"""Drawings, which Pillow would run another program for."""
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats to try first."""
 
@@ -28,7 +28,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings the pixels of each EXIF orientation the right way up."""
+"""The transposition that turns each EXIF orientation upright."""
 
 _LOOKS_LIKE = (
     (b"<!doctype html", "an HTML page, as a failed download leaves"),
@@ -44,31 +44,31 @@ _LOOKS_LIKE = (
     (b"rar!", "a RAR archive"),
     (b"\x1ae\xdf\xa3", "a video"),
 )
-"""How files begin, in lower case, that stand where an image should."""
+"""The first bytes, in lower case, of files that are often mistaken for images."""
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def decode(
     source: str | os.PathLike[str] | bytes, box: tuple[int, int, int, int] | None = None, needs: int | None = None
 ) -> Image.Image:
-    """The image in a file, or in the bytes of one, as RGB.
+    """Decode the image in a file, or in the bytes of one, as RGB.
 
-    What is transparent becomes white, of 16 bits a channel the upper 8 are kept, CMYK and LAB are converted, a colour
-    profile is left unapplied. Of an animation or of several pages it is the first. The name's ending is not looked at.
-    An image that EXIF says is turned or mirrored is brought the right way up, as viewers show it.
+    Transparent pixels become white, 16-bit channels keep their upper 8 bits, CMYK and LAB are converted, and colour
+    profiles are not applied. Of an animation or a document it is the first frame or page. The format is detected from
+    the content, not from the file's name. The image is turned upright as its EXIF orientation says.
 
     A JPEG of more pixels than Pillow takes (179 million, unless ``PIL.Image.MAX_IMAGE_PIXELS`` says otherwise) is
     decoded at a half, quarter or eighth of its width and height.
 
     Args:
-        box: the part to take, left, top, right, bottom, in the pixels as the file stores them: before EXIF turns them,
-            which is how open-metric-learning counts. (A TIFF's are counted after: Pillow turns those itself.)
-        needs: pixels that the shorter side must have; a JPEG without a box is then decoded at a half, quarter or eighth
-            of its width and height, if these are as many still.
+        box: the crop to take, left, top, right, bottom, in the stored pixels: before EXIF turns them, as in
+            open-metric-learning. (For TIFF, after: Pillow turns those itself.)
+        needs: the pixels that the shorter side must have; a JPEG without a box is decoded at a half, quarter or eighth
+            of its width and height, if that leaves as many.
 
     Raises:
-        ImageError: what is wrong, without the name of the file: it is missing or empty, does not decode, has more
-            pixels than are decoded, or the box is outside of it.
+        ImageError: the file is missing or empty, does not decode, has too many pixels, or the box is outside of it. The
+            message does not name the file.
     """
     try:
         if isinstance(source, bytes):
@@ -84,9 +84,9 @@ def decode(
     except PermissionError:
         problem = "it may not be read: permission denied"
     except Exception as error:
-        # Broken bytes bring about whatever a format's reader did not think of: struct.error, IndexError, ...
-        told = isinstance(error, (OSError, ValueError, SyntaxError, Image.DecompressionBombError)) and str(error)
-        problem = told or repr(error)
+        # Broken bytes raise whatever a format's reader did not expect: struct.error, IndexError, ...
+        readable = isinstance(error, (OSError, ValueError, SyntaxError, Image.DecompressionBombError)) and str(error)
+        problem = readable or repr(error)
     raise ImageError(f"this image does not decode ({problem})")
 
 
@@ -98,7 +98,7 @@ def _decode(file: IO[bytes], box: tuple[int, int, int, int] | None, needs: int |
     except Image.UnidentifiedImageError:
         raise ValueError(_unidentified(file)) from None
     with image:
-        # Read before the pixels are: Pillow turns a TIFF itself, and only then forgets its orientation.
+        # Before the pixels are read: Pillow turns a TIFF itself, and only then removes its orientation.
         turn = _turn(image)
         if needs is not None and box is None and image.format == "JPEG" and min(image.size) >= 2 * needs:
             image.draft(None, (needs, needs))
@@ -118,7 +118,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent becomes white, and 16 bits a channel become 8.
+    """Convert to RGB: transparent pixels become white, 16-bit channels 8-bit.
 
     Raises:
         ValueError: the pixels are floating-point numbers, or whole numbers beyond 16 bits.
@@ -151,7 +151,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
-        # Pixels are not lost where the block beside them is broken.
+        # A broken EXIF block does not break the pixels.
         return 1
 
 
@@ -178,17 +178,17 @@ def _reduced(file: IO[bytes], problem: str, box: tuple[int, int, int, int] | Non
 
 
 def _unidentified(file: IO[bytes]) -> str:
-    """What is wrong with a file that no format knows."""
+    """What is wrong with a file of no known image format."""
     file.seek(0)
     start = file.read(512)
     if not start:
         return "the file is empty"
     head = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    found = next((what for magic, what in _LOOKS_LIKE if head.startswith(magic)), None)
+    guess = next((what for magic, what in _LOOKS_LIKE if head.startswith(magic)), None)
     if start[4:8] == b"ftyp":
-        found = "a HEIC image; convert it to JPEG" if start[8:12] in _HEIF else "a video"
-    if found is None and not start.strip(b"\0"):
-        found = "zeros, as an interrupted copy leaves"
-    if found is None and start.isascii() and (text := " ".join(start.decode().split())).isprintable():
-        found = f"text, beginning {text[:40]!r}"
-    return f"it looks like {found}" if found else f"no known image format begins with {start[:8].hex(' ')}"
+        guess = "a HEIC image; convert it to JPEG" if start[8:12] in _HEIF else "a video"
+    if guess is None and not start.strip(b"\0"):
+        guess = "zeros, as an interrupted copy leaves"
+    if guess is None and start.isascii() and (text := " ".join(start.decode().split())).isprintable():
+        guess = f"text, beginning {text[:40]!r}"
+    return f"it looks like {guess}" if guess else f"no known image format begins with {start[:8].hex(' ')}"

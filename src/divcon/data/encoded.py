@@ -1,4 +1,4 @@
-"""The encoded images of a parquet: in memory where they are few, or read a row group at a time when asked for."""
+"""The encoded images of a parquet: read at once if they are few, else one row group at a time."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ pc: Any = pyarrow.compute
 """Any, because its functions are made at import and type checkers see none."""
 
 IN_MEMORY = 1 << 30
-"""Bytes of images that are read at once; of more, those that are asked for."""
+"""Bytes of images up to which all are read at once."""
 LARGEST_GROUP = 64 << 20
-"""Bytes of a row group that is read for one image: with larger ones all are read at once, as every process that
-decodes would soon hold some of them."""
+"""The largest row group, in bytes, that is read for one image. With larger ones all images are read at once, since
+every process that decodes would soon hold several of them."""
 _GROUPS_KEPT = 2
 _FILES_OPEN = 32
 
 
 @dataclass(frozen=True, eq=False)
 class RowGroups:
-    """The encoded images of parquet files, indexed by row through all of them, as Arrow's columns are.
+    """The encoded images of parquet files, indexed like an Arrow column, by rows numbered through all files.
 
-    Each process keeps the row groups that it read last, so that images in order are read once.
+    Each process keeps the last row groups in memory, so that reading images in order reads each group once.
     """
 
     groups: tuple[tuple[Path, int], ...]
@@ -60,7 +60,7 @@ class RowGroups:
 
     def group(self, number: int) -> pa.ChunkedArray:
         """All images of a row group."""
-        # A process that was forked has its own.
+        # A forked process needs its own.
         key = (os.getpid(), number)
         if key not in self._kept:
             file, place = self.groups[number]
@@ -74,7 +74,7 @@ class RowGroups:
         return self._kept[key]
 
     def _file(self, path: Path) -> pq.ParquetFile:
-        """Kept open: to read where its row groups are takes longer than to read one."""
+        """Files stay open: reading their metadata takes longer than reading a row group."""
         key = (os.getpid(), path)
         if key not in self._opened:
             self._opened[key] = pq.ParquetFile(path, page_checksum_verification=True)
@@ -87,7 +87,7 @@ Encoded = pa.Array | pa.ChunkedArray | RowGroups
 
 
 def read_encoded(files: Sequence[Path], source: SourceName) -> tuple[Encoded, pa.Array | None]:
-    """The encoded images of the files' columns ``image``, and the paths that come with them, if any do.
+    """The encoded images in the files' columns ``image``, and their paths if the column has them.
 
     Raises:
         DataError: the column holds something else, or a row has no bytes.
@@ -97,17 +97,17 @@ def read_encoded(files: Sequence[Path], source: SourceName) -> tuple[Encoded, pa
         raise DataError(f"{source}: its files have two kinds of column 'image'; write them alike")
     leaf = leaves.pop()
     metadata = [pq.read_metadata(file) for file in files]
-    groups = [(file, g) for file, found in zip(files, metadata, strict=True) for g in range(found.num_row_groups)]
-    counts = [found.row_group(g).num_rows for found in metadata for g in range(found.num_row_groups)]
+    groups = [(file, g) for file, about in zip(files, metadata, strict=True) for g in range(about.num_row_groups)]
+    counts = [about.row_group(g).num_rows for about in metadata for g in range(about.num_row_groups)]
     starts = tuple(accumulate(counts, initial=0))[:-1]
     lazy = RowGroups(tuple(groups), starts, leaf)
     columns = []
-    # PyArrow aborts on the numbers of a column where they are damaged, and a read tells of that: ask where it must be.
-    if sum(found.row_group(g).total_byte_size for found in metadata for g in range(found.num_row_groups)) > IN_MEMORY:
+    # PyArrow aborts on damaged column statistics, where a read raises: ask for them only if the size requires it.
+    if sum(about.row_group(g).total_byte_size for about in metadata for g in range(about.num_row_groups)) > IN_MEMORY:
         columns = [
-            _chunk(found.row_group(g), leaf, file)
-            for file, found in zip(files, metadata, strict=True)
-            for g in range(found.num_row_groups)
+            _chunk(about.row_group(g), leaf, file)
+            for file, about in zip(files, metadata, strict=True)
+            for g in range(about.num_row_groups)
         ]
     sizes = [column.total_uncompressed_size for column in columns]
     encoded: Encoded = lazy
@@ -146,7 +146,7 @@ def _not_encoded(source: object, kind: object) -> str:
 
 
 def _leaf(file: Path) -> str:
-    """The name of the column of bytes, within the file."""
+    """The path of the column of bytes in the file's schema."""
     if is_parquet(file):
         kind = pq.read_schema(file).field(IMAGE_COLUMN).type
         leaf, value = IMAGE_COLUMN, kind

@@ -17,44 +17,43 @@ from divcon.data.tables import where_in
 from divcon.errors import ImageError
 
 NO_PATH = "(no path)"
-"""What stands for the path of an encoded image that has none."""
+"""The path of an encoded image that has none."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabeledSet:
-    """N labelled images, by path, as encoded bytes, or as vectors that stand for them.
+    """N labelled images, as paths or encoded bytes, or N labelled vectors.
 
-    ``rows`` identifies an image within its source (the row of the table, or the place in the sorted folder):
-    two sets read from the same source hold the same image where they hold the same row.
+    ``rows`` identifies an image within its source: it is the row of the table, or the index in the sorted folder. Equal
+    rows of two sets from one source are the same image.
     """
 
     labels: np.ndarray
     """(N,) int64, each an index into ``label_names``."""
     label_names: tuple[str, ...]
-    """The names of all classes of the source, those that this set has no image of included."""
+    """The names of all classes of the source, including those without an image in this set."""
     paths: pa.Array
-    """(N,) strings, as the source gives them: relative to ``root``, or absolute."""
+    """(N,) strings as in the source: relative to ``root``, or absolute."""
     rows: np.ndarray
     """(N,) int64, unique."""
     source: str
-    """The table or folder that the rows count in, for messages."""
+    """The table or folder that ``rows`` refers to; messages name it."""
     root: str = ""
     """The folder that relative paths start from."""
     encoded: Encoded | None = None
-    """The source's column of encoded images (PNG, JPEG, ... bytes), indexed by ``rows``; None: files are
-    opened."""
+    """The encoded images of the source (bytes of PNG, JPEG, ...), indexed by ``rows``; None: ``paths`` are opened."""
     vectors: np.ndarray | None = None
-    """(N, F) float32, what a model sees in place of images; such a set has nothing to open. ``paths`` are then what
-    the table gives, or ``row 17`` where it has none."""
+    """(N, F) float32, the model's input in a set without images. ``paths`` are then names: those of the table, or
+    ``row 17``."""
     boxes: np.ndarray | None = None
-    """(N, 4) int64, the part of each image to use: left, top, right, bottom in pixels; a negative left: all
-    of it."""
+    """(N, 4) int64, the crop of each image to use: left, top, right, bottom in pixels; with a negative left the whole
+    image."""
     cameras: np.ndarray | None = None
     """(N,) int64. A query ignores gallery images of its own label and camera."""
     groups: np.ndarray | None = None
-    """(N,) int64. A query ignores gallery images of its own group (a video sequence, say); -1 has none."""
+    """(N,) int64. A query ignores gallery images of its own group (of a video sequence, for example); -1: no group."""
     flip: bool = True
-    """Whether a mirrored image is still of its class, so that training may flip."""
+    """Whether a mirrored image is still of its class, so that training may mirror images."""
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -78,7 +77,7 @@ class LabeledSet:
 
     @cached_property
     def classes(self) -> np.ndarray:
-        """The labels that have an image here, sorted, (C,) int64."""
+        """The labels with an image in this set, sorted, (C,) int64."""
         return np.flatnonzero(np.bincount(self.labels))
 
     @property
@@ -92,7 +91,7 @@ class LabeledSet:
             indices = np.flatnonzero(indices)
         run = None
         if len(indices) and indices[0] >= 0 and (np.diff(indices) == 1).all():
-            # Images that follow one another are not copied: vectors may fill the memory.
+            # A range is not copied: vectors may fill the memory.
             run = slice(int(indices[0]), int(indices[-1]) + 1)
 
         def take(array: np.ndarray | None) -> np.ndarray | None:
@@ -110,7 +109,7 @@ class LabeledSet:
         )
 
     def joined(self, other: LabeledSet) -> LabeledSet:
-        """The images of both, which come from one source."""
+        """The images of both sets, which come from one source."""
 
         def both(name: str) -> np.ndarray | None:
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -137,15 +136,14 @@ class LabeledSet:
         return self.subset(np.isin(self.labels, classes))
 
     def path(self, i: int) -> str:
-        """The path of image i as the source gives it."""
+        """The path of image i, as in the source."""
         return self.paths[int(i)].as_py()
 
     def label_name(self, i: int) -> str:
         return self.label_names[self.labels[i]]
 
     def where(self, i: int) -> str:
-        """Image i in words, for messages: the table and line that name it and the path given there, or its
-        whole path."""
+        """The name of image i for messages: the table and line that name it, and its path there; or its full path."""
         row, path = int(self.rows[i]), self.path(i)
         table = where_in(self.source, row)
         if self.vectors is not None and path == row_name(row):
@@ -153,10 +151,10 @@ class LabeledSet:
         return f"{table}{path}" if table else str(Path(self.root, path))
 
     def content(self, i: int) -> bytes:
-        """The encoded bytes of image i, of all of it where it has a box.
+        """The encoded bytes of image i, without cropping.
 
         Raises:
-            ImageError: the file cannot be read. Or the set is of vectors.
+            ImageError: the file cannot be read, or the set is of vectors.
         """
         if self.vectors is not None:
             raise ImageError(f"{self.where(i)}: this is a vector, not an image")
@@ -168,13 +166,13 @@ class LabeledSet:
             raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
     def open(self, i: int, needs: int | None = None) -> Image.Image:
-        """Image i, or the part of it in its box, as RGB: see `divcon.data.decode.decode`.
+        """Decode image i, cropped to its box, as RGB (see `divcon.data.decode.decode`).
 
         Args:
             needs: pixels that its shorter side must have at least: a JPEG may be decoded at a smaller scale.
 
         Raises:
-            ImageError: the file is missing, or does not decode; the message names it. Or the set is of vectors.
+            ImageError: the file is missing or does not decode (the message names it), or the set is of vectors.
         """
         if self.vectors is not None:
             raise ImageError(f"{self.where(i)}: this is a vector, not an image; vectors are not opened")
@@ -192,12 +190,12 @@ class LabeledSet:
 
 
 def row_name(row: int) -> str:
-    """What stands for the path of a vector that has none: ``row 17``."""
+    """The name of a vector without a path: ``row 17``."""
     return f"row {row}"
 
 
 def file_sizes(images: LabeledSet) -> np.ndarray:
-    """(N,) int64 bytes of each image's file; -1: there is no such file. Empty where images do not come from files."""
+    """The size of each image's file in bytes, (N,) int64; -1 if there is no such file. Empty if no image is a file."""
     if images.vectors is not None or images.encoded is not None:
         return np.empty(0, np.int64)
     known: dict[str, int] = {}
@@ -210,7 +208,7 @@ def file_sizes(images: LabeledSet) -> np.ndarray:
 
 
 def resized(then: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """(n,) int64, the images whose files had another size then; those that are or were not there are left out."""
+    """The images whose files have another size now, (n,) int64, without those that are or were missing."""
     if len(then) != len(now):
         return np.empty(0, np.int64)
     return np.flatnonzero((then != now) & (then >= 0) & (now >= 0))

@@ -1,4 +1,4 @@
-"""Decoding in worker processes: images in, batches of pixels out, the same whatever the number of workers."""
+"""Decode images in worker processes, into batches of pixels that do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from divcon.runtime.context import DEFAULT, Context
 
 
 def begin_worker(number: int) -> None:
-    """What a worker of a loader does first (``worker_init_fn``).
+    """Ignore the signals that end a run (a loader's ``worker_init_fn``).
 
-    A terminal sends Ctrl-C, and a scheduler its SIGTERM, to all processes at once: a worker that died of it would take
-    the batch with it that the main process wants to finish. It ends when the main process says so, or dies.
+    A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes: a worker that died of it would lose the batch
+    that the main process is to finish. A worker ends when the main process ends it, or dies.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -44,7 +44,7 @@ def _end_if_parent_asks() -> None:
 
 @contextmanager
 def _sigterm_blocked() -> Iterator[None]:
-    """For what forks the workers: threads that PyTorch starts in them before `begin_worker` have it blocked, too."""
+    """Block SIGTERM while workers are forked, so that threads which PyTorch starts in them block it, too."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -56,7 +56,7 @@ def _sigterm_blocked() -> Iterator[None]:
 
 
 def worker_death(error: BaseException) -> WorkerError | None:
-    """What a person should know, where ``error`` is PyTorch's about a worker that died; else None."""
+    """The error to raise if ``error`` is PyTorch's error about a worker that died; else None."""
     text = str(error).strip()
     if not isinstance(error, RuntimeError) or not text.startswith("DataLoader worker"):
         return None
@@ -66,12 +66,12 @@ def worker_death(error: BaseException) -> WorkerError | None:
 def _killed(how: str) -> WorkerError:
     return WorkerError(
         f"a process that decodes images was killed ({how}): memory may have run out, or shared memory "
-        "(/dev/shm); fewer --workers need less"
+        "(/dev/shm); fewer `workers` need less"
     )
 
 
 def of_workers(loader: Iterable[Any]) -> Iterator[Any]:
-    """What a loader gives.
+    """Iterate over a loader.
 
     Raises:
         WorkerError: one of its workers was killed.
@@ -86,7 +86,7 @@ def of_workers(loader: Iterable[Any]) -> Iterator[Any]:
         except RuntimeError as error:
             raise worker_death(error) or error from None
         except (ConnectionError, EOFError, FileNotFoundError) as error:
-            # It died with a batch that was done but not handed over.
+            # It died before it handed its last batch over.
             raise _killed(f"its last batch is lost: {error or type(error).__name__}") from None
         yield batch
 
@@ -94,7 +94,7 @@ def of_workers(loader: Iterable[Any]) -> Iterator[Any]:
 T = TypeVar("T")
 
 Key = int | tuple[int, int, int]
-"""An image to see as evaluation does (its index), or as training does: (index, epoch, position in the epoch)."""
+"""An image to transform as for evaluation (its index), or as for training: (index, epoch, position in the epoch)."""
 
 Pixels = tuple[torch.Tensor, torch.Tensor]
 """(B, 3, size, size) uint8, and the (B,) int64 indices of the images."""
@@ -182,7 +182,7 @@ def batches_of(loader: DataLoader | Iterable[Pixels | DivconError]) -> Iterator[
 def evaluation_batches(
     images: LabeledSet, transform: Transform, *, batch_size: int, context: Context = DEFAULT, pin_memory: bool = False
 ) -> Iterator[Pixels]:
-    """All images in order, as evaluation sees them.
+    """All images in order, transformed as for evaluation.
 
     Raises:
         ImageError: an image does not decode; the message names it.
@@ -200,7 +200,7 @@ def evaluation_batches(
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=begin_worker,
-        # Its own generator: a loader draws a seed for its workers, which must not shift anybody's random numbers.
+        # Its own generator: a loader draws a seed for its workers, which must not change other random numbers.
         generator=torch.Generator(),
     )
     yield from batches_of(loader)
@@ -209,13 +209,13 @@ def evaluation_batches(
 
 
 _kept: dict[Hashable, DataLoader] | None = None
-"""The loaders whose workers wait for another pass over the same set."""
+"""Loaders whose workers wait for the next pass over the same set."""
 
 
 @contextmanager
 def kept_workers() -> Iterator[None]:
-    """Within, the processes that have decoded a set for evaluation wait for the next pass over it, where starting them
-    takes seconds: where they are not forked."""
+    """Keep the worker processes of evaluations for the next pass over the same set, unless they are forked: starting
+    them otherwise takes seconds."""
     global _kept
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if _kept is not None or method == "fork":
@@ -246,8 +246,9 @@ class _Each(Dataset, Generic[T]):
 def each(
     images: LabeledSet, function: Callable[[LabeledSet, int], T], *, context: Context = DEFAULT
 ) -> Iterator[T | str]:
-    """What the function makes of the set and each index in turn, or what is wrong with an image in words; it is called
-    where images are decoded, in worker processes if there are any."""
+    """Call a function with the set and each index in turn, in worker processes if there are any.
+
+    Yields its results; for an image that does not decode, the message."""
     loader = DataLoader(
         _Each(images, function),
         batch_size=64,
@@ -263,8 +264,9 @@ def each(
 def each_image(
     images: LabeledSet, function: Callable[[Image.Image], T], *, context: Context = DEFAULT
 ) -> Iterator[T | str]:
-    """Decode every image once, in order: yields what the function, which is run where it is decoded, makes of it, or
-    what is wrong with it in words."""
+    """Call a function with each decoded image in turn, in worker processes if there are any.
+
+    Yields its results; for an image that does not decode, the message."""
     return each(images, partial(_of_opened, function), context=context)
 
 
@@ -273,11 +275,11 @@ def _of_opened(function: Callable[[Image.Image], T], images: LabeledSet, index: 
 
 
 def _decodes(image: Image.Image) -> None:
-    """Nothing is made of it: that it decodes is enough."""
+    """Return nothing: it is enough that the image decodes."""
 
 
 def undecodable(images: LabeledSet, *, context: Context = DEFAULT) -> Iterator[tuple[int, str | None]]:
-    """Decode every image once: yields each index with None, or with what is wrong with that image."""
+    """Decode every image once: yields each index with None, or with the message if the image does not decode."""
     return enumerate(each_image(images, _decodes, context=context))
 
 
@@ -306,13 +308,13 @@ def only_decodable(data: Benchmark, parts: Sequence[str], context: Context = DEF
     Raises:
         DataError: none of a part's images decodes.
     """
-    found: dict[int, LabeledSet] = {}
+    checked: dict[int, LabeledSet] = {}
     changed = {}
     for part in parts:
         images = getattr(data, part)
         if images is not None and len(images):
             # Query and gallery may be one set, and must stay one.
-            if id(images) not in found:
-                found[id(images)] = decodable(images, context)
-            changed[part] = found[id(images)]
+            if id(images) not in checked:
+                checked[id(images)] = decodable(images, context)
+            changed[part] = checked[id(images)]
     return replace(data, **changed)

@@ -1,7 +1,7 @@
-"""A benchmark's images decoded once, made smaller, and kept for random access: parquet files that ``divcon.read`` reads
-back as the same benchmark, and other programs as a table.
+"""Pack a benchmark: its images, decoded and resized once, in parquet files for random access, which ``divcon.read``
+reads back as the same benchmark, and other programs as a table.
 
-``pack.json`` is written last, and says what the packed benchmark is: a folder without it is not packed to the end.
+``pack.json`` describes the benchmark. It is written last: a folder without it is incomplete.
 """
 
 from __future__ import annotations
@@ -34,33 +34,35 @@ from divcon.runtime.lock import LOCK_FILE, FolderLock
 
 IMAGES_A_FILE = 4096
 IMAGES_A_GROUP = 16
-"""What is read at once for one image, from memory mostly: the system keeps files that are used."""
+"""Images per row group, which is read as a whole for each of its images; mostly from the system's file cache."""
 _SIGNATURE = b"divcon.pack"
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are packed."""
+    """How images are resized and encoded."""
 
     short_side: int = 256
-    """Pixels of the shorter side; smaller images stay as they are. 256 is what evaluation at 224 resizes to (2019)."""
+    """Pixels of the shorter side; smaller images stay as they are. Evaluation at 224 pixels resizes to 256 (2019)."""
     lossless: bool = False
-    """Resized images as WebP without loss; else as JPEG."""
+    """Encode resized images as lossless WebP; else as JPEG."""
     quality: int = 95
-    """Of JPEG, up to 100."""
+    """JPEG quality, up to 100."""
     interpolation: str = "bilinear"
-    """How they are resized: bilinear, or bicubic as some backbones want it."""
+    """bilinear, or bicubic for backbones that were trained with it."""
 
     def __post_init__(self) -> None:
-        if self.short_side < 1 or not 1 <= self.quality <= 100:
-            raise ConfigError("--short-side must be 1 at least, and --quality from 1 to 100")
+        if self.short_side < 1:
+            raise ConfigError(f"`short_side` {self.short_side}: must be at least 1", field="short_side")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"`quality` {self.quality}: must be from 1 to 100", field="quality")
 
     def __str__(self) -> str:
         how = "without loss" if self.lossless else f"as JPEG of quality {self.quality}"
         return f"shorter side {self.short_side} ({self.interpolation}), {how}"
 
     def of(self, images: LabeledSet, index: int) -> bytes:
-        """The bytes that are kept of an image: those of its file, where it is small enough and has no box to cut.
+        """The bytes that are stored for an image: those of its file, if it is small enough and has no box.
 
         Raises:
             ImageError: it does not decode.
@@ -68,15 +70,15 @@ class Packing:
         image = images.open(index, 2 * self.short_side)
         if min(image.size) <= self.short_side and (images.boxes is None or images.boxes[index][0] < 0):
             return images.content(index)
-        seen: Any = image
+        resized: Any = image
         if min(image.size) > self.short_side:
             interpolation = InterpolationMode(self.interpolation)
-            seen = functional.resize(seen, [self.short_side], interpolation=interpolation)
+            resized = functional.resize(resized, [self.short_side], interpolation=interpolation)
         out = io.BytesIO()
         if self.lossless:
-            seen.save(out, "WEBP", lossless=True)
+            resized.save(out, "WEBP", lossless=True)
         else:
-            seen.save(out, "JPEG", quality=self.quality, subsampling=0)
+            resized.save(out, "JPEG", quality=self.quality, subsampling=0)
         return out.getvalue()
 
 
@@ -88,14 +90,14 @@ def pack(
     context: Context = DEFAULT,
 ) -> Path:
     """Write a benchmark's images into a folder that ``divcon.read`` reads back as the same benchmark, with the same
-    ``split_hash``. Called again after a stop it goes on with the first file that is not whole.
+    ``split_hash``. After an interruption, call it again: it goes on with the first file that is incomplete.
 
     Args:
-        out: the folder; only a pack of the same data and settings may be there.
+        out: the folder to write, or one with an incomplete pack of the same data and settings.
         context: reports the images packed.
 
     Raises:
-        DataError: the data holds vectors, or nothing; or what is read back is not what was packed.
+        DataError: the data holds vectors, or no images; or reading it back gives another benchmark.
         ImageError: an image does not decode; the message names it.
         RunError: the folder holds something else, or another process packs into it.
         OutputError: the folder cannot be written.
@@ -128,25 +130,25 @@ def pack(
 
 @dataclass(frozen=True)
 class _File:
-    """One parquet of a pack."""
+    """One parquet file of a pack."""
 
     path: Path
     rows: pa.Table
-    """All columns but the images."""
+    """All columns except the images."""
     images: list[LabeledSet]
-    """Of these rows: of one part of the benchmark, or of query and gallery in turn."""
+    """The images of these rows: of one split, or of query and then gallery."""
     signature: bytes
-    """What must be in it: the rows and how they are packed."""
+    """Identifies its content: the rows, and how they are packed."""
 
     def is_whole(self) -> bool:
         if not self.path.exists():
             return False
         try:
-            found = (pq.read_schema(self.path).metadata or {}).get(_SIGNATURE)
+            signature = (pq.read_schema(self.path).metadata or {}).get(_SIGNATURE)
         except (pa.ArrowException, OSError):
-            found = None
-        if found != self.signature:
-            raise RunError(f"{self.path}: is of other data or other settings; give another --out, or remove it")
+            signature = None
+        if signature != self.signature:
+            raise RunError(f"{self.path}: is of other data or other settings; use another `out`, or remove it")
         return True
 
     def write(self, packing: Packing, context: Context) -> None:
@@ -174,9 +176,9 @@ class _File:
 def _check_mine(out: Path, files: list[Path]) -> None:
     names = {path.name for path in files}
     known = {*names, *(f"{name}.new" for name in names), ABOUT, f"{ABOUT}.new", LOCK_FILE}
-    others = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
-    if others:
-        raise RunError(f"{out}: holds {others[0]}, which is not of this pack; give another folder (--out)")
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    if foreign:
+        raise RunError(f"{out}: holds {foreign[0]}, which is not of this pack; use another `out`")
 
 
 def _files(data: Benchmark, packing: Packing, out: Path) -> list[_File]:
@@ -202,14 +204,14 @@ def _files(data: Benchmark, packing: Packing, out: Path) -> list[_File]:
 
 
 def _slice(sets: list[LabeledSet], start: int, stop: int) -> list[LabeledSet]:
-    """Images ``start`` to ``stop`` of the sets, one after another."""
-    found, before = [], 0
+    """Images ``start`` to ``stop`` of the concatenated sets."""
+    slices, before = [], 0
     for images in sets:
         first, last = max(0, start - before), min(len(images), stop - before)
         if first < last:
-            found.append(images.subset(np.arange(first, last)))
+            slices.append(images.subset(np.arange(first, last)))
         before += len(images)
-    return found
+    return slices
 
 
 def _bytes_of(rows: pa.Table) -> memoryview:

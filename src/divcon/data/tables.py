@@ -1,5 +1,4 @@
-"""A CSV, parquet or JSON Lines file as an Arrow table of the columns that describe images, and errors that name the
-line."""
+"""Load a CSV, parquet or JSON Lines file as an Arrow table of the columns that describe images."""
 
 from __future__ import annotations
 
@@ -33,11 +32,10 @@ METADATA = b"huggingface"
 
 
 def named_labels(path: Path, schema: pa.Schema, table: pa.Table) -> pa.Table:
-    """The table with names in place of the numbers of its column ``label``, where the schema gives them
-    (``ClassLabel``); any other table as it is.
+    """The table with names instead of numbers in its column ``label``, if the schema has them (``ClassLabel``).
 
     Raises:
-        DataError: with the row, a number that has no name (-1 is how ``datasets`` puts an unknown label).
+        DataError: a number has no name (``datasets`` writes -1 for an unknown label); the message has the row.
     """
     names = _names_of(schema)
     if names is None or "label" not in table.column_names or not pa.types.is_integer(table["label"].type):
@@ -75,27 +73,26 @@ TABLE_SUFFIXES = CSV_SUFFIXES + PARQUET_SUFFIXES + JSON_SUFFIXES
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
 """Left, top, right, bottom, under open-metric-learning's names."""
 COLUMNS = ("path", "label", "split", "is_query", "is_gallery", "camera", "sequence", *BOX_COLUMNS)
-"""All that is read as it is; other columns may be there."""
+"""The columns that are read; a table may have more."""
 FILE_NAME = "file_name"
-"""The column path under the name that Hugging Face's metadata files give it."""
+"""The name of the column path in Hugging Face's metadata files."""
 IMAGE_COLUMN = "image"
-"""Encoded images in place of files, in a parquet; ``encoded_images`` reads it."""
+"""The column of encoded images in a parquet; `divcon.data.encoded` reads it."""
 VECTOR_COLUMN = "embedding"
-"""Vectors in place of images, in a parquet; ``vectors_reader`` reads it."""
+"""The column of vectors in a parquet; `divcon.data.readers.vectors` reads it."""
 
 _MIXED_UP = "a table is a CSV in UTF-8, a parquet file, or JSON Lines"
 
 
 def load_table(path: Path) -> pa.Table:
-    """The columns among COLUMNS that the file has, row for row; of a CSV as text, with null for empty fields.
+    """Load those of COLUMNS that the file has; a CSV's as text, with null for empty fields.
 
-    A CSV may be separated by commas, semicolons or tabs, and start with a byte order mark. The column ``file_name`` is
-    ``path`` where there is no other. Labels that a parquet of Hugging Face's ``datasets`` numbers are given their
-    names.
+    A CSV may be separated by commas, semicolons or tabs, and start with a byte order mark. Without a column ``path``,
+    ``file_name`` is used. Numbers of labels in a parquet of Hugging Face's ``datasets`` become names.
 
     Raises:
-        DataError: no such file, not such a table, no rows, rows of unequal length, text that is not UTF-8, vectors
-            that are not in a parquet.
+        DataError: there is no such file, or it is no such table, has no rows, rows of unequal length, text that is not
+            UTF-8, or vectors outside of a parquet.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
@@ -115,7 +112,7 @@ def load_table(path: Path) -> pa.Table:
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether the file is taken for a parquet."""
+    """Whether the file is read as a parquet."""
     return path.suffix.lower() not in CSV_SUFFIXES + JSON_SUFFIXES
 
 
@@ -153,7 +150,7 @@ def csv_line(source: str | Path, row: int) -> int:
 
 @lru_cache(maxsize=8)
 def _record_lines(source: str, changed: int) -> array[int]:
-    """The lines of all records; kept, because whoever names one row of a table often names thousands."""
+    """The lines of all records; cached, because messages that name one row of a table often name thousands."""
     with Path(source).open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file, delimiter=delimiter(Path(source)))
         lines = array("q", (reader.line_num for record in reader if record))
@@ -250,14 +247,14 @@ def _header(path: Path) -> list[str]:
 
 
 def delimiter(path: Path) -> str:
-    """Comma, semicolon or tab: what the header has most of."""
+    """Comma, semicolon or tab: the one that is most frequent in the header."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         header = next((line for line in file if line.strip()), "")
     return max(",;\t", key=header.count)
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    """Where a CSV cannot be read and why; Arrow's own message counts in its blocks."""
+    """Where and why a CSV cannot be read; Arrow's own message does not have the line."""
     content = path.read_bytes()
     try:
         content.decode("utf-8-sig")
@@ -281,7 +278,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of Arrow's says, without the stack of its own that may follow."""
+    """The first line of an error of Arrow's, without the stack trace that may follow."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -325,13 +322,13 @@ Kind = Literal["files", "encoded", "vectors"]
 
 @dataclass(frozen=True)
 class TableFile:
-    """A table to be read as one of several."""
+    """One of several tables that are read as one."""
 
     path: Path
     split: str | None = None
-    """The split of its rows, unless it has the column."""
+    """The split of its rows, if it has no column ``split``."""
     folder: str = ""
-    """What its relative paths start from, below the root of all."""
+    """The folder that its relative paths start from, relative to the common root."""
 
 
 @dataclass(frozen=True)
@@ -342,15 +339,15 @@ class Tables:
     source: SourceName
     files: tuple[Path, ...]
     kind: Kind
-    """Whether rows stand for files that they name, for images in the column ``image``, or for vectors."""
+    """Whether rows name files, or hold encoded images (``image``) or vectors (``embedding``)."""
     rows: pa.Table
-    """Their columns among COLUMNS."""
+    """The columns among COLUMNS."""
     columns: tuple[frozenset[str], ...]
-    """Those that each file has."""
+    """The names of each file's columns."""
     root: str
     """The folder that relative paths start from."""
     in_memory: pa.Table | None = None
-    """The table itself, where it comes from no file."""
+    """The table itself, if it comes from no file."""
 
     def require(self, names: Iterable[str], hint: str) -> None:
         """Raise DataError if a table lacks a column, naming those it has."""
@@ -361,10 +358,10 @@ class Tables:
 
 
 def load_tables(name: str, source: str, files: Sequence[TableFile], root: str) -> Tables:
-    """Load files as one.
+    """Load several files as one table.
 
     Raises:
-        DataError: as ``load_table``; or the files are of several kinds.
+        DataError: as in ``load_table``; or the files are of several kinds.
     """
     tables, kinds, starts, start = [], [], [], 0
     for file in files:
@@ -379,7 +376,7 @@ def load_tables(name: str, source: str, files: Sequence[TableFile], root: str) -
         if kind != kinds[0]:
             raise DataError(
                 f"{source}: {files[0].path.name} holds {_IN_WORDS[kinds[0]]}, and {file.path.name} {_IN_WORDS[kind]}; "
-                "keep files of one kind together"
+                "use files of one kind"
             )
     return Tables(
         name=name,
@@ -393,7 +390,7 @@ def load_tables(name: str, source: str, files: Sequence[TableFile], root: str) -
 
 
 def tables_in_memory(name: str, columns: Any, root: str) -> Tables:
-    """Columns in memory as tables that are loaded: a mapping of lists or arrays, a pyarrow table, a data frame.
+    """Use columns in memory as loaded tables: a mapping of lists or arrays, a pyarrow table, a data frame.
 
     Raises:
         DataError: no rows, columns of several lengths, or values that are no column.
@@ -449,7 +446,7 @@ def _kind_of(path: Path) -> Kind:
 
 
 def _as_one_of_several(table: pa.Table, file: TableFile) -> pa.Table:
-    """The columns as text, paths below the root of all, and the split that the file stands for."""
+    """The columns as text, with paths relative to the common root, and the file's split."""
     for i, name in enumerate(table.column_names):
         column = table[name]
         if pa.types.is_dictionary(column.type):

@@ -30,17 +30,17 @@ from divcon.runtime.importing import load_part, name_of
 Transform = Callable[[Image.Image], torch.Tensor]
 
 EVAL_RESIZE = 256 / 224
-"""The shorter side is resized to this many times the crop (2019: 256 for crops of 224)."""
+"""The ratio of the resized shorter side to the crop (2019: 256 for crops of 224)."""
 
 _RATIO = (3 / 4, 4 / 3)
-"""Of a training crop's width and height."""
+"""The range of a training crop's aspect ratio."""
 _LONG = 32
-"""Of an image longer than this many times its width (or wider than its height), only the middle is resized."""
+"""Of an image whose longer side is more than this many times the shorter one, only the middle is resized."""
 
 
 class TrainTransform:
-    """A random crop of ``min_scale`` to all of the area, resized, and mirrored half of the time where ``flip``; draws
-    from torch's global generator."""
+    """A random crop of ``min_scale`` to all of the area, resized, and mirrored half of the time if ``flip``; draws from
+    torch's global generator."""
 
     def __init__(
         self, size: int, *, interpolation: str = "bilinear", min_scale: float = 0.08, flip: bool = True
@@ -54,7 +54,7 @@ class TrainTransform:
             steps.append(v2.RandomHorizontalFlip())
         self._steps = v2.Compose([*steps, v2.PILToTensor()])
         self.needs = math.ceil(size / math.sqrt(min_scale * _RATIO[0]))
-        """Of how many pixels the shorter side must be, so that the smallest crop has ``size`` of them each way."""
+        """The pixels that the shorter side must have for the smallest crop to have ``size`` in each direction."""
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self._steps(image)
@@ -62,15 +62,15 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The centre: the shorter side resized to 256/224 of ``size``, then cropped. An image that is ``size`` x ``size``
-    already is taken whole, since cropping it would only lose its border."""
+    """Resize the shorter side to 256/224 of ``size``, then crop the centre. An image of exactly ``size`` x ``size`` is
+    used as it is, since cropping would only lose its border."""
 
     size: int
     interpolation: str = field(default="bilinear", kw_only=True)
 
     @property
     def needs(self) -> int:
-        """Of how many pixels the shorter side must be: resizing to half or less loses no detail that is left."""
+        """The pixels that the shorter side must have: with as many, no detail is lost that resizing would keep."""
         return 2 * round(self.size * EVAL_RESIZE)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -79,7 +79,7 @@ class EvalTransform:
         if image.size != (self.size, self.size):
             short, long = min(image.size), max(image.size)
             if long > _LONG * short:
-                # Resized whole, a line of pixels would be gigabytes, all but the middle of them cut off again.
+                # Resizing a line of pixels would take gigabytes, of which the crop keeps the middle.
                 sides = (min(image.height, _LONG * short), min(image.width, _LONG * short))
                 centre = functional.center_crop(centre, list(sides))
             interpolation = InterpolationMode(self.interpolation)

@@ -1,4 +1,4 @@
-"""Archives as a data set is downloaded, unpacked beside themselves: once, whole or not at all, and nothing outside."""
+"""Unpack a downloaded archive beside itself: once, atomically, and nothing outside of its folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ except ImportError:  # Windows, where two at a time are not kept apart
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz")
 MOST_BYTES = 64 << 30
-"""More than this, unpacked, is no data set that is read here: the largest has a tenth of it."""
+"""The most bytes to unpack; the largest of these data sets has a tenth of it."""
 MOST_FILES = 1_000_000
 _MARK = ".divcon-unpacked"
 _BROKEN = (
@@ -35,23 +35,23 @@ _BROKEN = (
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive which `unpacked` takes."""
+    """Whether the name is that of an archive that `unpacked` can unpack."""
     return path.name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def unpacked(archive: Path, context: Context = DEFAULT) -> Path:
-    """The folder ``NAME.unpacked`` beside the archive ``NAME.zip`` (.tar, .tgz, .tar.gz), made where it is not there.
+    """Unpack ``NAME.zip`` (.tar, .tgz, .tar.gz) into ``NAME.unpacked`` beside it, unless that folder exists; return it.
 
-    What is unpacked is first in ``NAME.unpacking``, which gets its name when all is there, so that an interrupted
-    unpacking is never taken for a whole one: the next one starts anew. Two at a time wait for each other.
+    The archive is unpacked into ``NAME.unpacking``, which is renamed when it is complete: after an interruption, the
+    next call starts again. A second process waits for the first.
 
     Args:
         context: reports the bytes unpacked.
 
     Raises:
-        DataError: it is no such archive, broken, encrypted or too large, or holds links, devices, or a path that leads
-            outside; or ``NAME.unpacked`` is there and was made of another archive.
-        OutputError: there is no room beside it, or it may not be written there.
+        DataError: it is no such archive, broken, encrypted or too large, or contains links, devices or a path that
+            leads outside; or ``NAME.unpacked`` is of another archive.
+        OutputError: there is no space beside it, or no permission to write there.
     """
     stem = archive.name[: -len(next(s for s in sorted(ARCHIVE_SUFFIXES, key=len)[::-1] if _ends(archive, s)))]
     whole, part = (archive.with_name(f"{stem}.{state}") for state in ("unpacked", "unpacking"))
@@ -88,7 +88,7 @@ def _ends(archive: Path, suffix: str) -> bool:
 
 @contextmanager
 def _alone(file: IO[bytes]) -> Iterator[None]:
-    """Wait until no other process has the file so; a process that dies lets go of it."""
+    """Hold a lock on the file, which ends with the process; wait for it while another process holds it."""
     if fcntl is not None:
         with suppress(OSError):  # a file system that has no locks
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -110,7 +110,7 @@ def _checked(whole: Path, archive: Path, size: int) -> Path:
 def _unpack_zip(archive: Path, file: IO[bytes], size: int, into: Path, context: Context) -> None:
     with zipfile.ZipFile(file) as held:
         members = held.infolist()
-        # A zip says before anything is written what it holds; what it then gives is never more than that.
+        # A zip lists its files before anything is written, and never yields more bytes than it lists.
         limit = _Limit(archive)
         for member in members:
             _check_name(archive, member.filename)
@@ -143,9 +143,9 @@ def _unpack_tar(archive: Path, file: IO[bytes], size: int, into: Path, context: 
             if not (member.isreg() or member.isdir()):
                 raise DataError(f"{archive}: holds a link or device ({member.name}), which is not unpacked")
             held.extract(member, into, filter="data")
-            # How large all of it is, a compressed tar does not say; how much of the archive is read, we know.
+            # A compressed tar does not say how large its files are: progress is in bytes of the archive.
             context.progress("unpack", file.tell(), size)
-        # A tar that was cut short between two members reads like a whole one, but for the zeros that end it.
+        # A tar that was cut off between two members lacks only the zeros at its end.
         assert held.fileobj is not None
         held.fileobj.seek(held.offset)
         if held.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -153,7 +153,7 @@ def _unpack_tar(archive: Path, file: IO[bytes], size: int, into: Path, context: 
 
 
 class _Limit:
-    """What was unpacked, and that it is not too much."""
+    """Counts the files and bytes of an archive, and refuses too many."""
 
     def __init__(self, archive: Path) -> None:
         self.archive = archive
@@ -170,7 +170,7 @@ class _Limit:
 
 
 def _check_name(archive: Path, name: str) -> None:
-    # Windows takes a backslash for a slash, and a colon for a drive's.
+    # On Windows a backslash separates folders, and a colon ends a drive's name.
     parts = re.split(r"[/\\]", name)
     if ".." in parts or not parts[0] or ":" in parts[0] or "\0" in name:
         raise DataError(f"{archive}: holds a path that leads outside ({name!r}); nothing of it is unpacked")

@@ -1,4 +1,4 @@
-"""From what a data set's lists say to a benchmark: the same checks and notes for all of them."""
+"""Build a benchmark of a published data set's lists, with the same checks and notes for all data sets."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def build(
     others: bool = False,
     check_files: bool = True,
 ) -> Benchmark:
-    """A published data set as a benchmark.
+    """Build the benchmark of a published data set.
 
     Args:
         name: of the benchmark; its published counts, if `PUBLISHED_COUNTS` has them, are compared.
         paths: N images, relative to ``root`` with forward slashes.
         labels: (N,) int64, indices into ``label_names``.
-        parts: the images of train, and of test, or of query and gallery: (N,) bool each.
-        folders: where its images lie, below ``root``.
+        parts: whether each image is of train, and of test, or of query and gallery: (N,) bool each.
+        folders: the folders of its images, below ``root``.
         cameras, groups: (N,) int64, of images of query and gallery; see `LabeledSet`.
-        others: whether the folders also have images that no list names; else a note says where they do.
-        check_files: refuse images that are missing, and note numbers that are not the published ones.
+        others: whether the folders are expected to have images that no list names; else a note counts them.
+        check_files: refuse missing images, and note numbers that differ from the published ones.
 
     Raises:
-        DataError: an image is missing, or named twice with two classes or in two parts; parts are swapped; or what
-            `checked_benchmark` refuses.
+        DataError: an image is missing, or named twice with two classes or in two splits; two splits are swapped;
+            or as in `checked_benchmark`.
     """
     again = _named_again(name, root, paths, labels, parts)
     parts = {part: chosen & ~again for part, chosen in parts.items()}
@@ -91,10 +91,10 @@ def build(
 def _named_again(
     name: str, root: Path, paths: Sequence[str], labels: np.ndarray, parts: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """(N,) bool: whether an image was named before, with the same class and in the same part.
+    """Whether each image was named before, with the same class and in the same split, (N,) bool.
 
     Raises:
-        DataError: with another class, or in another part.
+        DataError: it was named with another class, or in another split.
     """
     first: dict[str, int] = {}
     again = np.zeros(len(paths), bool)
@@ -103,12 +103,12 @@ def _named_again(
         again[i] = j != i
         if j != i and (labels[i] != labels[j] or any(chosen[i] != chosen[j] for chosen in parts.values())):
             raise DataError(
-                f"{root}: the lists of {name} name {path} twice, with two classes or in two parts; unpack the original "
+                f"{root}: the lists of {name} name {path} twice, with two classes or in two splits; unpack the original "
                 "archive again"
             )
     return again
 
 
 def swapped_error(root: Path, one: str, other: str, why: str) -> DataError:
-    """That two parts stand for each other, to be raised."""
+    """The error that two splits are swapped."""
     return DataError(f"{root}: {one} and {other} are swapped: {why}; unpack the original archive again")

@@ -83,29 +83,29 @@ def _of_car_ims(tree: Tree) -> tuple[list[_Annotations], list[str]]:
     if not (place / _ALL).is_file():
         raise DataError(f"{place}: cars lacks {_ALL}, which is handed out beside car_ims.tgz; put it here")
     require("cars", tree.root, ["car_ims"])
-    held = read_mat(place / _ALL)
-    return [_annotations(place / _ALL, held, "relative_im_path", "")], _class_names(place / _ALL, held)
+    contents = read_mat(place / _ALL)
+    return [_annotations(place / _ALL, contents, "relative_im_path", "")], _class_names(place / _ALL, contents)
 
 
 def _of_devkit(root: Path) -> tuple[list[_Annotations], list[str]]:
-    found = {
+    paths = {
         name: next((root / at / name for at in ("devkit", "") if (root / at / name).is_file()), None)
         for name in (_TRAIN, _NAMES, _TEST)
     }
-    require("cars", root, ["cars_train", "cars_test", *(f"devkit/{n}" for n in (_TRAIN, _NAMES) if found[n] is None)])
-    if found[_TEST] is None:
+    require("cars", root, ["cars_train", "cars_test", *(f"devkit/{n}" for n in (_TRAIN, _NAMES) if paths[n] is None)])
+    if paths[_TEST] is None:
         raise DataError(
             f"{root}: cars lacks {_TEST}, the classes of cars_test/, which the devkit's own cars_test_annos.mat does "
             "not have; fetch it from where the data set is handed out, and put it here or into devkit/"
         )
-    held = {name: (path, read_mat(path)) for name, path in found.items() if path is not None}
+    contents = {name: (path, read_mat(path)) for name, path in paths.items() if path is not None}
     folders = {_TRAIN: "cars_train/", _TEST: "cars_test/"}
-    listed = [_annotations(*held[name], "fname", folder) for name, folder in folders.items()]
-    return listed, _class_names(*held[_NAMES])
+    listed = [_annotations(*contents[name], "fname", folder) for name, folder in folders.items()]
+    return listed, _class_names(*contents[_NAMES])
 
 
-def _annotations(source: Path, held: dict[str, Any], path: str, folder: str) -> _Annotations:
-    table = held.get("annotations")
+def _annotations(source: Path, contents: dict[str, Any], path: str, folder: str) -> _Annotations:
+    table = contents.get("annotations")
     fields = table if isinstance(table, dict) else {}
     if "class" not in fields and path in fields:
         raise DataError(f"{source}: names images without their classes; this is cars_test_annos.mat: fetch {_TEST}")
@@ -120,8 +120,8 @@ def _annotations(source: Path, held: dict[str, Any], path: str, folder: str) -> 
     return _Annotations(source, [f"{folder}{name}" for name in fields[path]], classes)
 
 
-def _class_names(source: Path, held: dict[str, Any]) -> list[str]:
-    names = held.get("class_names")
+def _class_names(source: Path, contents: dict[str, Any]) -> list[str]:
+    names = contents.get("class_names")
     if not isinstance(names, list):
         raise DataError(f"{source}: there are no class_names in it; unpack the original archive again")
     return [str(name) for name in names]

@@ -1,4 +1,4 @@
-"""How many classes and images of each data set are published, and how a benchmark differs from that."""
+"""The published numbers of classes and images of each data set, and how a benchmark differs from them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from divcon.data.labeled_set import LabeledSet
 
 @dataclass(frozen=True)
 class PublishedCounts:
-    """What is published of a data set."""
+    """The published numbers of a data set."""
 
     parts: Mapping[str, tuple[int, int]]
-    """Classes and images of train, and of test, or of query and gallery where they are two sets."""
+    """The numbers of classes and images of train and test, or of train, query and gallery."""
     recall_at: tuple[int, ...]
     """The k of Recall@k that papers report."""
     images_vary: bool = False
-    """Whether paper and lists disagree on the number of images, so that another number is no fault."""
+    """Whether paper and lists disagree on the number of images, so that another number is no error."""
     random_galleries: int = 0
-    """Draws of the data set's own protocol of one random gallery image a class, where it has that."""
+    """The number of random galleries with one image per class in the data set's own protocol; 0: it has none."""
 
 
 def _vehicleid(vehicles: int, images: int) -> PublishedCounts:
@@ -45,7 +45,7 @@ PUBLISHED_COUNTS: Mapping[str, PublishedCounts] = MappingProxyType(
         "vehicleid-small": _vehicleid(800, 6493),
         "vehicleid-medium": _vehicleid(1600, 13377),
         "vehicleid-large": _vehicleid(2400, 19777),
-        # The gallery has two classes that are no person's: the distractors 0000, and the junk -1.
+        # The gallery has two classes that are no persons: the distractors 0000 and the junk -1.
         "market1501": PublishedCounts(
             MappingProxyType({"train": (751, 12936), "query": (750, 3368), "gallery": (752, 19732)}), (1, 5, 10)
         ),
@@ -56,7 +56,7 @@ PUBLISHED_COUNTS: Mapping[str, PublishedCounts] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Difference:
-    """A number of a benchmark that is not the published one."""
+    """A number of a benchmark that differs from the published one."""
 
     part: str
     things: str
@@ -64,7 +64,7 @@ class Difference:
     here: int
     published: int
     fails: bool
-    """False where the published number is itself in doubt."""
+    """False if the published number is itself in doubt."""
 
     def __str__(self) -> str:
         less, n = self.here < self.published, abs(self.here - self.published)
@@ -76,19 +76,19 @@ class Difference:
 
 
 def differences(benchmark: Benchmark, published: PublishedCounts) -> tuple[Difference, ...]:
-    """The numbers of a benchmark that are not the published ones, part by part."""
-    found = []
+    """The numbers of a benchmark that differ from the published ones, by split."""
+    result = []
     for part, numbers in published.parts.items():
         here = _numbers(benchmark.parts[part])
         for things, n, expected in zip(("classes", "images"), here, numbers, strict=True):
             if n != expected:
                 fails = things == "classes" or not published.images_vary
-                found.append(Difference(part, things, n, expected, fails))
-    return tuple(found)
+                result.append(Difference(part, things, n, expected, fails))
+    return tuple(result)
 
 
 def swapped(benchmark: Benchmark, published: PublishedCounts) -> tuple[str, str] | None:
-    """Two parts of which each has the published numbers of the other; None where there are none."""
+    """Two splits of which each has the published numbers of the other; None if there are none."""
     numbers = {part: _numbers(benchmark.parts[part]) for part in published.parts}
     for one in numbers:
         for other in numbers:

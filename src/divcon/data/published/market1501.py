@@ -77,7 +77,7 @@ def read_market1501(
 
 def _named_in(root: Path, folder: str) -> list[tuple[str, re.Match[str]]]:
     """The images of a folder by path, with what their names say."""
-    found = []
+    images = []
     for path in sorted(images_below(root, folder)):
         name = _NAME.fullmatch(path.rpartition("/")[2])
         if name is None:
@@ -85,7 +85,7 @@ def _named_in(root: Path, folder: str) -> list[tuple[str, re.Match[str]]]:
                 f"{root / path}: the name does not say person and camera, as in 0002_c1s1_000451_03.jpg; take out what "
                 "is not of the data set"
             )
-        found.append((path, name))
-    if not found:
+        images.append((path, name))
+    if not images:
         raise DataError(f"{root / folder}: has no images; unpack the original archive again")
-    return found
+    return images

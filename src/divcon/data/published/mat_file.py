@@ -22,17 +22,19 @@ def read_mat(path: Path) -> dict[str, Any]:
     """
     from divcon.errors import DataError
 
-    told: dict[str, Any]
+    answer: dict[str, Any]
     try:
         done = subprocess.run(
             [sys.executable, "-I", __file__, str(path)], capture_output=True, timeout=MOST_SECONDS, check=False
         )
-        told = json.loads(done.stdout) if not done.returncode else {"error": _last_words(done)}
+        answer = json.loads(done.stdout) if not done.returncode else {"error": _last_words(done)}
     except (subprocess.TimeoutExpired, ValueError, RecursionError) as error:
-        told = {"error": str(error)}
-    if "error" in told:
-        raise DataError(f"{path}: does not read as a MATLAB file ({told['error']}); unpack the original archive again")
-    return told["variables"]
+        answer = {"error": str(error)}
+    if "error" in answer:
+        raise DataError(
+            f"{path}: does not read as a MATLAB file ({answer['error']}); unpack the original archive again"
+        )
+    return answer["variables"]
 
 
 def _last_words(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -50,14 +52,14 @@ def _variables(path: str) -> dict[str, Any]:
         value = value.item() if isinstance(value, (np.ndarray, np.generic)) and value.size == 1 else value
         return value if isinstance(value, (str, int, float)) else str(value)
 
-    found = {}
+    variables = {}
     for name, held in scipy.io.loadmat(path, squeeze_me=True).items():
         array = np.atleast_1d(held) if not name.startswith("__") else None
         if array is not None and array.dtype.names:
-            found[name] = {field: [plain(value) for value in array[field].ravel()] for field in array.dtype.names}
+            variables[name] = {field: [plain(value) for value in array[field].ravel()] for field in array.dtype.names}
         elif array is not None:
-            found[name] = [plain(value) for value in array.ravel()]
-    return found
+            variables[name] = [plain(value) for value in array.ravel()]
+    return variables
 
 
 def _main(path: str) -> None:
@@ -68,10 +70,10 @@ def _main(path: str) -> None:
     except (ImportError, ValueError, OSError):
         pass  # not on Windows, and not where less is allowed already
     try:
-        told = {"variables": _variables(path)}
+        answer = {"variables": _variables(path)}
     except Exception as error:  # broken bytes bring about whatever its reader did not think of
-        told = {"error": str(error) or type(error).__name__}
-    sys.stdout.buffer.write(json.dumps(told).encode())
+        answer = {"error": str(error) or type(error).__name__}
+    sys.stdout.buffer.write(json.dumps(answer).encode())
 
 
 if __name__ == "__main__":

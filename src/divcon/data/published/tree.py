@@ -40,7 +40,7 @@ def find_tree(
 
     Args:
         name: the data set's, for messages.
-        marks: files and folders, relative to its folder, any of which tells it.
+        marks: files and folders, relative to its folder, any of which identifies it.
 
     Raises:
         DataError: nothing is given, or there is no such file or folder; it is neither a folder nor an archive; or it
@@ -255,9 +255,9 @@ def class_folders(listed: ListFile, classes: Sequence[int]) -> dict[int, str]:
     Raises:
         DataError: a class lies in two folders; with file and line.
     """
-    found: dict[int, str] = {}
+    folder_of: dict[int, str] = {}
     for i, (label, path) in enumerate(zip(classes, listed.texts("path"), strict=True)):
         folder = path.partition("/")[0]
-        if found.setdefault(label, folder) != folder:
-            raise listed.error(i, f"class {label} lies in {found[label]}, and this image of it in {folder}")
-    return found
+        if folder_of.setdefault(label, folder) != folder:
+            raise listed.error(i, f"class {label} is in {folder_of[label]}, and this image of it in {folder}")
+    return folder_of

@@ -16,7 +16,7 @@ from divcon.runtime.context import DEFAULT, Context
 
 Size = Literal["small", "medium", "large"]
 TEST_VEHICLES = {"small": 800, "medium": 1600, "large": 2400}
-"""The three tests: how many vehicles are told apart."""
+"""The number of vehicles in each of the three test sets."""
 _FOLDER = "train_test_split"
 _TRAIN = f"{_FOLDER}/train_list.txt"
 

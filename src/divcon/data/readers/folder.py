@@ -1,4 +1,4 @@
-"""Folders of images: one folder a class, or images without labels."""
+"""Read folders of images: one folder per class, or images without labels."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SPLIT_FOLDERS = ("train", "test", "validation", "val")
 _HIDDEN = ("hidden file", "hidden files")
 _LOOSE = ("image beside the class folders", "images beside the class folders")
 _OTHER = ("file that is no image", "files that are no images")
-_LAYOUT = "images lie in one folder a class, ROOT/CLASS/*, or ROOT/train/CLASS/* and ROOT/test/CLASS/*"
+_LAYOUT = "images are in one folder per class, ROOT/CLASS/*, or ROOT/train/CLASS/* and ROOT/test/CLASS/*"
 
 
 def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark:
-    """A benchmark from ``root/CLASS/*``, or from ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
+    """Read images from ``root/CLASS/*``, or from ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    Images in folders below a class are of that class. Without a split, the first half of the sorted classes
-    trains. ``validation`` (or ``val``) beside train and test is for model selection; with train alone it is
-    the test part. Hidden files and what is no image are skipped, and a note counts them.
+    Images in folders below a class are of that class. Without a split, the first half of the sorted classes is train,
+    the rest test. ``validation`` (or ``val``) is for model selection; without ``test`` it is the test set. Hidden files
+    and files that are no images are skipped, and a note counts them.
 
     Args:
-        flip: whether a mirrored image is still of its class, so that training may flip.
+        flip: whether a mirrored image is still of its class, so that training may mirror images.
 
     Raises:
         DataError: not a folder, no images, images without class folders, too few classes or images.
@@ -45,15 +45,15 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
     split = "train" in folders and len(folders) > 1 and set(folders) <= set(SPLIT_FOLDERS)
     parts = folders if split else [""]
     skipped: Counter[tuple[str, str]] = Counter()
-    found = [
+    files = [
         (part, label, path)
         for part in parts
         for label in _class_folders(root, part, skipped)
         for path in _images_under(root, os.path.join(part, label), skipped)  # noqa: PTH118
     ]
-    if not found:
-        raise DataError(f"{root}: no images found ({', '.join(IMAGE_SUFFIXES)}); {_LAYOUT}")
-    images = _image_set(root, [label for _, label, _ in found], [path for _, _, path in found])
+    if not files:
+        raise DataError(f"{root}: there are no images ({', '.join(IMAGE_SUFFIXES)}); {_LAYOUT}")
+    images = _image_set(root, [label for _, label, _ in files], [path for _, _, path in files])
     images = replace(images, flip=flip)
     notes = [f"skipped: {counted(n, *what)}" for what, n in sorted(skipped.items())]
     if not split:
@@ -62,18 +62,18 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
         number = f"{len(np.unique(images.labels[train])):,} train, the other {test.num_classes:,} test"
         notes.append(f"the folder has no split: the first half of the sorted classes, {number}")
         return checked_benchmark(root.resolve().name, images.subset(train), test, test, notes=notes)
-    part = np.array([part for part, _, _ in found])
-    held = (part == "validation") | (part == "val")
+    part = np.array([part for part, _, _ in files])
+    validation = (part == "validation") | (part == "val")
     tested = part == "test"
     if not tested.any():
-        held, tested = tested, held
+        validation, tested = tested, validation
     test = images.subset(tested)
     return checked_benchmark(
         root.resolve().name,
         images.subset(part == "train"),
         test,
         test,
-        validation=images.subset(held) if held.any() else None,
+        validation=images.subset(validation) if validation.any() else None,
         notes=notes,
     )
 
@@ -82,13 +82,13 @@ def images_of(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str] | None = None,
 ) -> LabeledSet:
-    """Images or vectors to be encoded: one image, a folder with all below it, a list of images and folders, a table, or
-    a folder of tables (``table_files``).
+    """Images or vectors to encode: one image, a folder with its subfolders, a list of images and folders, a table, or a
+    folder of tables (``table_files``).
 
-    A table's labels are kept; otherwise all labels are 0 and ``label_names`` is ``("",)``.
+    Labels are those of the table; otherwise all labels are 0 and ``label_names`` is ``("",)``.
 
     Args:
-        root: the folder that a table's relative paths start from, in place of the table's own.
+        root: the folder that a table's relative paths start from, instead of the table's own.
 
     Raises:
         DataError: there is no such file or folder, or no image in it.
@@ -146,30 +146,30 @@ def _class_folders(root: Path, part: str, skipped: Counter[tuple[str, str]]) -> 
 def _all_under(folder: Path) -> list[str]:
     paths = list(_images_under(folder, "", Counter()))
     if not paths:
-        raise DataError(f"{folder}: no images found ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{folder}: there are no images in it ({', '.join(IMAGE_SUFFIXES)})")
     return paths
 
 
 def _images_under(root: Path, folder: str, skipped: Counter[tuple[str, str]]) -> Iterable[str]:
     """The images below ``root/folder`` in order, relative to ``root``, with forward slashes."""
-    seen = set()
-    found = []
+    visited = set()
+    paths = []
     for here, folders, files in os.walk(root / folder, followlinks=True):
         real = os.path.realpath(here)
-        if real in seen:
-            # A link that leads back up would be walked for ever.
+        if real in visited:
+            # A link to a folder above would be walked forever.
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in files:
             if _is_hidden(name):
                 skipped[_HIDDEN] += 1
             elif _is_image(name):
-                found.append(Path(here, name).relative_to(root).as_posix())
+                paths.append(Path(here, name).relative_to(root).as_posix())
             else:
                 skipped[_OTHER] += 1
-    return sorted(found)
+    return sorted(paths)
 
 
 def _folders_in(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The icons benchmark, once it is built (``tools/icons.py`` builds it)."""
+"""Read the icons benchmark, which ``tools/icons.py`` builds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from divcon.errors import DataError
 ICONS_FILE = "icons.parquet"
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
 MIN_IMAGES, MAX_IMAGES = 4, 40
-"""A class is a name that so many icon sets draw."""
+"""The number of icon sets that draw the name of a class."""
 
 
 @dataclass(frozen=True)
 class IconCounts:
-    """What the build counted, from all that was drawn to what is left."""
+    """The numbers of drawings at each step of the build."""
 
     sets: int
     names: int
@@ -40,19 +40,21 @@ class IconCounts:
         return (
             f"{self.sets} icon sets, {self.names:,} names drawn by {MIN_IMAGES} to {MAX_IMAGES} of them, "
             f"{self.drawings:,} drawings; dropped {self.unrenderable:,} that cannot be drawn, "
-            f"{self.blank:,} blank, {self.repeated:,} repeated, {self.ambiguous:,} found under two names, "
+            f"{self.blank:,} blank, {self.repeated:,} repeated, {self.ambiguous:,} under two names, "
             f"{self.in_small_classes:,} of names with fewer than {MIN_IMAGES} left; {self.classes:,} classes "
             f"and {self.images:,} images remain"
         )
 
 
 def read_icons(root: str | os.PathLike[str], *, name: str = "icons") -> Benchmark:
-    """The benchmark in ``root``, a folder that ``python tools/icons.py`` made, or its icons.parquet.
+    """Read the icons benchmark: leave-one-out over the test classes. Training does not mirror images, because left and
+    right arrows are different classes.
 
-    Leave-one-out over the test classes; no flip, because left and right arrows are different classes.
+    Args:
+        root: a folder that ``python tools/icons.py`` wrote, or its icons.parquet.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such file.
     """
     path = Path(root)
     path = path / ICONS_FILE if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""Tables of images or vectors: CSV, parquet or JSON Lines, in divcon's columns or open-metric-learning's."""
+"""Read tables of images or vectors: CSV, parquet or JSON Lines, with divcon's columns or open-metric-learning's."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ pc: Any = pyarrow.compute
 _TRUE = ("true", "1", "1.0")
 _FALSE = ("false", "0", "0.0")
 _NONE = ("", "none", "nan", "null", "<na>")
-"""How writers of tables put an empty number or flag."""
+"""How tables write an empty number or flag."""
 _MOST_BYTES = 1 << 30
-"""Of the texts that Arrow's type `string` is asked to hold; it can hold twice that."""
+"""The most bytes of text that are stored as Arrow's type `string`, which can hold twice as many."""
 
 
 def reject(source: str, bad: np.ndarray, problem: str, advice: str) -> None:
-    """Raise DataError for the first of the ``bad`` rows, (N,) bool, if there are any."""
+    """Raise DataError for the first of the ``bad`` rows, (N,) bool; none: return."""
     rows = np.flatnonzero(bad)
     if len(rows):
         more = f" (in {len(rows):,} rows)" if len(rows) > 1 else ""
@@ -66,7 +66,7 @@ def text_chunk(chunk: pa.Array) -> pa.Array:
 
 
 def coded_texts(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """The different texts, and the place among them of every value: (N,) int64, -1 where there is none."""
+    """The index of every value among the distinct texts, (N,) int64, -1 for null; and these texts."""
     offsets, values, codes = 0, [], []
     for chunk in column.chunks:
         coded = text_chunk(chunk).dictionary_encode()
@@ -74,46 +74,46 @@ def coded_texts(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
         codes.append((offsets, pc.fill_null(coded.indices, -1).to_numpy()))
         offsets += len(coded.dictionary)
     joined = pa.chunked_array(values, pa.large_string()).combine_chunks().dictionary_encode()
-    # The last place is for -1.
+    # The last index is for -1.
     place = np.append(joined.indices.to_numpy(), -1).astype(np.int64)
     parts = [place[np.where(part < 0, -1, part + start)] for start, part in codes]
     return np.concatenate([np.empty(0, np.int64), *parts]), joined.dictionary
 
 
 def codes_of(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) int64, equal where the texts are; -1 where there is none."""
+    """(N,) int64, equal for equal texts; -1 for null."""
     return coded_texts(column)[0]
 
 
 def is_empty(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) bool, whether there is no text but spaces."""
+    """Whether each value is null or only spaces, (N,) bool."""
     chunks = [pc.equal(pc.utf8_trim_whitespace(pc.fill_null(text_chunk(part), "")), "") for part in _pieces(column)]
     return np.concatenate([np.empty(0, bool), *(chunk.to_numpy(zero_copy_only=False) for chunk in chunks)])
 
 
 def places_among(column: pa.ChunkedArray, known: Sequence[str]) -> tuple[np.ndarray, str | None]:
-    """The place of every value among the ``known`` texts, (N,) int8, spaces and case aside and no value as "", or
-    -1; and the first value that is not among them."""
+    """The index of every value among the ``known`` texts, (N,) int8, ignoring spaces and case (null is "", unknown -1);
+    and the first unknown value."""
     codes, texts = coded_texts(column)
     places = pc.fill_null(pc.index_in(_plain(texts), pa.array(known, pa.large_string())), -1).to_numpy()
     of_none = known.index("") if "" in known else -1
-    found = np.append(places, of_none).astype(np.int8)[codes]
-    bad = found < 0
+    indices = np.append(places, of_none).astype(np.int8)[codes]
+    bad = indices < 0
     if not bad.any():
-        return found, None
+        return indices, None
     code = codes[np.argmax(bad)]
-    return found, "" if code < 0 else texts[int(code)].as_py()
+    return indices, "" if code < 0 else texts[int(code)].as_py()
 
 
 def flags_of(tables: Tables, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The flag, False where empty, and whether it is there: (N,) bool each."""
+    """The flags, False if empty, and whether they are given: (N,) bool each."""
     places, unknown = places_among(tables.rows[name], _TRUE + _FALSE + _NONE)
     reject(tables.source, places < 0, f"{name} is {unknown!r}", "write True or False")
     return places < len(_TRUE), places < len(_TRUE) + len(_FALSE)
 
 
 def boxes_of(tables: Tables) -> np.ndarray | None:
-    """(N, 4) int64 boxes, -1 where empty; None where the table has none at all."""
+    """(N, 4) int64 boxes, -1 if empty; None if the table has no box."""
     if not set(BOX_COLUMNS) & set(tables.rows.column_names):
         return None
     tables.require(BOX_COLUMNS, f"a box needs {', '.join(BOX_COLUMNS)}")
@@ -154,7 +154,7 @@ def _plain(texts: pa.Array) -> pa.Array:
 
 
 def _pieces(column: pa.ChunkedArray) -> list[pa.Array]:
-    """The column in pieces of no more than a million rows, so that what is made of one takes little memory."""
+    """The column in pieces of at most a million rows, to save memory."""
     size = 1 << 20
     return [chunk[start : start + size] for chunk in column.chunks for start in range(0, len(chunk), size)]
 
@@ -164,7 +164,7 @@ _TRAIN, _TEST, _VALIDATION, _VAL, _QUERY, _GALLERY = range(len(SPLITS))
 
 
 def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Which rows are train, validation, query and gallery, (N,) bool each; and notes."""
+    """Whether each row is train, validation, query and gallery, (N,) bool each; and notes."""
     source, columns = tables.source, tables.rows.column_names
     flags = {"is_query", "is_gallery"} & set(columns)
     if flags:
@@ -192,8 +192,8 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
         test, validation = validation, np.zeros_like(validation)
     if not test.any():
         raise DataError(
-            f"{source}: all rows are train, so there is nothing to judge the embedding on; mark rows as test, "
-            "or leave the column split out and half of the classes are"
+            f"{source}: all rows are train, so there is no test set; mark rows as test, or remove the "
+            "column split to test on half of the classes"
         )
     plain = test & (split != _QUERY) & (split != _GALLERY)
     notes = []
@@ -209,7 +209,7 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _splits(tables: Tables) -> np.ndarray:
-    """The place of every row's split in SPLITS, (N,) int8."""
+    """The index of every row's split in SPLITS, (N,) int8."""
     places, unknown = places_among(tables.rows["split"], SPLITS)
     what = f"the split is {unknown!r}" if (unknown or "").strip() else "the split is empty"
     reject(tables.source, places < 0, what, f"write one of {', '.join(SPLITS)}")
@@ -217,7 +217,7 @@ def _splits(tables: Tables) -> np.ndarray:
 
 
 def first_rows(images: LabeledSet) -> np.ndarray:
-    """(N,) int64: the first row that has the same path and box as row i.
+    """For each row the first row with the same path and box, (N,) int64.
 
     Raises:
         DataError: an image has two labels.
@@ -240,7 +240,7 @@ def first_rows(images: LabeledSet) -> np.ndarray:
 
 
 def once(part: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The part, (N,) bool, without the rows whose image an earlier row of it has; ``first`` is ``first_rows``'."""
+    """The split, (N,) bool, without rows that repeat an image of it; ``first`` is of ``first_rows``."""
     rows = np.flatnonzero(part)
     kept = np.zeros_like(part)
     kept[rows] = _first_of(first[rows], rows, len(part))[first[rows]] == rows
@@ -248,10 +248,10 @@ def once(part: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def _first_of(codes: np.ndarray, rows: np.ndarray, num_codes: int | None = None) -> np.ndarray:
-    """(num_codes,) int64: for each code the first of the ascending ``rows`` that has it."""
+    """For each code the first of the ascending ``rows`` with it, (num_codes,) int64."""
     size = (int(codes.max()) + 1 if len(codes) else 0) if num_codes is None else num_codes
     first = np.empty(size, np.int64)
-    # Of what is written to one place, the last stays.
+    # Of several rows that are assigned to one index, the last stays.
     first[codes[::-1]] = rows[::-1]
     return first
 
@@ -272,31 +272,27 @@ def read_table(
     check_files: bool = True,
     flip: bool = True,
 ) -> Benchmark:
-    """A benchmark from a CSV, a parquet or JSON Lines with the columns
-    ``path,label[,split][,is_query,is_gallery][,camera]``; ``file_name`` will do for ``path``.
+    """Read a CSV, parquet or JSON Lines file with the columns
+    ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
 
-    - ``split``: train, test, validation (or val), query, gallery. Validation rows are the test part where
-      there is no other, as open-metric-learning means them; otherwise they are for model selection. Without
-      ``split``, the rows that are query or gallery are the test part; without those columns too, the first
-      half of the sorted classes trains.
-    - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. Where all are both, the protocol is
-      leave-one-out.
-    - ``x_1,y_1,x_2,y_2``: the part of the image to use: left, top, right, bottom in pixels; empty: all of it.
-    - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and
-      camera.
-    - ``image`` (parquet): encoded images in place of files, as bytes or as a struct with the field ``bytes``.
-    - ``embedding`` (parquet): vectors in place of images (``read_vectors``), and no file is looked for; ``path`` may
-      then be missing or empty.
+    - ``split``: train, test, validation (or val), query, gallery. Validation rows are for model selection; in a table
+      without test rows they are the test set, as in open-metric-learning. Without ``split``, rows that are query or
+      gallery are the test set; without those columns, the first half of the sorted classes is train, the rest test.
+    - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. If all are both, the protocol is leave-one-out.
+    - ``x_1,y_1,x_2,y_2``: the crop of the image to use: left, top, right, bottom in pixels; empty: all of it.
+    - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and camera.
+    - ``image`` (parquet): encoded images instead of files, as bytes or as a struct with the field ``bytes``.
+    - ``embedding`` (parquet): vectors instead of images (``read_vectors``); ``path`` may be missing or empty.
 
-    A row that repeats an earlier row's image (path and box) in the same part is left out, and a note says so.
+    A row that repeats the image (path and box) of an earlier row in the same split is left out, and a note says so.
 
     Args:
-        root: the folder that relative paths start from, in place of the table's own.
+        root: the folder that relative paths start from, instead of the table's own.
         check_files: look for every file now, not when it is first used.
-        flip: whether a mirrored image is still of its class, so that training may flip.
+        flip: whether a mirrored image is still of its class, so that training may mirror images.
 
     Raises:
-        DataError: with the table's name and line, for what is missing, empty, unknown or contradictory.
+        DataError: something is missing, empty, unknown or contradictory; the message has the table's name and line.
     """
     return benchmark_of(_one(path, root), check_files=check_files, flip=flip)
 
@@ -309,7 +305,7 @@ def read_columns(
     check_files: bool = True,
     flip: bool = True,
 ) -> Benchmark:
-    """A benchmark from columns in memory, with names and meaning as in ``read_table``: what a reader of your own needs.
+    """Make a benchmark of columns in memory, with the names and meaning as in ``read_table``: for readers of your own.
 
     Args:
         columns: a dict of lists or arrays, a pyarrow table, or a data frame of pandas or polars. ``image`` holds the
@@ -319,7 +315,7 @@ def read_columns(
         check_files, flip: as in ``read_table``.
 
     Raises:
-        DataError: with the row, for what is missing, empty, unknown or contradictory.
+        DataError: something is missing, empty, unknown or contradictory; the message has the row.
     """
     tables = tables_in_memory(name, columns, "" if root is None else os.fspath(root))
     return benchmark_of(tables, check_files=check_files, flip=flip)
@@ -328,7 +324,7 @@ def read_columns(
 def images_in_table(
     path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, check_files: bool = True
 ) -> LabeledSet:
-    """All images or vectors of a table, whose labels, if it has any, are kept, and whose split is ignored.
+    """All images or vectors of a table, with their labels if it has any; the split is ignored.
 
     Raises:
         DataError: as ``read_table``.
@@ -342,14 +338,14 @@ def _one(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> T
 
 
 def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True) -> Benchmark:
-    """``read_table`` of tables that are loaded."""
+    """``read_table`` for loaded tables."""
     need = ["path", "label"] if tables.kind == "files" else ["label"]
     tables.require(need, "a table needs the columns path and label")
     images = replace(_image_set(tables), flip=flip)
     if check_files:
         check_paths(images)
     name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
-    # Of the rows there is no more need; of ten million it counts.
+    # Free the rows: there may be ten million.
     del tables
     if images.encoded is None:
         first = first_rows(images)
@@ -358,7 +354,7 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
         if repeated:
             what = "image" if images.vectors is None else "path"
             notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
-        # An image that is a query in one row and in the gallery in another must not find itself.
+        # An image that is a query in one row and in the gallery in another must not retrieve itself.
         parts, images = kept, replace(images, rows=first)
     train, validation, query, gallery = parts
     query_set = images.subset(query)
@@ -374,7 +370,7 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
 
 
 def images_of_tables(tables: Tables, *, check_files: bool = True) -> LabeledSet:
-    """``images_in_table`` of tables that are loaded."""
+    """``images_in_table`` for loaded tables."""
     if tables.kind == "files":
         tables.require(["path"], "a table of images needs the column path")
     images = _image_set(tables)
@@ -384,7 +380,7 @@ def images_of_tables(tables: Tables, *, check_files: bool = True) -> LabeledSet:
 
 
 def check_paths(images: LabeledSet) -> None:
-    """Raise DataError if files are missing: which comes first, and how many do."""
+    """Raise DataError if files are missing, with the first and their number."""
     if images.encoded is not None or images.vectors is not None:
         return
     exists, join, root = os.path.exists, os.path.join, images.root
@@ -398,7 +394,7 @@ def check_paths(images: LabeledSet) -> None:
     if missing:
         raise DataError(
             f"{images.where(first)}: there is no such file ({missing:,} of {len(images):,} are "
-            f"missing); relative paths start from {images.root or '.'}: another folder can be given as the root"
+            f"missing); relative paths start from {images.root or '.'}: `root` sets another folder"
         )
 
 
@@ -463,7 +459,7 @@ def _labels(column: pa.ChunkedArray, source: str) -> tuple[tuple[str, ...], np.n
 
 
 def _paths_or_rows(paths: pa.Array) -> pa.Array:
-    """The paths, and the number of the row in place of those that are empty."""
+    """The paths, with ``row N`` instead of empty ones."""
     empty = is_empty(pa.chunked_array([paths]))
     if not empty.any():
         return paths
@@ -476,8 +472,7 @@ _MOST = 100_000
 
 
 def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
-    """What was read from a folder of parquet files, as the benchmark that ``pack.json`` there says it is; as it is
-    where there is none.
+    """The benchmark of a folder of parquet files with the name and settings in its ``pack.json``, if there is one.
 
     Raises:
         DataError: ``pack.json`` is damaged, or of other files.
@@ -490,7 +485,7 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
         recall_at, galleries = tuple(int(k) for k in about["recall_at"]), int(about["random_galleries"])
         if not recall_at or not all(1 <= k <= _MOST for k in recall_at) or not 0 <= galleries <= _MOST:
             raise ValueError("recall_at or random_galleries is no number of images")
-        found = replace(
+        packed = replace(
             benchmark,
             name=str(about["name"]),
             recall_at=recall_at,
@@ -498,15 +493,15 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
             notes=(*map(str, about["notes"]), str(about["packed"])),
             packed=str(about["packed"]),
         )
-        parts = {name: replace(images, flip=bool(about["flip"])) for name, images in found.parts.items()}
+        parts = {name: replace(images, flip=bool(about["flip"])) for name, images in packed.parts.items()}
         then = about["split_hash"]
     except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: is damaged ({error!r}); pack again") from None
-    if not found.has_split(then):
-        raise DataError(f"{path}: its split is {then}, and that of the files beside it {found.split_hash}; pack again")
+    if not packed.has_split(then):
+        raise DataError(f"{path}: its split is {then}, and that of the files beside it {packed.split_hash}; pack again")
     query = parts["test"] if "test" in parts else parts["query"]
     return replace(
-        found,
+        packed,
         train=parts["train"],
         validation=parts.get("validation"),
         query=query,
@@ -521,14 +516,14 @@ _SHARD = re.compile(
 
 
 def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
-    """The tables that a folder is read from; none where it is a folder of images alone.
+    """The tables that a folder is read from; none for a folder of images alone.
 
     - ``metadata.csv`` (or .tsv, .parquet, .pq, .jsonl, .ndjson) in it, or one in each of its folders ``train``,
-      ``test``, ``validation``, ``val``, ``query``, ``gallery``, whose split that is;
+      ``test``, ``validation``, ``val``, ``query``, ``gallery``, which names its split;
     - parquet files named by their split, ``train.parquet`` or ``train-00000-of-00002.parquet``, in it or in its
       folder ``data``.
 
-    A file's own column ``split`` goes before its name. Files of one split alone have no split.
+    A file's own column ``split`` overrides its name. If all files are of one split, they have no split.
 
     Raises:
         DataError: two metadata files in one folder; one split's folder has one, and another's has none; of files
@@ -543,8 +538,8 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
 
 
 def read_table_folder(root: str | os.PathLike[str], *, check_files: bool = True, flip: bool = True) -> Benchmark:
-    """A benchmark from the tables in a folder (``table_files``), with their columns as in ``read_table``; paths start
-    from the folder of the table that names them.
+    """Read the tables in a folder (``table_files``), with the columns as in ``read_table``; paths start from the folder
+    of the table that names them.
 
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
@@ -553,7 +548,7 @@ def read_table_folder(root: str | os.PathLike[str], *, check_files: bool = True,
 
 
 def images_in_table_folder(root: str | os.PathLike[str]) -> LabeledSet:
-    """All images or vectors of the tables in a folder, whose labels, if they have any, are kept.
+    """All images or vectors of the tables in a folder, with their labels if they have any.
 
     Raises:
         DataError: as ``read_table_folder``.
@@ -569,23 +564,23 @@ def _loaded(root: str | os.PathLike[str]) -> Tables:
 
 
 def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:
-    found = [folder / name for name in _METADATA if (folder / name).is_file()]
-    if len(found) > 1:
-        raise DataError(f"{folder}: there are {' and '.join(path.name for path in found)}; keep one")
-    return [TableFile(path, split, split or "") for path in found]
+    paths = [folder / name for name in _METADATA if (folder / name).is_file()]
+    if len(paths) > 1:
+        raise DataError(f"{folder}: there are {' and '.join(path.name for path in paths)}; keep one")
+    return [TableFile(path, split, split or "") for path in paths]
 
 
 def _metadata_by_split(root: Path) -> list[TableFile]:
     splits = [split for split in SPLITS if (root / split).is_dir()]
-    found = [_metadata_in(root / split, split) for split in splits]
-    if any(found) and not all(found):
-        without = splits[[bool(files) for files in found].index(False)]
+    by_split = [_metadata_in(root / split, split) for split in splits]
+    if any(by_split) and not all(by_split):
+        without = splits[[bool(files) for files in by_split].index(False)]
         raise DataError(f"{root / without}: there is no metadata file, and another split has one; write it here too")
-    return [file for files in found for file in files]
+    return [file for files in by_split for file in files]
 
 
 def _shards_in(folder: Path, below: str = "") -> list[TableFile]:
-    """The files named by their split, by split and number; none in a folder that holds others but ``data``."""
+    """The files named by their split, in order; none if there are other folders than ``data``, which may be classes."""
     if not folder.is_dir():
         return []
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""Vectors as a parquet: path, label where there is one, embedding; and a whole benchmark with its parts."""
+"""Write and read vectors as a parquet: path, label if there is one, embedding; and a benchmark with its splits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROWS_AT_A_TIME = 8192
 
 
 def write_vectors(path: str | Path, images: LabeledSet, embeddings: np.ndarray) -> None:
-    """Write the (N, D) embeddings of N images as float32, whole or not at all; paths as they can be opened from here.
+    """Write the (N, D) embeddings of N images as float32, atomically; paths open from the working directory.
 
     ``divcon.read`` and ``images_of`` read the file back, as vectors.
 
@@ -39,7 +39,7 @@ def write_vectors(path: str | Path, images: LabeledSet, embeddings: np.ndarray) 
     """
     if embeddings.ndim != 2 or len(embeddings) != len(images):
         raise DataError(f"embeddings of shape {embeddings.shape} are not one vector for each of {len(images):,} images")
-    paths = _told_apart(images.paths, [images])
+    paths = _numbered(images.paths, [images])
     if images.encoded is None and images.root:
         paths = _under(images.root, paths)
     columns = {"path": paths}
@@ -50,19 +50,20 @@ def write_vectors(path: str | Path, images: LabeledSet, embeddings: np.ndarray) 
 
 
 def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Features) -> None:
-    """Write a benchmark with vectors in place of its images, so that ``divcon.read`` gives the same benchmark back.
+    """Write a benchmark with vectors instead of its images; ``divcon.read`` reads it back.
 
-    The columns are ``path,label,split,embedding``, with ``is_query,is_gallery`` where query and gallery differ, and
-    ``camera``, ``sequence`` and the sides of the boxes where the benchmark has them. Paths are counted from the
-    benchmark's root, so that its ``split_hash`` stays the same; encoded images of one path are told apart by their row.
+    The columns are ``path,label,split,embedding``, with ``is_query,is_gallery`` if query and gallery differ, and
+    ``camera``, ``sequence`` and the sides of the boxes if the benchmark has them. Paths are counted from the
+    benchmark's root, so that its ``split_hash`` stays the same; encoded images that share a path are
+    numbered by their row.
 
     Args:
-        features: a function of a `LabeledSet` that gives its (n, F) vectors, called with some thousand images at a
-            time, so that memory stays bounded; or arrays of them by part: train, validation, query, gallery (an image
-            that is in both needs its vector in query alone).
+        features: a function that returns the (n, F) vectors of a `LabeledSet`, called with some thousand images at a
+            time, so that memory stays bounded; or arrays by split: train, validation, query, gallery (the vector of an
+            image in both query and gallery is read from query).
 
     Raises:
-        DataError: the features are not one vector an image, or not all of one length.
+        DataError: the features are not one vector per image, or not all of one length.
         OutputError: the file cannot be written.
     """
     parts = [part for part in table_parts(benchmark) if len(part.images)]
@@ -76,20 +77,20 @@ def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Fe
 
 @dataclass(frozen=True)
 class TablePart:
-    """Some images of a benchmark that a table holds one after another."""
+    """Images of a benchmark in consecutive rows of a table."""
 
     name: str
-    """The name of its features."""
+    """The split whose features they are: train, validation, query or gallery."""
     images: LabeledSet
     places: np.ndarray
-    """(n,) int64, which vectors of the named features are theirs."""
+    """Their rows in the features of that split, (n,) int64."""
     split: str
     paths: pa.Array
     is_query: np.ndarray | None = None
     is_gallery: np.ndarray | None = None
 
     def table(self) -> pa.Table:
-        """What the table says of them, all but pixels or vectors; unknown cameras, no sequence, no box are null."""
+        """Their columns, except pixels and vectors; no camera, sequence or box is null."""
         images, n = self.images, len(self.images)
         columns = {"path": self.paths, "label": _labels(images), "split": pa.repeat(self.split, n)}
         if self.is_query is not None:
@@ -104,8 +105,8 @@ class TablePart:
 
 
 def table_parts(data: Benchmark) -> Iterator[TablePart]:
-    """The rows of a table that `divcon.read` reads back as this benchmark, in blocks: an image that is in two parts is
-    in one block."""
+    """The rows of a table that `divcon.read` reads back as this benchmark, in blocks. An image that is query and
+    gallery is one row."""
     for name, images in (("train", data.train), ("validation", data.validation)):
         if images is not None:
             yield TablePart(name, images, np.arange(len(images)), name, *names_of([images]))
@@ -115,7 +116,7 @@ def table_parts(data: Benchmark) -> Iterator[TablePart]:
         yield TablePart("query", query, every, "test", *names_of([query]))
         return
     query_names, gallery_names = names_of([query, gallery])
-    # An image that is in both must be one row, or it would find itself.
+    # An image that is in both must be one row, or it would retrieve itself.
     one_source = query.source == gallery.source
     both = np.isin(query.rows, gallery.rows) if one_source else np.zeros(len(query), bool)
     yield TablePart("query", query, every, "test", query_names, np.ones(len(query), bool), both)
@@ -126,14 +127,14 @@ def table_parts(data: Benchmark) -> Iterator[TablePart]:
 
 
 def benchmark_table(parts: Sequence[TablePart]) -> pa.Table:
-    """The rows of all parts, one of them at least; encoded images of one path are told apart by their row."""
+    """The rows of all blocks, at least one; encoded images that share a path are numbered by their row."""
     table = pa.concat_tables([part.table() for part in parts], promote_options="default")
-    paths = _told_apart(table["path"].combine_chunks(), [part.images for part in parts])
+    paths = _numbered(table["path"].combine_chunks(), [part.images for part in parts])
     return table.set_column(table.column_names.index("path"), "path", paths)
 
 
 def _blocks(parts: Iterable[TablePart], features: Features) -> Iterator[np.ndarray]:
-    """The vectors of the parts in turn, (n, F), some thousand at a time."""
+    """The vectors of the blocks in turn, (n, F), some thousand at a time."""
     width = None
     for part in parts:
         for start in range(0, len(part.images), _ROWS_AT_A_TIME):
@@ -171,8 +172,8 @@ def _under(root: str, paths: pa.Array) -> pa.Array:
     return pa.array([str(Path(root, path)) for path in paths.to_pylist()], pa.string())
 
 
-def _told_apart(paths: pa.Array, sets: Iterable[LabeledSet]) -> pa.Array:
-    """The paths, with the row's number where encoded images share one: a path is one image to those who read."""
+def _numbered(paths: pa.Array, sets: Iterable[LabeledSet]) -> pa.Array:
+    """The paths, with the row's number if several encoded images share one: readers take a path for one image."""
     rows = np.concatenate([images.rows if images.encoded is not None else np.full(len(images), -1) for images in sets])
     if not len(rows) or rows.max() < 0:
         return paths
@@ -184,21 +185,21 @@ def _told_apart(paths: pa.Array, sets: Iterable[LabeledSet]) -> pa.Array:
     return pc.if_else(pa.array(shared), names, paths)
 
 
-_WANTED = "the column 'embedding' needs a list of numbers a row"
+_WANTED = "the column 'embedding' needs a list of numbers per row"
 
 
 def read_vectors(files: Sequence[Path], source: str, num_rows: int) -> np.ndarray:
     """The column ``embedding`` of the rows of one parquet or several, (N, F) float32.
 
-    It may be a list, large list, list of fixed size, or tensor of one dimension, of floats or integers of any width.
-    It is read some thousand rows at a time: in memory is the array, and little more.
+    It may be a list, large list, fixed-size list, or one-dimensional tensor, of floats or integers of any width. It is
+    read some thousand rows at a time, so that little more than the array is in memory.
 
     Args:
         num_rows: N, as many as the files' other columns have.
 
     Raises:
-        DataError: with the row, for a vector that is missing, empty, of another length than the first, or not finite
-            in float32; or the column holds something else, or has another number of rows.
+        DataError: a vector is missing, empty, of another length than the first, or not finite in float32 (the message
+            has the row); or the column holds something else, or has another number of rows.
     """
     return _stacked(itertools.chain.from_iterable(map(_columns, files)), source, num_rows)
 
@@ -222,7 +223,7 @@ def _stacked(columns: Iterable[pa.Array], source: str, num_rows: int) -> np.ndar
         lengths = _lengths(column)
         if not row:
             width = int(lengths[0])
-            # A vector that is missing or empty is the first of the bad ones.
+            # If the first vector is missing or empty, it is reported below.
             vectors = np.empty((num_rows, max(width, 0)), np.float32)
         bad = (lengths < 1) | (lengths != width)
         if bad.any():
@@ -258,7 +259,7 @@ def _check_type(kind: pa.DataType, file: str | Path) -> None:
 
 
 def _lengths(column: pa.Array) -> np.ndarray:
-    """(n,) int64 lengths of the lists; -1 where there is none."""
+    """The lengths of the lists, (n,) int64; -1 for null."""
     return column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
@@ -274,7 +275,7 @@ def _fill(block: np.ndarray, values: pa.Array, source: str, row: int) -> None:
     numbers = values.to_numpy(zero_copy_only=False).reshape(block.shape)
     with np.errstate(over="ignore"):
         block[:] = numbers
-    # The sum is finite where all numbers are, unless it overflows; only then is every number looked at.
+    # The sum of finite numbers is finite unless it overflows; only then is every number checked.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(block.sum()):
             return
@@ -285,5 +286,5 @@ def _fill(block: np.ndarray, values: pa.Array, source: str, row: int) -> None:
         what = "no number" if value is None else f"{value:g}"
         raise DataError(
             f"{where_in(source, row + i)}the vector has {what} in place {place}; every number must be finite in "
-            "float32: leave such rows out, or make their vectors again"
+            "float32: remove such rows, or compute their vectors again"
         )
