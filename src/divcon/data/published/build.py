@@ -103,8 +103,8 @@ def _named_again(
         again[i] = j != i
         if j != i and (labels[i] != labels[j] or any(chosen[i] != chosen[j] for chosen in parts.values())):
             raise DataError(
-                f"{root}: the lists of {name} name {path} twice, with two classes or in two splits; unpack the original "
-                "archive again"
+                f"{root}: the lists of {name} name {path} twice, with two classes or in two splits; unpack the "
+                "original archive again"
             )
     return again
 
