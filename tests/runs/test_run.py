@@ -317,7 +317,7 @@ def test_data_without_train_images_is_refused(few: Benchmark, tmp_path: Path) ->
 
 def test_too_few_classes_for_validation_say_what_to_do(few: Benchmark, tmp_path: Path) -> None:
     three = few.train.of_classes(few.train.classes[:3])
-    with pytest.raises(DataError, match="--no-validation"):
+    with pytest.raises(DataError, match=r"`validation=False`"):
         dc.run(Benchmark("three", three, few.query, few.query), tmp_path / "run", CONFIG)
 
 
