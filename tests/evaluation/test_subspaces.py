@@ -136,7 +136,7 @@ def test_greedy_takes_as_many_parts_as_fit_and_the_best_at_each_step(sizes: list
 
     sets = [s for n in range(1, count + 1) for s in combinations(range(count), n) if sum(sizes[k] for k in s) <= dims]
     if not sets:
-        with pytest.raises(ValueError, match="smallest part"):
+        with pytest.raises(ValueError, match="smallest subspace"):
             greedy_order(sizes, worth, dims)
         return
     order = greedy_order(sizes, worth, dims)

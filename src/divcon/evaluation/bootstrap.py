@@ -25,7 +25,7 @@ def bootstrap_interval(
         seed: draws are the same for the same seed and number of classes.
 
     Returns:
-        Both ends; (nan, nan) where all queries are of one class, which says nothing of others.
+        The lower and the upper end; (nan, nan) where all queries are of one class.
 
     Raises:
         ValueError: lengths that differ, no value that is not NaN, level outside (0, 1), draws below 1.
@@ -43,7 +43,7 @@ def bootstrap_difference(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The interval of mean(a) - mean(b) of two models on the same queries: both see the same drawn classes.
+    """The interval of mean(a) - mean(b) of two models on the same queries: both use the same drawn classes.
 
     Queries that either leaves out are left out. Arguments, result and errors as for ``bootstrap_interval``.
     """
@@ -76,7 +76,7 @@ def bootstrap_runs_difference(
         seed: draws are the same for the same seed, number of seeds and number of classes.
 
     Returns:
-        Both ends; (nan, nan) where all queries are of one class, which says nothing of others.
+        The lower and the upper end; (nan, nan) where all queries are of one class.
 
     Raises:
         ValueError: shapes that differ, a value that is not finite, no value, level outside (0, 1), draws below 1.
@@ -119,7 +119,7 @@ def _values(values: object) -> np.ndarray:
         values = values.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
-        raise ValueError(f"one value a query is needed, an array of shape {array.shape} was given")
+        raise ValueError(f"one value a query is needed, not an array of shape {array.shape}")
     return array
 
 

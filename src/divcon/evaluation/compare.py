@@ -1,4 +1,4 @@
-"""Runs side by side, on the same queries. ``divcon.compare(...)`` is the function `compare`."""
+"""Comparison of several runs on the same queries. ``divcon.compare(...)`` is the function `compare`."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def _difference(one: Scores, first: Scores, score: str) -> Difference:
 
 
 def read_scores(path: str | Path) -> dict[str, Any]:
-    """What ``divcon evaluate --json`` wrote.
+    """Read the scores that ``divcon evaluate --json`` wrote.
 
     Raises:
-        DataError: the file cannot be read, or is no JSON of an object.
+        DataError: the file cannot be read, or does not hold a JSON object.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        scores = json.loads(Path(path).read_text(encoding="utf-8"))
     except IsADirectoryError as error:
         raise DataError(
             f"{path}: is a folder; evaluate its model first, with divcon.evaluate(model, data, per_query=True), or "
@@ -114,9 +114,9 @@ def read_scores(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(scores, dict):
         raise DataError(f"{path}: holds no scores; give what divcon evaluate --json wrote, or a run folder")
-    return found
+    return scores
 
 
 def _check(name: str, result: Mapping[str, Any]) -> None:

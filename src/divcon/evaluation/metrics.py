@@ -310,23 +310,23 @@ def metrics_of(chosen: Iterable[str | Metric]) -> list[Metric]:
 
 
 def _metric_of(one: object) -> Metric:
-    part = load_part(one, "metric") if isinstance(one, str) and is_named(one) else one
-    if isinstance(part, str):
-        row = _built_in(part)
+    metric = load_part(one, "metric") if isinstance(one, str) and is_named(one) else one
+    if isinstance(metric, str):
+        row = _built_in(metric)
         if row is None:
             raise ConfigError(
-                f"{unknown('metric', part, [*METRICS, 'recall_at_1', 'precision_at_1'])}; one of your own is named "
+                f"{unknown('metric', metric, [*METRICS, 'recall_at_1', 'precision_at_1'])}; one of your own is named "
                 "module:Name",
                 field="metrics",
             )
         return row
-    if not isinstance(part, Metric):
+    if not isinstance(metric, Metric):
         raise ConfigError(
             f"metric {one!r}: is no divcon.evaluation.Metric; put @divcon.evaluation.metric(depth=...) before the "
             "function, which says how deep a ranking it needs",
             field="metrics",
         )
-    return part
+    return metric
 
 
 def _built_in(name: str) -> Metric | None:

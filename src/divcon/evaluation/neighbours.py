@@ -27,14 +27,15 @@ _CHUNK = 32
 def smallest_products(
     vectors: Tensor, parts: Iterable[tuple[int, Tensor]], k: int, room: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The k smallest inner products of each vector with the vectors of a gallery, which comes in parts.
+    """The k smallest inner products of each vector with the vectors of a gallery, which comes in slices.
 
     Args:
         vectors: (q, D).
-        parts: the position of the first, from 0 on, and (p, D) vectors; of k in all, at least.
+        parts: slices of the gallery, each the position of its first vector, from 0 on, and its (p, D) vectors; at
+            least k vectors in all.
         k: how many.
         room: (m,) memory for products, of the vectors' dtype and on their device: so many are computed at a time, or
-            those of one vector with one part where that is more.
+            those of one vector with one slice where that is more.
 
     Returns:
         (q, k) products, rising, and (q, k) int64 positions in the gallery; of equal products, any.
@@ -48,12 +49,12 @@ def smallest_products(
         # Not allocated anew each time: new pages from the system cost as much as the products themselves.
         products = room[: min(len(room) // width, len(vectors)) * width].view(-1, width)
         products[:, len(part) :] = torch.inf
-        found = []
-        for some in vectors.split(len(products)):
-            torch.mm(some, part.T, out=products[: len(some), : len(part)])
-            found.append(_smallest(products[: len(some)], min(k, len(part))))
-        values = torch.cat([values, torch.cat([value for value, _ in found])], dim=1)
-        positions = torch.cat([positions, torch.cat([position for _, position in found]) + start], dim=1)
+        smallest = []
+        for queries in vectors.split(len(products)):
+            torch.mm(queries, part.T, out=products[: len(queries), : len(part)])
+            smallest.append(_smallest(products[: len(queries)], min(k, len(part))))
+        values = torch.cat([values, torch.cat([value for value, _ in smallest])], dim=1)
+        positions = torch.cat([positions, torch.cat([position for _, position in smallest]) + start], dim=1)
         if start:
             values, order = values.topk(min(k, values.shape[1]), dim=1, largest=False)
             positions = positions.gather(1, order)
@@ -119,14 +120,14 @@ class Space:
         self._scale = float(2.0 ** -np.frexp(self._extent)[1])
         self._gallery32 = np.empty(gallery.shape, dtype=np.float32)
         self._gallery_norm = 0.0
-        for part in self._parts():
-            vectors = self._prepared(gallery[part])
-            self._gallery32[part] = vectors
+        for items in self._slices():
+            vectors = self._prepared(gallery[items])
+            self._gallery32[items] = vectors
             self._gallery_norm = max(self._gallery_norm, float(_norms(vectors).max()))
         self._gallery: torch.Tensor | None = None
         self._room: torch.Tensor | None = None
 
-    def _parts(self) -> Iterator[slice]:
+    def _slices(self) -> Iterator[slice]:
         """Slices of the gallery whose float64 copies are small beside the budget."""
         step = max(1, min(self.budget // (64 * self.gallery.shape[1]), _MOST_ITEMS))
         return (slice(i, i + step) for i in range(0, len(self.gallery), step))
@@ -143,7 +144,7 @@ class Space:
         return moved
 
     def queries_at_once(self, reach: int) -> int:
-        """How many queries the budget allows when each is given ``reach`` candidates."""
+        """How many queries the budget allows when each has ``reach`` candidates."""
         row = 128 * reach + 16 * self.query.shape[1]
         if reach > _QUICK_MOST:
             row += 24 * len(self.gallery)
@@ -154,7 +155,7 @@ class Space:
         return max(1, self.budget // (160 * len(self.gallery)))
 
     def exact(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """(n,) float64: the nearness of n pairs, from the vectors as they were given."""
+        """(n,) float64: the nearness of n pairs, from the vectors as they were passed."""
         out = np.empty(len(rows), dtype=np.float64)
         step = max(1, min(self.budget // 8, 2**25) // (32 * self.query.shape[1]))
         for i in range(0, len(rows), step):
@@ -199,11 +200,11 @@ class Space:
         vectors, dtype = self._prepared(self.query[rows]), self.dtype(reach)
         if dtype == torch.float64:
             return self._top(vectors, self._products(vectors), reach)
-        values, indices = (np.concatenate(found) for found in zip(*self._raced(vectors, reach), strict=True))
+        values, indices = (np.concatenate(arrays) for arrays in zip(*self._raced(vectors, reach), strict=True))
         return values, indices, self.error(_norms(vectors), values, dtype)
 
     def _raced(self, vectors: np.ndarray, reach: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Nearness and indices of some queries after others. Which search is faster depends on the
+        """Nearness and indices, a run of queries at a time. Which search is faster depends on the
         processor, by up to three times: each starts with some queries, and the faster one gets the rest."""
         # Fewer queries faiss compares one by one, not by products of matrices: each takes several times longer.
         enough = max(_TRIAL, -(-faiss.cvar.distance_compute_blas_threshold // vectors.shape[1]))
@@ -225,25 +226,25 @@ class Space:
     def _by_faiss(self, vectors: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
         if self.metric == "euclidean":
             return faiss.knn(vectors, self._gallery32, reach, metric=faiss.METRIC_L2)
-        found, indices = faiss.knn(vectors, self._gallery32, reach, metric=faiss.METRIC_INNER_PRODUCT)
-        return -found, indices
+        products, indices = faiss.knn(vectors, self._gallery32, reach, metric=faiss.METRIC_INNER_PRODUCT)
+        return -products, indices
 
     def _by_torch(self, vectors: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
         if self._room is None or self._gallery is None:
             self._room = torch.empty(min(self.budget // 4, _ROOM_BYTES) // 4, device=self.device)
             self._gallery = torch.from_numpy(self._gallery32).to(self.device)
-        held = self._gallery
+        all_items = self._gallery
         query = torch.from_numpy(vectors).to(self.device)
         euclidean = self.metric == "euclidean"
         query = torch.cat([-2 * query, torch.ones_like(query[:, :1])], dim=1) if euclidean else -query
 
-        def part_of(part: slice) -> torch.Tensor:
-            gallery = held[part]
+        def augmented(items: slice) -> torch.Tensor:
+            gallery = all_items[items]
             return torch.cat([gallery, gallery.square().sum(1, keepdim=True)], dim=1) if euclidean else gallery
 
-        parts = ((part.start, part_of(part)) for part in self._parts())
+        slices = ((items.start, augmented(items)) for items in self._slices())
         with _full_precision(self.device):
-            values, indices = smallest_products(query, parts, reach, self._room)
+            values, indices = smallest_products(query, slices, reach, self._room)
         return values.cpu().numpy(), indices.cpu().numpy()
 
     def thorough(self, rows: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -272,12 +273,12 @@ class Space:
         query = torch.from_numpy(vectors).to(device)
         out = torch.empty(len(vectors), len(self.gallery), dtype=torch.float64, device=device)
         with _full_precision(device):
-            for part in self._parts():
-                gallery = torch.from_numpy(self._prepared(self.gallery[part])).to(device)
+            for items in self._slices():
+                gallery = torch.from_numpy(self._prepared(self.gallery[items])).to(device)
                 if self.metric == "euclidean":
-                    out[:, part] = torch.addmm(gallery.square().sum(dim=1), query, gallery.T, alpha=-2)
+                    out[:, items] = torch.addmm(gallery.square().sum(dim=1), query, gallery.T, alpha=-2)
                 else:
-                    out[:, part] = (query @ gallery.T).neg_()
+                    out[:, items] = (query @ gallery.T).neg_()
         return out
 
 
@@ -319,7 +320,7 @@ class Block:
 
 
 def as_vectors(values: object, name: str) -> np.ndarray:
-    """N vectors as a (N, D) array of float32, or of float64 where they came as such or as whole numbers.
+    """N vectors as a (N, D) array of float32, or of float64 where they are float64 or whole numbers.
 
     Args:
         values: (N, D) array, tensor or nested sequence of numbers.
@@ -334,7 +335,7 @@ def as_vectors(values: object, name: str) -> np.ndarray:
         values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     vectors = np.asarray(values)
     if vectors.ndim != 2:
-        raise ValueError(f"{name}: an array of shape (N, D) is needed, one of shape {vectors.shape} was given")
+        raise ValueError(f"{name}: an array of shape (N, D) is needed, not one of shape {vectors.shape}")
     if not vectors.size:
         raise ValueError(f"{name}: there are no vectors in an array of shape {vectors.shape}")
     if vectors.dtype.kind not in "fiub":
@@ -417,7 +418,7 @@ def nearest(
     device: str | torch.device = "cpu",
     backend: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``neighbour_blocks`` put together: (Q, k) int64 indices and (Q, k) float32 distances or scores."""
+    """All of ``neighbour_blocks`` concatenated: (Q, k) int64 indices and (Q, k) float32 distances or scores."""
     blocks = list(
         neighbour_blocks(
             query,
@@ -505,7 +506,7 @@ def _ranking(space: Space, rows: np.ndarray, reach: int) -> np.ndarray:
         some = rows[i : i + step]
         values, items, error = space.thorough(some, reach)
         blurred = np.diff(values) <= error[:, 1:] + error[:, :-1]
-        # Runs that begin beyond the reach matter to nobody, and may be most of the gallery.
+        # Runs that begin beyond the reach change no result, and may be most of the gallery.
         beyond = np.logical_or.accumulate(~blurred[:, reach - 1 :], axis=1)
         blurred[:, reach - 1 :] &= ~beyond
         _settle(space, some, items, np.ones_like(items, dtype=bool), blurred)

@@ -1,7 +1,7 @@
 """Re-ranking by k-reciprocal encoding: items that have neighbours in common come nearer.
 
 Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017 (arXiv 1701.08398).
-The code that its authors released, which gave the published numbers and which others took over, differs from the text
+The code that its authors released, which gave the published numbers and which later code copies, differs from the text
 in what it counts and scales; here it is as released:
 
 - queries are neighbours of each other, and of the gallery: N = Q + G items;
@@ -31,7 +31,7 @@ _BYTES = 32
 
 @dataclass(frozen=True)
 class ReRanking:
-    """How a ranking is made anew by k-reciprocal encoding.
+    """Settings of re-ranking by k-reciprocal encoding.
 
     Raises:
         ConfigError: k1 or k2 below 1, or a weight that is not from 0 to 1.
@@ -179,13 +179,13 @@ class Reranked:
         return np.bincount(gallery.indices[at], weights=smaller, minlength=len(self._gallery))
 
     def _encodings(self, neighbours: np.ndarray) -> csr_array:
-        """(N, N): each item's k-reciprocal encoding, before others' are added (sections 3.2 and 3.3)."""
+        """(N, N): each item's k-reciprocal encoding, before its neighbours' are added (sections 3.2 and 3.3)."""
         k1, count = self._rerank.k1, len(neighbours)
         mutual = _mutual(neighbours[:, : k1 + 1])
         half = _mutual(neighbours[:, : round(k1 / 2) + 1])  # round and NumPy's around both take 2.5 to 2
         sizes = np.diff(half.indptr)
-        parts, entries = [], 0
-        for rows in self._parts(count, np.diff(mutual.indptr).max() * (2 + sizes.max())):
+        blocks, entries = [], 0
+        for rows in self._row_slices(count, np.diff(mutual.indptr).max() * (2 + sizes.max())):
             near = mutual[rows]
             # How many of j's half of neighbours are i's too, for each mutual pair; being mutual is symmetric.
             shared = near.multiply(near @ half).tocsr()
@@ -197,10 +197,10 @@ class Reranked:
             weight = np.exp(-self._pairs(row, encoded.indices) / self._farthest[row])
             total = np.bincount(row - rows.start, weights=weight)
             encoded.data = (weight / total[row - rows.start]).astype(np.float32)
-            parts.append(encoded)
+            blocks.append(encoded)
             entries += encoded.nnz
             self._afford_encodings(entries)
-        return csr_array(vstack(parts, format="csr"))
+        return csr_array(vstack(blocks, format="csr"))
 
     def _expanded(self, own: csr_array, neighbours: np.ndarray) -> csr_array:
         """(N, N): the mean encoding of each item's k2 nearest (section 3.4)."""
@@ -230,7 +230,7 @@ class Reranked:
             out[i : i + step] = np.square(difference, out=difference).sum(axis=1)
         return out
 
-    def _parts(self, count: int, entries: int) -> Iterator[slice]:
+    def _row_slices(self, count: int, entries: int) -> Iterator[slice]:
         """Slices of ``count`` rows of up to so many entries, each slice in a quarter of the memory."""
         step = max(1, int(self._memory_mb * 2**18) // (_BYTES * int(entries)))
         return (slice(i, min(i + step, count)) for i in range(0, count, step))

@@ -40,7 +40,7 @@ def retrieval_metrics(
     device: str | torch.device = "cpu",
     memory_mb: float = 1024,
 ) -> dict[str, Any]:
-    """Retrieval metrics of N queries, each searched among all others (leave-one-out) or in a gallery of G items.
+    """Retrieval metrics of N queries, each searched among the N - 1 other items (leave-one-out) or in a gallery of G.
 
     A query's ranking holds the *admissible* gallery items, nearest first; of equally near ones the lower position comes
     first. Admissible is every item but the query itself (in leave-one-out the item at its position; else items of its
@@ -238,12 +238,12 @@ def random_gallery_metrics(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """Retrieval metrics where one image of each class, drawn by lot, is the gallery, and all others are queries (Liu et
+    """Retrieval metrics where one image of each class, drawn at random, is the gallery and the rest are queries (Liu et
     al. 2016, "Deep Relative Distance Learning"). A query has one match, so that Recall@k is the cumulative match
     characteristic at k, and average precision is one over the match's rank: the neighbours need not be sorted.
 
     Args:
-        embeddings: (N, D) numbers, array or tensor; near is what is near by Euclid.
+        embeddings: (N, D) numbers, array or tensor; compared by Euclidean distance.
         labels: (N,) ints or strings.
         draws: how many galleries are drawn.
         recall_at: the k.
@@ -272,19 +272,19 @@ def random_gallery_metrics(
     num_classes = int(code.max(initial=-1)) + 1
     if len(code) == num_classes:
         raise DataError("no class has two images, one for the gallery and one to ask with")
-    found: dict[str, list[float]] = {}
+    by_draw: dict[str, list[float]] = {}
     curves = []
     for draw in range(draws):
         gallery = drawn_gallery(code, seed, draw)
         query = np.setdiff1d(np.arange(len(code)), gallery)
         rank = _ranks(vectors[query], vectors[gallery], code[query], device)
         for k in recall_at:
-            found.setdefault(f"recall_at_{k}", []).append(float((rank <= k).mean()))
-        found.setdefault("map", []).append(float((1 / rank).mean()))
+            by_draw.setdefault(f"recall_at_{k}", []).append(float((rank <= k).mean()))
+        by_draw.setdefault("map", []).append(float((1 / rank).mean()))
         if cmc is not None:
             curves.append(match_characteristic(rank, cmc))
     result: dict[str, Any] = {}
-    for name, values in found.items():
+    for name, values in by_draw.items():
         result[name] = float(np.mean(values))
         result[f"{name}_std"] = float(np.std(values, ddof=1)) if draws > 1 else 0.0
     if curves:

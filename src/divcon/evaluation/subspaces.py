@@ -46,18 +46,18 @@ def subspace_scores(
     count = len(dimensions)
     if count < 2:
         return {}
-    found: dict[str, Any] = {"without": [of([k for k in range(count) if k != left]) for left in range(count)]}
+    result: dict[str, Any] = {"without": [of([k for k in range(count) if k != left]) for left in range(count)]}
     if order is not None:
-        found["by_size"] = [
+        result["by_size"] = [
             {"learners": list(order[:n]), "dims": sum(len(dimensions[k]) for k in order[:n]), **of(order[:n])}
             for n in range(1, count + 1)
         ]
-    return found
+    return result
 
 
 def kept_part(embeddings: np.ndarray, dimensions: Sequence[Sequence[int]]) -> np.ndarray:
     """(N, D) embeddings cut to some subspaces' dimensions, in the embedding's order: (N, d) of length one."""
-    kept = embeddings[:, sorted(d for part in dimensions for d in part)]
+    kept = embeddings[:, sorted(d for subspace in dimensions for d in subspace)]
     return normalized(kept)
 
 
@@ -75,7 +75,7 @@ def subspace_order(
     batch_size: int = 128,
     context: Context = DEFAULT,
 ) -> list[int]:
-    """The learners whose subspaces together find best, the most useful first.
+    """The learners whose subspaces score best when combined, the most useful first.
 
     Each step adds the subspace with which Recall@1 among ``images`` is highest; MAP@R decides where Recall@1 is equal,
     the lower number where both are. That is not always the best set of a size, but costs K searches a step.
@@ -89,22 +89,22 @@ def subspace_order(
         ValueError: the model's learners share dimensions, or none of their subspaces fits.
         DataError: no image has another of its class.
     """
-    parts = model.head.dimensions()
-    if not parts:
+    subspaces = model.head.dimensions()
+    if not subspaces:
         raise ValueError("the model's learners share dimensions, so that there are no subspaces to choose from")
     if features is None:
         features = model.features(images, batch_size=batch_size, context=context)
     embeddings = model.embed(features)
 
     def worth(learners: list[int]) -> tuple[float, float]:
-        scores = scores_among(kept_part(embeddings, [parts[k] for k in learners]), images, model.device)
+        scores = scores_among(kept_part(embeddings, [subspaces[k] for k in learners]), images, model.device)
         return scores["recall_at_1"], scores["map_at_r"]
 
-    return greedy_order([len(part) for part in parts], worth, dims)
+    return greedy_order([len(subspace) for subspace in subspaces], worth, dims)
 
 
 def scores_among(embeddings: np.ndarray, images: LabeledSet, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Retrieval metrics of images that each search among all the others, from their (N, d) embeddings."""
+    """Leave-one-out retrieval metrics of images, from their (N, d) embeddings."""
     return retrieval_metrics(
         embeddings, images.labels, recall_at=(1,), cameras=images.cameras, groups=images.groups, device=device
     )
@@ -113,25 +113,25 @@ def scores_among(embeddings: np.ndarray, images: LabeledSet, device: str | torch
 def greedy_order(
     sizes: Sequence[int], worth: Callable[[list[int]], tuple[float, ...]], dims: int | None = None
 ) -> list[int]:
-    """The most parts that fit into ``dims``, each the one that is worth most beside those before it.
+    """Choose greedily as many subspaces as fit into ``dims``: each adds the most to those before it.
 
     Args:
-        sizes: of K parts.
-        worth: of some of them; higher is better.
+        sizes: dimensions of each of K subspaces.
+        worth: scores a list of subspaces; higher is better.
 
     Raises:
-        ValueError: not one part fits.
+        ValueError: no subspace fits.
     """
     room = sum(sizes) if dims is None else dims
     number = int(np.searchsorted(np.cumsum(sorted(sizes)), room, side="right"))
     if not number:
-        raise ValueError(f"the smallest part has {min(sizes)} dimensions, more than {room}")
+        raise ValueError(f"the smallest subspace has {min(sizes)} dimensions, more than {room}")
     order: list[int] = []
     while len(order) < number:
         left = [k for k in range(len(sizes)) if k not in order]
 
         def fits(k: int, left: list[int] = left) -> bool:
-            # A large part is not to take the room of two small ones.
+            # A large subspace must not take the room of two small ones.
             smallest = sorted(sizes[other] for other in left if other != k)[: number - len(order) - 1]
             return sum(sizes[chosen] for chosen in order) + sizes[k] + sum(smallest) <= room
 
@@ -143,8 +143,8 @@ def ordering_split(data: Benchmark) -> tuple[str, LabeledSet] | None:
     """The images of a benchmark to choose by, never of its test classes: ``("validation", images)``, or of ``"train"``
     where it has no validation classes; at most `MOST_IMAGES`, see `sample_of`. None where no two are of one class."""
     for name, images in (("validation", data.validation), ("train", data.train)):
-        if images is not None and len(found := sample_of(images)):
-            return name, found
+        if images is not None and len(sample := sample_of(images)):
+            return name, sample
     return None
 
 
@@ -182,7 +182,7 @@ def similarity_correlations(embeddings: Sequence[np.ndarray]) -> list[list[float
         (K, K); None where all pairs are equally similar in a subspace.
     """
     pairs = np.triu_indices(len(embeddings[0]), 1)
-    cosines = np.stack([(part @ part.T)[pairs] for part in embeddings]).astype(np.float64)
+    cosines = np.stack([(subspace @ subspace.T)[pairs] for subspace in embeddings]).astype(np.float64)
     cosines -= cosines.mean(axis=1, keepdims=True) if cosines.shape[1] else 0
     lengths = np.linalg.norm(cosines, axis=1)
     # Rounding alone is no difference between pairs.

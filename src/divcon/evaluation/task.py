@@ -33,12 +33,12 @@ def joint_codes(query: object, gallery: object, name: str) -> Pair:
 
 
 def column(values: object, name: str) -> np.ndarray:
-    """One value an item, as (N,) int64 or an array of strings; ``joint_codes`` says what it raises."""
+    """One value an item, as (N,) int64 or an array of strings; raises as ``joint_codes``."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ValueError(f"{name}: one value an item is needed, an array of shape {array.shape} was given")
+        raise ValueError(f"{name}: one value an item is needed, not an array of shape {array.shape}")
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array):
         array = array.astype(str)
     if array.dtype.kind in "iub" or not len(array):
@@ -79,11 +79,11 @@ class Exclusion:
         return Exclusion(tuple((query[queries], gallery) for query, gallery in self.pairs))
 
     def check(self, num_queries: int, num_gallery: int) -> None:
-        """Raises ValueError where the codes are not those of so many queries and gallery items."""
+        """Raise ValueError where the codes are not those of so many queries and gallery items."""
         for query, gallery in self.pairs:
             if query.shape != (num_queries,) or gallery.shape != (num_gallery,):
                 raise ValueError(
-                    f"exclude: codes of {len(query)} queries and {len(gallery)} gallery items were given "
+                    f"exclude: codes of {len(query)} queries and {len(gallery)} gallery items "
                     f"for {num_queries} queries and {num_gallery} gallery items"
                 )
 
@@ -162,9 +162,9 @@ class Task:
         if columns["labels"][0] is None:
             raise ValueError("labels are needed")
         sides = {
-            name: _both_sides(name, *given, num_queries, count, alone)
-            for name, given in columns.items()
-            if any(side is not None for side in given)
+            name: _both_sides(name, *pair, num_queries, count, alone)
+            for name, pair in columns.items()
+            if any(side is not None for side in pair)
         }
         labels = joint_codes(*sides["labels"], "labels")
         exclude = Exclusion.itself(num_queries) if alone else Exclusion(())
@@ -189,8 +189,8 @@ def _both_sides(
     name: str, query: object, gallery: object, num_queries: int, num_gallery: int, leave_one_out: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     if query is None or (gallery is None and not leave_one_out):
-        missing, given = (name, f"gallery_{name}") if query is None else (f"gallery_{name}", name)
-        raise ValueError(f"{missing} is needed where {given} is given")
+        missing, present = (name, f"gallery_{name}") if query is None else (f"gallery_{name}", name)
+        raise ValueError(f"{missing} is needed where {present} is passed")
     own = column(query, name)
     other = own if gallery is None else column(gallery, f"gallery_{name}")
     for side, size, what in ((own, num_queries, name), (other, num_gallery, f"gallery_{name}")):

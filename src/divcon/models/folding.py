@@ -29,8 +29,8 @@ _ROUNDING = 0.05
 
 
 def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of a backbone in eval mode whose BatchNorms are part of the convolutions that only they follow; the same
-    but for rounding, for images of one size. The backbone itself where there is none, or where it cannot be folded.
+    """A copy of a backbone in eval mode whose BatchNorms are folded into the convolutions that only they follow; the
+    same but for rounding, for images of one size. The backbone itself where there is none or folding fails.
 
     All other tensors are the backbone's own: the copy is for use before the backbone is trained further.
 
@@ -108,13 +108,13 @@ class _Uses(TorchDispatchMode):
         self._alive: list[Any] = []  # no two tensors may have one id
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._of.update(map(id, given))
-        self._alive.append(given)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._of.update(map(id, tensors))
+        self._alive.append(tensors)
         return func(*args, **(kwargs or {}))
 
     def of_modules(self, network: nn.Module, example: Tensor) -> Tensor:
-        """What the network makes of the example."""
+        """The network's output for the example; its convolutions and BatchNorms are recorded."""
         for name, module in network.named_modules():
             # Exact types: another kind of convolution may compute its weights, and another norm more than a BatchNorm.
             if type(module) in (*_CONVOLUTIONS, *_NORMS):
@@ -127,18 +127,18 @@ class _Uses(TorchDispatchMode):
 
     def pairs(self) -> list[tuple[str, str, torch.Size]]:
         """The names of each convolution whose output goes into a BatchNorm alone, and of that BatchNorm; and the (h, w)
-        of what the convolution sees."""
+        of the convolution's input."""
         times = Counter(name for name, *_ in self._calls)
         outputs = {id(call[-1]): call for call in self._calls if type(call[1]) in _CONVOLUTIONS}
         pairs = []
         for norm, module, taken, _ in self._calls:
             if type(module) not in _NORMS or id(taken) not in outputs:
                 continue
-            name, convolution, seen, _ = outputs[id(taken)]
+            name, convolution, inputs, _ = outputs[id(taken)]
             tensors = [taken, *convolution.parameters(), *module.parameters(), *module.buffers()]
             once = times[name] == times[norm] == 1 and all(self._of[id(tensor)] <= 1 for tensor in tensors)
             if once and not module.training and module.running_mean is not None:
-                pairs.append((name, norm, seen.shape[2:]))
+                pairs.append((name, norm, inputs.shape[2:]))
         return pairs
 
 
@@ -151,26 +151,26 @@ def computed(
     backbone: nn.Module, pooling: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The pooled features of each batch, (B, F), by a backbone in eval mode; within `torch.inference_mode`. Each is
-    given when the next is asked of the device, so that reading it leaves an accelerator something to do.
+    yielded once the next is queued on the device, so that an accelerator is busy while it is read.
 
     Args:
-        batches: (B, ...) as the backbone sees them, on its device, and what comes along with each.
+        batches: (B, ...) as the backbone takes them, on its device, and the tensor that goes with each.
     """
     batches = iter(batches)
     first = list(islice(batches, 2))
     before: list[tuple[Tensor, Tensor]] = []
-    for number, (seen, along) in enumerate(chain(first, batches)):
+    for number, (inputs, along) in enumerate(chain(first, batches)):
         if number == 0 and len(first) > 1:  # a single batch is done before it would be folded
-            backbone = folded(backbone, seen[:1])
-        pooled = torch.cat([pooling(backbone(some)) for some in seen.tensor_split(_parts(seen))])
+            backbone = folded(backbone, inputs[:1])
+        pooled = torch.cat([pooling(backbone(chunk)) for chunk in inputs.tensor_split(_num_chunks(inputs))])
         yield from before
         before = [(pooled, along)]
     yield from before
 
 
-def _parts(seen: Tensor) -> int:
-    """In how many parts a batch is computed."""
-    if seen.device.type != "cpu" or seen.ndim != 4:
+def _num_chunks(inputs: Tensor) -> int:
+    """The number of chunks that a batch is computed in."""
+    if inputs.device.type != "cpu" or inputs.ndim != 4:
         return 1
-    pixels = len(seen) * seen.shape[2] * seen.shape[3]
-    return min(len(seen), -(-pixels // (_PIXELS * torch.get_num_threads())))
+    pixels = len(inputs) * inputs.shape[2] * inputs.shape[3]
+    return min(len(inputs), -(-pixels // (_PIXELS * torch.get_num_threads())))
