@@ -302,6 +302,7 @@ def test_an_image_that_does_not_decode_stops_with_its_name(
             list(dc.train(tiny_model(), data.train, replace(CONFIG, batch_size=8, workers=workers)))
 
 
+@pytest.mark.heavy
 def test_progress_is_reported_after_each_batch(few: Benchmark, tiny_model: Make) -> None:
     told = []
     report = next(dc.train(tiny_model(), few.train, CONFIG, context=dc.Context(on_progress=told.append)))
