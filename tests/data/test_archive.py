@@ -76,12 +76,12 @@ def refused(path: Path) -> str:
 
 
 def test_all_of_it_lies_beside_it(tmp_path: Path, kind: str) -> None:
-    told: list[tuple[int, int | None]] = []
-    folder = unpacked(MAKE[kind](tmp_path / kind), Context(on_progress=lambda p: told.append((p.done, p.total))))
+    reports: list[tuple[int, int | None]] = []
+    folder = unpacked(MAKE[kind](tmp_path / kind), Context(on_progress=lambda p: reports.append((p.done, p.total))))
     assert folder == tmp_path / f"{kind[0]}.unpacked"
     assert contents(folder) == FILES
     assert names_in(tmp_path) == {kind, folder.name}
-    assert told and all(0 <= done <= total for done, total in told) and told == sorted(told)
+    assert reports and all(0 <= done <= total for done, total in reports) and reports == sorted(reports)
 
 
 def test_once(tmp_path: Path, kind: str) -> None:
@@ -170,8 +170,8 @@ class TestRefused:
         ],
     )
     def test_paths_that_lead_outside(self, folder: Path, kind: str, name: str) -> None:
-        told = refused(MAKE[kind](folder / kind, {"data/one": b"1", name: b"2"}))
-        assert "holds a path that leads outside" in told
+        reports = refused(MAKE[kind](folder / kind, {"data/one": b"1", name: b"2"}))
+        assert "holds a path that leads outside" in reports
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.text("./\\:aC~ ", min_size=1, max_size=9), min_size=1, max_size=4, unique=True))
@@ -301,18 +301,18 @@ class TestReading:
     def test_each(self, trees: ModuleType, tmp_path: Path, name: str, archive: str, inside: str) -> None:
         root = getattr(trees, f"write_{name}")(tmp_path / "tree", **trees.SMALL[name], put=trees.draw)
         path = self.pack(root, tmp_path / archive, inside)
-        told: list[tuple[int, int | None]] = []
-        data = read(name, path, context=Context(on_progress=lambda p: told.append((p.done, p.total))))
-        assert told
+        reports: list[tuple[int, int | None]] = []
+        data = read(name, path, context=Context(on_progress=lambda p: reports.append((p.done, p.total))))
+        assert reports
         assert data.split_hash == read(name, root).split_hash
         assert data.query.open(0).size == (32, 32)
         assert Path(data.query.where(0)).is_relative_to(tmp_path)
-        told.clear()
+        reports.clear()
         assert (
-            read(name, path, context=Context(on_progress=lambda p: told.append((p.done, p.total)))).split_hash
+            read(name, path, context=Context(on_progress=lambda p: reports.append((p.done, p.total)))).split_hash
             == data.split_hash
         )
-        assert not told
+        assert not reports
 
     def test_car_ims_with_its_annotations_beside_it(self, trees: ModuleType, tmp_path: Path) -> None:
         root = trees.write_cars(tmp_path / "tree", **trees.SMALL["cars"], put=trees.draw)

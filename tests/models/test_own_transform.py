@@ -125,6 +125,51 @@ def test_vectors_are_not_transformed():
         dc.EmbeddingModel("none", 8, vector_dim=4, eval_transform=lambda image: image)
 
 
+@pytest.mark.heavy
+def test_an_onnx_file_takes_its_pixels_and_names_it(few, tmp_path, tiny_model):
+    import onnxruntime
+    import torch
+
+    model = tiny_model(eval_transform="my_transforms:evaluate")
+    dc.export(model, tmp_path / "model.onnx", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    about = json.loads(session.get_modelmeta().custom_metadata_map["divcon"])
+    assert about["preprocessing"]["transform"] == "my_transforms:evaluate"
+    pixels = torch.stack([model.eval_transform(few.query.open(i)) for i in range(3)]).numpy()
+    (embeddings,) = session.run(None, {"images": pixels})
+    np.testing.assert_allclose(embeddings, model.encode(few.query.subset(np.arange(3))), atol=1e-4)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_pruned_model_and_a_learner_alone_keep_it(few, tiny_model, named):
+    from PIL import ImageOps
+
+    from divcon.models import keep_learner
+
+    def invert(image: Image.Image) -> Image.Image:
+        return ImageOps.invert(image).resize((32, 32))
+
+    model = tiny_model(eval_transform="my_transforms:evaluate" if named else invert)
+    small = dc.prune(model, few.query, 4)
+    alone = keep_learner(model, 0)
+    for derived in (small, alone):
+        assert derived.config["eval_transform"] == model.config["eval_transform"]
+        np.testing.assert_array_equal(derived.features(few.query), model.features(few.query))
+
+
+def test_the_server_applies_it_to_uploads(image_folder, tmp_path, tiny_model):
+    from starlette.testclient import TestClient
+
+    from divcon.serve import create_app
+
+    model = tiny_model(eval_transform="my_transforms:evaluate")
+    image = sorted(image_folder.rglob("*.png"))[3]
+    with dc.Index.build(model, image_folder, tmp_path / "index") as index:
+        client = TestClient(create_app(index), base_url="http://127.0.0.1")
+        hits = client.post("/search", files={"image": image.read_bytes()}, data={"k": "1"}).json()["hits"]
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["model.pt2", "hf"])
 def test_an_export_names_it(name, tmp_path, tiny_model):
     from divcon.exports import export

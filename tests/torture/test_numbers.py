@@ -66,7 +66,7 @@ class TestNotFinite:
         return model.backbone.register_forward_hook(hook)
 
     @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-    @pytest.mark.parametrize("divide_on", ["fresh", "memory"])
+    @pytest.mark.parametrize("divide_on", ["fresh", "bank"])
     def test_dividing_names_the_images_and_the_last_state_stays(
         self, number: float, divide_on: str, images: dc.LabeledSet, tmp_path: Path
     ) -> None:

@@ -1,4 +1,4 @@
-"""What is divided on: the memory against a loop written out, and what it saves."""
+"""What is divided on: the feature bank against a loop written out, and what it saves."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_where_features_do_not_change_both_divide_alike(few: Benchmark) -> None:
     vectors = np.random.default_rng(0).standard_normal((len(few.train), 24))
     images = as_vectors(few.train, vectors + 4 * np.eye(24)[np.arange(len(few.train)) % 4 * 5])
     learners = []
-    for way in ("memory", "fresh"):
+    for way in ("bank", "fresh"):
         torch.manual_seed(0)
         model = dc.EmbeddingModel("none", 16, 4, vector_dim=24)
         reports = list(dc.train(model, images, replace(CONFIG, divide_on=way)))

@@ -115,14 +115,14 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no JSON: {error}") from error
     if not isinstance(scores, dict):
-        raise DataError(f"{path}: holds no scores; give what divcon evaluate --json wrote, or a run folder")
+        raise DataError(f"{path}: holds no scores; pass the JSON of divcon evaluate, or a run folder")
     return scores
 
 
 def _check(name: str, result: Mapping[str, Any]) -> None:
     missing = [key for key in (*_SAME, "recall_at_1") if key not in result]
     if missing:
-        raise DataError(f"{name}: holds no {' and no '.join(missing)}; give what divcon evaluate --json wrote")
+        raise DataError(f"{name}: holds no {' and no '.join(missing)}; pass the JSON of divcon evaluate")
     each = result.get("per_query")
     if not isinstance(each, Mapping) or not {"path", "label", "recall_at_1"} <= set(each):
         raise DataError(
