@@ -85,9 +85,9 @@ def test_one_class_says_nothing() -> None:
     ("a", "b", "classes", "options", "message"),
     [
         ([[1, 0]], [[1, 0], [1, 0]], [0, 1], {}, r"\(1, 2\) and \(2, 2\)"),
-        ([[1, 0]], [[1, 0]], [0, 1, 2], {}, "3 classes"),
+        ([[1, 0]], [[1, 0]], [0, 1, 2], {}, "classes of 3 queries"),
         ([1, 0], [1, 0], [0, 1], {}, "pass two of shape"),
-        ([[1, np.nan]], [[1, 0]], [0, 1], {}, "no match"),
+        ([[1, np.nan]], [[1, 0]], [0, 1], {}, "without a match"),
         ([[1, 0]], [[1, 0]], [0, 1], {"level": 1.0}, "level"),
         ([[1, 0]], [[1, 0]], [0, 1], {"draws": 0}, "draws"),
     ],
