@@ -260,7 +260,7 @@ def test_scores_of_test_classes_are_in_it_where_they_are_passed(
     other = {**scores, "split_hash": "0" * 16}
     page = parse(dc.report(report_run, report_data, scores=other, out=tmp_path / "o.html"))
     assert "These scores are of another split than the run's own" in page.section("scores").text
-    with pytest.raises(DataError, match=r"no split_hash in it; pass what divcon\.evaluate returned"):
+    with pytest.raises(DataError, match=r"holds no split_hash; pass what divcon\.evaluate returned"):
         dc.report(report_run, report_data, scores={k: v for k, v in scores.items() if k != "split_hash"})
 
 
