@@ -207,7 +207,7 @@ def test_from_python(runs: Path, parquet: Path) -> None:
     small = dc.prune(model, data, 8, by="subspaces", on_done=told.append)
     images = dc.prune(model, data.train, 8, by="subspaces", on_done=told.append)
     np.testing.assert_array_equal(small.encode(data.query), images.encode(data.query))
-    assert [about.judged_on for about in told] == ["train", "given"]
+    assert [about.evaluated_on for about in told] == ["train", "given"]
     assert told[0].learners is not None
     assert (told[0].dims, len(told[0].learners), told[0].num_classes) == (8, 2, 20)
     after = dc.evaluate(small, data.train, clustering=False)["recall_at_1"]
@@ -217,7 +217,7 @@ def test_from_python(runs: Path, parquet: Path) -> None:
     split = data.with_validation(0.3)
     one, two = (dc.prune(model, d, 5, on_done=told.append) for d in (split, split.train))
     np.testing.assert_array_equal(one.encode(data.query), two.encode(data.query))
-    assert (told[2].judged_on, told[2].learners) == ("validation", None)
+    assert (told[2].evaluated_on, told[2].learners) == ("validation", None)
     with pytest.raises(ConfigError, match="subspaces or pca"):
         dc.prune(model, data, 8, by="best")  # type: ignore[arg-type]
     nothing = data.train.subset(np.empty(0, np.int64))

@@ -154,8 +154,8 @@ def test_the_three_formats_say_the_same(tmp_path: Path) -> None:
         TrainConfig(epochs=12, lr=1e-4, head_lr=1.0, loss_options=AS_JSON["train"]["loss_options"], flip=False),
     )
     for name in ("a.yaml", "a.toml", "a.json"):
-        found = RunConfig.load(folder / name)
-        assert exact(found.to_dict()) == exact(expected.to_dict()), name
+        loaded = RunConfig.load(folder / name)
+        assert exact(loaded.to_dict()) == exact(expected.to_dict()), name
         assert read_config_file(folder / name).values["source"]["data"] == "photos"
 
 
@@ -216,7 +216,7 @@ WRONG = [
     (".yaml", "source: {dta: x}", "line 1: unknown setting 'dta'; did you mean 'data'"),
     (".yaml", "source: {root: x}", "line 1: source: data is missing"),
     (".yaml", "init: 3", "line 1: init: expected a path or null, not 3"),
-    (".yaml", "train:\n  epochs: 3\n  epochs: 4", "line 3: 'epochs' stands here a second time"),
+    (".yaml", "train:\n  epochs: 3\n  epochs: 4", "line 3: 'epochs' is set here a second time"),
     (".yaml", "train:\n  epochs: 0", "line 2: epochs 0: must be at least 1"),
     (".yaml", "train:\n  lr: -1", "line 2: lr -1.0: must not be negative"),
     (".yaml", "train:\n  lr: .inf", "line 2: lr inf: must be finite"),
@@ -239,7 +239,7 @@ WRONG = [
     (".toml", "[train]\nepochs = 3\nepochs = 4", "is not TOML"),
     (".toml", "[train]\nepochs = three", "line 2: is not TOML"),
     (".json", '{"train":\n {"epochs": true}}', "line 2: train.epochs: expected a whole number, not true"),
-    (".json", '{"train": {"epochs": 1,\n "epochs": 2}}', "line 2: 'epochs' stands here a second time"),
+    (".json", '{"train": {"epochs": 1,\n "epochs": 2}}', "line 2: 'epochs' is set here a second time"),
     (".json", '{\n"train": {"epochs": 1,}}', "line 2: is not JSON"),
     (".json", '{"format": "x"}', "describes a model, not a run; start from that model with `init="),
     (".txt", "train: {}", "settings are read from .yaml, .yml, .toml, .json"),
@@ -254,10 +254,10 @@ def test_mistakes_name_file_line_key_and_what_is_expected(
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         RunConfig.load(path)
-    said = str(caught.value)
-    assert said.startswith(str(path))
-    assert expected in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert expected in message
+    assert "\n" not in message
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -266,10 +266,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ConfigError, match="is not text in UTF-8"):
         RunConfig.load(tmp_path / "bytes.yaml")
-    with pytest.raises(ConfigError, match="is a folder; give a file"):
+    with pytest.raises(ConfigError, match="is a folder; pass a file"):
         RunConfig.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"is a folder; give .*config\.json"):
+    with pytest.raises(ConfigError, match=r"is a folder; pass .*config\.json"):
         RunConfig.load(tmp_path)
     with pytest.raises(ConfigError, match=r"settings are written as \.json or \.yaml"):
         RunConfig().save(tmp_path / "a.toml")

@@ -67,9 +67,11 @@ def test_published_results_are_those_in_the_docstrings() -> None:
         text = " ".join((inspect.getdoc(function) or "").split())
         assert f"--preset {name} --out" in text
         assert "GB of GPU memory" in text
-        told = {titles[title]: float(number) for title, number in re.findall(r"([A-Z][\w -]+?) (\d\d\.\d+) \(", text)}
-        known = {data: 100 * found.recall_at_1 for data, found in PUBLISHED_RESULTS.get(name, {}).items()}
-        assert told == pytest.approx(known), name
+        documented = {
+            titles[title]: float(number) for title, number in re.findall(r"([A-Z][\w -]+?) (\d\d\.\d+) \(", text)
+        }
+        known = {data: 100 * result.recall_at_1 for data, result in PUBLISHED_RESULTS.get(name, {}).items()}
+        assert documented == pytest.approx(known), name
         assert set(known) <= set(DATA)
 
 
@@ -122,7 +124,7 @@ def test_a_run_that_is_resumed_has_its_settings(command: Run, tmp_path: Path, im
     assert "leave it out" in err
 
 
-def test_trees_that_reproduce_is_not_for_are_told(command: Run, tmp_path: Path) -> None:
+def test_data_that_reproduce_does_not_take_is_refused(command: Run, tmp_path: Path) -> None:
     code, _, err = command("reproduce", "icons", tmp_path, "--out", tmp_path / "r")
     assert code == 2
     assert "is none of the papers' data sets (cub, cars" in err

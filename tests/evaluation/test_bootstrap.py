@@ -28,9 +28,9 @@ def slow_interval(hits, classes, level, draws, seed):
 @pytest.mark.parametrize("level", [0.5, 0.95])
 def test_the_interval_is_that_of_a_loop(level):
     hits, classes = example()
-    found = bootstrap_interval(hits, classes, level=level, draws=300, seed=4)
-    assert found == pytest.approx(slow_interval(hits, classes, level, 300, 4), abs=1e-12)
-    assert found[0] < hits.mean() < found[1]
+    interval = bootstrap_interval(hits, classes, level=level, draws=300, seed=4)
+    assert interval == pytest.approx(slow_interval(hits, classes, level, 300, 4), abs=1e-12)
+    assert interval[0] < hits.mean() < interval[1]
 
 
 def test_how_many_are_drawn_at_once_changes_nothing(monkeypatch):
@@ -115,7 +115,7 @@ def test_one_class_says_nothing():
         ([1, 0], [1, 2], {"draws": 0}, "draws"),
     ],
 )
-def test_bad_input_is_said(hits, classes, options, message):
+def test_bad_input_is_reported(hits, classes, options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(hits, classes, **options)
 

@@ -32,7 +32,7 @@ def slow_nmi(labels, clusters):
 
 
 def faiss_clusters(points, k, seed):
-    """The clusters that faiss's k-means has found after 25 iterations on all points."""
+    """The clusters of faiss's k-means after 25 iterations on all points."""
     kmeans = faiss.Kmeans(
         points.shape[1], k, niter=25, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(points)
     )
@@ -44,13 +44,13 @@ def faiss_clusters(points, k, seed):
 def test_scores_are_those_of_the_formula_on_the_clusters_of_faiss(classes, per_class):
     points, labels = clustered(classes, per_class, spread=1.2)
     seeds = (3, 4, 9)
-    found = clustering_metrics(points, labels, seeds=seeds)
+    result = clustering_metrics(points, labels, seeds=seeds)
     clusterings = [faiss_clusters(points, classes, seed) for seed in seeds]
     nmi = [slow_nmi(labels, clusters) for clusters in clusterings]
     ami = [adjusted_mutual_info_score(labels, clusters) for clusters in clusterings]
     expected = {"nmi": np.mean(nmi), "nmi_std": np.std(nmi, ddof=1)}
     expected |= {"ami": np.mean(ami), "ami_std": np.std(ami, ddof=1)}
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert result == pytest.approx(expected, abs=1e-6)
     assert clustering_metrics(points, labels, seeds=(4,))["nmi_std"] == 0
 
 
@@ -74,13 +74,13 @@ def test_adjusted_mutual_information_is_scikit_learns_at_unequal_sizes():
 @pytest.mark.parametrize("spread", [0.6, 1.2])
 def test_scikit_learns_kmeans_scores_alike(spread):
     points, labels = clustered(spread=spread)
-    found = clustering_metrics(points, labels, seeds=range(5))
+    result = clustering_metrics(points, labels, seeds=range(5))
     theirs = [KMeans(20, init="random", n_init=1, random_state=seed).fit_predict(points) for seed in range(5)]
     nmi = np.mean([normalized_mutual_info_score(labels, clusters) for clusters in theirs])
     ami = np.mean([adjusted_mutual_info_score(labels, clusters) for clusters in theirs])
-    assert found["nmi"] == pytest.approx(nmi, abs=0.03)
-    assert found["ami"] == pytest.approx(ami, abs=0.03)
-    assert 0.3 < found["nmi"] < 0.97
+    assert result["nmi"] == pytest.approx(nmi, abs=0.03)
+    assert result["ami"] == pytest.approx(ami, abs=0.03)
+    assert 0.3 < result["nmi"] < 0.97
 
 
 def test_a_seed_gives_the_same_clusters_and_another_seed_others():
@@ -91,8 +91,8 @@ def test_a_seed_gives_the_same_clusters_and_another_seed_others():
 
 def test_equal_points_are_clustered_too(capfd):
     points = np.random.default_rng(0).standard_normal((4, 3)).repeat(5, axis=0)
-    found = clustering_metrics(points, np.arange(20) // 2)
-    assert 0 < found["nmi"] <= 1
+    result = clustering_metrics(points, np.arange(20) // 2)
+    assert 0 < result["nmi"] <= 1
     assert capfd.readouterr() == ("", "")  # faiss writes warnings of few points to the terminal
 
 
@@ -124,7 +124,7 @@ def test_one_class_and_classes_of_one_image():
         (np.ones((2, 2)), [0, 1], {"seeds": ()}, "at least one seed"),
     ],
 )
-def test_bad_input_is_said(points, labels, options, message):
+def test_bad_input_is_reported(points, labels, options, message):
     with pytest.raises(ValueError, match=message):
         clustering_metrics(points, labels, **options)
 

@@ -96,7 +96,7 @@ def test_other_queries_are_refused_and_other_folders_are_not() -> None:
 
 
 def test_files_that_are_no_scores(tmp_path: Path) -> None:
-    for name, text, words in (("a", "{", "is no JSON"), ("b", "[1]", "holds no scores")):
+    for name, text, words in (("a", "{", "is not JSON"), ("b", "[1]", "holds no scores")):
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match=words):
             read_scores(tmp_path / name)
@@ -122,8 +122,8 @@ def test_from_run_folders_and_from_files(command: Command, tmp_path: Path) -> No
     scores = [dc.evaluate(dc.EmbeddingModel.load(run), dc.read(data), clustering=False)["recall_at_1"] for run in runs]
     assert f"- {runs[0]}: recall_at_1 {100 * (scores[1] - scores[0]):+.1f} [" in printed
     assert "72 queries of 12 classes" in printed
-    found = json.loads(compared.read_text())
-    assert [row["scores"]["recall_at_1"] for row in found["compared"]] == pytest.approx(scores)
+    saved = json.loads(compared.read_text())
+    assert [row["scores"]["recall_at_1"] for row in saved["compared"]] == pytest.approx(scores)
 
     assert command("evaluate", runs[1], "--no-clustering", "--workers", 0, "--json", tmp_path / "two.json")[0] == 0
     code, again, err = command("compare", runs[0], tmp_path / "two.json", "--workers", 0)

@@ -41,8 +41,8 @@ def test_vectors_and_labels() -> None:
     vectors = (rng.standard_normal((5, 6))[labels] + rng.standard_normal((40, 6))).astype(np.float32)
     expected = dc.retrieval_metrics(model.encode(vectors), labels)
     for x in (vectors, torch.from_numpy(vectors)):
-        found = dc.evaluate(model, (x, labels), clustering=False)
-        assert found["recall_at_1"] == expected["recall_at_1"]
+        result = dc.evaluate(model, (x, labels), clustering=False)
+        assert result["recall_at_1"] == expected["recall_at_1"]
     with pytest.raises(DataError, match="40 vectors need 40 labels"):
         dc.evaluate(model, (vectors, labels[:3]))
 

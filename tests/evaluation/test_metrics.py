@@ -54,28 +54,28 @@ def points(count: int = 60, classes: int = 7, seed: int = 0) -> tuple[np.ndarray
 
 def rankings(embeddings: np.ndarray, labels: np.ndarray) -> list[tuple[list[int], list[bool]]]:
     """Of each query, the others nearest first and whether they are of its class, by loops."""
-    found = []
+    rows = []
     for i, query in enumerate(embeddings):
         order = sorted((float(((query - other) ** 2).sum()), j) for j, other in enumerate(embeddings) if j != i)
-        found.append(([j for _, j in order], [bool(labels[j] == labels[i]) for _, j in order]))
-    return found
+        rows.append(([j for _, j in order], [bool(labels[j] == labels[i]) for _, j in order]))
+    return rows
 
 
 def test_own_metrics_are_those_of_a_loop(own: str) -> None:
     embeddings, labels = points()
     names = [f"{own}:ndcg_at_10", f"{own}:first_hit"]
-    found = retrieval_metrics(embeddings, labels, metrics=names, per_query=True)
+    result = retrieval_metrics(embeddings, labels, metrics=names, per_query=True)
     ndcg, first = [], []
     for _, hits in rankings(embeddings, labels):
         gains = [1 / np.log2(rank + 2) for rank in range(10)]
         ndcg.append(sum(g for g, hit in zip(gains, hits[:10], strict=True) if hit) / sum(gains[: min(10, sum(hits))]))
         first.append(hits.index(True) + 1)
-    np.testing.assert_allclose(found["per_query"]["ndcg_at_10"], ndcg)
-    np.testing.assert_allclose(found["per_query"]["first_hit"], first)
-    assert found["ndcg_at_10"] == pytest.approx(np.mean(ndcg))
-    assert found["metrics"]["first_hit"] == {"depth": "all", "higher_is_better": False, "percent": False}
+    np.testing.assert_allclose(result["per_query"]["ndcg_at_10"], ndcg)
+    np.testing.assert_allclose(result["per_query"]["first_hit"], first)
+    assert result["ndcg_at_10"] == pytest.approx(np.mean(ndcg))
+    assert result["metrics"]["first_hit"] == {"depth": "all", "higher_is_better": False, "percent": False}
     # What comes with divcon is as it is without.
-    assert {name: found[name] for name in retrieval_metrics(embeddings, labels)} == retrieval_metrics(
+    assert {name: result[name] for name in retrieval_metrics(embeddings, labels)} == retrieval_metrics(
         embeddings, labels
     )
 
@@ -85,7 +85,7 @@ def test_a_ranking_is_cut_at_the_depth(depth: Depth) -> None:
     embeddings, labels = points()
     names = np.array([f"class {label}" for label in labels])
     ranked = {tuple(items): (query, hits) for query, (items, hits) in enumerate(rankings(embeddings, labels))}
-    first = {items[:3]: found for items, found in ranked.items()}
+    first = {items[:3]: order for items, order in ranked.items()}
     assert len(first) == len(labels)
     checked = []
 
@@ -115,9 +115,9 @@ def test_a_gallery_smaller_than_the_depth_is_padded(own: str) -> None:
         shapes.append(ranking.hits.shape)
         return ranking.hits[:, 9]
 
-    found = retrieval_metrics([[0.0], [1.0], [2.0]], [0, 0, 0], metrics=[shape, f"{own}:ndcg_at_10"])
+    result = retrieval_metrics([[0.0], [1.0], [2.0]], [0, 0, 0], metrics=[shape, f"{own}:ndcg_at_10"])
     assert shapes == [(3, 10)]
-    assert (found["shape"], found["ndcg_at_10"]) == (0, pytest.approx(1))
+    assert (result["shape"], result["ndcg_at_10"]) == (0, pytest.approx(1))
 
 
 def test_a_ranking_is_only_as_deep_as_is_asked_for() -> None:
@@ -148,46 +148,49 @@ def test_a_query_whose_value_is_nan_is_left_out_of_the_mean() -> None:
     def of_none(ranking: Ranking) -> np.ndarray:
         return np.full(len(ranking.num_matches), np.nan)
 
-    found = retrieval_metrics(embeddings, labels, metrics=[of_even_classes, of_none], per_query=True)
-    hits = found["per_query"]["recall_at_1"][labels % 2 == 0]
-    assert found["of_even_classes"] == hits.mean()
-    assert np.isnan(found["per_query"]["of_even_classes"]).sum() == (labels % 2).sum()
-    assert found["of_none"] is None
+    result = retrieval_metrics(embeddings, labels, metrics=[of_even_classes, of_none], per_query=True)
+    hits = result["per_query"]["recall_at_1"][labels % 2 == 0]
+    assert result["of_even_classes"] == hits.mean()
+    assert np.isnan(result["per_query"]["of_even_classes"]).sum() == (labels % 2).sum()
+    assert result["of_none"] is None
 
 
 def test_built_in_metrics_have_names() -> None:
     embeddings, labels = points()
-    found = retrieval_metrics(embeddings, labels, recall_at=(1,), metrics=["recall_at_3", "map"])
+    result = retrieval_metrics(embeddings, labels, recall_at=(1,), metrics=["recall_at_3", "map"])
     full = retrieval_metrics(embeddings, labels, recall_at=(1, 3), map=True)
-    assert {name: found[name] for name in ("recall_at_3", "map")} == {
+    assert {name: result[name] for name in ("recall_at_3", "map")} == {
         name: full[name] for name in ("recall_at_3", "map")
     }
-    assert "metrics" not in found
+    assert "metrics" not in result
     assert {row.depth for row in METRICS.values()} == {"R", "all"}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_trapezoidal_average_precision_is_never_the_higher(seed: int) -> None:
-    found = retrieval_metrics(*points(seed=seed), map=True, per_query=True)
-    each = found["per_query"]
+    result = retrieval_metrics(*points(seed=seed), map=True, per_query=True)
+    each = result["per_query"]
     assert not (each["map_trapezoidal"] > each["map"] + 1e-12).any()
-    assert found["map_trapezoidal"] < found["map"]
+    assert result["map_trapezoidal"] < result["map"]
 
 
 @pytest.mark.parametrize(
-    ("chosen", "said"),
+    ("chosen", "message"),
     [
         ("recall_at_first", "unknown metric 'recall_at_first'; did you mean 'recall_at_1'"),
         ("recall_at_0", "unknown metric"),
-        ("{own}:not_a_row", r"is no divcon.evaluation.Metric; put @divcon.evaluation.metric\(depth"),
+        (
+            "{own}:not_a_row",
+            r"is not a divcon.evaluation.Metric; decorate the function with @divcon.evaluation.metric\(depth",
+        ),
         ("{own}:ndcg_at_20", "did you mean 'ndcg_at_10'"),
         ("no_such_module:row", "no_such_module"),
-        (lambda ranking: ranking.num_hits, "is no divcon.evaluation.Metric"),
+        (lambda ranking: ranking.num_hits, "is not a divcon.evaluation.Metric"),
         (Metric("map", lambda ranking: ranking.num_hits, 3), "there is another metric 'map'"),
     ],
 )
-def test_what_is_no_metric_is_refused(chosen: object, said: str, own: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_is_no_metric_is_refused(chosen: object, message: str, own: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         retrieval_metrics(*points(), metrics=[chosen.format(own=own) if isinstance(chosen, str) else chosen])  # type: ignore[list-item]
 
 

@@ -89,12 +89,12 @@ def test_neighbours_and_distances_are_those_of_sorting_everything(kind, metric):
     for k in (1, 7, 64):
         for backend in ("faiss", "torch"):
             for memory_mb in (100, 0.001):
-                indices, found = nearest(
+                indices, near = nearest(
                     query, points, k, metric=metric, exclude=exclude, backend=backend, memory_mb=memory_mb
                 )
-                assert indices.dtype == np.int64 and found.dtype == np.float32
+                assert indices.dtype == np.int64 and near.dtype == np.float32
                 np.testing.assert_array_equal(indices, expected[:, :k])
-                np.testing.assert_array_equal(found, distances[:, :k])
+                np.testing.assert_array_equal(near, distances[:, :k])
 
 
 @given(st.data())
@@ -110,9 +110,9 @@ def test_any_small_integers(data):
     metric = data.draw(st.sampled_from(METRICS))
     expected = slow_nearest(query, gallery, k, metric, lambda i, j: groups[0][i] == groups[1][j] >= 0)
     for backend in ("faiss", "torch"):
-        found = nearest(query, gallery, k, metric=metric, exclude=Exclusion.equal(*groups), backend=backend)
-        np.testing.assert_array_equal(found[0], expected[0])
-        np.testing.assert_array_equal(found[1], expected[1])
+        result = nearest(query, gallery, k, metric=metric, exclude=Exclusion.equal(*groups), backend=backend)
+        np.testing.assert_array_equal(result[0], expected[0])
+        np.testing.assert_array_equal(result[1], expected[1])
 
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
@@ -201,11 +201,11 @@ def test_products_stay_under_the_budget(monkeypatch):
 
     def measured(function):
         def call(*args):
-            found = function(*args)
-            for tensor in (found, *args):
+            result = function(*args)
+            for tensor in (result, *args):
                 if isinstance(tensor, torch.Tensor):
                     sizes.append(tensor.numel() * tensor.element_size())
-            return found
+            return result
 
         return call
 
@@ -240,11 +240,11 @@ def test_both_begin_and_the_faster_goes_on(monkeypatch):
         for slower, faster in (("_by_faiss", "_by_torch"), ("_by_torch", "_by_faiss")):
             used.clear()
             sizes.clear()
-            found = nearest(points, points, 5)
+            result = nearest(points, points, 5)
             assert used == ["_by_torch", "_by_faiss", faster] and used.count(slower) == 1
             assert sizes == [enough, enough, 600 - 2 * enough]
-            np.testing.assert_array_equal(found[0], expected[0])
-            np.testing.assert_array_equal(found[1], expected[1])
+            np.testing.assert_array_equal(result[0], expected[0])
+            np.testing.assert_array_equal(result[1], expected[1])
     for some in (points[:149], points[:299]):  # too few for faiss
         used.clear()
         np.testing.assert_array_equal(nearest(some, points, 5)[0], expected[0][: len(some)])
@@ -297,27 +297,27 @@ def test_the_training_precision_around_changes_nothing():
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = nearest(points, points, 10, backend="torch")
+            result = nearest(points, points, 10, backend="torch")
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(result[0], expected[0])
+    np.testing.assert_array_equal(result[1], expected[1])
 
 
 def test_autocast_does_not_reach_the_products(monkeypatch):
-    seen = []
+    searches = []
     search = Space._by_torch
-    monkeypatch.setattr(Space, "_by_torch", lambda self, *args: seen.append(search(self, *args)) or seen[-1])
+    monkeypatch.setattr(Space, "_by_torch", lambda self, *args: searches.append(search(self, *args)) or searches[-1])
     points = vectors("unit", 100)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         nearest(points, points, 10, backend="torch", metric="inner")
-    products = -seen[0][0] / -seen[0][0][0, 0]  # the vectors were scaled
+    products = -searches[0][0] / -searches[0][0][0, 0]  # the vectors were scaled
     np.testing.assert_allclose(products, np.sort(points @ points.T)[:, ::-1][:, : products.shape[1]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "given_as",
+    "values",
     [
         torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True),
         torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.bfloat16),
@@ -327,10 +327,10 @@ def test_autocast_does_not_reach_the_products(monkeypatch):
         [[1, 2], [3, 4]],
     ],
 )
-def test_vectors_of_any_kind(given_as):
-    found = as_vectors(given_as, "query")
-    assert found.tolist() == [[1, 2], [3, 4]] and found.dtype in (np.float32, np.float64)
-    assert found.flags.c_contiguous
+def test_vectors_of_any_kind(values):
+    result = as_vectors(values, "query")
+    assert result.tolist() == [[1, 2], [3, 4]] and result.dtype in (np.float32, np.float64)
+    assert result.flags.c_contiguous
 
 
 def test_float64_is_compared_as_float64():

@@ -22,29 +22,33 @@ Make = Callable[..., dc.EmbeddingModel]
 
 def test_leave_one_out_equals_the_metrics_of_its_embeddings(tiny_model: Make, few: Benchmark) -> None:
     model = tiny_model()
-    found = dc.evaluate(model, few)
+    result = dc.evaluate(model, few)
     embeddings = model.encode(few.query)
     expected = retrieval_metrics(embeddings, few.query.labels) | clustering_metrics(embeddings, few.query.labels)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-    assert found["protocol"] == "leave-one-out"
-    assert found["split_hash"] == few.split_hash
-    assert (found["benchmark"], found["num_queries"], found["num_gallery"]) == ("few", len(few.query), len(few.query))
-    low, high = found["recall_at_1_interval"]
-    assert low <= found["recall_at_1"] <= high
-    json.dumps(found)
+    assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert result["protocol"] == "leave-one-out"
+    assert result["split_hash"] == few.split_hash
+    assert (result["benchmark"], result["num_queries"], result["num_gallery"]) == (
+        "few",
+        len(few.query),
+        len(few.query),
+    )
+    low, high = result["recall_at_1_interval"]
+    assert low <= result["recall_at_1"] <= high
+    json.dumps(result)
 
 
 def test_parts_are_each_learner_s_subspace_and_the_features(tiny_model: Make, few: Benchmark) -> None:
     model = tiny_model(num_learners=3)
-    found = dc.evaluate(model, few, parts=True, clustering=False)
-    assert "nmi" not in found
-    for k, scores in enumerate(found["learners"]):
+    result = dc.evaluate(model, few, parts=True, clustering=False)
+    assert "nmi" not in result
+    for k, scores in enumerate(result["learners"]):
         expected = retrieval_metrics(model.encode(few.query, learner=k), few.query.labels)
         assert scores["recall_at_1"] == pytest.approx(expected["recall_at_1"])
     features = model.features(few.query)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     expected = retrieval_metrics(features, few.query.labels)
-    assert found["features"]["map_at_r"] == pytest.approx(expected["map_at_r"])
+    assert result["features"]["map_at_r"] == pytest.approx(expected["map_at_r"])
 
 
 def test_an_image_never_finds_itself_whatever_the_protocol(tiny_model: Make, few: Benchmark) -> None:
@@ -66,7 +70,7 @@ def test_an_image_is_re_ranked_alike_whatever_the_protocol(tiny_model: Make, few
     )
     for name in ("recall_at_1", "map"):
         assert two[name] == pytest.approx(one[name], abs=0.02)
-    assert one["recall_at_1"] < 1  # each would have found itself
+    assert one["recall_at_1"] < 1  # else each would retrieve itself
 
 
 def test_each_query_is_named_with_its_scores(tiny_model: Make, few: Benchmark) -> None:
@@ -74,40 +78,40 @@ def test_each_query_is_named_with_its_scores(tiny_model: Make, few: Benchmark) -
     alone = images.of_classes(images.classes[-1:]).subset(np.array([0]))
     rest = np.flatnonzero(images.labels != images.classes[-1])
     mixed = images.subset(np.r_[rest, len(images) - 1])
-    found = dc.evaluate(tiny_model(), mixed, per_query=True, clustering=False)
-    each = found["per_query"]
+    result = dc.evaluate(tiny_model(), mixed, per_query=True, clustering=False)
+    each = result["per_query"]
     assert each["path"] == [mixed.path(i) for i in range(len(mixed))]
     assert each["label"][-1] == alone.label_name(0)
     assert each["recall_at_1"][-1] is None
-    assert found["num_queries_without_match"] == 1
-    assert np.mean(each["recall_at_1"][:-1]) == pytest.approx(found["recall_at_1"])
-    json.dumps(found)
+    assert result["num_queries_without_match"] == 1
+    assert np.mean(each["recall_at_1"][:-1]) == pytest.approx(result["recall_at_1"])
+    json.dumps(result)
 
 
 def test_cameras_and_groups_are_left_out(tiny_model: Make, few: Benchmark) -> None:
     model = tiny_model()
     images = few.query.subset(np.arange(40))
     cameras = np.arange(40) % 2
-    found = dc.evaluate(model, replace(images, cameras=cameras), clustering=False)
+    result = dc.evaluate(model, replace(images, cameras=cameras), clustering=False)
     expected = retrieval_metrics(model.encode(images), images.labels, cameras=cameras)
-    assert found["recall_at_1"] == expected["recall_at_1"]
+    assert result["recall_at_1"] == expected["recall_at_1"]
     groups = np.arange(40) // 4
-    found = dc.evaluate(model, replace(images, groups=groups), clustering=False)
+    result = dc.evaluate(model, replace(images, groups=groups), clustering=False)
     expected = retrieval_metrics(model.encode(images), images.labels, groups=groups)
-    assert found["recall_at_1"] == expected["recall_at_1"]
+    assert result["recall_at_1"] == expected["recall_at_1"]
 
 
 def test_batches_and_workers_change_nothing(tiny_model: Make, few: Benchmark, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     model = tiny_model()
-    context = dc.Context(2, lambda p: told.append((p.done, p.total)))
+    context = dc.Context(2, lambda p: progress.append((p.done, p.total)))
     one = dc.evaluate(model, few, clustering=False)
     two = dc.evaluate(model, few, clustering=False, batch_size=17, context=context)
     assert two["map_at_r"] == pytest.approx(one["map_at_r"], abs=1e-3)
-    assert told[-1] == (len(few.query), len(few.query))
+    assert progress[-1] == (len(few.query), len(few.query))
 
 
-def test_nothing_to_evaluate_is_said(tiny_model: Make, few: Benchmark) -> None:
+def test_nothing_to_evaluate_is_reported(tiny_model: Make, few: Benchmark) -> None:
     nothing = few.query.subset(np.empty(0, np.int64))
     with pytest.raises(DataError, match="no test images to evaluate on"):
         dc.evaluate(tiny_model(), Benchmark("few", few.train, nothing, nothing))
@@ -123,7 +127,7 @@ class TestJunk:
 
     def test_the_scores_are_those_of_a_walk_down_each_ranking(self, tiny_model: Make, market: Benchmark) -> None:
         model = tiny_model()
-        found = dc.evaluate(model, market, map=True, clustering=False, per_query=True)
+        result = dc.evaluate(model, market, map=True, clustering=False, per_query=True)
         query, gallery = model.encode(market.query), model.encode(market.gallery)
         names = [[images.label_name(i) for i in range(len(images))] for images in (market.query, market.gallery)]
         for i, name in enumerate(names[0]):
@@ -141,17 +145,17 @@ class TestJunk:
                     first = first or rank
                     precisions.append(right / rank)
             for k in (1, 5, 10):
-                assert found["per_query"][f"recall_at_{k}"][i] == (first is not None and first <= k)
-            assert found["per_query"]["map"][i] == pytest.approx(np.mean(precisions))
-        assert found["num_gallery"] == 16 + 9 + 11
+                assert result["per_query"][f"recall_at_{k}"][i] == (first is not None and first <= k)
+            assert result["per_query"]["map"][i] == pytest.approx(np.mean(precisions))
+        assert result["num_gallery"] == 16 + 9 + 11
 
     def test_re_ranked_scores_stand_beside_the_others(self, tiny_model: Make, market: Benchmark) -> None:
         model = tiny_model()
-        found = dc.evaluate(model, market, clustering=False, cmc=12, rerank=ReRanking(4, 2), per_query=True)
+        result = dc.evaluate(model, market, clustering=False, cmc=12, rerank=ReRanking(4, 2), per_query=True)
         plain = dc.evaluate(model, market, clustering=False, cmc=12, map=True, per_query=True)
-        again = found.pop("reranked")
-        assert found == plain
-        assert again["recall_at_1"] == again["cmc"][0] and found["recall_at_5"] == found["cmc"][4]
+        again = result.pop("reranked")
+        assert result == plain
+        assert again["recall_at_1"] == again["cmc"][0] and result["recall_at_5"] == result["cmc"][4]
         # Junk is no neighbour either: it is not there.
         gallery = market.gallery.subset(market.gallery.groups < 0)
         expected = retrieval_metrics(
@@ -170,19 +174,21 @@ class TestJunk:
 
     def test_it_is_no_cluster_and_not_encoded(self, tiny_model: Make, market: Benchmark) -> None:
         model = tiny_model()
-        told: list[tuple[int, int]] = []
-        found = dc.evaluate(model, market, context=dc.Context(on_progress=lambda p: told.append((p.done, p.total))))
+        progress: list[tuple[int, int]] = []
+        result = dc.evaluate(
+            model, market, context=dc.Context(on_progress=lambda p: progress.append((p.done, p.total)))
+        )
         without = market.gallery.subset(market.gallery.groups < 0)
-        assert told[-1] == (6 + 25, 6 + 25) and len(without) == 25
+        assert progress[-1] == (6 + 25, 6 + 25) and len(without) == 25
         expected = dc.evaluate(model, replace(market, gallery=replace(without, groups=None)))
-        assert {name: found[name] for name in ("nmi", "recall_at_1", "map_at_r")} == {
+        assert {name: result[name] for name in ("nmi", "recall_at_1", "map_at_r")} == {
             name: expected[name] for name in ("nmi", "recall_at_1", "map_at_r")
         }
 
     def test_one_query_of_another_group_and_nothing_is_junk_for_all(self, tiny_model: Make, market: Benchmark) -> None:
         model = tiny_model()
         groups = np.where(np.arange(len(market.query)) == 0, 7, 0)
-        found = dc.evaluate(model, replace(market, query=replace(market.query, groups=groups)), clustering=False)
+        result = dc.evaluate(model, replace(market, query=replace(market.query, groups=groups)), clustering=False)
         expected = retrieval_metrics(
             model.encode(market.query),
             market.query.labels,
@@ -193,7 +199,7 @@ class TestJunk:
             groups=groups,
             gallery_groups=market.gallery.groups,
         )
-        assert found["map_at_r"] == expected["map_at_r"]
+        assert result["map_at_r"] == expected["map_at_r"]
 
     def test_a_table_keeps_it(self, tiny_model: Make, market: Benchmark, tmp_path: Path) -> None:
         model = tiny_model()

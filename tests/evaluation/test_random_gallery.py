@@ -33,22 +33,22 @@ def slow(gallery: list[int]) -> dict[str, float]:
 
 
 def test_the_mean_and_spread_of_what_the_protocol_says() -> None:
-    found = random_gallery_metrics(POINTS, LABELS)
+    result = random_gallery_metrics(POINTS, LABELS)
     galleries = [drawn_gallery(LABELS, 0, draw).tolist() for draw in range(10)]
-    assert found["draws"] == len({tuple(gallery) for gallery in galleries}) == 10
+    assert result["draws"] == len({tuple(gallery) for gallery in galleries}) == 10
     for gallery in galleries:
         assert LABELS[gallery].tolist() == list(range(15))  # one image of each class, also of that which has but one
     expected = [slow(gallery) for gallery in galleries]
     for name in ("recall_at_1", "recall_at_5", "map"):
         values = [scores[name] for scores in expected]
-        assert found[name] == pytest.approx(np.mean(values))
-        assert found[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
-    assert (found["num_queries"], found["num_gallery"]) == (len(LABELS) - 15, 15)
-    assert 0.1 < found["recall_at_1"] < 0.9
+        assert result[name] == pytest.approx(np.mean(values))
+        assert result[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
+    assert (result["num_queries"], result["num_gallery"]) == (len(LABELS) - 15, 15)
+    assert 0.1 < result["recall_at_1"] < 0.9
 
 
 def test_the_characteristic_is_the_mean_of_the_draws() -> None:
-    found = random_gallery_metrics(POINTS, LABELS, recall_at=(1, 4, 15), cmc=20)
+    result = random_gallery_metrics(POINTS, LABELS, recall_at=(1, 4, 15), cmc=20)
     galleries = [drawn_gallery(LABELS, 0, draw).tolist() for draw in range(10)]
     curves = []
     for gallery in galleries:
@@ -56,10 +56,10 @@ def test_the_characteristic_is_the_mean_of_the_draws() -> None:
         orders = [sorted(gallery, key=lambda j, i=i: float(((POINTS[i] - POINTS[j]) ** 2).sum())) for i in query]
         hits = np.array([[LABELS[j] == LABELS[i] for j in order] for i, order in zip(query, orders, strict=True)])
         curves.append([hits[:, : rank + 1].any(axis=1).mean() for rank in range(20)])
-    assert found["cmc"] == pytest.approx(np.mean(curves, axis=0).tolist())
-    assert found["cmc"] == sorted(found["cmc"]) and found["cmc"][14:] == [1.0] * 6
+    assert result["cmc"] == pytest.approx(np.mean(curves, axis=0).tolist())
+    assert result["cmc"] == sorted(result["cmc"]) and result["cmc"][14:] == [1.0] * 6
     for k in (1, 4, 15):
-        assert found["cmc"][k - 1] == pytest.approx(found[f"recall_at_{k}"])
+        assert result["cmc"][k - 1] == pytest.approx(result[f"recall_at_{k}"])
     assert "cmc" not in random_gallery_metrics(POINTS, LABELS)
 
 
@@ -67,13 +67,13 @@ def test_retrieval_metrics_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     # A few queries at a time, and equally near items among them.
     monkeypatch.setattr("divcon.evaluation.retrieval._COMPARED_AT_ONCE", 40)
     points = np.round(POINTS)
-    found = random_gallery_metrics(points, LABELS, draws=1, recall_at=(1, 2, 5))
+    result = random_gallery_metrics(points, LABELS, draws=1, recall_at=(1, 2, 5))
     gallery = drawn_gallery(LABELS, 0, 0)
     query = np.setdiff1d(np.arange(len(LABELS)), gallery)
     sides = {"gallery_embeddings": points[gallery], "gallery_labels": LABELS[gallery]}
     expected = retrieval_metrics(points[query], LABELS[query], **sides, recall_at=(1, 2, 5), map=True)
     for name in ("recall_at_1", "recall_at_2", "recall_at_5", "map"):
-        assert found[name] == pytest.approx(expected[name])
+        assert result[name] == pytest.approx(expected[name])
 
 
 def test_every_image_is_drawn_as_often_as_another() -> None:

@@ -38,13 +38,13 @@ def slow_reranked(query, gallery, k1, k2, weight):
 
     def expanded(i):
         """R*(i, k1), Eq. 3."""
-        found = set(mutual(i, k1))
+        members = set(mutual(i, k1))
         for j in mutual(i, k1):
             half = mutual(j, round(k1 / 2))
             # Text: at least two thirds. Code: more.
             if 3 * len(half & mutual(i, k1)) > 2 * len(half):
-                found |= half
-        return found
+                members |= half
+        return members
 
     encodings = []
     for i in everything:
@@ -81,9 +81,9 @@ PARAMETERS = [(20, 6, 0.3), (6, 3, 0.3), (5, 1, 0.0), (1, 2, 0.5), (3, 7, 0.9), 
 @pytest.mark.parametrize(("k1", "k2", "weight"), PARAMETERS)
 def test_distances_are_those_of_the_paper_s_sets(k1, k2, weight):
     query, gallery, _, _ = scattered()
-    found = reranked_distances(query, gallery, ReRanking(k1, k2, weight))
-    assert found.shape == (9, 31) and found.dtype == np.float32
-    np.testing.assert_allclose(found, slow_reranked(query, gallery, k1, k2, weight), atol=1e-6)
+    reranked = reranked_distances(query, gallery, ReRanking(k1, k2, weight))
+    assert reranked.shape == (9, 31) and reranked.dtype == np.float32
+    np.testing.assert_allclose(reranked, slow_reranked(query, gallery, k1, k2, weight), atol=1e-6)
 
 
 @given(st.data())
@@ -93,8 +93,8 @@ def test_points_that_coincide_and_tie_are_as_in_the_sets(data):
     query, gallery = (np.array(data.draw(st.lists(numbers, min_size=1, max_size=most))) for most in (4, 9))
     k1, k2 = data.draw(st.integers(1, 14)), data.draw(st.integers(1, 14))
     weight = data.draw(st.sampled_from([0, 0.3, 1]))
-    found = reranked_distances(query, gallery, ReRanking(k1, k2, weight))
-    np.testing.assert_allclose(found, slow_reranked(query, gallery, k1, k2, weight), atol=1e-6)
+    reranked = reranked_distances(query, gallery, ReRanking(k1, k2, weight))
+    np.testing.assert_allclose(reranked, slow_reranked(query, gallery, k1, k2, weight), atol=1e-6)
 
 
 @pytest.mark.heavy
@@ -113,18 +113,18 @@ def test_torchreid_agrees(torchreid, size, k1, k2, weight):
 def test_invariants(seed, k1, k2, weight):
     query, gallery, _, _ = scattered(seed=seed)
     rerank = ReRanking(k1, k2, weight)
-    found = reranked_distances(query, gallery, rerank)
-    assert (found >= 0).all() and (found <= 1).all()
+    reranked = reranked_distances(query, gallery, rerank)
+    assert (reranked >= 0).all() and (reranked <= 1).all()
 
     order = np.random.default_rng(seed).permutation(len(gallery))
-    np.testing.assert_allclose(reranked_distances(query, gallery[order], rerank), found[:, order], atol=1e-6)
+    np.testing.assert_allclose(reranked_distances(query, gallery[order], rerank), reranked[:, order], atol=1e-6)
     order = np.random.default_rng(seed).permutation(len(query))
-    np.testing.assert_allclose(reranked_distances(query[order], gallery, rerank), found[order], atol=1e-6)
+    np.testing.assert_allclose(reranked_distances(query[order], gallery, rerank), reranked[order], atol=1e-6)
 
     # Turned, moved and stretched: only the shares of distances count.
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(5, 5)))[0]
     np.testing.assert_allclose(
-        reranked_distances(7 * query @ turn + 3, 7 * gallery @ turn + 3, rerank), found, atol=1e-6
+        reranked_distances(7 * query @ turn + 3, 7 * gallery @ turn + 3, rerank), reranked, atol=1e-6
     )
 
     original = cdist(query, gallery)
@@ -135,27 +135,27 @@ def test_invariants(seed, k1, k2, weight):
 def test_little_memory_takes_more_blocks_and_gives_the_same():
     query, gallery, _, _ = scattered(30, 120)
     expected = reranked_distances(query, gallery)
-    found = reranked_distances(query, gallery, memory_mb=1)
-    np.testing.assert_array_equal(found, expected)
+    reranked = reranked_distances(query, gallery, memory_mb=1)
+    np.testing.assert_array_equal(reranked, expected)
 
 
 def test_each_item_among_the_others_is_as_if_it_were_asked_alone():
     points = np.concatenate(scattered(4, 20)[:2])
     rerank = ReRanking(5, 3)
-    found = reranked_distances(points, rerank=rerank)
+    reranked = reranked_distances(points, rerank=rerank)
     for i in range(len(points)):
         others = np.delete(np.arange(len(points)), i)
         np.testing.assert_allclose(
-            found[i, others], reranked_distances(points[[i]], points[others], rerank)[0], atol=1e-6
+            reranked[i, others], reranked_distances(points[[i]], points[others], rerank)[0], atol=1e-6
         )
 
 
 def test_cosine_is_euclidean_between_directions():
     query, gallery, _, _ = scattered()
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (query, gallery)]
-    found = reranked_distances(query, torch.from_numpy(gallery), ReRanking(6, 3), metric="cosine")
-    np.testing.assert_allclose(found, reranked_distances(*unit, ReRanking(6, 3)), atol=1e-6)
-    assert np.abs(found - reranked_distances(query, gallery, ReRanking(6, 3))).max() > 0.05
+    reranked = reranked_distances(query, torch.from_numpy(gallery), ReRanking(6, 3), metric="cosine")
+    np.testing.assert_allclose(reranked, reranked_distances(*unit, ReRanking(6, 3)), atol=1e-6)
+    assert np.abs(reranked - reranked_distances(query, gallery, ReRanking(6, 3))).max() > 0.05
 
 
 def test_equal_points_and_single_ones_have_distances():
@@ -172,32 +172,34 @@ class TestMetrics:
         query, gallery, labels, others = scattered(20, 60)
         rerank = ReRanking(6, 3, 0.2)
         at = {"recall_at": (1, 5), "cmc": 7, "map": True}
-        found = retrieval_metrics(query, labels, gallery_embeddings=gallery, gallery_labels=others, rerank=rerank, **at)
-        again = found.pop("reranked")
-        assert found == retrieval_metrics(query, labels, gallery_embeddings=gallery, gallery_labels=others, **at)
+        result = retrieval_metrics(
+            query, labels, gallery_embeddings=gallery, gallery_labels=others, rerank=rerank, **at
+        )
+        again = result.pop("reranked")
+        assert result == retrieval_metrics(query, labels, gallery_embeddings=gallery, gallery_labels=others, **at)
         distances = reranked_distances(query, gallery, rerank)
         expected = retrieval_metrics(distances, labels, gallery_labels=others, metric="precomputed", **at)
         assert again == {"k1": 6, "k2": 3, "weight": 0.2} | {
             name: value for name, value in expected.items() if not name.startswith("num_")
         }
-        assert again["map"] != found["map"]
+        assert again["map"] != result["map"]
         json.dumps(again)
 
     def test_weight_one_changes_no_score_and_both_maps_come_along(self):
         query, gallery, labels, others = scattered(20, 60)
-        found = retrieval_metrics(
+        result = retrieval_metrics(
             query, labels, gallery_embeddings=gallery, gallery_labels=others, rerank=ReRanking(weight=1.0), cmc=3
         )
-        for name, value in found.pop("reranked").items():
-            assert name in ("k1", "k2", "weight") or found[name] == value, name
-        assert {"map", "map_trapezoidal", "cmc", "recall_at_1", "r_precision"} <= set(found)
+        for name, value in result.pop("reranked").items():
+            assert name in ("k1", "k2", "weight") or result[name] == value, name
+        assert {"map", "map_trapezoidal", "cmc", "recall_at_1", "r_precision"} <= set(result)
 
     def test_clusters_in_noise_come_nearer(self):
         query, gallery, labels, others = scattered(60, 400, 8, classes=25)
-        found = retrieval_metrics(
+        result = retrieval_metrics(
             query, labels, gallery_embeddings=gallery, gallery_labels=others, rerank=ReRanking(12, 4)
         )
-        assert found["reranked"]["map"] > found["map"] + 0.03
+        assert result["reranked"]["map"] > result["map"] + 0.03
 
     def test_what_is_excluded_stays_so(self):
         query, gallery, labels, others = scattered(12, 50)
@@ -205,7 +207,7 @@ class TestMetrics:
         cameras, other_cameras = generator.integers(0, 2, 12), generator.integers(0, 2, 50)
         groups, other_groups = np.zeros(12, int), np.where(np.arange(50) % 7 == 0, 0, -1)
         rerank = ReRanking(6, 3)
-        found = retrieval_metrics(
+        result = retrieval_metrics(
             query,
             labels,
             gallery_embeddings=gallery,
@@ -227,15 +229,15 @@ class TestMetrics:
             hits = np.array([others[j] == labels[i] for j in kept])
             precisions.append(np.mean((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits]))
             firsts.append(hits[0])
-        assert found["map"] == pytest.approx(np.mean(precisions))
-        assert found["recall_at_1"] == pytest.approx(np.mean(firsts))
+        assert result["map"] == pytest.approx(np.mean(precisions))
+        assert result["recall_at_1"] == pytest.approx(np.mean(firsts))
 
     def test_leave_one_out_by_position_and_by_id(self):
         points, labels = np.concatenate(scattered(10, 40)[:2]), np.concatenate(scattered(10, 40)[2:])
         rerank = ReRanking(6, 3)
         expected = retrieval_metrics(points, labels, rerank=rerank)["reranked"]
         order = np.random.default_rng(0).permutation(50)
-        found = retrieval_metrics(
+        result = retrieval_metrics(
             points[order[:50]],
             labels[order[:50]],
             ids=order,
@@ -244,7 +246,7 @@ class TestMetrics:
             gallery_ids=np.arange(50),
             rerank=rerank,
         )["reranked"]
-        assert found == pytest.approx(expected, abs=1e-9)
+        assert result == pytest.approx(expected, abs=1e-9)
         distances = reranked_distances(points, rerank=rerank)
         np.fill_diagonal(distances, -1)  # were it retrieved, it would come first
         alone = retrieval_metrics(distances, labels, metric="precomputed", map=True)
@@ -255,7 +257,7 @@ class TestMetrics:
     def test_a_query_that_is_in_the_gallery_is_one_item(self):
         points, labels = np.concatenate(scattered(10, 40)[:2]), np.concatenate(scattered(10, 40)[2:])
         # Items 8 to 49 are the gallery; of the queries 0 to 11, four are in it.
-        found = retrieval_metrics(
+        result = retrieval_metrics(
             points[:12],
             labels[:12],
             ids=np.arange(12),
@@ -274,7 +276,7 @@ class TestMetrics:
             metric="precomputed",
             map=True,
         )
-        assert found["map"] == pytest.approx(expected["map"], abs=1e-12)
+        assert result["map"] == pytest.approx(expected["map"], abs=1e-12)
 
     @pytest.mark.parametrize("metric", ["inner", "precomputed"])
     def test_what_is_no_distance_between_vectors_is_refused(self, metric):
@@ -296,7 +298,7 @@ def test_parameters_that_cannot_be_are_refused(values, message):
         ReRanking(**values)
 
 
-def test_bad_input_is_said():
+def test_bad_input_is_reported():
     with pytest.raises(ValueError, match="2 dimensions, gallery items 3"):
         reranked_distances(np.ones((2, 2)), np.ones((2, 3)))
     with pytest.raises(NonFiniteError, match="gallery: 1 of 2 rows"):

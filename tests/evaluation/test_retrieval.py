@@ -51,10 +51,10 @@ def slow_metrics(query, labels, gallery, gallery_labels, admissible, recall_at=R
     return means | {"num_queries": len(each), "num_queries_without_match": len(each) - len(asked)}, each
 
 
-def assert_same(found, expected, tolerance=1e-12):
-    assert list(found) == list(expected)
+def assert_same(result, expected, tolerance=1e-12):
+    assert list(result) == list(expected)
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=tolerance), name
+        assert result[name] == pytest.approx(value, abs=tolerance), name
 
 
 def clustered(num_classes=12, per_class=6, size=8, spread=1.0, seed=0):
@@ -99,20 +99,20 @@ def test_integer_vectors_score_exactly_as_in_loops(task, memory_mb):
             or ("groups" in used and columns["groups"][i] == others["groups"][j] >= 0)
         )
 
-    given_columns = {name: columns[name] for name in used}
+    passed = {name: columns[name] for name in used}
     if not leave_one_out:
-        given_columns |= {f"gallery_{name}": others[name] for name in (*used, "labels")}
-        given_columns["gallery_embeddings"] = gallery
+        passed |= {f"gallery_{name}": others[name] for name in (*used, "labels")}
+        passed["gallery_embeddings"] = gallery
     at = {"recall_at": (1, 3, 40), "precision_at": (1, 5)}
     expected, each = slow_metrics(query, columns["labels"], gallery, others["labels"], admissible, **at)
     options = {"map": True, "per_query": True, "memory_mb": memory_mb} | at
     if not any(each):
         with pytest.raises(DataError, match=f"none of the {len(query)} queries has a match"):
-            retrieval_metrics(query, columns["labels"], **given_columns, **options)
+            retrieval_metrics(query, columns["labels"], **passed, **options)
         return
-    found = retrieval_metrics(query, columns["labels"], **given_columns, **options)
-    per_query = found.pop("per_query")
-    assert_same(found, expected)
+    result = retrieval_metrics(query, columns["labels"], **passed, **options)
+    per_query = result.pop("per_query")
+    assert_same(result, expected)
     for i, scores in enumerate(each):
         for name, values in per_query.items():
             if name == "num_matches":
@@ -148,24 +148,24 @@ def test_pytorch_metric_learning_agrees(query_and_gallery):
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_average_precision")
     if query_and_gallery:
         sides = points[::2], labels[::2], points[1::2], labels[1::2]
-        found = retrieval_metrics(*sides[:2], gallery_embeddings=sides[2], gallery_labels=sides[3], map=True)
+        result = retrieval_metrics(*sides[:2], gallery_embeddings=sides[2], gallery_labels=sides[3], map=True)
     else:
         sides = points, labels
-        found = retrieval_metrics(points, labels, map=True)
+        result = retrieval_metrics(points, labels, map=True)
     tensors = [torch.from_numpy(np.ascontiguousarray(side)) for side in sides]
     expected = {}
     for k, include in (("max_bin_count", names[:3]), (None, names[3:])):
         calculator = AccuracyCalculator(include=include, k=k, device=torch.device("cpu"))
         expected |= calculator.get_accuracy(*tensors)
     for ours, theirs in zip(("precision_at_1", "r_precision", "map_at_r", "map"), names, strict=True):
-        assert 0.05 < found[ours] < 0.95
-        assert found[ours] == pytest.approx(expected[theirs], abs=1e-6)
+        assert 0.05 < result[ours] < 0.95
+        assert result[ours] == pytest.approx(expected[theirs], abs=1e-6)
 
 
 def test_scikit_learn_agrees_on_the_area_by_trapezoids():
     points, labels = clustered(num_classes=10, per_class=5, spread=1.2, seed=2)
-    found = retrieval_metrics(points, labels, map=True, per_query=True)["per_query"]["map_trapezoidal"]
-    for i, area in enumerate(found):
+    areas = retrieval_metrics(points, labels, map=True, per_query=True)["per_query"]["map_trapezoidal"]
+    for i, area in enumerate(areas):
         others = np.argsort(np.square(points - points[i]).sum(1), kind="stable")
         hits = labels[others[others != i]] == labels[i]
         precision, recall = np.cumsum(hits) / np.arange(1, len(hits) + 1), np.cumsum(hits) / hits.sum()
@@ -175,7 +175,7 @@ def test_scikit_learn_agrees_on_the_area_by_trapezoids():
 def test_a_worked_example():
     # Ranking of query 0: b a a b a; R = 3.
     points = [[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]]
-    found = retrieval_metrics(
+    result = retrieval_metrics(
         points[:1],
         ["a"],
         gallery_embeddings=points[1:],
@@ -197,7 +197,7 @@ def test_a_worked_example():
         "num_queries": 1,
         "num_queries_without_match": 0,
     }
-    assert_same(found, expected)
+    assert_same(result, expected)
 
 
 def test_the_keys_and_their_order_are_fixed():
@@ -216,36 +216,36 @@ def test_the_keys_and_their_order_are_fixed():
 
 def test_duplicates_of_the_query_are_retrieved_and_the_query_is_not():
     points = [[0.0], [0.0], [0.0], [9.0]]
-    found = retrieval_metrics(points, ["a", "b", "b", "a"], recall_at=(1, 2, 3), per_query=True)
+    result = retrieval_metrics(points, ["a", "b", "b", "a"], recall_at=(1, 2, 3), per_query=True)
     # Of three equal images, item 0 finds 1 first, items 1 and 2 find 0 first; item 3 finds 0.
-    assert found["per_query"]["recall_at_1"].tolist() == [0, 0, 0, 1]
-    assert found["per_query"]["recall_at_2"].tolist() == [0, 1, 1, 1]
-    assert found["recall_at_3"] == 1
+    assert result["per_query"]["recall_at_1"].tolist() == [0, 0, 0, 1]
+    assert result["per_query"]["recall_at_2"].tolist() == [0, 1, 1, 1]
+    assert result["recall_at_3"] == 1
 
 
 def test_a_query_without_match_is_counted_and_not_averaged():
     points, labels = clustered()
     alone = np.append(labels, "alone")
-    found = retrieval_metrics(np.append(points, points[:1] + 1e3, axis=0), alone, per_query=True)
+    result = retrieval_metrics(np.append(points, points[:1] + 1e3, axis=0), alone, per_query=True)
     expected = retrieval_metrics(points, labels)
-    assert found["num_queries_without_match"] == 1 and found["num_queries"] == len(alone)
-    per_query = found["per_query"]
+    assert result["num_queries_without_match"] == 1 and result["num_queries"] == len(alone)
+    per_query = result["per_query"]
     assert np.isnan(per_query["recall_at_1"][-1]) and np.isfinite(per_query["recall_at_1"][:-1]).all()
     for name in ("recall_at_1", "r_precision", "map_at_r"):
-        assert found[name] == pytest.approx(expected[name], abs=1e-12)
-        assert found[name] == pytest.approx(np.nanmean(per_query[name]), abs=1e-12)
+        assert result[name] == pytest.approx(expected[name], abs=1e-12)
+        assert result[name] == pytest.approx(np.nanmean(per_query[name]), abs=1e-12)
 
 
 def test_the_embeddings_as_their_own_gallery_are_leave_one_out():
     points, labels = clustered()
     both = retrieval_metrics(points, labels, gallery_embeddings=points, gallery_labels=labels)
     assert both == retrieval_metrics(points, labels)
-    assert both["recall_at_1"] < 1  # each would have found itself
+    assert both["recall_at_1"] < 1  # else each would retrieve itself
 
 
 def test_the_protocol_of_market_1501():
     # Same identity and camera: ignored, and no match either; another identity in the same camera counts.
-    found = retrieval_metrics(
+    result = retrieval_metrics(
         [[0.0], [0.0]],
         [1, 2],
         gallery_embeddings=[[0.0], [1.0], [2.0]],
@@ -255,9 +255,9 @@ def test_the_protocol_of_market_1501():
         recall_at=(1, 2),
         per_query=True,
     )
-    assert found["per_query"]["num_matches"].tolist() == [1, 0]
-    assert found["recall_at_1"] == 0 and found["recall_at_2"] == 1
-    assert found["num_queries_without_match"] == 1
+    assert result["per_query"]["num_matches"].tolist() == [1, 0]
+    assert result["recall_at_1"] == 0 and result["recall_at_2"] == 1
+    assert result["num_queries_without_match"] == 1
 
 
 def market_task(seed=0, num_classes=15, per_class=7):
@@ -304,10 +304,10 @@ def slow_characteristic(query, labels, task, last):
 @pytest.mark.parametrize("last", [1, 5, 50, 500])
 def test_the_cumulative_match_characteristic_is_that_of_market_1501(last):
     query, labels, task = market_task()
-    found = retrieval_metrics(query, labels, **task, recall_at=(1, 3), cmc=last)
-    assert found["cmc"] == slow_characteristic(query, labels, task, last)
-    assert len(found["cmc"]) == last and found["cmc"][0] == found["recall_at_1"] < 1
-    json.dumps(found)
+    result = retrieval_metrics(query, labels, **task, recall_at=(1, 3), cmc=last)
+    assert result["cmc"] == slow_characteristic(query, labels, task, last)
+    assert len(result["cmc"]) == last and result["cmc"][0] == result["recall_at_1"] < 1
+    json.dumps(result)
 
 
 def test_torchreid_agrees_on_the_characteristic_and_map(torchreid):
@@ -317,10 +317,10 @@ def test_torchreid_agrees_on_the_characteristic_and_map(torchreid):
     distances = np.square(query[:, None] - points).sum(axis=2)
     rank = torchreid("reid/metrics/rank.py")
     curve, mean = rank.evaluate_rank(distances, labels, others, task["cameras"], cameras, max_rank=20, use_cython=False)
-    found = retrieval_metrics(query, labels, **task, cmc=20, map=True)
-    assert found["cmc"] == pytest.approx(curve.tolist(), abs=1e-6)
-    assert found["map"] == pytest.approx(mean, abs=1e-6)
-    assert 0.1 < found["cmc"][0] < found["cmc"][-1]
+    result = retrieval_metrics(query, labels, **task, cmc=20, map=True)
+    assert result["cmc"] == pytest.approx(curve.tolist(), abs=1e-6)
+    assert result["map"] == pytest.approx(mean, abs=1e-6)
+    assert 0.1 < result["cmc"][0] < result["cmc"][-1]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60))
@@ -328,9 +328,9 @@ def test_torchreid_agrees_on_the_characteristic_and_map(torchreid):
 def test_the_characteristic_never_falls_and_is_recall_at_each_rank(seed, last):
     query, labels, task = market_task(seed, num_classes=8, per_class=5)
     ranks = tuple(range(1, last + 1))
-    found = retrieval_metrics(query, labels, **task, recall_at=ranks, cmc=last)
-    assert found["cmc"] == [found[f"recall_at_{k}"] for k in ranks] == sorted(found["cmc"])
-    assert retrieval_metrics(query, labels, **task, recall_at=(1,), cmc=last)["cmc"] == found["cmc"]
+    result = retrieval_metrics(query, labels, **task, recall_at=ranks, cmc=last)
+    assert result["cmc"] == [result[f"recall_at_{k}"] for k in ranks] == sorted(result["cmc"])
+    assert retrieval_metrics(query, labels, **task, recall_at=(1,), cmc=last)["cmc"] == result["cmc"]
 
 
 def test_given_distances_score_as_the_vectors_they_are_of():
@@ -338,8 +338,10 @@ def test_given_distances_score_as_the_vectors_they_are_of():
     expected = retrieval_metrics(query, labels, **task, map=True, cmc=9)
     distances = np.square(query[:, None] - task.pop("gallery_embeddings")).sum(axis=2)
     for memory_mb in (1024, 0.01):
-        found = retrieval_metrics(distances, labels, **task, metric="precomputed", map=True, cmc=9, memory_mb=memory_mb)
-        assert found == expected
+        result = retrieval_metrics(
+            distances, labels, **task, metric="precomputed", map=True, cmc=9, memory_mb=memory_mb
+        )
+        assert result == expected
     points, labels = clustered()
     distances = np.square(points[:, None] - points).sum(axis=2)
     assert retrieval_metrics(distances, labels, metric="precomputed") == retrieval_metrics(points, labels)
@@ -409,7 +411,7 @@ def test_invariants(seed, spread):
         ({"gallery_embeddings": np.ones((2, 2))}, "gallery_labels is needed where labels is passed"),
         ({"gallery_embeddings": np.ones((2, 2)), "gallery_labels": [1]}, "gallery_labels has 1 entries for 2"),
         ({"cmc": 0}, "cmc, the last rank, must be at least 1, not 0"),
-        ({"metric": "precomputed"}, r"distances of shape \(3, 2\): give \(Q, G\) with gallery_labels"),
+        ({"metric": "precomputed"}, r"distances of shape \(3, 2\): pass \(Q, G\) with gallery_labels"),
         ({"metric": "precomputed", "gallery_labels": [1] * 3}, "gallery_labels has 3 entries for 2 gallery items"),
         ({"metric": "precomputed", "gallery_labels": [1, 1], "gallery_embeddings": np.ones((2, 2))}, r"\(Q, G\)"),
         ({"gallery_embeddings": np.ones((2, 3)), "gallery_labels": [1, 1]}, "2 dimensions, gallery items 3"),
@@ -422,7 +424,7 @@ def test_invariants(seed, spread):
         ({"precision_at": (-1,)}, "at least 1"),
     ],
 )
-def test_bad_input_is_said(changed, message):
+def test_bad_input_is_reported(changed, message):
     arguments = {"embeddings": np.eye(3, 2), "labels": [0, 1, 1]} | changed
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(arguments.pop("embeddings"), arguments.pop("labels"), **arguments)

@@ -38,8 +38,8 @@ def test_a_part_of_slices_is_their_embeddings_side_by_side(tiny_model: Make, few
     assert [len(part) for part in parts] == [6, 5, 5]
     embeddings = model.encode(few.query)
     for learners in ([0], [2], [2, 0], [1, 2], [0, 1, 2]):
-        found = kept_part(embeddings, [parts[k] for k in learners])
-        np.testing.assert_allclose(found, joined(model, few.query, learners), atol=1e-6)
+        part = kept_part(embeddings, [parts[k] for k in learners])
+        np.testing.assert_allclose(part, joined(model, few.query, learners), atol=1e-6)
 
 
 @pytest.mark.heavy
@@ -47,21 +47,21 @@ def test_a_part_of_slices_is_their_embeddings_side_by_side(tiny_model: Make, few
 def test_parts_left_out_and_best_few_equal_scores_by_hand(tiny_model: Make, few: Benchmark, validation: bool) -> None:
     model = tiny_model(num_learners=3, method="slices")
     data = few.with_validation(0.3) if validation else few
-    found = dc.evaluate(model, data, parts=True, clustering=False)
-    for k, scores in enumerate(found["without"]):
+    result = dc.evaluate(model, data, parts=True, clustering=False)
+    for k, scores in enumerate(result["without"]):
         expected = by_hand(model, few.query, [other for other in range(3) if other != k])
         assert scores["recall_at_1"] == pytest.approx(expected["recall_at_1"])
         assert scores["map_at_r"] == pytest.approx(expected["map_at_r"])
-    assert found["ordered_on"] == ("validation" if validation else "train")
-    order = found["by_size"][-1]["learners"]
+    assert result["ordered_on"] == ("validation" if validation else "train")
+    order = result["by_size"][-1]["learners"]
     assert order == subspace_order(model, data.validation or data.train)
     assert sorted(order) == [0, 1, 2]
-    for n, scores in enumerate(found["by_size"], 1):
+    for n, scores in enumerate(result["by_size"], 1):
         assert scores["learners"] == order[:n]
         assert scores["dims"] == sum(len(model.head.dimensions()[k]) for k in order[:n])
         assert scores["map_at_r"] == pytest.approx(by_hand(model, few.query, order[:n])["map_at_r"])
-    assert found["by_size"][-1]["recall_at_1"] == pytest.approx(found["recall_at_1"])
-    json.dumps(found)
+    assert result["by_size"][-1]["recall_at_1"] == pytest.approx(result["recall_at_1"])
+    json.dumps(result)
 
 
 def test_each_step_of_the_order_is_the_best_of_those_left(tiny_model: Make, few: Benchmark) -> None:
@@ -87,7 +87,7 @@ def test_test_classes_do_not_choose_the_order(tiny_model: Make, few: Benchmark) 
     one, two = (dc.evaluate(model, data, parts=True, clustering=False) for data in (few, changed))
     assert one["recall_at_1"] != two["recall_at_1"]
     assert [s["learners"] for s in one["by_size"]] == [s["learners"] for s in two["by_size"]]
-    # Whose classes choose can be said.
+    # Whose classes choose can be reported.
     third = dc.evaluate(model, few.query, parts=True, clustering=False, order_by=few)
     assert [s["learners"] for s in third["by_size"]] == [s["learners"] for s in one["by_size"]]
 
@@ -96,7 +96,7 @@ def test_a_gallery_is_cut_as_the_queries_are(tiny_model: Make, few: Benchmark) -
     model = tiny_model(num_learners=2, **FIXED)
     rows = np.arange(len(few.query))
     query, gallery = few.query.subset(rows % 3 == 0), few.query.subset(rows % 3 != 0)
-    found = dc.evaluate(model, replace(few, query=query, gallery=gallery), parts=True, clustering=False)
+    result = dc.evaluate(model, replace(few, query=query, gallery=gallery), parts=True, clustering=False)
     for k in range(2):
         expected = retrieval_metrics(
             model.encode(query, learner=1 - k),
@@ -104,14 +104,14 @@ def test_a_gallery_is_cut_as_the_queries_are(tiny_model: Make, few: Benchmark) -
             gallery_embeddings=model.encode(gallery, learner=1 - k),
             gallery_labels=gallery.labels,
         )
-        assert found["without"][k]["map_at_r"] == pytest.approx(expected["map_at_r"], abs=1e-4)
+        assert result["without"][k]["map_at_r"] == pytest.approx(expected["map_at_r"], abs=1e-4)
 
 
 def test_what_cannot_be_said_is_left_out(tiny_model: Make, few: Benchmark) -> None:
     def keys(model: dc.EmbeddingModel, data: Benchmark | LabeledSet) -> set[str]:
-        found = dc.evaluate(model, data, parts=True, clustering=False)
-        assert ("by_size" in found) == ("ordered_on" in found)
-        return {"without", "by_size", "similarity_correlations"} & found.keys()
+        result = dc.evaluate(model, data, parts=True, clustering=False)
+        assert ("by_size" in result) == ("ordered_on" in result)
+        return {"without", "by_size", "similarity_correlations"} & result.keys()
 
     assert keys(tiny_model(1), few) == set()
     assert keys(tiny_model(2, method="masks"), few) == {"similarity_correlations"}
@@ -144,7 +144,7 @@ def test_greedy_takes_as_many_parts_as_fit_and_the_best_at_each_step(sizes: list
     assert len(order) == len(set(order)) == most
     assert sum(sizes[k] for k in order) <= dims
     for n in range(most):
-        # Any part with which the most parts can still be had.
+        # Any part with which the most parts still fit.
         possible = [
             k
             for k in range(count)
@@ -168,7 +168,7 @@ def test_a_sample_is_of_whole_classes_or_their_share(labels: list[int], most: in
     assert (len(sample) > 0) == (pairs > 0)
     if pairs:
         share = max(16, most // pairs)
-        assert all(found in (0, min(share, total)) for found, total in zip(counts, all_counts, strict=True))
+        assert all(drawn in (0, min(share, total)) for drawn, total in zip(counts, all_counts, strict=True))
         assert len(sample) <= most or sample.num_classes == 1
         np.testing.assert_array_equal(sample_of(sample, most).rows, sample.rows)
 
@@ -200,12 +200,12 @@ def test_correlations_equal_a_plain_loop() -> None:
     parts = [rng.normal(size=(30, d)) for d in (3, 5, 2)]
     parts[2] = parts[0][:, :2] + 0.3 * parts[2]
     parts = [(p / np.linalg.norm(p, axis=1, keepdims=True)).astype(np.float32) for p in parts]
-    found = similarity_correlations(parts)
+    correlations = similarity_correlations(parts)
     cosines = [[float(p[i] @ p[j]) for i, j in combinations(range(30), 2)] for p in parts]
     for i in range(3):
         for j in range(3):
-            assert found[i][j] == pytest.approx(pearsonr(cosines[i], cosines[j]).statistic, abs=1e-5)
-    assert found[0][2] == found[2][0] > found[0][1]  # type: ignore[operator]
+            assert correlations[i][j] == pytest.approx(pearsonr(cosines[i], cosines[j]).statistic, abs=1e-5)
+    assert correlations[0][2] == correlations[2][0] > correlations[0][1]  # type: ignore[operator]
     rotated = parts[1] @ np.linalg.qr(rng.normal(size=(5, 5)))[0].astype(np.float32)
     assert similarity_correlations([parts[1], rotated])[0][1] == pytest.approx(1)
 

@@ -27,14 +27,14 @@ def file(tmp_path: Path) -> File:
 
 def test_known_arms_are_settings_over_a_base() -> None:
     base = dc.RunConfig(dc.ModelConfig(num_learners=3, embedding_dim=9), dc.TrainConfig(epochs=7))
-    made = {name: config_of(base, arm.settings) for name, arm in ARMS.items()}
-    assert made["single"].model.num_learners == 1
-    assert made["slices"].model.num_learners == made["masks"].model.num_learners == 3
-    assert made["hierarchy"].train.hierarchy
-    assert made["normalised-slices"].train.phase_starts == (0, 0)
-    assert made["clustered"].train.phase_starts[0] == made["clustered-slices"].train.phase_starts[0] == 0
-    assert made["clustered"].model.method == "masks"
-    assert {config.train.epochs for config in made.values()} == {7}
+    configs = {name: config_of(base, arm.settings) for name, arm in ARMS.items()}
+    assert configs["single"].model.num_learners == 1
+    assert configs["slices"].model.num_learners == configs["masks"].model.num_learners == 3
+    assert configs["hierarchy"].train.hierarchy
+    assert configs["normalised-slices"].train.phase_starts == (0, 0)
+    assert configs["clustered"].train.phase_starts[0] == configs["clustered-slices"].train.phase_starts[0] == 0
+    assert configs["clustered"].model.method == "masks"
+    assert {config.train.epochs for config in configs.values()} == {7}
     assert all(arm.about for arm in ARMS.values())
     assert set(ARMS) <= set(known_arms())
 
@@ -52,33 +52,33 @@ def test_options_stay_with_their_owner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["single", "slcies"], "unknown arm 'slcies'; did you mean 'slices'"),
         (["single", "masks", "single"], "'single' is listed twice"),
         ([], "is empty; known: single, slices"),
     ],
 )
-def test_arms_that_cannot_be_are_said(names: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_arms_that_cannot_be_are_reported(names: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         arms_of(names)
 
 
 @pytest.mark.parametrize(
-    ("arm", "said"),
+    ("arm", "message"),
     [
-        (lambda: Arm("a/b"), "a folder is named so"),
+        (lambda: Arm("a/b"), "is also the name of a folder"),
         (lambda: Arm("a", {"train": {"learning_rate": 1}}), "arm 'a', settings: unknown setting 'learning_rate'"),
         (lambda: Arm("a", {"train": {"epochs": 1}}), "epochs is the same for all arms"),
         (lambda: Arm("a", space={"train": {"seed": [1]}}), "seed is the same for all arms"),
-        (lambda: Arm("a", {"data": {"validation": True}}), "unknown part 'data'"),
+        (lambda: Arm("a", {"data": {"validation": True}}), "unknown section 'data'"),
         (lambda: Arm("a", space={"train": {"lr": 0.1}}), "train.lr: expected a list"),
         (lambda: Arm("a", space={"train": {"lr": []}}), "train.lr: expected a list"),
         (lambda: Arm("a", space={"train": {"lr": [0.1, 0.1]}}), "twice"),
     ],
 )
-def test_an_arm_that_cannot_be_is_refused(arm: Callable[[], Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_arm_that_cannot_be_is_refused(arm: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         arm()
 
 
@@ -120,9 +120,9 @@ def test_toml_and_json_do_too(file: File) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("arm:\n  a: {}\n", r"line 1: unknown part 'arm'; did you mean 'arms'"),
+        ("arm:\n  a: {}\n", r"line 1: unknown section 'arm'; did you mean 'arms'"),
         ("arms: [a]\n", r"line 1: arms: expected a mapping"),
         ("arms:\n  a: 3\n", r"line 2: arms.a: expected a mapping, not 3"),
         ("arms:\n  a:\n    like: slcies\n", r"line 3: unknown arm 'slcies'; did you mean 'slices'"),
@@ -133,10 +133,10 @@ def test_toml_and_json_do_too(file: File) -> None:
         ("arms:\n  a:\n    space:\n      train:\n        lr: 3\n", r"line 5: train.lr: expected a list"),
         ("space:\n  train:\n    lr: [1, high]\n", r"line 3: train.lr: expected a number"),
         ("space:\n  train:\n    lr: [1, 2]\n    hed_lr: [1]\n", r"line 4: unknown setting 'hed_lr'"),
-        ("space:\n  data:\n    validation: [true]\n", r"line 2: unknown part 'data'"),
+        ("space:\n  data:\n    validation: [true]\n", r"line 2: unknown section 'data'"),
         ("space:\n  train: [lr]\n", r"line 2: space.train: expected a mapping"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_said_with_its_line(file: File, text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_is_wrong_in_a_file_is_reported_with_its_line(file: File, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         read_space(file(text))

@@ -39,8 +39,8 @@ def hits(seeds: int, queries: int, seed: int) -> np.ndarray:
 def test_the_interval_is_that_of_the_slow_way(seeds: int) -> None:
     a, b = hits(seeds, 30, 1), hits(seeds, 30, 2)
     classes = np.random.default_rng(3).integers(0, 6, 30) * 7
-    found = bootstrap_runs_difference(a, b, classes, draws=60, seed=5)
-    np.testing.assert_allclose(found, slow_interval(a, b, classes, 60, 5), atol=1e-12)
+    interval = bootstrap_runs_difference(a, b, classes, draws=60, seed=5)
+    np.testing.assert_allclose(interval, slow_interval(a, b, classes, 60, 5), atol=1e-12)
 
 
 @given(
@@ -63,8 +63,8 @@ def test_equal_arms_differ_by_nothing_and_swapped_arms_by_the_opposite(
 def test_one_seed_is_the_interval_over_classes() -> None:
     a, b = hits(1, 3000, 1), hits(1, 3000, 2)
     classes = np.repeat(np.arange(300), 10)
-    found = bootstrap_runs_difference(a, b, classes, draws=4000)
-    np.testing.assert_allclose(found, bootstrap_difference(a[0], b[0], classes, draws=4000), atol=0.004)
+    interval = bootstrap_runs_difference(a, b, classes, draws=4000)
+    np.testing.assert_allclose(interval, bootstrap_difference(a[0], b[0], classes, draws=4000), atol=0.004)
 
 
 def test_seeds_that_disagree_make_it_wider() -> None:
@@ -82,18 +82,18 @@ def test_one_class_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "classes", "options", "said"),
+    ("a", "b", "classes", "options", "message"),
     [
         ([[1, 0]], [[1, 0], [1, 0]], [0, 1], {}, r"\(1, 2\) and \(2, 2\)"),
-        ([[1, 0]], [[1, 0]], [0, 1, 2], {}, "3 classes"),
-        ([1, 0], [1, 0], [0, 1], {}, "is needed of both"),
-        ([[1, np.nan]], [[1, 0]], [0, 1], {}, "no match"),
+        ([[1, 0]], [[1, 0]], [0, 1, 2], {}, "classes of 3 queries"),
+        ([1, 0], [1, 0], [0, 1], {}, "pass two of shape"),
+        ([[1, np.nan]], [[1, 0]], [0, 1], {}, "without a match"),
         ([[1, 0]], [[1, 0]], [0, 1], {"level": 1.0}, "level"),
         ([[1, 0]], [[1, 0]], [0, 1], {"draws": 0}, "draws"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(a: Any, b: Any, classes: Any, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_drawn_is_reported(a: Any, b: Any, classes: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         bootstrap_runs_difference(a, b, classes, **options)
 
 

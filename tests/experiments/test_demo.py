@@ -59,9 +59,9 @@ def test_the_demo_scores_both_methods_and_draws(tmp_path: Path, command: Callabl
     for method, learners in (("single", 1), ("slices", 4)):
         record = json.loads((tmp_path / "demo" / method / "config.json").read_text())
         assert record["model"]["num_learners"] == learners
-    code, _, said = command("demo", "--out", tmp_path / "demo")
+    code, _, err = command("demo", "--out", tmp_path / "demo")
     assert code == 2
-    assert "cannot resume with other settings (--epochs is 2 in the run, 8 now)" in said
+    assert "cannot resume with other settings (--epochs is 2 in the run, 8 now)" in err
 
 
 README = Path(__file__).parents[2] / "README.md"
@@ -90,9 +90,9 @@ def test_readme_shows_a_table_of_the_demo() -> None:
 def test_readme_shows_what_the_demo_prints(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     code, printed, _ = command("demo", "--out", tmp_path / "demo")
     assert code == 0
-    expected, found = table_of(README.read_text()), table_of(printed)
-    assert list(found) == list(expected)
+    expected, result = table_of(README.read_text()), table_of(printed)
+    assert list(result) == list(expected)
     for name, numbers in expected.items():
         # An interval's ends, and a difference of two scores, may differ by more than a score.
         tolerance = 2 * TOLERANCE if name.startswith("Recall@1") else TOLERANCE
-        assert found[name] == pytest.approx(numbers, abs=tolerance), name
+        assert result[name] == pytest.approx(numbers, abs=tolerance), name

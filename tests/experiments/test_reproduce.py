@@ -1,4 +1,4 @@
-"""A published result made again, on trees of the originals' layout with tiny images."""
+"""Published results reproduced, on folders of the originals' layout with tiny images."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ def test_the_walk_of_every_preset(command: Run, cub: Path, tmp_path: Path, name:
     code, printed, err = command(*arguments, "--out", tmp_path / "run")
     assert code == 0, err
     result = json.loads((tmp_path / "r.json").read_text())
-    made, lines = result["reproduced"], RunFolder(tmp_path / "run").lines()
+    reproduced, lines = result["reproduced"], RunFolder(tmp_path / "run").lines()
     observed = [line["observed"]["recall_at_1"] for line in lines]
-    assert len(lines) == made["settings"]["train"]["epochs"] == 6
+    assert len(lines) == reproduced["settings"]["train"]["epochs"] == 6
     config = preset(name, "cub")
     phases = {phase_at(epoch, config.train, config.model.num_learners) for epoch in range(config.train.epochs)}
     assert {line["phase"] for line in lines} == {str(phase) for phase in phases}
     assert result["recall_at_1"] == observed[-1] == np.mean(result["per_query"]["recall_at_1"])
-    assert made["papers_rule"] == {"recall_at_1": max(observed), "epoch": int(np.argmax(observed))}
+    assert reproduced["papers_rule"] == {"recall_at_1": max(observed), "epoch": int(np.argmax(observed))}
     assert (result["num_classes"], result["num_queries"], result["protocol"]) == (8, 48, "leave-one-out")
-    assert set(made["changed"]) == {"backbone", "image_size", "batch_size"}
-    assert made["environment"]["versions"]["divcon"] == dc.__version__
-    assert made["difference"] is None
+    assert set(reproduced["changed"]) == {"backbone", "image_size", "batch_size"}
+    assert reproduced["environment"]["versions"]["divcon"] == dc.__version__
+    assert reproduced["difference"] is None
     assert f"by the papers' rule (not a result): {100 * max(observed):.1f}" in printed
     assert "changed from the preset: --size is 32, in" in printed
     assert "this used 2 % of the classes and epochs: it is not a result" in printed
-    known = made["published"]
+    known = reproduced["published"]
     assert (f"{100 * known['recall_at_1']:.1f}" if known else "-") in printed
     # Its data cannot be read again, as it is a part.
     code, _, err = command("evaluate", tmp_path / "run")
@@ -168,7 +168,7 @@ def test_a_shorter_run_has_every_phase_and_can_grow(fraction: float, name: str, 
         assert (train.epochs, finetune) == (then.epochs, then.phase_starts[1])
 
 
-def test_what_cannot_be_is_told(few: Benchmark, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(few: Benchmark, tmp_path: Path) -> None:
     for fraction in (0.0, -1.0, 1.5):
         with pytest.raises(ConfigError, match="must be above 0 and at most 1"):
             dc.reproduce(few, "single", tmp_path / "r", fraction=fraction)

@@ -63,8 +63,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_every_arm_has_the_same_trials_folds_and_seeds(whole: Path, base: dc.RunConfig) -> None:
     results = results_in(whole)
-    made = [(r["method"], r["trial"], r["fold"], r["seed"]) for r in results["trials"]]
-    assert made == [(arm, t, f, 0) for arm in ("single", "slices") for t in range(2) for f in range(2)]
+    trials = [(r["method"], r["trial"], r["fold"], r["seed"]) for r in results["trials"]]
+    assert trials == [(arm, t, f, 0) for arm in ("single", "slices") for t in range(2) for f in range(2)]
     assert [(r["method"], r["seed"]) for r in results["runs"]] == [
         ("single", 0),
         ("slices", 0),
@@ -134,7 +134,7 @@ def test_a_run_is_a_plain_run_on_all_train_classes(
     assert record["distinct_images_seen"] == len(drawn)
 
 
-def test_the_test_classes_are_looked_at_when_every_choice_is_written(
+def test_the_test_classes_are_evaluated_after_every_choice_is_written(
     small: Benchmark, base: dc.RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
@@ -162,7 +162,7 @@ class Stops(NullDisplay):
             raise KeyboardInterrupt
 
 
-def test_stopped_anywhere_and_gone_on_with_it_is_the_same(
+def test_stopped_anywhere_and_resumed_it_is_the_same(
     whole: Path, small: Benchmark, base: dc.RunConfig, tmp_path: Path
 ) -> None:
     stops = 0
@@ -176,7 +176,7 @@ def test_stopped_anywhere_and_gone_on_with_it_is_the_same(
     assert timeless(results_in(tmp_path / "out")) == timeless(results_in(whole))
 
 
-def test_results_alone_are_enough_to_go_on(
+def test_results_alone_are_enough_to_resume(
     whole: Path, small: Benchmark, base: dc.RunConfig, tmp_path: Path, trained: list[Path]
 ) -> None:
     out = tmp_path / "out"
@@ -218,8 +218,8 @@ def test_seeds_and_arms_may_come_and_go(
 def test_an_ablation_of_something_else_is_refused(
     whole: Path, small: Benchmark, base: dc.RunConfig, tmp_path: Path, trained: list[Path]
 ) -> None:
-    def refused(said: str, data: Benchmark = small, base: dc.RunConfig = base, **options: Any) -> None:
-        with pytest.raises(RunError, match=said):
+    def refused(message: str, data: Benchmark = small, base: dc.RunConfig = base, **options: Any) -> None:
+        with pytest.raises(RunError, match=message):
             dc.ablate(data, whole, base=base, **{**OPTIONS, **options})
 
     other = dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=4))
@@ -277,7 +277,7 @@ def test_every_known_arm_trains_on_as_many_images(small: Benchmark, base: dc.Run
     assert len(runs["clustered"]["kept_pairs"]) == 2  # until the finetune phase
 
 
-def test_models_are_kept_where_that_is_asked_for(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
+def test_models_are_kept_with_keep_models(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
     results = dc.ablate(small, tmp_path, arms=("single",), base=base, seeds=(0,), keep_models=True)
     model = dc.EmbeddingModel.load(tmp_path / "runs" / "single" / "seed-0")
     scores = dc.evaluate(model, small, clustering=False)
@@ -290,25 +290,25 @@ def test_validation_classes_of_the_data_are_train_classes(small: Benchmark, base
     assert results["runs"][0]["images_seen"] == 3 * 72
 
 
-def test_epochs_between_are_not_judged_but_seen(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
+def test_epochs_between_are_not_evaluated_but_counted(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
     sparse = dataclasses.replace(base, data=dc.DataConfig(evaluate_every=2))
     results = dc.ablate(small, tmp_path, arms=("single",), base=sparse, seeds=(0,))
     curve = results["runs"][0]["curve"]
     assert [(point["epoch"], point["images_seen"]) for point in curve] == [(1, 144), (2, 216)]
 
 
-def test_a_trial_that_goes_wrong_is_not_chosen(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_not_chosen(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
     arm = Arm("wild", space={"train": {"head_lr": [1e-3, 1e30]}})
     results = dc.ablate(small, tmp_path / "a", arms=(arm,), base=base, seeds=(0,), trials=2, folds=2)
     assert [("failed" in record) for record in results["trials"]] == [False, False, True, True]
     assert results["choices"]["wild"]["trial"] == 0
     wrong = Arm("wild", space={"train": {"head_lr": [1e30]}})
-    with pytest.raises(RunError, match="wild: every trial went wrong"):
+    with pytest.raises(RunError, match="wild: every trial failed"):
         dc.ablate(small, tmp_path / "b", arms=(wrong,), base=base, seeds=(0,), trials=2, folds=2)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"seeds": (0, 1, 0)}, "`seeds` 0,1,0: list each seed once"),
         ({"seeds": ()}, "`seeds`"),
@@ -324,16 +324,16 @@ def test_a_trial_that_goes_wrong_is_not_chosen(small: Benchmark, base: dc.RunCon
         ({"base": dc.RunConfig(dc.ModelConfig(method="single"))}, "one learner has nothing to divide"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_trained(
-    small: Benchmark, base: dc.RunConfig, tmp_path: Path, trained: list[Path], options: dict[str, Any], said: str
+def test_what_cannot_be_is_reported_before_anything_is_trained(
+    small: Benchmark, base: dc.RunConfig, tmp_path: Path, trained: list[Path], options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         dc.ablate(small, tmp_path / "out", **{"base": base, **OPTIONS, **options})
     assert trained == []
     assert not (tmp_path / "out").exists()
 
 
-def test_too_few_classes_and_no_test_images_are_said(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
+def test_too_few_classes_and_no_test_images_are_reported(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"12 train classes .* too few for 7 folds"):
         dc.ablate(small, tmp_path / "out", base=base, **{**OPTIONS, "folds": 7})
     none = small.query.subset(np.empty(0, np.int64))

@@ -1,4 +1,4 @@
-"""The table and the picture, from results that are made up."""
+"""The table and the picture, from invented results."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def rows(text: str) -> dict[str, dict[str, str]]:
 
 def test_a_row_is_an_arm_against_the_reference(results: dict[str, Any]) -> None:
     text = table(results)
-    found = rows(text)
-    assert list(found) == ["slices", "single", "masks"]
-    assert found["single"] == {
+    cells = rows(text)
+    assert list(cells) == ["slices", "single", "masks"]
+    assert cells["single"] == {
         "arm": "single",
         "seed 0": "50.0",
         "seed 1": "50.0",
@@ -73,24 +73,24 @@ def test_a_row_is_an_arm_against_the_reference(results: dict[str, Any]) -> None:
         "seconds": "20",
         "of them dividing": "0 %",
     }
-    assert found["slices"]["mean ± std"] == "75.0 ± 0.0"
-    assert found["slices"]["difference from single [95 % interval]"].startswith("+25.0 [")
-    assert found["slices"]["after 20 s"] == "50.0"  # its first epoch
-    assert found["slices"]["images to single's end"] == "50 %"
-    assert found["slices"]["of them dividing"] == "12 %"
-    assert found["masks"]["seed 1"] == "–"  # still to come
-    assert found["masks"]["mean ± std"] == "25.0"
-    assert found["masks"]["difference from single [95 % interval]"].startswith("-25.0 [")
-    assert found["masks"]["after 20 s"] == "–"
-    assert found["masks"]["images to single's end"] == "–"
+    assert cells["slices"]["mean ± std"] == "75.0 ± 0.0"
+    assert cells["slices"]["difference from single [95 % interval]"].startswith("+25.0 [")
+    assert cells["slices"]["after 20 s"] == "50.0"  # its first epoch
+    assert cells["slices"]["images to single's end"] == "50 %"
+    assert cells["slices"]["of them dividing"] == "12 %"
+    assert cells["masks"]["seed 1"] == "–"  # still to come
+    assert cells["masks"]["mean ± std"] == "25.0"
+    assert cells["masks"]["difference from single [95 % interval]"].startswith("-25.0 [")
+    assert cells["masks"]["after 20 s"] == "–"
+    assert cells["masks"]["images to single's end"] == "–"
     assert "made (leave-one-out, split 0123, 4 queries of 2 classes), at the last epoch" in text
 
 
 def test_arms_seeds_and_reference_are_what_is_asked_for(results: dict[str, Any]) -> None:
-    found = rows(table(results, arms=["masks", "slices"], seeds=[0], reference="slices"))
-    assert list(found) == ["masks", "slices"]
-    assert "seed 1" not in found["masks"]
-    assert found["masks"]["difference from slices [95 % interval]"].startswith("-50.0 [")
+    cells = rows(table(results, arms=["masks", "slices"], seeds=[0], reference="slices"))
+    assert list(cells) == ["masks", "slices"]
+    assert "seed 1" not in cells["masks"]
+    assert cells["masks"]["difference from slices [95 % interval]"].startswith("-50.0 [")
 
 
 def test_chosen_epochs_are_shown_beside_the_last_one(results: dict[str, Any]) -> None:
@@ -101,21 +101,21 @@ def test_chosen_epochs_are_shown_beside_the_last_one(results: dict[str, Any]) ->
         "single": {"trial": 0, "settings": {}, "epochs": 2},
     }
     text = table(results)
-    found = rows(text)
-    assert found["slices"]["chosen"] == "lr 0.1, loss MarginLoss, 1 epoch"
-    assert found["single"]["chosen"] == "2 epochs"
-    assert found["slices"]["last epoch"] == "75.0"
+    cells = rows(text)
+    assert cells["slices"]["chosen"] == "lr 0.1, loss MarginLoss, 1 epoch"
+    assert cells["single"]["chosen"] == "2 epochs"
+    assert cells["slices"]["last epoch"] == "75.0"
     assert "at the chosen epoch" in text
     assert "up to 3 trials an arm on 2 folds" in text
 
 
-def test_runs_of_two_machines_are_said_to_be(results: dict[str, Any]) -> None:
+def test_runs_of_two_machines_are_reported_to_be(results: dict[str, Any]) -> None:
     assert "machines" not in table(results)
     results["runs"][0]["machine"] = "another"
     assert "2 machines, whose seconds do not compare: another; one" in table(results)
 
 
-def test_nothing_to_tabulate_is_said(results: dict[str, Any]) -> None:
+def test_nothing_to_tabulate_is_reported(results: dict[str, Any]) -> None:
     with pytest.raises(RunError, match="none of the runs is done yet"):
         table(results, seeds=[7])
 
@@ -129,7 +129,7 @@ def test_the_picture_is_the_same_each_time_and_has_every_arm(results: dict[str, 
     assert all(f"<!-- {word} -->" in text for word in ("slices", "single", "masks", "images trained on"))
 
 
-def test_without_matplotlib_it_is_said(
+def test_without_matplotlib_it_is_reported(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)

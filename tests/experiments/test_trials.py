@@ -13,7 +13,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
 from divcon.experiments import ARMS, Arm
-from divcon.experiments.arms import chosen, draw_trials, folds_of
+from divcon.experiments.arms import best_trial, draw_trials, folds_of
 
 BASE = dc.RunConfig(dc.ModelConfig(num_learners=4, embedding_dim=16))
 SPACE = {"train": {"lr": [1e-3, 1e-4, 1e-5], "head_lr": [1e-2, 1e-3]}, "model": {"dropout": [0.0, 0.01]}}
@@ -31,7 +31,7 @@ def test_trials_are_different_combinations_with_the_default_first(count: int, se
     assert trials == draw_trials(Arm("a", space=SPACE), BASE, count, seed)
 
 
-def test_another_seed_draws_others_and_no_default_is_made_up() -> None:
+def test_another_seed_draws_others_and_no_default_is_invented() -> None:
     space = {"train": {"lr": [float(n) for n in range(1, 40)], "head_lr": [float(n) for n in range(1, 40)]}}
     drawn = [draw_trials(Arm("a", space=space), BASE, 4, seed) for seed in range(3)]
     assert drawn[0] != drawn[1] != drawn[2]
@@ -52,7 +52,7 @@ def test_a_combination_that_cannot_be_names_the_arm() -> None:
         draw_trials(Arm("a", space={"model": {"dropout": [1.5]}}), BASE, 8, 0)
 
 
-def made(sizes: list[int]) -> Benchmark:
+def dataset(sizes: list[int]) -> Benchmark:
     def of(first: int) -> LabeledSet:
         labels = np.repeat(np.arange(len(sizes)), sizes) + first
         names = tuple(f"c{i:03d}" for i in range(2 * len(sizes)))
@@ -66,7 +66,7 @@ def made(sizes: list[int]) -> Benchmark:
 
 @given(st.lists(st.integers(1, 4), min_size=12, max_size=20).filter(lambda s: sum(n > 1 for n in s) >= 6))
 def test_folds_hold_each_class_with_a_pair_out_once(sizes: list[int]) -> None:
-    data = made(sizes)
+    data = dataset(sizes)
     folds = folds_of(data, 3, 0)
     held = [fold.validation.classes.tolist() for fold in folds]  # type: ignore[union-attr]
     assert sorted(c for classes in held for c in classes) == [c for c, size in enumerate(sizes) if size > 1]
@@ -77,9 +77,9 @@ def test_folds_hold_each_class_with_a_pair_out_once(sizes: list[int]) -> None:
     assert held == [fold.validation.classes.tolist() for fold in folds_of(data, 3, 0)]  # type: ignore[union-attr]
 
 
-def test_too_few_classes_for_the_folds_is_said() -> None:
+def test_too_few_classes_for_the_folds_is_reported() -> None:
     with pytest.raises(DataError, match="5 train classes of two images and more are too few for 3 folds"):
-        folds_of(made([2] * 5 + [1] * 5), 3, 0)
+        folds_of(dataset([2] * 5 + [1] * 5), 3, 0)
 
 
 def curve(*scores: float) -> list[dict]:
@@ -87,11 +87,11 @@ def curve(*scores: float) -> list[dict]:
 
 
 def test_the_choice_is_the_best_mean_over_folds_the_earlier_of_equals() -> None:
-    assert chosen([[curve(0.1, 0.4, 0.2), curve(0.3, 0.4, 0.8)]]) == (0, 6, pytest.approx(0.5))
-    assert chosen([[curve(0.5, 0.5)], [curve(0.5, 0.5)]]) == (0, 2, 0.5)
-    assert chosen([[curve(0.5, 0.5)], [curve(0.4, 0.6)]]) == (1, 4, 0.6)
+    assert best_trial([[curve(0.1, 0.4, 0.2), curve(0.3, 0.4, 0.8)]]) == (0, 6, pytest.approx(0.5))
+    assert best_trial([[curve(0.5, 0.5)], [curve(0.5, 0.5)]]) == (0, 2, 0.5)
+    assert best_trial([[curve(0.5, 0.5)], [curve(0.4, 0.6)]]) == (1, 4, 0.6)
 
 
 def test_a_trial_with_a_fold_that_went_wrong_is_not_chosen() -> None:
-    assert chosen([[curve(0.9, 0.9), []], [curve(0.1, 0.2), curve(0.1, 0.2)]]) == (1, 4, pytest.approx(0.2))
-    assert chosen([[[]]])[2] < 0
+    assert best_trial([[curve(0.9, 0.9), []], [curve(0.1, 0.2), curve(0.1, 0.2)]]) == (1, 4, pytest.approx(0.2))
+    assert best_trial([[[]]])[2] < 0

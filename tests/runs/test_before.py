@@ -1,7 +1,7 @@
-"""Runs that the version before the settings had histories wrote: they are read, and resumed to the same numbers.
+"""Runs of the version before settings declared their history are read, and resumed to the same numbers.
 
 `before/` holds runs of one small set of vectors, stopped in the middle of an epoch, between two, while they were
-evaluated, or killed, and what they gave when that version resumed them (`expected.json`).
+evaluated, or killed, and their results when that version resumed them (`expected.json`).
 """
 
 from __future__ import annotations

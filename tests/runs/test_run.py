@@ -143,7 +143,7 @@ def test_a_line_that_a_stop_cut_short_is_dropped_and_written_again(
 
 def test_what_would_overwrite_or_mix_runs_is_refused(straight: Path, few: Benchmark, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file()}
-    with pytest.raises(RunError, match="holds a run already; go on with it"):
+    with pytest.raises(RunError, match="holds a run already; resume it"):
         dc.run(few, straight, CONFIG)
     with pytest.raises(RunError, match="`validation` is True in the run, False now"):
         dc.run(few, straight, WITHOUT, resume=True)
@@ -160,14 +160,14 @@ def test_what_would_overwrite_or_mix_runs_is_refused(straight: Path, few: Benchm
 
 def test_a_resume_takes_the_run_s_settings_and_refuses_others(straight: Path, tmp_path: Path) -> None:
     folder = RunFolder(straight)
-    found, record = folder.resumed(dc.RunConfig())
-    assert found == CONFIG
+    resumed, record = folder.resumed(dc.RunConfig())
+    assert resumed == CONFIG
     assert record["source"] == {"data": "few", "root": None}
-    found, _ = folder.resumed(replace(dc.RunConfig(), train=dc.TrainConfig(workers=3)))
-    assert found.train.workers == 3
+    resumed, _ = folder.resumed(replace(dc.RunConfig(), train=dc.TrainConfig(workers=3)))
+    assert resumed.train.workers == 3
     with pytest.raises(RunError, match=r"`embedding_dim` is 16 in the run, 64 now"):
         folder.resumed(dc.RunConfig(dc.ModelConfig(embedding_dim=64)))
-    # What is given counts, at its default too.
+    # A setting that is passed counts, at its default, too.
     with pytest.raises(RunError, match=r"`embedding_dim` is 16 in the run, 128 now"):
         folder.resumed(dc.RunConfig(), given={"embedding_dim"})
     assert folder.resumed(dc.RunConfig(), given={"workers"})[0].train.workers == dc.TrainConfig().workers
@@ -218,7 +218,7 @@ def test_changed_labels_are_noticed(few: Benchmark, tmp_path: Path) -> None:
         dc.run(Benchmark("few", replace(few.train, labels=labels), few.query, few.query), out, CONFIG, resume=True)
 
 
-def test_a_damaged_checkpoint_is_said(straight: Path, few: Benchmark, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported(straight: Path, few: Benchmark, tmp_path: Path) -> None:
     shutil.copytree(straight, tmp_path / "run")
     whole = (straight / "checkpoint").read_bytes()
     for content in (whole[:1000], whole[: len(whole) // 2], b"", b"text"):
@@ -252,10 +252,10 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_checkpoint(
 def test_scores_of_classes_that_were_trained_on_are_doubted(straight: Path, few: Benchmark, demo: Benchmark) -> None:
     folder = RunFolder(straight)
     assert folder.check_test_classes(few, own=True) is None
-    seen = Benchmark("seen", few.query, few.train, few.train)
+    overlapping = Benchmark("seen", few.query, few.train, few.train)
     with pytest.raises(RunError, match="its data has changed since it was trained"):
-        folder.check_test_classes(seen, own=True)
-    assert "24 of the test classes have names of classes that" in str(folder.check_test_classes(seen, own=False))
+        folder.check_test_classes(overlapping, own=True)
+    assert "24 of the test classes have names of classes that" in str(folder.check_test_classes(overlapping, own=False))
 
 
 def test_validation_classes_have_pairs_and_no_validation_takes_them_all(few: Benchmark, tmp_path: Path) -> None:
@@ -356,12 +356,14 @@ def test_an_image_that_became_another_one_is_noticed_by_a_resume(image_folder: P
     paths = [Path(data.train.where(i)) for i in (3, 11)]
     paths[0].write_bytes(paths[1].read_bytes())
     dc.run(data, out, config, resume=True)
-    told = lines_of(out)[1]["warnings"]
-    assert [w for w in told if "the files of 1 training images have changed since the stop" in w and paths[0].name in w]
-    assert not any("when the training began" in w for w in told)
+    warnings = lines_of(out)[1]["warnings"]
+    assert [
+        w for w in warnings if "the files of 1 training images have changed since the stop" in w and paths[0].name in w
+    ]
+    assert not any("when the training began" in w for w in warnings)
 
 
-def test_images_that_became_others_while_it_trained_are_said_in_the_end(image_folder: Path, tmp_path: Path) -> None:
+def test_images_that_became_others_while_it_trained_are_reported_in_the_end(image_folder: Path, tmp_path: Path) -> None:
     data, out = dc.read(image_folder), tmp_path / "run"
     paths = [Path(data.train.where(i)) for i in (3, 11, 5)]
 
@@ -371,12 +373,12 @@ def test_images_that_became_others_while_it_trained_are_said_in_the_end(image_fo
         return {}
 
     dc.run(data, out, short(), observe=replace)
-    told = ["the files of 2 training images have changed since training began" in str(line) for line in lines_of(out)]
-    assert told == [*[False] * (len(told) - 1), True]
+    warned = ["the files of 2 training images have changed since training began" in str(line) for line in lines_of(out)]
+    assert warned == [*[False] * (len(warned) - 1), True]
     assert paths[0].name in str(lines_of(out)[-1]["warnings"])
 
 
-def test_a_line_that_is_damaged_in_the_middle_is_said_and_none_is_dropped(straight: Path, tmp_path: Path) -> None:
+def test_a_line_that_is_damaged_in_the_middle_is_reported_and_none_is_dropped(straight: Path, tmp_path: Path) -> None:
     shutil.copytree(straight, tmp_path / "run")
     file = tmp_path / "run" / "metrics.jsonl"
     whole = file.read_bytes()
@@ -390,11 +392,11 @@ def test_a_line_that_is_damaged_in_the_middle_is_said_and_none_is_dropped(straig
 
 
 def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_the_same(few: Benchmark, tmp_path: Path) -> None:
-    out, told = tmp_path / "run", []
+    out, warnings = tmp_path / "run", []
 
     class Hears(NullDisplay):
         def warn(self, message: str) -> None:
-            told.append(message)
+            warnings.append(message)
 
     with pytest.raises(KeyboardInterrupt):
         dc.run(few, out, CONFIG, display=Stop(2))
@@ -403,7 +405,7 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_the_same(few: Benchmar
     record["machine"] = "an abacus"
     (out / "config.json").write_text(json.dumps(record))
     dc.run(few, out, CONFIG, resume=True, display=Hears())
-    (message,) = told
+    (message,) = warnings
     assert message.startswith("the run goes on, but not bit for bit as it began: torch 1.0 then, 2")
     assert "an abacus then, " in message
     assert "on cuda two runs with the same seed" in not_repeatable("cuda", None)[0]

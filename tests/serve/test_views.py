@@ -145,7 +145,7 @@ def test_scores_of_other_data_are_shown_by_path(index: Index, scores: dict[str, 
 def test_what_is_not_scores_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "scores.json"
     file.write_text(text)
-    message = r"scores\.json: (is no JSON|holds no scores; pass|has no scores of each query; pass)"
+    message = r"scores\.json: (is not JSON|holds no scores; pass|has no scores of each query; pass)"
     with pytest.raises(DivconError, match=message):
         read_scores(file)
 

@@ -75,11 +75,11 @@ def prune(
     else:
         names = f"learner{'s' * (len(about.learners) > 1)} {', '.join(map(str, sorted(about.learners)))}"
         more = f"; no other whole subspace fits into {dims} dimensions" if about.dims < dims else ""
-        console.print(f"kept {names} of {model.num_learners}, chosen on {about.judged_on} classes{more}")
+        console.print(f"kept {names} of {model.num_learners}, chosen on {about.evaluated_on} classes{more}")
     before, after = (f"{100 * recall:.1f} %" for recall in (about.recall_before, about.recall_after))
     what = f"{about.num_images:,} {'images' if model.vector_dim is None else 'vectors'}"
     console.print(
-        f"recall_at_1 on {what} of {about.num_classes:,} {about.judged_on} classes: {before} with "
+        f"recall_at_1 on {what} of {about.num_classes:,} {about.evaluated_on} classes: {before} with "
         f"{model.embedding_dim} dimensions, {after} with {about.dims}"
     )
     console.print(f"model of {about.dims} dimensions in {out}")

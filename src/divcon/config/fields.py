@@ -1,5 +1,5 @@
-"""What a setting declares beside its type and default: that it takes a part of the user's own, what it was in earlier
-versions; and the checks that every config section runs when it is created.
+"""What a setting declares beside its type and default: whether it takes a part of the user's own, and its earlier
+names and values; and the checks that every config section runs when it is created.
 
 **Doors.** A setting declared with ``door=True`` (`TrainConfig.loss`, `ModelConfig.backbone` ...) takes a part of the
 user's own. It holds what it was set to:
@@ -11,15 +11,14 @@ Creating a config imports nothing. Whoever uses the setting resolves ``module:Na
 `divcon.runtime.importing.load_part`. A name that comes out of a file is checked first: `check_doors` raises TrustError
 unless the user has allowed its module.
 
-Files (``config.json``, checkpoints) keep what `saved` gives: a string as it is, ``module:Name`` for a class or a
-function, and ``module:Name()`` for an object, whose arguments no file knows. A resumed run compares these, so that the
-same part passed again from Python goes on with its run. ``module:Name()`` in a file cannot be created again:
+Files (``config.json``, checkpoints) keep what `saved` returns: a string as it is, ``module:Name`` for a class or a
+function, and ``module:Name()`` for an object, without its arguments. A resumed run compares these, so that the same
+part passed again from Python resumes its run. ``module:Name()`` in a file cannot be created again:
 `load_part` refuses it, and the user passes the object.
 
-**Earlier versions.** A setting that was added later declares the value that trainings had before it existed where that
-is not its default (``before=0.0``); one that was renamed, its old names and values (``old_names``, ``old_values``).
-`restored` reads what any earlier version saved. So a new setting needs nothing but its declaration for old runs to be
-read and resumed.
+**Earlier versions.** A setting that was added later declares the value that runs used before it existed where that is
+not its default (``before=0.0``); one that was renamed, its old names and values (``old_names``, ``old_values``).
+`restored` reads what any earlier version saved, so that old runs are read and resumed.
 """
 
 from __future__ import annotations
@@ -62,15 +61,15 @@ def setting(
     old_names: tuple[str, ...] = (),
     old_values: Mapping[Any, Any] | None = None,
 ) -> Any:
-    """A field of a config section; one that is only a type and a default needs no such declaration.
+    """A field of a config section; one with only a type and a default needs no such declaration.
 
     Args:
         door: it takes a part of the user's own (see the module).
         known: the built-in names of a door, where creating a config can check them without importing anything.
         options_of: it holds the arguments of the part that this setting names: another part does not take them.
-        before: the value that trainings had before the setting existed; its default where left out.
-        old_names: what earlier versions called it.
-        old_values: today's value by the one that earlier versions called it.
+        before: the value that runs used before the setting existed; its default where left out.
+        old_names: its names in earlier versions.
+        old_values: maps values of earlier versions to today's.
     """
     meta = {
         "door": door,
@@ -107,9 +106,9 @@ def saved_value(value: Any) -> Any:
 
 def restored(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """What any version saved of a section, in today's names and values; settings that did not exist then have the value
-    that trainings had.
+    that runs used.
 
-    Names that no version knows stay as they are.
+    Unknown names stay as they are.
     """
     result = dict(values)
     for field in dataclasses.fields(kind):
@@ -134,8 +133,7 @@ def _renamed(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def differences(then: Any, now: Any) -> dict[str, tuple[Any, Any]]:
-    """The settings of a section that are not the same as those of another one of its kind: by name, both values as
-    files keep them."""
+    """The settings that differ between two sections of a kind: by name, both values as files keep them."""
     first, second = saved(then), saved(now)
     return {name: (first[name], second[name]) for name in first if first[name] != second[name]}
 
@@ -150,7 +148,7 @@ def doors(kind: type) -> tuple[str, ...]:
 
 
 def check_doors(kind: type, values: Mapping[str, Any], where: str, trust: Trust = ()) -> None:
-    """Check the settings of a section that stand in a file.
+    """Check the settings of a section that a file sets.
 
     Args:
         where: the file, for the message.
@@ -164,7 +162,7 @@ def check_doors(kind: type, values: Mapping[str, Any], where: str, trust: Trust 
 
 
 def named_parts(value: Any) -> list[str]:
-    """All ``module:Name`` in a setting's value: it may be one, or options that hold some."""
+    """All ``module:Name`` in a setting's value: itself, or values of options."""
     inner = value.values() if isinstance(value, Mapping) else [value]
     return [part for part in inner if is_named(part)]
 
@@ -172,11 +170,11 @@ def named_parts(value: Any) -> list[str]:
 def check_types(config: Any) -> None:
     """Check, in ``__post_init__``, that each setting has a value of its type.
 
-    Numbers of NumPy become Python's, whole numbers become floats, text becomes a path, old values become today's;
+    NumPy numbers become Python's, whole numbers become floats, text becomes a path, old values become today's;
     nothing else is converted.
 
     Raises:
-        ConfigError: one has not.
+        ConfigError: a value is of another type.
     """
     for field, hint in _typed_fields(type(config)):
         value = getattr(config, field.name)
@@ -257,7 +255,7 @@ def nearest(hint: Any, value: Any) -> str:
 
 
 def expected_words(hint: Any, language: Mapping[Any, str]) -> str:
-    """A type in words; ``language`` has those for bool and None, which Python and files write in two ways."""
+    """A type in words; ``language`` names bool and None, which Python and files write differently."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(str, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(str, arguments))}"
@@ -294,7 +292,7 @@ def finite(config: Any, *names: str) -> None:
 
 @functools.cache
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, on one line; settings stand in it in backticks."""
+    """The docstring below each field of a dataclass, on one line; it names other settings in backticks."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Settings in a file: YAML, TOML or JSON read into plain values that know their lines, and written as YAML.
+"""Settings in a file: YAML, TOML or JSON read into plain values with their lines, and written as YAML.
 
 `divcon.config.settings` says what a file may hold. YAML is 1.2: ``yes`` and ``no`` are text, ``1e-4`` is a number.
 """
@@ -21,17 +21,17 @@ from divcon.errors import ConfigError, unknown
 Keys = tuple[str, ...]
 
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
-"""Of the files that can be read."""
+"""Suffixes of the files that can be read."""
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a file of settings holds."""
+    """The content of a file of settings."""
 
     path: Path
     values: dict[str, Any]
     lines: dict[Keys, int]
-    """The line, from 1, of each key whose place is known."""
+    """The line, from 1, of each key, where known."""
 
     def where(self, *keys: str) -> str:
         """The file, and the line of the key or of the nearest above it: ``run.yaml line 3``."""
@@ -42,19 +42,19 @@ class ConfigFile:
 
 
 def read_config_file(path: str | Path) -> ConfigFile:
-    """Read a file of settings, in the format that its suffix names.
+    """Read a file of settings, in the format of its suffix.
 
     Raises:
-        ConfigError: there is no such file; it is not YAML, TOML or JSON; a key stands twice; it is empty, or not a
-            mapping. The message has the line where the format gives one.
+        ConfigError: there is no such file; it is not YAML, TOML or JSON; a key is repeated; it is empty, or not a
+            mapping. The message has the line where it is known.
     """
     path = Path(path)
     if path.is_dir():
-        held = path / "config.json"
-        hint = f"give {held}" if held.exists() else f"give a file ({', '.join(SUFFIXES)})"
+        of_run = path / "config.json"
+        hint = f"pass {of_run}" if of_run.exists() else f"pass a file ({', '.join(SUFFIXES)})"
         raise ConfigError(f"{path}: is a folder; {hint}")
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{path}: settings are read from {', '.join(SUFFIXES)}; give a file that ends in one of them")
+        raise ConfigError(f"{path}: settings are read from {', '.join(SUFFIXES)}; pass a file that ends in one of them")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def as_yaml(tree: Mapping[str, Any], comments: Mapping[Keys, str] | None = None)
     from ruamel.yaml import YAML
 
     yaml = YAML()
-    yaml.width = 1 << 30  # a folded line would part a value from its comment
+    yaml.width = 1 << 30  # a folded line would separate a value from its comment
     yaml.representer.add_representer(
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
@@ -114,9 +114,9 @@ def _yaml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
         return plain.load(text), _lines_of(YAML().load(text), ())
     except DuplicateKeyError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        found = re.search(r'duplicate key "(.*?)"', error.problem or "")
-        key = repr(found[1]) if found else "a key"
-        raise ConfigError(f"{path}{line}: {key} stands here a second time; keep one of the two") from None
+        match = re.search(r'duplicate key "(.*?)"', error.problem or "")
+        key = repr(match[1]) if match else "a key"
+        raise ConfigError(f"{path}{line}: {key} is set here a second time; keep one of the two") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
@@ -145,9 +145,9 @@ def _json(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            _yaml(text, path)  # which says in what line, where JSON can be read as YAML
+            _yaml(text, path)  # raises with the line, where the JSON can be read as YAML
             key = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
-            raise ConfigError(f"{path}: {key!r} stands here a second time; keep one of the two")
+            raise ConfigError(f"{path}: {key!r} is set here a second time; keep one of the two")
         return values
 
     try:
@@ -156,7 +156,7 @@ def _json(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
         raise ConfigError(f"{path} line {error.lineno}: is not JSON ({error.msg})") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply; settings are a section, a name and a value") from None
-    try:  # JSON is YAML, but for rare things, such as tabs before keys: then the lines stay unknown
+    try:  # JSON is YAML except for rarities, such as tabs before keys: then the lines stay unknown
         return values, _yaml(text, path)[1]
     except ConfigError:
         return values, {}
@@ -170,18 +170,18 @@ def _toml(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        found = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = f" line {found[1]}" if found else ""
+        match = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        line = f" line {match[1]}" if match else ""
         raise ConfigError(f"{path}{line}: is not TOML ({str(error).partition(' (at ')[0]})") from None
-    # tomllib keeps no lines: keys are looked for where they stand first on a line, below their table.
+    # tomllib keeps no lines: look for keys at the start of a line, below their table.
     table: Keys = ()
     lines: dict[Keys, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        if found := _TABLE.match(line):
-            table = _dotted(found[1])
+        if match := _TABLE.match(line):
+            table = _dotted(match[1])
             lines.setdefault(table, number)
-        elif found := _KEY.match(line):
-            lines.setdefault(table + _dotted(found[1]), number)
+        elif match := _KEY.match(line):
+            lines.setdefault(table + _dotted(match[1]), number)
     return values, lines
 
 
@@ -193,7 +193,7 @@ Where = Callable[..., str]
 """``where("train", "epochs")``: the file and line of a key, for messages."""
 
 _WORDS = {bool: "true or false", type(None): "null"}
-"""What YAML, TOML and JSON call them."""
+"""Their names in YAML, TOML and JSON."""
 
 
 def typed(
@@ -208,7 +208,7 @@ def typed(
         section_of: the section of each setting, for the message about one in the wrong place.
 
     Raises:
-        ConfigError: no mapping; an unknown name, with the nearest ones; another type than the field's.
+        ConfigError: no mapping; an unknown name, with the nearest ones; a value of another type than the field's.
     """
     if values is None:  # a section without settings, in YAML
         values = {}
@@ -224,14 +224,14 @@ def typed(
             raise ConfigError(f"{where(section)}: {section}: {field.name} is missing")
     return {
         name: value
-        if isinstance(value, str) and value in old_values[name]  # which the section itself turns into today's
+        if isinstance(value, str) and value in old_values[name]  # the section converts it to today's
         else typed_value(types[name], value, (section, name), where, folder)
         for name, value in values.items()
     }
 
 
 def placed(error: ConfigError, places: Mapping[str, str]) -> ConfigError:
-    """The error with the file and line of its settings before it; these are shown as the file names them.
+    """The error with the file and line of its settings before it, and their names without backticks.
 
     Args:
         places: file and line by setting, for the settings that a file sets.
@@ -245,10 +245,10 @@ def placed(error: ConfigError, places: Mapping[str, str]) -> ConfigError:
 
 
 def unknown_key(name: str, section: str, known: Collection[str], section_of: Mapping[str, str]) -> str:
-    """The message about a key that is unknown where it stands: its right name, its right section, or what is near it.
+    """The message about a key that is unknown in its place: its right name, its right section, or similar names.
 
     Args:
-        section: the section that it stands in; empty outside of all.
+        section: the section that the key is in; empty at the top level.
     """
     meant = name.removeprefix("--").replace("-", "_")
     meant = SHORT_NAMES.get(meant, meant)
@@ -262,17 +262,17 @@ def unknown_key(name: str, section: str, known: Collection[str], section_of: Map
 
 
 def typed_value(hint: Any, value: Any, keys: tuple[str, ...], where: Where, folder: Path | None) -> Any:
-    """The value that stands under ``keys``, of the type ``hint``.
+    """The value under ``keys``, of the type ``hint``.
 
     Raises:
-        ConfigError: it is of another type; the message says where it stands and what is expected.
+        ConfigError: it is of another type; the message has its place and what is expected.
     """
     from pydantic import ValidationError
 
     try:
         value = adapter(hint).validate_python(value)
     except ValidationError as error:
-        if isinstance(value, dict) and (wrong := error.errors()[0]["loc"][:1]):  # the key, or what stands under it
+        if isinstance(value, dict) and (wrong := error.errors()[0]["loc"][:1]):  # the key, or the value under it
             named = isinstance(key := wrong[0], str)
             keys, value, hint = (*keys, str(key)), value.get(key) if named else key, typing.get_args(hint)[named]
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Presets: the recipes of the papers, and ours, for each data set. A preset sets all that decides what is trained.
+"""Presets: the recipes of the papers, and ours, for each data set. A preset sets everything that decides the result.
 
     divcon train cub data/CUB_200_2011 --preset cvpr2019 --out runs/cub
     divcon reproduce cub data/CUB_200_2011 --preset cvpr2019 --out runs/cub
@@ -115,8 +115,8 @@ def cvpr2019_released(data: str) -> RunConfig:
 def tpami2021_learned(data: str) -> RunConfig:
     """TPAMI 2021 with learned masks: D 512, a hierarchy that doubles its learners to K 32, 2 images a class, 180
     epochs; the loss is on the full embedding from epoch 80 on, on batches of one cluster to the end; the backbone is
-    frozen in every other epoch. These are the settings that the repository's README gives for SOP; those of the others
-    stand in the paper alone. In-shop and VehicleID get them as they are, CUB and Cars with K 4 (ours). One loss for all
+    frozen in every other epoch. These are the settings in the repository's README for SOP; those of the others
+    are only in the paper. In-shop and VehicleID get them as they are, CUB and Cars with K 4 (ours). One loss for all
     learners there, one each here: without parameters of its own, margin loss is the same either way.
 
         divcon reproduce sop data/Stanford_Online_Products --preset tpami2021-learned --out runs/sop
@@ -301,7 +301,7 @@ class PublishedResult:
     """A published result."""
 
     recall_at_1: float
-    """0 to 1, of the best epoch on the test classes: both papers choose it so."""
+    """0 to 1, of the best epoch on the test classes, which both papers report."""
     source: str
 
 

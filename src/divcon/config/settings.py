@@ -1,5 +1,5 @@
-"""All settings of a run. The flags of the command line, their help, settings files and a run's ``config.json`` are made
-from these dataclasses.
+"""All settings of a run. The flags of the command line, their help, settings files and a run's ``config.json`` are
+generated from these dataclasses.
 
 Settings form three sections: `ModelConfig`, `TrainConfig` and `DataConfig`, together a `RunConfig`. A docstring below a
 setting is its help; it names other settings in backticks, which the command line shows as flags.
@@ -314,11 +314,11 @@ class TrainConfig:
             )
         own = self.train_transform is not None
         if own and (self.flip is not None or self.crop_scale != type(self).crop_scale):
-            given = "crop_scale" if self.flip is None else "flip"
+            name = "crop_scale" if self.flip is None else "flip"
             raise ConfigError(
-                f"`{given}` {getattr(self, given)}: belongs to the built-in transform, and `train_transform` replaces "
+                f"`{name}` {getattr(self, name)}: belongs to the built-in transform, and `train_transform` replaces "
                 "it; leave one of them out",
-                field=(given, "train_transform"),
+                field=(name, "train_transform"),
             )
         if not 0 < self.crop_scale <= 1:
             raise ConfigError(f"`crop_scale` {self.crop_scale}: must be above 0 and at most 1", field="crop_scale")
@@ -412,17 +412,17 @@ OPTIONS_OF = {
 
 @dataclass(frozen=True)
 class DataSource:
-    """The data of a run, as its ``config.json`` holds it beside the settings: the arguments of `divcon.read`."""
+    """The data of a run, as in its ``config.json``: the arguments of `divcon.read`."""
 
     data: str
     root: Path | None = None
     fingerprint: str | None = None
-    """Of the training data, so that a run is repeated on the same."""
+    """The fingerprint of the training data, so that a run is repeated on the same data."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The settings of a run, as its ``config.json`` holds them."""
+    """The settings of a run, as in its ``config.json``."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -441,17 +441,17 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config", trust: Trust = True) -> RunConfig:
-        """The inverse of `to_dict`. Settings that are missing are at their defaults, those of a run's ``config.json``
-        at the values that they had before they existed; what it holds beside the settings is ignored.
+        """The inverse of `to_dict`. Missing settings have their defaults, those of a run's ``config.json`` the
+        values that runs used before they existed; other content is ignored.
 
         Args:
             source: where the values come from, for messages.
-            trust: modules that values may name, where the values come from a file of somebody else's.
+            trust: modules that values may name, where the values come from a file that somebody else wrote.
 
         Raises:
             ConfigError: a section or setting is unknown (the message suggests the nearest names), has another type, or
                 is out of bounds.
-            TrustError: a setting names a part in a module that ``trust`` does not have.
+            TrustError: a setting names a part in a module that is not in ``trust``.
         """
         return cls._from_sections(values, lambda *keys: source, None, trust)
 
@@ -459,8 +459,8 @@ class RunConfig:
     def load(cls, path: str | Path, trust: Trust = ()) -> RunConfig:
         """Read settings from a YAML, TOML or JSON file: your own, or a run's ``config.json``.
 
-        Relative paths start from the file's folder. What the file says beside the settings (``source``, ``init``) is
-        left to `read_config_file`.
+        Relative paths start from the file's folder. ``source`` and ``init``, which are no settings, are ignored; see
+        `read_config_file`.
 
         Args:
             trust: modules of your own that the file may name, as in ``loss: my_losses:Loss``; True allows all.
@@ -489,10 +489,10 @@ class RunConfig:
         """Write as JSON, or as YAML where the name ends in .yaml or .yml.
 
         Args:
-            more: what to write beside the settings.
+            more: more keys to write beside the settings.
 
         Raises:
-            ConfigError: the name ends in something else.
+            ConfigError: the name has another ending.
             OutputError: the file cannot be written.
         """
         path, tree = Path(path), {**self.to_dict(), **more}
@@ -503,13 +503,13 @@ class RunConfig:
             temporary.write_text(text, encoding="utf-8")
 
     def differences(self, other: RunConfig) -> dict[str, tuple[Any, Any]]:
-        """The settings that ``other`` has at another value: by name, the value here and there, as files keep them."""
+        """The settings whose values differ in ``other``: by name, the value here and there, as files keep them."""
         pairs = [differences(getattr(self, name), getattr(other, name)) for name in SECTIONS]
         return {name: values for section in pairs for name, values in section.items()}
 
 
 RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine")
-"""What a run's ``config.json`` holds beside settings, source and init; a file that holds any of it is a run's."""
+"""The keys of a run's ``config.json`` beside settings, source and init; a file with any of them is a run's."""
 
 
 def sections_in(
@@ -517,7 +517,7 @@ def sections_in(
 ) -> dict[str, Any]:
     """The sections in a settings file, each value of its type: ``{"train": {"epochs": 60}, "init": Path(...)}``.
 
-    A run's ``config.json`` of any version is read in today's names, and names every setting.
+    A run's ``config.json`` of any version is converted to today's names, and has every setting.
 
     Raises:
         ConfigError, TrustError: as in `RunConfig.from_dict`, but bounds are not checked: flags may replace the values.

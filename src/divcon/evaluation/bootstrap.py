@@ -1,6 +1,6 @@
-"""How far a mean over queries may be from that over all classes of the kind: bootstrap over classes.
+"""Confidence intervals of means over queries, by bootstrap over classes.
 
-Queries of one class stand or fall together, so an interval that draws single queries is too narrow.
+Queries of one class are not independent, so that an interval from a bootstrap over queries would be too narrow.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _DRAWN_AT_ONCE = 2**22
 def bootstrap_interval(
     values: object, classes: object, *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile interval of a mean over queries when as many classes are drawn, with replacement.
+    """The percentile interval of a mean over queries; each draw takes as many classes as there are, with replacement.
 
     Args:
-        values: (Q,) numbers, one a query, such as hits at 1; NaN where the query was left out of the mean.
+        values: (Q,) numbers, one a query, such as hits at rank 1; NaN where the query was left out of the mean.
         classes: (Q,) ints or strings, the class of each query.
-        level: the share of the drawn means that lies inside.
-        draws: how many times classes are drawn.
+        level: the share of the drawn means inside the interval.
+        draws: number of draws.
         seed: draws are the same for the same seed and number of classes.
 
     Returns:
@@ -49,7 +49,7 @@ def bootstrap_difference(
     """
     a, b = _values(values_a), _values(values_b)
     if a.shape != b.shape:
-        raise ValueError(f"{len(a)} values of the one and {len(b)} of the other: give the same queries of both")
+        raise ValueError(f"{len(a)} values of the one and {len(b)} of the other: pass those of the same queries")
     return bootstrap_interval(a - b, classes, level=level, draws=draws, seed=seed)
 
 
@@ -71,8 +71,8 @@ def bootstrap_runs_difference(
         hits_a: (S, Q) numbers, a run a row, a query a column.
         hits_b: (S, Q), of the same seeds and queries.
         classes: (Q,) ints or strings, the class of each query.
-        level: the share of the drawn differences that lies inside.
-        draws: how many times.
+        level: the share of the drawn differences inside the interval.
+        draws: number of draws.
         seed: draws are the same for the same seed, number of seeds and number of classes.
 
     Returns:
@@ -84,10 +84,12 @@ def bootstrap_runs_difference(
     a, b = np.asarray(hits_a, np.float64), np.asarray(hits_b, np.float64)
     code = np.unique(np.asarray(classes), return_inverse=True)[1]
     if a.ndim != 2 or a.shape != b.shape or a.shape[1] != len(code) or not a.size:
-        raise ValueError(f"hits of shapes {a.shape} and {b.shape} for {len(code)} classes; (S, Q) is needed of both")
+        raise ValueError(
+            f"hits of shapes {a.shape} and {b.shape} for the classes of {len(code)} queries; pass two of shape (S, Q)"
+        )
     if not np.isfinite(a).all() or not np.isfinite(b).all():
-        raise ValueError("a value is NaN or infinite; leave queries out that have no match")
-    # All that a draw needs of the queries: the sum of a seed and class.
+        raise ValueError("a value is NaN or infinite; leave out queries without a match")
+    # A draw needs only the sum of each seed and class.
     sums = np.stack([np.bincount(code, weights=row) for row in a - b])
     return _interval(sums, np.bincount(code), level, draws, seed)
 

@@ -25,7 +25,7 @@ def clustering_metrics(
         embeddings: (N, D) numbers, array or tensor.
         labels: (N,) ints or strings.
         seeds: of k-means, which runs once a seed.
-        iterations: of k-means, at most.
+        iterations: the most that k-means takes.
 
     Returns:
         ``nmi`` and ``ami``, means over the seeds (``nmi`` divides by the mean of both entropies), and
@@ -56,8 +56,8 @@ def clustering_metrics(
 def adjusted_mutual_information(labels: np.ndarray, clusters: np.ndarray) -> float:
     """scikit-learn's ``adjusted_mutual_info_score`` of two (N,) int labelings, fast for many classes.
 
-    What chance would share depends on the sizes of a class and a cluster alone, so it is computed once for
-    each two sizes and not once for each class and cluster (at 4,773 of each: 0.1 s in place of 8 s).
+    The expected information of a class and a cluster depends only on their sizes, so it is computed once for
+    each pair of sizes and not for each class and cluster (at 4,773 of each: 0.1 s in place of 8 s).
     """
     sizes = [np.bincount(labeling) for labeling in (labels, clusters)]
     sizes = [counts[counts > 0] for counts in sizes]
@@ -76,7 +76,8 @@ def _away_from_zero(value: float, least: float) -> float:
 
 
 def _expected_mutual_information(class_sizes: np.ndarray, cluster_sizes: np.ndarray) -> float:
-    """Of random labelings of these sizes, (C,) and (K,) ints above zero (Vinh, Epps, Bailey 2010)."""
+    """The expected mutual information of random labelings with these sizes, (C,) and (K,) ints above zero (Vinh, Epps,
+    Bailey 2010)."""
     n = int(class_sizes.sum())
     log_factorial = gammaln(np.arange(n + 1) + 1.0)
     expected = 0.0
@@ -104,8 +105,8 @@ def _clusters(points: np.ndarray, k: int, seed: int, iterations: int) -> np.ndar
         k,
         niter=iterations,
         seed=seed,
-        min_points_per_centroid=1,  # classes are small; faiss would warn of it
-        max_points_per_centroid=len(points),  # faiss would draw some of the points
+        min_points_per_centroid=1,  # classes are small, and faiss would warn
+        max_points_per_centroid=len(points),  # else faiss samples the points
     )
     kmeans.train(points)
     return kmeans.assign(points)[1]

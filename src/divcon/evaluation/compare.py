@@ -32,13 +32,13 @@ class Compared:
 
     name: str
     scores: dict[str, float]
-    """Those that all runs have, by name."""
+    """The scores that all runs have, by name."""
     difference: float | None = None
     """Recall@1 minus the first run's; None for the first."""
     interval: tuple[float, float] | None = None
     """Of ``difference``, as in `Difference`."""
     differences: dict[str, Difference] = field(default_factory=dict)
-    """By metric, of all that both runs have for each query; empty for the first."""
+    """By metric, for all metrics that both runs have of each query; empty for the first."""
 
 
 Scores = Mapping[str, Any]
@@ -54,7 +54,7 @@ def compare(results: Mapping[str, Scores | str | Path] | Sequence[str | Path]) -
 
     Raises:
         DataError: fewer than two results; one without scores or without those of each query; or results of different
-            protocols, splits or queries, whose difference would mean nothing. The message names both runs.
+            protocols, splits or queries, which cannot be compared. The message names both runs.
     """
     if isinstance(results, str | Path) or not isinstance(results, Mapping | Sequence):
         raise DataError(f"compare takes several results, {{name: scores}} or a list of files, not {results!r:.60}")
@@ -113,7 +113,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no JSON: {error}") from error
+        raise DataError(f"{path}: is not JSON: {error}") from error
     if not isinstance(scores, dict):
         raise DataError(f"{path}: holds no scores; pass the JSON of divcon evaluate, or a run folder")
     return scores
@@ -139,7 +139,7 @@ def _check_same(first: str, one: Mapping[str, Any], name: str, other: Mapping[st
                 f"{first} is of {what} {one[key]} and {name} of {what} {other[key]}: they do not compare; evaluate "
                 "both on the same data, under the same protocol"
             )
-    # Paths may begin elsewhere on another machine, where the rest is the same.
+    # On another machine the files may be in another folder.
     for column, what, known in (("path", "queries", _file_name), ("label", "labels", str)):
         ours: Sequence[Any] = one["per_query"][column]
         theirs: Sequence[Any] = other["per_query"][column]

@@ -1,6 +1,6 @@
-"""The table of retrieval metrics: a row says how deep a ranking it needs, and computes one value a query.
+"""The table of retrieval metrics: each row has the depth of ranking that it needs, and computes one value a query.
 
-`divcon.evaluation.retrieval_metrics` and all that shows scores read the rows; a metric of your own is one more row.
+`divcon.evaluation.retrieval_metrics` and all output of scores read the rows; a metric of your own is one more row.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from divcon.errors import ConfigError, unknown
 from divcon.runtime.importing import is_named, load_part
 
 Depth = int | Literal["R", "all"]
-"""How many ranks a metric looks at: a number k; ``"R"``, as many as the query has matches; ``"all"``, the whole
-gallery, which is slow: it has to be sorted for each query."""
+"""How many ranks a metric uses: a number k; ``"R"``, as many as the query has matches; ``"all"``, the whole gallery,
+which is slow: it is sorted for each query."""
 
 
 class Ranking:
@@ -57,7 +57,7 @@ class Ranking:
 
     @cached_property
     def labels(self) -> Shaped[np.ndarray, "q k"]:
-        """The labels of the items at the ranks, as they were passed. Look only where `items` is not -1."""
+        """The labels of the items at the ranks, as they were passed; meaningless where `items` is -1."""
         return self._block.names[self._block.gallery_codes[self.items]]
 
     @property
@@ -71,7 +71,7 @@ class Ranking:
         items = self._block.items
         return items[:, : self.hits.shape[1]]
 
-    # Of the hits alone, which are few: what the metrics here are made of.
+    # The built-in metrics use only the hits, which are few.
 
     @cached_property
     def _within(self) -> np.ndarray:
@@ -104,7 +104,7 @@ class Ranking:
 
 @dataclass(frozen=True, eq=False)
 class RankedBlock:
-    """The rankings of q queries as the search gives them, as deep as the deepest metric needs."""
+    """The rankings of q queries from the search, as deep as the deepest metric needs."""
 
     hits: np.ndarray
     """(q, k) bool."""
@@ -126,7 +126,7 @@ class RankedBlock:
 
     @property
     def hit_query(self) -> np.ndarray:
-        """(h,) int64: whose each hit is."""
+        """(h,) int64: the query of each hit."""
         return self._places[0]
 
     @property
@@ -146,7 +146,7 @@ Compute = Callable[[Ranking], np.ndarray]
 """One value a query, (q,) numbers; NaN leaves the query out of the mean."""
 
 _NAME = re.compile(r"[A-Za-z]\w*")
-_TAKEN = frozenset(
+_RESERVED = frozenset(
     {
         *("benchmark", "protocol", "split_hash", "num_queries", "num_queries_without_match", "num_gallery"),
         *("num_classes", "num_matches", "path", "label", "per_query", "metrics", "cmc", "random_gallery", "draws"),
@@ -154,7 +154,7 @@ _TAKEN = frozenset(
         *("ordered_on", "similarity_correlations", "reproduced"),
     }
 )
-"""What else stands beside the metrics in a result."""
+"""The other keys of a result."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Metric:
     Call it with a `Ranking` for its values.
 
     Raises:
-        ConfigError: a name or a depth that cannot be.
+        ConfigError: an invalid name or depth.
     """
 
     name: str
@@ -179,10 +179,10 @@ class Metric:
     """Show 0.5 as 50.0 %; else as 0.5."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name.endswith(("_std", "_interval")) or self.name in _TAKEN:
+        if not _NAME.fullmatch(self.name) or self.name.endswith(("_std", "_interval")) or self.name in _RESERVED:
             raise ConfigError(
-                f"metric {self.name!r}: results cannot have this name; take letters, digits and _, and no name that a "
-                "result has for something else",
+                f"metric {self.name!r}: results cannot have this name; use letters, digits and _, and no other key "
+                "of a result",
                 field="metrics",
             )
         if self.depth not in ("R", "all") and not (isinstance(self.depth, int) and self.depth >= 1):
@@ -195,7 +195,7 @@ class Metric:
         """The values of the queries, (q,) float64.
 
         Raises:
-            ConfigError: ``compute`` gives something else.
+            ConfigError: ``compute`` returns something else.
         """
         values = np.asarray(self.compute(ranking))
         if values.shape != ranking.num_matches.shape or values.dtype.kind not in "fiub":
@@ -207,7 +207,7 @@ class Metric:
         return values.astype(np.float64, copy=False)
 
     def mean(self, values: np.ndarray) -> float | None:
-        """The mean over queries, (q,) float64, without those that are NaN; None where all are."""
+        """The mean of (q,) float64 values without those that are NaN; None where all are."""
         kept = values[~np.isnan(values)]
         return float(kept.mean()) if len(kept) else None
 
@@ -217,14 +217,14 @@ class Metric:
         return _built_in(self.name) is self
 
     def to_dict(self) -> dict[str, Any]:
-        """What a result keeps of a metric of your own: it is shown without importing it."""
+        """What a result keeps of a metric of your own, so that it is shown without importing it."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("name", "compute")}
 
 
 def metric(
     *, depth: Depth, name: str | None = None, higher_is_better: bool = True, percent: bool = True
 ) -> Callable[[Compute], Metric]:
-    """Make a metric of a function of a `Ranking`. A decorator.
+    """Turn a function of a `Ranking` into a metric. A decorator.
 
     Args:
         depth: how deep a ranking it needs: a number of ranks, ``"R"`` (as many as the query has matches) or ``"all"``.
@@ -298,13 +298,13 @@ def metrics_of(chosen: Iterable[str | Metric]) -> list[Metric]:
     """Rows of the table by name (``map``, ``recall_at_100``), and your own: ``module:Name``, or the `Metric` itself.
 
     Raises:
-        ConfigError: there is no such metric, or two of one name; what is imported is no `Metric`.
+        ConfigError: there is no such metric; two have one name; or what is imported is not a `Metric`.
     """
     rows: dict[str, Metric] = {}
     for row in map(_metric_of, [chosen] if isinstance(chosen, str | Metric) else chosen):
         for other in (_built_in(row.name), rows.get(row.name)):
             if other not in (None, row):
-                raise ConfigError(f"there is another metric {row.name!r}; give yours another name", field="metrics")
+                raise ConfigError(f"there is another metric {row.name!r}; rename yours", field="metrics")
         rows[row.name] = row
     return list(rows.values())
 
@@ -322,8 +322,8 @@ def _metric_of(one: object) -> Metric:
         return row
     if not isinstance(metric, Metric):
         raise ConfigError(
-            f"metric {one!r}: is no divcon.evaluation.Metric; put @divcon.evaluation.metric(depth=...) before the "
-            "function, which says how deep a ranking it needs",
+            f"metric {one!r}: is not a divcon.evaluation.Metric; decorate the function with "
+            "@divcon.evaluation.metric(depth=...), the depth of ranking that it needs",
             field="metrics",
         )
     return metric
@@ -347,7 +347,7 @@ def compute_metrics(rows: Sequence[Metric], block: RankedBlock) -> dict[str, np.
 
 @dataclass(frozen=True)
 class Score:
-    """One score of a result, with how it is shown."""
+    """One score of a result, and how it is shown."""
 
     name: str
     value: float
@@ -360,16 +360,16 @@ class Score:
 
     @property
     def title(self) -> str:
-        """The name, and the direction where it is not the usual one."""
+        """The name, with ``(lower is better)`` where that is so."""
         return self.name if self.higher_is_better else f"{self.name} (lower is better)"
 
     def text(self, value: float | None = None) -> str:
-        """The value, or another of its kind: ``56.9 %``."""
+        """The value as text, or another one of this metric: ``56.9 %``."""
         value = self.value if value is None else value
         return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
 
     def difference(self, value: float) -> str:
-        """A difference of two of its kind: ``+1.2``, in points where the score is a percentage."""
+        """A difference of two values as text: ``+1.2``, in points where the score is a percentage."""
         return f"{100 * value:+.1f}" if self.percent else f"{value:+.4g}"
 
 
@@ -379,7 +379,7 @@ def scores_in(result: Mapping[str, Any]) -> list[Score]:
     rows = rows if isinstance(rows, Mapping) else {}
     scores = []
     for name, value in result.items():
-        if not isinstance(value, float) or name.endswith("_std") or name in _TAKEN - {"nmi", "ami"}:
+        if not isinstance(value, float) or name.endswith("_std") or name in _RESERVED - {"nmi", "ami"}:
             continue
         row, interval = rows.get(name) or {}, result.get(f"{name}_interval")
         scores.append(

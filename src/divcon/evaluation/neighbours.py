@@ -25,7 +25,7 @@ _CHUNK = 32
 
 
 def smallest_products(
-    vectors: Tensor, parts: Iterable[tuple[int, Tensor]], k: int, room: Tensor
+    vectors: Tensor, parts: Iterable[tuple[int, Tensor]], k: int, buffer: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The k smallest inner products of each vector with the vectors of a gallery, which comes in slices.
 
@@ -34,20 +34,20 @@ def smallest_products(
         parts: slices of the gallery, each the position of its first vector, from 0 on, and its (p, D) vectors; at
             least k vectors in all.
         k: how many.
-        room: (m,) memory for products, of the vectors' dtype and on their device: so many are computed at a time, or
+        buffer: (m,) memory for products, of the vectors' dtype and on their device: m are computed at a time, or
             those of one vector with one slice where that is more.
 
     Returns:
-        (q, k) products, rising, and (q, k) int64 positions in the gallery; of equal products, any.
+        (q, k) products, ascending, and (q, k) int64 positions in the gallery; of equal products, any.
     """
     values = vectors.new_empty(len(vectors), 0)
     positions = torch.empty_like(values, dtype=torch.int64)
     for start, part in parts:
         width = -(-len(part) // _CHUNK) * _CHUNK
-        if len(room) < width:
-            room = room.new_empty(width)
+        if len(buffer) < width:
+            buffer = buffer.new_empty(width)
         # Not allocated anew each time: new pages from the system cost as much as the products themselves.
-        products = room[: min(len(room) // width, len(vectors)) * width].view(-1, width)
+        products = buffer[: min(len(buffer) // width, len(vectors)) * width].view(-1, width)
         products[:, len(part) :] = torch.inf
         smallest = []
         for queries in vectors.split(len(products)):
@@ -65,7 +65,7 @@ def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k smallest of each row of (q, w) products, whole chunks of them, and their columns."""
     if products.shape[1] < 2 * k * _CHUNK:
         return products.topk(k, dim=1, largest=False)
-    # Each of the k chunks with the least minima holds a product that is no larger than any outside of them.
+    # Each of the k chunks with the smallest minima has a product that is no larger than any in the other chunks.
     minima = products.view(len(products), -1, _CHUNK).amin(dim=2)
     chunks = minima.topk(k, dim=1, largest=False, sorted=False).indices
     rows = torch.arange(len(products), device=products.device)[:, None] * minima.shape[1]
@@ -76,16 +76,16 @@ def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 METRICS = ("euclidean", "cosine", "inner")
 
-_QUICK_MOST = 2048
-"""Neighbours a query beyond which selecting from the whole row is faster."""
+_MAX_QUICK = 2048
+"""Neighbours a query, beyond which selecting from the whole row is faster."""
 _TRIAL = 512
-"""Queries by which a search is timed."""
-_MOST_ITEMS = 2**16
+"""Queries on which a search is timed."""
+_MAX_ITEMS = 2**16
 """Gallery items that are compared at a time."""
-_ROOM_BYTES = 2**27
+_BUFFER_BYTES = 2**27
 """Bytes of their products with queries that are computed at a time."""
 _COSINE_DIGITS = 12
-"""Cosines that agree to so many digits tie: normalising rounds, and parallel vectors of any length should tie."""
+"""Cosines that agree to this many digits tie: normalising rounds, and parallel vectors of any length should tie."""
 
 
 class Space:
@@ -93,8 +93,8 @@ class Space:
 
     Nearness is a number that is smaller for what is nearer: squared euclidean distance, or minus the cosine
     or inner product. ``exact`` gives it in float64, summed in one fixed order, so that equal pairs give equal
-    numbers. Matrix products give it fast, with errors below ``error``, of vectors that are moved and scaled
-    so that float32 holds them best.
+    numbers. ``quick`` gives it by matrix products, with errors below ``error``, of vectors that are centred and scaled
+    to lose least in float32.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Space:
         both = backend is None and device.type == "cpu"
         # Seconds a query, by search.
         self._seconds = dict.fromkeys(("torch", "faiss") if both else (backend or "torch",), 0.0)
-        # Moving all vectors leaves distances alone; around their mean, less of them is lost to rounding.
+        # Centring leaves distances as they are, and less is lost to rounding.
         self._centre = gallery.mean(axis=0, dtype=np.float64) if metric == "euclidean" else None
         self._extent = float(max(_norms(query).max(), _norms(gallery).max()))
         if not np.isfinite(self._extent):
@@ -125,15 +125,15 @@ class Space:
             self._gallery32[items] = vectors
             self._gallery_norm = max(self._gallery_norm, float(_norms(vectors).max()))
         self._gallery: torch.Tensor | None = None
-        self._room: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None
 
     def _slices(self) -> Iterator[slice]:
         """Slices of the gallery whose float64 copies are small beside the budget."""
-        step = max(1, min(self.budget // (64 * self.gallery.shape[1]), _MOST_ITEMS))
+        step = max(1, min(self.budget // (64 * self.gallery.shape[1]), _MAX_ITEMS))
         return (slice(i, i + step) for i in range(0, len(self.gallery), step))
 
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, D) float64, moved and scaled for products."""
+        """(n, D) float64, centred and scaled for products."""
         if self.metric == "cosine":
             norms = _norms(vectors)
             return vectors / np.where(norms > 0, norms, 1)[:, None]
@@ -146,12 +146,12 @@ class Space:
     def queries_at_once(self, reach: int) -> int:
         """How many queries the budget allows when each has ``reach`` candidates."""
         row = 128 * reach + 16 * self.query.shape[1]
-        if reach > _QUICK_MOST:
+        if reach > _MAX_QUICK:
             row += 24 * len(self.gallery)
         return max(1, self.budget // row)
 
     def rankings_at_once(self) -> int:
-        """How many queries the budget allows when all of the gallery may tie for each."""
+        """How many queries the budget allows when the whole gallery may tie for each."""
         return max(1, self.budget // (160 * len(self.gallery)))
 
     def exact(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -182,31 +182,31 @@ class Space:
         if self.metric != "euclidean":
             rounding = 4 * 10.0**-_COSINE_DIGITS if self.metric == "cosine" else 0.0
             return unit * norms * self._gallery_norm + rounding + np.zeros_like(quick)
-        # An item's norm is at most the query's plus the distance: a few far items do not blur the near ones.
+        # An item's norm is at most the query's plus the distance: a few far items do not widen the bounds of near ones.
         squared = np.minimum(self._gallery_norm**2, 2 * norms**2 + 2 * np.abs(quick))
         moving = 2.0**-50 * self._extent * self._scale * (norms + np.sqrt(squared))
         return unit * (norms**2 + squared) + moving
 
     def dtype(self, reach: int) -> torch.dtype:
         """Long rankings hold many near ties, which float64 tells apart at once."""
-        return torch.float32 if reach <= _QUICK_MOST else torch.float64
+        return torch.float32 if reach <= _MAX_QUICK else torch.float64
 
     def quick(self, rows: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ``reach`` nearest of each query at ``rows``, by products.
 
         Returns:
-            (q, reach) float64 nearness, rising; (q, reach) int64 indices; (q, reach) float64 error bounds.
+            (q, reach) float64 nearness, ascending; (q, reach) int64 indices; (q, reach) float64 error bounds.
         """
         vectors, dtype = self._prepared(self.query[rows]), self.dtype(reach)
         if dtype == torch.float64:
             return self._top(vectors, self._products(vectors), reach)
-        values, indices = (np.concatenate(arrays) for arrays in zip(*self._raced(vectors, reach), strict=True))
+        values, indices = (np.concatenate(arrays) for arrays in zip(*self._by_fastest(vectors, reach), strict=True))
         return values, indices, self.error(_norms(vectors), values, dtype)
 
-    def _raced(self, vectors: np.ndarray, reach: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Nearness and indices, a run of queries at a time. Which search is faster depends on the
-        processor, by up to three times: each starts with some queries, and the faster one gets the rest."""
-        # Fewer queries faiss compares one by one, not by products of matrices: each takes several times longer.
+    def _by_fastest(self, vectors: np.ndarray, reach: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Nearness and indices, a slice of queries at a time. Which search is faster depends on the
+        processor, by up to three times: each is timed on some queries, and the faster one searches for the rest."""
+        # With fewer queries faiss does not use matrix products, and takes several times longer for each.
         enough = max(_TRIAL, -(-faiss.cvar.distance_compute_blas_threshold // vectors.shape[1]))
         while len(vectors):
             tried = {backend: seconds for backend, seconds in self._seconds.items() if seconds}
@@ -230,8 +230,8 @@ class Space:
         return -products, indices
 
     def _by_torch(self, vectors: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._room is None or self._gallery is None:
-            self._room = torch.empty(min(self.budget // 4, _ROOM_BYTES) // 4, device=self.device)
+        if self._buffer is None or self._gallery is None:
+            self._buffer = torch.empty(min(self.budget // 4, _BUFFER_BYTES) // 4, device=self.device)
             self._gallery = torch.from_numpy(self._gallery32).to(self.device)
         all_items = self._gallery
         query = torch.from_numpy(vectors).to(self.device)
@@ -244,11 +244,11 @@ class Space:
 
         slices = ((items.start, augmented(items)) for items in self._slices())
         with _full_precision(self.device):
-            values, indices = smallest_products(query, slices, reach, self._room)
+            values, indices = smallest_products(query, slices, reach, self._buffer)
         return values.cpu().numpy(), indices.cpu().numpy()
 
     def thorough(self, rows: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Like ``quick`` in float64, with as many more (all rows alike) as may tie with the last."""
+        """Like ``quick`` in float64, with as many more, for all rows, as may tie with the last of any."""
         vectors = self._prepared(self.query[rows])
         products = self._products(vectors)
         values, _, error = self._top(vectors, products, reach)
@@ -288,7 +288,7 @@ def _norms(vectors: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Products in full float32 even where the training around runs in less."""
+    """Products in full float32, also inside training in lower precision."""
     mkldnn = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     backends = (torch.backends.cuda.matmul, mkldnn)
     before = [backend.fp32_precision for backend in backends]
@@ -302,8 +302,8 @@ def _full_precision(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-_MOST_QUERIES = 4096
-"""faiss itself works in blocks of so many."""
+_MAX_QUERIES = 4096
+"""Queries of a block, at most; faiss works in blocks of this size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,8 +315,8 @@ class Block:
     indices: np.ndarray
     """(q, k) int64, positions in the gallery, nearest first; -1 beyond the last admissible item."""
     distances: np.ndarray | None
-    """(q, k) float32: euclidean distances, rising; or cosines or inner products, falling. Infinite, or minus
-    infinite for the latter two, where the index is -1. None where they were not asked for."""
+    """(q, k) float32: euclidean distances, ascending; or cosines or inner products, descending. Infinite, or minus
+    infinite for the latter two, where the index is -1. None where not computed."""
 
 
 def as_vectors(values: object, name: str) -> np.ndarray:
@@ -363,7 +363,7 @@ def neighbour_blocks(
     backend: str | None = None,
     distances: bool = True,
 ) -> Iterator[Block]:
-    """The k nearest admissible gallery items of each query, block after block; of a tie, the lower index.
+    """The k nearest admissible gallery items of each query, block by block; ties are ordered by index.
 
     Args:
         query: (Q, D) array or tensor of numbers.
@@ -372,10 +372,10 @@ def neighbour_blocks(
         metric: "euclidean" (nothing is normalised), "cosine" (equal to twelve digits is a tie; a vector of
             zeros has cosine 0 with everything) or "inner".
         exclude: what a query may not retrieve; ``Exclusion.itself(N)`` where the queries are the gallery.
-        memory_mb: bounds what a block needs beyond the vectors and one copy of the gallery in float32: blocks
+        memory_mb: limit on the memory of a block beyond the vectors and one copy of the gallery in float32: blocks
             become smaller, down to one query.
         device: where torch searches.
-        backend: "faiss" or "torch"; None: both begin on the CPU and the faster of them goes on, elsewhere torch.
+        backend: "faiss" or "torch"; None: on the CPU the faster of the two, elsewhere torch.
         distances: False leaves them out, which is faster for large k.
 
     Yields:
@@ -447,7 +447,7 @@ def ranked_blocks(
 
     Args:
         distances: of the queries at these positions, to all of the gallery: (q, G).
-        queries: (Q,) positions of the queries that are asked.
+        queries: (Q,) positions of the queries.
         k: how many.
         exclude: what they may not retrieve.
         at_once: queries whose distances are computed at a time.
@@ -464,8 +464,8 @@ def _blocks(space: Space, k: int, exclude: Exclusion, distances: bool) -> Iterat
     spare = max(16, k // 16)  # room for ties at the k-th place
     start = 0
     while start < num_queries:
-        reach = min(num_gallery, k + int(excluded[start : start + _MOST_QUERIES].max()) + spare)
-        stop = min(num_queries, start + min(_MOST_QUERIES, space.queries_at_once(max(reach, k))))
+        reach = min(num_gallery, k + int(excluded[start : start + _MAX_QUERIES].max()) + spare)
+        stop = min(num_queries, start + min(_MAX_QUERIES, space.queries_at_once(max(reach, k))))
         rows = np.arange(start, stop)
         indices = _search(space, rows, k, reach, exclude, excluded)
         yield Block(start, indices, _distances(space, rows, indices) if distances else None)
@@ -474,7 +474,7 @@ def _blocks(space: Space, k: int, exclude: Exclusion, distances: bool) -> Iterat
 
 def _search(space: Space, rows: np.ndarray, k: int, reach: int, exclude: Exclusion, excluded: np.ndarray) -> np.ndarray:
     """(q, k): the neighbours of the queries at ``rows`` from ``reach`` candidates each; where these leave the
-    k-th place open, because a tie may run on beyond them, from the whole gallery."""
+    k-th place open, because a tie may go on beyond them, from the whole gallery."""
     values, items, error = space.quick(rows, reach)
     blurred = np.diff(values) <= error[:, 1:] + error[:, :-1]
     allowed = ~exclude.mask(rows, items)

@@ -21,7 +21,7 @@ from divcon.evaluation.metrics import Metric, metrics_of
 from divcon.evaluation.reranking import ReRanking
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
 from divcon.evaluation.subspaces import (
-    COMPARED,
+    MAX_COMPARED,
     normalized,
     ordering_split,
     similarity_correlations,
@@ -56,7 +56,7 @@ def evaluate(
         data: a benchmark; a path or name that `divcon.read` takes; or a labelled set, or ``(vectors, labels)``, in
             which each item searches among all others.
         clustering: add NMI and AMI of k-means with as many clusters as classes, on query and gallery together: mean and
-            standard deviation over three seeds. They take longer than all the rest.
+            standard deviation over three seeds. They take most of the time.
         parts: add the scores of each learner's subspace alone (``learners``) and of the pooled features before the
             head, L2-normalised (``features``). With several learners, add how similar their subspaces are
             (``similarity_correlations``, see `divcon.evaluation.similarity_correlations`). Where each has dimensions to
@@ -73,8 +73,8 @@ def evaluate(
             ``map_trapezoidal`` before and after. Random galleries and ``parts`` are not re-ranked.
         recall_at: each k of Recall@k, beside 1; None: the benchmark's.
         metrics: more metrics of the ranking, beside the built-in ones: ``"module:Name"`` or `divcon.evaluation.Metric`
-            objects of your own, or names of built-in ones (``"recall_at_100"``). They stand wherever scores do: in
-            ``per_query``, ``learners`` and ``reranked``, in the report and in `divcon.compare`.
+            objects of your own, or names of built-in ones (``"recall_at_100"``). They are added wherever scores are:
+            to ``per_query``, ``learners`` and ``reranked``, to the report and to `divcon.compare`.
         batch_size: images that are embedded at once.
         context: the processes of its group call this at once and share the images; only rank 0 gets the scores, the
             others an empty dict.
@@ -82,11 +82,11 @@ def evaluate(
     Returns:
         ``recall_at_1`` ..., ``precision_at_1``, ``r_precision``, ``map_at_r`` (see
         `divcon.evaluation.retrieval_metrics`), ``recall_at_1_interval`` (95 %, bootstrap over classes), for VehicleID
-        also ``random_gallery`` (see `divcon.evaluation.random_gallery_metrics`), and what they are
-        of: ``benchmark``, ``protocol``, ``split_hash``, ``num_queries``, ``num_gallery``, ``num_classes``.
+        also ``random_gallery`` (see `divcon.evaluation.random_gallery_metrics`), and what was
+        evaluated: ``benchmark``, ``protocol``, ``split_hash``, ``num_queries``, ``num_gallery``, ``num_classes``.
 
     Raises:
-        DataError: ``data`` is none of these, holds no queries, or no query has a match.
+        DataError: ``data`` is none of these or has no queries, or no query has a match.
         ImageError: an image does not decode; the message names it.
         NonFiniteError: an embedding is NaN or infinite.
         ConfigError: there is no such metric, or there are too many images to re-rank at these k1 and k2.
@@ -139,7 +139,7 @@ def evaluate(
         result["per_query"] = {
             "path": [query.path(i) for i in range(len(query))],
             "label": [query.label_name(i) for i in range(len(query))],
-            # A query that is left out of a mean has no score.
+            # Queries that are left out of a mean have no score.
             **{name: [None if np.isnan(v) else v for v in values.tolist()] for name, values in each.items()},
         }
     return result
@@ -147,7 +147,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Search:
-    """The queries and the gallery of a benchmark, and what is computed of their rankings."""
+    """The queries and the gallery of a benchmark, and the metrics of their rankings."""
 
     query: LabeledSet
     gallery: LabeledSet
@@ -165,7 +165,7 @@ class _Search:
         query, gallery = data.query, data.gallery
         if not len(query) or not len(gallery):
             raise DataError(f"{query.source}: there are no test images to evaluate on")
-        # Neither hit nor miss for any query: the ranking is the same without them, and they are no cluster.
+        # Junk is neither hit nor miss for any query: rankings are the same without it, and it is no cluster.
         junk = _ignored_by_all(query, gallery)
         if junk.any() and not junk.all():
             gallery = gallery.subset(~junk)
@@ -230,7 +230,7 @@ def _ignored_by_all(query: LabeledSet, gallery: LabeledSet) -> np.ndarray:
 def _features(
     model: EmbeddingModel, search: _Search, name: str, batch_size: int, total: int, context: Context
 ) -> list[np.ndarray]:
-    """The pooled features of each side, (N, F) float32; all processes of the group compute some and get all."""
+    """The pooled features of each side, (N, F) float32; each process of the group computes a shard and gets all."""
     group, done, features = context.group, 0, []
     for images in search.sides:
         shard = group.shard(len(images))
@@ -255,6 +255,6 @@ def _scores_of_parts(model: EmbeddingModel, search: _Search, features: Sequence[
     result: dict[str, Any] = {"learners": [scores(lambda f, k=k: model.embed(f, k)) for k in learners]}
     result["features"] = scores(normalized)
     if len(learners) > 1:
-        some = features[0][np.random.default_rng(0).permutation(len(features[0]))[:COMPARED]]
+        some = features[0][np.random.default_rng(0).permutation(len(features[0]))[:MAX_COMPARED]]
         result["similarity_correlations"] = similarity_correlations([model.embed(some, k) for k in learners])
     return result

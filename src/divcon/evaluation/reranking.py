@@ -1,14 +1,14 @@
-"""Re-ranking by k-reciprocal encoding: items that have neighbours in common come nearer.
+"""Re-ranking by k-reciprocal encoding: items that share neighbours come nearer.
 
 Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017 (arXiv 1701.08398).
-The code that its authors released, which gave the published numbers and which later code copies, differs from the text
-in what it counts and scales; here it is as released:
+The authors' released code, which gave the published numbers and which later code copies, differs from the text. This
+follows the code:
 
 - queries are neighbours of each other, and of the gallery: N = Q + G items;
 - an item is the first of its own neighbours, before its k1 nearest, and one of its k2;
 - distances are squared euclidean, divided by the largest from the same item;
 - an item's encoding sums to 1;
-- what joins a set of neighbours shares more than two thirds with it, not two thirds.
+- a set joins a set of neighbours if more than two thirds of it, not two thirds, are in that set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from divcon.evaluation.neighbours import as_vectors, neighbour_blocks
 from divcon.evaluation.task import Exclusion
 
 _BYTES = 32
-"""Of memory for an entry of a sparse matrix, with the copies that its products and transposes take."""
+"""Memory for an entry of a sparse matrix, with the copies that its products and transposes take."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ReRanking:
     """
 
     k1: int = 20
-    """How many nearest neighbours are looked at for being mutual (section 3.2)."""
+    """Number of nearest neighbours among which mutual ones are looked for (section 3.2)."""
     k2: int = 6
-    """The mean over so many nearest items, itself the first, is an item's encoding (section 3.4); 1: its own alone."""
+    """Number of nearest items, itself the first, whose mean is an item's encoding (section 3.4); 1: its own alone."""
     weight: float = 0.3
     """Lambda, the weight of the original distance beside the Jaccard distance (section 3.5); 1: the original alone."""
 
@@ -64,28 +64,28 @@ def reranked_distances(
 
     ``weight`` * d + (1 - ``weight``) * the Jaccard distance of the encodings, where d is the squared distance divided
     by the query's largest: from 0 to 1. Queries and gallery are each other's neighbours, and no label is used (Zhong
-    et al., CVPR 2017, sections 3.2 to 3.5; where their code, which gave the published numbers, differs from the text,
-    this is as the code has it).
+    et al., CVPR 2017, sections 3.2 to 3.5; where their released code, which gave the published numbers, differs from
+    the text, this follows the code).
 
     Args:
         query: (Q, D) numbers, array or tensor.
-        gallery: (G, D), likewise. Without it each item is a query whose gallery is all the others, with the same
-            distances as if it were asked alone; an item's distance to itself, on the diagonal, means nothing.
+        gallery: (G, D), likewise. Without it each item is a query whose gallery is all the others, with the
+            distances of a search for it alone; an item's distance to itself, on the diagonal, means nothing.
         rerank: k1, k2 and the weight.
         metric: "euclidean", or "cosine", which is euclidean on vectors of length one.
-        memory_mb: bounds what is needed beyond the input, the result included.
+        memory_mb: limit on the memory beyond the input, with the result.
         device: where neighbours are searched.
 
     Raises:
         ValueError: wrong shapes, an empty input, another metric.
         NonFiniteError: a vector holds NaN or infinite values.
-        ConfigError: ``memory_mb`` is too little for so many items, k1 and k2; said before it is taken.
+        ConfigError: ``memory_mb`` is too little for the number of items, k1 and k2; raised before it is allocated.
     """
     queries = as_vectors(query, "query")
     items = queries if gallery is None else as_vectors(gallery, "gallery")
     if queries.shape[1] != items.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, gallery items {items.shape[1]}")
-    _afford(f"{len(queries):,} x {len(items):,} distances", 4 * len(queries) * len(items), memory_mb)
+    _check_memory(f"{len(queries):,} x {len(items):,} distances", 4 * len(queries) * len(items), memory_mb)
     rows = np.arange(len(queries))
     columns = rows if gallery is None else len(queries) + np.arange(len(items))
     everything = queries if gallery is None else np.concatenate([queries, items])
@@ -97,7 +97,7 @@ def reranked_distances(
 
 
 class Reranked:
-    """N items with their encodings, from which re-ranked distances of any of them to G of them are read.
+    """N items with their encodings, and the re-ranked distances of any of them to G of them.
 
     The encodings are sparse: time and memory grow with the number of neighbours, and with N * N only in blocks.
     """
@@ -119,20 +119,20 @@ class Reranked:
         self._rerank, self._gallery, self._memory_mb = rerank, gallery, memory_mb
         k = max(1, min(count - 1, max(rerank.k1, rerank.k2 - 1)))
         # The vectors in float64, lists of neighbours, and the graphs of the mutual ones.
-        self._held = 8 * items.size + (12 + _BYTES) * count * (k + 1)
+        self._bytes = 8 * items.size + (12 + _BYTES) * count * (k + 1)
         what = f"the neighbours of {count:,} items at k1 {rerank.k1} and k2 {rerank.k2}"
-        _afford(what, self._held, memory_mb)
+        _check_memory(what, self._bytes, memory_mb)
         self._vectors = items.astype(np.float64)
         if metric == "cosine":
             norms = np.linalg.norm(self._vectors, axis=1, keepdims=True)
             self._vectors /= np.where(norms > 0, norms, 1)
-        # Around one of them, less of a distance is lost where squares are subtracted; nothing where all are one point.
+        # Centred on one of them, less of a distance is lost where squares are subtracted; nothing where all are equal.
         self._vectors -= self._vectors[0].copy()
         self._squares = np.square(self._vectors).sum(axis=1)
         step = self.queries_at_once
         farthest = [self._squared(np.arange(i, min(i + step, count))).max(axis=1) for i in range(0, count, step)]
         self._farthest = np.concatenate(farthest)
-        self._farthest[self._farthest == 0] = 1  # all items are one point
+        self._farthest[self._farthest == 0] = 1  # all items are equal
         neighbours = np.empty((count, k + 1), dtype=np.int32)
         neighbours[:, 0] = np.arange(count)
         blocks = neighbour_blocks(
@@ -153,7 +153,7 @@ class Reranked:
 
     @property
     def queries_at_once(self) -> int:
-        """The distances and rankings of so many items take a quarter of ``memory_mb``."""
+        """The number of items whose distances and rankings take a quarter of ``memory_mb``."""
         return max(1, int(self._memory_mb * 2**18) // (32 * len(self._vectors) + 128 * len(self._gallery)))
 
     def distances(self, rows: Int64[np.ndarray, "R"]) -> Float32[np.ndarray, "R G"]:
@@ -169,7 +169,7 @@ class Reranked:
 
     def _sum_of_minima(self, row: int) -> Float64[np.ndarray, "G"]:
         """The item's encoding with each gallery item's: the sum over dimensions of the smaller value. Only items that
-        have a dimension in common are looked at, by the columns of the gallery's encodings."""
+        share a dimension are computed, by the columns of the gallery's encodings."""
         encoding, gallery = self._encoding, self._of_gallery
         own = slice(encoding.indptr[row], encoding.indptr[row + 1])
         begin = gallery.indptr[encoding.indices[own]]
@@ -187,7 +187,7 @@ class Reranked:
         blocks, entries = [], 0
         for rows in self._row_slices(count, np.diff(mutual.indptr).max() * (2 + sizes.max())):
             near = mutual[rows]
-            # How many of j's half of neighbours are i's too, for each mutual pair; being mutual is symmetric.
+            # How many of j's k1 / 2 neighbours are also i's, for each mutual pair; mutual is symmetric.
             shared = near.multiply(near @ half).tocsr()
             shared.data = (3 * shared.data > 2 * sizes[shared.indices]).astype(np.int32)
             shared.eliminate_zeros()
@@ -199,19 +199,19 @@ class Reranked:
             encoded.data = (weight / total[row - rows.start]).astype(np.float32)
             blocks.append(encoded)
             entries += encoded.nnz
-            self._afford_encodings(entries)
+            self._check_encodings_memory(entries)
         return csr_array(vstack(blocks, format="csr"))
 
     def _expanded(self, own: csr_array, neighbours: np.ndarray) -> csr_array:
         """(N, N): the mean encoding of each item's k2 nearest (section 3.4)."""
         nearest = _graph(neighbours[:, : self._rerank.k2], np.float32)
-        self._afford_encodings(int((nearest.astype(np.int64) @ np.diff(own.indptr)).sum()))
+        self._check_encodings_memory(int((nearest.astype(np.int64) @ np.diff(own.indptr)).sum()))
         nearest.data /= np.repeat(np.diff(nearest.indptr), np.diff(nearest.indptr)).astype(np.float32)
         return csr_array(nearest @ own)
 
-    def _afford_encodings(self, entries: int) -> None:
+    def _check_encodings_memory(self, entries: int) -> None:
         what = f"the encodings of {len(self._vectors):,} items at k1 {self._rerank.k1} and k2 {self._rerank.k2}"
-        _afford(what, self._held + _BYTES * entries, self._memory_mb)
+        _check_memory(what, self._bytes + _BYTES * entries, self._memory_mb)
 
     def _squared(self, rows: np.ndarray) -> Float64[np.ndarray, "R N"]:
         """Squared distances of the items at these positions to all."""
@@ -231,13 +231,13 @@ class Reranked:
         return out
 
     def _row_slices(self, count: int, entries: int) -> Iterator[slice]:
-        """Slices of ``count`` rows of up to so many entries, each slice in a quarter of the memory."""
+        """Slices of ``count`` rows of up to ``entries`` entries, each slice in a quarter of the memory."""
         step = max(1, int(self._memory_mb * 2**18) // (_BYTES * int(entries)))
         return (slice(i, min(i + step, count)) for i in range(0, count, step))
 
 
 def _graph(neighbours: np.ndarray, dtype: type) -> csr_array:
-    """(N, N): ones from each item to its neighbours, of which -1 is none."""
+    """(N, N): ones from each item to its neighbours; -1 is no neighbour."""
     there = neighbours >= 0
     begin = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
     graph = csr_array((np.ones(begin[-1], dtype), neighbours[there], begin), shape=(len(neighbours), len(neighbours)))
@@ -246,13 +246,16 @@ def _graph(neighbours: np.ndarray, dtype: type) -> csr_array:
 
 
 def _mutual(neighbours: np.ndarray) -> csr_array:
-    """(N, N): ones between items that are each among the other's neighbours."""
+    """(N, N): ones between items that are among each other's neighbours."""
     graph = _graph(neighbours, np.int32)
     return graph.multiply(graph.T).tocsr()
 
 
-def _afford(what: str, size: int, memory_mb: float) -> None:
-    """Raises ConfigError where so many bytes are more than allowed."""
+def _check_memory(what: str, size: int, memory_mb: float) -> None:
+    """
+    Raises:
+        ConfigError: ``size`` bytes are more than ``memory_mb`` allows.
+    """
     if size > memory_mb * 2**20:
         raise ConfigError(
             f"re-ranking: {what} would take {size / 2**20:,.0f} MB, and memory_mb allows {memory_mb:,.0f}; fewer "

@@ -1,4 +1,4 @@
-"""Retrieval metrics of embeddings: recall, precision, R-precision, MAP@R, and those of your own."""
+"""Retrieval metrics of embeddings: recall, precision, R-precision, MAP@R, and your own."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def retrieval_metrics(
 ) -> dict[str, Any]:
     """Retrieval metrics of N queries, each searched among the N - 1 other items (leave-one-out) or in a gallery of G.
 
-    A query's ranking holds the *admissible* gallery items, nearest first; of equally near ones the lower position comes
-    first. Admissible is every item but the query itself (in leave-one-out the item at its position; else items of its
+    A query's ranking holds the *admissible* gallery items, nearest first; ties are ordered by position. Admissible is
+    every item but the query itself (in leave-one-out the item at its position; else items of its
     id), items of its label *and* camera, and items of its group. R is the number of admissible items that have the
     query's label. Queries whose R is 0 are left out of every mean. The result holds means over the other queries:
 
@@ -61,8 +61,8 @@ def retrieval_metrics(
     - each of ``metrics``, by its name; and under ``metrics``, how each of your own is shown.
     - ``cmc``, with ``cmc=K``: the cumulative match characteristic, a list of Recall@1, Recall@2 ... Recall@K. What
       papers on re-identification call CMC at rank k, or rank-k accuracy, is Recall@k under their protocol.
-    - ``reranked``, with ``rerank``: a dict with the parameters of the re-ranking and all of the above for the ranking
-      that it makes (see `divcon.evaluation.reranked_distances`). Items that are not admissible are excluded from that
+    - ``reranked``, with ``rerank``: a dict with the parameters of the re-ranking and all of the above for its
+      ranking (see `divcon.evaluation.reranked_distances`). Items that are not admissible are excluded from that
       ranking too, but count as neighbours before, since re-ranking uses no labels.
     - ``num_queries``: N. ``num_queries_without_match``: how many of them were left out.
 
@@ -105,7 +105,7 @@ def retrieval_metrics(
         gallery, num_gallery = query, query.shape[1]
         if gallery_embeddings is not None or (not apart and len(query) != num_gallery):
             raise ValueError(
-                f"precomputed distances of shape {query.shape}: give (Q, G) with gallery_labels and no "
+                f"precomputed distances of shape {query.shape}: pass (Q, G) with gallery_labels and no "
                 "gallery_embeddings, or (N, N) for leave-one-out"
             )
     else:
@@ -197,7 +197,7 @@ def _scores(
 def _by_depth(
     matches: np.ndarray, queries: np.ndarray, rows: Sequence[Metric], least: int, num_gallery: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """The queries in groups, each with the depth it needs: one large class does not deepen all searches."""
+    """The queries in groups, each with the depth it needs: so that one large class does not deepen all searches."""
     depths = [row.depth for row in rows]
     least = max(least, *(depth for depth in depths if isinstance(depth, int)), 1)
     depth = np.full(len(queries), num_gallery if "all" in depths else least)
@@ -239,21 +239,21 @@ def random_gallery_metrics(
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """Retrieval metrics where one image of each class, drawn at random, is the gallery and the rest are queries (Liu et
-    al. 2016, "Deep Relative Distance Learning"). A query has one match, so that Recall@k is the cumulative match
+    al. 2016, "Deep Relative Distance Learning"). Each query has one match, so that Recall@k is the cumulative match
     characteristic at k, and average precision is one over the match's rank: the neighbours need not be sorted.
 
     Args:
         embeddings: (N, D) numbers, array or tensor; compared by Euclidean distance.
         labels: (N,) ints or strings.
-        draws: how many galleries are drawn.
-        recall_at: the k.
+        draws: number of galleries.
+        recall_at: each k of Recall@k.
         cmc: the last rank of the cumulative match characteristic; None: leave it out.
         seed: draw number i is the same for the same seed and labels.
         device: where distances are computed.
 
     Returns:
         ``recall_at_k`` for each k and ``map``, the mean over draws of the mean over queries, each with its sample
-        standard deviation over the draws, ``recall_at_k_std`` (0 for one draw); ``cmc``, where asked for, a list of
+        standard deviation over the draws, ``recall_at_k_std`` (0 for one draw); ``cmc``, where passed, a list of
         the mean Recall@1, Recall@2 ... Recall@``cmc``; ``draws``, ``num_queries``, ``num_gallery``.
 
     Raises:
@@ -271,7 +271,7 @@ def random_gallery_metrics(
     code = np.unique(names, return_inverse=True)[1]
     num_classes = int(code.max(initial=-1)) + 1
     if len(code) == num_classes:
-        raise DataError("no class has two images, one for the gallery and one to ask with")
+        raise DataError("no class has two images, one for the gallery and one as query")
     by_draw: dict[str, list[float]] = {}
     curves = []
     for draw in range(draws):
@@ -305,14 +305,14 @@ def _ranks(
     match: Int64[np.ndarray, "Q"],
     device: str | torch.device,
 ) -> Int64[np.ndarray, "Q"]:
-    """The place of each query's match in its ranking, from 1 on; of equally near ones the lower class comes first."""
+    """The rank of each query's match, from 1 on; ties are ordered by class."""
     items = torch.from_numpy(gallery).to(device)
     places = torch.arange(len(gallery), device=device)
     step = max(1, _COMPARED_AT_ONCE // len(gallery))
     ranks = []
     for start in range(0, len(query), step):
         right = torch.from_numpy(match[start : start + step]).to(device)[:, None]
-        # Less the query's own square, which is the same for all items.
+        # Without the query's own square, which is the same for all items.
         far = items.square().sum(1) - 2 * torch.from_numpy(query[start : start + step]).to(device) @ items.T
         limit = far.gather(1, right)
         before = (far < limit) | ((far == limit) & (places < right))

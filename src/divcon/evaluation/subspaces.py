@@ -14,11 +14,11 @@ from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
 
-MOST_IMAGES = 3000
-"""By so many images, at most, subspaces are chosen: each step of the choice searches among all of them."""
-_LEAST_OF_A_CLASS = 16
-COMPARED = 1000
-"""So many images, at most, have their pairs compared: half a million pairs."""
+MAX_IMAGES = 3000
+"""Images by which subspaces are chosen, at most: each step of the choice searches among all of them."""
+_MIN_OF_A_CLASS = 16
+MAX_COMPARED = 1000
+"""Images whose pairs are compared, at most: half a million pairs."""
 
 
 def subspace_scores(
@@ -27,17 +27,17 @@ def subspace_scores(
     scores: Callable[[list[np.ndarray]], dict[str, Any]],
     order: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """Scores of an embedding of which learners own dimensions.
+    """Scores of an embedding without each learner's dimensions, and of the best few learners'.
 
     Args:
         dimensions: which dimensions each of K learners owns.
         sides: (N, D) float32 embeddings of the queries, and of the gallery where it is another set.
         scores: of the sides, cut to fewer dimensions.
-        order: the learners in the order that `subspace_order` gave, for ``by_size``; None leaves it out.
+        order: the learners in the order of `subspace_order`, for ``by_size``; None leaves it out.
 
     Returns:
         ``without``: K scores, each of the embedding without one learner's subspace. ``by_size``: K scores, of the first
-        1, 2 ... K subspaces of ``order``, each with its ``learners`` and ``dims``. Nothing where K is 1.
+        1, 2 ... K subspaces of ``order``, each with its ``learners`` and ``dims``. Empty where K is 1.
     """
 
     def of(learners: Sequence[int]) -> dict[str, Any]:
@@ -81,9 +81,9 @@ def subspace_order(
     the lower number where both are. That is not always the best set of a size, but costs K searches a step.
 
     Args:
-        images: what it is chosen by. To be honest they are not of the classes that scores are then reported on.
-        dims: only as many subspaces as fit into so many dimensions; None: all K.
-        features: their pooled features, (N, F) float32, where they are there already.
+        images: images to choose by. They must not be of the classes that scores are reported on.
+        dims: only as many subspaces as fit into this many dimensions; None: all K.
+        features: the pooled features of ``images``, (N, F) float32, where they are computed already.
 
     Raises:
         ValueError: the model's learners share dimensions, or none of their subspaces fits.
@@ -96,11 +96,11 @@ def subspace_order(
         features = model.features(images, batch_size=batch_size, context=context)
     embeddings = model.embed(features)
 
-    def worth(learners: list[int]) -> tuple[float, float]:
+    def score(learners: list[int]) -> tuple[float, float]:
         scores = scores_among(kept_part(embeddings, [subspaces[k] for k in learners]), images, model.device)
         return scores["recall_at_1"], scores["map_at_r"]
 
-    return greedy_order([len(subspace) for subspace in subspaces], worth, dims)
+    return greedy_order([len(subspace) for subspace in subspaces], score, dims)
 
 
 def scores_among(embeddings: np.ndarray, images: LabeledSet, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -111,53 +111,53 @@ def scores_among(embeddings: np.ndarray, images: LabeledSet, device: str | torch
 
 
 def greedy_order(
-    sizes: Sequence[int], worth: Callable[[list[int]], tuple[float, ...]], dims: int | None = None
+    sizes: Sequence[int], score: Callable[[list[int]], tuple[float, ...]], dims: int | None = None
 ) -> list[int]:
     """Choose greedily as many subspaces as fit into ``dims``: each adds the most to those before it.
 
     Args:
         sizes: dimensions of each of K subspaces.
-        worth: scores a list of subspaces; higher is better.
+        score: the score of a list of subspaces; higher is better.
 
     Raises:
         ValueError: no subspace fits.
     """
-    room = sum(sizes) if dims is None else dims
-    number = int(np.searchsorted(np.cumsum(sorted(sizes)), room, side="right"))
+    available = sum(sizes) if dims is None else dims
+    number = int(np.searchsorted(np.cumsum(sorted(sizes)), available, side="right"))
     if not number:
-        raise ValueError(f"the smallest subspace has {min(sizes)} dimensions, more than {room}")
+        raise ValueError(f"the smallest subspace has {min(sizes)} dimensions, more than {available}")
     order: list[int] = []
     while len(order) < number:
         left = [k for k in range(len(sizes)) if k not in order]
 
         def fits(k: int, left: list[int] = left) -> bool:
-            # A large subspace must not take the room of two small ones.
+            # A large subspace must not take the dimensions of two small ones.
             smallest = sorted(sizes[other] for other in left if other != k)[: number - len(order) - 1]
-            return sum(sizes[chosen] for chosen in order) + sizes[k] + sum(smallest) <= room
+            return sum(sizes[chosen] for chosen in order) + sizes[k] + sum(smallest) <= available
 
-        order.append(max((k for k in left if fits(k)), key=lambda k: (worth([*order, k]), -k)))
+        order.append(max((k for k in left if fits(k)), key=lambda k: (score([*order, k]), -k)))
     return order
 
 
 def ordering_split(data: Benchmark) -> tuple[str, LabeledSet] | None:
     """The images of a benchmark to choose by, never of its test classes: ``("validation", images)``, or of ``"train"``
-    where it has no validation classes; at most `MOST_IMAGES`, see `sample_of`. None where no two are of one class."""
+    where it has no validation classes; at most `MAX_IMAGES`, see `sample_of`. None where no two are of one class."""
     for name, images in (("validation", data.validation), ("train", data.train)):
         if images is not None and len(sample := sample_of(images)):
             return name, sample
     return None
 
 
-def sample_of(images: LabeledSet, most: int = MOST_IMAGES, seed: int = 0) -> LabeledSet:
-    """Images of classes with two and more, in their order: up to ``most`` of them (and at least one class), drawn by
-    ``seed``; of each class so many that all classes have their share, but no fewer than 16."""
+def sample_of(images: LabeledSet, most: int = MAX_IMAGES, seed: int = 0) -> LabeledSet:
+    """A sample of the images of classes with at least two, in their order: up to ``most`` images (and at least one
+    class), drawn by ``seed``; an equal share of each class, but no fewer than 16."""
     rng = np.random.default_rng([seed, 0x0DE5])
     shuffled = rng.permutation(len(images))
     labels = images.labels[shuffled]
     classes = rng.permutation(np.flatnonzero(np.bincount(labels) >= 2))
     if not len(classes):
         return images.subset(np.empty(0, np.int64))
-    share = max(_LEAST_OF_A_CLASS, most // len(classes))
+    share = max(_MIN_OF_A_CLASS, most // len(classes))
     drawn, total = [], 0
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
     for label in classes:
@@ -173,7 +173,7 @@ def similarity_correlations(embeddings: Sequence[np.ndarray]) -> list[list[float
     """How similar K subspaces are: Pearson's correlation between the cosines of all pairs of images in one subspace and
     in another.
 
-    One means that both rank the same images near, so that the second adds nothing; zero that they are unrelated.
+    1: both rank the same images near, so that the second adds nothing; 0: they are unrelated.
 
     Args:
         embeddings: K arrays, (N, d_k) float of length one. It takes memory for K N² numbers: a thousand images will do.
@@ -185,10 +185,10 @@ def similarity_correlations(embeddings: Sequence[np.ndarray]) -> list[list[float
     cosines = np.stack([(subspace @ subspace.T)[pairs] for subspace in embeddings]).astype(np.float64)
     cosines -= cosines.mean(axis=1, keepdims=True) if cosines.shape[1] else 0
     lengths = np.linalg.norm(cosines, axis=1)
-    # Rounding alone is no difference between pairs.
-    dead = lengths < 1e-5 * max(1, cosines.shape[1]) ** 0.5
-    products = cosines @ cosines.T / np.where(dead, 1, lengths)[:, None] / np.where(dead, 1, lengths)
+    # A variation no larger than rounding counts as none.
+    constant = lengths < 1e-5 * max(1, cosines.shape[1]) ** 0.5
+    products = cosines @ cosines.T / np.where(constant, 1, lengths)[:, None] / np.where(constant, 1, lengths)
     return [
-        [None if dead[i] or dead[j] else float(np.clip(products[i, j], -1, 1)) for j in range(len(embeddings))]
+        [None if constant[i] or constant[j] else float(np.clip(products[i, j], -1, 1)) for j in range(len(embeddings))]
         for i in range(len(embeddings))
     ]

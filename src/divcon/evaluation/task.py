@@ -12,18 +12,19 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def joint_codes(query: object, gallery: object, name: str) -> Pair:
-    """The values of Q queries and G gallery items as whole numbers, the same number for the same value.
+    """The values of Q queries and G gallery items as integer codes: equal values have equal codes.
 
     Args:
         query: (Q,) ints or strings, an array, tensor or sequence.
         gallery: (G,) of the same kind.
-        name: what the values are, for messages.
+        name: of the values, for messages.
 
     Returns:
         (Q,) and (G,) int64, from 0 on.
 
     Raises:
-        ValueError: not one-dimensional, neither whole numbers nor strings, or numbers here and strings there.
+        ValueError: not one-dimensional, neither whole numbers nor strings, or numbers on one side and strings on the
+            other.
     """
     left, right = column(query, name), column(gallery, name)
     if left.dtype.kind != right.dtype.kind:
@@ -62,24 +63,27 @@ class Exclusion:
     def equal(cls, query_codes: Sequence[int] | np.ndarray, gallery_codes: Sequence[int] | np.ndarray) -> Exclusion:
         """Items whose code equals the query's: (Q,) and (G,) ints, a negative one is shared with nothing."""
         query, gallery = np.asarray(query_codes, np.int64), np.asarray(gallery_codes, np.int64)
-        # Small numbers in place of the caller's: products of codes then stay within 64 bits.
+        # Codes are small, so that their products stay within 64 bits.
         small_query, small_gallery = joint_codes(query, gallery, "codes")
         return cls(((np.where(query < 0, -1, small_query), np.where(gallery < 0, -1, small_gallery)),))
 
     @classmethod
     def itself(cls, n: int) -> Exclusion:
-        """Leave-one-out over n items: query i never retrieves item i, whatever duplicates of it there are."""
+        """Leave-one-out over n items: query i never retrieves item i."""
         return cls.equal(np.arange(n), np.arange(n))
 
     def __or__(self, other: Exclusion) -> Exclusion:
         return Exclusion(self.pairs + other.pairs)
 
     def take(self, queries: np.ndarray) -> Exclusion:
-        """The same for the queries at these positions only, in this order."""
+        """The exclusion of the queries at these positions, in this order."""
         return Exclusion(tuple((query[queries], gallery) for query, gallery in self.pairs))
 
     def check(self, num_queries: int, num_gallery: int) -> None:
-        """Raise ValueError where the codes are not those of so many queries and gallery items."""
+        """
+        Raises:
+            ValueError: the codes are not of ``num_queries`` queries and ``num_gallery`` items.
+        """
         for query, gallery in self.pairs:
             if query.shape != (num_queries,) or gallery.shape != (num_gallery,):
                 raise ValueError(
@@ -96,7 +100,7 @@ class Exclusion:
         return excluded
 
     def most(self, num_queries: int) -> np.ndarray:
-        """(Q,) int64: no query has more excluded items than this (an item may be excluded twice over)."""
+        """(Q,) int64: an upper bound on each query's excluded items (one that two pairs exclude counts twice)."""
         total = np.zeros(num_queries, dtype=np.int64)
         for query, gallery in self.pairs:
             total += _count_equal(query, gallery)
@@ -106,7 +110,7 @@ class Exclusion:
         """(Q,) int64: how many gallery items have the query's code and are not excluded for it."""
         total = _count_equal(query_codes, gallery_codes)
         for size in range(1, len(self.pairs) + 1):
-            # Inclusion and exclusion: what several pairs exclude must be taken off once.
+            # Inclusion-exclusion: an item that several pairs exclude is subtracted once.
             for chosen in combinations(self.pairs, size):
                 shared = _all_equal(((query_codes, gallery_codes), *chosen))
                 total += (-1) ** size * _count_equal(*shared)
@@ -114,7 +118,7 @@ class Exclusion:
 
 
 def _all_equal(pairs: Sequence[Pair]) -> Pair:
-    """Codes that are equal where every pair's codes are; negative where any is."""
+    """Codes that are equal where all pairs' codes are equal; negative where any is negative."""
     query, gallery = pairs[0]
     for other_query, other_gallery in pairs[1:]:
         absent = [(query < 0) | (other_query < 0), (gallery < 0) | (other_gallery < 0)]
@@ -142,20 +146,20 @@ class Task:
     """(G,) int64."""
     exclude: Exclusion
     in_gallery: np.ndarray
-    """(Q,) int64: where in the gallery the query itself is, the first of its id; -1 where it is not there."""
+    """(Q,) int64: the position of the query itself in the gallery, the first of its id; -1 where it has none."""
     label_names: np.ndarray
-    """(C,) ints or strings: the label that each code stands for."""
+    """(C,) ints or strings: the label of each code."""
 
     @classmethod
     def of(cls, num_queries: int, num_gallery: int | None, columns: dict[str, tuple[object, object]]) -> Task:
-        """A task from the columns of queries and gallery; leave-one-out without ``num_gallery``.
+        """A task from the columns of queries and gallery; leave-one-out where ``num_gallery`` is None.
 
         Args:
-            columns: by name, of labels, ids, cameras and groups: the queries' and the gallery's, as
+            columns: ``labels``, ``ids``, ``cameras`` and ``groups``, each of the queries and of the gallery, as
                 `divcon.evaluation.retrieval_metrics` takes them.
 
         Raises:
-            ValueError: lengths that do not fit, one side without the other, values that cannot be compared.
+            ValueError: lengths that differ, one side without the other, values that cannot be compared.
         """
         alone = num_gallery is None
         count = num_queries if alone else num_gallery

@@ -1,5 +1,5 @@
-"""Ablation: several ways to train at the same budget, chosen by the same number of trials on train classes, and
-compared on the test classes."""
+"""Ablation: train several arms at the same budget, choose their settings by the same number of trials on train classes,
+and compare them on the test classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ablation itself: trials on folds of the train classes, a choice for every arm, and only then the test classes."""
+"""Run an ablation: trials on folds of the train classes, a choice for every arm, then runs on the test classes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from divcon.config.settings import RunConfig
+from divcon.config.fields import saved_value
+from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable
 from divcon.errors import ConfigError, DataError, NonFiniteError, RunError
 from divcon.evaluation.protocol import evaluate
-from divcon.experiments.arms import Arm, Settings, Tree, arms_of, chosen, config_of, draw_trials, folds_of, plain, shown
+from divcon.experiments.arms import (
+    Arm,
+    Settings,
+    Tree,
+    arms_of,
+    best_trial,
+    config_of,
+    draw_trials,
+    folds_of,
+    settings_text,
+)
 from divcon.experiments.results import Results, ResultsFile, draw, tabulate
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
@@ -30,229 +41,6 @@ from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
 from divcon.training.report import EpochReport
 from divcon.training.setup import check
-
-
-def check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str | None, arms: list[Arm]) -> None:
-    """
-    Raises:
-        ConfigError: a number that cannot be, a seed that stands twice, a reference that is none of the arms.
-    """
-    if not seeds or min(seeds) < 0:
-        raise ConfigError(
-            f"`seeds` {','.join(map(str, seeds)) or 'is empty'}: list seeds of 0 or more, as in 0,1,2", field="seeds"
-        )
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"`seeds` {','.join(map(str, seeds))}: list each seed once; twice it would be the same run", field="seeds"
-        )
-    for name, value, least in (("trials", trials, 1), ("folds", folds, 2)):
-        if value < least:
-            raise ConfigError(f"`{name}` {value}: must be at least {least}", field=name)
-    names = [arm.name for arm in arms]
-    if reference is not None and reference not in names:
-        raise ConfigError(
-            f"`reference` {reference}: is none of the arms ({', '.join(names)}); add it to `arms`", field="reference"
-        )
-
-
-def prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunConfig, Benchmark]:
-    """The base and the data as all runs have them: with its backbone's name; with all train classes in train, and
-    without what does not decode.
-
-    Raises:
-        ConfigError: a base of one learner, or a backbone that the data is not for.
-        DataError: no train or no test images.
-    """
-    if not len(data.query) or not len(data.gallery):
-        raise DataError(f"{data.query.source}: there are no test images to compare arms on")
-    if not len(data.train):
-        raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
-    if base.model.num_learners < 2:
-        why = "of `method=single` " if base.model.method == "single" else ""
-        raise ConfigError(
-            f"`num_learners` {base.model.num_learners} {why}is the base of all arms, and one learner has nothing to "
-            "divide; use a base of at least two, whose method is not single",
-            field="num_learners",
-        )
-    if base.data.on_bad_image == "skip":
-        parts = ("train", "validation", "query", "gallery")
-        data = only_decodable(data, parts, Context(base.train.workers, display.progress, display.warn))
-    for note in data.notes:
-        display.warn(note)
-    vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
-    backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
-    base = RunConfig(  # slices, whatever the default is: results that are there already may have arms of no method
-        dataclasses.replace(base.model, backbone=backbone, method="slices"),
-        base.train,
-        dataclasses.replace(base.data, on_bad_image="stop"),  # once for all runs, not in each
-    )
-    return base, dataclasses.replace(data.without_validation(), notes=())
-
-
-def check_settings(arms: list[Arm], planned: dict[str, list[Settings]], base: RunConfig, data: Benchmark) -> None:
-    """Find now, not after hours, what a run would refuse.
-
-    Raises:
-        ConfigError: settings that do not go together; with the arm and the trial.
-        DataError: too few images or classes.
-    """
-    models: list[tuple[Any, EmbeddingModel]] = []
-    vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
-    for arm in arms:
-        for settings in planned[arm.name] or [{}]:
-            config = config_of(base, arm.settings, settings)
-            known = [model for made_of, model in models if made_of == config.model]
-            try:
-                if not known:
-                    options = {**vars(config.model), "pretrained": False, "weights": None, "vector_dim": vector_dim}
-                    known = [EmbeddingModel(**options)]
-                    models.append((config.model, known[0]))
-                check(known[0], data.train, config.train)
-            except ConfigError as error:
-                with_these = f" with {shown(settings)}" if settings else ""
-                raise ConfigError(f"arm {arm.name!r}{with_these}: {error}") from None
-
-
-def recorded(base: RunConfig) -> dict[str, Any]:
-    """What of the base decides the results; no path of this machine."""
-    tree = base.to_dict()
-    for part, names in {
-        "model": ("method",),
-        "train": ("seed", "workers", "device"),
-        "data": ("validation", "validation_fraction", "on_bad_image"),
-    }.items():
-        for name in names:
-            del tree[part][name]
-    if base.model.weights is not None:
-        tree["model"]["weights"] = base.model.weights.name
-    return tree
-
-
-class Observer:
-    """Evaluate on the test classes after epochs, keep the hits of one epoch that was chosen before, and record which
-    training images were drawn. Both are saved in the run's folder, so that a run that was stopped resumes with them."""
-
-    NAME = "observed.npz"
-
-    def __init__(self, data: Benchmark, folder: Path, config: RunConfig, chosen_epoch: int, display: Display) -> None:
-        self.chosen_epoch = chosen_epoch
-        self._data = data
-        self._path = folder / self.NAME
-        self._config = config
-        self._display = display
-
-    def observe(self, model: EmbeddingModel, report: EpochReport) -> dict[str, Any]:
-        """After an epoch; the result is for its line of ``metrics.jsonl``."""
-        arrays = self.arrays() if report.number else {"drawn": np.zeros(len(self._data.train), bool)}
-        arrays["drawn"][report.drawn] = True
-        config, observed = self._config, {}
-        last = report.number == config.train.epochs - 1
-        if last or (report.number + 1) % config.data.evaluate_every == 0:
-            result = evaluate(
-                model,
-                self._data,
-                clustering=False,
-                per_query=True,
-                context=Context(config.train.workers, self._display.progress).subtask("evaluate", epoch=report.number),
-            )
-            observed["recall_at_1"] = result["recall_at_1"]
-            if report.number == self.chosen_epoch:
-                hits = result["per_query"]["recall_at_1"]
-                kept = [i for i, hit in enumerate(hits) if hit is not None]
-                arrays["hits"] = np.array([hits[i] for i in kept], np.int64)
-                arrays["classes"] = self._data.query.labels[kept]
-        with atomic_write(self._path) as beside, beside.open("wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        return observed
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """``drawn`` (N,) bool, the training images drawn so far; ``hits`` (Q,) int64 0 or 1 and ``classes`` (Q,) int64
-        of the queries that have a match, once the chosen epoch is done."""
-        with np.load(self._path) as found:
-            return {name: found[name] for name in found.files}
-
-
-class Once(Display):
-    """What another display shows of many runs: the bar, and once what would be said for each; no line an epoch."""
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
-        self._said: set[str] = set()
-
-    def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
-        self._display.begin(config, data, epochs_done)
-
-    def progress(self, progress: Progress) -> None:
-        self._display.progress(progress)
-
-    def epoch(self, line: dict[str, Any]) -> None:
-        for warning in line["warnings"]:
-            self.warn(warning)
-
-    def warn(self, message: str) -> None:
-        # The same words of another epoch say nothing new.
-        words = re.sub(r"\d+", "#", message)
-        if words not in self._said:
-            self._said.add(words)
-            self._display.warn(message)
-
-    def end(self, out: Path, kept_epoch: int | None) -> None:
-        pass
-
-
-def trial_record(folder: Path) -> dict[str, Any]:
-    """The curve of a trial on its fold's validation classes, and its seconds."""
-    lines = RunFolder(folder).lines()
-    validated = [line for line in lines if "validation" in line]
-    curve = [{"epoch": line["epoch"], "recall_at_1": line["validation"]["recall_at_1"]} for line in validated]
-    return {"curve": curve, "seconds": sum(map(_seconds, lines))}
-
-
-def run_record(folder: Path, observer: Observer) -> dict[str, Any]:
-    """What a run has cost and what it gave. Its seconds are those of training and dividing."""
-    lines = RunFolder(folder).lines()
-    images, seconds = np.cumsum([line["images"] for line in lines]), np.cumsum([_seconds(line) for line in lines])
-    curve = [
-        {
-            "epoch": line["epoch"],
-            "images_seen": int(images[place]),
-            "seconds": float(seconds[place]),
-            "recall_at_1": line["observed"]["recall_at_1"],
-        }
-        for place, line in enumerate(lines)
-        if line["observed"]
-    ]
-    found = observer.arrays()
-    return {
-        "batches": sum(line["batches"] for line in lines),
-        "images_seen": int(images[-1]),
-        "distinct_images_seen": int(found["drawn"].sum()),
-        "seconds": float(seconds[-1]),
-        "seconds_dividing": sum(line["seconds_dividing"] for line in lines),
-        "kept_pairs": [line["kept_pairs"] for line in lines if line["redivided"] and len(line["sizes"]) > 1],
-        "epochs": observer.chosen_epoch + 1,
-        "recall_at_1": next(point["recall_at_1"] for point in curve if point["epoch"] == observer.chosen_epoch),
-        "recall_at_1_last": curve[-1]["recall_at_1"],
-        "curve": curve,
-        "hits": found["hits"].tolist(),
-        "classes": found["classes"].tolist(),
-    }
-
-
-def tidied(folder: Path, keep_models: bool) -> None:
-    """Delete what a run that is recorded needs no more, and what takes most space."""
-    if keep_models:
-        return
-    run = RunFolder(folder)
-    shutil.rmtree(run.model, ignore_errors=True)
-    run.checkpoint.unlink(missing_ok=True)
-    run.previous.unlink(missing_ok=True)
-    (folder / Observer.NAME).unlink(missing_ok=True)
-
-
-def _seconds(line: dict[str, Any]) -> float:
-    return line["seconds_dividing"] + line["seconds_training"]
-
 
 DEFAULT_ARMS = ("single", "slices", "masks")
 DEFAULT_SEEDS = (0, 1, 2)
@@ -276,52 +64,52 @@ def ablate(
     """Train several arms at the same budget and compare them on the test classes.
 
     Where there are values to search, each arm has the same number of trials, evaluated on folds of the train classes.
-    After all arms' choices are written to ``choices.json``, each trains on all train classes once a seed; the test
-    classes are looked at for the curve, and nothing is chosen by it.
+    After the choices of all arms are written to ``choices.json``, each arm trains on all train classes once a seed, and
+    is evaluated on the test classes after its epochs; nothing is chosen by these scores.
 
     Args:
         data: what `divcon.read` returns, or a path or name that it takes. Validation classes count as train classes.
-        out: the folder: ``results.json`` (all that is needed to go on), ``choices.json``, ``table.md``,
-            ``recall.svg``, ``recall.png``, and the folders of the runs. What it holds already is not done again.
+        out: the folder: ``results.json`` (enough to resume), ``choices.json``, ``table.md``,
+            ``recall.svg``, ``recall.png``, and the folders of the runs. Trials and runs that it has are not repeated.
         arms: names of `divcon.experiments.ARMS` or of methods, or arms of your own, in the order of the table.
-        base: what all arms have but for their own settings. Its method, seed and validation are not used; an
-            arm that names no method trains slices.
-        seeds: of the runs that are compared; the trials have the first.
-        space: what is searched for every arm: ``{"train": {"lr": [1e-4, 1e-3]}}``. No trial is made where neither this
-            nor any arm has something to search.
-        trials: for each arm, the default settings first, if they are in its space.
-        folds: parts of the train classes; each trial trains on all but one and is evaluated on that, once for each.
+        base: the settings that all arms share. Its method, seed and validation are not used; an arm that names no
+            method trains slices.
+        seeds: of the runs that are compared; the trials use the first.
+        space: values to search for every arm: ``{"train": {"lr": [1e-4, 1e-3]}}``. There are no trials where neither
+            this nor any arm has values to search.
+        trials: number of trials of each arm; the first has the arm's own settings, if they are in its space.
+        folds: number of folds of the train classes; each trial trains once for each fold, on all other folds, and is
+            evaluated on that fold.
         reference: the arm that the others are compared with; None: single, or else the first.
         keep_models: keep the models and checkpoints of the runs.
-        tell: called with a line for people before and after each run.
+        tell: called with a line of text before and after each run.
 
     Returns:
         What ``results.json`` holds: ``settings``, ``environment``, ``trials``, ``choices`` and ``runs``.
 
     Raises:
-        ConfigError: an arm, setting, seed or number that cannot be, or settings that do not go together; before
-            anything is trained.
+        ConfigError: an invalid arm, setting, seed or number, or settings that do not go together; before anything is
+            trained.
         DataError: too few train classes for the folds, or no test images.
-        RunError: ``out`` holds something else, or an ablation of other data, settings or lists; or every trial of an
-            arm went wrong.
+        RunError: ``out`` holds something else, or an ablation of other data, settings or values to search; or every
+            trial of an arm failed.
         OutputError, ImageError, NonFiniteError: as in `divcon.run`.
     """
     display = display or NullDisplay()
     listed = [arm.searching(space or {}) for arm in arms_of(arms)]
-    check_numbers(seeds, trials, folds, reference, listed)
+    _check_numbers(seeds, trials, folds, reference, listed)
     data = as_benchmark(data)
     file = ResultsFile(out)
-    base = base or RunConfig()
-    base, data = prepared(base, data, display)
-    held = file.results["settings"]
-    seed = held.get("trial_seed", seeds[0])
-    # Once arms have had trials, an arm that is added has them too, if only to choose the number of epochs.
-    searched = any(arm.space for arm in listed) or held.get("trials", 0) > 0
+    base, data = _prepared(base or RunConfig(), data, display)
+    before = file.results["settings"]
+    seed = before.get("trial_seed", seeds[0])
+    # Where other arms have trials, an arm that is added has them too, if only to choose the number of epochs.
+    searched = any(arm.space for arm in listed) or before.get("trials", 0) > 0
     planned = {arm.name: draw_trials(arm, base, trials, seed) if searched else [] for arm in listed}
-    parts = folds_of(data, folds, seed) if searched else []
-    check_settings(listed, planned, base, data)
-    then = held.get("data", {})
-    file.go_on_with(
+    benchmarks = folds_of(data, folds, seed) if searched else []
+    _check_settings(listed, planned, base, data)
+    then = before.get("data", {})
+    file.resume(
         {
             "data": {
                 "name": data.name,
@@ -329,7 +117,7 @@ def ablate(
                 "split_hash": then["split_hash"] if data.has_split(then.get("split_hash")) else data.split_hash,
                 "protocol": data.protocol,
             },
-            "base": recorded(base),
+            "base": _recorded(base),
             "arms": {arm.name: arm.to_dict() for arm in listed},
             "seeds": list(seeds),
             "trials": trials if searched else 0,
@@ -337,24 +125,121 @@ def ablate(
             "trial_seed": seed,
         }
     )
-    study = _Study(data, base, file, keep_models, display, tell)
-    study.total = sum(map(len, planned.values())) * len(parts) + len(seeds) * len(listed)
+    total = sum(map(len, planned.values())) * len(benchmarks) + len(seeds) * len(listed)
+    ablation = _Ablation(data, base, file, keep_models, display, tell, total)
     for arm in listed:
         if searched and len(planned[arm.name]) < trials:
             tell(f"note: {arm.name} has {len(planned[arm.name])} combinations to try, fewer than `trials` {trials}")
-        study.choose(arm, planned[arm.name], parts, seed)
+        ablation.choose(arm, planned[arm.name], benchmarks, seed)
     file.write()
     file.write_choices()
-    for number in seeds:
+    for run_seed in seeds:
         for arm in listed:
-            study.compare(arm, number)
+            ablation.compare(arm, run_seed)
             tabulate(file.out, file.results, [a.name for a in listed], seeds, reference)
     draw(file.out, file.results, [arm.name for arm in listed], seeds, Context(on_warning=display.warn))
     return file.results
 
 
-class _Study:
-    """One ablation under way."""
+def _check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str | None, arms: list[Arm]) -> None:
+    """
+    Raises:
+        ConfigError: a number out of bounds, a repeated seed, or a reference that is not one of the arms.
+    """
+    if not seeds or min(seeds) < 0:
+        raise ConfigError(
+            f"`seeds` {','.join(map(str, seeds)) or 'is empty'}: list seeds of 0 or more, as in 0,1,2", field="seeds"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"`seeds` {','.join(map(str, seeds))}: list each seed once; a repeated seed would be the same run",
+            field="seeds",
+        )
+    for name, value, least in (("trials", trials, 1), ("folds", folds, 2)):
+        if value < least:
+            raise ConfigError(f"`{name}` {value}: must be at least {least}", field=name)
+    names = [arm.name for arm in arms]
+    if reference is not None and reference not in names:
+        raise ConfigError(
+            f"`reference` {reference}: is none of the arms ({', '.join(names)}); add it to `arms`", field="reference"
+        )
+
+
+def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunConfig, Benchmark]:
+    """The base and the data of all runs: ``auto`` resolved to a backbone; validation classes in train, and images that
+    do not decode left out.
+
+    Raises:
+        ConfigError: a base of one learner, or a backbone that does not take the data.
+        DataError: no train or no test images.
+    """
+    if not len(data.query) or not len(data.gallery):
+        raise DataError(f"{data.query.source}: there are no test images to compare arms on")
+    if not len(data.train):
+        raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
+    if base.model.num_learners < 2:
+        why = "of `method=single` " if base.model.method == "single" else ""
+        raise ConfigError(
+            f"`num_learners` {base.model.num_learners} {why}is the base of all arms, and one learner has nothing to "
+            "divide; use a base of at least two, whose method is not single",
+            field="num_learners",
+        )
+    if base.data.on_bad_image == "skip":
+        splits = ("train", "validation", "query", "gallery")
+        data = only_decodable(data, splits, Context(base.train.workers, display.progress, display.warn))
+    for note in data.notes:
+        display.warn(note)
+    vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
+    backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
+    base = RunConfig(  # older results may have arms without a method, which trained slices
+        dataclasses.replace(base.model, backbone=backbone, method="slices"),
+        base.train,
+        dataclasses.replace(base.data, on_bad_image="stop"),  # checked above, once for all runs
+    )
+    return base, dataclasses.replace(data.without_validation(), notes=())
+
+
+def _check_settings(arms: list[Arm], planned: dict[str, list[Settings]], base: RunConfig, data: Benchmark) -> None:
+    """Check the settings of all trials and runs before any of them starts.
+
+    Raises:
+        ConfigError: settings do not go together; the message names the arm and the trial.
+        DataError: too few images or classes.
+    """
+    models: list[tuple[ModelConfig, EmbeddingModel]] = []
+    vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
+    for arm in arms:
+        for settings in planned[arm.name] or [{}]:
+            config = config_of(base, arm.settings, settings)
+            model = next((model for of, model in models if of == config.model), None)
+            try:
+                if model is None:
+                    options = {**vars(config.model), "pretrained": False, "weights": None, "vector_dim": vector_dim}
+                    model = EmbeddingModel(**options)
+                    models.append((config.model, model))
+                check(model, data.train, config.train)
+            except ConfigError as error:
+                with_these = f" with {settings_text(settings)}" if settings else ""
+                raise ConfigError(f"arm {arm.name!r}{with_these}: {error}") from None
+
+
+def _recorded(base: RunConfig) -> dict[str, Any]:
+    """The settings of the base that decide the results, without paths of this machine."""
+    tree = base.to_dict()
+    for section, names in {
+        "model": ("method",),
+        "train": ("seed", "workers", "device"),
+        "data": ("validation", "validation_fraction", "on_bad_image"),
+    }.items():
+        for name in names:
+            del tree[section][name]
+    if base.model.weights is not None:
+        tree["model"]["weights"] = base.model.weights.name
+    return tree
+
+
+class _Ablation:
+    """An ablation in progress: runs its trials, chooses, and runs the choices."""
 
     def __init__(
         self,
@@ -364,18 +249,20 @@ class _Study:
         keep_models: bool,
         display: Display,
         tell: Callable[[str], None],
+        total: int,
     ) -> None:
         self.data = data
         self.base = base
         self.file = file
         self.keep_models = keep_models
-        self.display = Once(display)
+        self.display = _DisplayOfMany(display)
         self.tell = tell
-        self.total = 0
+        self.total = total
+        """Runs, with those of trials."""
         self._number = 0
 
     def choose(self, arm: Arm, trials: list[Settings], folds: list[Benchmark], seed: int) -> None:
-        """Make the trials that are still to be made, and write down the arm's choice."""
+        """Run the arm's trials that are not done yet, and record its choice."""
         records, choices = self.file.results["trials"], self.file.results["choices"]
         if arm.name in choices:
             self._number += len(trials) * len(folds)
@@ -387,26 +274,28 @@ class _Study:
                 self._number += 1
                 key = {"method": arm.name, "trial": number, "fold": place}
                 folder = self.file.out / "trials" / arm.name / f"t{number}" / f"fold-{place}"
-                found = [record for record in records if all(record[name] == key[name] for name in key)]
-                if not found:
-                    what = f"trial {number} of {arm.name}" + (f" ({shown(settings)})" if settings else "")
+                record = next((r for r in records if all(r[name] == key[name] for name in key)), None)
+                if record is None:
+                    what = f"trial {number} of {arm.name}" + (f" ({settings_text(settings)})" if settings else "")
                     self.tell(f"run {self._number} of {self.total}: {what}, fold {place}")
                     settings_of_trial = {"train": {"seed": seed}, "data": {"validation": True}}
                     config = config_of(self.base, arm.settings, settings, settings_of_trial)
-                    found = [{**key, "settings": plain(settings), "seed": seed, **self._trial(fold, folder, config)}]
-                    self.file.add("trials", found[0])
-                tidied(folder, self.keep_models)
-                curves[-1].append(found[0]["curve"])
+                    record = {**key, "settings": saved_value(settings), "seed": seed}
+                    record |= self._trial(fold, folder, config)
+                    self.file.add("trials", record)
+                if not self.keep_models:
+                    _delete_models(folder)
+                curves[-1].append(record["curve"])
         if not trials:
             choices[arm.name] = {"trial": None, "settings": {}, "epochs": self.base.train.epochs, "recall_at_1": None}
             return
-        trial, epochs, score = chosen(curves)
+        trial, epochs, score = best_trial(curves)
         if score < 0:
             failed = [record["failed"] for record in records if record["method"] == arm.name and "failed" in record]
-            raise RunError(f"{arm.name}: every trial went wrong; give other values to search (the first: {failed[0]})")
+            raise RunError(f"{arm.name}: every trial failed; search other values (the first: {failed[0]})")
         choices[arm.name] = {
             "trial": trial,
-            "settings": plain(trials[trial]),
+            "settings": saved_value(trials[trial]),
             "epochs": epochs,
             "recall_at_1": score,
         }
@@ -415,15 +304,15 @@ class _Study:
     def _trial(self, fold: Benchmark, folder: Path, config: RunConfig) -> dict[str, Any]:
         try:
             run(fold, folder, config, resume=True, display=self.display, report=False)
-        except NonFiniteError as error:  # a learning rate that is too high is a bad choice, not the end of the study
-            self.tell(f"  went wrong: {error}")
+        except NonFiniteError as error:  # a learning rate that is too high must not end the ablation
+            self.tell(f"  failed: {error}")
             return {"curve": [], "failed": str(error)}
-        record = trial_record(folder)
-        self.tell(f"  Recall@1 {100 * max(point['recall_at_1'] for point in record['curve']):.1f} at best")
+        record = _trial_record(folder)
+        self.tell(f"  best Recall@1 {100 * max(point['recall_at_1'] for point in record['curve']):.1f}")
         return record
 
     def compare(self, arm: Arm, seed: int) -> None:
-        """Train the arm's choice on all train classes with one seed, unless that is done."""
+        """Train the arm's choice on all train classes with one seed, unless it is done."""
         self._number += 1
         runs, choice = self.file.results["runs"], self.file.results["choices"][arm.name]
         folder = self.file.out / "runs" / arm.name / f"seed-{seed}"
@@ -431,7 +320,7 @@ class _Study:
             self.tell(f"run {self._number} of {self.total}: {arm.name}, seed {seed}")
             settings = {"train": {"seed": seed}, "data": {"validation": False}}
             config = config_of(self.base, arm.settings, choice["settings"], settings)
-            observer = Observer(self.data, folder, config, choice["epochs"] - 1, self.display)
+            observer = _Observer(self.data, folder, config, choice["epochs"] - 1, self.display)
             run(self.data, folder, config, resume=True, display=self.display, observe=observer.observe)
             record = {
                 "method": arm.name,
@@ -441,17 +330,142 @@ class _Study:
                 "split_hash": self.data.split_hash,
                 "protocol": self.data.protocol,
                 "machine": machine(),
-                **run_record(folder, observer),
+                **_run_record(folder, observer),
             }
             self.file.add("runs", record)
             self.tell(f"  Recall@1 {100 * record['recall_at_1']:.1f} on the test classes, {record['seconds']:.0f} s")
-        tidied(folder, self.keep_models)
+        if not self.keep_models:
+            _delete_models(folder)
 
 
 def _changes(base: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """What a run has over the base, by part."""
+    """The settings of a run that differ from the base, by section."""
     before, after = base.to_dict(), config.to_dict()
-    changes = {part: {k: v for k, v in after[part].items() if v != before[part][k]} for part in ("model", "train")}
+    changes = {s: {k: v for k, v in after[s].items() if v != before[s][k]} for s in ("model", "train")}
     changes["model"]["method"] = config.model.method
     changes["train"].pop("seed", None)
-    return {part: values for part, values in changes.items() if values}
+    return {section: values for section, values in changes.items() if values}
+
+
+class _DisplayOfMany(Display):
+    """Show many runs on another display: the bar, and each warning once; no line an epoch."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._warned: set[str] = set()
+
+    def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
+        self._display.begin(config, data, epochs_done)
+
+    def progress(self, progress: Progress) -> None:
+        self._display.progress(progress)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        for warning in line["warnings"]:
+            self.warn(warning)
+
+    def warn(self, message: str) -> None:
+        # Warnings that differ only in numbers, such as the epoch, are the same.
+        words = re.sub(r"\d+", "#", message)
+        if words not in self._warned:
+            self._warned.add(words)
+            self._display.warn(message)
+
+    def end(self, out: Path, kept_epoch: int | None) -> None:
+        pass
+
+
+class _Observer:
+    """Evaluate a run on the test classes after its epochs; keep the hits of the chosen epoch, and the training images
+    that were drawn. Both are saved in the run's folder, for a run that is resumed."""
+
+    NAME = "observed.npz"
+
+    def __init__(self, data: Benchmark, folder: Path, config: RunConfig, chosen_epoch: int, display: Display) -> None:
+        self.chosen_epoch = chosen_epoch
+        self._data = data
+        self._path = folder / self.NAME
+        self._config = config
+        self._display = display
+
+    def observe(self, model: EmbeddingModel, report: EpochReport) -> dict[str, Any]:
+        """Called after an epoch; returns what to write to its line of ``metrics.jsonl``."""
+        arrays = self.arrays() if report.number else {"drawn": np.zeros(len(self._data.train), bool)}
+        arrays["drawn"][report.drawn] = True
+        config, observed = self._config, {}
+        last = report.number == config.train.epochs - 1
+        if last or (report.number + 1) % config.data.evaluate_every == 0:
+            result = evaluate(
+                model,
+                self._data,
+                clustering=False,
+                per_query=True,
+                context=Context(config.train.workers, self._display.progress).subtask("evaluate", epoch=report.number),
+            )
+            observed["recall_at_1"] = result["recall_at_1"]
+            if report.number == self.chosen_epoch:
+                hits = result["per_query"]["recall_at_1"]
+                kept = [i for i, hit in enumerate(hits) if hit is not None]
+                arrays["hits"] = np.array([hits[i] for i in kept], np.int64)
+                arrays["classes"] = self._data.query.labels[kept]
+        with atomic_write(self._path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        return observed
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """``drawn`` (N,) bool, the training images drawn so far; ``hits`` (Q,) int64 0 or 1 and ``classes`` (Q,) int64
+        of the queries that have a match, once the chosen epoch is done."""
+        with np.load(self._path) as file:
+            return {name: file[name] for name in file.files}
+
+
+def _trial_record(folder: Path) -> dict[str, Any]:
+    """The curve of a trial on the validation classes of its fold, and its seconds."""
+    lines = RunFolder(folder).lines()
+    validated = [line for line in lines if "validation" in line]
+    curve = [{"epoch": line["epoch"], "recall_at_1": line["validation"]["recall_at_1"]} for line in validated]
+    return {"curve": curve, "seconds": sum(map(_seconds, lines))}
+
+
+def _run_record(folder: Path, observer: _Observer) -> dict[str, Any]:
+    """The cost and the scores of a run; its seconds are those of training and dividing."""
+    lines = RunFolder(folder).lines()
+    images, seconds = np.cumsum([line["images"] for line in lines]), np.cumsum([_seconds(line) for line in lines])
+    curve = [
+        {
+            "epoch": line["epoch"],
+            "images_seen": int(images[place]),
+            "seconds": float(seconds[place]),
+            "recall_at_1": line["observed"]["recall_at_1"],
+        }
+        for place, line in enumerate(lines)
+        if line["observed"]
+    ]
+    arrays = observer.arrays()
+    return {
+        "batches": sum(line["batches"] for line in lines),
+        "images_seen": int(images[-1]),
+        "distinct_images_seen": int(arrays["drawn"].sum()),
+        "seconds": float(seconds[-1]),
+        "seconds_dividing": sum(line["seconds_dividing"] for line in lines),
+        "kept_pairs": [line["kept_pairs"] for line in lines if line["redivided"] and len(line["sizes"]) > 1],
+        "epochs": observer.chosen_epoch + 1,
+        "recall_at_1": next(point["recall_at_1"] for point in curve if point["epoch"] == observer.chosen_epoch),
+        "recall_at_1_last": curve[-1]["recall_at_1"],
+        "curve": curve,
+        "hits": arrays["hits"].tolist(),
+        "classes": arrays["classes"].tolist(),
+    }
+
+
+def _seconds(line: dict[str, Any]) -> float:
+    return line["seconds_dividing"] + line["seconds_training"]
+
+
+def _delete_models(folder: Path) -> None:
+    """Delete the model and the checkpoints of a run that is recorded, which take most of its space."""
+    run = RunFolder(folder)
+    shutil.rmtree(run.model, ignore_errors=True)
+    run.checkpoint.unlink(missing_ok=True)
+    run.previous.unlink(missing_ok=True)
+    (folder / _Observer.NAME).unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""The arms of an ablation: what each changes of the base of all, and what is searched for it."""
+"""The arms of an ablation: the settings of each over a common base, its values to search, its trials and folds, and the
+choice among its trials."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from divcon.config.fields import saved_value
 from divcon.config.files import ConfigFile, Where, read_config_file, unknown_key
 from divcon.config.settings import OPTIONS_OF, SECTION_OF, SECTIONS, RunConfig, sections_in
 from divcon.data.benchmark import Benchmark
@@ -19,135 +21,82 @@ from divcon.errors import ConfigError, DataError, unknown
 from divcon.models.heads import methods
 
 Tree = Mapping[str, Mapping[str, Any]]
-"""Settings by part: ``{"train": {"lr": 1e-4}}``."""
+"""Settings by config section: ``{"train": {"lr": 1e-4}}``."""
 
-ARM_PARTS = ("model", "train")
-"""The parts that arms may differ in."""
+Settings = dict[str, dict[str, Any]]
+"""As `Tree`, to be changed."""
 
+_SECTIONS = ("model", "train")
+"""The config sections in which arms may differ."""
 _BUDGET = ("epochs", "batch_size", "rounds", "seed")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train, by name: settings over the base of all arms, and values to search among."""
+    """A way to train, by name: settings over the common base, and values to search."""
 
     name: str
     settings: Tree = field(default_factory=dict)
     """What differs from the base: ``{"model": {"method": "masks"}, "train": {"hierarchy": True}}``."""
     space: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
-    """Values to search, by part and setting: ``{"train": {"lr": [1e-4, 1e-3]}}``."""
+    """Values to search, by section and setting: ``{"train": {"lr": [1e-4, 1e-3]}}``."""
     about: str = ""
-    """What it is for."""
+    """A description."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
-            raise ConfigError(f"arm {self.name!r}: a folder is named so; use letters, digits and . _ + - alone")
+            raise ConfigError(f"arm {self.name!r}: is also the name of a folder; use only letters, digits and . _ + -")
         for what, tree in (("settings", self.settings), ("space", self.space)):
             where = f"arm {self.name!r}, {what}"
-            for part, values in tree.items():
-                check_names(part, values, lambda *_, where=where: where)
+            for section, values in tree.items():
+                _check_names(section, values, lambda *_, where=where: where)
                 if what == "space":
                     for name, listed in values.items():
-                        check_list(f"{where}: {part}.{name}", listed)
+                        _check_list(f"{where}: {section}.{name}", listed)
 
     def searching(self, space: Tree) -> Arm:
-        """The arm with what is searched for every arm beside its own: what its settings or its space say stays."""
+        """The arm with the values to search for all arms added; the arm's own settings and values take precedence."""
         merged = {}
-        for part in ARM_PARTS:
-            settled = self.settings.get(part, {})
-            common = {name: values for name, values in space.get(part, {}).items() if name not in settled}
-            both = {**common, **self.space.get(part, {})}
+        for section in _SECTIONS:
+            fixed = self.settings.get(section, {})
+            common = {name: values for name, values in space.get(section, {}).items() if name not in fixed}
+            both = {**common, **self.space.get(section, {})}
             if both:
-                merged[part] = both
+                merged[section] = both
         return dataclasses.replace(self, space=merged)
 
     def to_dict(self) -> dict[str, Any]:
-        """``settings`` and ``space`` as JSON gives them back."""
-        return {"settings": plain(self.settings), "space": plain(self.space)}
+        """``settings`` and ``space`` as JSON keeps them."""
+        return {"settings": saved_value(self.settings), "space": saved_value(self.space)}
 
 
-def arms_of(names: Sequence[str | Arm], own: Mapping[str, Arm] | None = None) -> list[Arm]:
-    """Arms by name: those of ``own`` go over the known ones, and any method of `divcon.models.heads.methods` is one.
-
-    Raises:
-        ConfigError: an unknown name (the message suggests the nearest), a name that stands twice, or none at all.
-    """
-    known = known_arms(own)
-    found = []
-    for name in names:
-        if isinstance(name, str) and name not in known:
-            raise ConfigError(f"`arms`: {unknown('arm', name, known)}", field="arms")
-        arm = known[name] if isinstance(name, str) else name
-        if arm.name in [other.name for other in found]:
-            raise ConfigError(f"`arms`: {arm.name!r} is listed twice; list each arm once", field="arms")
-        found.append(arm)
-    if not found:
-        raise ConfigError(f"`arms`: is empty; known: {', '.join(known)}", field="arms")
-    return found
-
-
-def known_arms(own: Mapping[str, Arm] | None = None) -> dict[str, Arm]:
-    """All arms by name: the known ones, the other methods, and ``own`` over them."""
-    others = {name: _arm(name, "", name) for name in methods() if name not in ARMS}
-    return {**ARMS, **others, **(own or {})}
-
-
-def config_of(base: RunConfig, *settings: Tree) -> RunConfig:
-    """The base with settings over it, the later ones over the earlier.
-
-    Options of a loss, miner or head that another one takes the place of are left behind, unless they are given too.
-
-    Raises:
-        ConfigError: settings that do not go together.
-    """
-    parts = {part: dict(vars(getattr(base, part))) for part in SECTIONS}
-    for tree in settings:
-        for options, owner in OPTIONS_OF.items():
-            part = SECTION_OF[owner]
-            given = tree.get(part, {})
-            if owner in given and given[owner] != parts[part][owner]:
-                parts[part][options] = {}
-        for part, values in tree.items():
-            parts[part] |= values
-    return RunConfig(**{part: SECTIONS[part](**values) for part, values in parts.items()})
-
-
-def plain(value: Any) -> Any:
-    """A tree as JSON gives it back: tuples are lists, paths are text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def check_names(part: str, values: Mapping[str, Any], where: Where) -> None:
+def _check_names(section: str, values: Mapping[str, Any], where: Where) -> None:
     """
     Raises:
-        ConfigError: no part or setting that arms may differ in; with where it stands.
+        ConfigError: a section or setting in which arms cannot differ; with its place.
     """
-    if part not in ARM_PARTS:
-        raise ConfigError(f"{where(part)}: {unknown('part', part, ARM_PARTS)}; arms differ in model and train")
-    known = {f.name for f in dataclasses.fields(SECTIONS[part])}
+    if section not in _SECTIONS:
+        raise ConfigError(f"{where(section)}: {unknown('section', section, _SECTIONS)}; arms differ in model and train")
+    known = {f.name for f in dataclasses.fields(SECTIONS[section])}
     for name in values:
         if name not in known:
-            raise ConfigError(f"{where(part, str(name))}: {unknown_key(str(name), part, known, SECTION_OF)}")
+            raise ConfigError(f"{where(section, str(name))}: {unknown_key(str(name), section, known, SECTION_OF)}")
         if name in _BUDGET:
             raise ConfigError(
-                f"{where(part, name)}: {name} is the same for all arms, which have one budget; give it for all of them "
-                "(`epochs`, `batch_size`, `rounds`, `seeds`)"
+                f"{where(section, name)}: {name} is the same for all arms, which have one budget; set it for all of "
+                "them (`epochs`, `batch_size`, `rounds`, `seeds`)"
             )
 
 
-def check_list(what: str, listed: Any) -> None:
+def _check_list(what: str, listed: Any) -> None:
     """
     Raises:
-        ConfigError: nothing to search, or a value that stands twice.
+        ConfigError: an empty list of values to search, or a repeated value.
     """
     if not isinstance(listed, (list, tuple)) or not listed:
         raise ConfigError(f"{what}: expected a list of values to search, as in [1e-4, 1e-3], not {listed!r}")
     if any(value in listed[:place] for place, value in enumerate(listed)):
-        raise ConfigError(f"{what}: a value stands there twice in {listed!r}")
+        raise ConfigError(f"{what}: a value is listed twice in {listed!r}")
 
 
 def _arm(name: str, about: str, method: str, **train: Any) -> Arm:
@@ -182,63 +131,115 @@ ARMS = {
         _arm("slices-all-data", "slices, each learner trained on all images", "slices", divide_by="none"),
     )
 }
-"""The known arms, by name."""
+"""The built-in arms, by name."""
+
+
+def arms_of(names: Sequence[str | Arm], own: Mapping[str, Arm] | None = None) -> list[Arm]:
+    """Arms by name: of ``own``, the built-in ones, and any method of `divcon.models.heads.methods`.
+
+    Raises:
+        ConfigError: an unknown name (the message suggests the nearest), a repeated name, or none at all.
+    """
+    known = known_arms(own)
+    arms = []
+    for name in names:
+        if isinstance(name, str) and name not in known:
+            raise ConfigError(f"`arms`: {unknown('arm', name, known)}", field="arms")
+        arm = known[name] if isinstance(name, str) else name
+        if arm.name in [other.name for other in arms]:
+            raise ConfigError(f"`arms`: {arm.name!r} is listed twice; list each arm once", field="arms")
+        arms.append(arm)
+    if not arms:
+        raise ConfigError(f"`arms`: is empty; known: {', '.join(known)}", field="arms")
+    return arms
+
+
+def known_arms(own: Mapping[str, Arm] | None = None) -> dict[str, Arm]:
+    """All arms by name: the built-in ones, one for each other method, and ``own``, which replace those of their
+    names."""
+    others = {name: _arm(name, "", name) for name in methods() if name not in ARMS}
+    return {**ARMS, **others, **(own or {})}
+
+
+def config_of(base: RunConfig, *settings: Tree) -> RunConfig:
+    """The base with settings over it, the later ones over the earlier.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+    sections = {name: dict(vars(getattr(base, name))) for name in SECTIONS}
+    for tree in settings:
+        _override(sections, tree)
+    return RunConfig(**{name: SECTIONS[name](**values) for name, values in sections.items()})
+
+
+def _override(sections: Settings, tree: Tree) -> None:
+    """Set ``tree`` over ``sections``, in place; options of a loss, miner or head that it replaces are dropped."""
+    for options, owner in OPTIONS_OF.items():
+        section = SECTION_OF[owner]
+        values = tree.get(section, {})
+        if owner in values and values[owner] != sections[section].get(owner):
+            sections[section].pop(options, None)
+    for section, values in tree.items():
+        sections[section] |= values
+
+
+def settings_text(settings: Tree) -> str:
+    """``lr 0.001, loss TripletMarginLoss``."""
+    return ", ".join(f"{name} {value}" for values in settings.values() for name, value in values.items())
 
 
 def read_space(path: str | Path) -> tuple[dict[str, Arm], Tree]:
-    """The arms that a file defines, and what it has searched for every arm.
+    """The arms that a file defines, and its values to search for all arms.
 
-    ``arms`` maps names to ``like`` (the arm that it begins as), ``model`` and ``train`` (settings over that) and
-    ``space`` (lists of its own); ``space`` maps model and train to settings, and those to lists of values. An arm that
-    is called as a known one and is not like another begins as the known one.
+    ``arms`` maps names to ``like`` (the arm that it starts from), ``model`` and ``train`` (settings over that) and
+    ``space`` (values of its own to search); ``space`` maps model and train to settings, and those to lists of values.
+    An arm with the name of a known one, and without ``like``, starts from the known one.
 
     Raises:
-        ConfigError: the file cannot be read, or holds what is no arm, setting or list; with the line.
+        ConfigError: the file cannot be read, or holds an invalid arm, setting or list; with the line.
     """
     file = read_config_file(path)
     for key in file.values:
         if key not in ("arms", "space"):
-            raise ConfigError(f"{file.where(str(key))}: {unknown('part', str(key), ('arms', 'space'))}")
+            raise ConfigError(f"{file.where(str(key))}: {unknown('section', str(key), ('arms', 'space'))}")
     arms: dict[str, Arm] = {}
     for name, value in _mapping(file, file.values.get("arms"), "arms").items():
         arms[str(name)] = _arm_in(file, str(name), _mapping(file, value, "arms", str(name)), known_arms(arms))
-    return arms, _space(file, file.values.get("space"), "space")
+    return arms, _space_in(file, file.values.get("space"), "space")
 
 
 def _arm_in(file: ConfigFile, name: str, value: Mapping[str, Any], known: Mapping[str, Arm]) -> Arm:
     where: Where = lambda *keys: file.where("arms", name, *keys)  # noqa: E731
     for key in value:
-        if key not in ("like", "space", *ARM_PARTS):
-            words = unknown_key(str(key), "", ["like", "space", *ARM_PARTS], SECTION_OF)
+        if key not in ("like", "space", *_SECTIONS):
+            words = unknown_key(str(key), "", ["like", "space", *_SECTIONS], SECTION_OF)
             raise ConfigError(f"{where(str(key))}: {words} (in arm {name!r})")
     like = str(value.get("like", name))
     if "like" in value and like not in known:
         raise ConfigError(f"{where('like')}: {unknown('arm', like, known)}")
-    begun = known.get(like, Arm(name))
-    own = sections_in({part: value[part] for part in ARM_PARTS if part in value}, where, file.path.absolute().parent)
-    settings = {part: dict(begun.settings.get(part, {})) for part in ARM_PARTS}
-    for part, values in own.items():
-        check_names(part, values, where)
-        for options, owner in OPTIONS_OF.items():
-            owners_part = SECTION_OF[owner]
-            if owners_part == part and values.get(owner, settings[part].get(owner)) != settings[part].get(owner):
-                settings[part].pop(options, None)
-        settings[part] |= values
-    space = _space(file, value.get("space"), "arms", name, "space")
-    searched = Arm(name, space=space).searching(begun.space).space
-    return Arm(name, {part: values for part, values in settings.items() if values}, searched)
+    start = known.get(like, Arm(name))
+    own = {section: value[section] for section in _SECTIONS if section in value}
+    own = sections_in(own, where, file.path.absolute().parent)
+    for section, values in own.items():
+        _check_names(section, values, where)
+    settings = {section: dict(start.settings.get(section, {})) for section in _SECTIONS}
+    _override(settings, own)
+    space = _space_in(file, value.get("space"), "arms", name, "space")
+    searched = Arm(name, space=space).searching(start.space).space
+    return Arm(name, {section: values for section, values in settings.items() if values}, searched)
 
 
-def _space(file: ConfigFile, tree: Any, *above: str) -> dict[str, dict[str, list[Any]]]:
+def _space_in(file: ConfigFile, tree: Any, *above: str) -> Settings:
     where: Where = lambda *keys: file.where(*above, *keys)  # noqa: E731
-    space: dict[str, dict[str, list[Any]]] = {}
-    for part, lists in _mapping(file, tree, *above).items():
-        lists = _mapping(file, lists, *above, str(part))
-        check_names(str(part), lists, where)
+    space: Settings = {}
+    for section, lists in _mapping(file, tree, *above).items():
+        lists = _mapping(file, lists, *above, str(section))
+        _check_names(str(section), lists, where)
         for name, listed in lists.items():
-            check_list(f"{where(part, name)}: {part}.{name}", listed)
-            typed = [sections_in({part: {name: value}}, where, file.path.absolute().parent) for value in listed]
-            space.setdefault(part, {})[name] = [value[part][name] for value in typed]
+            _check_list(f"{where(section, name)}: {section}.{name}", listed)
+            typed = [sections_in({section: {name: value}}, where, file.path.absolute().parent) for value in listed]
+            space.setdefault(section, {})[name] = [value[section][name] for value in typed]
     return space
 
 
@@ -250,62 +251,60 @@ def _mapping(file: ConfigFile, value: Any, *keys: str) -> Mapping[Any, Any]:
     return value
 
 
-Settings = dict[str, dict[str, Any]]
-
-
 def draw_trials(arm: Arm, base: RunConfig, count: int, seed: int) -> list[Settings]:
-    """What each trial of an arm sets over its settings: drawn without replacement from all combinations of its lists.
+    """The settings of each trial of an arm, drawn without replacement from all combinations of its values to search.
 
-    The arm's own values, where the lists hold them, are the first trial, so that the default is always tried. Where
-    there are fewer different runs than ``count``, all of them.
+    The first trial has the arm's own values, where these are among the values to search. There are fewer trials where
+    there are fewer than ``count`` different runs.
 
     Raises:
-        ConfigError: a combination does not go together, or with the base.
+        ConfigError: settings of a combination do not go together, or not with the base.
     """
-    lists = [(part, name, list(values)) for part, tree in arm.space.items() for name, values in tree.items()]
-    settled = config_of(base, arm.settings)
+    lists = [(section, name, list(values)) for section, tree in arm.space.items() for name, values in tree.items()]
+    own = config_of(base, arm.settings)
     trials: list[Settings] = []
-    seen: list[RunConfig] = []
-    for settings in _combinations(lists, settled, seed):
+    configs: list[RunConfig] = []
+    for settings in _combinations(lists, own, seed):
         try:
             config = config_of(base, arm.settings, settings)
         except ConfigError as error:
-            raise ConfigError(f"arm {arm.name!r} with {shown(settings)}: {error}") from None
-        if config not in seen:  # single has one learner, whatever a list of numbers of learners says
-            seen.append(config)
+            raise ConfigError(f"arm {arm.name!r} with {settings_text(settings)}: {error}") from None
+        if config not in configs:  # different settings may be one run: single has one learner for any num_learners
+            configs.append(config)
             trials.append(settings)
         if len(trials) == count:
             break
     return trials
 
 
-def _combinations(lists: list[tuple[str, str, list[Any]]], settled: RunConfig, seed: int) -> Iterator[Settings]:
+def _combinations(lists: list[tuple[str, str, list[Any]]], own: RunConfig, seed: int) -> Iterator[Settings]:
+    """The combination of ``own``, where the lists hold it, then all others in random order, at most 100,000."""
+
     def combination(number: int) -> Settings:
         settings: Settings = {}
-        for part, name, values in lists:
+        for section, name, values in lists:
             number, place = divmod(number, len(values))
-            settings.setdefault(part, {})[name] = values[place]
+            settings.setdefault(section, {})[name] = values[place]
         return settings
 
-    own = {(part, name): getattr(getattr(settled, part), name) for part, name, _ in lists}
-    if all(own[part, name] in values for part, name, values in lists):
-        default: Settings = {}
-        for part, name, _ in lists:
-            default.setdefault(part, {})[name] = own[part, name]
+    default: Settings = {}
+    for section, name, _ in lists:
+        default.setdefault(section, {})[name] = getattr(getattr(own, section), name)
+    if all(default[section][name] in values for section, name, values in lists):
         yield default
     total = math.prod(len(values) for _, _, values in lists)
-    # A number stands for a combination, so that millions of them need not be listed.
+    # Combinations are numbered, so that millions of them need not be listed.
     drawn = np.random.default_rng([seed, 0x7A1A]).choice(total, min(total, 100_000), replace=False)
     for number in drawn.tolist():
         yield combination(number)
 
 
 def folds_of(data: Benchmark, count: int, seed: int) -> list[Benchmark]:
-    """``count`` benchmarks: in each, another part of the train classes is held out for validation, equal parts but for
-    one class. A class of one image has no match to be evaluated by, and always trains.
+    """Cross-validation folds of the train classes: ``count`` benchmarks, each with another fold as validation classes.
+    Folds differ by at most one class. Classes of one image, which have no match, are never held out.
 
     Raises:
-        DataError: fewer than two classes of two images and more a fold.
+        DataError: fewer than two classes of at least two images for each fold.
     """
     sizes = np.bincount(data.train.labels)
     classes = np.flatnonzero(sizes >= 2)
@@ -314,36 +313,30 @@ def folds_of(data: Benchmark, count: int, seed: int) -> list[Benchmark]:
             f"{data.train.source}: {len(classes)} train classes of two images and more are too few for {count} folds "
             "of two classes; use fewer `folds`, or more classes"
         )
-    parts = np.array_split(np.random.default_rng([seed, 0xF01D]).permutation(classes), count)
     folds = []
-    for part in parts:
-        held = np.isin(data.train.labels, part)
-        folds.append(
-            dataclasses.replace(data, train=data.train.subset(~held), validation=data.train.subset(held), notes=())
-        )
+    for fold in np.array_split(np.random.default_rng([seed, 0xF01D]).permutation(classes), count):
+        held_out = np.isin(data.train.labels, fold)
+        train, validation = data.train.subset(~held_out), data.train.subset(held_out)
+        folds.append(dataclasses.replace(data, train=train, validation=validation, notes=()))
     return folds
 
 
-def chosen(curves: list[list[list[dict[str, Any]]]]) -> tuple[int, int, float]:
+def best_trial(curves: list[list[list[dict[str, Any]]]]) -> tuple[int, int, float]:
     """The best trial: its number, its number of epochs, and its score.
 
     Args:
-        curves: by trial and fold, ``{"epoch": ..., "recall_at_1": ...}`` of each evaluated epoch.
+        curves: by trial and fold, ``{"epoch": ..., "recall_at_1": ...}`` of each evaluated epoch; empty for a trial
+            that failed.
 
     Returns:
-        That of the best mean over the folds, over trials and epochs; of equal ones the earlier trial and epoch.
+        The trial and epoch with the highest mean over the folds; of ties, the first. The score is -1 where all failed.
     """
     best = (0, 0, -1.0)
     for trial, folds in enumerate(curves):
-        if not all(folds):  # one went wrong
+        if not all(folds):
             continue
         for points in zip(*folds, strict=True):
             score = float(np.mean([point["recall_at_1"] for point in points]))
             if score > best[2]:
                 best = (trial, points[0]["epoch"] + 1, score)
     return best
-
-
-def shown(settings: Settings) -> str:
-    """``lr 0.001, loss TripletMarginLoss``."""
-    return ", ".join(f"{name} {value}" for values in settings.values() for name, value in values.items())

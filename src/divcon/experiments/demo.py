@@ -1,4 +1,4 @@
-"""The demo: one metric and divide and conquer on the bundled icons, side by side."""
+"""The demo: ordinary metric learning and divide and conquer on the bundled icons, compared."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def neighbour_sheet(
     neighbours: int = 8,
     tile: int = 64,
 ) -> None:
-    """Draw queries, a row each, with their nearest neighbours among all the other images: those of the query's class
-    framed green, the others red.
+    """Draw queries, a row each, with their nearest neighbours among all other images: green frames for those of the
+    query's class, red for the others.
 
     Args:
         embeddings: (N, D) float32, of ``images``.
@@ -103,14 +103,14 @@ def neighbour_sheet(
     """
     rows = np.asarray(queries)
     exclude = Exclusion.itself(len(images)).take(rows)
-    found, _ = nearest(embeddings[rows], embeddings, neighbours, exclude=exclude)
+    indices, _ = nearest(embeddings[rows], embeddings, neighbours, exclude=exclude)
     label_width, frame = 150, 3
     sheet = Image.new("RGB", (label_width + (neighbours + 1) * tile + 10, len(queries) * tile), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
     for row, query in enumerate(queries):
         draw.text((6, row * tile + tile // 2 - 7), images.label_name(query)[:22], "black", font)
-        for column, index in enumerate([query, *found[row].tolist()]):
+        for column, index in enumerate([query, *indices[row].tolist()]):
             if index < 0:
                 continue
             left = label_width + column * tile + (10 if column else 0)
@@ -137,12 +137,12 @@ METHODS = {"single": 1, "slices": 4}
 
 
 def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> dict[str, Any]:
-    """Train both methods for ``epochs``, keep each one's best epoch on validation classes, and score both and the
-    untrained features on the test classes; pictures go to ``out``. One that was stopped goes on.
+    """Train both methods for ``epochs``, keep the best epoch of each on validation classes, and evaluate both and the
+    untrained features on the test classes; pictures go to ``out``. A demo that was stopped resumes.
 
     Returns:
-        By name, ``recall_at_1``, its 95 % interval, ``r_precision``, ``map_at_r``; and under ``difference`` the
-        interval of Recall@1 of slices less single, over the same classes.
+        By name, ``recall_at_1``, its 95 % interval, ``r_precision``, ``map_at_r``; and under ``difference`` the 95 %
+        interval of Recall@1 of slices minus single, over the same classes.
 
     Raises:
         RunError: ``out`` holds something else, or a demo with other settings.

@@ -1,4 +1,4 @@
-"""A published result made again: a preset trained, scored, and put beside what the papers have.
+"""Reproduce a published result: train a preset, evaluate it, and compare its scores with the published ones.
 
 ``divcon.reproduce(...)`` is the function `reproduce`.
 """
@@ -30,7 +30,7 @@ from divcon.training.report import EpochReport
 
 _FEWEST_CLASSES = 8
 _FEWEST_EPOCHS = 6
-"""Of a walk through a part: enough for every phase of every preset."""
+"""With ``fraction`` below 1: enough for every phase of every preset."""
 
 
 def reproduce(
@@ -44,30 +44,29 @@ def reproduce(
     source: dict[str, Any] | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Train a preset on a benchmark into a run folder, and score it. A run that is there goes on where it stopped.
+    """Train a preset on a benchmark in a run folder, and evaluate it. A run in the folder is resumed.
 
-    The test classes are scored after every epoch (of ``config.data.evaluate_every``), as the papers do it; nothing is
-    chosen by that, and the result is the last epoch's.
+    The model is evaluated on the test classes every ``config.data.evaluate_every`` epochs, as in the papers; nothing is
+    chosen by these scores, and the result is the last epoch's.
 
     Args:
         data: what `divcon.read` returns, or a path or name that it takes.
         preset: a name of `divcon.config.presets.PRESETS`.
         out: the run folder.
         config: settings in place of the preset's; the result lists those that differ.
-        fraction: below 1, a walk through the same steps on that share of the classes and epochs.
+        fraction: below 1, the same steps on that share of the classes and epochs.
         clustering: as of `divcon.evaluate`, of the result.
-        source: what the data was read from, to be kept in ``config.json``.
+        source: what the data was read from, for ``config.json``.
 
     Returns:
-        What `divcon.evaluate` gives with ``per_query=True``, and under ``reproduced``: ``preset``, ``fraction``,
-        ``settings``, ``changed`` (settings that are not the preset's, by name: the preset's value and the run's),
+        What `divcon.evaluate` returns with ``per_query=True``, and under ``reproduced``: ``preset``, ``fraction``,
+        ``settings``, ``changed`` (settings that differ from the preset, by name: the preset's value and the run's),
         ``environment``, ``seconds``; ``published`` (``recall_at_1`` and ``source``, or None), ``difference`` from it
         (None where nothing is published, or ``fraction`` is below 1); and ``papers_rule``, the best Recall@1 on the
         test classes with its epoch, from 0.
 
     Raises:
-        ConfigError: there is no such preset, a fraction that is not above 0 and at most 1, or settings that do not go
-            together.
+        ConfigError: there is no such preset, ``fraction`` is not above 0 and at most 1, or settings do not go together.
         RunError, DataError, ImageError, NonFiniteError, OutputError: as of `divcon.run`.
     """
     if not 0 < fraction <= 1:
@@ -80,7 +79,7 @@ def reproduce(
     differing = changed(config, preset, data.name)
     if fraction < 1:
         data, config = part_of(data, fraction, config.train.seed), shortened(config, fraction)
-        source = None  # what it is trained on is no data set that can be read again
+        source = None  # a share of the data cannot be read again
     every, last = config.data.evaluate_every, config.train.epochs - 1
 
     of_last: dict[str, Any] = {}
@@ -99,9 +98,11 @@ def reproduce(
 
     model = run(data, out, config, resume=True, source=source, display=display, observe=observe)
     lines = RunFolder(out).lines()
-    # A run that had ended before was not scored now, and with validation classes another epoch may be kept.
-    known_already = of_last and kept_epoch(lines) == last
-    result = of_last if known_already else scored(model, last, clustering=clustering, per_query=True)
+    # The scores of the last epoch are missing where the run was complete already, and with validation classes another
+    # epoch may be kept.
+    result = (
+        of_last if of_last and kept_epoch(lines) == last else scored(model, last, clustering=clustering, per_query=True)
+    )
     best = max((line for line in lines if line["observed"]), key=lambda line: line["observed"]["recall_at_1"])
     known = PUBLISHED_RESULTS.get(preset, {}).get(data.name)
     result["reproduced"] = {
@@ -119,7 +120,7 @@ def reproduce(
 
 
 def part_of(data: Benchmark, fraction: float, seed: int) -> Benchmark:
-    """The benchmark with a share of its train and of its test classes, drawn by ``seed``."""
+    """The benchmark with a share of its train classes and of its test classes, drawn by ``seed``."""
     rng = np.random.default_rng([seed, 0xF4AC])
 
     def drawn(images: LabeledSet) -> set[str]:
@@ -138,8 +139,7 @@ def part_of(data: Benchmark, fraction: float, seed: int) -> Benchmark:
 
 
 def shortened(config: RunConfig, fraction: float) -> RunConfig:
-    """The settings with a share of the epochs, each phase at its share of them, and no more learners than a hierarchy
-    then has time to grow."""
+    """The settings with a share of the epochs, in each phase, and no more learners than a hierarchy reaches in them."""
     train = config.train
     epochs = min(train.epochs, max(_FEWEST_EPOCHS, round(fraction * train.epochs)))
 

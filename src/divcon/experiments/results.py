@@ -1,4 +1,4 @@
-"""``results.json``: all that an ablation has found so far, and whether it may be gone on with."""
+"""The results of an ablation: the file that holds them, and their table and picture."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ import numpy as np
 from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, RunError
 from divcon.evaluation.bootstrap import bootstrap_runs_difference
-from divcon.experiments.arms import shown
+from divcon.experiments.arms import settings_text
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.environment import environment
 from divcon.runtime.files import atomic_write
 
 Results = dict[str, Any]
-"""``settings``, ``environment``, ``trials``, ``choices`` and ``runs``."""
+"""``settings``, ``environment``, ``trials``, ``choices`` and ``runs``; see `divcon.ablate`."""
+
+Runs = list[dict[str, Any]]
+"""The records of the runs of one arm."""
+
+_NONE = "–"
 
 
 class ResultsFile:
-    """The file, and what it holds: rewritten whole after each record."""
+    """``results.json`` in the folder of an ablation, rewritten after each record."""
 
     NAME = "results.json"
     CHOICES = "choices.json"
@@ -30,7 +35,7 @@ class ResultsFile:
     def __init__(self, out: str | Path) -> None:
         """
         Raises:
-            RunError: ``out`` holds something else, or a damaged file.
+            RunError: ``out`` is not empty and holds no ablation, or the file is damaged.
         """
         self.out = Path(out)
         self.path = self.out / self.NAME
@@ -42,32 +47,33 @@ class ResultsFile:
         elif self.out.exists() and any(self.out.iterdir()):
             raise RunError(f"{self.out}: is not empty and holds no ablation; choose another folder as `out`")
 
-    def go_on_with(self, settings: dict[str, Any]) -> None:
-        """Begin, or go on where ``settings`` are those that the file has, but for arms and seeds that are new.
+    def resume(self, settings: dict[str, Any]) -> None:
+        """Start, or resume with the settings of the file; arms and seeds may be added.
 
         Raises:
-            RunError: they differ; the message says in what.
+            RunError: other settings differ; the message lists them.
             OutputError: the file cannot be written.
         """
-        held = self.results["settings"]
-        if held:
-            # A setting that has come since was at its default.
+        saved = self.results["settings"]
+        if saved:
+            # A setting that is newer than the file had its default.
             defaults = RunConfig().to_dict()
-            base = {part: {k: defaults[part][k] for k in now} for part, now in settings["base"].items()}
-            held = {**held, "base": {part: {**base[part], **held["base"].get(part, {})} for part in base}}
-            wrong = [words for key in settings for words in _differences(key, held.get(key), settings[key])]
-            if wrong:
+            base = {section: {k: defaults[section][k] for k in now} for section, now in settings["base"].items()}
+            base = {section: {**values, **saved["base"].get(section, {})} for section, values in base.items()}
+            saved = {**saved, "base": base}
+            changed = [text for key in settings for text in _differences(key, saved.get(key), settings[key])]
+            if changed:
                 raise RunError(
-                    f"{self.path}: is of another ablation ({'; '.join(wrong)}); use its settings, or another `out`"
+                    f"{self.path}: is of another ablation ({'; '.join(changed)}); use its settings, or another `out`"
                 )
-            arms = {**held["arms"], **settings["arms"]}
-            seeds = [*held["seeds"], *(seed for seed in settings["seeds"] if seed not in held["seeds"])]
-            settings = {**held, "arms": arms, "seeds": seeds}
+            arms = {**saved["arms"], **settings["arms"]}
+            seeds = [*saved["seeds"], *(seed for seed in settings["seeds"] if seed not in saved["seeds"])]
+            settings = {**saved, "arms": arms, "seeds": seeds}
         self.results["settings"] = settings
         self.write()
 
     def add(self, kind: str, record: dict[str, Any]) -> None:
-        """Add a record of ``trials`` or ``runs``, made here and now.
+        """Add a record to ``trials`` or ``runs``, and update the environment to the present one.
 
         Raises:
             OutputError: the file cannot be written.
@@ -81,52 +87,53 @@ class ResultsFile:
         Raises:
             OutputError: the file cannot be written.
         """
-        with atomic_write(self.path) as beside:
-            beside.write_text(_text(self.results), encoding="utf-8")
+        with atomic_write(self.path) as temporary:
+            temporary.write_text(_json(self.results), encoding="utf-8")
 
     def write_choices(self) -> None:
         """
         Raises:
             OutputError: the file cannot be written.
         """
-        with atomic_write(self.out / self.CHOICES) as beside:
-            beside.write_text(json.dumps(self.results["choices"], indent=1) + "\n", encoding="utf-8")
+        with atomic_write(self.out / self.CHOICES) as temporary:
+            temporary.write_text(json.dumps(self.results["choices"], indent=1) + "\n", encoding="utf-8")
 
 
 def read_results(path: str | Path) -> Results:
-    """What an ablation has found.
+    """Read the ``results.json`` of an ablation.
 
     Raises:
         RunError: there is no such file, or it is damaged.
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not all(name in found for name in ("settings", "trials", "choices", "runs")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not all(name in results for name in ("settings", "trials", "choices", "runs")):
             raise ValueError("it lacks settings, trials, choices or runs")
     except FileNotFoundError:
         raise RunError(f"{path}: there are no results of an ablation; pass data to start one") from None
     except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise RunError(f"{path}: damaged, or not of an ablation ({error})") from None
-    return found
+        raise RunError(f"{path}: is damaged, or not of an ablation ({error})") from None
+    return results
 
 
 def _differences(name: str, then: Any, now: Any) -> list[str]:
-    """In words, what is not as it was, down to the setting; arms and seeds may come and go."""
+    """The differences between two values of ``settings``, as text, a setting each; added and removed arms and seeds do
+    not count."""
     if name == "seeds":
         return []
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         keys = [key for key in {**then, **now} if not (name == "arms" and (key not in then or key not in now))]
         return [
-            words
+            text
             for key in keys
-            for words in _differences(key if name == "base" else f"{name} {key}", then.get(key), now.get(key))
+            for text in _differences(key if name == "base" else f"{name} {key}", then.get(key), now.get(key))
         ]
     return [] if then == now else [f"{name} is {then} there, {now} now"]
 
 
-def _text(results: Results) -> str:
-    """JSON with a line a record: a list of thousands of hits is one line."""
+def _json(results: Results) -> str:
+    """JSON with each record on one line, since a record lists thousands of hits."""
     parts = []
     for name, value in results.items():
         if isinstance(value, list) and value:
@@ -139,65 +146,220 @@ def _text(results: Results) -> str:
 
 def runs_by_arm(
     results: Results, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
-) -> dict[str, list[dict[str, Any]]]:
-    """The runs that are done, by the arm's name, each arm's in the order of their seeds; arms without any are left out.
+) -> dict[str, Runs]:
+    """The runs that are done, by arm, in the order of their seeds; arms without runs are left out.
 
     Args:
-        arms: in this order; None: all, as they were asked for.
-        seeds: in this order; None: all.
+        arms: names, in the order to return them; None: all.
+        seeds: in the order to return them; None: all.
 
     Raises:
-        RunError: none is done.
+        RunError: no run is done.
     """
     runs = results["runs"]
     arms = list(results["settings"].get("arms", {})) or [run["method"] for run in runs] if arms is None else arms
     seeds = sorted({run["seed"] for run in runs}) if seeds is None else seeds
-    found = {
+    by_arm = {
         arm: [run for seed in seeds for run in runs if (run["method"], run["seed"]) == (arm, seed)] for arm in arms
     }
-    found = {arm: some for arm, some in found.items() if some}
-    if not found:
+    by_arm = {arm: of_arm for arm, of_arm in by_arm.items() if of_arm}
+    if not by_arm:
         raise RunError("none of the runs is done yet; there is nothing to tabulate")
-    return found
+    return by_arm
 
 
-def reference_of(by_arm: dict[str, list[dict[str, Any]]], asked: str | None = None) -> str:
-    """The arm that the others are compared with: the one that is asked for, single, or the first; of those that have
-    a run."""
-    return next(name for name in (asked, "single", *by_arm) if name in by_arm)
-
-
-def mean_curve(runs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def mean_curve(runs: Runs) -> dict[str, np.ndarray]:
     """The mean curve of an arm's runs: (E,) float64 ``epoch``, ``images_seen``, ``seconds``, ``recall_at_1``."""
     names = ("epoch", "images_seen", "seconds", "recall_at_1")
     return {name: np.mean([[point[name] for point in run["curve"]] for run in runs], axis=0) for name in names}
 
 
-def at_seconds(runs: list[dict[str, Any]], seconds: float) -> float | None:
-    """An arm's mean Recall@1 at the last evaluated epoch that had ended after ``seconds`` (the mean over its runs);
-    None if none had."""
+def at_seconds(runs: Runs, seconds: float) -> float | None:
+    """The mean Recall@1 of an arm's runs at the last evaluated epoch that ended within ``seconds`` (mean over
+    the runs); None where none did."""
     curve = mean_curve(runs)
     ended = np.flatnonzero(curve["seconds"] <= seconds * (1 + 1e-9))
     return float(curve["recall_at_1"][ended[-1]]) if len(ended) else None
 
 
-def images_to(runs: list[dict[str, Any]], recall_at_1: float) -> float | None:
-    """Images that an arm has trained on (the mean over its runs) at the first evaluated epoch whose mean Recall@1 is at
-    least ``recall_at_1``; None if there is none."""
+def images_to(runs: Runs, recall_at_1: float) -> float | None:
+    """Images trained on (mean over an arm's runs) at the first evaluated epoch whose mean Recall@1 is at least
+    ``recall_at_1``; None where there is none."""
     curve = mean_curve(runs)
     reached = np.flatnonzero(curve["recall_at_1"] >= recall_at_1)
     return float(curve["images_seen"][reached[0]]) if len(reached) else None
 
 
+def tabulate(
+    out: Path,
+    results: Results,
+    arms: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    reference: str | None,
+) -> str:
+    """Write ``table.md`` of the runs that are done, and return its text.
+
+    Raises:
+        OutputError: the file cannot be written.
+        RunError: no run is done.
+    """
+    text = table(results, arms=arms, seeds=seeds, reference=reference)
+    with atomic_write(out / "table.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def table(
+    results: Results,
+    *,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    reference: str | None = None,
+) -> str:
+    """A Markdown table with a row for each arm, and notes on its columns below.
+
+    Args:
+        arms: names, in the order of the rows; None: all.
+        seeds: of the runs; None: all.
+        reference: the arm that the others are compared with; None: single, or else the first. So, too, where it has no
+            run yet.
+
+    Raises:
+        RunError: no run is done.
+    """
+    by_arm = runs_by_arm(results, arms, seeds)
+    reference = next(name for name in (reference, "single", *by_arm) if name in by_arm)
+    done = {run["seed"] for runs in by_arm.values() for run in runs}
+    columns = sorted(done) if seeds is None else [seed for seed in seeds if seed in done]
+    base = by_arm[reference]
+    fastest = min(float(mean_curve(runs)["seconds"][-1]) for runs in by_arm.values())
+    early = any(run["epochs"] != run["curve"][-1]["epoch"] + 1 for runs in by_arm.values() for run in runs)
+    searched = results["settings"].get("trials", 0) > 0
+    head = [
+        "arm",
+        *(f"seed {seed}" for seed in columns),
+        "mean ± std",
+        *(["last epoch"] if early else []),
+        f"difference from {reference} [95 % interval]",
+        f"after {_seconds(fastest)} s",
+        f"images to {reference}'s end",
+        "seconds",
+        "of them dividing",
+        *(["chosen"] if searched else []),
+    ]
+    rows = [head, ["---", *["---:"] * (len(head) - 1 - searched), *["---"] * searched]]
+    for name, runs in by_arm.items():
+        scores = {run["seed"]: run["recall_at_1"] for run in runs}
+        seconds = float(np.mean([run["seconds"] for run in runs]))
+        dividing = float(np.mean([run["seconds_dividing"] for run in runs])) / max(seconds, 1e-12)
+        rows.append(
+            [
+                name,
+                *(_percent(scores.get(seed)) for seed in columns),
+                _mean_and_std(list(scores.values())),
+                *([_percent(float(np.mean([run["recall_at_1_last"] for run in runs])))] if early else []),
+                _NONE if name == reference else _difference(runs, base),
+                _percent(at_seconds(runs, fastest)),
+                _images_share(runs, base),
+                _seconds(seconds),
+                f"{100 * dividing:.0f} %",
+                *([_choice(results["choices"].get(name))] if searched else []),
+            ]
+        )
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", *_notes(results, by_arm, reference, fastest, early)]) + "\n"
+
+
+def _difference(runs: Runs, base: Runs) -> str:
+    """Over the seeds that both arms have, so that seeds that are not done yet do not count as a difference of arms."""
+    mine, theirs = ({run["seed"]: run for run in side} for side in (runs, base))
+    both = [seed for seed in theirs if seed in mine]
+    if not both:
+        return _NONE
+    a, b = (np.array([side[seed]["hits"] for seed in both], float) for side in (mine, theirs))
+    low, high = bootstrap_runs_difference(a, b, base[0]["classes"])
+    return f"{100 * (a.mean() - b.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _images_share(runs: Runs, base: Runs) -> str:
+    """Images that an arm needs for the final Recall@1 of the reference, as a share of the reference's images."""
+    images = images_to(runs, float(mean_curve(base)["recall_at_1"][-1]))
+    return _NONE if images is None else f"{100 * images / mean_curve(base)['images_seen'][-1]:.0f} %"
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.1f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _mean_and_std(scores: list[float]) -> str:
+    mean = f"{100 * np.mean(scores):.1f}"
+    return f"{mean} ± {100 * np.std(scores, ddof=1):.1f}" if len(scores) > 1 else mean
+
+
+def _choice(choice: dict[str, Any] | None) -> str:
+    if choice is None:
+        return _NONE
+    settings = settings_text(choice["settings"])
+    return ", ".join(filter(None, [settings, f"{choice['epochs']} epoch{'s' * (choice['epochs'] > 1)}"]))
+
+
+def _notes(results: Results, by_arm: dict[str, Runs], reference: str, fastest: float, early: bool) -> list[str]:
+    runs = [run for of_arm in by_arm.values() for run in of_arm]
+    settings = results["settings"]
+    one, classes = runs[0], len(set(runs[0]["classes"]))
+    notes = [
+        f"Recall@1 in percent on the test classes of {one['data']} ({one['protocol']}, split {one['split_hash']}, "
+        f"{len(one['hits']):,} queries of {classes:,} classes), at the {'chosen' if early else 'last'} epoch.",
+        f"Intervals: 2,000 draws of seeds and test classes, the same for the arm and {reference}.",
+        f"After {_seconds(fastest)} s: Recall@1 at the last evaluated epoch that had ended when the fastest arm was "
+        "done; seconds are those of training and dividing.",
+        f"Images to {reference}'s end: images that the arm had trained on when its mean Recall@1 first reached that of "
+        f"{reference} after its last epoch, as a share of those that {reference} trained on.",
+    ]
+    if settings.get("trials"):
+        notes.append(
+            f"Chosen by up to {settings['trials']} trials an arm on {settings['folds']} folds of the train classes, "
+            "before the test classes were evaluated."
+        )
+    machines = sorted({run.get("machine", "") for run in runs})
+    if len(machines) > 1:
+        notes.append(f"The runs are of {len(machines)} machines, whose seconds do not compare: {'; '.join(machines)}.")
+    return [line for note in notes for line in (note, "")][:-1]
+
+
+def draw(
+    out: Path,
+    results: Results,
+    arms: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    context: Context = DEFAULT,
+) -> None:
+    """Draw ``recall.svg`` and ``recall.png`` of the runs that are done, where matplotlib is installed.
+
+    Raises:
+        OutputError: a file cannot be written.
+        RunError: no run is done.
+    """
+    try:
+        for name in ("recall.svg", "recall.png"):
+            picture(results, out / name, arms=arms, seeds=seeds)
+    except ConfigError as error:  # without matplotlib there is still the table
+        context.warn(str(error))
+
+
 def picture(
     results: Results, path: str | Path, *, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
 ) -> None:
-    """Draw each arm's mean Recall@1 on the test classes, by images trained on and by seconds, as PNG or SVG; the
-    band covers its seeds.
+    """Draw each arm's mean Recall@1 on the test classes, by images trained on and by seconds, as PNG or SVG; a band
+    spans its seeds.
 
     Raises:
         ConfigError: matplotlib is not installed.
-        RunError: none of the runs is done.
+        RunError: no run is done.
         OutputError: the file cannot be written.
     """
     try:
@@ -220,171 +382,7 @@ def picture(
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend(frameon=False)
-    # The same results give the same file.
+    # The same results always write the same file.
     kind = path.suffix.removeprefix(".")
-    with rc_context({"svg.hashsalt": "divcon"}), atomic_write(path) as beside:
-        figure.savefig(beside, dpi=140, format=kind, metadata={"Date": None} if kind == "svg" else None)
-
-
-_NONE = "–"
-
-
-def tabulate(
-    out: Path,
-    results: Results,
-    arms: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-    reference: str | None,
-) -> str:
-    """Write ``table.md`` of the runs that are done; returns it.
-
-    Raises:
-        OutputError: a file cannot be written.
-        RunError: none of the runs is done.
-    """
-    text = table(results, arms=arms, seeds=seeds, reference=reference)
-    with atomic_write(out / "table.md") as beside:
-        beside.write_text(text, encoding="utf-8")
-    return text
-
-
-def draw(
-    out: Path,
-    results: Results,
-    arms: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-    context: Context = DEFAULT,
-) -> None:
-    """Draw ``recall.svg`` and ``recall.png`` of the runs that are done, where matplotlib is installed.
-
-    Raises:
-        OutputError: a file cannot be written.
-        RunError: none of the runs is done.
-    """
-    try:
-        for name in ("recall.svg", "recall.png"):
-            picture(results, out / name, arms=arms, seeds=seeds)
-    except ConfigError as error:  # no matplotlib: the table is what matters
-        context.warn(str(error))
-
-
-def table(
-    results: Results,
-    *,
-    arms: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-    reference: str | None = None,
-) -> str:
-    """A row an arm, as Markdown, with the words that explain it.
-
-    Args:
-        arms: in this order; None: all.
-        seeds: of the runs; None: all.
-        reference: what the others are compared with; None: single, or else the first.
-
-    Raises:
-        RunError: none of the runs is done.
-    """
-    by_arm = runs_by_arm(results, arms, seeds)
-    reference = reference_of(by_arm, reference)
-    shown_seeds = sorted({run["seed"] for runs in by_arm.values() for run in runs})
-    if seeds is not None:
-        shown_seeds = [seed for seed in seeds if seed in shown_seeds]
-    base = by_arm[reference]
-    least = min(float(mean_curve(runs)["seconds"][-1]) for runs in by_arm.values())
-    early = any(run["epochs"] != run["curve"][-1]["epoch"] + 1 for runs in by_arm.values() for run in runs)
-    searched = results["settings"].get("trials", 0) > 0
-    head = [
-        "arm",
-        *(f"seed {seed}" for seed in shown_seeds),
-        "mean ± std",
-        *(["last epoch"] if early else []),
-        f"difference from {reference} [95 % interval]",
-        f"after {_seconds(least)} s",
-        f"images to {reference}'s end",
-        "seconds",
-        "of them dividing",
-        *(["chosen"] if searched else []),
-    ]
-    rows = [head, ["---", *["---:"] * (len(head) - 1 - searched), *["---"] * searched]]
-    for name, runs in by_arm.items():
-        scores = {run["seed"]: run["recall_at_1"] for run in runs}
-        seconds = float(np.mean([run["seconds"] for run in runs]))
-        dividing = float(np.mean([run["seconds_dividing"] for run in runs])) / max(seconds, 1e-12)
-        rows.append(
-            [
-                name,
-                *(_percent(scores.get(seed)) for seed in shown_seeds),
-                _spread(list(scores.values())),
-                *([_percent(float(np.mean([run["recall_at_1_last"] for run in runs])))] if early else []),
-                _NONE if name == reference else _difference(runs, base),
-                _percent(at_seconds(runs, least)),
-                _share(images_to(runs, float(mean_curve(base)["recall_at_1"][-1])), base),
-                _seconds(seconds),
-                f"{100 * dividing:.0f} %",
-                *([_choice(results["choices"].get(name))] if searched else []),
-            ]
-        )
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", *_words(results, by_arm, reference, least, early)]) + "\n"
-
-
-def _difference(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """Over the seeds that both have: where a run is still to come, a difference of seeds is none of arms."""
-    mine, theirs = ({run["seed"]: run for run in some} for some in (runs, base))
-    both = [seed for seed in theirs if seed in mine]
-    if not both:
-        return _NONE
-    a, b = (np.array([side[seed]["hits"] for seed in both], float) for side in (mine, theirs))
-    low, high = bootstrap_runs_difference(a, b, base[0]["classes"])
-    return f"{100 * (a.mean() - b.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def _share(images: float | None, base: list[dict[str, Any]]) -> str:
-    return _NONE if images is None else f"{100 * images / mean_curve(base)['images_seen'][-1]:.0f} %"
-
-
-def _percent(value: float | None) -> str:
-    return _NONE if value is None else f"{100 * value:.1f}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _spread(scores: list[float]) -> str:
-    mean = f"{100 * np.mean(scores):.1f}"
-    return f"{mean} ± {100 * np.std(scores, ddof=1):.1f}" if len(scores) > 1 else mean
-
-
-def _choice(choice: dict[str, Any] | None) -> str:
-    if choice is None:
-        return _NONE
-    settings = shown(choice["settings"])
-    return ", ".join(filter(None, [settings, f"{choice['epochs']} epoch{'s' * (choice['epochs'] > 1)}"]))
-
-
-def _words(
-    results: Results, by_arm: dict[str, list[dict[str, Any]]], reference: str, least: float, early: bool
-) -> list[str]:
-    runs = [run for some in by_arm.values() for run in some]
-    settings = results["settings"]
-    one, classes = runs[0], len(set(runs[0]["classes"]))
-    words = [
-        f"Recall@1 in percent on the test classes of {one['data']} ({one['protocol']}, split {one['split_hash']}, "
-        f"{len(one['hits']):,} queries of {classes:,} classes), at the {'chosen' if early else 'last'} epoch.",
-        f"Intervals: 2,000 draws of seeds and test classes, the same for the arm and {reference}.",
-        f"After {_seconds(least)} s: Recall@1 at the last evaluated epoch that had ended when the fastest arm was "
-        "done; seconds are those of training and dividing.",
-        f"Images to {reference}'s end: images that the arm had trained on when its mean Recall@1 first was that of "
-        f"{reference} after its last epoch, as a share of those that {reference} saw.",
-    ]
-    if settings.get("trials"):
-        words.append(
-            f"Chosen by up to {settings['trials']} trials an arm on {settings['folds']} folds of the train classes, "
-            "before any test class was looked at."
-        )
-    machines = sorted({run.get("machine", "") for run in runs})
-    if len(machines) > 1:
-        words.append(f"The runs are of {len(machines)} machines, whose seconds do not compare: {'; '.join(machines)}.")
-    return [line for word in words for line in (word, "")][:-1]
+    with rc_context({"svg.hashsalt": "divcon"}), atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=140, format=kind, metadata={"Date": None} if kind == "svg" else None)

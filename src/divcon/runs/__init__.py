@@ -1,1 +1,1 @@
-"""Runs: a training in a folder, with its display, its report and what is made of its model."""
+"""Runs: train a model in a folder, show its progress, write its report, prune its model."""

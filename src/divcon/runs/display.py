@@ -1,4 +1,4 @@
-"""How a run and scores are shown on a terminal: a bar with rate and time left, a line an epoch, tables of scores."""
+"""Runs and scores on a terminal: a bar with rate and time left, a line an epoch, tables of scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Display(ABC):
 
     @abstractmethod
     def progress(self, progress: RunProgress) -> None:
-        """A batch is done, of any stage."""
+        """A batch of any stage is done."""
 
     @abstractmethod
     def epoch(self, line: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Display(ABC):
 
     @abstractmethod
     def warn(self, message: str) -> None:
-        """Something that the user should know."""
+        """The run warns the user."""
 
     @abstractmethod
     def end(self, out: Path, kept_epoch: int | None) -> None:
@@ -63,7 +63,7 @@ class NullDisplay(Display):
 
 
 class _TimeLeft(ProgressColumn):
-    """Time left of the whole run, by the time of its epochs so far, dividing and evaluating included."""
+    """Time left of the whole run, from its epochs so far, with dividing and evaluating."""
 
     def render(self, task: Task) -> Text:
         done = task.completed - task.fields["before"]
@@ -75,7 +75,7 @@ class _TimeLeft(ProgressColumn):
 
 
 class Bar(Display):
-    """A bar on a terminal; elsewhere, a line an epoch. A context manager that removes the bar at its end.
+    """A bar on a terminal, and a line an epoch. A context manager that removes the bar on exit.
 
     Epochs are numbered from 0, as in ``metrics.jsonl``.
 
@@ -190,19 +190,19 @@ class Bar(Display):
 
 def print_scores(result: dict[str, Any], console: Console) -> None:
     """Print what `divcon.evaluate` returned, as tables."""
-    lost = result["num_queries_without_match"]
+    unmatched = result["num_queries_without_match"]
     console.print(
         f"{result['benchmark']}, {result['protocol']}, split {result['split_hash']}: "
         f"{result['num_queries']:,} queries of {result['num_classes']:,} classes, gallery {result['num_gallery']:,}"
-        + (f"; {lost:,} queries without a match are left out" if lost else "")
+        + (f"; {unmatched:,} queries without a match are left out" if unmatched else "")
     )
     console.print(_scores_table(result))
     _print_characteristic(result, console)
     if "reranked" in result:
-        again = result["reranked"]
-        console.print(f"re-ranked, k1 {again['k1']}, k2 {again['k2']}, weight {again['weight']:g}:")
-        console.print(_scores_table(again))
-        _print_characteristic(again, console)
+        reranked = result["reranked"]
+        console.print(f"re-ranked, k1 {reranked['k1']}, k2 {reranked['k2']}, weight {reranked['weight']:g}:")
+        console.print(_scores_table(reranked))
+        _print_characteristic(reranked, console)
     if "random_gallery" in result:
         drawn = result["random_gallery"]
         means = [name for name in drawn if f"{name}_std" in drawn]
@@ -258,7 +258,7 @@ def _print_table(title: str, rows: list[tuple[str, dict[str, Any]]], console: Co
 
 
 def _print_correlations(correlations: list[list[float | None]], console: Console) -> None:
-    """The mean over pairs of learners, and each pair where a screen has room for them."""
+    """The mean over pairs of learners, and each pair where they fit on a screen."""
     count = len(correlations)
     pairs = [value for k, row in enumerate(correlations) for value in row[k + 1 :] if value is not None]
     mean = f"{sum(pairs) / len(pairs):.2f}" if pairs else "unknown: all their embeddings are equal"

@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, and whether a run may start in it, resume, or must not touch it."""
+"""The folder of a run: its files, and the checks before a run starts or resumes in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from divcon.runtime.lock import LOCK_FILE, FolderLock
 from divcon.training.checkpoint import MAY_CHANGE, model_in, previous_of, read_checkpoint, restore_previous
 
 ORIGIN = "run.json"
-"""In the folder of a model that was made from a run's model: the ``config.json`` of that run."""
+"""In the folder of a model that was derived from a run's model (pruned, say): the ``config.json`` of that run."""
 
 
 class RunFolder:
@@ -54,11 +54,11 @@ class RunFolder:
         self.report = self.path / "report.html"
 
     def division(self, epoch: int) -> Path:
-        """The file of the division that was made for an epoch."""
+        """The file of an epoch's division."""
         return self.divisions / f"epoch_{epoch:04d}.safetensors"
 
     def command(self, name: str, *options: str) -> str:
-        """A ``divcon`` command on this run, as it is typed in any working directory."""
+        """A ``divcon`` command on this run that works in any working directory."""
         words = ["divcon", name, str(self.path.absolute()), *options]
         for module in self._own_modules():
             words += ["--import", module]
@@ -87,7 +87,7 @@ class RunFolder:
         return _read(self.config)
 
     def origin(self) -> tuple[RunConfig, dict[str, Any]] | None:
-        """As `read`, also of a model that was made from a run's (see `write_origin`).
+        """As `read`, also of a model that was derived from a run's (see `write_origin`).
 
         Raises:
             RunError: the file is damaged.
@@ -95,7 +95,7 @@ class RunFolder:
         return self.read() or _read(self.path / ORIGIN)
 
     def write_origin(self, folder: Path, **more: Any) -> None:
-        """Write to the folder of a model that was made from this run's what `origin` and `used_classes` read.
+        """Write what `origin` and `used_classes` read into the folder of a model that was derived from this run's.
 
         Args:
             more: more facts of the model, under names that ``config.json`` does not have.
@@ -115,7 +115,7 @@ class RunFolder:
     def check_usable(self) -> None:
         """
         Raises:
-            RunError: the folder holds something, and it is no run.
+            RunError: the folder is not empty and holds no run.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file; `out` is the folder of the run")
@@ -124,7 +124,7 @@ class RunFolder:
             raise RunError(f"{self.path}: is not empty and holds no run; choose another folder as `out`")
 
     def recover(self, lock: FolderLock) -> list[str]:
-        """Put the checkpoints in order after a process was killed.
+        """Repair the checkpoints after a process was killed.
 
         Returns:
             Warnings for the user.
@@ -135,13 +135,13 @@ class RunFolder:
         if not lock.locks:
             warnings.append(
                 f"{self.path}: its file system has no locks, so nothing stops a second process from training this run "
-                "too; see that none does"
+                "too; make sure that none does"
             )
         recovered = restore_previous(self.checkpoint)
         return warnings if recovered is None else [*warnings, recovered]
 
     def check(self, config: RunConfig, data: Benchmark, resume: bool) -> int:
-        """How many epochs are done. It writes nothing.
+        """The number of epochs done. It writes nothing.
 
         Raises:
             RunError: the folder holds a run, and ``resume`` is False or the run has other settings or data.
@@ -151,19 +151,23 @@ class RunFolder:
             return 0
         saved, record = saved_record
         if not resume:
-            raise RunError(f"{self.path}: holds a run already; go on with it (`resume=True`), or choose another `out`")
+            raise RunError(f"{self.path}: holds a run already; resume it (`resume=True`), or choose another `out`")
         if not data.has_split(record.get("split_hash")):
             raise RunError(
                 f"{self.path}: the data has changed since the run started (split {record.get('split_hash')} then, "
                 f"{data.split_hash} now); resume with the same data"
             )
-        wrong = _differences(saved, config)
-        if wrong:
-            raise RunError(f"{self.path}: cannot resume with other settings ({'; '.join(wrong)})")
+        changed = [
+            f"`{name}` is {then} in the run, {now} now"
+            for name, (then, now) in saved.differences(config).items()
+            if name not in MAY_CHANGE
+        ]
+        if changed:
+            raise RunError(f"{self.path}: cannot resume with other settings ({'; '.join(changed)})")
         return self.epochs_done()
 
     def begin(self, config: RunConfig, data: Benchmark, source: dict[str, Any] | None, init: Path | None) -> None:
-        """Write the settings and classes of a run that starts; a run that has done an epoch keeps what it has.
+        """Write the settings and classes of a run that starts; those of a run with a checkpoint stay.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -210,7 +214,7 @@ class RunFolder:
         if own and not data.has_split(split):
             raise RunError(
                 f"{self.path}: its data has changed since it was trained (split {split} then, {data.split_hash} now), "
-                "so that test classes may have been trained on; to evaluate on it all the same, pass the data"
+                "so that test classes may have been trained on; to evaluate on it anyway, pass the data"
             )
         shared = self.used_classes() & {data.query.label_names[c] for c in data.query.classes}
         if not shared:
@@ -221,10 +225,10 @@ class RunFolder:
         )
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, without one that a stop cut short.
+        """The lines of ``metrics.jsonl``, without a last one that was cut short.
 
         Raises:
-            RunError: one is damaged.
+            RunError: a line is damaged.
         """
         lines = []
         texts = self.metrics.read_bytes().split(b"\n") if self.metrics.exists() else [b""]
@@ -256,7 +260,7 @@ class RunFolder:
             raise OutputError(f"{self.metrics}: cannot be written ({error.strerror}); resume when it can") from error
 
     def resumed(self, asked: RunConfig, given: Collection[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
-        """The settings to resume with, and the record of the run: the run's own settings, with those of ``asked`` that
+        """The settings to resume with, and all of ``config.json``: the run's own settings, with those of ``asked`` that
         do not change what is trained (before the first epoch is done, all that are set).
 
         Args:
@@ -269,21 +273,21 @@ class RunFolder:
         if saved_record is None:
             raise RunError(f"{self.path}: there is no run here to resume; pass data to start one")
         saved, record = saved_record
-        free = not self.checkpoint.exists()
+        no_epoch_done = not self.checkpoint.exists()
         if given is None:
             given = RunConfig().differences(asked).keys()
-        wrong: list[str] = []
+        refused: list[str] = []
         changes: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
         for name, (then, now) in saved.differences(asked).items():
             if name not in given or (name == "backbone" and now == "auto" and then in AUTO.values()):
                 continue
-            if free or name in MAY_CHANGE:
+            if no_epoch_done or name in MAY_CHANGE:
                 changes[SECTION_OF[name]][name] = getattr(getattr(asked, SECTION_OF[name]), name)
             else:
-                wrong.append(f"`{name}` is {then} in the run, {now} now")
-        if wrong:
+                refused.append(f"`{name}` is {then} in the run, {now} now")
+        if refused:
             raise RunError(
-                f"{self.path}: cannot resume with other settings ({'; '.join(wrong)}); leave them out, or start "
+                f"{self.path}: cannot resume with other settings ({'; '.join(refused)}); leave them out, or start "
                 "another run in another `out`"
             )
         sections = {name: dataclasses.replace(getattr(saved, name), **changes[name]) for name in SECTIONS}
@@ -303,7 +307,7 @@ def kept_epoch(lines: Sequence[dict[str, Any]]) -> int | None:
 
 
 def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:
-    """The settings in a run's ``config.json``, and all of it; None where there is none, or it is a model's."""
+    """The settings in a run's ``config.json``, and all of it; None where the file is missing, or a model's."""
     if not path.exists():
         return None
     try:
@@ -312,31 +316,23 @@ def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:
             return None
         sections = {name: restored(kind, record[name]) for name, kind in SECTIONS.items()}
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise RunError(f"{path}: damaged, or not of a divcon run ({error})") from None
+        raise RunError(f"{path}: is damaged, or not of a divcon run ({error})") from None
     try:
         return RunConfig.from_dict(sections, str(path)), record
     except ConfigError as error:
         raise RunError(str(error)) from None
 
 
-def _differences(saved: RunConfig, asked: RunConfig) -> list[str]:
-    return [
-        f"`{name}` is {then} in the run, {now} now"
-        for name, (then, now) in saved.differences(asked).items()
-        if name not in MAY_CHANGE
-    ]
-
-
 def trained_model(
     folder: str | Path, *, trust: Trust = (), backbone: nn.Module | None = None, eval_transform: Own | None = None
 ) -> EmbeddingModel:
-    """The model in the folder of a run or model; of a run that keeps none yet, as its last epoch left it.
+    """The model in the folder of a run or model; of a run that has saved none yet, the one in its checkpoint.
 
     Args:
         trust, backbone, eval_transform: as of `divcon.EmbeddingModel.load`.
 
     Raises:
-        WeightsError: there is no model, or a damaged one.
+        WeightsError: there is no model, or it is damaged.
     """
     run = RunFolder(folder)
     if run.checkpoint.exists() and not run.model.exists():
@@ -356,7 +352,7 @@ def own_benchmark(
     """The benchmark that a run's model was trained on, with the validation classes of the run.
 
     Args:
-        run: the folder of a run, or of a model that was made from a run's.
+        run: the folder of a run, or of a model that was derived from a run's.
         data: a benchmark that was read already: it is returned where it is the run's own, or where the model does not
             know its run.
         must_be_own: raise where ``data`` is not the run's own, in place of reading the run's own.
@@ -407,7 +403,7 @@ def own_benchmark(
 
 
 def _changed(record: dict[str, Any], data: Benchmark) -> str:
-    """How the data differs from what the run was trained and is evaluated on; empty where it does not."""
+    """How the data differs from the run's own; empty where it does not."""
     split, trained = record.get("split_hash"), (record.get("source") or {}).get("fingerprint")
     changes = []
     if not data.has_split(split):

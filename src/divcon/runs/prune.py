@@ -1,4 +1,4 @@
-"""A trained model in fewer dimensions."""
+"""Prune a trained model to fewer dimensions, without training."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ class Pruning:
     """Dimensions of the new model."""
     learners: list[int] | None
     """The learners that the new model keeps, the most useful first; None for ``pca``."""
-    judged_on: str
+    evaluated_on: str
     """The images of the two numbers below: ``validation``, ``train``, or ``given`` for a set of images."""
     num_images: int
     num_classes: int
     recall_before: float
     """Recall@1 of the model; each image is a query, all others are its gallery."""
     recall_after: float
-    """The same of the new model. By ``subspaces`` it was chosen on these images, and will be a little lower on
-    others."""
+    """Recall@1 of the new model. With ``subspaces`` it was chosen on these images, and is a little lower on others."""
 
 
 def prune(
@@ -48,18 +47,18 @@ def prune(
     context: Context = DEFAULT,
     on_done: Callable[[Pruning], None] = lambda about: None,
 ) -> EmbeddingModel:
-    """A model that embeds in at most ``dims`` dimensions, without training.
+    """Reduce a model to at most ``dims`` dimensions, without training.
 
     Args:
         model: a model, or the folder of a run or model.
-        data: images to choose by, of classes that the model is not evaluated on. From a benchmark ``subspaces`` uses
+        data: images to choose by, of classes that the model is not evaluated on. Of a benchmark, ``subspaces`` uses
             the validation classes, or the train classes if it has none, and ``pca`` the train classes; at most 3,000
             images, drawn with a fixed seed.
         by: ``pca``: exactly ``dims`` dimensions and one learner, the embeddings' principal components (see
             `divcon.models.keep_components`). ``subspaces``: as many learners' subspaces as fit into ``dims``,
             those that retrieve best together (see `divcon.evaluation.subspace_order`), with their learners; fewer
             dimensions if subspaces do not add up to ``dims``.
-        on_done: called with what was kept, and Recall@1 before and after.
+        on_done: called with the learners kept, and Recall@1 before and after.
 
     Raises:
         ConfigError: ``dims`` is below 1 or not below the model's; it holds no whole subspace; or learners
@@ -71,7 +70,7 @@ def prune(
     if not isinstance(data, LabeledSet):
         data = as_benchmark(data, context) if not isinstance(data, (tuple, list)) else as_labeled_set(data, context)
     check_prunable(model, dims, by)
-    judged_on, images = _to_choose_by(data)
+    evaluated_on, images = _images_to_choose_by(data)
     features = model.features(images, batch_size=batch_size, context=context)
     learners = None
     if by == "subspaces":
@@ -79,11 +78,11 @@ def prune(
         small = keep_subspaces(model, learners)
     else:
         analysed = features
-        if isinstance(data, Benchmark) and judged_on == "validation":
+        if isinstance(data, Benchmark) and evaluated_on == "validation":
             analysed = model.features(sample_of(data.train), batch_size=batch_size, context=context)
         small = keep_components(model, analysed, dims)
     before, after = (scores_among(each.embed(features), images, model.device)["recall_at_1"] for each in (model, small))
-    on_done(Pruning(by, small.embedding_dim, learners, judged_on, len(images), images.num_classes, before, after))
+    on_done(Pruning(by, small.embedding_dim, learners, evaluated_on, len(images), images.num_classes, before, after))
     return small
 
 
@@ -107,7 +106,7 @@ def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
         why = (
             "one learner has all dimensions"
             if model.num_learners == 1
-            else "its learners share dimensions (a learned mask covers all), so that none has any to itself"
+            else "its learners share dimensions (a learned mask covers all), so that none has dimensions of its own"
         )
         method = model.config["method"]
         raise ConfigError(f"`by=subspaces`: the model is of method {method}, and {why}; use `by=pca`", field="by")
@@ -120,11 +119,11 @@ def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
         )
 
 
-def _to_choose_by(data: Benchmark | LabeledSet) -> tuple[str, LabeledSet]:
+def _images_to_choose_by(data: Benchmark | LabeledSet) -> tuple[str, LabeledSet]:
     if isinstance(data, Benchmark):
-        name, found = data.name, ordering_split(data)
+        name, split = data.name, ordering_split(data)
     else:
-        name, found = data.source, ("given", sample_of(data))
-    if found is None or not len(found[1]):
+        name, split = data.source, ("given", sample_of(data))
+    if split is None or not len(split[1]):
         raise DataError(f"{name}: no two images to choose by are of one class; use data with train classes")
-    return found
+    return split

@@ -41,7 +41,7 @@ from divcon.training.report import EpochReport
 Observe = Callable[[EmbeddingModel, EpochReport], dict[str, Any]]
 
 HEAD_SETTINGS = ("method", "embedding_dim", "num_learners", "head_options", "pooling")
-"""The settings that two models must have in common for the head of one to serve the other."""
+"""The settings that two models share where one can take the head of the other."""
 
 
 def run(
@@ -65,9 +65,9 @@ def run(
     Args:
         data: what `divcon.read` returns, or a path or name that it takes.
         out: the run folder.
-        resume: go on where the run in ``out`` stopped; start it where no epoch is done yet.
-        init: the folder of a run or model whose weights to start from: of a run, the model that it keeps, or what it
-            has trained so far where it keeps none yet.
+        resume: continue the run in ``out``; start it where no epoch is done yet.
+        init: the folder of a run or model whose weights to start from: of a run, the model that it has saved, or the
+            one in its checkpoint where it has saved none yet.
         source: what the data was read from, for ``config.json``; None: ``data``, where that is a path or name.
         observe: called with the model after each epoch. What it returns is written to the epoch's line of
             ``metrics.jsonl`` as ``observed``, and its time counts as ``seconds_evaluating``; nothing is chosen by it.
@@ -104,16 +104,16 @@ def run(
                 lock = stack.enter_context(FolderLock(folder.path, "training it", RunError))
                 for message in folder.recover(lock):
                     display.warn(message)
-            group = launch(options.num_devices, options.across, device, _train_in_worker, job.of_worker())
+            group = launch(options.num_devices, options.across, device, _train_in_worker, job.for_worker())
             group = stack.enter_context(group)
             stop = stack.enter_context(SignalHandler())
-            return _Run(job if group.is_main else job.of_worker(), group, stop).train()
+            return _Run(job if group.is_main else job.for_worker(), group, stop).train()
     except RuntimeError as error:  # PyTorch reports a killed worker wherever the main process is
         raise worker_death(error) or error from None
 
 
 def source_of(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """What ``config.json`` keeps of where data was read from, so that it is found from another working directory."""
+    """Where data was read from, for ``config.json``; a path is absolute, so that it works in any working directory."""
     name = os.fspath(data)
     if not is_dataset_name(name) and Path(name).exists():
         name = str(Path(name).absolute())
@@ -130,14 +130,14 @@ class _Job:
     resume: bool
     init: str | Path | None
     trust: Trust
-    # Only rank 0 uses the rest.
+    # Only rank 0 uses the fields below.
     source: dict[str, Any] | None = None
     display: Display = field(default_factory=NullDisplay)
     observe: Observe | None = None
     report: bool = False
 
-    def of_worker(self) -> _Job:
-        """What a process other than rank 0 needs of it; it can be pickled."""
+    def for_worker(self) -> _Job:
+        """The arguments that ranks other than 0 need; they can be pickled."""
         return _Job(self.data, self.out, self.config, self.resume, self.init, self.trust)
 
 
@@ -146,7 +146,7 @@ def _train_in_worker(group: ProcessGroup, job: _Job) -> None:
 
 
 class _Run:
-    """A run under way, in one of the processes that train together. Only rank 0 writes to the folder."""
+    """A run in progress, in one of its processes. Only rank 0 writes to the folder."""
 
     def __init__(self, job: _Job, group: ProcessGroup, stop: SignalHandler) -> None:
         self.job, self.group, self.stop = job, group, stop
@@ -158,13 +158,13 @@ class _Run:
 
     def train(self) -> EmbeddingModel:
         """Train, evaluate and save each epoch, and return the model that is kept."""
-        self.group.barrier()  # rank 0 has put the folder in order
+        self.group.barrier()  # rank 0 has recovered the folder
         epochs = self._prepare()
         for epoch in epochs:
             try:
                 self._end_epoch(epoch)
             except (Exception, Stopped) as error:
-                epochs.throw(worker_death(error) or error)  # so that the loop saves what the epoch has trained
+                epochs.throw(worker_death(error) or error)  # so that the loop saves a checkpoint
         self.group.barrier()  # the last model is saved
         own: Any = {"backbone": own_backbone(self.model), "eval_transform": own_transform(self.model)}
         model = EmbeddingModel.load(self.folder.model, device=self.model.device, **own)
@@ -173,7 +173,7 @@ class _Run:
         return model
 
     def _prepare(self) -> Any:
-        """Check all arguments before anything is written, write what the run is, and return its epochs."""
+        """Check all arguments, then write ``config.json``, and return the epochs."""
         job, folder = self.job, self.folder
         if not len(job.data.train):
             raise DataError(f"{job.data.train.source}: has no train images; it can be evaluated on, not trained on")
@@ -268,7 +268,7 @@ def _initial_model(
     epochs_done: int,
     context: Context,
 ) -> EmbeddingModel:
-    """The model before training; a run that goes on takes its weights from the checkpoint."""
+    """The model before training; a resumed run takes its weights from the checkpoint."""
     options = {**vars(config), "vector_dim": vector_dim}
     if epochs_done or init is not None:
         options |= {"pretrained": False, "weights": None}
@@ -288,9 +288,9 @@ def model_settings(init: str | Path) -> dict[str, Any]:
     """The settings of `divcon.ModelConfig` of the model in ``init``, the folder of a run or model.
 
     Raises:
-        WeightsError: there is no model, or a damaged one.
+        WeightsError: there is no model, or it is damaged.
     """
     config = trained_model(init).config
-    if "of" in config["head_options"]:  # a head that pruning derived: a new training starts with a head of its own
+    if "of" in config["head_options"]:  # a head that pruning derived: a new run starts with a new head
         config = {name: value for name, value in config.items() if name not in HEAD_SETTINGS or name == "pooling"}
     return {f.name: config[f.name] for f in dataclasses.fields(ModelConfig) if f.name in config}

@@ -1,4 +1,4 @@
-"""Runs to report, and a report taken apart by a parser that knows nothing of how it was made."""
+"""Runs to report, and a report taken apart by a parser that does not know the code that wrote it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Node:
 
     def all(self, name: str | None = None, **attributes: str) -> list[Node]:
         """The elements below, in order; with ``class_``, those that have it among their classes."""
-        found = []
+        nodes = []
         for child in self.children:
             if isinstance(child, Node):
                 wanted = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
                 kept = all(value in child.attributes.get(key, "").split(" ") for key, value in wanted.items())
-                found += [child] if (name in (None, child.name)) and kept else []
-                found += child.all(name, **attributes)
-        return found
+                nodes += [child] if (name in (None, child.name)) and kept else []
+                nodes += child.all(name, **attributes)
+        return nodes
 
     @property
     def text(self) -> str:
@@ -48,8 +48,8 @@ class Node:
         return [float(node.attributes["value"]) for node in self.all("data")]
 
     def section(self, anchor: str) -> Node:
-        (found,) = [node for node in self.all("section") if node.attributes["id"] == anchor]
-        return found
+        (section,) = [node for node in self.all("section") if node.attributes["id"] == anchor]
+        return section
 
     def rows(self, caption: str) -> list[list[Node]]:
         """The cells of the rows of a table's body."""

@@ -15,7 +15,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.runs.folder import RunFolder
 from divcon.runs.report import sections
-from divcon.runs.report.charts import MOST_POINTS, Line, flow_chart, flows, line_chart, thinned
+from divcon.runs.report.charts import MAX_POINTS, Line, flow_chart, flows, line_chart, thinned
 from divcon.runs.report.html import Html, element, joined, page
 from divcon.runs.report.sections import Contents, best_and_worst, sheet_indices
 from divcon.runs.report.thumbnails import Thumbnails, sampled
@@ -61,7 +61,7 @@ def test_a_line_begins_anew_where_learners_were_doubled() -> None:
 def test_thinned_keeps_the_ends_and_the_order() -> None:
     assert thinned(list(range(5)), 7) == list(range(5))
     few = thinned(list(range(1000)))
-    assert len(few) == MOST_POINTS == len(set(few))
+    assert len(few) == MAX_POINTS == len(set(few))
     assert few[0] == 0
     assert few[-1] == 999
     assert few == sorted(few)
@@ -124,14 +124,14 @@ def test_many_learners_are_bounded(report_run: Path) -> None:
     rng = np.random.default_rng(2)
     contents = Contents.of(RunFolder(report_run))
     for learners in (2, 12, 40, 300):
-        made = dc.Division(rng.integers(0, learners, 20_000), np.zeros((learners, 1), np.float32))
-        drawn = sheet_indices(replace(contents, divisions=[(0, made)]))
+        division = dc.Division(rng.integers(0, learners, 20_000), np.zeros((learners, 1), np.float32))
+        drawn = sheet_indices(replace(contents, divisions=[(0, division)]))
         assert 6 * min(learners, 40) <= sum(map(len, drawn)) <= 240
-        assert all((made.learner[indices] == k).all() for k, indices in enumerate(drawn))
+        assert all((division.learner[indices] == k).all() for k, indices in enumerate(drawn))
         other = dc.Division(rng.integers(0, learners, 20_000), np.zeros((learners, 1), np.float32))
-        chart, dropped = flow_chart([("one", made), ("two", other)])
+        chart, dropped = flow_chart([("one", division), ("two", other)])
         assert chart.count("ribbon") <= 64
-        assert dropped == np.count_nonzero(flows(made, other)) - chart.count("ribbon")
+        assert dropped == np.count_nonzero(flows(division, other)) - chart.count("ribbon")
         assert len(chart) < 200_000
 
 
@@ -186,10 +186,10 @@ def test_best_and_worst_queries_as_by_hand(few: Benchmark, cameras: bool) -> Non
             facts[i] = (score, matches, order)
 
     def first_of_each_class(order: list[int]) -> list[int]:
-        seen: dict[int, int] = {}
+        firsts: dict[int, int] = {}
         for i in order:
-            seen.setdefault(int(images.labels[i]), i)
-        return list(seen.values())[:4]
+            firsts.setdefault(int(images.labels[i]), i)
+        return list(firsts.values())[:4]
 
     middle = float(np.median([score for score, _, _ in facts.values()]))
     good = first_of_each_class(sorted(facts, key=lambda i: (-facts[i][0], -facts[i][1], i)))
@@ -219,8 +219,8 @@ def test_an_image_that_does_not_decode_has_words_in_its_place(
 
 
 def test_what_is_no_html_is_escaped() -> None:
-    made = element("p", "<b>", element("i", "&"), ["x", None, Html("<br>")], title='"><script>', hidden=True, id=None)
-    assert made == '<p title="&quot;&gt;&lt;script&gt;" hidden>&lt;b&gt;<i>&amp;</i>x<br></p>'
+    html = element("p", "<b>", element("i", "&"), ["x", None, Html("<br>")], title='"><script>', hidden=True, id=None)
+    assert html == '<p title="&quot;&gt;&lt;script&gt;" hidden>&lt;b&gt;<i>&amp;</i>x<br></p>'
     assert joined("a", [["<"]]) == "a&lt;"
-    assert isinstance(made, Html)
+    assert isinstance(html, Html)
     assert "<title>&lt;/title&gt;</title>" in page("</title>", [], "")

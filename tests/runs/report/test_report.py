@@ -108,16 +108,16 @@ def test_the_numbers_of_each_epoch_are_those_of_the_metrics(report_run: Path, re
 
 
 def test_scores_are_of_the_kept_epoch_with_protocol_and_hash(report_run: Path, report_of: Any) -> None:
-    found = kept_line(report_run)["validation"]
+    scores = kept_line(report_run)["validation"]
     rows = {row[0].text: row[1:] for row in report_of.rows("Scores on validation classes")}
-    assert set(rows) == {name for name, value in found.items() if isinstance(value, float)}
+    assert set(rows) == {name for name, value in scores.items() if isinstance(value, float)}
     for name, (value, _) in rows.items():
-        assert value.numbers == [found[name]]
-    assert rows["recall_at_1"][1].numbers == found["recall_at_1_interval"]
+        assert value.numbers == [scores[name]]
+    assert rows["recall_at_1"][1].numbers == scores["recall_at_1_interval"]
     text = report_of.section("scores").text
-    assert f"leave-one-out, split {found['split_hash']}" in text
+    assert f"leave-one-out, split {scores['split_hash']}" in text
     assert "The run has not used the test classes" in text
-    assert report_of.all("header")[0].numbers == [found["recall_at_1"], *found["recall_at_1_interval"]]
+    assert report_of.all("header")[0].numbers == [scores["recall_at_1"], *scores["recall_at_1_interval"]]
 
 
 def test_it_says_what_the_run_was(report_run: Path, report_of: Any) -> None:
@@ -209,7 +209,7 @@ def _pixels(source: str) -> np.ndarray:
     return _small(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
 
 
-def test_hits_and_misses_are_told_by_word_and_by_class(report_of: Any) -> None:
+def test_hits_and_misses_are_marked_by_word_and_by_class(report_of: Any) -> None:
     rows = report_of.section("queries").all("ol", class_="row")
     assert 2 <= len(rows) <= 12
     kinds = set()
@@ -242,7 +242,7 @@ def test_written_again_it_is_the_same(report_run: Path, report_data: Benchmark, 
     assert path.read_bytes() == (report_run / "report.html").read_bytes()
 
 
-def test_scores_of_test_classes_are_in_it_where_they_are_given(
+def test_scores_of_test_classes_are_in_it_where_they_are_passed(
     report_run: Path, report_data: Benchmark, few: Benchmark, tmp_path: Path, parse: Parse
 ) -> None:
     scores = dc.evaluate(dc.EmbeddingModel.load(report_run), few, parts=True)
@@ -259,8 +259,8 @@ def test_scores_of_test_classes_are_in_it_where_they_are_given(
     assert "another split" not in text
     other = {**scores, "split_hash": "0" * 16}
     page = parse(dc.report(report_run, report_data, scores=other, out=tmp_path / "o.html"))
-    assert "These are of another split than the run's own" in page.section("scores").text
-    with pytest.raises(DataError, match=r"no split_hash in it; pass what divcon\.evaluate returned"):
+    assert "These scores are of another split than the run's own" in page.section("scores").text
+    with pytest.raises(DataError, match=r"holds no split_hash; pass what divcon\.evaluate returned"):
         dc.report(report_run, report_data, scores={k: v for k, v in scores.items() if k != "split_hash"})
 
 
@@ -352,7 +352,7 @@ def test_where_the_data_is_gone_it_goes_on_without_pictures(
     assert command("report", run, "--scores", tmp_path / "scores.json")[0] == 2
 
 
-def test_what_is_no_run_is_said(few: Benchmark, report_run: Path, tmp_path: Path) -> None:
+def test_what_is_no_run_is_reported(few: Benchmark, report_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
         dc.report(report_run / "model")
     with pytest.raises(RunError, match="holds no run"):
@@ -376,9 +376,9 @@ def test_a_run_that_was_stopped_is_reported_as_far_as_it_is(
     shutil.rmtree(out / "model")
     page = parse(dc.report(out, report_data))
     assert "Not done: 2 of 5 epochs." in page.all("header")[0].text
-    told = page.section("warnings").text
-    assert "epoch_0000.safetensors: this division cannot be read" in told
-    assert "the best and worst queries are left out" in told
+    warnings = page.section("warnings").text
+    assert "epoch_0000.safetensors: this division cannot be read" in warnings
+    assert "the best and worst queries are left out" in warnings
     assert len(page.rows("Numbers of each epoch")) == 2
 
 
@@ -393,10 +393,10 @@ def test_images_left_out_are_in_the_notes(
     assert "No validation classes were scored" in page.section("scores").text
 
 
-def test_a_warning_of_several_epochs_is_told_once(report_run: Path) -> None:
+def test_a_warning_of_several_epochs_is_reported_once(report_run: Path) -> None:
     contents = Contents.of(RunFolder(report_run))
-    said = [["a", "b"], ["a"], ["a"], [], ["a"]]
-    lines = [{**line, "warnings": words} for line, words in zip(contents.lines, said, strict=True)]
+    warnings = [["a", "b"], ["a"], ["a"], [], ["a"]]
+    lines = [{**line, "warnings": words} for line, words in zip(contents.lines, warnings, strict=True)]
     notes = sections.notes_of(replace(contents, lines=lines), ["first", "first"])
     assert notes == ["first", "epochs 0 to 2, 4: a", "epoch 0: b"]
     many = sections.warnings([f"note {i}" for i in range(100)])

@@ -12,14 +12,14 @@ from divcon.division import Division
 from divcon.runs.report.html import Html, element
 
 COLORS = 10
-"""Colours of the style sheet; learners beyond them take them again, with another dash."""
+"""Number of colors in the style sheet; further learners reuse them with another dash."""
 _DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 2")
 _WIDTH, _HEIGHT = 420.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 10.0, 20.0, 38.0
 _At = Callable[[float, float], tuple[float, float]]
-"""Where a point of the data is drawn."""
-MOST_POINTS = 200
-"""Of a line; more are thinned evenly."""
+"""From data coordinates to SVG coordinates."""
+MAX_POINTS = 200
+"""Points of a line; more are thinned evenly."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Line:
     """The x before which the line begins anew."""
 
 
-def learner_look(learner: int) -> tuple[str, str | None]:
-    """Colour and dash of a learner, the same wherever it is drawn."""
+def learner_style(learner: int) -> tuple[str, str | None]:
+    """Color and dash of a learner, the same in all charts."""
     return f"var(--c{learner % COLORS})", _DASHES[learner // COLORS % len(_DASHES)]
 
 
-def thinned(points: Sequence, most: int = MOST_POINTS) -> list:
+def thinned(points: Sequence, most: int = MAX_POINTS) -> list:
     """At most ``most`` of the points, the first and the last among them, evenly spread."""
     if len(points) <= most:
         return list(points)
@@ -60,9 +60,9 @@ def line_chart(
     """A figure of lines over epochs.
 
     Args:
-        about: the chart in words, for those who do not see it.
-        marks: epochs at which something begins, and what.
-        kept: the epoch to be marked as the one that is kept.
+        about: the chart in words, for screen readers.
+        marks: epochs at which a phase begins, and its name.
+        kept: the epoch whose model is kept, to be marked.
     """
     xs = [x for line in lines for x, _ in line.points]
     if not xs:
@@ -80,10 +80,10 @@ def line_chart(
     for tick in y_ticks:
         y = at(low_x, tick)[1]
         drawn.append(_stroke(_LEFT, y, _WIDTH - _RIGHT, y, "grid"))
-        drawn.append(element("text", f"{tick:.6g}", x=_LEFT - 6, y=_r(y + 4), text_anchor="end"))
+        drawn.append(element("text", f"{tick:.6g}", x=_LEFT - 6, y=_fmt(y + 4), text_anchor="end"))
     for tick in _whole_ticks(low_x, high_x):
         x = at(tick, low_y)[0]
-        drawn.append(element("text", f"{tick:g}", x=_r(x), y=_HEIGHT - _BOTTOM + 16, text_anchor="middle"))
+        drawn.append(element("text", f"{tick:g}", x=_fmt(x), y=_HEIGHT - _BOTTOM + 16, text_anchor="middle"))
     for x, what in marks:
         across = at(x, low_y)[0]
         drawn.append(_stroke(across, _TOP, across, _HEIGHT - _BOTTOM, "mark"))
@@ -92,7 +92,7 @@ def line_chart(
             element(
                 "text",
                 what,
-                x=_r(across + (-4 if right else 4)),
+                x=_fmt(across + (-4 if right else 4)),
                 y=_TOP - 6,
                 text_anchor="end" if right else None,
                 class_="dim",
@@ -100,12 +100,12 @@ def line_chart(
         )
     drawn += [_band(line, at) for line in lines if line.band]
     for line in lines:
-        drawn += _drawn(line, at)
+        drawn += _line_shapes(line, at)
     if kept is not None:
         y = next((y for line in lines for x, y in line.points if x == kept), None)
         if y is not None:
             x, y = at(kept, y)
-            drawn.append(element("circle", cx=_r(x), cy=_r(y), r=7, class_="kept"))
+            drawn.append(element("circle", cx=_fmt(x), cy=_fmt(y), r=7, class_="kept"))
     middle = _TOP + (_HEIGHT - _TOP - _BOTTOM) / 2
     drawn.append(element("text", "epoch", x=_WIDTH - _RIGHT, y=_HEIGHT - 6, text_anchor="end", class_="dim"))
     drawn.append(
@@ -131,29 +131,30 @@ def _legend(lines: Sequence[Line], kept: float | None) -> Html:
     return element("ul", entries, class_="legend") if entries else Html()
 
 
-def _drawn(line: Line, at: _At) -> list[Html]:
+def _line_shapes(line: Line, at: _At) -> list[Html]:
     pieces: list[list[tuple[float, float]]] = []
     for x, y in line.points:
         if not pieces or x in line.breaks:
             pieces.append([])
         pieces[-1].append(at(x, y))
-    found = []
+    shapes = []
     for piece in pieces:
         if len(piece) > 1:
-            path = "M" + "L".join(f"{_r(x)} {_r(y)}" for x, y in piece)
-            found.append(element("path", d=path, class_="line", style=_style(line)))
+            path = "M" + "L".join(f"{_fmt(x)} {_fmt(y)}" for x, y in piece)
+            shapes.append(element("path", d=path, class_="line", style=_style(line)))
         if len(line.points) <= 40 or len(piece) == 1:
-            found += [
-                element("circle", cx=_r(x), cy=_r(y), r=2.2, style=f"fill:{line.color};stroke:none") for x, y in piece
+            shapes += [
+                element("circle", cx=_fmt(x), cy=_fmt(y), r=2.2, style=f"fill:{line.color};stroke:none")
+                for x, y in piece
             ]
-    return found
+    return shapes
 
 
 def _band(line: Line, at: _At) -> Html:
     xs = [x for x, _ in line.points]
     edge = [at(x, high) for x, (_, high) in zip(xs, line.band, strict=True)]
     edge += [at(x, low) for x, (low, _) in reversed(list(zip(xs, line.band, strict=True)))]
-    return element("polygon", points=" ".join(f"{_r(x)},{_r(y)}" for x, y in edge), class_="band")
+    return element("polygon", points=" ".join(f"{_fmt(x)},{_fmt(y)}" for x, y in edge), class_="band")
 
 
 def _style(line: Line) -> str:
@@ -161,10 +162,10 @@ def _style(line: Line) -> str:
 
 
 def _stroke(x1: float, y1: float, x2: float, y2: float, class_: str, style: str | None = None) -> Html:
-    return element("path", d=f"M{_r(x1)} {_r(y1)}L{_r(x2)} {_r(y2)}", class_=class_, style=style)
+    return element("path", d=f"M{_fmt(x1)} {_fmt(y1)}L{_fmt(x2)} {_fmt(y2)}", class_=class_, style=style)
 
 
-def _r(value: float) -> str:
+def _fmt(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
@@ -184,16 +185,16 @@ def _whole_ticks(low: float, high: float) -> list[int]:
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-MOST_COLUMNS = 12
-MOST_FLOWS = 64
-"""Between two columns; the smallest are not drawn."""
+MAX_COLUMNS = 12
+MAX_FLOWS = 64
+"""Flows between two columns; the smallest beyond are not drawn."""
 _COLUMN, _NODE, _HEIGHT, _TOP, _GAP = 92.0, 12.0, 240.0, 26.0, 6.0
 _LEFT_OUT, _TOGETHER = "var(--dim)", "var(--ink)"
 
 
 def flows(one: Division, other: Division) -> np.ndarray:
-    """(K + 1, K' + 1) int64: images with learner k in the one and k' in the other division; the last row and column are
-    those that are left out."""
+    """(K + 1, K' + 1) int64: images with learner k in one division and k' in the other; the last row and column count
+    images that are left out."""
     if len(one.learner) != len(other.learner):
         raise ValueError(f"divisions of {len(one.learner)} and of {len(other.learner)} images do not compare")
     width = other.num_learners + 1
@@ -203,7 +204,7 @@ def flows(one: Division, other: Division) -> np.ndarray:
 
 
 def flow_chart(columns: Sequence[tuple[str, Division]]) -> tuple[Html, int]:
-    """The divisions side by side as SVG, each with its name; and how many flows were too small to be drawn."""
+    """The divisions side by side as SVG, each with its name; and the number of flows too small to be drawn."""
     images = len(columns[0][1].learner)
     most = max(division.num_learners for _, division in columns) + 1
     gap = min(_GAP, 80 / most)
@@ -214,20 +215,20 @@ def flow_chart(columns: Sequence[tuple[str, Division]]) -> tuple[Html, int]:
         (before, one), (after, other) = columns[place], columns[place + 1]
         counts = flows(one, other)
         order = np.argsort(counts, axis=None)[::-1]
-        drawn = set(order[: min(MOST_FLOWS, int((counts > 0).sum()))].tolist())
+        drawn = set(order[: min(MAX_FLOWS, int((counts > 0).sum()))].tolist())
         dropped += int((counts > 0).sum()) - len(drawn)
         leave, enter = tops[place].copy(), tops[place + 1].copy()
         for k in range(counts.shape[0]):
             for l in range(counts.shape[1]):  # noqa: E741
                 height = counts[k, l] * scale
                 if k * counts.shape[1] + l in drawn:
-                    said = f"{before} {_name(k, one)} to {after} {_name(l, other)}: {counts[k, l]:,} images"
-                    ribbons.append(_ribbon(place, leave[k], enter[l], height, _color(k, one), said))
+                    label = f"{before} {_name(k, one)} to {after} {_name(l, other)}: {counts[k, l]:,} images"
+                    ribbons.append(_ribbon(place, leave[k], enter[l], height, _color(k, one), label))
                 leave[k] += height
                 enter[l] += height
     for place, (name, division) in enumerate(columns):
         x = place * _COLUMN
-        nodes.append(element("text", name, x=_r(x), y=12, class_="dim"))
+        nodes.append(element("text", name, x=_fmt(x), y=12, class_="dim"))
         for k, size in enumerate([*division.sizes, division.num_left_out]):
             if not size:
                 continue
@@ -236,16 +237,16 @@ def flow_chart(columns: Sequence[tuple[str, Division]]) -> tuple[Html, int]:
                 element(
                     "rect",
                     element("title", f"{name}, {_name(k, division)}: {size:,} images"),
-                    x=_r(x),
-                    y=_r(tops[place][k]),
+                    x=_fmt(x),
+                    y=_fmt(tops[place][k]),
                     width=_NODE,
-                    height=_r(height),
+                    height=_fmt(height),
                     style=f"fill:{_color(k, division)}",
                 )
             )
             if height >= 10:
                 label = "out" if k == division.num_learners else str(k) if division.num_learners > 1 else "all"
-                nodes.append(element("text", label, x=_r(x + _NODE + 3), y=_r(tops[place][k] + height / 2 + 4)))
+                nodes.append(element("text", label, x=_fmt(x + _NODE + 3), y=_fmt(tops[place][k] + height / 2 + 4)))
     width, height = (len(columns) - 1) * _COLUMN + 60, _TOP + _HEIGHT + 4
     svg = element(
         "svg",
@@ -253,29 +254,30 @@ def flow_chart(columns: Sequence[tuple[str, Division]]) -> tuple[Html, int]:
         nodes,
         viewBox=f"0 0 {width:g} {height:g}",
         role="img",
-        aria_label=_words(columns),
+        aria_label=_description(columns),
         style=f"min-width:{width * 0.75:.0f}px;max-width:{width * 1.6:.0f}px",
     )
     return element("div", svg, class_="scroll", role="region", aria_label="Flow of images", tabindex=0), dropped
 
 
 def _tops(division: Division, scale: float, gap: float) -> np.ndarray:
-    """Where each learner's node begins, and that of the images left out."""
+    """The y at which each learner's node begins, then that of the images left out."""
     sizes = np.array([*division.sizes, division.num_left_out], np.float64)
     return _TOP + np.concatenate([[0], np.cumsum(sizes[:-1] * scale + gap * (sizes[:-1] > 0))])
 
 
-def _ribbon(place: int, y1: float, y2: float, height: float, color: str, said: str) -> Html:
+def _ribbon(place: int, y1: float, y2: float, height: float, color: str, label: str) -> Html:
     x1, x2 = place * _COLUMN + _NODE, (place + 1) * _COLUMN
     middle = (x1 + x2) / 2
     path = (
-        f"M{_r(x1)} {_r(y1)}C{_r(middle)} {_r(y1)} {_r(middle)} {_r(y2)} {_r(x2)} {_r(y2)}v{_r(height)}"
-        f"C{_r(middle)} {_r(y2 + height)} {_r(middle)} {_r(y1 + height)} {_r(x1)} {_r(y1 + height)}z"
+        f"M{_fmt(x1)} {_fmt(y1)}C{_fmt(middle)} {_fmt(y1)} {_fmt(middle)} {_fmt(y2)} {_fmt(x2)} {_fmt(y2)}"
+        f"v{_fmt(height)}"
+        f"C{_fmt(middle)} {_fmt(y2 + height)} {_fmt(middle)} {_fmt(y1 + height)} {_fmt(x1)} {_fmt(y1 + height)}z"
     )
-    return element("path", element("title", said), d=path, class_="ribbon", style=f"fill:{color}")
+    return element("path", element("title", label), d=path, class_="ribbon", style=f"fill:{color}")
 
 
-def _words(columns: Sequence[tuple[str, Division]]) -> str:
+def _description(columns: Sequence[tuple[str, Division]]) -> str:
     words = []
     for name, division in columns:
         out = f", {division.num_left_out:,} left out" if division.num_left_out else ""
@@ -292,4 +294,4 @@ def _name(k: int, division: Division) -> str:
 def _color(k: int, division: Division) -> str:
     if k == division.num_learners:
         return _LEFT_OUT
-    return learner_look(k)[0] if division.num_learners > 1 else _TOGETHER
+    return learner_style(k)[0] if division.num_learners > 1 else _TOGETHER

@@ -1,4 +1,4 @@
-"""HTML from plain values: whatever is not HTML already is escaped, so that no label or path is ever taken for a tag."""
+"""HTML from plain values: all that is not `Html` is escaped, so that no label or path becomes a tag."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def joined(*children: Child) -> Html:
 
 
 def number(value: float | int | None, shown: str | None = None) -> Html:
-    """A number as people read it, with all its digits beside for machines; a dash for None."""
+    """A number as it is shown, with all its digits in ``value`` for scripts; a dash for None."""
     if value is None:
         return Html("–")
     return element("data", f"{value:,}" if shown is None else shown, value=json.dumps(value))
@@ -66,25 +66,25 @@ def percent(value: float | None) -> Html:
     return number(value, None if value is None else f"{100 * value:.1f}\u00a0%")
 
 
-MOST_NUMBERS = 24
-"""In one cell, of the learners."""
+MAX_NUMBERS = 24
+"""Numbers in one cell, one a learner."""
 
 
 def numbers(values: Sequence[float | int | None], shown: Callable[[float | int], str] = "{:,}".format) -> Child:
-    """Those of several learners, the first where they are many; of one that has none, a dash."""
-    first = [[number(value, None if value is None else shown(value)), " "] for value in values[:MOST_NUMBERS]]
-    return [first, f"and {len(values) - MOST_NUMBERS:,} more" if len(values) > MOST_NUMBERS else None]
+    """The numbers of several learners, at most `MAX_NUMBERS`; a dash for a learner without one."""
+    first = [[number(value, None if value is None else shown(value)), " "] for value in values[:MAX_NUMBERS]]
+    return [first, f"and {len(values) - MAX_NUMBERS:,} more" if len(values) > MAX_NUMBERS else None]
 
 
 def short(value: float | None) -> str | None:
-    """Three digits behind the point, or more where the value is small."""
+    """Three decimals, or three significant digits where the value is small."""
     if value is None:
         return None
     return re.sub(r"e-0?", "e-", f"{value:.3g}") if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def table(caption: Child, head: Sequence[Child], rows: Iterable[Sequence[Child]], **attributes: object) -> Html:
-    """A table whose first column heads its rows. Where it is too wide, it scrolls in itself, by keyboard too."""
+    """A table whose first column holds row headers. A wide table scrolls by itself, also by keyboard."""
     return element(
         "div",
         element(
@@ -108,16 +108,16 @@ def table(caption: Child, head: Sequence[Child], rows: Iterable[Sequence[Child]]
 
 
 def fold(summary: Child, *children: Child) -> Html:
-    """What is shown when the summary is opened."""
+    """``<details>``: the children show when the summary is opened."""
     return element("details", element("summary", summary), *children)
 
 
 def page(title: str, sections: Sequence[tuple[str, str, Child]], lead: Child) -> Html:
-    """A whole page that fetches nothing: its head forbids it too.
+    """A whole page that fetches nothing; its Content-Security-Policy forbids it, too.
 
     Args:
-        sections: each an anchor, a heading, and what is below it.
-        lead: what stands above the sections.
+        sections: each an anchor, a heading and the content.
+        lead: shown above the sections.
     """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = element(
@@ -154,5 +154,5 @@ def page(title: str, sections: Sequence[tuple[str, str, Child]], lead: Child) ->
 
 
 def _text(child: Any) -> str:
-    """A caption as plain text; one that is HTML has no tags in it."""
+    """A caption as plain text; captions that are HTML have no tags."""
     return html.unescape(child) if isinstance(child, Html) else str(child)

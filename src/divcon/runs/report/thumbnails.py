@@ -1,4 +1,4 @@
-"""Small pictures inside the page, and words where there is no picture."""
+"""Thumbnails inside the page, and text where an image has none."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from divcon.runs.report.html import Html, element
 from divcon.runtime.context import DEFAULT, Context
 
 _SIDE = 96
-"""Pixels of the longer side of a picture, at most."""
+"""Pixels of the longer side of a thumbnail, at most."""
 
 
 class Thumbnails:
-    """Images of a set as tags, decoded once each, all together; vectors, and what does not decode, as words."""
+    """Tags for images of a set. Each is decoded once, when this is created; vectors, and images that do not decode, are
+    text."""
 
     def __init__(self, images: LabeledSet, indices: Sequence[int], *, context: Context = DEFAULT) -> None:
         self._images = images
         self._made: dict[int, bytes | str] = {}
         wanted = np.unique(np.asarray(indices, np.int64))
         if images.vectors is None and len(wanted):
-            made = each_image(images.subset(wanted), functools.partial(_webp, side=_SIDE), context=context)
-            self._made = dict(zip(wanted.tolist(), made, strict=True))
+            thumbnails = each_image(images.subset(wanted), functools.partial(_webp, side=_SIDE), context=context)
+            self._made = dict(zip(wanted.tolist(), thumbnails, strict=True))
 
     @property
     def has_pictures(self) -> bool:
         return self._images.vectors is None
 
-    def tag(self, index: int, said: str = "") -> Html:
-        """The picture of an image, its class (after ``said``) as the text that stands for it; a place without a picture
-        where it does not decode. Of a vector, the path."""
-        path, made = self._images.path(index), self._made.get(index)
-        about = f"{said}{self._images.label_name(index)}"
-        if isinstance(made, bytes):
-            source = f"data:image/webp;base64,{base64.b64encode(made).decode('ascii')}"
+    def tag(self, index: int, prefix: str = "") -> Html:
+        """The image, with its class (after ``prefix``) as alternative text; "does not decode" where it does not; for a
+        vector, the path."""
+        path, thumbnail = self._images.path(index), self._made.get(index)
+        about = f"{prefix}{self._images.label_name(index)}"
+        if isinstance(thumbnail, bytes):
+            source = f"data:image/webp;base64,{base64.b64encode(thumbnail).decode('ascii')}"
             return element("img", src=source, alt=about, title=path)
-        if isinstance(made, str):
-            return element("span", "does not decode", class_="none", title=made)
+        if isinstance(thumbnail, str):
+            return element("span", "does not decode", class_="none", title=thumbnail)
         return element("code", path)
 
 

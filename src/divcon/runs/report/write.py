@@ -26,8 +26,8 @@ from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import Trust
 
-MOST_SEARCHED = 1000
-"""Validation images, at most, among which the best and the worst queries are looked for."""
+MAX_SEARCHED = 1000
+"""Validation images, at most, that are searched for the best and worst queries."""
 
 
 def report(
@@ -41,26 +41,26 @@ def report(
     trust: Trust = (),
     context: Context = DEFAULT,
 ) -> Path:
-    """Write the report of a run again: one HTML file that needs no other.
+    """Write the report of a run again: one HTML file without external resources.
 
     Args:
         run: the folder of the run. Of a run that was stopped, the report covers the epochs that are done.
         data: the data that the run was trained on: what `divcon.read` returned, or a path or name that it takes; None:
-            the run knows where it was read from. Where it cannot be read, the report says so and has no pictures.
+            read it from where the run read it. Where it cannot be read, the report says so and has no pictures.
         out: the file; None: ``report.html`` in the folder of the run.
         scores: what `divcon.evaluate` returned on the test classes, or the file that ``divcon evaluate --json`` wrote.
             The report itself never uses the test classes.
         batch_size: validation images that are embedded at once.
         device: where the model embeds them.
         trust: modules of your own that the run's model may import code from (see `divcon.EmbeddingModel.load`).
-        context: a warning names what is missing from the report.
+        context: warns of each part that is missing from the report.
 
     Returns:
         The file.
 
     Raises:
         RunError: there is no run, none of its epochs is done, or ``data`` is not what it was trained on.
-        DataError: ``scores`` are none, or ``data`` cannot be read.
+        DataError: ``scores`` holds no scores of `divcon.evaluate`, or ``data`` cannot be read.
         OutputError: the file cannot be written.
     """
     if not isinstance(run, (str, os.PathLike)):
@@ -110,9 +110,9 @@ def write_report(
 
     Args:
         data: the data that it was trained on, without images that do not decode, with its validation classes.
-        model: the one that is kept.
+        model: the model that the run keeps.
         notes: the warnings of the run, beside those of its epochs.
-        context: reports the validation images embedded.
+        context: reports progress on the validation images that are embedded.
 
     Raises:
         RunError, OutputError: as `report`.
@@ -137,30 +137,30 @@ def _write(
     searched = None if data is None or model is None else data.validation
     pictures: list[tuple[str, str, Child]] = []
     if data is not None:
-        for anchor, heading, make in (
-            ("learners", "What each learner has", lambda: _sheets(contents, data.train, context)),
+        for anchor, heading, write in (
+            ("learners", "Images of each learner", lambda: _sheets(contents, data.train, context)),
             ("queries", "Best and worst queries", lambda: _queries(searched, embed, context)),
         ):
             try:
-                found = make()
+                content = write()
             except DivconError as error:
                 notes.append(f"{heading}: left out: {error}")
                 continue
-            if found is not None:
-                pictures.append((anchor, heading, found))
+            if content is not None:
+                pictures.append((anchor, heading, content))
     notes = sections.notes_of(contents, notes)
     parts: list[tuple[str, str, Child]] = [
-        ("run", "What it is", sections.what_it_is(contents)),
+        ("run", "Overview", sections.overview(contents)),
         ("scores", "Scores", sections.scores(contents, scores)),
         ("curves", "Curves", joined(sections.curves(contents), sections.epochs(contents))),
-        ("division", "The division through time", sections.division(contents)),
+        ("division", "Divisions over time", sections.division(contents)),
         *pictures,
         ("settings", "Settings", sections.settings(contents)),
         ("warnings", "Warnings and notes", sections.warnings(notes)),
     ]
     text = page(f"Run {contents.folder.path.absolute().name}", parts, sections.lead(contents, notes))
-    with atomic_write(path) as beside:
-        beside.write_text(text, encoding="utf-8", errors="replace")  # a folder's name may be no text at all
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # a folder's name may not be valid Unicode
     return path
 
 
@@ -169,7 +169,9 @@ def _sheets(contents: Contents, images: LabeledSet, context: Context) -> Child:
     if last is None:
         return None
     if len(last[1].learner) != len(images):
-        raise RunError(f"the division is of {len(last[1].learner):,} images, and the data has {len(images):,} to train")
+        raise RunError(
+            f"the division is of {len(last[1].learner):,} images, and the data has {len(images):,} train images"
+        )
     indices = sections.sheet_indices(contents)
     thumbnails = Thumbnails(images, np.concatenate(indices).tolist(), context=context)
     return sections.sheets(contents, images, thumbnails, indices)
@@ -178,20 +180,20 @@ def _sheets(contents: Contents, images: LabeledSet, context: Context) -> Child:
 def _queries(images: LabeledSet | None, embed: Callable[[LabeledSet], np.ndarray], context: Context) -> Child:
     if images is None:
         return None
-    searched = images if len(images) <= MOST_SEARCHED else sample_of(images, MOST_SEARCHED)
+    searched = images if len(images) <= MAX_SEARCHED else sample_of(images, MAX_SEARCHED)
     if not len(searched):
-        raise DataError("none of the validation images drawn has another of its class")
+        raise DataError("no two of the validation images drawn are of one class")
     best, worst = best_and_worst(searched, embed(searched))
     needed = [index for query in [*best, *worst] for index in (query.index, *(near for near, _ in query.neighbours))]
     thumbnails = Thumbnails(searched, needed, context=context)
     what = "images" if thumbnails.has_pictures else "vectors"
     some = f"drawn from {len(images):,}, " if len(searched) < len(images) else ""
     words = (
-        f"Each of {len(searched):,} validation {what}, {some}searched among the others, by the epoch that is kept. The "
-        "query stands first, then what is nearest, with its distance; one query a class, by MAP@R."
+        f"Each of {len(searched):,} validation {what}, {some}searched among the others with the kept model. The query "
+        "comes first, then its nearest neighbours with their distances; one query a class, by MAP@R."
     )
     lists = (
-        element("div", element("h3", name), sections.query_rows(searched, thumbnails, found))
-        for name, found in (("Worst", worst), ("Best", best))
+        element("div", element("h3", name), sections.query_rows(searched, thumbnails, queries))
+        for name, queries in (("Worst", worst), ("Best", best))
     )
     return joined(element("p", words), element("div", lists, class_="pair"))
