@@ -15,7 +15,7 @@ import torch
 import divcon as dc
 from divcon.cli.completion import completion_script
 from divcon.cli.messages import flag
-from divcon.cli.settings import as_file, gathered
+from divcon.cli.settings import as_file, current_origins
 from divcon.config.settings import RunConfig
 from divcon.models.backbone import AUTO
 
@@ -117,7 +117,7 @@ def test_shown_and_given_back_it_is_the_same(run: Run, file: Path, tmp_path: Pat
             line.partition(" # ")[0] for line in printed.splitlines()
         ]
         back = RunConfig.load(again)
-        gathered(anew=True)
+        current_origins(anew=True)
         assert as_file(back, None, None).count("# default") > 40
     assert back.train.loss_options == {"p": 2, "q": 2.0}
     assert [type(value) for value in back.train.loss_options.values()] == [int, float]
