@@ -31,13 +31,13 @@ class SubspaceHead(nn.Module, ABC):
     """
 
     method: ClassVar[str]
-    """A short name for `EmbeddingModel` and ``--method``, once the module of the class is imported. Without one the
-    class is called ``module:Name``."""
+    """A short name for `EmbeddingModel` and ``--method``, once the module of the class is imported. Without one, the
+    name is ``module:Name``."""
 
     def __init__(self, num_features: int, embedding_dim: int, num_learners: int, dropout: float) -> None:
         super().__init__()
         self.name = _name_of(type(self))
-        """What the files of a model call the head: a method, or ``module:Name``."""
+        """The name of the head in a model's files: a method, or ``module:Name``."""
         self.options: dict[str, Any] = {}
         """The keyword arguments that it was created with."""
         self.num_features = num_features
@@ -100,7 +100,7 @@ class SubspaceHead(nn.Module, ABC):
         return type(self).double is not SubspaceHead.double
 
     def start_with_one(self) -> None:
-        """Begin a hierarchy: one learner that has the full embedding.
+        """Start a hierarchy with one learner, whose subspace is the full embedding.
 
         Raises:
             ConfigError: the head has no hierarchy.
@@ -108,10 +108,10 @@ class SubspaceHead(nn.Module, ABC):
         raise self.no_hierarchy()
 
     def double(self, moments: Iterable[Tensor] = ()) -> None:
-        """Split each learner k in two, 2k and 2k + 1, which begin as k was.
+        """Split each learner k in two, 2k and 2k + 1, which start as copies of k.
 
         Args:
-            moments: what an optimiser keeps for each value of `subspace_parameters`, to be split in the same way.
+            moments: the optimiser's state of `subspace_parameters`, to be split in the same way.
 
         Raises:
             ConfigError: the head has no hierarchy.
@@ -119,7 +119,7 @@ class SubspaceHead(nn.Module, ABC):
         raise self.no_hierarchy()
 
     def no_hierarchy(self) -> ConfigError:
-        """The error for a head that has none."""
+        """The error for a head without hierarchy."""
         return ConfigError(
             f"`hierarchy`: the learners of method {self.name} cannot be split in two; use `method=masks`, a head of "
             "your own that defines `start_with_one` and `double`, or leave `hierarchy` out",
@@ -130,7 +130,7 @@ class SubspaceHead(nn.Module, ABC):
 
     def dimensions(self) -> list[list[int]]:
         """The dimensions of the full embedding that belong to one learner alone, K lists; empty where learners share
-        dimensions. Cut to its dimensions and brought to length one, the full embedding is the learner's."""
+        dimensions. The full embedding, cut to a learner's dimensions and L2-normalised, is the learner's."""
         return []
 
     def subspace_weights(self, learner: int) -> Float[Tensor, "D"] | None:
@@ -151,7 +151,7 @@ class SubspaceHead(nn.Module, ABC):
 
         Args:
             learner: k for its subspace; None for the full embedding.
-            features: a sample that the map may be fitted to, where it is linear but for lengths.
+            features: a sample to fit the layer to, if the embedding is linear up to the lengths of its parts.
         """
         return None
 
@@ -189,8 +189,8 @@ class SliceHead(SubspaceHead):
     """D split into K consecutive slices whose sizes differ by at most one (2019). With K = 1 this is the ordinary head
     of one metric.
 
-    The full embedding is the concatenation of the K normalised slices divided by the square root of K, so that it has
-    length one as each slice has: margins and cutoffs mean the same in every phase.
+    The full embedding is the concatenation of the K normalised slices divided by the square root of K: it has length
+    one, as each slice has, so that margins and cutoffs mean the same in every phase.
     """
 
     method = "slices"
@@ -200,7 +200,7 @@ class SliceHead(SubspaceHead):
         super().__init__(num_features, embedding_dim, num_learners, dropout)
         self._slices = slices
         self._sizes = [dims.stop - dims.start for dims in slices]
-        # Each slice on its own: Xavier's variance depends on the number of outputs, and a learner has d_k of them.
+        # Slice by slice: Xavier's variance depends on the number of outputs, and a learner has d_k.
         for dims in slices:
             nn.init.xavier_normal_(self.linear.weight.data[dims])
         nn.init.zeros_(self.linear.bias)
