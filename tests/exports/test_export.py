@@ -356,4 +356,4 @@ def test_where_a_backbones_weights_come_from(tiny_model: Make) -> None:
     assert "TO FILL IN" in backbone_origin(model, None).text
     model.freeze_batch_norm = True
     assert "if training started from those" in backbone_origin(model, None).text
-    assert "which model made the vectors" in backbone_origin(model_of("none", 1, "single"), None).text
+    assert "which model computed the vectors" in backbone_origin(model_of("none", 1, "single"), None).text

@@ -57,7 +57,7 @@ def set_of_images(images: Sequence[ImageLike], names: Sequence[str], needs: int 
 
 
 def encoded(image: ImageLike, needs: int | None = None) -> bytes:
-    """The bytes of a file that decodes to the image, as if it had been read from one.
+    """The bytes of a file that decodes to the image, as if it were read from one.
 
     A PIL image that was opened from a file and not changed is that file. Of a changed copy (``convert``, ``crop``) the
     pixels count, turned upright as EXIF says. A file of a large JPEG is decoded at a half, quarter or eighth of its

@@ -298,7 +298,7 @@ def decodable(images: LabeledSet, context: Context = DEFAULT) -> LabeledSet:
             keep[index] = False
             context.warn(f"left out: {message}")
     if not keep.any():
-        raise DataError(f"{images.source or 'the images given'}: none of the {len(images)} images decodes")
+        raise DataError(f"{images.source or 'the data'}: none of the {len(images)} images decodes")
     return images if keep.all() else images.subset(keep)
 
 

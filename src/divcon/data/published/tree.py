@@ -17,7 +17,7 @@ from divcon.runtime.context import DEFAULT, Context
 IMAGE_SUFFIXES = (".jpg", ".jpeg")
 """All that the six data sets hold."""
 _LEVELS = 2
-"""How far above and below the folder given the right one is looked for."""
+"""How many levels above and below the passed folder are searched for the right one."""
 _NAMED = 3
 
 
@@ -36,28 +36,27 @@ def find_tree(
     marks: Sequence[str],
     context: Context = DEFAULT,
 ) -> Tree:
-    """The folder of a data set, given it or its original archive, which is unpacked beside itself.
+    """The folder of a data set, from the folder itself or its original archive, which is unpacked beside itself.
 
     Args:
         name: the data set's, for messages.
         marks: files and folders, relative to its folder, any of which identifies it.
 
     Raises:
-        DataError: nothing is given, or there is no such file or folder; it is neither a folder nor an archive; or it
-            has no mark: then the folder above or below it that has one is named, if there is one.
+        DataError: ``root`` is None, there is no such file or folder, or it is neither a folder nor an archive; or it
+            has no mark: the message then names the folder above or below it that has one, if there is one.
         OutputError: the archive cannot be unpacked where it is.
     """
     if root is None:
         raise DataError(
             f"{name}: say where it is: the folder as it is unpacked from the original archive, or the archive"
         )
-    given = path = Path(root)
+    path = Path(root)
     if path.is_file() and is_archive(path):
-        path = unpacked(path, context)
-        below = next(_marked_below(path, marks), None)
+        below = next(_marked_below(unpacked(path, context), marks), None)
         if below is None:
-            raise DataError(f"{given}: {name} is not in this archive: it holds none of {', '.join(marks)}")
-        return Tree(below, given.parent)
+            raise DataError(f"{path}: {name} is not in this archive: it holds none of {', '.join(marks)}")
+        return Tree(below, path.parent)
     if not path.is_dir():
         what = "this is neither a folder nor an archive" if path.exists() else "there is no such file or folder"
         raise DataError(f"{path}: {what} ({', '.join(ARCHIVE_SUFFIXES)}); give the folder of {name} as it is unpacked")
@@ -72,7 +71,7 @@ def find_tree(
 
 
 def wrong_level(path: Path, marks: Sequence[str]) -> str:
-    """What to do where a folder above or below the one given has a mark; empty where none has."""
+    """Advice if a folder above or below the passed one has a mark; empty if none has."""
     below = next(_marked_below(path, marks), None)
     if below is not None and below != path:
         return f"you gave {'the parent folder' if below.parent == path else 'a folder above'}; give {below}"
