@@ -76,8 +76,8 @@ def test_a_table_s_columns_are_kept(command: Command, run: Path, image_folder: P
     (tmp_path / "t.csv").write_text("path,label,price,colour\n" + "\n".join(lines) + "\n")
     code, _, err = index(command, run, tmp_path / "t.csv", "--root", image_folder, "--store", tmp_path / "store")
     assert code == 0, err
-    found = command("search", tmp_path / "store", images[0], "--where", "price>=2", "--where", "label=l0", "--json")
-    hits = [json.loads(line) for line in found[1].splitlines()]
+    output = command("search", tmp_path / "store", images[0], "--where", "price>=2", "--where", "label=l0", "--json")
+    hits = [json.loads(line) for line in output[1].splitlines()]
     assert sorted(hit["metadata"]["price"] for hit in hits) == [2, 4]
     code, _, err = command("search", tmp_path / "store", images[0], "--where", "price>=2 OR 1=1")
     assert (code, err) == (2, err)
@@ -158,7 +158,7 @@ def test_what_does_not_go_together(
     assert not (tmp_path / "S").exists()
 
 
-def test_search_says_what_is_wrong(command: Command, run: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_search_reports_wrong_options(command: Command, run: Path, image_folder: Path, tmp_path: Path) -> None:
     assert index(command, run, image_folder)[0] == 0
     image = next(image_folder.rglob("*.png"))
     (tmp_path / "fake.jpg").write_text("no image")
