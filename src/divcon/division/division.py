@@ -1,4 +1,4 @@
-"""The division of the training images among the learners, and the function that makes it: `divide`."""
+"""`Division` of the training images among the learners, and `divide`, which computes it."""
 
 from __future__ import annotations
 
