@@ -1,4 +1,4 @@
-"""Export to a program of `torch.export`; and what all formats share: the check, and the description of the model."""
+"""Export to a program of `torch.export`; and for all formats, the check and the description of the model."""
 
 from __future__ import annotations
 

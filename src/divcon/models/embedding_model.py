@@ -276,7 +276,7 @@ class EmbeddingModel(nn.Module):
         return copied.to(self.device).eval()
 
     def save(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, each whole or not at all.
+        """Write ``config.json`` and ``model.safetensors``, each atomically.
 
         Raises:
             OutputError: a file cannot be written.
@@ -401,8 +401,46 @@ class EmbeddingModel(nn.Module):
         return same
 
 
+def as_model(model: object) -> EmbeddingModel:
+    """The model itself, or the one in the folder of a run or model.
+
+    Raises:
+        ConfigError: it is neither.
+        WeightsError: there is no model in the folder, or a damaged one.
+    """
+    if isinstance(model, EmbeddingModel):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise ConfigError(
+            f"`model` is of type {type(model).__name__}: pass a divcon.EmbeddingModel, or the folder of a run or model",
+            field="model",
+        )
+    return EmbeddingModel.load(Path(model))
+
+
+def own_parts(config: Mapping[str, Any]) -> list[str]:
+    """The code of the user's own that a model's `EmbeddingModel.config` names, each as ``module:Name``."""
+    names = [config.get("backbone"), config.get("eval_transform")]
+    head: Any = config
+    while isinstance(head, Mapping):  # a pruned head names the head that it was cut from
+        names.append(head.get("method"))
+        options = head.get("head_options")
+        head = options.get("of") if isinstance(options, Mapping) else None
+    return [str(name) for name in names if is_named(name) and not str(name).startswith("divcon.")]
+
+
+def own_backbone(model: EmbeddingModel) -> nn.Module | None:
+    """The model's backbone where it is the user's own, for `EmbeddingModel.load`: its class may need arguments."""
+    return model.backbone if is_own(model.config["backbone"]) else None
+
+
+def own_transform(model: EmbeddingModel) -> Own | None:
+    """The model's evaluation transform where it is the user's own, for `EmbeddingModel.load`."""
+    return None if model._own_transform is None else model._own_transform.own
+
+
 def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write both files, each whole or not at all.
+    """Write ``config.json`` and ``model.safetensors``, each atomically.
 
     Raises:
         OutputError: a file cannot be written.
@@ -453,48 +491,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_trusted(config: Mapping[str, Any], where: str, trust: Trust) -> None:
-    """
-    Raises:
-        TrustError: the file names code of the user's own that is not imported yet and not allowed.
-    """
+    """Raise TrustError if the file names code of the user's own that is neither imported yet nor allowed."""
     for name in own_parts(config):
         if not is_imported(name):
             check_trusted(name, where, trust)
-
-
-def own_backbone(model: EmbeddingModel) -> nn.Module | None:
-    """The model's backbone where it is the user's own, for `EmbeddingModel.load`: its class may need arguments."""
-    return model.backbone if is_own(model.config["backbone"]) else None
-
-
-def own_transform(model: EmbeddingModel) -> Own | None:
-    """The model's evaluation transform where it is the user's own, for `EmbeddingModel.load`."""
-    return None if model._own_transform is None else model._own_transform.own
-
-
-def own_parts(config: Mapping[str, Any]) -> list[str]:
-    """The code of the user's own that a model's `EmbeddingModel.config` names, each as ``module:Name``."""
-    names = [config.get("backbone"), config.get("eval_transform")]
-    head: Any = config
-    while isinstance(head, Mapping):  # a pruned head names the head that it was cut from
-        names.append(head.get("method"))
-        options = head.get("head_options")
-        head = options.get("of") if isinstance(options, Mapping) else None
-    return [str(name) for name in names if is_named(name) and not str(name).startswith("divcon.")]
-
-
-def as_model(model: object) -> EmbeddingModel:
-    """The model itself, or the one in the folder of a run or model.
-
-    Raises:
-        ConfigError: it is neither.
-        WeightsError: there is no model in the folder, or a damaged one.
-    """
-    if isinstance(model, EmbeddingModel):
-        return model
-    if not isinstance(model, (str, os.PathLike)):
-        raise ConfigError(
-            f"`model` is of type {type(model).__name__}: pass a divcon.EmbeddingModel, or the folder of a run or model",
-            field="model",
-        )
-    return EmbeddingModel.load(Path(model))

@@ -349,8 +349,8 @@ class MaskHead(SubspaceHead):
 
     @torch.no_grad()
     def subspace_weights(self, learner: int) -> Float[Tensor, "D"] | None:
-        """relu(mask k); where the full embedding is ``masked``, divided by the sum of all masks, with which it was
-        multiplied."""
+        """relu(mask k); divided by the sum of all masks if the full embedding is ``masked``, that is, multiplied by
+        that sum."""
         masks = self._relu().cpu()
         if not self._masked:
             return masks[learner]
@@ -371,13 +371,13 @@ class MaskHead(SubspaceHead):
         rows = sorted(d for k in learners for d in self.dimensions()[k])
         head = _like(self, rows, len(learners))
         assert isinstance(head, MaskHead)
-        # Those of a hierarchy are not the masks that a new head begins with.
+        # The masks of a hierarchy differ from those of a new head.
         head.masks.copy_(self.masks[list(learners)][:, rows])
         return head
 
 
 class DerivedHead(SubspaceHead):
-    """What pruning makes of a head that is not linear: it holds that head, and changes what comes out.
+    """Base class of pruned heads that are not linear: wraps another head and changes its output.
 
     Args:
         of: the `SubspaceHead.config` of the other head.
@@ -399,7 +399,7 @@ class LearnerHead(DerivedHead):
     """One learner of another head.
 
     Args:
-        learner: its number there.
+        learner: its number in that head.
     """
 
     def __init__(self, *sizes: Any, of: Mapping[str, Any], learner: int) -> None:
@@ -420,7 +420,7 @@ class CutHead(DerivedHead):
     """Some learners of another head, with their dimensions of its embedding.
 
     Args:
-        learners: their numbers there, ascending.
+        learners: their numbers in that head, ascending.
     """
 
     def __init__(self, *sizes: Any, of: Mapping[str, Any], learners: Sequence[int]) -> None:
@@ -463,8 +463,8 @@ class ProjectedHead(DerivedHead):
 
 
 def methods() -> dict[str, type[SubspaceHead]]:
-    """The kinds of subspaces that have a short name: those of this module, and every imported subclass of
-    `SubspaceHead` that has a ``method``."""
+    """The heads with a short name: those of this module, and every imported subclass of `SubspaceHead` with a
+    ``method``."""
     return {"single": SliceHead, **{kind.method: kind for kind in _kinds() if hasattr(kind, "method")}}
 
 
@@ -491,16 +491,16 @@ def _name_of(kind: type[SubspaceHead]) -> str:
 def head_class(
     method: str | type[SubspaceHead], num_learners: int, options: Mapping[str, Any] | None = None
 ) -> type[SubspaceHead]:
-    """The class of a method, checked: it can have so many learners, and takes such options.
+    """The class of a method; checks the number of learners and the options.
 
     Args:
         method: a short name (see `methods`), ``module:Name``, or the class itself.
 
     Raises:
-        ConfigError: no such method or option (the message suggests the nearest names), or more than one learner under
-            ``single``.
+        ConfigError: there is no such method or option (the message suggests the nearest names), or ``single`` has more
+            than one learner.
     """
-    kind = _found(method)
+    kind = _resolve(method)
     if method == "single" and num_learners != 1:
         raise ConfigError(f"method single has one learner, not {num_learners}", field=("num_learners", "method"))
     name = method if isinstance(method, str) else _name_of(kind)
@@ -517,7 +517,7 @@ def head_class(
     return kind
 
 
-def _found(method: str | type[SubspaceHead]) -> type[SubspaceHead]:
+def _resolve(method: str | type[SubspaceHead]) -> type[SubspaceHead]:
     known = methods()
     kind: Any = method
     if isinstance(method, str):
@@ -527,7 +527,7 @@ def _found(method: str | type[SubspaceHead]) -> type[SubspaceHead]:
                 "first",
                 field="method",
             )
-        # By name among those that are defined, too: a class inside of a function is no attribute of its module.
+        # Also by the names of defined classes: a class inside a function is not an attribute of its module.
         kind = known.get(method) or next((k for k in _kinds() if name_of(k) == method), None)
         kind = kind or load_part(method, "method")
     if not (isinstance(kind, type) and issubclass(kind, SubspaceHead)) or inspect.isabstract(kind):
@@ -544,14 +544,14 @@ def create_head(
     dropout: float = 0.01,
     options: Mapping[str, Any] | None = None,
 ) -> SubspaceHead:
-    """The head of a method: ``single`` (one learner), ``slices``, ``masks``, or a subclass of `SubspaceHead` of your
-    own, by its name or itself.
+    """The head of a method: ``single`` (one learner), ``slices``, ``masks``, or your own subclass of `SubspaceHead`, by
+    its name or itself.
 
     Args:
         options: keyword-only arguments of the class.
 
     Raises:
-        ConfigError: as `head_class`; more learners than dimensions, or an option's value that cannot be.
+        ConfigError: as `head_class`; or there are more learners than dimensions, or an option has an invalid value.
     """
     kind = head_class(method, num_learners, options)
     head = kind(num_features, embedding_dim, num_learners, dropout, **(options or {}))

@@ -1,4 +1,4 @@
-"""Updating an index: what is new or changed is embedded and written, by one process or in shards by several."""
+"""Update an index: embed and write new and changed items, in one process or in shards in several."""
 
 from __future__ import annotations
 
