@@ -221,7 +221,8 @@ class AdaptedMiner(nn.Module):
 
     Args:
         miner: a function or module of embeddings and labels, and optionally ``ref_emb`` and ``ref_labels``, that
-            returns triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives), as indices.
+            returns triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives) of
+            indices.
     """
 
     def __init__(self, miner: Any) -> None:
