@@ -162,6 +162,11 @@ class TrainConfig:
     full_weight: float = setting(1.0, before=0.0)
     """Weight, until the joint phase, of a loss on the full embedding added to the learner's, on the same batch (ours);
     0: the learner's loss alone, as in both papers."""
+    distill_weight: float = setting(0.0, before=0.0)
+    """Weight of similarity distillation (S2SD, Roth et al., ICML 2021): on each batch the full embedding learns the
+    similarities of the pooled features that it is computed from; 0: none. The paper's weights are 50 to 1,000."""
+    distill_temperature: float = setting(1.0, before=1.0)
+    """Temperature of `distill_weight`: cosines are divided by it before the softmax."""
     joint_epoch: int | None = None
     """First epoch of the joint phase: the loss is on the full embedding, batches still come from one cluster at a time.
     None: no joint phase."""
@@ -270,6 +275,8 @@ class TrainConfig:
             workers=0,
             seed=0,
         )
+        if self.distill_temperature == 0:
+            raise ConfigError("`distill_temperature` 0: must be above 0", field="distill_temperature")
         if self.batches_per_step < sharing:
             raise ConfigError(
                 f"`devices` {self.devices} share out the batches of a step, and `learners_per_step` is "
@@ -289,7 +296,16 @@ class TrainConfig:
                 field=("batch_size", "images_per_class"),
             )
         finite(self, "lr", "head_lr", "weight_decay", "warmup_epochs", "lr_gamma")
-        finite(self, "checkpoint_minutes", "full_weight", "mask_lr", "mask_weight_decay", "mask_penalty")
+        finite(
+            self,
+            "checkpoint_minutes",
+            "full_weight",
+            "distill_weight",
+            "distill_temperature",
+            "mask_lr",
+            "mask_weight_decay",
+            "mask_penalty",
+        )
         if self.freeze_backbone_epochs >= self.redivide_every > 0 and self.freeze_backbone_epochs:
             raise ConfigError(
                 f"`freeze_backbone_epochs` {self.freeze_backbone_epochs} of every `redivide_every` "

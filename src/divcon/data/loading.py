@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -70,7 +70,7 @@ def _killed(how: str) -> WorkerError:
     )
 
 
-def of_workers(loader: Iterable[Any]) -> Iterator[Any]:
+def of_workers(loader: Iterable[Any]) -> Generator[Any, None, None]:
     """Iterate over a loader.
 
     Raises:
@@ -78,17 +78,31 @@ def of_workers(loader: Iterable[Any]) -> Iterator[Any]:
     """
     with _sigterm_blocked():
         batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise worker_death(error) or error from None
-        except (ConnectionError, EOFError, FileNotFoundError) as error:
-            # The worker died before it passed on its last batch.
-            raise _killed(f"its last batch is lost: {error or type(error).__name__}") from None
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise worker_death(error) or error from None
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
+                # The worker died before it passed on its last batch.
+                raise _killed(f"its last batch is lost: {error or type(error).__name__}") from None
+            yield batch
+    finally:
+        if not getattr(loader, "persistent_workers", False):
+            end_workers(batches)
+
+
+def end_workers(batches: Iterator[Any] | None) -> None:
+    """End the worker processes of a loader's iterator now.
+
+    An iterator that an exception's traceback still holds is freed by the garbage collector, which may end the thread
+    that writes to the workers first: each then waits for its timeout of five seconds.
+    """
+    if (shut_down := getattr(batches, "_shutdown_workers", None)) is not None:
+        shut_down()
 
 
 T = TypeVar("T")
@@ -166,7 +180,7 @@ def collate(items: Sequence[tuple[torch.Tensor, int] | DivconError]) -> Pixels |
     return torch.stack(pixels), torch.tensor(indices)
 
 
-def batches_of(loader: DataLoader | Iterable[Pixels | DivconError]) -> Iterator[Pixels]:
+def batches_of(loader: DataLoader | Iterable[Pixels | DivconError]) -> Generator[Pixels, None, None]:
     """The batches of a loader that collates with `collate`.
 
     Raises:
@@ -174,10 +188,11 @@ def batches_of(loader: DataLoader | Iterable[Pixels | DivconError]) -> Iterator[
         ConfigError: the user's own transform fails, or does not return an image; the message names the image.
         WorkerError: a process that decodes was killed.
     """
-    for batch in of_workers(loader):
-        if isinstance(batch, DivconError):
-            raise batch
-        yield batch
+    with closing(of_workers(loader)) as batches:
+        for batch in batches:
+            if isinstance(batch, DivconError):
+                raise batch
+            yield batch
 
 
 def evaluation_batches(
@@ -204,7 +219,8 @@ def evaluation_batches(
         # Its own generator: a loader draws a seed for its workers, which must not change other random numbers.
         generator=torch.Generator(),
     )
-    yield from batches_of(loader)
+    with closing(batches_of(loader)) as batches:
+        yield from batches
     if kept is not None:
         kept[key] = loader
 
@@ -226,6 +242,8 @@ def kept_workers() -> Iterator[None]:
     try:
         yield
     finally:
+        for loader in _kept.values():
+            end_workers(loader._iterator)
         _kept = None
 
 
@@ -258,8 +276,9 @@ def each(
         worker_init_fn=begin_worker,
         generator=torch.Generator(),
     )
-    for batch in of_workers(loader):
-        yield from batch
+    with closing(of_workers(loader)) as batches:
+        for batch in batches:
+            yield from batch
 
 
 def each_image(

@@ -117,7 +117,7 @@ class Checkpointer:
         inside = self._state.inside
         assert inside is not None, "start_epoch comes first"
         if self.resumes_inside_epoch:
-            record.restore(inside.losses, inside.full_losses, inside.seconds_training)
+            record.restore(inside.losses, inside.full_losses, inside.distillations, inside.seconds_training)
             report.seconds_dividing = inside.seconds_dividing
         inside.seconds_dividing = report.seconds_dividing
         report.warnings += self._warnings
@@ -166,6 +166,7 @@ class Checkpointer:
             if self._group.alone:
                 self._record.sync()
             inside.losses, inside.full_losses = self._record.values, self._record.full_values
+            inside.distillations = self._record.distillation_values
             inside.seconds_training = self._record.seconds
         with self._stop.deferred():
             self._state.save(self._path, self._config, self._fingerprint)
@@ -239,6 +240,7 @@ class TrainState:
                 "redivided": not same,
                 "losses": torch.tensor(self.inside.losses, dtype=torch.float64),
                 "full_losses": torch.tensor(self.inside.full_losses, dtype=torch.float64),
+                "distillations": torch.tensor(self.inside.distillations, dtype=torch.float64),
             }
         write_checkpoint(path, content)
 
@@ -271,7 +273,9 @@ class TrainState:
         inside = content.get("inside")
         if inside is not None:
             previous = _load_division(inside["previous"]) if inside.pop("redivided") else self.division
-            losses = {name: inside[name].tolist() for name in ("losses", "full_losses")}
+            # Checkpoints of before the distillation have none.
+            names = [name for name in ("losses", "full_losses", "distillations") if name in inside]
+            losses = {name: inside[name].tolist() for name in names}
             self.inside = EpochProgress(**{**inside, "previous": previous, **losses})
 
 
@@ -285,6 +289,7 @@ class EpochProgress:
     """Number of batches done."""
     losses: list[float] = dataclasses.field(default_factory=list)
     full_losses: list[float] = dataclasses.field(default_factory=list)
+    distillations: list[float] = dataclasses.field(default_factory=list)
     seconds_dividing: float = 0.0
     seconds_training: float = 0.0
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.loading import Decoded, Key, Pixels, batches_of, begin_worker, collate, kept_workers
+from divcon.data.loading import Decoded, Key, Pixels, batches_of, begin_worker, collate, end_workers, kept_workers
 from divcon.data.transforms import TrainTransform, Transform, create_transform
 from divcon.errors import ConfigError
 from divcon.models import EmbeddingModel
@@ -173,6 +173,8 @@ class ImageLoader(TrainLoader):
         )
 
     def close(self) -> None:
+        if self._loader is not None:
+            end_workers(self._loader._iterator)
         self._loader = None
         self._cache = _PixelCache(0, 0)
 

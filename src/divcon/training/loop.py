@@ -179,6 +179,10 @@ def divide_and_conquer(
                         # Conquer: one loss on the full embedding.
                         _, full, features = network(inputs, with_all=True)
                         loss = record.loss(number, objectives[-1], full, targets)
+                    if config.distill_weight:
+                        # The full embedding learns the similarities of its own backbone's features (S2SD).
+                        distillation = record.distillation(number, full, features, config.distill_temperature)
+                        loss = loss + config.distill_weight * distillation
                     bank.update(batch.indices, features)
                     fabric.backward(loss / len(step))
                 take_step(optimizer, objectives, model, context)

@@ -20,6 +20,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.reducers import DivisorReducer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError, unknown
@@ -79,6 +80,31 @@ def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int)
         for dim in sorted(set(dims)):
             _try(objectives[dims.index(dim)], part, dim, config, num_classes)
     return objectives
+
+
+def similarity_distillation(
+    embeddings: Float[Tensor, "B D"], features: Float[Tensor, "B F"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """Similarity distillation (S2SD; Roth et al., ICML 2021, eq. 2): how far the similarities of the embeddings are
+    from those of the pooled features, which are the target and get no gradient.
+
+    For each image, its cosines to the others of the batch, divided by the temperature, are made a distribution by
+    softmax. The loss is the Kullback-Leibler divergence of the embeddings' distribution from the features', averaged
+    over images and multiplied by the squared temperature.
+
+    Args:
+        embeddings: (B, D), of length one.
+        features: (B, F), of any length.
+    """
+    if len(embeddings) < 2:
+        return embeddings.sum() * 0.0
+    with torch.autocast(embeddings.device.type, enabled=False):
+        student, teacher = embeddings.float(), F.normalize(features.detach().float(), dim=1)
+        others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+        student, teacher = (
+            torch.log_softmax((x @ x.T)[others].view(len(x), -1) / temperature, dim=1) for x in (student, teacher)
+        )
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 def keeps_state(objective: nn.Module, dim: int, config: TrainConfig) -> bool:

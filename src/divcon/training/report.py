@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,11 +18,12 @@ from divcon.division import Division
 from divcon.errors import ConfigError, NonFiniteError
 from divcon.models import SubspaceHead
 from divcon.runtime.context import DEFAULT, Context, Progress
+from divcon.training.losses import similarity_distillation
 from divcon.training.sampler import EpochPlan
 from divcon.training.schedule import Phase
 
-_ROWS = ("", "full embedding, ")
-"""What messages call the two losses of a batch."""
+_ROWS = ("", "full embedding, ", "distillation, ")
+"""What messages call the losses of a batch."""
 
 
 class LossRecord:
@@ -40,9 +43,10 @@ class LossRecord:
         self._epoch = epoch
         self._group = context.group
         self._immediate = immediate
-        self._losses = np.full((2, len(plan.batches)), np.nan)
-        """Row 0: the loss of each batch; row 1: the additional loss on the full embedding. Those from ``_synced`` on
-        may be missing: not computed yet, or by another process."""
+        self._losses = np.full((len(_ROWS), len(plan.batches)), np.nan)
+        """Row 0: the loss of each batch; row 1: the additional loss on the full embedding; row 2: the distillation of
+        the features' similarities. Those from ``_synced`` on may be missing: not computed yet, or by another
+        process."""
         self._unchecked: list[tuple[int, int, Tensor]] = []
         self._synced = 0
         self._steps_since_check = 0
@@ -71,11 +75,22 @@ class LossRecord:
         """
         return self._recorded(1, number, objective, embeddings, labels)
 
-    def _recorded(self, row: int, number: int, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def distillation(self, number: int, embeddings: Tensor, features: Tensor, temperature: float) -> Tensor:
+        """Compute and record the distillation of batch ``number``, a scalar (see `similarity_distillation`).
+
+        Raises:
+            NonFiniteError: as `loss`.
+        """
+        distil = partial(similarity_distillation, temperature=temperature)
+        return self._recorded(2, number, distil, embeddings, features)
+
+    def _recorded(
+        self, row: int, number: int, objective: Callable[..., Tensor], embeddings: Tensor, target: Tensor
+    ) -> Tensor:
         if self._immediate and not torch.isfinite(embeddings).all():
             self._stop(row, number, "the embeddings hold NaN or infinite values")
         try:
-            loss = objective(embeddings, labels)
+            loss = objective(embeddings, target)
         except ConfigError as error:
             raise ConfigError(f"{self._where(row, number)}: {error}", field=error.fields) from error
         self.inside_a_step = True
@@ -123,9 +138,12 @@ class LossRecord:
             self._losses[row, number] = value
         self._unchecked.clear()
 
-    def restore(self, values: list[float], full_values: list[float], seconds: float) -> None:
+    def restore(
+        self, values: list[float], full_values: list[float], distillation_values: list[float], seconds: float
+    ) -> None:
         """Continue an epoch that was stopped after these losses and so many seconds."""
-        self._losses[0, : len(values)], self._losses[1, : len(full_values)] = values, full_values
+        for row, these in enumerate((values, full_values, distillation_values)):
+            self._losses[row, : len(these)] = these
         self._synced = self.batches_done = len(values)
         self.started -= seconds
 
@@ -138,6 +156,11 @@ class LossRecord:
     def full_values(self) -> list[float]:
         """The additional losses on the full embedding of the same batches; empty where there are none."""
         return [] if np.isnan(self._losses[1]).all() else self._losses[1, : self._synced].tolist()
+
+    @property
+    def distillation_values(self) -> list[float]:
+        """The distillations of the same batches; empty where there are none."""
+        return [] if np.isnan(self._losses[2]).all() else self._losses[2, : self._synced].tolist()
 
     @property
     def seconds(self) -> float:
@@ -172,6 +195,11 @@ class LossRecord:
         """The mean of the additional losses on the full embedding; None where there are none."""
         return float(np.mean(self.full_values)) if self.full_values else None
 
+    @property
+    def distillation_mean(self) -> float | None:
+        """The mean of the distillations; None where there are none."""
+        return float(np.mean(self.distillation_values)) if self.distillation_values else None
+
     def by_learner(self, num_learners: int) -> list[float | None]:
         """The mean loss of each learner; None for a learner without batches."""
         learner = np.array([batch.learner for batch in self._plan.batches])
@@ -192,6 +220,9 @@ class EpochReport:
     """Mean over the batches of each learner; None for a learner without batches."""
     full_loss: float | None = None
     """Mean over the batches of the additional loss on the full embedding, before its weight; None where there is
+    none."""
+    distillation: float | None = None
+    """Mean over the batches of the distillation of the features' similarities, before its weight; None where there is
     none."""
     division: Division = field(default=None, repr=False)  # type: ignore[assignment]
     """The division that the batches come from."""
@@ -252,6 +283,7 @@ class EpochReport:
         self.loss = record.mean
         self.learner_loss = record.by_learner(plan.num_learners)
         self.full_loss = record.full_mean
+        self.distillation = record.distillation_mean
         self.batches = len(plan.batches)
         self.images = sum(len(batch.indices) for batch in plan.batches)
         self.distinct_images = plan.distinct_images
