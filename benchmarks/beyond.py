@@ -1,16 +1,16 @@
-"""What neither paper has, tried on validation classes: does any of it pay?
+"""Ideas that neither paper has, on validation classes: does any of them help?
 
     python benchmarks/beyond.py data/vectors-2000.parquet --out docs/results/beyond-vectors-2000.json
     python benchmarks/beyond.py icons data/icons-2000 --size 32 --epochs 60 --folds 1 --workers 0 \
         --ideas single masks "masks, full weight 1.0" --out docs/results/beyond-icons-2000.json
 
-One idea was taken into divcon, a loss on the full embedding beside the learner's (``--full-weight``); what does not
-name it here is without it. For the others, the training loop is ``divcon/training/loop.py`` with the ideas in
+One idea is now in divcon, a loss on the full embedding beside the learner's (``--full-weight``); ideas that do not name
+it are without it. For the others, the training loop is ``divcon/training/loop.py`` with the ideas in
 it: several learners a step, each with its part of the batch; images, or classes, that belong to their two nearest
 clusters; learners' losses, or a distillation of their similarities, in the finetune phase. With none of them it trains
-what divcon trains (``single``, ``slices``, ``masks``), bit for bit. Every idea sees as many images as the others, and
-is judged on the same folds of the train classes; the test classes are never looked at. Results that are there already
-are not made again.
+what divcon trains (``single``, ``slices``, ``masks``), bit for bit. Every idea trains on the same number of images and
+is evaluated on the same folds of the train classes; the test classes are not used. Results that exist are not computed
+again.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfi
             yield division
 
 
-def judge(idea: Idea, data: dc.Benchmark, options: argparse.Namespace, fold: int) -> dict:
+def validate(idea: Idea, data: dc.Benchmark, options: argparse.Namespace, fold: int) -> dict:
     """Recall@1 on a fold's held-out classes after every second epoch."""
     part = folds_of(data, 3, 0)[fold]
     vectors = part.train.vectors
@@ -235,13 +235,13 @@ def judge(idea: Idea, data: dc.Benchmark, options: argparse.Namespace, fold: int
         k: round(v * options.epochs) if k.endswith("_epoch") else v for k, v in (ALONE | idea.train).items()
     }
     config = dc.TrainConfig(epochs=options.epochs, seed=options.seed, workers=options.workers, **train_settings)
-    curve, started, judging = [], time.perf_counter(), 0.0
+    curve, started, evaluating = [], time.perf_counter(), 0.0
     for epoch, _ in enumerate(train(model, part.train, config, idea)):
         if epoch % 2 or epoch == options.epochs - 1:
             began = time.perf_counter()
             curve.append(dc.evaluate(model, part.validation, clustering=False)["recall_at_1"])
-            judging += time.perf_counter() - began
-    return {"recall_at_1": curve, "seconds": time.perf_counter() - started - judging}
+            evaluating += time.perf_counter() - began
+    return {"recall_at_1": curve, "seconds": time.perf_counter() - started - evaluating}
 
 
 def table(runs: list[dict]) -> str:
@@ -251,11 +251,11 @@ def table(runs: list[dict]) -> str:
     for run in runs:
         ends.setdefault(run["idea"], {})[run["seed"], run["fold"]] = 100 * run["recall_at_1"][-1]
     lines = ["| idea | folds | **mean** | - single |", "|---" * 4 + "|"]
-    for name, found in ends.items():
-        alike = [key for key in found if key in ends.get("single", {})]
-        less = f"{np.mean([found[key] - ends['single'][key] for key in alike]):+.1f}" if alike else ""
-        each = " ".join(f"{found[key]:.1f}" for key in sorted(found))
-        lines.append(f"| {name} | {each} | **{np.mean(list(found.values())):.1f}** | {less} |")
+    for name, scores in ends.items():
+        alike = [key for key in scores if key in ends.get("single", {})]
+        less = f"{np.mean([scores[key] - ends['single'][key] for key in alike]):+.1f}" if alike else ""
+        each = " ".join(f"{scores[key]:.1f}" for key in sorted(scores))
+        lines.append(f"| {name} | {each} | **{np.mean(list(scores.values())):.1f}** | {less} |")
     return "\n".join(lines)
 
 
@@ -281,7 +281,7 @@ def main() -> None:
             key |= {} if data.train.vectors is not None else {"backbone": options.backbone, "size": options.size}
             if any(key.items() <= run.items() for run in record["runs"]):
                 continue
-            run = key | judge(IDEAS[name], data, options, fold) | {"settings": asdict(IDEAS[name])}
+            run = key | validate(IDEAS[name], data, options, fold) | {"settings": asdict(IDEAS[name])}
             record["runs"].append(run)
             options.out.write_text(json.dumps(record) + "\n")
             print(f"{name}, fold {fold}: {100 * run['recall_at_1'][-1]:.1f} ({run['seconds']:.0f} s)", flush=True)

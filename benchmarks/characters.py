@@ -51,7 +51,7 @@ def fetch(folder: Path) -> list[Path]:
 
 def drawings(package: Path) -> dict[str, np.ndarray]:
     """What a family draws for each letter and digit that it has: (64, 64) uint8. The upright weight nearest to 400."""
-    found: dict[str, np.ndarray] = {}
+    pages: dict[str, np.ndarray] = {}
     with tarfile.open(package) as packed:
         files = defaultdict(list)
         for name in packed.getnames():
@@ -69,11 +69,11 @@ def drawings(package: Path) -> dict[str, np.ndarray]:
             except OSError:
                 continue
             for character in map(chr, characters):
-                if unicodedata.category(character) in ("Lu", "Ll", "Lo", "Nd") and character not in found:
+                if unicodedata.category(character) in ("Lu", "Ll", "Lo", "Nd") and character not in pages:
                     page = Image.new("L", (SIZE, SIZE), 255)
                     ImageDraw.Draw(page).text((SIZE // 2, BASELINE), character, font=font, fill=0, anchor="ms")
-                    found[character] = np.asarray(page)
-    return {character: page for character, page in found.items() if (page < 128).sum() >= 15}
+                    pages[character] = np.asarray(page)
+    return {character: page for character, page in pages.items() if (page < 128).sum() >= 15}
 
 
 def same_looks(families: list[dict[str, bytes]]) -> set[str]:

@@ -4,8 +4,8 @@
     python benchmarks/decode.py --width 640 --height 480
 
 `imagefolder` is torchvision's, with its RandomResizedCrop and flip, as most training scripts have it: it decodes each
-photo whole. The photos are noise, blurred and enlarged, which compresses as photos do; they are made once, in a folder
-beside the results. What is timed is an epoch, all crops of 224 pixels. How runs are timed: benchmarks/turns.py.
+photo whole. The photos are noise, blurred and enlarged, which compresses as photos do; they are written once, to a
+folder beside the results. The timed work is an epoch, all crops of 224 pixels. How runs are timed: benchmarks/turns.py.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def prepare(contender: str, backbone: str, size: int, images: int) -> Callable[[
 
     @torch.inference_mode()
     def forward() -> None:
-        for seen, indices in batches:
-            images = model.normalize(seen)
+        for pixels, indices in batches:
+            images = model.normalize(pixels)
             if contender != "timm":
                 images = images.contiguous(memory_format=torch.channels_last)
             features[indices.numpy()] = model.backbone(images).numpy()

@@ -77,8 +77,8 @@ def prepare(contender: str, n: int, dim: int, classes: int, queries: int) -> Cal
         def in_loops() -> dict[str, float]:
             index = faiss.IndexFlatL2(points.shape[1])
             index.add(points)
-            found = index.search(asked, 101)[1]
-            near = torch.from_numpy(labels[found if queries else found[:, 1:]])
+            neighbours = index.search(asked, 101)[1]
+            near = torch.from_numpy(labels[neighbours if queries else neighbours[:, 1:]])
             return {
                 f"recall@{k}": sum(1 for own, others in zip(asked_labels, near, strict=True) if own in others[:k])
                 / len(near)
@@ -120,10 +120,10 @@ def of_oml(
             _, near, right = batched_knn(gallery, every, every, 101, labels_gt=own)
         else:
             _, near, right = batched_knn_qg(torch.from_numpy(asked), gallery, 101, torch.from_numpy(asked_labels), own)
-        found = calc_retrieval_metrics(
+        scores = calc_retrieval_metrics(
             near, right, cmc_top_k=(1, 10, 100), precision_top_k=(1,), map_top_k=(100,), verbose=False
         )
-        return {f"recall@{k}": float(value) for k, value in found["cmc"].items()}
+        return {f"recall@{k}": float(value) for k, value in scores["cmc"].items()}
 
     return metrics
 

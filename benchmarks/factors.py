@@ -5,10 +5,10 @@
     divcon features icons data/icons-2000 --backbone tf_efficientnet_lite0 --size 64 --out data/vectors-2000.parquet
     python benchmarks/factors.py data/vectors-2000.parquet --out docs/results/factors-vectors-2000.json
 
-Every setting trains on two thirds of the train classes and is judged on the other third, three times over, with the
-same three folds for all. The test classes are never looked at. A setting is 5 to 60 seconds a fold on one core; those
+Every setting trains on two thirds of the train classes and is evaluated on the other third, three times, with the same
+three folds for all. The test classes are not used. A setting is 5 to 60 seconds a fold on one core; those
 that are in the results already are not run again. Two ways of matching clusters to learners that the library does not
-have are made here: at random, and by the inverse permutation, as the code that was released in 2019 does it. All are
+have are implemented here: at random, and by the inverse permutation, as in the code released in 2019. All are
 without a loss on the full embedding beside the learner's (``--full-weight``), which ``beyond.py`` measures.
 """
 
@@ -130,7 +130,7 @@ def recall_at_1(model: dc.EmbeddingModel, data: dc.LabeledSet) -> float:
     return dc.evaluate(model, data, clustering=False)["recall_at_1"]
 
 
-def judge(name: str, data: dc.LabeledSet, folds: int, seed: int) -> dict:
+def cross_validate(name: str, data: dc.LabeledSet, folds: int, seed: int) -> dict:
     """Recall@1 after every second epoch on each fold, and what the divisions were like."""
     model_settings, train_settings = SETTINGS[name]
     classes = np.random.default_rng(seed).permutation(data.classes)
@@ -160,15 +160,15 @@ def table(results: list[dict]) -> str:
     of the mean, and the difference of the means at the last epoch from single's."""
     single = next((np.mean(r["folds"], 0) for r in results if r["name"] == "single"), None)
     lines = ["| setting | folds | **last** | best (epoch) | last - single | pairs kept | s |", "|---" * 7 + "|"]
-    for found in results:
-        curve = 100 * np.mean(found["folds"], 0)
-        each = " ".join(f"{100 * c[-1]:.1f}" for c in found["folds"])
+    for result in results:
+        curve = 100 * np.mean(result["folds"], 0)
+        each = " ".join(f"{100 * c[-1]:.1f}" for c in result["folds"])
         best = int(curve.argmax())
         less = "" if single is None else f"{curve[-1] - 100 * single[-1]:+.1f}"
-        kept = f"{100 * np.mean(found['kept_pairs']):.0f} %" if found["kept_pairs"] else ""
+        kept = f"{100 * np.mean(result['kept_pairs']):.0f} %" if result["kept_pairs"] else ""
         lines.append(
-            f"| {found['name']} | {each} | **{curve[-1]:.1f}** | {curve[best]:.1f} ({2 * best + 2}) | {less} | {kept} "
-            f"| {found['seconds']:.0f} |"
+            f"| {result['name']} | {each} | **{curve[-1]:.1f}** | {curve[best]:.1f} ({2 * best + 2}) | {less} | {kept} "
+            f"| {result['seconds']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -190,11 +190,11 @@ def main() -> None:
             continue
         started = time.perf_counter()
         with matching(name):
-            found = judge(name, train, options.folds, options.seed)
+            result = cross_validate(name, train, options.folds, options.seed)
         model, config = SETTINGS[name]
-        record["runs"].append({**found, "settings": {"model": model, "train": config}})
+        record["runs"].append({**result, "settings": {"model": model, "train": config}})
         options.out.write_text(json.dumps(record) + "\n")
-        print(f"{name}: {table([found]).splitlines()[-1]} ({time.perf_counter() - started:.0f} s in all)", flush=True)
+        print(f"{name}: {table([result]).splitlines()[-1]} ({time.perf_counter() - started:.0f} s in all)", flush=True)
     print(table([r for r in record["runs"] if r["seed"] == options.seed]))
 
 

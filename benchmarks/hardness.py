@@ -63,21 +63,23 @@ def measure(run: Path, data: dc.Benchmark, seed: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--data", nargs="+", required=True, help="what they were trained on, as in `divcon train`")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="the data that they were trained on, as in `divcon train`"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of divisions and batches (default: 0)")
     options = parser.parse_args()
 
     data = dc.read(*options.data)
-    found = [row for run in options.runs for row in measure(run, data, options.seed)]
+    rows = [row for run in options.runs for row in measure(run, data, options.seed)]
     table = Table("run", "batches of", "pairs kept", "nearest negative", "active", "positive")
-    for row in found:
+    for row in rows:
         of = "all data" if row["k"] == 1 else f"{row['k']} clusters by {row['by']}"
         numbers = (f"{row[name]:.2f}" for name in ("nearest_negative", "active", "positive"))
         table.add_row(row["run"], of, f"{100 * row['kept_pairs']:.0f} %", *numbers)
     Console().print(table)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

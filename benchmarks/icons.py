@@ -1,5 +1,5 @@
 """One metric against divide and conquer (slices; learned masks, flat and in a hierarchy) on icons of 2,000 classes,
-three seeds each, on classes never seen.
+three seeds each, on unseen classes.
 
     npm pack @iconify/json@2.2.535 && tar xzf iconify-json-2.2.535.tgz
     python tools/icons.py package --out data/icons-2000 --classes 2000 --seed 0
@@ -67,21 +67,21 @@ def main() -> None:
                 words += [*flags, "--seed", seed, "--no-validation", "--resume", "--out", run]
                 divcon("train", *source, *words)
                 divcon("evaluate", run, *source, "--parts", "--json", scores)
-            found = json.loads(scores.read_text())
+            result = json.loads(scores.read_text())
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             results.append(
                 {
                     "method": method,
                     "seed": seed,
-                    "split_hash": found["split_hash"],
-                    "protocol": found["protocol"],
+                    "split_hash": result["split_hash"],
+                    "protocol": result["protocol"],
                     "images_seen": sum(line["images"] for line in lines),
                     "batches": sum(line["batches"] for line in lines),
                     "kept_pairs": [
                         line["kept_pairs"] for line in lines if line["redivided"] and len(line["sizes"]) > 1
                     ],
-                    **{name: found[name] for name in SCORES},
-                    "features_recall_at_1": found["features"]["recall_at_1"],
+                    **{name: result[name] for name in SCORES},
+                    "features_recall_at_1": result["features"]["recall_at_1"],
                 }
             )
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,12 +92,12 @@ def main() -> None:
 
 
 def untrained_features(data: Path) -> dict[str, float]:
-    """The same scores of the backbone's pooled features as ImageNet left them."""
+    """The same scores of the pooled features of the backbone pretrained on ImageNet."""
     benchmark = dc.read("icons", data)
     features = dc.EmbeddingModel("tf_efficientnet_lite0", image_size=64).features(benchmark.query)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    found = dc.retrieval_metrics(features, benchmark.query.labels)
-    return {name: found[name] for name in SCORES if name in found}
+    metrics = dc.retrieval_metrics(features, benchmark.query.labels)
+    return {name: metrics[name] for name in SCORES if name in metrics}
 
 
 def table(results: list[dict], untrained: dict[str, float]) -> str:

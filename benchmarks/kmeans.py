@@ -39,27 +39,27 @@ def prepare(contender: str, n: int, dim: int, clusters: int, groups: int) -> Cal
         from divcon.division.kmeans import kmeans
 
         def ours() -> dict[str, float]:
-            found = kmeans(points, clusters, seed=0, max_iterations=ITERATIONS)
-            return {"inertia": found.inertia, "iterations": found.iterations}
+            result = kmeans(points, clusters, seed=0, max_iterations=ITERATIONS)
+            return {"inertia": result.inertia, "iterations": result.iterations}
 
         return ours
     if contender == "faiss":
         import faiss
 
         def theirs() -> dict[str, float]:
-            found = faiss.Kmeans(
+            clustering = faiss.Kmeans(
                 points.shape[1], clusters, niter=ITERATIONS, seed=1, max_points_per_centroid=len(points)
             )
-            found.train(points)
-            distances, _ = found.index.search(points, 1)
-            return {"inertia": float(distances.sum()), "iterations": len(found.iteration_stats)}
+            clustering.train(points)
+            distances, _ = clustering.index.search(points, 1)
+            return {"inertia": float(distances.sum()), "iterations": len(clustering.iteration_stats)}
 
         return theirs
     from sklearn.cluster import KMeans
 
     def of_sklearn() -> dict[str, float]:
-        found = KMeans(clusters, n_init=1, max_iter=ITERATIONS, random_state=0).fit(points)
-        return {"inertia": float(found.inertia_), "iterations": int(found.n_iter_)}
+        result = KMeans(clusters, n_init=1, max_iter=ITERATIONS, random_state=0).fit(points)
+        return {"inertia": float(result.inertia_), "iterations": int(result.n_iter_)}
 
     return of_sklearn
 

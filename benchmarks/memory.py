@@ -91,10 +91,10 @@ def main() -> None:
     for seed in options.seeds:
         Watched.seed = seed
         torch.manual_seed(seed)
-        seen: dict[str, Any] = {"image_size": options.size}
+        sizes: dict[str, Any] = {"image_size": options.size}
         if images.vectors is not None:
-            seen = {"vector_dim": images.vectors.shape[1]}
-        model = dc.EmbeddingModel(options.backbone, 128, options.learners, **seen)
+            sizes = {"vector_dim": images.vectors.shape[1]}
+        model = dc.EmbeddingModel(options.backbone, 128, options.learners, **sizes)
         config = dc.TrainConfig(
             epochs=options.epochs, finetune_epoch=options.epochs, workers=options.workers, seed=seed
         )

@@ -36,10 +36,10 @@ PARTS = {
 
 def tables(folder: Path) -> str:
     """In Markdown, of the parts whose results are in the folder, each with its command."""
-    found = {part: folder / f"speed-{part}.json" for part in PARTS}
+    files = {part: folder / f"speed-{part}.json" for part in PARTS}
     return "\n".join(
         f"    python benchmarks/{' '.join(PARTS[part])}\n\n{section(json.loads(path.read_text()))}"
-        for part, path in found.items()
+        for part, path in files.items()
         if path.exists()
     )
 

@@ -1,8 +1,8 @@
-"""Contenders that take turns, each run a process of its own, so that a busy machine slows all alike.
+"""Time contenders in turns, each run in a process of its own, so that a busy machine slows all of them equally.
 
-What is timed begins with its input in memory and its imports done; memory is the peak of the process, and what that is
-above what it held before. Work of less than a second takes its turns in one process, many of them, since a machine that
-others use, too, is now fast and now slow for seconds; its memory is that of a process of its own all the same.
+Timing starts when the input is in memory and imports are done. Memory is the peak of the process, and its increase
+during the run. Work of less than a second runs in turns within one process, many times, because the speed of a shared
+machine varies for seconds; its memory is still measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who does the work."""
+    """An implementation to compare."""
 
     package: str
     what: str
@@ -35,7 +35,7 @@ class Contender:
 
 
 def installed(contender: Contender) -> bool:
-    """Whether its package is; says so where not."""
+    """Whether its package is installed; prints a note if not."""
     try:
         version(contender.package)
     except PackageNotFoundError:
@@ -45,23 +45,23 @@ def installed(contender: Contender) -> bool:
 
 
 def peak_mb() -> float:
-    """The most memory that this process has held (Linux counts in KiB, macOS in bytes)."""
+    """The peak memory of this process (Linux counts in KiB, macOS in bytes)."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def run_one(work: Callable[[], dict[str, float]]) -> None:
-    """Do the work once and print what it took, as the last line."""
+    """Do the work once; print its time, memory and results as the last line."""
     before, start = peak_mb(), time.perf_counter()
-    found = work()
+    results = work()
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "added_mb": peak_mb() - before, "found": found}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "added_mb": peak_mb() - before, "found": results}))
 
 
 def alternate(
     script: str, contenders: Mapping[str, Contender], sizes: Mapping[str, object], turns: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each contender, each a process of its own."""
+    """The runs of each contender, each in a process of its own."""
     flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for turn in range(turns):
@@ -76,8 +76,8 @@ def alternate(
 def alternate_closely(
     works: Mapping[str, Callable[[], object]], apart: Mapping[str, list[dict[str, Any]]], turns: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Time each work so many times in this process, in another order each turn; what else a run found is that of its
-    first ``apart``."""
+    """Time each work ``turns`` times in this process, in another order each turn; memory and results are those of its
+    first run in ``apart``."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     order, draw = list(works), random.Random(0)
     for _ in range(turns):
@@ -90,7 +90,7 @@ def alternate_closely(
 
 
 def summed_up(contenders: Mapping[str, Contender], runs: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A row a contender; ratios are medians of turns, each against ours in the same turn."""
+    """A row per contender; ratios are medians of turns, each against ours in the same turn."""
     rows = []
     for name, contender in contenders.items():
         seconds = [run["seconds"] for run in runs[name]]
@@ -145,13 +145,16 @@ def compare(
     Args:
         sizes: options by name, each with its default and help.
         title: with the sizes in braces.
-        prepare: called with a contender's name and the sizes by name; gives what is timed, its imports done.
-        turns: how many, by default.
-        closely: in one process, and one run of each in a process of its own for its memory.
+        prepare: called with a contender's name and the sizes by name; imports what it needs, and returns the work to
+            time.
+        turns: the default number of turns.
+        closely: run in one process, and once in a process of its own to measure memory.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, (default, told) in sizes.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{told} (default: %(default)s)")
+    for name, (default, description) in sizes.items():
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, help=f"{description} (default: %(default)s)"
+        )
     parser.add_argument("--turns", type=int, default=turns, help="runs of each contender (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=contenders, help="contenders that take part (default: all)")
     parser.add_argument("--json", type=Path, default=Path(f"build/{Path(script).stem}.json"), help="where results go")
@@ -173,14 +176,15 @@ def compare(
 
 
 def write(path: Path, title: str, sizes: Mapping[str, object], turns: int, rows: list[dict[str, Any]]) -> None:
-    """The results as JSON; the table on the screen."""
+    """Write the results as JSON, and print the table."""
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {"title": title, "sizes": dict(sizes), "turns": turns, "machine": machine, "results": rows}
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    print(section(found))
+    results = {"title": title, "sizes": dict(sizes), "turns": turns, "machine": machine, "results": rows}
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(section(results))
 
 
-def section(found: dict[str, Any]) -> str:
-    """What was measured, and the table of it."""
-    return f"{found['title']}; {found['machine']['cores']} cores, {found['turns']} turns\n\n{table(found['results'])}\n"
+def section(results: dict[str, Any]) -> str:
+    """The title and table of the results, in Markdown."""
+    about = f"{results['title']}; {results['machine']['cores']} cores, {results['turns']} turns"
+    return f"{about}\n\n{table(results['results'])}\n"

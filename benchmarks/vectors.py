@@ -1,4 +1,4 @@
-"""One metric against divide and conquer on vectors of icons of 2,000 classes, three seeds each, on classes never seen.
+"""One metric against divide and conquer on vectors of icons of 2,000 classes, three seeds each, on unseen classes.
 
     npm pack @iconify/json@2.2.535 && tar xzf iconify-json-2.2.535.tgz
     python tools/icons.py package --out data/icons-2000 --classes 2000 --seed 0
@@ -50,16 +50,16 @@ def train_and_score(run: Path, data: Path, words: list[object]) -> dict:
     if not scores.exists():
         divcon("train", data, *words, "--no-validation", "--resume", "--out", run)
         divcon("evaluate", run, data, "--parts", "--json", scores)
-    found = json.loads(scores.read_text())
+    result = json.loads(scores.read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     divided = [line for line in lines if line["redivided"] and len(line["sizes"]) > 1]
     return {
-        "split_hash": found["split_hash"],
-        "protocol": found["protocol"],
+        "split_hash": result["split_hash"],
+        "protocol": result["protocol"],
         "batches": sum(line["batches"] for line in lines),
         "kept_pairs": [line["kept_pairs"] for line in divided],
-        **{name: found[name] for name in SCORES},
-        "untrained_recall_at_1": found["features"]["recall_at_1"],
+        **{name: result[name] for name in SCORES},
+        "untrained_recall_at_1": result["features"]["recall_at_1"],
     }
 
 
@@ -81,8 +81,8 @@ def main() -> None:
                 words = [word for setting in SETTINGS.items() for word in setting]
                 words += [*METHODS[method], "--loss", loss, "--seed", seed]
                 run = options.runs / f"{method}-{loss}-{seed}"
-                found = train_and_score(run, options.data, words)
-                results.append({"method": method, "loss": loss, "seed": seed, **found})
+                result = train_and_score(run, options.data, words)
+                results.append({"method": method, "loss": loss, "seed": seed, **result})
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"settings": SETTINGS, "runs": results}, indent=1) + "\n")
     print(table(results))

@@ -148,20 +148,20 @@ def test_what_a_model_does_not_see_is_said_with_both_numbers(
     data: Benchmark, few: Benchmark, tiny_model: Callable[..., dc.EmbeddingModel]
 ) -> None:
     longer = dc.EmbeddingModel(vector_dim=DIM + 1, embedding_dim=8, num_learners=2)
-    both = r"vectors have 12 dimensions, and the model sees vectors of 13"
+    both = r"vectors have 12 dimensions, and the model takes vectors of 13"
     for use in (longer.features, longer.encode, lambda d: dc.evaluate(longer, d)):
         with pytest.raises(DataError, match=f"made: its {both}"):
             use(data.query)
     with pytest.raises(DataError, match=both):
         next(dc.train(longer, data.train, TRAIN))
-    with pytest.raises(DataError, match="holds images, and the model sees vectors of 13"):
+    with pytest.raises(DataError, match="holds images, and the model takes vectors of 13"):
         longer.features(few.query)
-    with pytest.raises(DataError, match="holds images, and the model sees vectors of 13"):
+    with pytest.raises(DataError, match="holds images, and the model takes vectors of 13"):
         next(dc.train(longer, few.train, TRAIN))
     images = tiny_model()
-    with pytest.raises(DataError, match="holds vectors of 12 dimensions, and the model sees images"):
+    with pytest.raises(DataError, match="holds vectors of 12 dimensions, and the model takes images"):
         images.features(data.query)
-    with pytest.raises(DataError, match="holds vectors of 12 dimensions, and the model sees images"):
+    with pytest.raises(DataError, match="holds vectors of 12 dimensions, and the model takes images"):
         next(dc.train(images, data.train, TRAIN))
 
 
@@ -365,10 +365,10 @@ def test_from_the_command_line(parquet: Path, data: Benchmark, command: Command,
     # What was encoded are vectors too, of another length.
     code, _, err = command("encode", out, tmp_path / "encoded.parquet", "--out", tmp_path / "twice.parquet")
     assert code == 2
-    assert "its vectors have 8 dimensions, and the model sees vectors of 12" in err
+    assert "its vectors have 8 dimensions, and the model takes vectors of 12" in err
     code, _, err = command("evaluate", out, "demo")
     assert code == 2
-    assert "holds images, and the model sees vectors of 12" in err
+    assert "holds images, and the model takes vectors of 12" in err
     code, _, err = command("train", parquet, "--out", tmp_path / "begun", "--init", out, *settings[4:8], "--epochs", 1)
     assert code == 0, err
     assert dc.EmbeddingModel.load(tmp_path / "begun").config == model.config
@@ -413,7 +413,7 @@ def test_features_that_cannot_be_made_say_why_and_leave_nothing(
         ([image_folder, *model, "--backbone", "test_vit"], "--backbone test_vit does not go with --run"),
         ([image_folder, "--backbone", "mlp"], "--backbone mlp is for vectors"),
         ([image_folder, "--backbone", "test_resnt"], "did you mean"),
-        ([parquet, *model], "holds vectors of 12 dimensions, and the model sees images"),
+        ([parquet, *model], "holds vectors of 12 dimensions, and the model takes images"),
         ([tmp_path / "nothing", *model], "there is no such file or folder"),
     ):
         code, _, err = command("features", *arguments, "--out", out)

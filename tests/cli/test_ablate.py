@@ -83,7 +83,7 @@ def test_the_base_may_be_a_file(command: Run, vectors: Path, tmp_path: Path) -> 
     assert "base.yaml line 1: this command takes no init; leave it out of the file" in err
 
 
-def test_stopped_it_says_how_to_go_on(
+def test_a_stop_says_how_to_resume(
     command: Run, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stops(*arguments: Any, **options: Any) -> None:

@@ -60,8 +60,8 @@ def test_the_walk_from_broken_data_to_clean(check: Run, table: Path, broken_png:
     broken_png(root / "class0" / "1.png")
     (root / "class5" / "4.png").unlink()
     copy(root, "class6/2.png", "class1/3.png")
-    out, found = table.parent / "out" / "clean.csv", table.parent / "found.json"
-    code, printed, err = check(table, "--fix", out, "--json", found, "--no-near")
+    out, report_file = table.parent / "out" / "clean.csv", table.parent / "report.json"
+    code, printed, err = check(table, "--fix", out, "--json", report_file, "--no-near")
     assert code == 1, err
     lines = printed.splitlines()
     assert "fails: 2 images do not decode: training and evaluation stop there, unless bad images are skipped" in lines
@@ -76,9 +76,9 @@ def test_the_walk_from_broken_data_to_clean(check: Run, table: Path, broken_png:
     assert f"the same as {table} line 34: photos/class6/2.png of test" in left_out[2]
     assert lines[-1] == f"{out}: 18 train, 19 test; 3 left out"
 
-    told = json.loads(found.read_text())
-    assert told["fails"] == ["unreadable", "across"] and told["near"] is None
-    assert [image["row"] for image in told["unreadable"]] == [1, 29]
+    report = json.loads(report_file.read_text())
+    assert report["fails"] == ["unreadable", "across"] and report["near"] is None
+    assert [image["row"] for image in report["unreadable"]] == [1, 29]
 
     code, printed, err = check(out, "--no-near")
     assert code == 0, err
@@ -176,7 +176,7 @@ class TestPublished:
     ) -> None:
         publish(monkeypatch, "cub", {"train": (4, 19), "test": (5, 22)})
         trees.draw(cub / "images" / "mine.jpg", 9)
-        code, printed, err = check("cub", cub, "--no-near", "--json", tmp_path / "found.json")
+        code, printed, err = check("cub", cub, "--no-near", "--json", tmp_path / "report.json")
         assert code == 1
         lines = printed.splitlines()
         assert "fails: train has 20 images, and 19 are published: 1 image too many" in lines
@@ -184,9 +184,9 @@ class TestPublished:
         assert "fails: test has 20 images, and 22 are published: 2 images missing" in lines
         assert lines[-1] == "3 findings fail"
         assert "note: 1 image is there that no list of cub names, and left out (images/mine.jpg)" in err
-        told = json.loads((tmp_path / "found.json").read_text())
-        assert told["fails"] == ["published"]
-        assert told["differences"][0] == {
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["fails"] == ["published"]
+        assert report["differences"][0] == {
             "part": "train",
             "things": "images",
             "here": 20,

@@ -15,7 +15,7 @@ import torch
 import divcon as dc
 from divcon.cli.completion import completion_script
 from divcon.cli.messages import flag
-from divcon.cli.settings import as_file, gathered
+from divcon.cli.settings import as_file, current_origins
 from divcon.config.settings import RunConfig
 from divcon.models.backbone import AUTO
 
@@ -61,9 +61,9 @@ def shown(run: Run, *arguments: object) -> tuple[dict[str, str], dict[str, str]]
     assert code == 0, err
     values, places = {}, {}
     for line in out.splitlines():
-        found = re.fullmatch(r" *([\w]+):(.*?)(?: +# (.*))?", line)
-        assert found, line
-        values[found[1]], places[found[1]] = found[2].strip(), found[3] or ""
+        match = re.fullmatch(r" *([\w]+):(.*?)(?: +# (.*))?", line)
+        assert match, line
+        values[match[1]], places[match[1]] = match[2].strip(), match[3] or ""
     return values, places
 
 
@@ -84,7 +84,7 @@ def test_flags_go_over_the_file_and_the_file_over_defaults(run: Run, file: Path)
     assert f"{file.parent}/photos" in run("train", "--show-config", "--config", file)[1]
 
 
-def test_what_is_computed_is_said(run: Run) -> None:
+def test_computed_values_are_shown(run: Run) -> None:
     _, places = shown(run, "--epochs", 9, "--lr", "1e-3")
     assert places["finetune_epoch"] == "default: 6, two thirds of the epochs"
     assert places["mask_lr"] == "default: 0.1, 100 times lr"
@@ -97,7 +97,7 @@ def test_what_is_computed_is_said(run: Run) -> None:
     assert shown(run, "--loss", "MultiSimilarityLoss")[1]["miner"].startswith("default: MultiSimilarityMiner")
 
 
-def test_shown_and_given_back_it_is_the_same(run: Run, file: Path, tmp_path: Path) -> None:
+def test_a_shown_config_reads_back_the_same(run: Run, file: Path, tmp_path: Path) -> None:
     for number, arguments in enumerate(
         (
             [],
@@ -117,7 +117,7 @@ def test_shown_and_given_back_it_is_the_same(run: Run, file: Path, tmp_path: Pat
             line.partition(" # ")[0] for line in printed.splitlines()
         ]
         back = RunConfig.load(again)
-        gathered(anew=True)
+        current_origins(anew=True)
         assert as_file(back, None, None).count("# default") > 40
     assert back.train.loss_options == {"p": 2, "q": 2.0}
     assert [type(value) for value in back.train.loss_options.values()] == [int, float]
@@ -195,7 +195,7 @@ def test_a_run_goes_on_with_its_file(run: Run, file: Path, tmp_path: Path) -> No
     assert "--lr is 0.0001 in the run, 0.001 now" in err
 
 
-def test_a_model_gives_what_is_not_given(run: Run, file: Path, tmp_path: Path) -> None:
+def test_a_model_sets_what_nothing_else_sets(run: Run, file: Path, tmp_path: Path) -> None:
     model = dc.EmbeddingModel("test_resnet", 24, 3, pretrained=False, image_size=40, dropout=0.5, pooling="gem")
     model.save(tmp_path / "model")
     values, places = shown(run, "demo", "--init", tmp_path / "model", "--dim", 8)
@@ -213,7 +213,7 @@ def test_a_model_gives_what_is_not_given(run: Run, file: Path, tmp_path: Path) -
     assert (values["init"], places["init"]) == (str(tmp_path / "model"), f"{file} line 18")
 
 
-def test_weights_are_kept_by_their_whole_path(
+def test_weights_are_saved_by_their_absolute_path(
     run: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -296,7 +296,7 @@ def test_an_old_value_is_taken_with_a_note(run: Run, file: Path) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_of_every_command_and_flag(shell: str, run: Run) -> None:
+def test_completion_has_every_command_and_flag(shell: str, run: Run) -> None:
     code, script, _ = run("completion", shell)
     assert code == 0
     assert script == completion_script(shell)

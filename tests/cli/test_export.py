@@ -65,8 +65,8 @@ def test_an_onnx_file_says_what_it_was_trained_on(command: Command, folder: Path
     for name in ("benchmark", "protocol", "split_hash"):
         assert about[name] == record[name]
     images = dc.read(folder / "vectors.parquet").query
-    (found,) = session.run(None, {"vectors": images.vectors})
-    np.testing.assert_allclose(found, dc.EmbeddingModel.load(folder / "run").encode(images), atol=1e-4)
+    (outputs,) = session.run(None, {"vectors": images.vectors})
+    np.testing.assert_allclose(outputs, dc.EmbeddingModel.load(folder / "run").encode(images), atol=1e-4)
 
 
 def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_path: Path) -> None:
@@ -80,9 +80,9 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
     assert f"{out}/README.md: {marks} places are marked TO FILL IN" in printed
     scores, record = json.loads((folder / "scores.json").read_text()), record_of(folder)
     assert card.data.eval_results is not None
-    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert found["recall_at_1"] == scores["recall_at_1"]
-    assert {"map_at_r", "nmi"} < set(found)
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert metrics["recall_at_1"] == scores["recall_at_1"]
+    assert {"map_at_r", "nmi"} < set(metrics)
     for said in (
         f"| recall_at_1 | {100 * scores['recall_at_1']:.1f} % |",
         f"split `{scores['split_hash']}`, that of its run: {scores['num_queries']} queries of 20 classes",
@@ -91,7 +91,7 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
         "| `method` | `slices` |\n| `embedding_dim` | `16` |",
         f"by which epoch {kept_epoch(RunFolder(folder / 'run').lines())} was chosen",  # as the run numbers them
         f"torch {record['versions']['torch']}",
-        "which model made the vectors",
+        "which model computed the vectors",
     ):
         assert said in card.content, said
     # The settings are a file that trains, and nothing says where things lie.
@@ -140,7 +140,7 @@ def test_of_a_pruned_model_and_of_one_without_a_run(command: Command, folder: Pa
     assert "how it was trained." in card
 
 
-def test_what_is_wrong_is_said_before_any_work(command: Command, folder: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_reported_before_any_work(command: Command, folder: Path, tmp_path: Path) -> None:
     def refused(*arguments: object) -> str:
         code, printed, err = command("export", *arguments)
         assert (code, printed) == (2, "")

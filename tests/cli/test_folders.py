@@ -49,7 +49,9 @@ def test_names_that_look_like_markup_are_printed_as_they_are(run: Run, image_fol
     assert "photos[/b]/class0/0.png: this image does not decode" in printed
 
 
-def test_places_that_cannot_be_written_are_said(run: Run, image_folder: Path, tmp_path: Path, trained: Path) -> None:
+def test_places_that_cannot_be_written_are_reported(
+    run: Run, image_folder: Path, tmp_path: Path, trained: Path
+) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         code, printed = run("train", image_folder, *SMALL, *QUICK, "--out", out)
@@ -80,7 +82,7 @@ def test_init_brings_the_model_s_own_sizes(run: Run, image_folder: Path, tmp_pat
     assert dc.EmbeddingModel.load(tmp_path / "wider").embedding_dim == 24
 
 
-def test_a_resume_refuses_what_is_given_otherwise(run: Run, tmp_path: Path, trained: Path) -> None:
+def test_a_resume_refuses_other_settings(run: Run, tmp_path: Path, trained: Path) -> None:
     code, printed = run("train", "--out", trained, "--resume", "--dim", 128)  # 128 is the default
     assert code == 2
     assert "--dim is 16 in the run, 128 now" in printed

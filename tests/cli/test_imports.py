@@ -77,7 +77,7 @@ def test_options_in_a_file_import_nothing_either(run: Run, tmp_path: Path) -> No
     assert "losses_of_mine" not in sys.modules
 
 
-def test_a_module_that_is_not_there_is_said(run: Run) -> None:
+def test_a_missing_module_is_reported(run: Run) -> None:
     for arguments in (["--import", "no_such_module", "train"], ["train", DATA, "--loss", "no_such_module:Loss"]):
         code, _, err = run(*arguments, "--out", "run")
         assert code == 2

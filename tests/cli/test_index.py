@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.cli.index import _progress, _shard
+from divcon.cli.index import _progress, _shard_number
 from divcon.errors import ConfigError
 from divcon.runtime.context import Progress
 
@@ -76,8 +76,8 @@ def test_a_table_s_columns_are_kept(command: Command, run: Path, image_folder: P
     (tmp_path / "t.csv").write_text("path,label,price,colour\n" + "\n".join(lines) + "\n")
     code, _, err = index(command, run, tmp_path / "t.csv", "--root", image_folder, "--store", tmp_path / "store")
     assert code == 0, err
-    found = command("search", tmp_path / "store", images[0], "--where", "price>=2", "--where", "label=l0", "--json")
-    hits = [json.loads(line) for line in found[1].splitlines()]
+    output = command("search", tmp_path / "store", images[0], "--where", "price>=2", "--where", "label=l0", "--json")
+    hits = [json.loads(line) for line in output[1].splitlines()]
     assert sorted(hit["metadata"]["price"] for hit in hits) == [2, 4]
     code, _, err = command("search", tmp_path / "store", images[0], "--where", "price>=2 OR 1=1")
     assert (code, err) == (2, err)
@@ -98,7 +98,7 @@ def test_vectors_and_a_named_data_set(command: Command, tmp_path: Path) -> None:
     assert out == f" 1.0000  -  {tmp_path / 'v.parquet'} row 3\n"
     code, out, err = index(command, tmp_path / "vectors", "demo", "--store", tmp_path / "demo")
     assert code == 2
-    assert "holds images, and the model sees vectors of 6 dimensions" in err
+    assert "holds images, and the model takes vectors of 6 dimensions" in err
 
 
 def test_shards_a_listing_and_what_is_loaded(
@@ -108,7 +108,7 @@ def test_shards_a_listing_and_what_is_loaded(
     images = sorted(image_folder.rglob("*.png"))
     listing.write_text("\n".join(map(str, images)) + "\n")
     code, out, err = index(command, run, "--stream", listing, "--parts", parts, "--shard", "1/2")
-    assert (code, out) == (0, f"shard 1 of 2: 40 embedded, 0 were there, in {parts}\n")
+    assert (code, out) == (0, f"shard 1 of 2: 40 embedded, 0 already there, in {parts}\n")
     code, out, err = index(command, "--load", parts, "--store", tmp_path / "store")
     assert (code, out) == (2, "")
     assert "shard 2 of 2 is not complete" in err
@@ -133,7 +133,7 @@ def test_shards_a_listing_and_what_is_loaded(
         (["RUN", "PHOTOS", "--stream", "x"], "give either IMAGES after RUN"),
         (["RUN", "PHOTOS", "--shard", "1/2"], "--shard 1/2 needs --parts"),
         (["RUN", "PHOTOS", "--parts", "P", "--store", "S"], "--parts writes to no store"),
-        (["RUN", "PHOTOS", "--parts", "P", "--shard", "3/2"], "--shard 3/2: expected which of how many"),
+        (["RUN", "PHOTOS", "--parts", "P", "--shard", "3/2"], "--shard 3/2: write NUMBER/SHARDS"),
         (["--load", "P"], "add --store"),
         (["--load", "P", "--store", "S"], "there is no complete shard"),
         (["RUN", "--check", "S"], "--check S does not go with RUN"),
@@ -158,7 +158,7 @@ def test_what_does_not_go_together(
     assert not (tmp_path / "S").exists()
 
 
-def test_search_says_what_is_wrong(command: Command, run: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_search_reports_wrong_options(command: Command, run: Path, image_folder: Path, tmp_path: Path) -> None:
     assert index(command, run, image_folder)[0] == 0
     image = next(image_folder.rglob("*.png"))
     (tmp_path / "fake.jpg").write_text("no image")
@@ -178,11 +178,11 @@ def test_search_says_what_is_wrong(command: Command, run: Path, image_folder: Pa
 def test_which_shard_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert _shard(None) == (1, 1)
-    assert _shard("8/8") == (8, 8)
+    assert _shard_number(None) == (1, 1)
+    assert _shard_number("8/8") == (8, 8)
     for wrong in ("0/8", "9/8", "8", "a/b", "1/2/3"):
-        with pytest.raises(ConfigError, match="expected which of how many"):
-            _shard(wrong)
+        with pytest.raises(ConfigError, match="write NUMBER/SHARDS"):
+            _shard_number(wrong)
 
 
 def test_a_terminal_shows_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

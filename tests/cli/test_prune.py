@@ -105,7 +105,7 @@ def test_pca_and_a_pruned_model_pruned_again(command: Command, runs: Path, tmp_p
     assert "validation classes: " in printed
 
 
-def test_a_pruned_model_knows_which_classes_it_has_seen(
+def test_a_pruned_model_knows_which_classes_it_was_trained_on(
     command: Command, runs: Path, parquet: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "small"
@@ -150,7 +150,7 @@ def test_data_that_moved_changed_or_is_another(command: Command, parquet: Path, 
     assert code == 0, err
     assert "chosen on validation classes" in printed
 
-    # Scores on other data are given without the order, and why is said.
+    # Scores on other data have no order of subspaces, and a note says why.
     code, printed, err = command("evaluate", run, other, "--parts", "--no-clustering", "--workers", 0)
     assert code == 0, err
     assert "note: no scores of the best few subspaces: " in err
@@ -158,7 +158,7 @@ def test_data_that_moved_changed_or_is_another(command: Command, parquet: Path, 
     assert "without" in printed
 
 
-def test_a_model_folder_is_pruned_by_the_data_that_is_given(
+def test_a_model_folder_is_pruned_by_the_data_that_is_passed(
     command: Command, runs: Path, parquet: Path, tmp_path: Path
 ) -> None:
     small = ("--by", "subspaces", "--dims", 8, "--out", tmp_path / "small")
@@ -170,7 +170,7 @@ def test_a_model_folder_is_pruned_by_the_data_that_is_given(
     assert not (tmp_path / "small" / "run.json").exists()
 
 
-def test_what_cannot_be_pruned_is_said(command: Command, runs: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_pruned_is_refused(command: Command, runs: Path, tmp_path: Path) -> None:
     def refused(*arguments: object) -> str:
         code, _, err = prune(command, *arguments)
         assert code == 2
@@ -203,21 +203,21 @@ def test_validation_classes_are_those_that_the_run_had(runs: Path, parquet: Path
 def test_from_python(runs: Path, parquet: Path) -> None:
     model = dc.EmbeddingModel.load(runs / "slices")
     data = dc.read(parquet)
-    told: list[Pruning] = []
-    small = dc.prune(model, data, 8, by="subspaces", on_done=told.append)
-    images = dc.prune(model, data.train, 8, by="subspaces", on_done=told.append)
+    reports: list[Pruning] = []
+    small = dc.prune(model, data, 8, by="subspaces", on_done=reports.append)
+    images = dc.prune(model, data.train, 8, by="subspaces", on_done=reports.append)
     np.testing.assert_array_equal(small.encode(data.query), images.encode(data.query))
-    assert [about.evaluated_on for about in told] == ["train", "given"]
-    assert told[0].learners is not None
-    assert (told[0].dims, len(told[0].learners), told[0].num_classes) == (8, 2, 20)
+    assert [about.evaluated_on for about in reports] == ["train", "given"]
+    assert reports[0].learners is not None
+    assert (reports[0].dims, len(reports[0].learners), reports[0].num_classes) == (8, 2, 20)
     after = dc.evaluate(small, data.train, clustering=False)["recall_at_1"]
-    assert told[0].recall_after == pytest.approx(after)
-    assert told[0].recall_before == pytest.approx(dc.evaluate(model, data.train, clustering=False)["recall_at_1"])
+    assert reports[0].recall_after == pytest.approx(after)
+    assert reports[0].recall_before == pytest.approx(dc.evaluate(model, data.train, clustering=False)["recall_at_1"])
     # The components are those of train classes, also where validation classes judge.
     split = data.with_validation(0.3)
-    one, two = (dc.prune(model, d, 5, on_done=told.append) for d in (split, split.train))
+    one, two = (dc.prune(model, d, 5, on_done=reports.append) for d in (split, split.train))
     np.testing.assert_array_equal(one.encode(data.query), two.encode(data.query))
-    assert (told[2].evaluated_on, told[2].learners) == ("validation", None)
+    assert (reports[2].evaluated_on, reports[2].learners) == ("validation", None)
     with pytest.raises(ConfigError, match="subspaces or pca"):
         dc.prune(model, data, 8, by="best")  # type: ignore[arg-type]
     nothing = data.train.subset(np.empty(0, np.int64))

@@ -153,12 +153,12 @@ def write_cars_devkit(root: Path, train: Sizes, test: Sizes, put: Put) -> Path:
         names = [f"{i + 1:05d}.jpg" for i in range(len(labels))]
         for name, label in zip(names, labels, strict=True):
             put(root / f"cars_{part}" / name, label)
-        told = {**_boxes(len(names)), "class": labels, "fname": names}
+        annotations = {**_boxes(len(names)), "class": labels, "fname": names}
         folder = root if place else root / "devkit"
-        scipy.io.savemat(folder / f"cars_{part}_annos{place}.mat", {"annotations": _struct(told)})
+        scipy.io.savemat(folder / f"cars_{part}_annos{place}.mat", {"annotations": _struct(annotations)})
         if place:
-            told.pop("class")
-            scipy.io.savemat(root / "devkit" / "cars_test_annos.mat", {"annotations": _struct(told)})
+            annotations.pop("class")
+            scipy.io.savemat(root / "devkit" / "cars_test_annos.mat", {"annotations": _struct(annotations)})
     scipy.io.savemat(root / "devkit" / "cars_meta.mat", {"class_names": _car_names()})
     return root
 

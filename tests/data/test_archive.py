@@ -101,7 +101,7 @@ def test_another_archive_of_the_same_name_is_not_taken_for_it(tmp_path: Path, ki
 
 def test_a_folder_of_that_name_that_is_the_user_s_stays(tmp_path: Path) -> None:
     (tmp_path / "a.unpacked").mkdir()
-    with pytest.raises(DataError, match=r"a\.unpacked: was not made by divcon, and a\.zip has"):
+    with pytest.raises(DataError, match=r"a\.unpacked: was not unpacked by divcon, and a\.zip has"):
         unpacked(make_zip(tmp_path / "a.zip"))
 
 

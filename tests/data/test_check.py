@@ -59,7 +59,7 @@ def kinds(result) -> list[str]:
 
 
 def paths(groups) -> list[list[str]]:
-    return [[found.path for found in group] for group in groups]
+    return [[image.path for image in group] for group in groups]
 
 
 class TestPrints:
@@ -87,11 +87,11 @@ class TestPrints:
         write(tmp_path, GOOD)
         (tmp_path / "a3.png").write_bytes(b"")
         images = dc.read(tmp_path / "t.csv").train
-        found = list(fingerprints(images, context=dc.Context(workers)))
-        assert [isinstance(f, str) for f in found] == [i == 3 for i in range(9)]
-        for i, result in enumerate(found):
+        results = list(fingerprints(images, context=dc.Context(workers)))
+        assert [isinstance(f, str) for f in results] == [i == 3 for i in range(9)]
+        for i, result in enumerate(results):
             assert i == 3 or result.exact == fingerprint_of(picture(i)).exact
-        assert "a3.png" in found[3] and "empty" in found[3]
+        assert "a3.png" in results[3] and "empty" in results[3]
 
     def test_equal_groups(self):
         assert [g.tolist() for g in equal_groups([b"x", b"y", b"x", b"z", b"y", b"x"])] == [[0, 2, 5], [1, 4]]
@@ -166,8 +166,8 @@ class TestNear:
                 return Image.open(buffer).convert("RGB")
             return image.resize((50, 50) if change == "half" else (200, 200), Image.Resampling.BICUBIC)
 
-        found = [fingerprint_of(image) for image in [*images, *map(changed, images)]]
-        groups = near_groups(np.stack([f.bits for f in found]), np.stack([f.thumb for f in found]))
+        prints = [fingerprint_of(image) for image in [*images, *map(changed, images)]]
+        groups = near_groups(np.stack([f.bits for f in prints]), np.stack([f.thumb for f in prints]))
         assert all(len(group) == 2 and group[1] == group[0] + len(images) for group in groups)
         assert len(groups) >= 0.65 * len(images)
 
@@ -177,14 +177,14 @@ class TestNear:
             Image.merge("RGB", [image.getchannel(c) for c in order]) for image, order in ((red, "RGB"), (blue, "BGR"))
         )
         same_grey = red.convert("L").convert("RGB")
-        found = [fingerprint_of(image) for image in (red, blue, same_grey)]
-        assert near_groups(np.stack([f.bits for f in found]), np.stack([f.thumb for f in found])) == []
+        prints = [fingerprint_of(image) for image in (red, blue, same_grey)]
+        assert near_groups(np.stack([f.bits for f in prints]), np.stack([f.thumb for f in prints])) == []
 
     def test_few_of_the_icons_are_taken_for_copies_of_another_class(self, demo):
-        """Flat drawings are the hardest there is: what is found is nearly all of one class."""
+        """Flat drawings are the hardest there is: nearly all groups are of one class."""
         result = check(demo, context=dc.Context(2))
         assert result.ok and kinds(result) == ["near"] and result.copies == () and result.unreadable == ()
-        two = [group for group in result.near if len({found.label for found in group}) > 1]
+        two = [group for group in result.near if len({image.label for image in group}) > 1]
         assert len(two) <= 3 and 80 <= len(result.near) <= 160
         assert "0 of them across" in result.findings[0].text
 
@@ -213,8 +213,8 @@ class TestCheck:
         (tmp_path / "a1.png").write_bytes(b"")
         (tmp_path / "a4.png").write_bytes((tmp_path / "a4.png").read_bytes()[:120])
         (tmp_path / "a9.png").unlink()
-        seen: list[Progress] = []
-        result = check(dc.read(table, check_files=False), context=dc.Context(on_progress=seen.append))
+        reported: list[Progress] = []
+        result = check(dc.read(table, check_files=False), context=dc.Context(on_progress=reported.append))
         assert not result.ok and kinds(result) == ["unreadable"]
         assert [(f.where, f.problem) for f in result.unreadable] == [
             (f"{table} line 3: a1.png", "this image does not decode (the file is empty)"),
@@ -222,7 +222,7 @@ class TestCheck:
             (f"{table} line 11: a9.png", "there is no such file"),
         ]
         assert [f.label for f in result.unreadable] == ["class0", "class1", "class3"]
-        assert Progress("decode", 18, 18) in seen
+        assert Progress("decode", 18, 18) in reported
 
     @pytest.mark.parametrize(
         ("rows", "kind", "fails"),
@@ -239,7 +239,7 @@ class TestCheck:
         result = check(dc.read(write(tmp_path, GOOD + rows)))
         assert kinds(result) == [kind] and result.ok is not fails and result.findings[0].fails is fails
         (group,) = result.findings[0].groups
-        assert {found.path[1:] for found in group} == {rows[0][0][1:]} and len(group) == 2
+        assert {image.path[1:] for image in group} == {rows[0][0][1:]} and len(group) == 2
         assert result.near == (), "exact copies are no near ones"
 
     def test_copies_in_other_formats(self, tmp_path):
@@ -286,16 +286,16 @@ class TestCheck:
         result = check(data)
         assert result.findings == () and [part.part for part in result.parts] == ["train", "query", "gallery"]
         (tmp_path / "a10.png").unlink()
-        (found,) = check(data).unreadable
-        assert found.parts == ("query", "gallery")
+        (image,) = check(data).unreadable
+        assert image.parts == ("query", "gallery")
 
     def test_a_result_is_json(self, tmp_path):
         import json
 
         result = check(dc.read(write(tmp_path, [*GOOD, ("b1.png", "class4", "test")])))
-        told = json.loads(json.dumps(result.to_dict()))
-        assert told["ok"] is False and told["fails"] == ["across"]
-        assert told["copies"][0][0]["row"] == 1 and told["parts"][0]["images"] == 9
+        report = json.loads(json.dumps(result.to_dict()))
+        assert report["ok"] is False and report["fails"] == ["across"]
+        assert report["copies"][0][0]["row"] == 1 and report["parts"][0]["images"] == 9
 
 
 def vector_set(vectors, labels, start: int) -> LabeledSet:
@@ -313,8 +313,8 @@ class TestVectors:
         test = vector_set([[7, 7], [8, 8], [-0.0, 3], [9, 9]], [2, 2, 3, 3], 6)
         result = check(Benchmark("v", train, test, test))
         assert result.things == "vectors" and kinds(result) == ["zeros", "across", "repeated"] and result.near is None
-        assert [found.row for found in result.zeros] == [3]
-        assert [[found.row for found in group] for group in result.copies] == [[0, 1], [2, 8]]
+        assert [image.row for image in result.zeros] == [3]
+        assert [[image.row for image in group] for group in result.copies] == [[0, 1], [2, 8]]
         assert [finding.fails for finding in result.findings] == [True, True, False]
 
     @given(

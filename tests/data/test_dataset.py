@@ -90,9 +90,9 @@ def test_an_image_that_does_not_decode_is_named_in_the_main_process(images, work
 def test_undecodable_images_are_found(images, workers, tmp_path):
     (tmp_path / "images" / "03.png").write_bytes(b"")
     (tmp_path / "images" / "09.png").unlink()
-    found = dict(undecodable(images, context=Context(workers)))
-    assert len(found) == 12
-    bad = {i: message for i, message in found.items() if message}
+    messages = dict(undecodable(images, context=Context(workers)))
+    assert len(messages) == 12
+    bad = {i: message for i, message in messages.items() if message}
     assert list(bad) == [3, 9]
     assert "03.png: this image does not decode" in bad[3] and "09.png: there is no such file" in bad[9]
 

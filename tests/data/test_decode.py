@@ -41,16 +41,16 @@ def encoded_set_of(content: bytes) -> LabeledSet:
 
 
 def check_flat(path: Path, colour: tuple[int, int, int], tolerance: int = 0, size: int = 8) -> None:
-    """The file is ``colour`` all over: from its path, from its bytes, opened by a set, and seen by evaluation."""
+    """The file is ``colour`` all over: from its path, its bytes, a set, and the evaluation transform."""
     content = path.read_bytes()
     opened = [decode(path), decode(str(path)), decode(content), set_of(path).open(0), encoded_set_of(content).open(0)]
     for image in opened:
         assert image.mode == "RGB"
         assert image.size == opened[0].size
         assert np.abs(np.asarray(image).astype(int) - colour).max() <= tolerance, np.asarray(image)[0, 0]
-    seen = EvalTransform(size)(opened[0])
-    assert seen.shape == (3, size, size)
-    assert np.abs(seen.permute(1, 2, 0).numpy().astype(int) - colour).max() <= tolerance
+    pixels = EvalTransform(size)(opened[0])
+    assert pixels.shape == (3, size, size)
+    assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - colour).max() <= tolerance
 
 
 def palette_image() -> Image.Image:
@@ -493,10 +493,10 @@ class TestNeeds:
         ],
     )
     def test_a_jpeg_is_decoded_at_the_smallest_scale_that_will_do(self, photo, needs, size):
-        found = decode(self.encoded(photo, quality=95), needs=needs)
-        assert found.size == size
+        decoded = decode(self.encoded(photo, quality=95), needs=needs)
+        assert decoded.size == size
         expected = np.asarray(photo.resize(size, Image.Resampling.BOX)).astype(float)
-        assert np.abs(np.asarray(found) - expected).mean() < 2
+        assert np.abs(np.asarray(decoded) - expected).mean() < 2
 
     def test_it_is_turned_all_the_same(self, photo):
         exif = Image.Exif()

@@ -72,9 +72,9 @@ def test_of_copies_of_a_jpeg_they_are_nearly_the_files(turned, tmp_path):
         Image.open(tmp_path / "a.jpg").convert("RGB"),
         ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")),
     ):
-        found = pixels(encoded(copy, NEEDS))
-        assert found.shape == expected.shape
-        assert np.abs(found - expected).mean() < 1
+        decoded = pixels(encoded(copy, NEEDS))
+        assert decoded.shape == expected.shape
+        assert np.abs(decoded - expected).mean() < 1
 
 
 def test_changed_pixels_count(tmp_path):

@@ -22,8 +22,8 @@ def annotations(path: Path, rows: int = 6) -> None:
 @pytest.mark.parametrize("rows", [1, 6])
 def test_structs_by_field_and_names(rows: int, tmp_path: Path) -> None:
     annotations(tmp_path / "a.mat", rows)
-    found = read_mat(tmp_path / "a.mat")
-    assert found == {
+    variables = read_mat(tmp_path / "a.mat")
+    assert variables == {
         "annotations": {
             "relative_im_path": [f"car_ims/{i}.jpg" for i in range(rows)],
             "class": [i % 4 + 1 for i in range(rows)],

@@ -36,17 +36,19 @@ def test_columns_of_every_kind_of_table(tmp_path: Path, suffix: str) -> None:
             ["y", "", "l", "2", "false", ""],
         ]
         path.write_text("\n".join(separator.join(line) for line in lines) + "\n")
-    found = metadata_of(str(path))
-    assert found is not None
-    assert {name: found[name].to_pylist() for name in sorted(found.column_names)} == {k: ROWS[k] for k in sorted(ROWS)}
-    assert found.schema.field("price").type == pa.int64()
+    metadata = metadata_of(str(path))
+    assert metadata is not None
+    assert {name: metadata[name].to_pylist() for name in sorted(metadata.column_names)} == {
+        k: ROWS[k] for k in sorted(ROWS)
+    }
+    assert metadata.schema.field("price").type == pa.int64()
 
 
 def test_dates_are_text_and_what_is_no_table_has_none(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["x"], "day": [datetime.date(2020, 2, 1)], "raw": [b"1"]}), tmp_path / "t.parquet")
-    found = metadata_of(str(tmp_path / "t.parquet"))
-    assert found is not None
-    assert found.to_pylist() == [{"day": "2020-02-01"}]
+    metadata = metadata_of(str(tmp_path / "t.parquet"))
+    assert metadata is not None
+    assert metadata.to_pylist() == [{"day": "2020-02-01"}]
     pq.write_table(pa.table({"path": ["x"], "label": ["l"]}), tmp_path / "only.parquet")
     for source in (tmp_path, tmp_path / "none.csv", "", tmp_path / "only.parquet"):
         assert metadata_of(str(source)) is None
@@ -56,9 +58,9 @@ def test_tables_of_a_folder_are_one(tmp_path: Path) -> None:
     for split, price in (("train", [1, 2]), ("test", [2.5, 3.5])):
         table = {"embedding": [[1.0, 2.0], [3.0, 4.0]], "label": [split, split], "price": price}
         pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
-    found = metadata_of(images_of(tmp_path).source)
-    assert found is not None
-    assert found["price"].to_pylist() == [1, 2, 2.5, 3.5]
+    metadata = metadata_of(images_of(tmp_path).source)
+    assert metadata is not None
+    assert metadata["price"].to_pylist() == [1, 2, 2.5, 3.5]
     pq.write_table(pa.table({"embedding": [[1.0, 2.0]], "label": ["x"], "price": ["cheap"]}), tmp_path / "test.parquet")
     with pytest.raises(DataError, match="its columns cannot be read"):
         metadata_of(images_of(tmp_path).source)

@@ -46,23 +46,23 @@ def photos(tmp_path_factory: pytest.TempPathFactory, few: dc.Benchmark) -> Path:
     return root
 
 
-def seen(images: dc.LabeledSet, size: int) -> np.ndarray:
+def pixels_of(images: dc.LabeledSet, size: int) -> np.ndarray:
     """What evaluation sees of all images."""
     transform = EvalTransform(size)
     return np.stack([transform(images.open(i, transform.needs)).numpy() for i in range(len(images))]).astype(float)
 
 
-def same_benchmark(found: dc.Benchmark, data: dc.Benchmark) -> None:
-    assert (found.name, found.protocol, found.split_hash) == (data.name, data.protocol, data.split_hash)
-    assert (found.recall_at, found.random_galleries) == (data.recall_at, data.random_galleries)
-    assert found.notes[: len(data.notes)] == data.notes
-    assert found.parts.keys() == data.parts.keys()
+def same_benchmark(reread: dc.Benchmark, data: dc.Benchmark) -> None:
+    assert (reread.name, reread.protocol, reread.split_hash) == (data.name, data.protocol, data.split_hash)
+    assert (reread.recall_at, reread.random_galleries) == (data.recall_at, data.random_galleries)
+    assert reread.notes[: len(data.notes)] == data.notes
+    assert reread.parts.keys() == data.parts.keys()
     for name, images in data.parts.items():
-        packed = found.parts[name]
+        packed = reread.parts[name]
         assert packed.flip == images.flip
         order, other = (np.argsort([f"{s.path(i)} {i}" for i in range(len(s))]) for s in (images, packed))
         assert [images.label_name(i) for i in order] == [packed.label_name(i) for i in other]
-    np.testing.assert_array_equal(excluded(found), excluded(data))
+    np.testing.assert_array_equal(excluded(reread), excluded(data))
 
 
 def excluded(data: dc.Benchmark) -> np.ndarray:
@@ -89,9 +89,9 @@ def test_a_published_data_set_is_the_same_benchmark(name: str, trees: ModuleType
 
 def test_a_validation_part_is_kept(few: dc.Benchmark, tmp_path: Path) -> None:
     data = few.with_validation(0.2)
-    found = dc.read(pack(data, tmp_path / "packed"))
-    same_benchmark(found, data)
-    assert found.validation is not None and found.validation.num_classes == 5
+    reread = dc.read(pack(data, tmp_path / "packed"))
+    same_benchmark(reread, data)
+    assert reread.validation is not None and reread.validation.num_classes == 5
 
 
 @pytest.mark.heavy
@@ -101,17 +101,17 @@ def test_evaluation_sees_the_same_pixels(photos: Path, tmp_path: Path) -> None:
     whole = dc.read(pack(data, tmp_path / "whole", Packing(lossless=True)))
     jpeg = dc.read(pack(data, tmp_path / "jpeg"))
     for part in ("train", "test"):
-        expected = seen(data.parts[part], 224)
-        np.testing.assert_array_equal(seen(whole.parts[part], 224), expected)
-        difference = np.abs(seen(jpeg.parts[part], 224) - expected)
+        expected = pixels_of(data.parts[part], 224)
+        np.testing.assert_array_equal(pixels_of(whole.parts[part], 224), expected)
+        difference = np.abs(pixels_of(jpeg.parts[part], 224) - expected)
         assert 0 < difference.mean() < 1.5
         assert difference.max() < 60
 
 
 def test_what_is_small_stays_byte_for_byte(few: dc.Benchmark, tmp_path: Path) -> None:
-    found = dc.read(pack(few, tmp_path / "packed"))
+    reread = dc.read(pack(few, tmp_path / "packed"))
     for i in range(len(few.train)):
-        assert found.train.content(i) == few.train.content(i)
+        assert reread.train.content(i) == few.train.content(i)
     smaller = dc.read(pack(few, tmp_path / "smaller", Packing(short_side=20, interpolation="bicubic")))
     assert smaller.train.open(0).size == (20, 20)
     assert smaller.train.content(0)[:2] == b"\xff\xd8"
@@ -121,10 +121,10 @@ def test_what_a_box_leaves_is_packed(few: dc.Benchmark, tmp_path: Path) -> None:
     boxes = np.tile([4, 8, 44, 38], (len(few.train), 1))
     boxes[0] = -1
     data = replace(few, train=replace(few.train, boxes=boxes))
-    found = dc.read(pack(data, tmp_path / "packed", Packing(lossless=True)))
-    assert found.train.boxes is None
+    reread = dc.read(pack(data, tmp_path / "packed", Packing(lossless=True)))
+    assert reread.train.boxes is None
     for i in (0, 1, 2):
-        np.testing.assert_array_equal(np.asarray(found.train.open(i)), np.asarray(data.train.open(i)))
+        np.testing.assert_array_equal(np.asarray(reread.train.open(i)), np.asarray(data.train.open(i)))
 
 
 @pytest.mark.parametrize("kept_in_memory", [1 << 30, 0])
@@ -132,13 +132,13 @@ def test_workers_read_it_at_random(kept_in_memory: int, photos: Path, tmp_path: 
     monkeypatch.setattr(pack_module, "IMAGES_A_FILE", 10)
     monkeypatch.setattr(encoded_images, "IN_MEMORY", kept_in_memory)
     monkeypatch.setattr(encoded_images, "_FILES_OPEN", 1)
-    found = dc.read(pack(dc.read(photos), tmp_path / "packed")).train
-    assert isinstance(found.encoded, encoded_images.RowGroups) == (kept_in_memory == 0)
-    order = np.random.default_rng(0).permutation(len(found)).tolist()
-    expected = seen(found, 32)
+    reread = dc.read(pack(dc.read(photos), tmp_path / "packed")).train
+    assert isinstance(reread.encoded, encoded_images.RowGroups) == (kept_in_memory == 0)
+    order = np.random.default_rng(0).permutation(len(reread)).tolist()
+    expected = pixels_of(reread, 32)
     for workers in (0, 2):
         loader = DataLoader(
-            Decoded(found, EvalTransform(32)), batch_size=7, sampler=order, num_workers=workers, collate_fn=collate
+            Decoded(reread, EvalTransform(32)), batch_size=7, sampler=order, num_workers=workers, collate_fn=collate
         )
         for pixels, indices in batches_of(loader):
             np.testing.assert_array_equal(pixels.numpy(), expected[indices.numpy()])
@@ -149,10 +149,10 @@ def test_stopped_it_goes_on(workers: int, photos: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(pack_module, "IMAGES_A_FILE", 8)
     data = dc.read(photos)
     whole = pack(data, tmp_path / "whole")
-    out, told = tmp_path / "packed", []
+    out, reported = tmp_path / "packed", []
 
     def stop(progress: Progress) -> None:
-        told.append((progress.done, progress.total))
+        reported.append((progress.done, progress.total))
         if progress.done == 12:
             raise KeyboardInterrupt
 
@@ -160,8 +160,8 @@ def test_stopped_it_goes_on(workers: int, photos: Path, tmp_path: Path, monkeypa
         pack(data, out, context=dc.Context(workers, stop))
     assert [path.name for path in out.iterdir()] == ["train-00000-of-00003.parquet"]
     first = (out / "train-00000-of-00003.parquet").stat()
-    pack(data, out, context=dc.Context(workers, lambda p: told.append((p.done, p.total))))
-    assert told[-1] == (40, 40)
+    pack(data, out, context=dc.Context(workers, lambda p: reported.append((p.done, p.total))))
+    assert reported[-1] == (40, 40)
     assert (out / "train-00000-of-00003.parquet").stat().st_mtime_ns == first.st_mtime_ns
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
     for path in whole.iterdir():
@@ -208,8 +208,8 @@ def test_a_flipped_bit_is_noticed(kept_in_memory: int, photos: Path, tmp_path: P
     content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"train-00000-of-00001\.parquet.*CRC checksum"):
-        found = dc.read(out)
-        found.train.open(0)
+        reread = dc.read(out)
+        reread.train.open(0)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,9 @@ def test_from_the_command_line(photos: Path, tmp_path: Path, command: Any, monke
     assert pa.types.is_binary(pq.read_schema("packed/train-00000-of-00001.parquet").field("image").type)
 
 
-def test_progress_is_told(few: dc.Benchmark, tmp_path: Path) -> None:
-    told: list[tuple[int, int | None]] = []
-    dc.pack(few, tmp_path / "packed", context=dc.Context(on_progress=lambda p: told.append((p.done, p.total))))
+def test_progress_is_reported(few: dc.Benchmark, tmp_path: Path) -> None:
+    reported: list[tuple[int, int | None]] = []
+    dc.pack(few, tmp_path / "packed", context=dc.Context(on_progress=lambda p: reported.append((p.done, p.total))))
     total = len(few.train) + len(few.query)
-    assert told[-1] == (total, total)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert reported[-1] == (total, total)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)

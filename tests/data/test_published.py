@@ -215,10 +215,10 @@ def test_inshop_takes_img_where_both_sizes_are_there(write: Write, trees: Module
 
 def test_vehicleid_has_three_tests(write: Write) -> None:
     root = write("vehicleid")
-    found = {size: read(f"vehicleid-{size}", root) for size in ("small", "medium", "large")}
-    assert [data.query.num_classes for data in found.values()] == [4, 5, 6]
-    assert len({data.train.fingerprint for data in found.values()}) == 1
-    assert read("vehicleid", root).split_hash == found["large"].split_hash
+    by_size = {size: read(f"vehicleid-{size}", root) for size in ("small", "medium", "large")}
+    assert [data.query.num_classes for data in by_size.values()] == [4, 5, 6]
+    assert len({data.train.fingerprint for data in by_size.values()}) == 1
+    assert read("vehicleid", root).split_hash == by_size["large"].split_hash
     assert read("vehicleid", root, size="small").name == "vehicleid-small"
     with pytest.raises(ConfigError, match="vehicleid: unknown size 'smal'; did you mean 'small'"):
         read("vehicleid", root, size="smal")
@@ -229,8 +229,8 @@ def test_the_other_images_of_vehicleid_are_no_surprise(write: Write) -> None:
 
 
 def test_vehicleid_images_vary_and_its_classes_do_not(write: Write) -> None:
-    found = differences(read("vehicleid-small", write("vehicleid")), PUBLISHED_COUNTS["vehicleid-small"])
-    assert [(each.part, each.things, each.fails) for each in found] == [
+    differing = differences(read("vehicleid-small", write("vehicleid")), PUBLISHED_COUNTS["vehicleid-small"])
+    assert [(each.part, each.things, each.fails) for each in differing] == [
         ("train", "classes", True),
         ("train", "images", False),
         ("test", "classes", True),
@@ -251,7 +251,7 @@ def test_market_has_cameras_distractors_and_junk(write: Write) -> None:
     assert [group == 0 for group in data.gallery.groups] == [name == "-1" for name in labels(data.gallery)]
 
 
-def test_images_that_no_list_names_are_told_of(write: Write, trees: ModuleType) -> None:
+def test_images_that_no_list_names_are_reported(write: Write, trees: ModuleType) -> None:
     root = write("cub")
     trees.draw(root / "images" / "001.Bird_1" / "mine.jpg", 1)
     (note,) = (note for note in read("cub", root).notes if "no list" in note)

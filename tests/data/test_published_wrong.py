@@ -1,4 +1,4 @@
-"""Published data sets that were unpacked, copied or given wrongly: each is told apart by what is said."""
+"""Published data sets that were unpacked, copied or passed wrongly: each has a message of its own."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class TestTheFolder:
     def test_the_folder_of_another_data_set(self, name: str, root: Path) -> None:
         for other in NAMES:
             if other.partition("_")[0] != name.partition("_")[0]:
-                told = error_of(other, root)
-                assert told.startswith(f"{root}: {other.removesuffix('_devkit')} is not here: there is none of ")
+                error = error_of(other, root)
+                assert error.startswith(f"{root}: {other.removesuffix('_devkit')} is not here: there is none of ")
 
     def test_a_folder_with_the_archive_in_it(self, name: str, root: Path, tmp_path: Path) -> None:
         (tmp_path / "new").mkdir()
@@ -98,7 +98,7 @@ class TestImages:
         if len(others) >= 4:
             assert re.search(r": 5 of (40|50) images are missing \((\S+, ){3}\.\.\.\); unpack", error_of(name, root))
 
-    def test_check_files_false_leaves_them_to_be_found_later(self, name: str, root: Path) -> None:
+    def test_check_files_false_skips_the_check(self, name: str, root: Path) -> None:
         (root / IMAGES[name]).unlink()
         data = read(name.removesuffix("_devkit"), root, check_files=False)
         assert sum(len(images) for images in data.parts.values()) in (40, 50)
@@ -106,8 +106,8 @@ class TestImages:
     def test_the_folder_of_images_is_missing(self, name: str, root: Path) -> None:
         folder = IMAGES[name].partition("/")[0]
         shutil.rmtree(root / folder)
-        told = error_of(name, root)
-        assert ("images are missing" if name == "sop" else "lacks") in told and folder in told
+        error = error_of(name, root)
+        assert ("images are missing" if name == "sop" else "lacks") in error and folder in error
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ class TestImages:
 def test_a_list_is_missing(name: str, lists: list[str], root: Path) -> None:
     for path in lists:
         (root / path).rename(root / "away")
-        told = error_of(name, root)
-        assert told == f"{root}: {name.removesuffix('_devkit')} lacks {path}; unpack the original archive again"
+        error = error_of(name, root)
+        assert error == f"{root}: {name.removesuffix('_devkit')} lacks {path}; unpack the original archive again"
         (root / "away").rename(root / path)
 
 
 class TestLists:
     @pytest.mark.parametrize(
-        ("name", "file", "old", "new", "told"),
+        ("name", "file", "old", "new", "expected"),
         [
             ("cub", "images.txt", r"\n7 \S+", "\n7", "line 7: has 1 fields, not 2 (image_id, path)"),
             ("cub", "images.txt", r"\n7 ", "\nseven ", "line 7: the image_id 'seven' is no whole number"),
@@ -175,10 +175,10 @@ class TestLists:
             ("vehicleid", "train_test_split/train_list.txt", r"\n(\S+) \S+", r"\n\1 x", "the vehicle 'x' is no whole"),
         ],
     )
-    def test_a_line_is_wrong(self, name: str, file: str, old: str, new: str, told: str, root: Path) -> None:
+    def test_a_line_is_wrong(self, name: str, file: str, old: str, new: str, expected: str, root: Path) -> None:
         edit(root / file, old, new)
-        said = error_of(name, root)
-        assert str(root) in said and told in said
+        error = error_of(name, root)
+        assert str(root) in error and expected in error
 
     @pytest.mark.parametrize("name", ["vehicleid"])
     def test_the_same_line_twice_is_one_image(self, name: str, root: Path) -> None:
@@ -223,16 +223,16 @@ class TestCars:
     def test_the_classes_of_the_test_folder_are_missing(self, name: str, root: Path) -> None:
         labelled = root / "cars_test_annos_withlabels.mat"
         labelled.unlink()
-        told = error_of(name, root)
-        assert "cars lacks cars_test_annos_withlabels.mat" in told and "devkit's own cars_test_annos.mat" in told
+        error = error_of(name, root)
+        assert "cars lacks cars_test_annos_withlabels.mat" in error and "devkit's own cars_test_annos.mat" in error
         shutil.copy(root / "devkit" / "cars_test_annos.mat", labelled)
-        told = error_of(name, root)
-        assert "names images without their classes; this is cars_test_annos.mat" in told
+        error = error_of(name, root)
+        assert "names images without their classes; this is cars_test_annos.mat" in error
 
     @pytest.mark.heavy
     @pytest.mark.parametrize("name", ["cars"])
     @pytest.mark.parametrize(
-        ("content", "told"),
+        ("content", "expected"),
         [
             (b"not a mat", "does not read as a MATLAB file"),
             ({"other": 1}, "there are no annotations with relative_im_path and class"),
@@ -247,11 +247,11 @@ class TestCars:
             ),
         ],
     )
-    def test_the_annotations_are_damaged(self, name: str, root: Path, content: Any, told: str) -> None:
+    def test_the_annotations_are_damaged(self, name: str, root: Path, content: Any, expected: str) -> None:
         path = root / "cars_annos.mat"
         path.write_bytes(content) if isinstance(content, bytes) else scipy.io.savemat(path, content)
-        said = error_of(name, root)
-        assert said.startswith(str(path)) and told in said
+        error = error_of(name, root)
+        assert error.startswith(str(path)) and expected in error
 
     @pytest.mark.heavy
     @pytest.mark.parametrize("name", ["cars"])
@@ -273,9 +273,9 @@ class TestInshop:
     def test_the_images_are_still_packed(self, name: str, root: Path) -> None:
         shutil.rmtree(root / "Img" / "img")
         (root / "Img" / "img.zip").write_bytes(b"PK")
-        told = error_of(name, root)
-        assert "there is no folder Img/img or img or Img/img_highres or img_highres" in told
-        assert "Img/img.zip is still packed: unpack it there" in told
+        error = error_of(name, root)
+        assert "there is no folder Img/img or img or Img/img_highres or img_highres" in error
+        assert "Img/img.zip is still packed: unpack it there" in error
 
     def test_a_size_that_is_not_there(self, name: str, root: Path) -> None:
         assert "no folder Img/img_highres or img_highres;" in error_of(name, root, images="img_highres")
@@ -291,8 +291,8 @@ class TestSwapped:
     @pytest.mark.parametrize("folder", ["bounding_box_train", "query"])
     def test_the_folders_of_market(self, name: str, root: Path, folder: str) -> None:
         swap(root / folder, root / "bounding_box_test")
-        told = error_of(name, root)
-        assert f"{root}: {folder} and bounding_box_test are swapped: {folder}/" in told and "is junk" in told
+        error = error_of(name, root)
+        assert f"{root}: {folder} and bounding_box_test are swapped: {folder}/" in error and "is junk" in error
 
     @pytest.mark.heavy
     @pytest.mark.parametrize("name", ["cub", "cars", "cars_devkit", "sop"])

@@ -80,13 +80,13 @@ class TestDemo:
             assert {split_of(images.label_names[c]) for c in images.classes} == {part}
 
     def test_every_image_is_64_pixels_and_none_is_there_twice(self, data):
-        seen = set()
+        distinct = set()
         for images in (data.train, data.query):
             for i in range(len(images)):
                 image = images.open(i)
                 assert image.size == (64, 64)
-                seen.add(image.tobytes())
-        assert len(seen) == len(data.train) + len(data.query)
+                distinct.add(image.tobytes())
+        assert len(distinct) == len(data.train) + len(data.query)
 
     def test_it_is_small_and_says_where_it_is_from(self):
         folder = resources.files("divcon.data") / "demo"

@@ -30,8 +30,8 @@ def test_the_first_row_of_each_image(rows, boxed, data):
     assert first.tolist() == [keys.index(key) for key in keys]
 
     part = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))))
-    seen, expected = set(), []
+    earlier, expected = set(), []
     for key, inside in zip(keys, part, strict=True):
-        expected.append(bool(inside and key not in seen))
-        seen |= {key} if inside else set()
+        expected.append(bool(inside and key not in earlier))
+        earlier |= {key} if inside else set()
     assert once(part, first).tolist() == expected

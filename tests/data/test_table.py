@@ -241,7 +241,7 @@ class TestEncoded:
 
 
 class TestRepeats:
-    def test_a_repeated_row_is_left_out_and_said(self, make_csv):
+    def test_a_repeated_row_is_left_out_with_a_note(self, make_csv):
         data = read_table(make_csv(csv("path,label", *PAIRS, "a1.png,a")))
         assert names(data.train) == ["a1.png", "a2.png", "b1.png", "b2.png"]
         assert any("left out: 1 row with" in note for note in data.notes)

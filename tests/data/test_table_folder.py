@@ -158,10 +158,10 @@ class TestRowGroups:
         path = write_like_datasets(tmp_path / "t.parquet", images, labels, list(letters), row_group_size=3)
         if not as_struct:
             pq.write_table(pa.table({"image": images, "label": labels, "path": list(letters)}), path, row_group_size=3)
-        found = images_of(path)
-        assert isinstance(found.encoded, RowGroups)
+        image_set = images_of(path)
+        assert isinstance(image_set.encoded, RowGroups)
         for i in np.random.default_rng(0).permutation(20):
-            assert found.open(i).getpixel((0, 0)) == colour_of(letters[i]) and found.path(i) == letters[i]
+            assert image_set.open(i).getpixel((0, 0)) == colour_of(letters[i]) and image_set.path(i) == letters[i]
 
     def test_of_several_files(self, pushed, colour_of):
         data = read(pushed)

@@ -25,12 +25,12 @@ class TestEval:
 
     @pytest.mark.parametrize("shape", [(256, 256), (100, 300), (300, 100), (30, 40), (225, 224)])
     def test_the_shorter_side_is_resized_to_256_for_224_and_the_centre_taken(self, shape):
-        seen = EvalTransform(224)(picture(*shape))
-        assert seen.shape == (3, 224, 224) and seen.dtype == torch.uint8
+        transformed = EvalTransform(224)(picture(*shape))
+        assert transformed.shape == (3, 224, 224) and transformed.dtype == torch.uint8
         height, width = shape
         scale = 256 / min(shape)
         for channel, dimension, length in ((0, 2, width), (1, 1, height)):
-            line = seen[channel].float().mean(2 - dimension)
+            line = transformed[channel].float().mean(2 - dimension)
             # 224 of `scale * length` pixels around the middle.
             share = 224 / (scale * length)
             assert line[0].item() == pytest.approx(255 * (1 - share) / 2, abs=4)
@@ -44,8 +44,8 @@ class TestEval:
 class TestTrain:
     def test_shape_and_type(self):
         for shape in ((64, 64), (50, 200), (10, 10)):
-            seen = TrainTransform(32)(picture(*shape))
-            assert seen.shape == (3, 32, 32) and seen.dtype == torch.uint8
+            transformed = TrainTransform(32)(picture(*shape))
+            assert transformed.shape == (3, 32, 32) and transformed.dtype == torch.uint8
 
     def test_crops_are_of_the_scale_asked_for(self):
         torch.manual_seed(0)
@@ -53,9 +53,9 @@ class TestTrain:
             transform = TrainTransform(64, min_scale=min_scale, flip=False)
             areas = []
             for _ in range(200):
-                seen = transform(picture(256, 256)).float()
-                width = (seen[0].max() - seen[0].min()) / 255
-                height = (seen[1].max() - seen[1].min()) / 255
+                transformed = transform(picture(256, 256)).float()
+                width = (transformed[0].max() - transformed[0].min()) / 255
+                height = (transformed[1].max() - transformed[1].min()) / 255
                 areas.append((width * height).item())
             assert min(areas) > min_scale * 0.85 and max(areas) < 1.01
             assert min(areas) < min_scale + 0.1 and max(areas) > 0.85
@@ -65,8 +65,8 @@ class TestTrain:
 
         def mirrored(flip: bool) -> int:
             transform = TrainTransform(16, min_scale=0.5, flip=flip)
-            seen = [transform(picture(32, 32)).float() for _ in range(200)]
-            return sum((pixels[0, :, 0] > pixels[0, :, -1]).all().item() for pixels in seen)
+            crops = [transform(picture(32, 32)).float() for _ in range(200)]
+            return sum((pixels[0, :, 0] > pixels[0, :, -1]).all().item() for pixels in crops)
 
         assert 70 < mirrored(True) < 130 and mirrored(False) == 0
 

@@ -28,7 +28,7 @@ def numbers(n: int = 8, width: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def table(path, embedding, /, **columns):
-    """Writes a parquet of the vectors, labelled as LABELS unless told; returns its path."""
+    """Write a parquet of the vectors, with the labels LABELS unless others are passed; returns its path."""
     columns = {"label": LABELS} | columns
     pq.write_table(pa.table({"embedding": embedding} | columns), path)
     return path
@@ -166,7 +166,7 @@ class TestTable:
         assert data.train.cameras[0] == data.train.cameras[2] != data.train.cameras[1]
         assert data.query.groups[1] == -1
 
-    def test_a_repeated_path_is_left_out_and_said(self, tmp_path):
+    def test_a_repeated_path_is_left_out_with_a_note(self, tmp_path):
         columns = {"path": list("ppqrstuvw"), "label": list("aaabbccdd"), "split": ["train"] * 5 + ["test"] * 4}
         data = read(table(tmp_path / "t.parquet", fixed(numbers(9)), **columns))
         assert len(data.train) == 4 and any("1 row with the path of an earlier row" in note for note in data.notes)
@@ -249,7 +249,7 @@ class TestWriting:
         write_vectors(tmp_path / "w.parquet", nothing, numbers(0))
         assert pq.read_table(tmp_path / "w.parquet").num_rows == 0
 
-    def test_encoded_images_that_share_a_path_are_told_apart(self, encoded, tmp_path):
+    def test_encoded_images_that_share_a_path_are_distinct(self, encoded, tmp_path):
         structs = [{"bytes": encoded(str(i)), "path": ["0.png", "1.png"][i % 2] if i < 6 else None} for i in range(8)]
         pq.write_table(pa.table({"image": structs, "label": LABELS}), tmp_path / "t.parquet")
         data = read(tmp_path / "t.parquet")

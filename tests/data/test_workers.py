@@ -24,10 +24,10 @@ def test_however_pytorch_notices_a_killed_worker_it_is_one_error(error: Exceptio
         yield 1
         raise error
 
-    given = of_workers(batches())
-    assert next(given) == 1
+    loaded = of_workers(batches())
+    assert next(loaded) == 1
     with pytest.raises(WorkerError, match="a process that decodes images was killed"):
-        next(given)
+        next(loaded)
 
 
 def test_other_errors_stay_what_they_are() -> None:

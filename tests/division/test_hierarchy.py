@@ -109,10 +109,10 @@ def test_seeds_are_tried_until_each_cluster_has_two_classes_with_pairs(monkeypat
 
     monkeypatch.setattr("divcon.division.division.kmeans", fake)
     features = np.ones((16, 6), np.float32)
-    found = divide(features, labels, 2, seed=(7, 0))
+    division = divide(features, labels, 2, seed=(7, 0))
     assert tried == [(7, 0), (7, 0, 1), (7, 0, 2)]
-    np.testing.assert_array_equal(found.learner, good)
+    np.testing.assert_array_equal(division.learner, good)
     tried.clear()
-    found = divide(features, labels, 2, seed=(7, 0), tries=2)
+    division = divide(features, labels, 2, seed=(7, 0), tries=2)
     assert len(tried) == 2  # the first of the best is taken where none is good
-    np.testing.assert_array_equal(found.learner, bad)
+    np.testing.assert_array_equal(division.learner, bad)

@@ -32,14 +32,14 @@ def test_inertia_is_within_one_percent_of_scikit_learn_over_ten_seeds(features: 
 
 def test_result_is_a_fixed_point_of_lloyd_in_loops(features: np.ndarray) -> None:
     points = features[:200, :20]
-    found = kmeans(points, 5, seed=3, tolerance=0.0)
+    result = kmeans(points, 5, seed=3, tolerance=0.0)
     for i, point in enumerate(points):
-        distances = [float(((point - c) ** 2).sum()) for c in found.centroids]
-        assert distances[found.assignment[i]] <= min(distances) + 1e-6
+        distances = [float(((point - c) ** 2).sum()) for c in result.centroids]
+        assert distances[result.assignment[i]] <= min(distances) + 1e-6
     for k in range(5):
-        np.testing.assert_allclose(found.centroids[k], points[found.assignment == k].mean(axis=0), atol=1e-5)
-    inertia = sum(float(((p - found.centroids[a]) ** 2).sum()) for p, a in zip(points, found.assignment, strict=True))
-    assert found.inertia == pytest.approx(inertia, rel=1e-5)
+        np.testing.assert_allclose(result.centroids[k], points[result.assignment == k].mean(axis=0), atol=1e-5)
+    inertia = sum(float(((p - result.centroids[a]) ** 2).sum()) for p, a in zip(points, result.assignment, strict=True))
+    assert result.inertia == pytest.approx(inertia, rel=1e-5)
 
 
 def test_same_seed_same_clusters_and_another_seed_others(features: np.ndarray) -> None:
@@ -138,8 +138,8 @@ def test_every_cluster_holds_a_point_or_the_error_counts_the_distinct_ones(
         with pytest.raises(DataError, match=f"only {distinct} distinct"):
             kmeans_function(values, num_clusters, seed=seed)
         return
-    found = kmeans_function(values, num_clusters, seed=seed)
-    assert set(found.assignment) == set(range(num_clusters))
+    result = kmeans_function(values, num_clusters, seed=seed)
+    assert set(result.assignment) == set(range(num_clusters))
 
 
 def test_errors_say_what_and_where() -> None:

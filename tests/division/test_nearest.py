@@ -26,8 +26,8 @@ def test_moving_centroids_have_the_points_that_comparing_all_gives_them(
     nearest = Nearest(x, norms, num_clusters, Context())
     for _ in range(8):
         expected = ((points[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2)
-        found = nearest(torch.from_numpy(centroids.copy())).numpy()
-        np.testing.assert_allclose(expected[np.arange(60), found], expected.min(axis=1), rtol=1e-6, atol=1e-5)
+        assignment = nearest(torch.from_numpy(centroids.copy())).numpy()
+        np.testing.assert_allclose(expected[np.arange(60), assignment], expected.min(axis=1), rtol=1e-6, atol=1e-5)
         last = expected.min(axis=1)
         some = rng.integers(num_clusters)  # one goes further than the others
         centroids += (move / 10 * rng.standard_normal(centroids.shape)).astype(np.float32)

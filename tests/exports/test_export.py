@@ -83,8 +83,8 @@ def pixels_by_pillow(image: Image.Image, size: int, resize: int, interpolation: 
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def seen_by(about: dict[str, Any], icons: list[Image.Image]) -> np.ndarray:
-    """Of the icons what an exported model sees; of vectors, some."""
+def inputs_of(about: dict[str, Any], icons: list[Image.Image]) -> np.ndarray:
+    """Inputs of an exported model: the icons, or some vectors."""
     if about["preprocessing"] is None:
         return np.random.default_rng(0).normal(size=(7, DIM)).astype(np.float32)
     how = {name: about["preprocessing"][name] for name in ("size", "resize", "interpolation")}
@@ -92,11 +92,11 @@ def seen_by(about: dict[str, Any], icons: list[Image.Image]) -> np.ndarray:
 
 
 def own_embeddings(
-    model: dc.EmbeddingModel, learner: int | None, seen: np.ndarray, icons: list[Image.Image], folder: Path
+    model: dc.EmbeddingModel, learner: int | None, inputs: np.ndarray, icons: list[Image.Image], folder: Path
 ) -> np.ndarray:
-    """The model's, by files where it sees images."""
+    """The model's own embeddings; images are read from files."""
     if model.vector_dim is not None:
-        return model.encode(seen, learner=learner)
+        return model.encode(inputs, learner=learner)
     paths = [folder / f"{number}.png" for number in range(len(icons))]
     for path, image in zip(paths, icons, strict=True):
         image.save(path)
@@ -114,28 +114,28 @@ def test_onnx_gives_the_models_embeddings(
     assert done.difference <= 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    (input_,), (output,) = session.get_inputs(), session.get_outputs()
     width = model.embedding_dim if learner is None else model.head.subspace_dim(learner)
-    assert (given.name, given.shape, given.type) == ("embeddings", ["batch", width], "tensor(float)")
+    assert (output.name, output.shape, output.type) == ("embeddings", ["batch", width], "tensor(float)")
     if model.vector_dim is None:
         size = model.image_size
-        assert (taken.name, taken.shape, taken.type) == ("images", ["batch", 3, size, size], "tensor(uint8)")
+        assert (input_.name, input_.shape, input_.type) == ("images", ["batch", 3, size, size], "tensor(uint8)")
     else:
-        assert (taken.name, taken.shape, taken.type) == ("vectors", ["batch", DIM], "tensor(float)")
+        assert (input_.name, input_.shape, input_.type) == ("vectors", ["batch", DIM], "tensor(float)")
 
     about = json.loads(session.get_modelmeta().custom_metadata_map["divcon"])
     assert about == json.loads(json.dumps(done.about))
     assert (about["divcon"], about["learner"]) == (dc.__version__, learner)
-    seen = seen_by(about, icons)
-    expected = own_embeddings(model, learner, seen, icons, tmp_path)
+    inputs = inputs_of(about, icons)
+    expected = own_embeddings(model, learner, inputs, icons, tmp_path)
     np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-5)
-    assert np.abs(expected - expected[0]).max() > 0.01  # it tells them apart, so that equal is equal by image
+    assert np.abs(expected - expected[0]).max() > 0.01  # the images have distinct embeddings
     for rows in (slice(0, 1), slice(4, 5), slice(0, 7)):
-        (found,) = session.run(None, {taken.name: seen[rows]})
-        np.testing.assert_allclose(found, expected[rows], atol=1e-4)
+        (outputs,) = session.run(None, {input_.name: inputs[rows]})
+        np.testing.assert_allclose(outputs, expected[rows], atol=1e-4)
     if about["preprocessing"] is not None:
         mean, std = (np.float32(about["preprocessing"][name]).reshape(3, 1, 1) for name in ("mean", "std"))
-        normalised = torch.from_numpy((np.float32(seen) / 255 - mean) / std)
+        normalised = torch.from_numpy((np.float32(inputs) / 255 - mean) / std)
         with torch.no_grad():
             by_numbers = model(normalised, learner)
         np.testing.assert_allclose(by_numbers, expected, atol=1e-4)
@@ -151,10 +151,10 @@ def test_backbones_of_other_kinds(backbone: str, tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
     dc.export(model, out)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    seen = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    inputs = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
     with torch.no_grad():
-        expected = model(model.normalize(torch.from_numpy(seen)))
-    np.testing.assert_allclose(session.run(None, {"images": seen})[0], expected, atol=1e-4)
+        expected = model(model.normalize(torch.from_numpy(inputs)))
+    np.testing.assert_allclose(session.run(None, {"images": inputs})[0], expected, atol=1e-4)
 
 
 ALONE = """
@@ -168,9 +168,9 @@ import numpy as np, torch
 for name in sys.argv[1:]:
     extra = {"divcon.json": ""}
     embed = torch.export.load(name, extra_files=extra).module()
-    seen, expected = (torch.from_numpy(np.load(f"{name}.{part}.npy")) for part in ("seen", "expected"))
+    inputs, expected = (torch.from_numpy(np.load(f"{name}.{part}.npy")) for part in ("inputs", "expected"))
     for rows in (slice(0, 1), slice(0, 7)):
-        torch.testing.assert_close(embed(seen[rows]), expected[rows], atol=1e-4, rtol=0)
+        torch.testing.assert_close(embed(inputs[rows]), expected[rows], atol=1e-4, rtol=0)
     print(json.loads(extra["divcon.json"])["output"]["shape"])
 """
 
@@ -181,9 +181,9 @@ def test_a_program_runs_with_pytorch_alone(icons: list[Image.Image], tmp_path: P
         options, learner = MODELS[name]
         model = model_of(**{"num_learners": 3, **options})
         done = dc.export(model, tmp_path / f"{number}.pt2", "torch", learner=learner)
-        seen = seen_by(done.about, icons)
-        np.save(f"{done.path}.seen.npy", seen)
-        np.save(f"{done.path}.expected.npy", own_embeddings(model, learner, seen, icons, tmp_path))
+        inputs = inputs_of(done.about, icons)
+        np.save(f"{done.path}.inputs.npy", inputs)
+        np.save(f"{done.path}.expected.npy", own_embeddings(model, learner, inputs, icons, tmp_path))
         files.append(done.path)
         widths.append(["batch", model.embedding_dim if learner is None else model.head.subspace_dim(learner)])
     alone = [sys.executable, "-c", ALONE, *files]
@@ -200,10 +200,10 @@ def test_a_folder_is_loaded_as_it_was(
     done = dc.export(model, tmp_path / "hub" / "mine", "hf", learner=learner)
     names = {path.name for path in done.path.iterdir()}
     assert names - {"preprocessor_config.json"} == {"model.safetensors", "config.json", "README.md"}
-    seen = seen_by(done.about, icons)
+    inputs = inputs_of(done.about, icons)
     loaded = dc.EmbeddingModel.load(done.path)
-    found = own_embeddings(loaded, None, seen, icons, tmp_path)
-    np.testing.assert_allclose(found, own_embeddings(model, learner, seen, icons, tmp_path), atol=1e-6)
+    reloaded = own_embeddings(loaded, None, inputs, icons, tmp_path)
+    np.testing.assert_allclose(reloaded, own_embeddings(model, learner, inputs, icons, tmp_path), atol=1e-6)
     assert loaded.num_learners == (model.num_learners if learner is None else 1)
     card = ModelCard.load(done.path / "README.md")
     assert card.data.library_name == "divcon"
@@ -254,7 +254,7 @@ class ByMood(ByBessel):
         return embeddings if embeddings.sum() > 0 else -embeddings
 
 
-def test_what_a_format_cannot_express_is_said(tmp_path: Path) -> None:
+def test_what_a_format_cannot_express_is_reported(tmp_path: Path) -> None:
     model = model_of("none", 2, "bessel")
     with pytest.raises(ConfigError, match=r"ByBessel: ONNX cannot express it .*bessel_j0.*`format=torch`"):
         dc.export(model, tmp_path / "a.onnx")
@@ -269,7 +269,7 @@ def test_what_a_format_cannot_express_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("format", "name"), [("onnx", "a.onnx"), ("torch", "a.pt2"), ("hf", "a")])
-def test_another_models_embeddings_are_noticed_and_nothing_is_kept(
+def test_another_models_embeddings_are_refused_and_nothing_is_written(
     format: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, other = model_of("none", 1, "single"), model_of("none", 1, "single")
@@ -295,7 +295,7 @@ def test_weights_that_one_onnx_file_cannot_hold(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported(tmp_path: Path) -> None:
     model = model_of("none", 2, "slices")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
@@ -326,7 +326,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
-def test_an_extra_that_is_missing_is_said(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     model = model_of("none", 2, "slices")
     with pytest.raises(ConfigError, match=r'pip install "divcon\[export\]"'):
@@ -337,23 +337,23 @@ def test_an_extra_that_is_missing_is_said(missing: str, tmp_path: Path, monkeypa
 def test_where_a_backbones_weights_come_from(tiny_model: Make) -> None:
     model = tiny_model()
 
-    def said(backbone: str = "resnet50.tv_in1k", record: dict[str, Any] | None = None, **settings: Any) -> str:
+    def origin_text(backbone: str = "resnet50.tv_in1k", record: dict[str, Any] | None = None, **settings: Any) -> str:
         model.config["backbone"] = backbone
-        found = backbone_origin(model, (RunConfig(ModelConfig(backbone=backbone, **settings)), record or {}))
-        assert (found.hub_id is None) == bool(record or settings or backbone == "resnet9000")
-        return found.text
+        origin = backbone_origin(model, (RunConfig(ModelConfig(backbone=backbone, **settings)), record or {}))
+        assert (origin.hub_id is None) == bool(record or settings or backbone == "resnet9000")
+        return origin.text
 
-    assert said().startswith("bsd-3-clause, as timm ")
-    assert "of `resnet50.tv_in1k`" in said()
-    assert said("vit_small_patch14_dinov2.lvd142m").startswith("apache-2.0, as timm ")
-    assert said("vit_base_patch16_224.mae").startswith("cc-by-nc-4.0, as timm ")
-    assert "vit_small_patch14_dinov2.lvd142m" in said("vit_small_patch14_dinov2")
-    assert said(pretrained=False) == "none: training started from random weights"
-    assert "TO FILL IN" in said(weights=Path("far/away/mine.safetensors"))
-    assert "far" not in said(weights=Path("far/away/mine.safetensors"))
-    assert "TO FILL IN:** training started from another model" in said(record={"init": "runs/other"})
-    assert "TO FILL IN" in said("resnet9000")
+    assert origin_text().startswith("bsd-3-clause, as timm ")
+    assert "of `resnet50.tv_in1k`" in origin_text()
+    assert origin_text("vit_small_patch14_dinov2.lvd142m").startswith("apache-2.0, as timm ")
+    assert origin_text("vit_base_patch16_224.mae").startswith("cc-by-nc-4.0, as timm ")
+    assert "vit_small_patch14_dinov2.lvd142m" in origin_text("vit_small_patch14_dinov2")
+    assert origin_text(pretrained=False) == "none: training started from random weights"
+    assert "TO FILL IN" in origin_text(weights=Path("far/away/mine.safetensors"))
+    assert "far" not in origin_text(weights=Path("far/away/mine.safetensors"))
+    assert "TO FILL IN:** training started from another model" in origin_text(record={"init": "runs/other"})
+    assert "TO FILL IN" in origin_text("resnet9000")
     assert "TO FILL IN" in backbone_origin(model, None).text
     model.freeze_batch_norm = True
     assert "if training started from those" in backbone_origin(model, None).text
-    assert "which model made the vectors" in backbone_origin(model_of("none", 1, "single"), None).text
+    assert "which model computed the vectors" in backbone_origin(model_of("none", 1, "single"), None).text

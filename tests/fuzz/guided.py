@@ -69,11 +69,11 @@ def main() -> None:
     failed = []
     for name in options.only:
         command = [sys.executable, __file__, "--target", name, "--seconds", str(options.seconds)]
-        found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        tried = [line.split()[-1] for line in found.stdout.splitlines() if "number_of_executed_units" in line]
-        text = found.stdout[-3000:] if found.returncode or not tried else f"{tried[-1]} files read"
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        tried = [line.split()[-1] for line in result.stdout.splitlines() if "number_of_executed_units" in line]
+        text = result.stdout[-3000:] if result.returncode or not tried else f"{tried[-1]} files read"
         print(f"{name}: {text}", flush=True)
-        failed += [name] if found.returncode else []
+        failed += [name] if result.returncode else []
     sys.exit(f"something else than an error of divcon's: {', '.join(failed)} (in {KEPT})" if failed else 0)
 
 

@@ -76,7 +76,7 @@ def attempt(name: str, whole: Path, content: bytes) -> Any:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_whole_it_reads(name: str, wholes: dict[str, Path]) -> None:
+def test_undamaged_files_are_read(name: str, wholes: dict[str, Path]) -> None:
     attempt(name, wholes[name], (wholes[name] / name).read_bytes())
 
 
@@ -124,7 +124,7 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("name", "edit"), FOUND)
-def test_what_was_found_is_an_error_of_divcon_s(
+def test_earlier_findings_are_errors_of_divcon(
     name: str, edit: tuple[str, int, bytes], wholes: dict[str, Path]
 ) -> None:
     whole = (wholes[name] / name).read_bytes()

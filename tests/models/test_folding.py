@@ -114,15 +114,15 @@ def test_without_batch_norm_it_is_the_backbone_itself(name: str) -> None:
 
 
 class Twice(nn.Module):
-    """What the convolution gives is used beside the norm."""
+    """The output of the convolution is used beside the norm."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.conv(x)
-        return self.norm(seen) + seen
+        convolved = self.conv(x)
+        return self.norm(convolved) + convolved
 
 
 class Shared(nn.Module):
@@ -156,7 +156,7 @@ class Standardized(nn.Conv2d):
 
 
 class ByKeyword(nn.Module):
-    """What the convolution or the norm is given is named."""
+    """Passes the input of the convolution or the norm by keyword."""
 
     def __init__(self, named: str) -> None:
         super().__init__()
@@ -261,5 +261,5 @@ def test_other_threads_compute_on_meanwhile() -> None:
         folding = threads.submit(lambda: [fold(backbone) for _ in range(5)])
         computed = [outputs(backbone) for _ in range(10)]
     assert [norms(copy) for copy in folding.result()] == [0] * 5
-    for found in computed:
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for features in computed:
+        torch.testing.assert_close(features, expected, rtol=0, atol=0)

@@ -142,12 +142,12 @@ def test_a_model_saved_while_it_grows_knows_how_many_learners_it_has(tmp_path: P
     np.testing.assert_array_equal(loaded.embed(features, learner=1), model.embed(features, learner=1))
 
 
-def test_a_dead_mask_is_found_and_gives_zeros() -> None:
+def test_a_dead_mask_is_reported_and_its_embeddings_are_zero() -> None:
     head = masks_of(create_head("masks", 5, 4, 3), torch.tensor([[1.0, 0, 0, 0], [-1, -2, 0, -3], [1, 1, 1, 1]]))
     assert head.dead_learners() == [1]
-    found = head(torch.randn(2, 5), learner=1)
-    assert not found.any()
-    found.sum().backward()
+    embeddings = head(torch.randn(2, 5), learner=1)
+    assert not embeddings.any()
+    embeddings.sum().backward()
     assert torch.isfinite(head.linear.weight.grad).all()
     assert create_head("slices", 5, 4, 2).dead_learners() == []
 

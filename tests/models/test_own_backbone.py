@@ -284,7 +284,7 @@ def test_training_runs_resumes_and_starts_from_it(data: Benchmark, tmp_path: Pat
     np.testing.assert_allclose(model.encode(data.query), before.eval().encode(data.query), atol=1e-6)
 
 
-def test_vectors_go_into_it_as_they_are(tmp_path: Path) -> None:
+def test_vectors_are_passed_to_it_unchanged(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(6), 8)
     vectors = (rng.normal(size=(6, 12))[labels] + rng.normal(size=(48, 12))).astype(np.float32)

@@ -132,9 +132,9 @@ def test_pruning_keeps_a_learner_and_components(head: dict[str, Any], data: Benc
     small = keep_components(model, model.features(vectors), 4)
     basis = np.linalg.svd(embeddings.astype(np.float64), full_matrices=False)[2][:4]
     expected = unit(embeddings @ basis.T)
-    found = small.encode(vectors)
-    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
-    same(small, found, vectors, tmp_path / "pca")
+    projected = small.encode(vectors)
+    np.testing.assert_allclose(projected @ projected.T, expected @ expected.T, atol=1e-5)
+    same(small, projected, vectors, tmp_path / "pca")
     smaller = keep_components(small, small.features(vectors), 2)  # a head derived from a derived one
     assert smaller.embedding_dim == 2
     same(smaller, smaller.encode(vectors), vectors, tmp_path / "pca2")
@@ -260,7 +260,7 @@ def test_a_folder_of_somebody_else_imports_nothing_by_itself(
 
 
 @pytest.mark.heavy
-def test_the_command_line_walks_with_it(data: Benchmark, tmp_path: Path) -> None:
+def test_the_command_line_works_with_it(data: Benchmark, tmp_path: Path) -> None:
     (tmp_path / "plain_head.py").write_text(MODULE)
     table = tmp_path / "vectors.parquet"
     assert data.train.vectors is not None

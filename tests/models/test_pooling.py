@@ -48,14 +48,14 @@ def test_gem_is_the_generalised_mean_over_all_places(p: float) -> None:
     tokens = maps.flatten(2).transpose(1, 2)
     expected = gem_by_loops(tokens.numpy(), p)
     prefix = torch.full((3, 5, 5), 100.0)
-    for seen, pool in (
+    for features, pool in (
         (maps, GeM("NCHW", p=p)),
         (maps.permute(0, 2, 3, 1), GeM("NHWC", p=p)),
         (tokens, GeM("NLC", p=p)),
         (torch.cat([prefix, tokens], dim=1), GeM("NLC", 5, p=p)),
         (maps.contiguous(memory_format=torch.channels_last), GeM("NCHW", p=p)),
     ):
-        np.testing.assert_allclose(pool(seen).detach().numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(pool(features).detach().numpy(), expected, rtol=1e-5)
     positive = maps.abs() + 0.1
     norms = F.lp_pool2d(positive, p, kernel_size=(4, 2)).flatten(1)  # the sum of powers in place of their mean
     torch.testing.assert_close(GeM("NCHW", p=p)(positive), norms / 8 ** (1 / p), rtol=1e-5, atol=0)
@@ -72,13 +72,13 @@ def test_gem_has_the_gradients_of_its_formula() -> None:
     maps = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     p = torch.tensor([2.5], dtype=torch.float64, requires_grad=True)
-    seen = maps.clone().requires_grad_()
-    plain = seen.clamp(min=1e-6).pow(p).mean(dim=(2, 3)).pow(1 / p)
-    expected = torch.autograd.grad((plain * weight).sum(), (seen, p))
+    leaf = maps.clone().requires_grad_()
+    plain = leaf.clamp(min=1e-6).pow(p).mean(dim=(2, 3)).pow(1 / p)
+    expected = torch.autograd.grad((plain * weight).sum(), (leaf, p))
     pool = GeM("NCHW", p=2.5)
     mine = maps.float().requires_grad_()
-    found = torch.autograd.grad((pool(mine) * weight.float()).sum(), (mine, pool.p))
-    for value, reference in zip(found, expected, strict=True):
+    gradients = torch.autograd.grad((pool(mine) * weight.float()).sum(), (mine, pool.p))
+    for value, reference in zip(gradients, expected, strict=True):
         torch.testing.assert_close(value.double(), reference, rtol=1e-4, atol=1e-6)
 
 
@@ -100,27 +100,27 @@ def test_gem_stays_finite_where_powers_vanish_or_overflow(p: float, precision: t
 
 
 def reference(model: dc.EmbeddingModel, pooling: str, images: torch.Tensor) -> torch.Tensor:
-    """The pooled features by hand, of a model that timm makes anew with the same weights."""
+    """The pooled features by hand, of a new model of timm's with the same weights."""
     name = model.config["backbone"]
     sized = {"img_size": SIZE} if "vit" in name else {}
     plain = timm.create_model(name, num_classes=0, **sized).eval()
     plain.load_state_dict(model.backbone.state_dict(), strict="vit3" not in name)  # whose own pooling has weights
-    seen: torch.Tensor = plain.forward_features(images)  # type: ignore[operator]
-    if seen.ndim == 3:
+    unpooled: torch.Tensor = plain.forward_features(images)  # type: ignore[operator]
+    if unpooled.ndim == 3:
         if pooling == "token":
-            return plain.fc_norm(seen[:, 0])  # type: ignore[operator]
-        places = seen[:, plain.num_prefix_tokens :]  # type: ignore[index, misc]
+            return plain.fc_norm(unpooled[:, 0])  # type: ignore[operator]
+        places = unpooled[:, plain.num_prefix_tokens :]  # type: ignore[index, misc]
     else:
-        places = seen.flatten(2).transpose(1, 2)
-    norm = plain.fc_norm if seen.ndim == 3 else plain.head.norm if "convnext" in name else torch.nn.Identity()
-    flat = seen.ndim == 4 and "convnext" in name  # its norm is of maps
+        places = unpooled.flatten(2).transpose(1, 2)
+    norm = plain.fc_norm if unpooled.ndim == 3 else plain.head.norm if "convnext" in name else torch.nn.Identity()
+    flat = unpooled.ndim == 4 and "convnext" in name  # its norm is of maps
 
     def normed(rows: torch.Tensor) -> torch.Tensor:
         if flat:
             return norm(rows.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)  # type: ignore[operator]
         return norm(rows)  # type: ignore[operator]
 
-    if pooling == "gem":  # of what has its last norm
+    if pooling == "gem":  # after the last norm
         return normed(places).clamp(min=1e-6).pow(3).mean(dim=1).pow(1 / 3)
     pooled = places.mean(dim=1) if pooling == "avg" else places.amax(dim=1)
     return normed(pooled[:, None])[:, 0]
@@ -142,18 +142,18 @@ def test_every_pooling_of_every_kind_of_backbone(backbone: str, own: str | None,
     images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     auto = model_of(backbone, "auto")
     with torch.no_grad():
-        found = {"auto": auto.pooling(auto.backbone(images))}
-        assert found["auto"].shape == (2, auto.num_features)
+        features = {"auto": auto.pooling(auto.backbone(images))}
+        assert features["auto"].shape == (2, auto.num_features)
         if own is not None:
-            torch.testing.assert_close(found["auto"], reference(auto, own, images))
+            torch.testing.assert_close(features["auto"], reference(auto, own, images))
         for pooling in poolings:
             model = model_of(backbone, pooling)
-            found[pooling] = model.pooling(model.backbone(images))
-            assert found[pooling].shape == (2, model.num_features)
+            features[pooling] = model.pooling(model.backbone(images))
+            assert features[pooling].shape == (2, model.num_features)
             assert model(images).shape == (2, 8)
             if backbone != "mobilenetv3_small_050":  # which has more layers between pooling and head
-                torch.testing.assert_close(found[pooling], reference(model, pooling, images), rtol=1e-4, atol=1e-5)
-    distinct = [value for name, value in found.items() if name != "auto"]
+                torch.testing.assert_close(features[pooling], reference(model, pooling, images), rtol=1e-4, atol=1e-5)
+    distinct = [value for name, value in features.items() if name != "auto"]
     for i, one in enumerate(distinct):
         assert not any(torch.allclose(one, other, rtol=1e-2) for other in distinct[:i])
 
@@ -169,7 +169,7 @@ def test_class_and_register_tokens_are_no_places_of_the_image() -> None:
     assert backbone(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 21, width)
 
 
-def test_a_model_pools_alike_in_training_and_when_it_encodes(few: Benchmark) -> None:
+def test_a_model_pools_the_same_in_training_and_encoding(few: Benchmark) -> None:
     model = model_of("test_resnet", "gem")
     images = few.query.subset(np.arange(6))
     pixels = torch.stack([model.eval_transform(images.open(i).convert("RGB")) for i in range(6)])
@@ -215,7 +215,7 @@ def test_settings_and_models_have_the_same_poolings() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_what_gem_has_learned_is_saved_loaded_and_pruned(backbone: str, few: Benchmark, tmp_path: Path) -> None:
+def test_a_trained_gem_is_saved_loaded_and_pruned(backbone: str, few: Benchmark, tmp_path: Path) -> None:
     model = model_of(backbone, "gem", method="slices")
     with torch.no_grad():
         model.pooling.p.fill_(4.5)  # type: ignore[union-attr, operator]
@@ -245,7 +245,7 @@ def test_models_saved_before_there_was_a_choice_load_as_auto(tiny_model: Make, f
         dc.EmbeddingModel.load(tmp_path)
 
 
-def test_going_on_from_another_model_takes_its_pooling_and_head_or_neither() -> None:
+def test_a_warm_start_takes_pooling_and_head_or_neither() -> None:
     other = model_of("test_vit", "gem")
     with torch.no_grad():
         for parameter in other.parameters():

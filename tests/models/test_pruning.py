@@ -91,9 +91,9 @@ def test_masks_of_a_hierarchy_are_kept_as_they_were_divided(vectors: np.ndarray,
     small = keep_subspaces(model, kept)
     small.save(tmp_path)
     rows = sorted(d for k in kept for d in parts[k])
-    for found in (small, dc.EmbeddingModel.load(tmp_path)):
-        np.testing.assert_allclose(found.encode(vectors), unit(model.encode(vectors)[:, rows]), atol=1e-6)
-        assert [len(part) for part in found.head.dimensions()] == [len(parts[k]) for k in kept]
+    for pruned in (small, dc.EmbeddingModel.load(tmp_path)):
+        np.testing.assert_allclose(pruned.encode(vectors), unit(model.encode(vectors)[:, rows]), atol=1e-6)
+        assert [len(part) for part in pruned.head.dimensions()] == [len(parts[k]) for k in kept]
 
 
 def test_the_parent_stays_as_it_was_and_the_backbone_goes_along(vectors: np.ndarray) -> None:
@@ -128,8 +128,8 @@ def test_components_are_the_projection_that_keeps_inner_products_best(
     # As the singular value decomposition has it, whatever the signs.
     basis = np.linalg.svd(embeddings, full_matrices=False)[2][:dims]
     expected = unit(embeddings @ basis.T)
-    found = small.encode(vectors)
-    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+    embeddings = small.encode(vectors)
+    np.testing.assert_allclose(embeddings @ embeddings.T, expected @ expected.T, atol=1e-4)
 
 
 def test_slices_of_one_length_are_rotated_as_they_are(vectors: np.ndarray) -> None:
@@ -151,7 +151,7 @@ def test_components_of_slices_are_near_the_embedding(vectors: np.ndarray) -> Non
     assert np.corrcoef(cosines.ravel(), theirs.ravel())[0, 1] > 0.95
 
 
-def test_what_cannot_be_pruned_is_said(vectors: np.ndarray) -> None:
+def test_what_cannot_be_pruned_is_refused(vectors: np.ndarray) -> None:
     masks = model_of(method="masks")
     with pytest.raises(ConfigError, match="share the dimensions"):
         keep_subspaces(masks, [0])

@@ -53,7 +53,7 @@ def test_auto_is_a_resnet_for_images_and_none_for_vectors() -> None:
     assert resolve_backbone("test_resnet", None) == "test_resnet"
 
 
-def test_backbones_that_see_something_else_say_what_to_give() -> None:
+def test_backbones_for_other_data_name_one_that_fits() -> None:
     for name in ("none", "mlp"):
         with pytest.raises(
             ConfigError, match=rf"`backbone` {name} is for vectors, and the data holds images: choose a timm"

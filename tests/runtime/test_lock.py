@@ -72,7 +72,7 @@ def test_a_file_that_its_owner_removes_locks_nobody_in(tmp_path: Path) -> None:
     os.close(held)
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/run: cannot be written"):
         lock(tmp_path / "file" / "run").acquire()

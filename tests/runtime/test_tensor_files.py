@@ -28,9 +28,9 @@ def test_any_program_reads_it_and_one_without_a_checksum_passes(tmp_path: Path) 
     (tmp_path / "without").write_bytes(safetensors.torch.save(tensors))
     for name in ("with", "without"):
         assert checked_tensors(tmp_path / name) == (tmp_path / name).read_bytes()
-        found = safetensors.torch.load_file(tmp_path / name)
-        assert found.keys() == tensors.keys()
-        assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+        loaded = safetensors.torch.load_file(tmp_path / name)
+        assert loaded.keys() == tensors.keys()
+        assert all(torch.equal(loaded[key], tensors[key]) for key in tensors)
     with safetensors.safe_open(tmp_path / "with", "pt") as file:
         assert file.metadata()["format"] == "pt"
 

@@ -54,7 +54,7 @@ def test_filters_are_pythons_comparisons(
     data = vectors(14)
     index = dc.Index.build(model, data, uri, columns=COLUMNS)
 
-    def found(where: object) -> set[int]:
+    def matching(where: object) -> set[int]:
         return {hit.id for hit in index.search(0, k=14, where=where)}
 
     def expected(name: str, compare: Callable[[object, object], bool], value: object) -> set[int]:
@@ -65,20 +65,20 @@ def test_filters_are_pythons_comparisons(
         for value in values:
             if value is None or value != value:
                 continue
-            assert found({name: value}) == expected(name, operator.eq, value), (name, value)
+            assert matching({name: value}) == expected(name, operator.eq, value), (name, value)
     for (sign, compare), (name, value) in itertools.product(
         OPERATORS.items(),
         [("text", "ärger"), ("text", "a\\'; DROP TABLE divcon; --"), ("whole number", 2**53 + 1), ("number", 8)],
     ):
-        assert found({name: (sign, value)}) == expected(name, compare, value), (name, sign, value)
-    assert found({"whole number": ("<", 7.5)}) == {0, 1, 4, 5, 7}
-    assert found({"flag": ("!=", True)}) == expected("flag", operator.ne, True)
-    assert found({"text": ["Z", "%"], "number": (">", 1)}) == {8} | ({3, 13} & expected("number", operator.gt, 1))
-    assert found(["label=a", "whole number>=3"]) == {5, 10}
-    assert found("path = item00007") == {7}
-    assert found("text=o'brien") == {0}
-    assert found("flag=true") == expected("flag", operator.eq, True)
-    assert found({"label": "nobody"}) == set()
+        assert matching({name: (sign, value)}) == expected(name, compare, value), (name, sign, value)
+    assert matching({"whole number": ("<", 7.5)}) == {0, 1, 4, 5, 7}
+    assert matching({"flag": ("!=", True)}) == expected("flag", operator.ne, True)
+    assert matching({"text": ["Z", "%"], "number": (">", 1)}) == {8} | ({3, 13} & expected("number", operator.gt, 1))
+    assert matching(["label=a", "whole number>=3"]) == {5, 10}
+    assert matching("path = item00007") == {7}
+    assert matching("text=o'brien") == {0}
+    assert matching("flag=true") == expected("flag", operator.eq, True)
+    assert matching({"label": "nobody"}) == set()
     assert len(index) == 14
 
 

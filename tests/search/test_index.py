@@ -36,18 +36,18 @@ def test_exact_answers_are_those_of_evaluate(uri: str, model: dc.EmbeddingModel,
     data.vectors[100:180] = data.vectors[100]
     index = dc.Index.build(model, data, uri)
     embeddings = model.encode(data)
-    found = index.search(embeddings, k=7, embedded=True)
+    results = index.search(embeddings, k=7, embedded=True)
     expected, cosines = nearest(embeddings, embeddings, 7, metric="cosine")
-    np.testing.assert_array_equal([ids(hits) for hits in found], expected)
-    np.testing.assert_array_equal(np.array([[hit.score for hit in hits] for hits in found], np.float32), cosines)
-    assert found[3][0] == Hit(3, 1.0, "d", "item00003", {}, None)
-    # Vectors are what the model sees, unless they are said to be embeddings.
-    assert ids(index.search(data.vectors[5], k=3)) == ids(found[5])[:3]
+    np.testing.assert_array_equal([ids(hits) for hits in results], expected)
+    np.testing.assert_array_equal(np.array([[hit.score for hit in hits] for hits in results], np.float32), cosines)
+    assert results[3][0] == Hit(3, 1.0, "d", "item00003", {}, None)
+    # Vectors are the model's input, unless embedded=True.
+    assert ids(index.search(data.vectors[5], k=3)) == ids(results[5])[:3]
     assert index.search([], k=3) == []
     assert len(index.search(0, k=10_000)) == len(index) == 600
 
 
-def test_what_is_read_block_by_block_is_found_alike(
+def test_a_search_block_by_block_returns_the_same(
     uri: str, model: dc.EmbeddingModel, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("divcon.search.stores.lance.BLOCK", 64)
@@ -64,7 +64,7 @@ def test_what_is_read_block_by_block_is_found_alike(
 
 
 @pytest.mark.parametrize("method", ["slices", "masks", "masked", "single"])
-def test_a_learner_finds_what_its_embeddings_find(
+def test_a_search_by_learner_equals_one_of_its_embeddings(
     method: str, make_model: Callable[..., dc.EmbeddingModel], vectors: Vectors, tmp_path: Path
 ) -> None:
     options = {"head_options": {"full": "masked"}} if method == "masked" else {}
@@ -75,9 +75,9 @@ def test_a_learner_finds_what_its_embeddings_find(
     for learner in range(learners):
         embeddings = model.encode(data, learner=learner)
         expected, cosines = nearest(embeddings[:40], embeddings, 6, metric="cosine")
-        found = index.search(data.vectors[:40], k=6, learner=learner)
-        np.testing.assert_array_equal([ids(hits) for hits in found], expected)
-        np.testing.assert_allclose([[hit.score for hit in hits] for hits in found], cosines, atol=2e-6)
+        results = index.search(data.vectors[:40], k=6, learner=learner)
+        np.testing.assert_array_equal([ids(hits) for hits in results], expected)
+        np.testing.assert_allclose([[hit.score for hit in hits] for hits in results], cosines, atol=2e-6)
     with pytest.raises(ConfigError, match=f"learners 0 to {learners - 1}"):
         index.search(0, learner=learners)
 
@@ -104,12 +104,12 @@ def test_only_what_changed_is_embedded(
         added=2, changed=3, embedded=3, kept=44, missing=3
     )
     assert embedded == [3]
-    found = {hit.path: hit for hit in index.search(changed.vectors[0], k=100)}
-    assert len(found) == 52
-    assert found["item00003"].id == 3
-    assert found["item00003"].score == pytest.approx(1)
-    assert found["item00004"].label == "a"
-    assert [found[f"item{i:05}"].metadata["price"] for i in (0, 5, 6, 50, 51)] == [0, 1000, 6, None, 7]
+    by_path = {hit.path: hit for hit in index.search(changed.vectors[0], k=100)}
+    assert len(by_path) == 52
+    assert by_path["item00003"].id == 3
+    assert by_path["item00003"].score == pytest.approx(1)
+    assert by_path["item00004"].label == "a"
+    assert [by_path[f"item{i:05}"].metadata["price"] for i in (0, 5, 6, 50, 51)] == [0, 1000, 6, None, 7]
     expected = model.encode(changed)
     ours = index.store.embeddings(np.arange(3, 52))
     np.testing.assert_array_equal(ours[1][np.argsort(ours[0])], expected)
@@ -120,7 +120,7 @@ def test_only_what_changed_is_embedded(
         index.search(0)
 
 
-def test_interrupted_it_goes_on_where_it_stopped(uri: str, image_folder: Path, tiny_model, broken_png) -> None:
+def test_an_interrupted_update_resumes(uri: str, image_folder: Path, tiny_model, broken_png) -> None:
     model = tiny_model()
     images = sorted(image_folder.rglob("*.png"))
     whole = images[25].read_bytes()
@@ -139,9 +139,9 @@ def test_interrupted_it_goes_on_where_it_stopped(uri: str, image_folder: Path, t
     )
     assert str(images[25]) in said[0]
     images[25].write_bytes(whole)
-    seen = []
-    changes = index.update(chunks(), context=dc.Context(on_progress=lambda p: seen.append(p.done)))
-    assert (changes, seen) == (Changes(added=1, embedded=1, kept=39), [10, 20, 30, 40])
+    reported = []
+    changes = index.update(chunks(), context=dc.Context(on_progress=lambda p: reported.append(p.done)))
+    assert (changes, reported) == (Changes(added=1, embedded=1, kept=39), [10, 20, 30, 40])
     hit = index.search(images[7], k=1)[0]
     assert (hit.path, hit.label) == (str(images[7]), images[7].parent.name)
 
@@ -166,7 +166,7 @@ def test_two_writers(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> No
             other.update(vectors(30))
         assert len(other.search(0)) == 10
     assert other.update(vectors(30)).added == 10
-    assert ids(index.search(25, k=1)) == [25]  # what another wrote is seen
+    assert ids(index.search(25, k=1)) == [25]  # what another process wrote is visible
 
     refused: list[str] = []
 
@@ -240,7 +240,7 @@ def test_the_model_is_found_where_the_store_says(
     assert named.about.model == str(tmp_path / "model")
 
 
-def test_a_store_that_is_gone_or_made_anew(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
+def test_a_store_that_is_deleted_or_built_again(uri: str, model: dc.EmbeddingModel, vectors: Vectors) -> None:
     with pytest.raises(StoreError, match="there is no index"):
         dc.Index.open(uri)
     index = dc.Index.build(model, vectors(20), uri)
@@ -283,9 +283,9 @@ def test_the_approximate_index(uri: str, model: dc.EmbeddingModel, vectors: Vect
         return
     assert about.effort in index.store.efforts()
     assert about.recall >= 0.99
-    found = index.check(queries=20)
-    assert found.queries == 20
-    assert found.recall >= 0.98
+    result = index.check(queries=20)
+    assert result.queries == 20
+    assert result.recall >= 0.98
     shared = [len(set(ids(a)) & set(ids(b))) for a, b in zip(index.search(data.vectors[:20], k=5), exact, strict=True)]
     assert sum(shared) >= 0.98 * 100
     assert index.search(data.vectors[:20], k=5, exact=True) == exact
@@ -304,7 +304,7 @@ def test_other_files_are_left_alone(model: dc.EmbeddingModel, vectors: Vectors, 
     assert [entry.name for entry in (tmp_path / "photos").iterdir()] == ["a.png"]
 
 
-def test_a_server_that_is_not_there_and_no_password_is_told() -> None:
+def test_an_unreachable_server_is_reported_without_the_password() -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(StoreError) as caught:
         dc.Index.open("postgresql://me:secret@127.0.0.1:1/shop")

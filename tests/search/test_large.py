@@ -39,8 +39,8 @@ def test_100_000_vectors_of_128_dimensions(uri: str, kind: str) -> None:
     expected, _ = nearest(queries, embeddings, 10, metric="cosine")
     exact = index.search(queries, k=10, exact=True, embedded=True)
     np.testing.assert_array_equal([[hit.id for hit in hits] for hits in exact], expected)
-    found = index.search(queries, k=10, embedded=True)
-    shared = [len({hit.id for hit in hits} & set(row)) for hits, row in zip(found, expected.tolist(), strict=True)]
+    results = index.search(queries, k=10, embedded=True)
+    shared = [len({hit.id for hit in hits} & set(row)) for hits, row in zip(results, expected.tolist(), strict=True)]
     recall, about, checked = np.mean(shared) / 10, index.about, index.check()
     if kind == "unclustered" and "://" in uri:
         # Without any structure pgvector's HNSW finds 92 to 94 % at its largest effort; the store must say so.

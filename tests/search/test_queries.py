@@ -30,9 +30,9 @@ def test_every_form_of_a_query_finds_the_same(index: dc.Index, image_folder: Pat
     copy.write_bytes(image.read_bytes())
     forms = [image, str(image), copy, image.read_bytes(), Image.open(image), index.model.encode(image)[0], 11]
     alone = [index.search(form, k=4) for form in forms]
-    for found in (*alone, *index.search(forms, k=4)):
-        assert [hit.id for hit in found] == [hit.id for hit in alone[0]]
-        np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in alone[0]], atol=1e-6)
+    for hits in (*alone, *index.search(forms, k=4)):
+        assert [hit.id for hit in hits] == [hit.id for hit in alone[0]]
+        np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in alone[0]], atol=1e-6)
     assert alone[0][0].path == str(image)
     assert alone[0][0].label == image.parent.name
     assert index.item(11) == index.item(str(image))
@@ -172,11 +172,11 @@ def test_boxes_and_encoded_images_are_items_of_their_own(
     index = dc.Index.create(tiny_model(), tmp_path / "boxes")
     assert index.update(table, context=dc.Context(on_warning=said.append)).added == 3
     assert said == ["left out: 1 rows with the image of an earlier row"]
-    found = {hit.label: hit for hit in index.search(2, k=3)}
-    assert {hit.path for hit in found.values()} == {str(image)}
-    assert found["b"].box == (8, 8, 30, 30)
-    assert found["c"].box is None
-    assert [found[label].metadata["colour"] for label in "abc"] == ["red", "blue", None]
+    by_label = {hit.label: hit for hit in index.search(2, k=3)}
+    assert {hit.path for hit in by_label.values()} == {str(image)}
+    assert by_label["b"].box == (8, 8, 30, 30)
+    assert by_label["c"].box is None
+    assert [by_label[label].metadata["colour"] for label in "abc"] == ["red", "blue", None]
 
     encoded = pa.array([image.read_bytes()] * 2, pa.large_binary())
     images = LabeledSet(np.zeros(2, np.int64), ("x",), pa.array(["p.png", "p.png"]), np.arange(2), "s", encoded=encoded)

@@ -165,7 +165,7 @@ def test_a_store_of_ones_own_by_name(own: str, model: dc.EmbeddingModel, vectors
         (None, "pass a folder, an address or a divcon.search.Store"),
     ],
 )
-def test_an_address_that_is_none(own: str, address: object, said: str) -> None:
+def test_an_invalid_address(own: str, address: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         open_store(address)  # type: ignore[arg-type]
     assert caught.value.field == "store"

@@ -21,22 +21,22 @@ def chunks(data: LabeledSet) -> Iterator[Items]:
     return chunks_of(items_of(data, {"price": data.rows})[0], 10)
 
 
-def test_shards_give_what_one_process_gives(
+def test_shards_equal_one_process(
     uri: str, model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path
 ) -> None:
     data, about, embedder, folder = vectors(95), about_of(model), Embedder(model), tmp_path / "parts"
     written = [write_shard(embedder, about, chunks(data), folder, shard, 3) for shard in (1, 2, 3)]
     assert written == [(35, 0), (30, 0), (30, 0)]
-    found, total, parts = read_shards(folder)
-    assert (found.fingerprint, total) == (about.fingerprint, 95)
-    index = dc.Index.for_about(found, uri, model)
+    stored, total, parts = read_shards(folder)
+    assert (stored.fingerprint, total) == (about.fingerprint, 95)
+    index = dc.Index.for_about(stored, uri, model)
     assert index.load(parts) == Changes(added=95)
     alone = dc.Index.build(model, data, tmp_path / "alone", columns={"price": data.rows})
     assert index.search(data.vectors[:20], k=8) == alone.search(data.vectors[:20], k=8)
     assert index.load(read_shards(folder)[2]) == Changes(kept=95)
 
 
-def test_a_shard_goes_on_where_it_stopped(
+def test_a_shard_resumes(
     model: dc.EmbeddingModel, vectors: Callable[..., LabeledSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, about, embedder = vectors(60), about_of(model), Embedder(model)
@@ -92,14 +92,14 @@ def test_parts_that_do_not_belong_together(
         read_shards(tmp_path)
 
 
-def test_a_listing_is_read_as_it_is_wanted(tmp_path: Path, image_folder: Path) -> None:
+def test_a_listing_is_read_lazily(tmp_path: Path, image_folder: Path) -> None:
     listing = tmp_path / "paths.txt"
     images = sorted(image_folder.rglob("*.png"))
     lines = [str(path.relative_to(image_folder)) for path in images]
     listing.write_text("\ufeff" + "\r\n".join([*lines[:20], "", *lines[20:], lines[0]]) + "\n", encoding="utf-8")
-    (found,) = read_listing(str(listing), str(image_folder))
-    assert found.paths() == [str(path) for path in images]  # the repeated one is left out
-    assert found.labels == [path.parent.name for path in images]
+    (chunk,) = read_listing(str(listing), str(image_folder))
+    assert chunk.paths() == [str(path) for path in images]  # the repeated one is left out
+    assert chunk.labels == [path.parent.name for path in images]
 
     with listing.open("w") as file:
         for number in range(3 * CHUNK):

@@ -77,14 +77,14 @@ def test_over_postgresql_it_answers_as_over_a_folder(
     content = (photos / "3-1.png").read_bytes()
 
     def answers(client: TestClient) -> list[Any]:
-        found = [
+        responses = [
             upload(client, content, k=6, learner="each", where='{"colour": "red"}').json(),
             client.post("/search", json={"path": str(photos / "2-2.png"), "k": 4}).json(),
             client.get("/items?limit=50").json(),
         ]
-        paths = [[hit["path"] for hit in answer["hits"]] for answer in found[:2]]
-        each = [[hit["path"] for hit in learner["hits"]] for learner in found[0]["learners"]]
-        return [paths, each, sorted(item["path"] for item in found[2]["items"])]
+        paths = [[hit["path"] for hit in answer["hits"]] for answer in responses[:2]]
+        each = [[hit["path"] for hit in learner["hits"]] for learner in responses[0]["learners"]]
+        return [paths, each, sorted(item["path"] for item in responses[2]["items"])]
 
     with Index.create(run, uri) as made:
         made.update(photos / "items.csv")
@@ -113,8 +113,8 @@ def test_filters_are_columns_and_values(client: TestClient, photos: Path) -> Non
     hits = client.post("/search", json=query).json()["hits"]
     assert hits and all(hit["metadata"]["colour"] == "blue" and hit["metadata"]["price"] >= 2.2 for hit in hits)
     assert client.get("/items", params={"where": '{"price": {">=": 2.2}}'}).json()["total"] == 28
-    found = client.get("/items", params={"where": ["label=<b>mug</b> & 0"], "limit": 2}).json()
-    assert found["total"] == 5 and [item["id"] for item in found["items"]] == [0, 1]
+    listed = client.get("/items", params={"where": ["label=<b>mug</b> & 0"], "limit": 2}).json()
+    assert listed["total"] == 5 and [item["id"] for item in listed["items"]] == [0, 1]
 
 
 def test_items_come_a_page_at_a_time(client: TestClient, index: Index) -> None:
@@ -275,7 +275,7 @@ def test_only_this_machine_by_its_own_name(client: TestClient) -> None:
     assert client.post("/search", json={"id": 1}, headers={"Origin": LOCAL}).status_code == 200
 
 
-def test_a_token_is_asked_for(index: Index) -> None:
+def test_a_token_is_required(index: Index) -> None:
     with client_of(index, token="a-token-of-24-characters") as client:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "divcon_token=x"}, {"Authorization": "é"}):
             for path in ("/about", "/items", "/items/1/image", "/metrics", "/openapi.json"):
@@ -289,7 +289,7 @@ def test_a_token_is_asked_for(index: Index) -> None:
         assert client.get("/items/1/image").status_code == 200  # by the cookie
 
 
-def test_nothing_comes_from_elsewhere(client: TestClient) -> None:
+def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     for path in ("/", "/page.css", "/page.js"):
         answer = client.get(path)
         assert answer.headers["content-security-policy"].startswith("default-src 'self'")

@@ -124,7 +124,7 @@ def test_a_filter_holds_for_all(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_what_is_no_image_is_said(opened: Opened, tmp_path: Path, width: int) -> None:
+def test_a_file_that_is_no_image_is_reported(opened: Opened, tmp_path: Path, width: int) -> None:
     text = tmp_path / "photo.jpg"
     text.write_text("this is a text")
     page = opened(width=width)
@@ -297,7 +297,7 @@ def test_a_token_is_asked_for_once(opened: Opened, locked: Any) -> None:
     assert locked.token not in again.url
 
 
-def test_an_other_layout_of_the_map(opened: Opened) -> None:
+def test_another_layout_of_the_map(opened: Opened) -> None:
     page = opened("/?view=map")
     expect(page.locator("#status")).to_contain_text("40 items shown")
     page.locator("#map-list summary").click()
@@ -308,7 +308,7 @@ def test_an_other_layout_of_the_map(opened: Opened) -> None:
     assert page.locator("#map-list tbody").inner_text() != before
 
 
-def test_a_server_that_is_gone_is_said(opened: Opened) -> None:
+def test_a_server_that_is_down_is_reported(opened: Opened) -> None:
     page = opened()
     expect(page.locator("#results .item")).to_have_count(40)
     page.route("**/search", lambda route: route.abort())

@@ -93,7 +93,7 @@ def test_200_megabytes_are_refused(server: Started) -> None:
     assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
-def test_an_upload_that_ends_early_is_no_harm(server: Started) -> None:
+def test_an_upload_that_ends_early_does_no_harm(server: Started) -> None:
     port = int(server.url.rpartition(":")[2])
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -103,7 +103,7 @@ def test_an_upload_that_ends_early_is_no_harm(server: Started) -> None:
     assert httpx2.post(f"{server.url}/search", json={"id": 1}, headers=server.bearer).status_code == 200
 
 
-def test_clients_that_never_end_their_headers_are_let_go(store: Path) -> None:
+def test_clients_that_never_end_their_headers_are_disconnected(store: Path) -> None:
     """200 connections that send a letter every second; others are answered meanwhile, and these are closed."""
     started = start(store.parent, "--device", "cpu", "--seconds", "3")
     port = int(started.url.rpartition(":")[2])
@@ -145,7 +145,7 @@ def test_a_signal_stops_it(server: Started) -> None:
     assert server.process.stdout is not None and server.process.stdout.read().endswith("stopped\n")
 
 
-def test_what_cannot_be_served_is_said(command, tmp_path: Path, store: Path) -> None:
+def test_what_cannot_be_served_is_reported(command, tmp_path: Path, store: Path) -> None:
     code, _, said = command("serve", tmp_path / "nothing")
     assert code == 2 and "there is no index here" in said
     code, _, said = command("serve", store, "--token", "short")

@@ -66,7 +66,7 @@ def test_the_map_is_the_two_directions_of_most_variance(client: TestClient, inde
         assert abs(np.corrcoef(ours, expected)[0, 1]) > 0.9999
 
 
-def test_the_map_tells_split_and_learner(client: TestClient, photos: Path, run: Path) -> None:
+def test_the_map_has_split_and_learner(client: TestClient, photos: Path, run: Path) -> None:
     points = wait_for(client, "/map")["points"]
     assert Counter(point["split"] for point in points) == {"train": 25, "test": 15}
     divisions = [Division.load(path) for path in sorted((run / "divisions").iterdir())]
@@ -113,9 +113,9 @@ def test_the_failures_are_those_of_the_evaluation(
     assert data["summary"]["failed"] == expected.total() > 0
     assert [query["scores"]["recall_at_1"] for query in data["worst"]] == sorted(each["recall_at_1"])
     for query in data["worst"]:
-        found = [hit["id"] for hit in query["hits"]]
-        assert found == nearest[query["item"]["id"]][:6]
-        assert [hit["right"] for hit in query["hits"]] == [labels[i] == query["label"] for i in found]
+        ids = [hit["id"] for hit in query["hits"]]
+        assert ids == nearest[query["item"]["id"]][:6]
+        assert [hit["right"] for hit in query["hits"]] == [labels[i] == query["label"] for i in ids]
 
 
 def test_pairs_across_the_split_are_the_nearest(client: TestClient, index: Index, photos: Path) -> None:
@@ -167,7 +167,7 @@ def test_divisions_and_flows_add_up(client: TestClient, run: Path, photos: Path,
             assert np.array(counts).sum(axis).tolist() == [*shown["sizes"], shown["left_out"]]
 
 
-def test_a_damaged_division_or_lost_data_is_said(run: Path, index: Index, tmp_path: Path) -> None:
+def test_a_damaged_division_or_lost_data_is_reported(run: Path, index: Index, tmp_path: Path) -> None:
     import shutil
 
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("index"))

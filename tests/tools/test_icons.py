@@ -308,9 +308,9 @@ class TestCommand:
 
 
 def test_progress(package, tmp_path):
-    seen = []
-    build_icons(package, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (50, 50)
+    reported = []
+    build_icons(package, tmp_path / "out", progress=lambda done, total: reported.append((done, total)))
+    assert reported[-1] == (50, 50)
 
 
 SQUARE = {"body": '<rect width="8" height="8" fill="currentColor"/>'}

@@ -112,9 +112,9 @@ class Zygote:
 
 @pytest.fixture(scope="session")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    found = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield found
-    found.close()
+    process = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")

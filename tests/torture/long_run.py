@@ -32,11 +32,11 @@ class _MallInfo(ctypes.Structure):
 
 
 def allocated() -> float:
-    """MiB that the program has asked glibc for and not given back; the gaps between are not its own."""
+    """MiB that the program has allocated through glibc and not freed, without the gaps between."""
     look = ctypes.CDLL(None).mallinfo2
     look.restype = _MallInfo
-    found = look()
-    return (found.uordblks + found.hblkhd) / 2**20
+    usage = look()
+    return (usage.uordblks + usage.hblkhd) / 2**20
 
 
 def open_files() -> int:

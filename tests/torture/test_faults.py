@@ -104,8 +104,8 @@ def test_a_byte_of_the_checkpoint_is_flipped(
         damaged, place = bytearray(whole), int(rng.integers(len(whole)))
         damaged[place] ^= 1 << int(rng.integers(8))
         (out / "checkpoint").write_bytes(damaged)
-        told = go_on(out).replace("\n", " ")
-        assert "the checkpoint was damaged; training resumes from the one before it" in told, place
+        output = go_on(out).replace("\n", " ")
+        assert "the checkpoint was damaged; training resumes from the one before it" in output, place
         shutil.rmtree(out)
     shutil.copytree(begun, out)
     for name in ("checkpoint", "checkpoint.previous"):

@@ -48,11 +48,11 @@ def test_training(kind: str, zygote: Any, vectors: Path, tmp_path: Path, kills: 
 
 def rows_of(store: Path) -> list[tuple[Any, ...]]:
     """What a store holds, by key; every id once."""
-    found = Index.open(store).store
-    ids = found.ids()
+    opened = Index.open(store).store
+    ids = opened.ids()
     assert len(set(ids.tolist())) == len(ids)
-    at = dict(zip(*(part.tolist() for part in found.embeddings(ids)), strict=True))
-    rows = found.rows(ids).to_pylist()
+    at = dict(zip(*(part.tolist() for part in opened.embeddings(ids)), strict=True))
+    rows = opened.rows(ids).to_pylist()
     return sorted((row["key"], row["label"], row["content"], row["details"], tuple(at[row["id"]])) for row in rows)
 
 

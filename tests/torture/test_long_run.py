@@ -22,29 +22,29 @@ def long_run(kind: str, divisions: int, learners: int, checkpoint: Path) -> dict
     environment = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "1"}
     done = subprocess.run([*command, str(checkpoint)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    half, last = found["allocated"][divisions // 2], found["allocated"][-1]
+    usage = json.loads(done.stdout)
+    half, last = usage["allocated"][divisions // 2], usage["allocated"][-1]
     print(
         f"{kind}, K {learners}: {half:.0f} MiB after {divisions // 2} divisions, {last:.0f} after {divisions}; "
-        f"open files {max(found['files'])}, {found['files_after']} in the end; workers left {found['children_after']}"
+        f"open files {max(usage['files'])}, {usage['files_after']} in the end; workers left {usage['children_after']}"
     )
-    return found
+    return usage
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "learners"), [("vectors", 4), ("images", 4), ("images", 64)])
 def test_a_hundred_divisions(kind: str, learners: int, tmp_path: Path) -> None:
-    found = long_run(kind, 100, learners, tmp_path / "checkpoint")
-    allocated = np.array(found["allocated"])
+    usage = long_run(kind, 100, learners, tmp_path / "checkpoint")
+    allocated = np.array(usage["allocated"])
     assert allocated[-10:].mean() - allocated[45:55].mean() < 1
-    assert max(found["files"][5:]) <= max(found["files"][:5])
-    assert set(found["children"]) == {2 if kind == "images" else 0}
-    assert found["children_after"] == 0
+    assert max(usage["files"][5:]) <= max(usage["files"][:5])
+    assert set(usage["children"]) == {2 if kind == "images" else 0}
+    assert usage["children_after"] == 0
 
 
-def test_files_and_processes_are_given_back(tmp_path: Path) -> None:
-    found = long_run("images", 10, 16, tmp_path / "checkpoint")
-    assert len(set(found["files"][2:])) == 1
-    assert set(found["children"]) == {2}
-    assert found["children_after"] == 0
-    assert found["files_after"] < found["files"][-1]
+def test_files_are_closed_and_processes_end(tmp_path: Path) -> None:
+    usage = long_run("images", 10, 16, tmp_path / "checkpoint")
+    assert len(set(usage["files"][2:])) == 1
+    assert set(usage["children"]) == {2}
+    assert usage["children_after"] == 0
+    assert usage["files_after"] < usage["files"][-1]

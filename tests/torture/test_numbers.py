@@ -31,7 +31,7 @@ def vectors(labels: np.ndarray, dim: int = 6, seed: int = 0, names: tuple[str, .
     return dc.LabeledSet(labels, names, paths, np.arange(len(labels)), "", vectors=values)
 
 
-def made(images: dc.LabeledSet, learners: int = 2, dim: int = 8, **options: Any) -> dc.EmbeddingModel:
+def model_of(images: dc.LabeledSet, learners: int = 2, dim: int = 8, **options: Any) -> dc.EmbeddingModel:
     assert images.vectors is not None
     torch.manual_seed(0)
     return dc.EmbeddingModel("mlp", dim, learners, vector_dim=images.vectors.shape[1], **options)
@@ -71,7 +71,7 @@ class TestNotFinite:
         self, number: float, divide_on: str, images: dc.LabeledSet, tmp_path: Path
     ) -> None:
         config = replace(CONFIG, epochs=4, finetune_epoch=4, redivide_every=2, divide_on=divide_on, rounds="shortest")  # type: ignore[arg-type]
-        model = made(images)
+        model = model_of(images)
         epochs = dc.train(model, images, config, checkpoint=tmp_path / "c")
         next(epochs), next(epochs)
         before = (tmp_path / "c").read_bytes()
@@ -81,15 +81,15 @@ class TestNotFinite:
         hook.remove()
         # What the checkpoint holds is the second epoch, kept when the third was asked for.
         assert (tmp_path / "c").read_bytes() != before
-        resumed = made(images)
+        resumed = model_of(images)
         assert [r.number for r in dc.train(resumed, images, config, checkpoint=tmp_path / "c")] == [2, 3]
-        whole = made(images)
+        whole = model_of(images)
         list(dc.train(whole, images, config))
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value)
 
     def test_evaluating_names_the_images(self, images: dc.LabeledSet) -> None:
-        model = made(images)
+        model = model_of(images)
         self.breaks(model, images, [7, 30], float("nan"))
         with pytest.raises(NonFiniteError, match=r"evaluating .*: .* of 2 of 48 images .*: row 7, row 30"):
             dc.evaluate(model, images)
@@ -112,13 +112,13 @@ class TestDivisions:
         assert images.vectors is not None
         apart = replace(images, vectors=np.eye(4, 6, dtype=np.float32)[images.labels])
         with pytest.raises(DataError, match=r"no learner has two classes.*`num_learners`"):
-            list(dc.train(made(apart, 4), apart, CONFIG))
+            list(dc.train(model_of(apart, 4), apart, CONFIG))
 
     def test_a_class_of_100_000_images(self) -> None:
         images = vectors(np.concatenate([np.zeros(100_000, np.int64), np.repeat(np.arange(1, 9), 6)]), 4)
         config = replace(CONFIG, epochs=1, finetune_epoch=1, batch_size=1000, images_per_class=500)
         config = replace(config, loss="ContrastiveLoss", miner="none")
-        (report,) = dc.train(made(images), images, config)
+        (report,) = dc.train(model_of(images), images, config)
         assert sum(report.division.sizes) + report.division.num_left_out == len(images)
         assert np.isfinite(report.loss)
 
@@ -127,14 +127,14 @@ class TestDimensions:
     @pytest.mark.parametrize("method", ["slices", "masks"])
     def test_that_are_not_divisible_by_the_learners(self, method: str) -> None:
         images = vectors(np.repeat(np.arange(12), 6))
-        model = made(images, 3, 8, method=method)
+        model = model_of(images, 3, 8, method=method)
         reports = list(dc.train(model, images, CONFIG))
         assert np.isfinite([report.loss for report in reports]).all()
         assert model.encode(images.vectors).shape == (72, 8)  # type: ignore[arg-type]
 
     def test_fewer_than_learners(self) -> None:
         with pytest.raises(ConfigError):
-            made(vectors(np.repeat(np.arange(12), 6)), 9, 8, method="slices")
+            model_of(vectors(np.repeat(np.arange(12), 6)), 9, 8, method="slices")
         with pytest.raises(ConfigError, match="`embedding_dim` 8 cannot be divided among `num_learners` 9"):
             dc.ModelConfig(num_learners=9, embedding_dim=8)
 

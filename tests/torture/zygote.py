@@ -1,6 +1,6 @@
-"""A process that has everything imported and forks one that runs a command of divcon's for each line it is given.
+"""A process that has everything imported; for each line of its input it forks a process that runs a divcon command.
 
-Each such process is a real one and dies as one; it only begins at once, where importing PyTorch takes seconds.
+The forked processes are real and die as such, but start at once, where importing PyTorch takes seconds.
 A line is JSON: ``arguments`` (as after ``divcon``), ``output`` (a file), ``events`` (a file), ``kill`` (or null):
 ``[stage, number, delay]``, to be killed by SIGKILL ``delay`` seconds after the number-th event of that stage,
 ``victim`` (``worker``: not it is killed, but a process that decodes for it; ``group``: SIGTERM to all of them; a
@@ -136,7 +136,7 @@ def main() -> None:
 
                 traceback.print_exc()
                 code = 99
-            # As an interpreter does that ends: workers are told, files are closed.
+            # As an interpreter does when it ends: workers are stopped, files are closed.
             import atexit
 
             atexit._run_exitfuncs()

@@ -69,7 +69,7 @@ def test_stopped_after_every_third_batch(kind: str, images: LabeledSet, tmp_path
     config = replace(CONFIG, **KINDS[kind])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = [plain(report) for report in dc.train(model(), images, config, checkpoint=whole)]
-    found: dict[int, dict[str, Any]] = {}
+    reports: dict[int, dict[str, Any]] = {}
     for attempt in itertools.count():
         stop, batches = SignalHandler(), itertools.count(1)
 
@@ -82,13 +82,13 @@ def test_stopped_after_every_third_batch(kind: str, images: LabeledSet, tmp_path
         )
         try:
             for report in epochs:
-                found[report.number] = plain(report)
+                reports[report.number] = plain(report)
             break
         except Stopped as stopped:
             assert str(stopped).startswith("stopped in epoch ")
             assert stopped.exit_code == 143
     assert attempt >= 6
-    assert [found[n] for n in sorted(found)] == expected
+    assert [reports[n] for n in sorted(reports)] == expected
     mine, theirs = read_checkpoint(parts), read_checkpoint(whole)
     assert same(mine, theirs)
 

@@ -56,11 +56,11 @@ def test_where_in_the_memory_an_embedding_is_changes_nothing(name: str) -> None:
 
 
 def test_contrastive_loss_equals_a_loop_over_the_last_embeddings() -> None:
-    made = objective(memory_size=20)
+    created = objective(memory_size=20)
     held: list[tuple[torch.Tensor, int, int]] = []
     for number in range(6):  # 20 is no multiple of 8: the memory begins anew in the midst of a batch
         embeddings, labels = batch(number, (0, 1, 2, 4) if number % 2 else (1, 2, 3, 4))
-        value = made(embeddings, labels)
+        value = created(embeddings, labels)
         held += [(e.detach(), int(c), number) for e, c in zip(embeddings, labels, strict=True)]
         held = held[-20:]
         positive, negative = [], []
@@ -83,14 +83,14 @@ def test_contrastive_loss_equals_a_loop_over_the_last_embeddings() -> None:
 
 def test_our_miners_look_in_the_memory_and_never_pair_an_image_with_its_copy() -> None:
     for miner in ("distance-weighted", "nearest-negatives"):
-        made = objective("MarginLoss", miner=miner)
-        seen: list[tuple] = []
-        made.loss.miner.register_forward_hook(
-            lambda module, given, found, seen=seen: seen.append(([part.clone() for part in given], found))
+        created = objective("MarginLoss", miner=miner)
+        calls: list[tuple] = []
+        created.loss.miner.register_forward_hook(
+            lambda module, args, output, calls=calls: calls.append(([part.clone() for part in args], output))
         )
         for number in range(4):
-            made(*batch(number))
-        for number, (inputs, (anchors, positives, negatives)) in enumerate(seen):
+            created(*batch(number))
+        for number, (inputs, (anchors, positives, negatives)) in enumerate(calls):
             _, labels, memory, others = inputs[:4]
             size = min(8 * (number + 1), 20)
             assert len(memory) == len(others) == size
@@ -103,11 +103,11 @@ def test_our_miners_look_in_the_memory_and_never_pair_an_image_with_its_copy() -
 @pytest.mark.parametrize("name", ["MarginLoss", "ContrastiveLoss", "MultiSimilarityLoss", "CircleLoss"])
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_it_is_the_same_bit_for_bit(name: str, stop: int) -> None:
-    def steps(made: Objective, numbers: range) -> list[float]:
+    def steps(created: Objective, numbers: range) -> list[float]:
         values = []
         for number in numbers:
             torch.manual_seed(number)
-            values.append(float(made(*batch(number)).detach()))
+            values.append(float(created(*batch(number)).detach()))
         return values
 
     straight = objective(name)
@@ -121,49 +121,49 @@ def test_resumed_it_is_the_same_bit_for_bit(name: str, stop: int) -> None:
 
 
 def test_a_checkpoint_of_it_is_tensors_and_plain_values(tmp_path: Any) -> None:
-    made = objective()
+    created = objective()
     for number in range(4):
-        made(*batch(number))
-    torch.save(made.state_dict(), tmp_path / "state")
+        created(*batch(number))
+    torch.save(created.state_dict(), tmp_path / "state")
     resumed = objective()
     resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert torch.equal(resumed(*batch(9)), made(*batch(9)))
+    assert torch.equal(resumed(*batch(9)), created(*batch(9)))
 
 
 def test_after_a_reset_it_is_as_new() -> None:
-    made, new = objective(), objective()
+    created, new = objective(), objective()
     for number in range(4):
-        made(*batch(number))
-    made.set_classes(torch.tensor([0, 1, 2, 3]))
-    assert not torch.equal(made(*batch(5)), new(*batch(5)))
-    made.reset_memory()
+        created(*batch(number))
+    created.set_classes(torch.tensor([0, 1, 2, 3]))
+    assert not torch.equal(created(*batch(5)), new(*batch(5)))
+    created.reset_memory()
     new.reset_memory()
     for number in range(6, 10):
-        assert torch.equal(made(*batch(number)), new(*batch(number)))
+        assert torch.equal(created(*batch(number)), new(*batch(number)))
     objective(memory_size=0).reset_memory()
 
 
 def test_each_objective_has_a_memory_of_its_own_dimension() -> None:
     head = create_head("slices", 5, 11, 2)
-    made = create_objectives(TrainConfig(memory_size=100), head, 5)
-    assert [tuple(o.loss.embedding_memory.shape) for o in made] == [(100, 6), (100, 5), (100, 11)]
+    created = create_objectives(TrainConfig(memory_size=100), head, 5)
+    assert [tuple(o.loss.embedding_memory.shape) for o in created] == [(100, 6), (100, 5), (100, 11)]
     generator = torch.Generator().manual_seed(0)
     embeddings = F.normalize(torch.randn(8, 6, generator=generator), dim=1)
-    made[0](embeddings, torch.arange(4).repeat_interleave(2))
-    assert [o.loss.queue_idx for o in made] == [8, 0, 0]
+    created[0](embeddings, torch.arange(4).repeat_interleave(2))
+    assert [o.loss.queue_idx for o in created] == [8, 0, 0]
 
 
 def test_one_beta_a_class_with_a_memory() -> None:
     options = {"learn_beta": True, "num_classes": 5}
-    made = objective("MarginLoss", miner="nearest-negatives", loss_options=options)
+    created = objective("MarginLoss", miner="nearest-negatives", loss_options=options)
     plain = objective("MarginLoss", miner="nearest-negatives")
-    for objective_ in (made, plain):
+    for objective_ in (created, plain):
         objective_.set_classes(torch.tensor([1, 3, 4]))
     for number in range(4):
-        given = batch(number, (4, 1, 3))
-        torch.testing.assert_close(made(*given), plain(*given))
-    made(*batch(5, (4, 3))).backward()
-    gradient = next(made.parameters()).grad
+        arguments = batch(number, (4, 1, 3))
+        torch.testing.assert_close(created(*arguments), plain(*arguments))
+    created(*batch(5, (4, 3))).backward()
+    gradient = next(created.parameters()).grad
     assert (gradient[:3] == 0).all()
     assert (gradient[3:] != 0).any()
 
@@ -180,5 +180,5 @@ def test_what_cannot_have_a_memory_says_why() -> None:
         objective("TripletMarginLoss", loss_options={"swap": True})
     with pytest.raises(ConfigError, match="an image's own copy in the memory"):
         objective("TripletMarginLoss", miner="BatchEasyHardMiner")
-    made = objective("TripletMarginLoss", miner="BatchEasyHardMiner", miner_options={"pos_strategy": "hard"})
-    assert torch.isfinite(made(*batch(0)))
+    created = objective("TripletMarginLoss", miner="BatchEasyHardMiner", miner_options={"pos_strategy": "hard"})
+    assert torch.isfinite(created(*batch(0)))

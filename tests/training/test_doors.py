@@ -194,14 +194,14 @@ def test_what_data_it_takes(form: str, data: Benchmark, tmp_path: Path) -> None:
             "split": [name for images, name in zip(both, ("train", "test"), strict=True) for _ in range(len(images))],
         }
         pq.write_table(pa.table(table), tmp_path / "vectors.parquet")
-    given: Any = {
+    data_in_form: Any = {
         "benchmark": data,
         "arrays": (vectors, np.array(labels)),
         "tensors": (torch.from_numpy(vectors), labels),
         "file": tmp_path / "vectors.parquet",
     }[form]
     trained, expected = model(), model()
-    list(dc.train(trained, given, config))
+    list(dc.train(trained, data_in_form, config))
     list(dc.train(expected, data.train, config))
     for name, value in trained.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name])

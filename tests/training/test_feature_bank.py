@@ -62,30 +62,30 @@ def test_it_holds_the_exponential_mean_of_views_and_embeds_the_rest(
     clean = unit(model.features(images))
     memory = FeatureBank(9, 5, CPU, enabled=True)
     expected: np.ndarray = clean.copy()
-    seen: set[int] = set()
+    in_batches: set[int] = set()
     shown: list[Progress] = []
     with create_loader(model, images, CONFIG, CPU, dc.Context(on_progress=shown.append)) as loader:
         for turn in range(3):
             shown.clear()
-            found = memory.features_to_divide(model, loader, turn)
-            unseen, kept = sorted(set(range(9)) - seen), sorted(seen)
-            expected[unseen] = clean[unseen]
-            if unseen and kept:
-                expected[unseen] += expected[kept].mean(0) - clean[unseen].mean(0)
-            np.testing.assert_allclose(found, expected, atol=2e-3)  # half precision
-            assert (shown[-1].total if shown else 0) == 9 - len(seen)
-            seen = set()
+            features = memory.features_to_divide(model, loader, turn)
+            missing, kept = sorted(set(range(9)) - in_batches), sorted(in_batches)
+            expected[missing] = clean[missing]
+            if missing and kept:
+                expected[missing] += expected[kept].mean(0) - clean[missing].mean(0)
+            np.testing.assert_allclose(features, expected, atol=2e-3)  # half precision
+            assert (shown[-1].total if shown else 0) == 9 - len(in_batches)
+            in_batches = set()
             for batch in batches:
                 views = rng.standard_normal((len(batch), 5)).astype(np.float32)
                 memory.update(np.array(batch), torch.from_numpy(views))
                 for image in set(batch):
                     last = max(place for place, other in enumerate(batch) if other == image)
                     expected[image] = (expected[image] + unit(views)[last]) / 2
-                seen |= set(batch)
+                in_batches |= set(batch)
 
 
 @pytest.mark.heavy
-def test_only_images_that_no_batch_held_are_embedded_again(few: Benchmark, tiny_model: Make, embedded: list) -> None:
+def test_only_images_in_no_batch_are_embedded_again(few: Benchmark, tiny_model: Make, embedded: list) -> None:
     drawn: list[np.ndarray] = []
     sizes: list[int] = []
     for report in dc.train(tiny_model(), few.train, CONFIG):
@@ -105,7 +105,7 @@ def test_fresh_embeds_all_of_them_at_each_division(few: Benchmark, tiny_model: M
     assert embedded == [len(few.train)] * 3
 
 
-def test_where_features_do_not_change_both_divide_alike(few: Benchmark) -> None:
+def test_if_features_do_not_change_both_divide_the_same(few: Benchmark) -> None:
     """Vectors without a backbone of their own: a view is the feature."""
     vectors = np.random.default_rng(0).standard_normal((len(few.train), 24))
     images = as_vectors(few.train, vectors + 4 * np.eye(24)[np.arange(len(few.train)) % 4 * 5])
@@ -137,9 +137,7 @@ def test_resumed_after_any_epoch_it_divides_as_if_never_stopped(
 
 
 @pytest.mark.heavy
-def test_a_checkpoint_holds_no_features_that_no_division_will_see(
-    few: Benchmark, tiny_model: Make, tmp_path: Path
-) -> None:
+def test_a_checkpoint_has_no_features_after_the_last_division(few: Benchmark, tiny_model: Make, tmp_path: Path) -> None:
     sizes = {}
     for name, settings_ in (("memory", {}), ("fresh", {"divide_on": "fresh"}), ("none", {"divide_by": "none"})):
         for _ in islice(dc.train(tiny_model(), few.train, replace(CONFIG, **settings_), checkpoint=tmp_path / name), 2):
@@ -151,7 +149,7 @@ def test_a_checkpoint_holds_no_features_that_no_division_will_see(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_where_all_images_were_seen_none_is_embedded(few: Benchmark, tiny_model: Make, workers: int) -> None:
+def test_if_batches_had_all_images_none_is_embedded(few: Benchmark, tiny_model: Make, workers: int) -> None:
     model, n = tiny_model(), len(few.train)
     memory = FeatureBank(n, model.num_features, CPU, enabled=True)
     views = torch.rand(n, model.num_features)

@@ -1,4 +1,4 @@
-"""The loss on the full embedding beside the learner's: what it adds, when, and what is told of it."""
+"""The loss on the full embedding beside the learner's: what it adds, when, and how it is reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_step_is_on_the_learner_s_loss_and_so_much_of_the_full_embedding_s(met
     labels = np.repeat(np.arange(12), 6)
     vectors = (rng.normal(size=(12, 10))[labels] + rng.normal(size=(72, 10))).astype(np.float32)
     names, paths, rows = tuple(map(str, range(12))), pa.array([str(row) for row in range(72)]), np.arange(72)
-    images = dc.LabeledSet(labels, names, paths, rows, "made", vectors=vectors)
+    images = dc.LabeledSet(labels, names, paths, rows, "data", vectors=vectors)
     config = replace(
         CONFIG, loss="TripletMarginLoss", miner="none", full_weight=weight, lr_schedule="constant", mask_penalty=0.0
     )
@@ -66,11 +66,11 @@ def test_a_step_is_on_the_learner_s_loss_and_so_much_of_the_full_embedding_s(met
         linear = torch.from_numpy(features[batch.indices]) @ weights[0].T + weights[1]
         halves = torch.nn.functional.normalize(linear.reshape(-1, 2, 4), dim=2)
         if method == "slices":
-            seen, whole = halves[:, batch.learner], halves.flatten(1) / 2**0.5
+            subspace, whole = halves[:, batch.learner], halves.flatten(1) / 2**0.5
         else:
-            seen = torch.nn.functional.normalize(linear * plain.head.masks[batch.learner].relu(), dim=1)
+            subspace = torch.nn.functional.normalize(linear * plain.head.masks[batch.learner].relu(), dim=1)
             whole = torch.nn.functional.normalize(linear, dim=1)
-        losses = objective(seen, targets), objective(whole, targets)
+        losses = objective(subspace, targets), objective(whole, targets)
         optimizer.zero_grad()
         (losses[0] + weight * losses[1]).backward()
         optimizer.step()

@@ -26,10 +26,10 @@ def images() -> dc.LabeledSet:
     rng, labels = np.random.default_rng(0), np.repeat(np.arange(12), 7)
     vectors = (rng.normal(size=(12, 10))[labels] + rng.normal(size=(84, 10))).astype(np.float32)
     names, paths = tuple(map(str, range(12))), pa.array([f"row {row}" for row in range(84)])
-    return dc.LabeledSet(labels, names, paths, np.arange(84), "made", vectors=vectors)
+    return dc.LabeledSet(labels, names, paths, np.arange(84), "data", vectors=vectors)
 
 
-def made(method: str, learners: int) -> dc.EmbeddingModel:
+def model_of(method: str, learners: int) -> dc.EmbeddingModel:
     torch.manual_seed(0)
     return dc.EmbeddingModel("none", 8, learners, method=method, vector_dim=10, dropout=0.0)
 
@@ -39,7 +39,7 @@ def made(method: str, learners: int) -> dc.EmbeddingModel:
 def test_a_step_is_on_the_mean_of_their_losses(method: str, learners: int, at_once: int, images: dc.LabeledSet) -> None:
     """Against one graph of all losses of a step, of a loop written out; seven batches do not divide by 2 or 3."""
     config = replace(CONFIG, learners_per_step=at_once)
-    model, plain = made(method, learners), made(method, learners)
+    model, plain = model_of(method, learners), model_of(method, learners)
     report = next(dc.train(model, images, config))
 
     features = plain.features(images)
@@ -92,7 +92,7 @@ def test_an_image_that_fails_within_a_step_leaves_the_checkpoint_of_the_step_bef
     from divcon.training.loader import VectorLoader
 
     config = replace(CONFIG, epochs=3, finetune_epoch=2, learners_per_step=3, memory_size=24, divide_on="bank")
-    expected = made("masks", 4)
+    expected = model_of("masks", 4)
     list(dc.train(expected, images, config))
     batches: Callable = VectorLoader.training_batches
     for fails_at in (3, 4, 5):
@@ -107,8 +107,8 @@ def test_an_image_that_fails_within_a_step_leaves_the_checkpoint_of_the_step_bef
         with monkeypatch.context() as patched:
             patched.setattr(VectorLoader, "training_batches", failing)
             with pytest.raises(ImageError):
-                list(dc.train(made("masks", 4), images, config, checkpoint=file))
-        model = made("masks", 4)
+                list(dc.train(model_of("masks", 4), images, config, checkpoint=file))
+        model = model_of("masks", 4)
         list(dc.train(model, images, config, checkpoint=file))
         for name, value in model.state_dict().items():
             assert torch.equal(value, expected.state_dict()[name]), (fails_at, name)

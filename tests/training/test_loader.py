@@ -35,9 +35,9 @@ def test_batches_are_the_planned_rows_with_their_labels(vectors: dc.LabeledSet) 
     state = torch.get_rng_state()
     with create_loader(model, vectors, CONFIG, torch.device("cpu")) as loader:
         assert isinstance(loader, VectorLoader)
-        seen = [found for _, *found in loader.training_batches(plan, 3, labels, range(len(plan.batches)))]
-    assert len(seen) == len(plan.batches)
-    for (batch, values, targets), planned in zip(seen, plan.batches, strict=True):
+        loaded = [values for _, *values in loader.training_batches(plan, 3, labels, range(len(plan.batches)))]
+    assert len(loaded) == len(plan.batches)
+    for (batch, values, targets), planned in zip(loaded, plan.batches, strict=True):
         assert batch is planned
         assert values.dtype == torch.float32
         np.testing.assert_array_equal(values.numpy(), vectors.vectors[planned.indices])
@@ -46,15 +46,15 @@ def test_batches_are_the_planned_rows_with_their_labels(vectors: dc.LabeledSet) 
 
 
 def test_all_of_them_come_in_order_and_progress_is_reported(vectors: dc.LabeledSet) -> None:
-    told: list[Progress] = []
-    context = dc.Context(on_progress=told.append)
+    reported: list[Progress] = []
+    context = dc.Context(on_progress=reported.append)
     with create_loader(dc.EmbeddingModel(vector_dim=7), vectors, CONFIG, torch.device("cpu"), context) as loader:
         parts = list(loader.evaluation_batches(np.arange(len(vectors)), 2))
     np.testing.assert_array_equal(np.concatenate([values.numpy() for values, _ in parts]), vectors.vectors)
     np.testing.assert_array_equal(np.concatenate([rows.numpy() for _, rows in parts]), np.arange(len(vectors)))
     assert [len(rows) for _, rows in parts[:-1]] == [32] * (len(parts) - 1)
-    assert [p.done for p in told] == np.cumsum([len(rows) for _, rows in parts]).tolist()
-    assert {(p.stage, p.epoch, p.total) for p in told} == {("divide", 2, len(vectors))}
+    assert [p.done for p in reported] == np.cumsum([len(rows) for _, rows in parts]).tolist()
+    assert {(p.stage, p.epoch, p.total) for p in reported} == {("divide", 2, len(vectors))}
 
 
 def test_a_batch_can_be_changed_and_the_vectors_stay(vectors: dc.LabeledSet) -> None:
@@ -96,7 +96,7 @@ def test_what_is_divided_is_decoded_once(image_folder: Path, monkeypatch: pytest
     getitem = dataset.Decoded.__getitem__
     monkeypatch.setattr(dataset.Decoded, "__getitem__", lambda self, key: decoded.append(key) or getitem(self, key))
 
-    def seen(loader: TrainLoader, which: np.ndarray) -> torch.Tensor:
+    def pixels_of(loader: TrainLoader, which: np.ndarray) -> torch.Tensor:
         decoded.clear()
         parts = list(loader.evaluation_batches(which, 0))
         np.testing.assert_array_equal(torch.cat([indices for _, indices in parts]).numpy(), which)
@@ -104,18 +104,18 @@ def test_what_is_divided_is_decoded_once(image_folder: Path, monkeypatch: pytest
 
     for config in (CONFIG, replace(CONFIG, batch_size=4)):
         with create_loader(model, images, config, torch.device("cpu")) as loader:
-            some = seen(loader, every[3:9])
+            some = pixels_of(loader, every[3:9])
             assert decoded == every[3:9].tolist()
-            first = seen(loader, every)
+            first = pixels_of(loader, every)
             # By whole batches: those that miss an image are decoded.
             assert set(every) - set(range(3, 9)) <= set(decoded)
             assert torch.equal(first[3:9], some)
-            again = seen(loader, every)
+            again = pixels_of(loader, every)
             assert not decoded and torch.equal(again, first)
-            assert torch.equal(seen(loader, every[[5, 2, 2, 0]]), first[[5, 2, 2, 0]]) and not decoded
+            assert torch.equal(pixels_of(loader, every[[5, 2, 2, 0]]), first[[5, 2, 2, 0]]) and not decoded
             again.zero_()
-            assert torch.equal(seen(loader, every), first)
+            assert torch.equal(pixels_of(loader, every), first)
     monkeypatch.setattr("divcon.training.loader.CACHE_BYTES", len(images) * 3 * 32 * 32 - 1)
     with create_loader(model, images, CONFIG, torch.device("cpu")) as loader:
         for _ in range(2):
-            assert torch.equal(seen(loader, every), first) and decoded == every.tolist()
+            assert torch.equal(pixels_of(loader, every), first) and decoded == every.tolist()

@@ -95,7 +95,7 @@ def test_stopped_after_any_epoch_and_resumed_it_is_the_same_bit_for_bit(
             assert (mine.changed, mine.nmi_previous) == (theirs.changed, theirs.nmi_previous)
 
 
-def test_a_finished_training_has_nothing_left_to_do(few: Benchmark, tiny_model: Make, tmp_path: Path) -> None:
+def test_a_finished_training_yields_nothing(few: Benchmark, tiny_model: Make, tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=1, finetune_epoch=1, joint_epoch=None)
     model = tiny_model()
     list(dc.train(model, few.train, config, checkpoint=tmp_path / "c"))
@@ -197,7 +197,7 @@ def test_one_learner_equals_a_plain_loop(few: Benchmark, tiny_model: Make) -> No
 
 @pytest.mark.heavy
 def test_it_learns(demo: Benchmark, subset: Callable[[LabeledSet, int], LabeledSet]) -> None:
-    """Real images, real weights: two epochs improve the embedding of classes that were never seen."""
+    """Real images, real weights: two epochs improve the embedding of classes that are not trained on."""
     torch.manual_seed(0)
     model = dc.EmbeddingModel("tf_efficientnet_lite0", 64, 2, image_size=32)
     test = subset(demo.query, 30)
@@ -307,12 +307,12 @@ def test_an_image_that_does_not_decode_stops_with_its_name(
 
 @pytest.mark.heavy
 def test_progress_is_reported_after_each_batch(few: Benchmark, tiny_model: Make) -> None:
-    told = []
-    report = next(dc.train(tiny_model(), few.train, CONFIG, context=dc.Context(on_progress=told.append)))
-    stages = [p.stage for p in told]
+    reported = []
+    report = next(dc.train(tiny_model(), few.train, CONFIG, context=dc.Context(on_progress=reported.append)))
+    stages = [p.stage for p in reported]
     assert stages == sorted(stages)  # all of divide, then all of train
-    training = [p for p in told if p.stage == "train"]
+    training = [p for p in reported if p.stage == "train"]
     assert training[-1].done == training[-1].total == report.images
     assert training[-1].loss == pytest.approx(report.loss)
     assert [p.done for p in training] == [16 * (i + 1) for i in range(report.batches)]
-    assert told[0].total == len(few.train)
+    assert reported[0].total == len(few.train)

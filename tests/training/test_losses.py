@@ -55,10 +55,10 @@ def test_the_default_is_the_margin_loss_of_the_paper() -> None:
 
 
 def test_one_objective_a_learner_and_one_for_the_full_embedding() -> None:
-    made = objectives(3, loss="ProxyAnchorLoss")
-    assert [tuple(p.shape) for p in made.parameters()] == [(4, 4), (4, 4), (4, 3), (4, 11)]
-    assert len({p.data_ptr() for p in made.parameters()}) == 4
-    first, second = list(made.parameters())[:2]
+    built = objectives(3, loss="ProxyAnchorLoss")
+    assert [tuple(p.shape) for p in built.parameters()] == [(4, 4), (4, 4), (4, 3), (4, 11)]
+    assert len({p.data_ptr() for p in built.parameters()}) == 4
+    first, second = list(built.parameters())[:2]
     assert not torch.equal(first, second)
 
 
@@ -73,8 +73,8 @@ def test_the_seed_decides_how_a_loss_s_parameters_begin_and_nothing_else_does() 
     head = create_head("slices", 5, 11, 2)
 
     def proxies(seed: int) -> list[torch.Tensor]:
-        made = create_objectives(TrainConfig(loss="SoftTripleLoss", seed=seed), head, 4)
-        return [p.detach() for p in made.parameters()]
+        built = create_objectives(TrainConfig(loss="SoftTripleLoss", seed=seed), head, 4)
+        return [p.detach() for p in built.parameters()]
 
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -130,7 +130,7 @@ def _together(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
     return float(cosines[same & ~torch.eye(len(labels), dtype=torch.bool)].mean() - cosines[~same].mean())
 
 
-def test_no_loss_and_no_miner_of_the_library_is_forgotten() -> None:
+def test_every_loss_and_miner_of_the_library_is_listed() -> None:
     for module, named, option in ((pml_losses, loss_names(), "loss"), (pml_miners, miner_names(), "miner")):
         for name, value in vars(module).items():
             if inspect.isclass(value) and issubclass(value, torch.nn.Module) and name not in named:
@@ -153,7 +153,7 @@ def test_refused_losses_say_why() -> None:
 @pytest.mark.parametrize(
     ("name", "least", "most"), [("InstanceLoss", 0, 0.3), ("IntraPairVarianceLoss", 0, 0.3), ("NTXentLoss", 0.9, 1)]
 )
-def test_what_is_said_of_the_two_that_bring_no_classes_together_is_so(name: str, least: float, most: float) -> None:
+def test_the_two_refused_losses_do_not_bring_classes_together(name: str, least: float, most: float) -> None:
     embeddings, labels = batch(16, classes=6)
     free = embeddings.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([free], lr=0.03)
@@ -206,24 +206,24 @@ def test_auto_is_the_miner_that_the_loss_s_paper_has() -> None:
 
 def test_options_reach_loss_and_miner() -> None:
     assert objectives(loss_options={"margin": 0.1, "beta": 1.0})[0].loss.margin == 0.1
-    made = objectives(loss="TripletMarginLoss", loss_options={"margin": 0.3}, miner_options={"cutoff": 0.4})
-    assert made[0].loss.margin == 0.3
-    assert made[0].miner.cutoff == 0.4
+    built = objectives(loss="TripletMarginLoss", loss_options={"margin": 0.3}, miner_options={"cutoff": 0.4})
+    assert built[0].loss.margin == 0.3
+    assert built[0].miner.cutoff == 0.4
     assert objectives(miner="nearest-negatives", miner_options={"cutoff": 0.3})[0].miner.cutoff == 0.3
     hard = {"pos_strategy": "hard", "allowed_neg_range": "0.2,0.8"}
-    made = objectives(loss="TripletMarginLoss", miner="BatchEasyHardMiner", miner_options=hard)
-    assert made[0].miner.allowed_neg_range == (0.2, 0.8)
+    built = objectives(loss="TripletMarginLoss", miner="BatchEasyHardMiner", miner_options=hard)
+    assert built[0].miner.allowed_neg_range == (0.2, 0.8)
 
 
-def test_numbers_as_a_command_line_gives_them() -> None:
-    made = objectives(loss="SoftTripleLoss", loss_options={"centers_per_class": 3.0})
-    assert next(made.parameters()).shape == (6, 12)
-    made = objectives(loss="MarginLoss", loss_options={"triplets_per_anchor": 5.0}, miner="none")
-    assert torch.isfinite(made[0](*batch()))
+def test_numbers_from_a_command_line() -> None:
+    built = objectives(loss="SoftTripleLoss", loss_options={"centers_per_class": 3.0})
+    assert next(built.parameters()).shape == (6, 12)
+    built = objectives(loss="MarginLoss", loss_options={"triplets_per_anchor": 5.0}, miner="none")
+    assert torch.isfinite(built[0](*batch()))
 
 
-def test_objects_are_given_by_the_name_of_their_class() -> None:
-    made = objectives(
+def test_objects_are_created_by_the_name_of_their_class() -> None:
+    built = objectives(
         loss="ContrastiveLoss",
         loss_options={
             "distance": "CosineSimilarity",
@@ -236,9 +236,9 @@ def test_objects_are_given_by_the_name_of_their_class() -> None:
         miner="PairMarginMiner",
         miner_options={"distance": "CosineSimilarity", "pos_margin": 2, "neg_margin": -2},
     )[0]
-    assert isinstance(made.miner.distance, distances.CosineSimilarity)
+    assert isinstance(built.miner.distance, distances.CosineSimilarity)
     embeddings, labels = batch()
-    value = made(embeddings, labels)
+    value = built(embeddings, labels)
     cosines, same = embeddings @ embeddings.T, labels[:, None] == labels[None, :]
     others = ~torch.eye(16, dtype=torch.bool)
     expected = (1 - cosines[same & others]).relu().mean() + cosines[~same].relu().mean()
@@ -246,12 +246,12 @@ def test_objects_are_given_by_the_name_of_their_class() -> None:
     torch.testing.assert_close(value, expected)
 
     soft = {"weight_regularizer": "SparseCentersRegularizer", "centers_per_class": 2, "weight_init_func": "ones_"}
-    made = objectives(loss="SoftTripleLoss", loss_options=soft)[0]
-    assert isinstance(made.loss.loss.weight_regularizer, regularizers.SparseCentersRegularizer)
-    assert (next(made.parameters()) == 1).all()
-    made.set_classes(torch.tensor([1, 3]))
+    built = objectives(loss="SoftTripleLoss", loss_options=soft)[0]
+    assert isinstance(built.loss.loss.weight_regularizer, regularizers.SparseCentersRegularizer)
+    assert (next(built.parameters()) == 1).all()
+    built.set_classes(torch.tensor([1, 3]))
     embeddings, labels = batch(classes=2)
-    assert torch.isfinite(made(embeddings, 1 + 2 * labels))
+    assert torch.isfinite(built(embeddings, 1 + 2 * labels))
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def test_margin_loss_has_no_beta_for_each_class_unless_asked() -> None:
     assert objectives()[0].loss.beta.numel() == 1
     learned = objectives(loss_options={"learn_beta": True})
     assert [p.numel() for p in learned.parameters()] == [1, 1, 1]
-    for given in (4, 7):
-        learned = objectives(loss_options={"learn_beta": True, "num_classes": given})
-        assert [p.numel() for p in learned.parameters()] == [given] * 3
+    for count in (4, 7):
+        learned = objectives(loss_options={"learn_beta": True, "num_classes": count})
+        assert [p.numel() for p in learned.parameters()] == [count] * 3
         embeddings, labels = batch()
         learned[0](embeddings, labels).backward()
         gradient = next(learned.parameters()).grad
@@ -342,16 +342,16 @@ def test_the_margin_loss_is_the_library_s_bit_for_bit(options: dict, apart: bool
     labels = torch.arange(16) // 4
     embeddings = F.one_hot(labels, 4).float() if apart else F.normalize(torch.randn(16, 4), dim=1)
     triplets = DistanceWeightedMiner()(embeddings, labels)
-    made = objectives(1, head="single", loss="MarginLoss", loss_options=options)[-1].loss
-    made = getattr(made, "loss", made)  # of one beta a class
-    found = []
-    for loss in (made, pml_losses.MarginLoss(**options)):
+    built = objectives(1, head="single", loss="MarginLoss", loss_options=options)[-1].loss
+    built = getattr(built, "loss", built)  # of one beta a class
+    results = []
+    for loss in (built, pml_losses.MarginLoss(**options)):
         leaf = embeddings.clone().requires_grad_()
         value = loss(leaf, labels, triplets)
         value.backward()
         # Without a loss the library gives beta no gradient at all.
         gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in loss.parameters())
-        found.append((value.detach(), leaf.grad, *gradients))
-    assert bool(found[0][1].any()) != apart  # the gradient of the embeddings
-    for ours, theirs in zip(*found, strict=True):
+        results.append((value.detach(), leaf.grad, *gradients))
+    assert bool(results[0][1].any()) != apart  # the gradient of the embeddings
+    for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)

@@ -151,7 +151,7 @@ def test_a_backbone_at_rest_keeps_its_weights(few: Benchmark, tiny_model: Make) 
     assert moved == [False, True, False, True, False, True, True]
 
 
-def test_a_dead_mask_is_warned_of_by_name(few: Benchmark, tiny_model: Make) -> None:
+def test_a_dead_mask_has_a_warning(few: Benchmark, tiny_model: Make) -> None:
     model = tiny_model(2, method="masks")
     with torch.no_grad():
         model.head.masks[1] = -1.0
@@ -182,7 +182,7 @@ def test_a_hierarchy_that_cannot_be_is_refused(few: Benchmark, tiny_model: Make,
     assert read_checkpoint(file)["epochs_done"] == len(done) >= 2
 
 
-def test_a_model_whose_hierarchy_was_not_grown_up_gives_its_backbone_and_not_its_head(tiny_model: Make) -> None:
+def test_an_unfinished_hierarchy_warm_starts_the_backbone_only(tiny_model: Make) -> None:
     young, model = tiny_model(4, method="masks", seed=1), tiny_model(4, method="masks")
     young.head.start_with_one()
     head = weights(model)["head.linear.weight"]

@@ -33,20 +33,20 @@ def batch(dim: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return F.normalize(torch.randn(24, dim, generator=generator), dim=1), torch.arange(6).repeat_interleave(4)
 
 
-def gradients(made: Objective, embeddings: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+def gradients(created: Objective, embeddings: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
     """Loss and gradients of a step."""
     embeddings = embeddings.clone().requires_grad_()
-    loss = made(embeddings, labels)
+    loss = created(embeddings, labels)
     loss.backward()
     assert embeddings.grad is not None
-    return [loss.detach(), embeddings.grad, *(p.grad for p in made.parameters() if p.grad is not None)]
+    return [loss.detach(), embeddings.grad, *(p.grad for p in created.parameters() if p.grad is not None)]
 
 
 @pytest.mark.parametrize("name", loss_names())
 def test_odd_batches_give_finite_steps_of_finite_size(name: str) -> None:
-    made = objective(name)
+    created = objective(name)
     embeddings, labels = batch()
-    usual = gradients(copy.deepcopy(made), embeddings, labels)[1].abs().max()
+    usual = gradients(copy.deepcopy(created), embeddings, labels)[1].abs().max()
     twice = embeddings.clone()
     twice[1] = twice[0]
     dead = embeddings.clone()
@@ -61,8 +61,8 @@ def test_odd_batches_give_finite_steps_of_finite_size(name: str) -> None:
         "one class": (embeddings, torch.zeros_like(labels)),
         "uneven": (embeddings, uneven),
     }
-    for case, given in cases.items():
-        values = gradients(copy.deepcopy(made), *given)
+    for case, arguments in cases.items():
+        values = gradients(copy.deepcopy(created), *arguments)
         # A dead embedding has no angle and no variance: these two divide by zero, and training stops at the loss.
         if "zero" in case and name in ("P2SGradLoss", "SignalToNoiseRatioContrastiveLoss"):
             continue
@@ -81,10 +81,10 @@ def test_our_miners_with_few_and_many_dimensions(miner: str, dim: int) -> None:
 def test_an_embedding_that_is_zero_gets_no_gradient_and_the_others_theirs() -> None:
     embeddings, labels = batch()
     embeddings[3] = 0
-    made = objective("ProxyNCALoss")
-    ours = gradients(made, embeddings, labels)[1]
+    created = objective("ProxyNCALoss")
+    ours = gradients(created, embeddings, labels)[1]
     free = embeddings.clone().requires_grad_()
-    made.loss.loss(free, labels).backward()
+    created.loss.loss(free, labels).backward()
     assert free.grad is not None
     assert free.grad[3].abs().max() > 1e6
     assert (ours[3] == 0).all()
@@ -102,15 +102,15 @@ def test_a_resume_restores_all_that_a_loss_remembers(name: str) -> None:
     resumed.load_state_dict({key: value.clone() for key, value in straight.state_dict().items()})
     for number in range(3, 6):
         values = []
-        for made in (straight, resumed):
+        for created in (straight, resumed):
             torch.manual_seed(number)
-            values.append(made(*batch(seed=number)))
+            values.append(created(*batch(seed=number)))
         assert torch.equal(*values)
 
 
 def test_dynamic_soft_margin_loss_trains_more_than_one_step() -> None:
     """Its histogram keeps the graph of the batch before in the library, where a second step fails."""
-    made, (embeddings, labels) = objective("DynamicSoftMarginLoss"), batch()
+    created, (embeddings, labels) = objective("DynamicSoftMarginLoss"), batch()
     free = embeddings.requires_grad_()
     theirs = pml_losses.DynamicSoftMarginLoss()
     first = theirs(free, labels)
@@ -118,12 +118,12 @@ def test_dynamic_soft_margin_loss_trains_more_than_one_step() -> None:
     free.grad = None
     with pytest.raises(RuntimeError, match="second time"):
         theirs(free, labels).backward()
-    assert torch.equal(made(free, labels), first)
+    assert torch.equal(created(free, labels), first)
     for _ in range(3):
         free.grad = None
-        made(free, labels).backward()
+        created(free, labels).backward()
         assert torch.isfinite(free.grad).all()
-    assert not made.loss.hist_.requires_grad
+    assert not created.loss.hist_.requires_grad
     # The worst triplet there is, a positive opposite and a negative on the spot, has no bin there.
     poles = torch.tensor([[1.0, 0], [-1, 0], [1, 0], [-1, 0]])
     labels = torch.tensor([0, 0, 1, 1])
@@ -145,8 +145,8 @@ def test_the_clamped_cosine_is_the_cosine_but_at_its_ends() -> None:
         )
         twice = embeddings.clone()
         twice[1] = twice[0]
-        made = objective(name, loss_options={"distance": "CosineSimilarity"})
-        assert not isinstance(made.loss.distance, ClampedCosine)
+        created = objective(name, loss_options={"distance": "CosineSimilarity"})
+        assert not isinstance(created.loss.distance, ClampedCosine)
 
 
 class _Fails(nn.Module):

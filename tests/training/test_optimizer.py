@@ -40,9 +40,9 @@ def groups_by_name(model: dc.EmbeddingModel, config: dc.TrainConfig, few: Benchm
     objectives = check(model, few.train, config)
     named = [*model.named_parameters(), *((f"objectives.{n}", p) for n, p in objectives.named_parameters())]
     _, optimizer = set_up(create_fabric(config, ALONE), model, objectives, config)
-    found = {id(p): (g["name"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
-    assert len(found) == sum(len(g["params"]) for g in optimizer.param_groups)
-    return {name: found.get(id(p)) for name, p in named}, [g["name"] for g in optimizer.param_groups]
+    groups_of = {id(p): (g["name"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert len(groups_of) == sum(len(g["params"]) for g in optimizer.param_groups)
+    return {name: groups_of.get(id(p)) for name, p in named}, [g["name"] for g in optimizer.param_groups]
 
 
 def test_adamw_decays_weights_and_not_biases_norms_positions_or_class_tokens(few: Benchmark) -> None:
@@ -121,18 +121,18 @@ def test_steps_are_those_of_pytorch_on_groups_written_by_hand(name: str, few: Be
 def test_resumed_under_adamw_a_hierarchy_is_the_same_bit_for_bit(few: Benchmark, tmp_path: Path) -> None:
     config = replace(ADAMW, epochs=6, finetune_epoch=5, hierarchy=True, freeze_backbone_epochs=1)
 
-    def made(seed: int = 0) -> dc.EmbeddingModel:
+    def model_of(seed: int = 0) -> dc.EmbeddingModel:
         return vit(seed, 4, pooling="gem", method="masks")
 
-    straight = made()
+    straight = model_of()
     reports = list(dc.train(straight, few.train, config))
     assert [report.division.num_learners for report in reports] == [1, 1, 2, 2, 4, 1]
     assert reports[1].lr == pytest.approx(config.lr)
     assert straight.pooling.p.item() != 3.0  # type: ignore[union-attr, operator]
     stop = 3  # between the two doublings
-    for _ in islice(dc.train(made(), few.train, config, checkpoint=tmp_path / "checkpoint"), stop + 1):
+    for _ in islice(dc.train(model_of(), few.train, config, checkpoint=tmp_path / "checkpoint"), stop + 1):
         pass
-    again = made(seed=7)
+    again = model_of(seed=7)
     rest = list(dc.train(again, few.train, config, checkpoint=tmp_path / "checkpoint"))
     assert [r.loss for r in rest] == [r.loss for r in reports[stop:]]
     assert same(weights(again), weights(straight))
@@ -162,15 +162,15 @@ def test_a_checkpoint_of_before_there_was_a_choice_is_of_adam(few: Benchmark, ti
 )
 def test_bf16_trains_as_fp32_does_but_for_rounding(few: Benchmark, backbone: str, pooling: str) -> None:
     config = replace(ADAMW, epochs=1, finetune_epoch=1, loss="MarginLoss", loss_options={"margin": 0.5})
-    found = {}
+    losses = {}
     for precision in ("fp32", "bf16"):
         model = vit(backbone=backbone, pooling=pooling)
         report = next(dc.train(model, few.train, replace(config, precision=precision)))
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-        found[precision] = report.loss
-    assert found["bf16"] == pytest.approx(found["fp32"], rel=0.05)
-    assert found["bf16"] != found["fp32"]
+        losses[precision] = report.loss
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    assert losses["bf16"] != losses["fp32"]
 
 
 @pytest.mark.heavy
@@ -188,12 +188,12 @@ def test_a_modern_backbone_learns(few: Benchmark, backbone: str) -> None:
 )
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_options_of_speed_train_the_same(option: str, optimizer: str, few: Benchmark) -> None:
-    """But for rounding; and each is told to PyTorch."""
+    """Up to rounding; and PyTorch gets the option."""
     config = replace(CONFIG, epochs=1, finetune_epoch=1, optimizer=optimizer)
     plain, fast = (vit(backbone="test_resnet") for _ in range(2))
     expected = next(dc.train(plain, few.train, config))
-    found = next(dc.train(fast, few.train, replace(config, **{option: True})))
-    assert found.loss == pytest.approx(expected.loss, rel=1e-3)
+    report = next(dc.train(fast, few.train, replace(config, **{option: True})))
+    assert report.loss == pytest.approx(expected.loss, rel=1e-3)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-2, atol=2e-3)
     objectives = check(fast, few.train, config)

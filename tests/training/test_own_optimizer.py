@@ -31,21 +31,21 @@ def half_sgd(groups: Any, momentum: float = 0.0) -> torch.optim.Optimizer:
 
 def test_an_optimizer_in_every_form_has_the_groups_and_options() -> None:
     for optimizer in ("torch.optim:SGD", torch.optim.SGD):
-        made = created(optimizer=optimizer, optimizer_options={"momentum": 0.9, "nesterov": True}, weight_decay=0.02)
-        assert type(made) is torch.optim.SGD
-        assert [group["name"] for group in made.param_groups] == ["backbone", "head", "masks"]
-        assert {group["momentum"] for group in made.param_groups} == {0.9}
-        assert [group["weight_decay"] for group in made.param_groups] == [0.02, 0.02, 1e-4]
-    made = created(optimizer=half_sgd, optimizer_options={"momentum": 0.5}, weight_decay=0.0)
-    assert made.param_groups[0]["momentum"] == 0.5
-    set_learning_rates(made, {"backbone": 1.0, "head": 2.0, "masks": 3.0})
-    assert [group["lr"] for group in made.param_groups] == [1.0, 2.0, 3.0]
+        built = created(optimizer=optimizer, optimizer_options={"momentum": 0.9, "nesterov": True}, weight_decay=0.02)
+        assert type(built) is torch.optim.SGD
+        assert [group["name"] for group in built.param_groups] == ["backbone", "head", "masks"]
+        assert {group["momentum"] for group in built.param_groups} == {0.9}
+        assert [group["weight_decay"] for group in built.param_groups] == [0.02, 0.02, 1e-4]
+    built = created(optimizer=half_sgd, optimizer_options={"momentum": 0.5}, weight_decay=0.0)
+    assert built.param_groups[0]["momentum"] == 0.5
+    set_learning_rates(built, {"backbone": 1.0, "head": 2.0, "masks": 3.0})
+    assert [group["lr"] for group in built.param_groups] == [1.0, 2.0, 3.0]
 
 
 def test_options_of_the_built_in_optimizers() -> None:
-    made = created(optimizer_options={"betas": "0.8,0.95", "amsgrad": True})
-    assert made.param_groups[0]["betas"] == (0.8, 0.95)
-    assert made.param_groups[0]["amsgrad"] is True
+    built = created(optimizer_options={"betas": "0.8,0.95", "amsgrad": True})
+    assert built.param_groups[0]["betas"] == (0.8, 0.95)
+    assert built.param_groups[0]["amsgrad"] is True
     assert created(optimizer="adamw", optimizer_options={"betas": (0.7, 0.9)}).param_groups[0]["betas"] == (0.7, 0.9)
 
 

@@ -104,7 +104,7 @@ def test_a_loss_of_embeddings_and_labels_in_every_form(mine: Any) -> None:
 
 
 def test_an_object_of_the_library_equals_its_name_and_options() -> None:
-    for given, name, options in (
+    for loss, name, options in (
         (pml_losses.TripletMarginLoss(margin=0.1), "TripletMarginLoss", {"margin": 0.1}),
         (pml_losses.MarginLoss(margin=0.3, learn_beta=True), "MarginLoss", {"margin": 0.3, "learn_beta": True}),
         (pml_losses.TupletMarginLoss(), "TupletMarginLoss", {}),
@@ -113,30 +113,30 @@ def test_an_object_of_the_library_equals_its_name_and_options() -> None:
         (pml_losses.CircleLoss, "CircleLoss", {}),
         ("pytorch_metric_learning.losses:CircleLoss", "CircleLoss", {}),
     ):
-        made = objectives(loss=given)
+        created = objectives(loss=loss)
         by_name = objectives(loss=name, loss_options=options)
         for k, dim in ((0, 6), (2, 11)):
-            assert torch.equal(value(made[k], dim), value(by_name[k], dim))
+            assert torch.equal(value(created[k], dim), value(by_name[k], dim))
     assert isinstance(objectives(loss=pml_losses.SmoothAPLoss())[0].loss, SmoothAPLoss)
 
 
 def test_each_learner_has_a_copy_of_an_object_and_the_object_stays_as_it_is() -> None:
-    given = pml_losses.MarginLoss(learn_beta=True)
-    made = objectives(loss=given)
-    assert len({id(o.loss) for o in made} | {id(given)}) == 4
-    assert len({p.data_ptr() for p in (*made.parameters(), *given.parameters())}) == 4
+    loss = pml_losses.MarginLoss(learn_beta=True)
+    created = objectives(loss=loss)
+    assert len({id(o.loss) for o in created} | {id(loss)}) == 4
+    assert len({p.data_ptr() for p in (*created.parameters(), *loss.parameters())}) == 4
 
 
 def test_a_class_with_parameters_for_each_class_compares_with_the_cluster_alone(mine: Any) -> None:
-    made = objectives(loss=mine.Centres, loss_options={"scale": 4.0})
-    assert [tuple(p.shape) for p in made.parameters()] == [(4, 6), (4, 5), (4, 11)]
-    assert isinstance(made[0].loss, ClusterProxies)
-    made[0].set_classes(torch.tensor([1, 3]))
+    created = objectives(loss=mine.Centres, loss_options={"scale": 4.0})
+    assert [tuple(p.shape) for p in created.parameters()] == [(4, 6), (4, 5), (4, 11)]
+    assert isinstance(created[0].loss, ClusterProxies)
+    created[0].set_classes(torch.tensor([1, 3]))
     embeddings, labels = batch(classes=2)
-    loss = made[0](embeddings, 2 * labels + 1)
-    centres = made[0].loss.loss.loss.centres[[1, 3]]
+    loss = created[0](embeddings, 2 * labels + 1)
+    centres = created[0].loss.loss.loss.centres[[1, 3]]
     torch.testing.assert_close(loss, F.cross_entropy(4 * embeddings @ centres.T, labels))
-    state = made.state_dict()
+    state = created.state_dict()
     again = objectives(loss="own_parts_for_tests:Centres", loss_options={"scale": 4.0}, seed=1)
     again.load_state_dict(state)
     assert torch.equal(value(again[1], 5), value(objectives(loss=mine.Centres, loss_options={"scale": 4.0})[1], 5))
@@ -231,9 +231,9 @@ def test_a_batch_without_a_loss_trains_nothing() -> None:
 def test_an_argument_may_be_an_object() -> None:
     from pytorch_metric_learning.distances import CosineSimilarity
 
-    made = objectives(loss="ContrastiveLoss", loss_options={"distance": CosineSimilarity(), "pos_margin": 1.0})
+    created = objectives(loss="ContrastiveLoss", loss_options={"distance": CosineSimilarity(), "pos_margin": 1.0})
     named = objectives(loss="ContrastiveLoss", loss_options={"distance": "CosineSimilarity", "pos_margin": 1.0})
-    assert torch.equal(value(made[0]), value(named[0]))
+    assert torch.equal(value(created[0]), value(named[0]))
 
 
 def all_triplets(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,7 +258,7 @@ def test_a_miner_in_every_form(mine: Any) -> None:
     assert isinstance(objectives(miner=DistanceWeightedMiner(cutoff=0.4))[0].miner, TripletMiner)
 
 
-def test_auto_is_the_miner_of_a_loss_given_as_a_class_or_an_object() -> None:
+def test_auto_is_the_miner_of_a_loss_passed_as_a_class_or_an_object() -> None:
     for loss in (pml_losses.TripletMarginLoss, pml_losses.TripletMarginLoss(margin=0.1)):
         assert isinstance(objectives(loss=loss, miner="auto")[0].miner, DistanceWeightedMiner)
     assert objectives(loss=all_pairs, miner="auto")[0].miner is None

@@ -52,10 +52,10 @@ def columns(parameter: torch.Tensor, dim: int, each: int, classes: list[int]) ->
     return torch.cat([blocks[c] for c in classes], dim=dim)
 
 
-def beta_spread(made: Objective) -> None:
+def beta_spread(created: Objective) -> None:
     """Betas begin alike; tell them apart."""
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in created.named_parameters():
             if name.endswith("beta"):
                 parameter.copy_(torch.linspace(0.8, 1.3, len(parameter)))
 
@@ -65,25 +65,25 @@ def test_these_are_all_losses_with_parameters_of_their_own() -> None:
 
     options = {"RankedListLoss": {"margin": 0.4, "Tn": 10}}
     for name in loss_names():
-        made = objective(name, loss_options=options.get(name, {}))
-        assert isinstance(made.loss, ClusterProxies) == bool(list(made.parameters())) == (name in PER_CLASS)
+        created = objective(name, loss_options=options.get(name, {}))
+        assert isinstance(created.loss, ClusterProxies) == bool(list(created.parameters())) == (name in PER_CLASS)
 
 
 @pytest.mark.parametrize("name", PER_CLASS)
 @pytest.mark.parametrize("classes", [[1, 4, 5], [6, 0]])
 def test_it_equals_the_loss_of_these_classes_alone(name: str, classes: list[int]) -> None:
     _, parameter_name, dim, each = PER_CLASS[name]
-    made = objective(name)
-    beta_spread(made)
-    parameter = made.loss.loss.get_parameter(parameter_name)
+    created = objective(name)
+    beta_spread(created)
+    parameter = created.loss.loss.get_parameter(parameter_name)
     fresh = objective(name, len(classes), seed=3)
     with torch.no_grad():
         next(fresh.parameters()).copy_(columns(parameter, dim, each, classes))
 
-    made.set_classes(torch.tensor(classes))
+    created.set_classes(torch.tensor(classes))
     embeddings, labels = batch(classes)
     torch.manual_seed(0)
-    value = made(embeddings, labels)
+    value = created(embeddings, labels)
     value.backward()
     alone, _ = batch(classes)
     torch.manual_seed(0)
@@ -100,29 +100,29 @@ def test_it_equals_the_loss_of_these_classes_alone(name: str, classes: list[int]
 @pytest.mark.parametrize("name", PER_CLASS)
 def test_the_order_in_which_classes_are_named_changes_nothing(name: str) -> None:
     """All classes in another order is what the loss computes undivided: each class has its own block of rows."""
-    made = objective(name)
-    beta_spread(made)
+    created = objective(name)
+    beta_spread(created)
     embeddings, labels = batch(list(range(C)))
     torch.manual_seed(0)
-    expected = made(embeddings, labels)
-    made.set_classes(torch.tensor([3, 0, 6, 1, 5, 2, 4]))
+    expected = created(embeddings, labels)
+    created.set_classes(torch.tensor([3, 0, 6, 1, 5, 2, 4]))
     torch.manual_seed(0)
-    torch.testing.assert_close(made(embeddings, labels), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(created(embeddings, labels), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PER_CLASS)
 def test_parameters_of_absent_classes_stay_bit_for_bit_until_their_class_comes_back(name: str) -> None:
     _, _, dim, each = PER_CLASS[name]
-    made = objective(name)
-    parameter = next(made.parameters())
+    created = objective(name)
+    parameter = next(created.parameters())
     # Momentum and a weight decay that would move what has no gradient.
-    optimizer = torch.optim.Adam(made.parameters(), lr=0.05, weight_decay=0.1)
+    optimizer = torch.optim.Adam(created.parameters(), lr=0.05, weight_decay=0.1)
 
     def train(classes: list[int]) -> None:
-        made.set_classes(np.array(classes))
+        created.set_classes(np.array(classes))
         for step in range(3):
             torch.manual_seed(step)
-            loss = made(*batch(classes, seed=step))
+            loss = created(*batch(classes, seed=step))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -130,14 +130,14 @@ def test_parameters_of_absent_classes_stay_bit_for_bit_until_their_class_comes_b
     train(list(range(C)))
     begun = parameter.detach().clone()
     train([1, 4, 5])
-    saved = next(iter(value for key, value in made.state_dict().items() if key.startswith("loss.loss."))).clone()
+    saved = next(iter(value for key, value in created.state_dict().items() if key.startswith("loss.loss."))).clone()
     assert torch.equal(columns(saved, dim, each, [0, 2, 3, 6]), columns(begun, dim, each, [0, 2, 3, 6]))
     for c in (1, 4, 5):
         assert not torch.equal(columns(saved, dim, each, [c]), columns(begun, dim, each, [c]))
-    made.set_classes(np.array([0, 1]))
+    created.set_classes(np.array([0, 1]))
     assert torch.equal(parameter, saved)
     train([0, 1])
-    made.set_classes(None)
+    created.set_classes(None)
     assert torch.equal(columns(parameter, dim, each, [2, 3, 6]), columns(begun, dim, each, [2, 3, 6]))
     assert torch.equal(columns(parameter, dim, each, [4, 5]), columns(saved, dim, each, [4, 5]))
     assert not torch.equal(columns(parameter, dim, each, [0]), columns(begun, dim, each, [0]))
@@ -145,22 +145,22 @@ def test_parameters_of_absent_classes_stay_bit_for_bit_until_their_class_comes_b
 
 
 def test_a_loss_that_brings_its_proxies_back_to_length_one_does_so_to_those_it_has() -> None:
-    made = objective("P2SGradLoss")
-    weight = next(made.parameters())
+    created = objective("P2SGradLoss")
+    weight = next(created.parameters())
     with torch.no_grad():
         weight *= 2
-    made.set_classes(torch.tensor([1, 2]))
-    made(*batch([1, 2]))
+    created.set_classes(torch.tensor([1, 2]))
+    created(*batch([1, 2]))
     torch.testing.assert_close(weight.detach().norm(dim=0), torch.tensor([2.0, 1, 1, 2, 2, 2, 2]))
 
 
 @pytest.mark.parametrize("name", PER_CLASS)
 def test_resumed_in_the_midst_of_a_division_it_is_the_same_bit_for_bit(name: str) -> None:
-    def steps(made: Objective, optimizer: torch.optim.Optimizer, numbers: range) -> list[float]:
+    def steps(created: Objective, optimizer: torch.optim.Optimizer, numbers: range) -> list[float]:
         values = []
         for step in numbers:
             torch.manual_seed(step)
-            loss = made(*batch([1, 4, 5], seed=step))
+            loss = created(*batch([1, 4, 5], seed=step))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -168,8 +168,8 @@ def test_resumed_in_the_midst_of_a_division_it_is_the_same_bit_for_bit(name: str
         return values
 
     def begin(seed: int) -> tuple[Objective, torch.optim.Optimizer]:
-        made = objective(name, seed=seed)
-        return made, torch.optim.Adam(made.parameters(), lr=0.05, weight_decay=0.1)
+        created = objective(name, seed=seed)
+        return created, torch.optim.Adam(created.parameters(), lr=0.05, weight_decay=0.1)
 
     straight, optimizer = begin(0)
     straight.set_classes(torch.tensor([1, 4, 5]))
@@ -186,44 +186,44 @@ def test_resumed_in_the_midst_of_a_division_it_is_the_same_bit_for_bit(name: str
 
 
 def test_a_division_draws_no_random_numbers() -> None:
-    made = objective("SubCenterArcFaceLoss")
+    created = objective("SubCenterArcFaceLoss")
     before = torch.get_rng_state()
-    made.set_classes(torch.tensor([2, 3]))
+    created.set_classes(torch.tensor([2, 3]))
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(list(made.parameters())) == 1
+    assert len(list(created.parameters())) == 1
 
 
 def test_a_label_of_another_cluster_is_an_error_of_the_program() -> None:
-    made = objective("ProxyAnchorLoss")
-    made.set_classes(torch.tensor([1, 4]))
+    created = objective("ProxyAnchorLoss")
+    created.set_classes(torch.tensor([1, 4]))
     with pytest.raises(ValueError, match=r"labels \[0, 6\] are not of the 2 classes that the learner's cluster has"):
-        made(*batch([0, 1, 6]))
-    assert torch.isfinite(made(*batch([1, 4, 4])))
-    made.set_classes(torch.tensor([], dtype=torch.int64))
+        created(*batch([0, 1, 6]))
+    assert torch.isfinite(created(*batch([1, 4, 4])))
+    created.set_classes(torch.tensor([], dtype=torch.int64))
     with pytest.raises(ValueError, match=r"labels \[1\] are not of the 0 classes"):
-        made(*batch([1]))
-    made.set_classes(None)
-    assert torch.isfinite(made(*batch([0, 1, 6])))
+        created(*batch([1]))
+    created.set_classes(None)
+    assert torch.isfinite(created(*batch([0, 1, 6])))
 
 
 def test_losses_without_parameters_a_class_ignore_it() -> None:
     for name, options in (("TripletMarginLoss", {}), ("MarginLoss", {"num_classes": C, "learn_beta": True})):
-        made = objective(name, loss_options=options)
+        created = objective(name, loss_options=options)
         if name == "MarginLoss":
-            made = create_objectives(
+            created = create_objectives(
                 TrainConfig(loss_options={"learn_beta": True}), create_head("single", 5, DIM, 1), C
             )[-1]
-        made.set_classes(torch.tensor([5]))
-        assert torch.isfinite(made(*batch([0, 1, 6])))
+        created.set_classes(torch.tensor([5]))
+        assert torch.isfinite(created(*batch([0, 1, 6])))
 
 
 def test_in_float32_under_autocast() -> None:
-    made = objective("NormalizedSoftmaxLoss")
-    made.set_classes(torch.tensor([1, 4]))
+    created = objective("NormalizedSoftmaxLoss")
+    created.set_classes(torch.tensor([1, 4]))
     embeddings, labels = batch([1, 4])
-    plain = made(embeddings, labels)
+    plain = created(embeddings, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under = made(embeddings.bfloat16().float(), labels)
-        same = made(embeddings, labels)
+        under = created(embeddings.bfloat16().float(), labels)
+        same = created(embeddings, labels)
     assert under.dtype == torch.float32
     assert torch.equal(plain, same)

@@ -55,14 +55,14 @@ def test_every_batch_is_of_one_cluster_balanced_and_as_large_as_it_can_be(case: 
     labels = np.repeat(np.arange(num_classes), rng.integers(1, most + 1, num_classes))
     division = division_of(rng.permutation(len(labels)) % num_learners, labels)
     try:
-        found = plan(division, labels, batch_size, images_per_class)
+        epoch_plan = plan(division, labels, batch_size, images_per_class)
     except DataError:
         for k in range(division.num_learners):
             counts = Counter(labels[division.indices(k)].tolist())
             assert sum(n >= 2 for n in counts.values()) < 2
         return
-    assert len(found.batches) == max(1, len(labels) // batch_size)
-    for batch in found.batches:
+    assert len(epoch_plan.batches) == max(1, len(labels) // batch_size)
+    for batch in epoch_plan.batches:
         assert set(division.learner[batch.indices]) == {batch.learner}
         in_cluster = Counter(labels[division.indices(batch.learner)].tolist())
         in_batch = Counter(labels[batch.indices].tolist())
@@ -89,11 +89,11 @@ def test_places_of_small_classes_go_to_other_images_and_none_is_repeated(case: t
     labels = np.repeat(np.arange(num_classes), rng.integers(1, most + 1, num_classes))
     division = division_of(rng.permutation(len(labels)) % num_learners, labels)
     try:
-        found = plan(division, labels, batch_size, images_per_class, small_classes="fill")
+        epoch_plan = plan(division, labels, batch_size, images_per_class, small_classes="fill")
     except DataError:
         return
     shown: Counter[int] = Counter()
-    for batch in found.batches:
+    for batch in epoch_plan.batches:
         cluster = division.indices(batch.learner)
         assert set(batch.indices) <= set(cluster)
         assert len(set(batch.indices)) == len(batch.indices) == min(batch_size, len(cluster))
@@ -104,7 +104,7 @@ def test_places_of_small_classes_go_to_other_images_and_none_is_repeated(case: t
         whole = [label for label, n in in_batch.items() if n >= min(images_per_class, in_cluster[label])]
         assert len(whole) >= chosen >= 2
         shown.update(batch.indices.tolist())
-    if len(found.batches) * batch_size >= 20 * len(labels):
+    if len(epoch_plan.batches) * batch_size >= 20 * len(labels):
         assert set(shown) == set(np.flatnonzero(division.learner >= 0))
 
 
@@ -163,24 +163,24 @@ def test_it_is_a_function_of_seed_and_epoch() -> None:
 def test_a_learner_without_two_classes_sits_out_and_is_named() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
     division = division_of(np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]), labels)
-    found = plan(division, labels, batch_size=4, images_per_class=2)
-    assert {batch.learner for batch in found.batches} == {1}
-    assert len(found.warnings) == 1
-    assert "learner 0 sits epoch 0 out: its 4 images are of 1 classes" in found.warnings[0]
+    epoch_plan = plan(division, labels, batch_size=4, images_per_class=2)
+    assert {batch.learner for batch in epoch_plan.batches} == {1}
+    assert len(epoch_plan.warnings) == 1
+    assert "learner 0 sits epoch 0 out: its 4 images are of 1 classes" in epoch_plan.warnings[0]
 
 
-def test_a_batch_that_cannot_be_filled_is_said() -> None:
+def test_a_batch_that_cannot_be_filled_has_a_warning() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 1])
-    found = plan(division_of(np.zeros(8, np.int64), labels), labels, batch_size=16, images_per_class=4)
-    assert len(found.batches) == 1
-    assert len(found.batches[0].indices) == 9  # four of the class of three, all of the class of five
-    assert "batches of 9 images, not 16" in found.warnings[0]
+    epoch_plan = plan(division_of(np.zeros(8, np.int64), labels), labels, batch_size=16, images_per_class=4)
+    assert len(epoch_plan.batches) == 1
+    assert len(epoch_plan.batches[0].indices) == 9  # four of the class of three, all of the class of five
+    assert "batches of 9 images, not 16" in epoch_plan.warnings[0]
 
 
 def test_distinct_images_counts_repeats_once() -> None:
     labels = np.array([0, 0, 1, 1, 2, 2])
-    found = plan(division_of(np.zeros(6, np.int64), labels), labels, batch_size=8, images_per_class=4)
-    assert found.distinct_images == 4
+    epoch_plan = plan(division_of(np.zeros(6, np.int64), labels), labels, batch_size=8, images_per_class=4)
+    assert epoch_plan.distinct_images == 4
 
 
 def test_no_learner_with_two_classes_is_an_error_that_says_what_to_do() -> None:
@@ -195,8 +195,8 @@ def test_rounds_follow_the_largest_or_the_smallest_cluster() -> None:
     division = division_of(np.where(labels < 10, 0, 1), labels)
 
     def turns(rounds: Rounds) -> list[int]:
-        found = plan_epoch(division, labels, batch_size=8, images_per_class=2, rounds=rounds, seed=0, epoch=1)
-        return [batch.learner for batch in found.batches]
+        epoch_plan = plan_epoch(division, labels, batch_size=8, images_per_class=2, rounds=rounds, seed=0, epoch=1)
+        return [batch.learner for batch in epoch_plan.batches]
 
     assert turns("longest") == [0, 1] * 5
     assert turns("shortest") == [0, 1] * 2
@@ -205,9 +205,9 @@ def test_rounds_follow_the_largest_or_the_smallest_cluster() -> None:
 
 def test_learners_that_share_a_cluster_have_streams_of_their_own() -> None:
     labels = np.repeat(np.arange(20), 4)
-    found = plan_epoch(
+    epoch_plan = plan_epoch(
         Division.whole(labels), labels, num_learners=4, batch_size=8, images_per_class=2, seed=0, epoch=0
     )
-    assert [batch.learner for batch in found.batches] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-    first = [set(batch.indices.tolist()) for batch in found.batches[:4]]
+    assert [batch.learner for batch in epoch_plan.batches] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    first = [set(batch.indices.tolist()) for batch in epoch_plan.batches[:4]]
     assert all(a != b for i, a in enumerate(first) for b in first[i + 1 :])

@@ -39,11 +39,11 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
-def made(seed: int = 0) -> dc.LabeledSet:
+def data(seed: int = 0) -> dc.LabeledSet:
     rng, labels = np.random.default_rng(seed), np.repeat(np.arange(12), 7)
     vectors = (rng.normal(size=(12, 10))[labels] + rng.normal(size=(84, 10))).astype(np.float32)
     paths = pa.array([f"row {row}" for row in range(84)])
-    return dc.LabeledSet(labels, tuple(map(str, range(12))), paths, np.arange(84), "made", vectors=vectors)
+    return dc.LabeledSet(labels, tuple(map(str, range(12))), paths, np.arange(84), "data", vectors=vectors)
 
 
 def model(method: str, learners: int, seed: int = 0) -> dc.EmbeddingModel:
@@ -57,7 +57,7 @@ def trained(name: str, processes: ProcessGroup) -> tuple[dc.EmbeddingModel, list
     processes.across = config.across
     # Whatever the others begin with, they take over the first one's weights.
     network = model(method, learners, seed=processes.rank)
-    reports = [report.to_dict() for report in train(network, made(), config, context=dc.Context(processes=processes))]
+    reports = [report.to_dict() for report in train(network, data(), config, context=dc.Context(processes=processes))]
     return network, [{k: v for k, v in report.items() if not k.startswith("seconds")} for report in reports]
 
 
@@ -97,21 +97,21 @@ def test_started_by_train_itself(by_two: dict[str, Any], tmp_path: Path) -> None
     """And stopped between two epochs, gone on with by two, and by one."""
     config = replace(CONFIG, devices=2)
     whole = model("masks", 4)
-    list(dc.train(whole, made(), config))
+    list(dc.train(whole, data(), config))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, by_two["masks"][0].state_dict()[name])
-    epochs = dc.train(model("masks", 4), made(), config, checkpoint=tmp_path / "c")
+    epochs = dc.train(model("masks", 4), data(), config, checkpoint=tmp_path / "c")
     for _ in range(3):
         next(epochs)
     epochs.close()  # type: ignore[attr-defined]
     begun = (tmp_path / "c").read_bytes()
     resumed = model("masks", 4, seed=5)
-    assert [report.number for report in dc.train(resumed, made(), config, checkpoint=tmp_path / "c")] == [2, 3, 4]
+    assert [report.number for report in dc.train(resumed, data(), config, checkpoint=tmp_path / "c")] == [2, 3, 4]
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name])
     (tmp_path / "c").write_bytes(begun)
     by_one = model("masks", 4, seed=6)
-    list(dc.train(by_one, made(), replace(config, devices=1), checkpoint=tmp_path / "c"))
+    list(dc.train(by_one, data(), replace(config, devices=1), checkpoint=tmp_path / "c"))
     for name, value in by_one.state_dict().items():
         torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-4, atol=1e-6)
 
@@ -127,7 +127,7 @@ def test_started_by_train_itself(by_two: dict[str, Any], tmp_path: Path) -> None
 )
 def test_learners_that_remember_are_not_shared_out(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        list(dc.train(model("masks", 4), made(), replace(CONFIG, devices=2, **more)))
+        list(dc.train(model("masks", 4), data(), replace(CONFIG, devices=2, **more)))
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from divcon.cli import (
 )
 from divcon.cli.app import app, notes
 from divcon.cli.messages import in_flags
-from divcon.cli.settings import gathered
+from divcon.cli.settings import current_origins
 from divcon.errors import DivconError, Stopped
 
 __all__ = [
@@ -56,11 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Before PyTorch loads: its threads spin while they wait for each other, and where decoding workers or other
     # programs need the same cores, a step then takes two to three times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    gathered(anew=True)
+    current_origins(anew=True)
     try:
         app.meta(arguments)
     except DivconError as error:
-        notes.print(Text.assemble(("error: ", "bold red"), in_flags(str(gathered().placed(error)))))
+        notes.print(Text.assemble(("error: ", "bold red"), in_flags(str(current_origins().placed(error)))))
         sys.exit(2)
     except Stopped as stopped:
         notes.print(str(stopped), markup=False)

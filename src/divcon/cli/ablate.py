@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from divcon.cli.app import TRAIN, app, console, note, notes, read_data
 from divcon.cli.messages import flag, in_flags
-from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, gather, gathered, run_config
+from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, current_origins, gather, run_config
 from divcon.errors import ConfigError, Stopped
 
 _NOT_OF_THE_BASE = {
@@ -87,7 +87,7 @@ def ablate(
     if out is None:
         raise ConfigError("--out is missing: give a folder for the results, as in --out ablation")
     for name, why in _NOT_OF_THE_BASE.items():
-        if gathered().places.get((name,)) == COMMAND_LINE:
+        if current_origins().places.get((name,)) == COMMAND_LINE:
             raise ConfigError(f"{flag(name)} is not a setting of the base: {why}")
     base = run_config(settings)
     names = None if methods is None else _listed(methods)
@@ -136,17 +136,17 @@ def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None,
     from divcon.runtime.context import Context
 
     results = read_results(out / ResultsFile.NAME)
-    held = results["settings"]
-    names = list(held["arms"]) if names is None else names
-    arms_of(names, {name: Arm(name) for name in held["arms"]})
+    settings = results["settings"]
+    names = list(settings["arms"]) if names is None else names
+    arms_of(names, {name: Arm(name) for name in settings["arms"]})
     if reference is not None and reference not in names:
         raise ConfigError(f"--reference {reference}: is not one of the arms ({', '.join(names)}); add it to --methods")
-    asked = [(name, seed) for name in names for seed in (held["seeds"] if seeds is None else seeds)]
+    runs = [(name, seed) for name in names for seed in (settings["seeds"] if seeds is None else seeds)]
     done = {(run["method"], run["seed"]) for run in results["runs"]}
-    left = [run for run in asked if run not in done]
+    left = [run for run in runs if run not in done]
     if left:
         raise ConfigError(
-            f"DATA is missing: {len(left)} of {len(asked)} runs are not done ({left[0][0]} with seed {left[0][1]}, for "
+            f"DATA is missing: {len(left)} of {len(runs)} runs are not done ({left[0][0]} with seed {left[0][1]}, for "
             "one); give DATA and the whole command again"
         )
     console.print(tabulate(out, results, names, seeds, reference), end="")

@@ -40,7 +40,7 @@ def launch(
     modules
         Import this Python module first, and let the files that the command reads (a model, a run, settings) name parts
         of your own in it: a loss, a backbone, a reader. Repeat it for several modules. A part that you type as
-        module:Name needs no --import. Modules in the current folder are found too.
+        module:Name needs no --import. The current folder is searched for modules too.
     """
     look_in_current_folder()
     import_modules(modules or ())

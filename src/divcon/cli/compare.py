@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note
-from divcon.cli.evaluate import Metrics, tested_on
+from divcon.cli.evaluate import Metrics, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
 
@@ -69,7 +69,7 @@ def compare(
         if run.is_file():
             return read_scores(run)
         model = EmbeddingModel.load(run, device=resolve_device(device))
-        benchmark = tested_on(run)
+        benchmark = test_data(run)
         if on_bad_image == "skip":
             benchmark = only_decodable(benchmark, ("query", "gallery"), context)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}

@@ -33,21 +33,24 @@ Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 _RERANKING = Group("Re-ranking", sort_key=50)
 
 
-def tested_on(run: Path, data: str | None = None, root: Path | None = None) -> Benchmark:
+def test_data(run: Path, data: str | None = None, root: Path | None = None) -> Benchmark:
     """The data to evaluate a run's model on: ``data``, or the run's own, which must be unchanged. Prints a note if the
     model was trained on some of the test classes."""
     from divcon.runs.folder import RunFolder
 
-    found = RunFolder(run).origin()
-    source = found[1].get("source") if found else None
-    if data is None and source is None:
-        raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
-    if data is None and source is not None:
-        check_trusted(source["data"], str(RunFolder(run).config))
-    benchmark = read_data(source["data"], source["root"]) if data is None and source else read_data(data or "", root)
-    doubt = RunFolder(run).check_test_classes(benchmark, own=data is None)
-    if doubt:
-        note(doubt)
+    folder = RunFolder(run)
+    if data is not None:
+        benchmark = read_data(data, root)
+    else:
+        origin = folder.origin()
+        source = origin[1].get("source") if origin else None
+        if source is None:
+            raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
+        check_trusted(source["data"], str(folder.config))
+        benchmark = read_data(source["data"], source["root"])
+    warning = folder.check_test_classes(benchmark, own=data is None)
+    if warning:
+        note(warning)
     return benchmark
 
 
@@ -104,9 +107,9 @@ def evaluate(
         Add the scores after re-ranking by k-reciprocal encoding (Zhong et al., CVPR 2017), with both mean average
         precisions.
     rerank_k1
-        Nearest neighbours among which reciprocal ones are searched. Default: 20.
+        Number of nearest neighbours that may be reciprocal. Default: 20.
     rerank_k2
-        Nearest images whose mean is an image's encoding. Default: 6.
+        Number of nearest images whose encodings are averaged. Default: 6.
     rerank_weight
         Lambda, the weight of the original distance, 0 to 1. Default: 0.3.
     """
@@ -124,7 +127,7 @@ def evaluate(
     if json_file is not None:
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    benchmark = tested_on(run, data, root)
+    benchmark = test_data(run, data, root)
     context = Context(workers, on_warning=note)
     order_by = None
     if parts and len(model.head.dimensions()) > 1:
@@ -132,8 +135,8 @@ def evaluate(
             order_by = own_benchmark(run, benchmark, context=context)
         except DivconError as error:
             note(f"no scores of the best few subspaces: {error}")
-            nothing = benchmark.train.subset(np.empty(0, np.int64))
-            order_by = replace(benchmark, train=nothing, validation=None)
+            no_images = benchmark.train.subset(np.empty(0, np.int64))
+            order_by = replace(benchmark, train=no_images, validation=None)
     if on_bad_image == "skip":
         benchmark = only_decodable(benchmark, ("query", "gallery"), context)
     result = evaluate_model(
@@ -156,13 +159,13 @@ def evaluate(
             beside.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _reranking(asked: bool, options: dict[str, float | None]) -> ReRanking | None:
+def _reranking(rerank: bool, options: dict[str, float | None]) -> ReRanking | None:
     from divcon.evaluation import ReRanking
 
-    given = {name: value for name, value in options.items() if value is not None}
-    if given and not asked:
-        raise ConfigError(f"--rerank-{next(iter(given))} is an option of re-ranking: add --rerank")
-    return ReRanking(**given) if asked else None  # pyright: ignore[reportArgumentType]
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and not rerank:
+        raise ConfigError(f"--rerank-{next(iter(options))} is an option of re-ranking: add --rerank")
+    return ReRanking(**options) if rerank else None  # pyright: ignore[reportArgumentType]
 
 
 @app.command(group=EVALUATE)
@@ -208,9 +211,9 @@ def encode(
     if learner is not None and not 0 <= learner < model.num_learners:
         raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
     context = Context(workers, on_warning=note)
-    found = images_of(images[0] if len(images) == 1 else images)
+    image_set = images_of(images[0] if len(images) == 1 else images)
     if on_bad_image == "skip":
-        found = decodable(found, context)
-    embeddings = model.encode(found, learner=learner, batch_size=batch_size, context=context)
-    write_vectors(out, found, embeddings)
-    console.print(f"{len(found):,} embeddings of {embeddings.shape[1]} dimensions in {out}")
+        image_set = decodable(image_set, context)
+    embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)
+    write_vectors(out, image_set, embeddings)
+    console.print(f"{len(image_set):,} embeddings of {embeddings.shape[1]} dimensions in {out}")

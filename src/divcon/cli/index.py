@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,8 +43,8 @@ def index(
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Index images or vectors with a run's model, to search them with divcon search. Run it again to add what is new or
-    has changed, or to resume.
+    """Index images or vectors with a run's model, to search them with divcon search. Run the same command again to
+    index new and changed images, or to resume.
 
     divcon index runs/products photos/
 
@@ -60,8 +61,8 @@ def index(
         for a model of vectors, or a named data set (its gallery). Labels and all other columns of a table are stored,
         to filter by; an image in a subfolder of a folder has the subfolder's name as its label.
     store
-        Where to store the index: a folder, or postgresql://USER@HOST/DATABASE (?table=NAME for another table than
-        divcon). Default: RUN/index.
+        Where to store the index: a folder; postgresql://USER@HOST/DATABASE (?table=NAME for another table than divcon);
+        or a store of your own, module:Name or module:Name?OPTION=VALUE. Default: RUN/index.
     root
         The folder that relative paths of a table or listing start from, instead of its own.
     stream
@@ -71,9 +72,9 @@ def index(
     ann_from
         Number of items from which the store builds and uses an approximate index. Default: 100,000.
     parts
-        Embed into parquet files in this folder instead of a store, as one of several processes (see --shard).
+        Embed into parquet files in this folder instead of a store, as one of several processes (--shard).
     shard
-        Which of the processes this is, such as 2/8. Default: as torchrun says (RANK, WORLD_SIZE), or 1/1.
+        The number of this process and of all, such as 2/8. Default: torchrun's (RANK, WORLD_SIZE), or 1/1.
     load
         Instead of a run and images: update --store with the parquet files that --parts wrote.
     check
@@ -82,14 +83,14 @@ def index(
     from divcon.search import Index
 
     if check is not None:
-        _only(check=check, run=run, store=store, load=load, parts=parts, stream=stream)
+        _check_alone(check=check, run=run, store=store, load=load, parts=parts, stream=stream)
         _print_check(Index.open(check))
         return
     if load is not None:
-        _only(load=load, run=run, parts=parts, stream=stream)
+        _check_alone(load=load, run=run, parts=parts, stream=stream)
         if store is None:
             raise ConfigError("--load needs a store to write to: add --store")
-        _load(load, store, ann_from)
+        _load_parts(load, store, ann_from)
         return
     if run is None:
         raise ConfigError("RUN is missing: give the run whose model embeds the images, as in divcon index RUN IMAGES")
@@ -97,37 +98,37 @@ def index(
         raise ConfigError("give either IMAGES after RUN, or a listing of their paths with --stream")
     if shard is not None and parts is None:
         raise ConfigError(f"--shard {shard} needs --parts, the folder that all shards write to")
-    if parts is not None:
-        if delete_missing or store is not None:
-            raise ConfigError("--parts writes to no store: give --store and --delete-missing to divcon index --load")
-        _write_parts(run, _chunks(images or [], root, stream), parts, shard, device, batch_size, workers, on_bad_image)
-        return
+    if parts is not None and (delete_missing or store is not None):
+        raise ConfigError("--parts writes to no store: give --store and --delete-missing to divcon index --load")
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
     chunks, total = _chunks(images or [], root, stream)
-    made = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
-    with _progress(total) as advance:
-        changes = made.update(
+    if parts is not None:
+        _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
+        return
+    opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
+    with _progress(total) as on_progress:
+        changes = opened.update(
             chunks,
             delete_missing=delete_missing,
             batch_size=batch_size,
             on_bad_image=on_bad_image,
-            context=Context(workers, advance, note),
+            context=Context(workers, on_progress, note),
         )
-    _print_changes(made, changes)
+    _print_changes(opened, changes)
 
 
-def _only(**given: Any) -> None:
-    """Raise ConfigError unless the first option is alone."""
-    first, *others = given
-    wrong = ["RUN" if name == "run" else f"--{name}" for name in others if given[name] is not None]
+def _check_alone(**options: Any) -> None:
+    """Raise ConfigError if any option beside the first has a value."""
+    first, *others = options
+    wrong = ["RUN" if name == "run" else f"--{name}" for name in others if options[name] is not None]
     if wrong:
-        raise ConfigError(f"--{first} {given[first]} does not go with {' and '.join(wrong)}")
+        raise ConfigError(f"--{first} {options[first]} does not go with {' and '.join(wrong)}")
 
 
 def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[Iterator[Items], int | None]:
-    """The items to index, in chunks, and their number where that is known."""
+    """The items to index, in chunks, and their number; None for a listing, which is read as it is indexed."""
     from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
     from divcon.search.items import chunks_of, items_of, read_listing
@@ -135,10 +136,10 @@ def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[I
     if stream is not None:
         return read_listing(stream, str(root or "")), None
     if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
-        found = read_data(images[0], root).gallery
+        image_set = read_data(images[0], root).gallery
     else:
-        found = images_of(images[0] if len(images) == 1 else images, root)
-    items, repeated = items_of(found)
+        image_set = images_of(images[0] if len(images) == 1 else images, root)
+    items, repeated = items_of(image_set)
     if repeated:
         note(f"left out {repeated:,} rows with the same image as an earlier row")
     return chunks_of(items), len(items)
@@ -146,7 +147,8 @@ def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[I
 
 def _write_parts(
     run: Path,
-    what: tuple[Iterator[Items], int | None],
+    chunks: Iterator[Items],
+    total: int | None,
     folder: Path,
     shard: str | None,
     device: Any,
@@ -154,51 +156,51 @@ def _write_parts(
     workers: int,
     on_bad_image: str,
 ) -> None:
+    """Embed one shard of the chunks into parquet files in a folder."""
     from divcon.models import EmbeddingModel
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
     from divcon.search.about import about_of
     from divcon.search.update import Embedder, write_shard
 
-    number, shards = _shard(shard)
-    chunks, total = what
+    number, shards = _shard_number(shard)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    with _progress(None if total is None else -(-total // shards)) as advance:
+    with _progress(None if total is None else -(-total // shards)) as on_progress:
         about = about_of(model, str(run.absolute()))
-        embedder = Embedder(model, batch_size, on_bad_image == "skip", Context(workers, advance, note))
-        made, kept = write_shard(embedder, about, chunks, folder, number, shards)
-    console.print(f"shard {number} of {shards}: {made:,} embedded, {kept:,} were there, in {folder}")
+        embedder = Embedder(model, batch_size, on_bad_image == "skip", Context(workers, on_progress, note))
+        embedded, kept = write_shard(embedder, about, chunks, folder, number, shards)
+    console.print(f"shard {number} of {shards}: {embedded:,} embedded, {kept:,} already there, in {folder}")
 
 
-def _shard(given: str | None) -> tuple[int, int]:
-    if given is None:
+def _shard_number(shard: str | None) -> tuple[int, int]:
+    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or of torchrun's environment."""
+    if shard is None:
         rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        given = f"{int(rank) + 1}/{size}" if rank.isdigit() and size.isdigit() else f"{rank}/{size}"
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", given)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ConfigError(f"--shard {given}: expected which of how many, such as 1/8")
-    return int(found[1]), int(found[2])
+        shard = f"{int(rank) + 1}/{size}" if rank.isdigit() and size.isdigit() else f"{rank}/{size}"
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--shard {shard}: write NUMBER/SHARDS, with a number from 1, such as 1/8")
+    return int(match[1]), int(match[2])
 
 
-def _load(folder: Path, uri: str, ann_from: int | None) -> None:
-    from dataclasses import replace
-
+def _load_parts(folder: Path, store: str, ann_from: int | None) -> None:
+    """Update a store with the parquet files that `_write_parts` wrote."""
     from divcon.runtime.context import Context
     from divcon.search import Index
     from divcon.search.update import read_shards
 
-    about, total, parts = read_shards(folder)
+    about, total, chunks = read_shards(folder)
     if ann_from is not None:
         about = replace(about, ann_from=ann_from)
-    made = Index.for_about(about, uri, replace=ann_from is not None)
-    with _progress(total) as advance:
-        changes = made.load(parts, context=Context(on_progress=advance))
-    _print_changes(made, changes)
+    opened = Index.for_about(about, store, replace=ann_from is not None)
+    with _progress(total) as on_progress:
+        changes = opened.load(chunks, context=Context(on_progress=on_progress))
+    _print_changes(opened, changes)
 
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Any]:
-    """A bar with rate and time left; it yields the ``on_progress`` that moves it."""
+    """Show a bar with rate and time left; yields the ``on_progress`` that moves it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -220,30 +222,30 @@ def _progress(total: int | None) -> Iterator[Any]:
         yield lambda progress: bar.update(task, completed=progress.done)
 
 
-def _print_changes(made: Index, changes: Changes) -> None:
+def _print_changes(index: Index, changes: Changes) -> None:
     text = f"{changes.added:,} added, {changes.changed:,} changed, {changes.removed:,} removed, {changes.kept:,} kept"
     if changes.skipped:
         text += f", {changes.skipped:,} skipped"
-    console.print(f"{text}: {len(made):,} items in {made.uri}")
+    console.print(f"{text}: {len(index):,} items in {index.uri}")
     if changes.missing:
         note(f"{changes.missing:,} items in the store are not among these images; --delete-missing removes them")
-    about = made.about
+    about = index.about
     if about.effort is not None and about.recall is not None:
         console.print(f"approximate index: recall@10 {100 * about.recall:.1f} %")
 
 
-def _print_check(made: Index) -> None:
-    found = made.check()
-    if found is None:
-        about = made.about
+def _print_check(index: Index) -> None:
+    result = index.check()
+    if result is None:
+        about = index.about
         console.print(
-            f"{made.uri}: {len(made):,} items, searched exactly (its approximate index begins at {about.ann_from:,})"
+            f"{index.uri}: {len(index):,} items, searched exactly (its approximate index begins at {about.ann_from:,})"
         )
         return
-    if not found.queries:
-        raise StoreError(f"{made.uri}: is empty")
+    if not result.queries:
+        raise StoreError(f"{index.uri}: is empty")
     console.print(
-        f"{made.uri}: {len(made):,} items; approximate index against exact search on {found.queries} items as queries: "
-        f"recall@{found.k} {100 * found.recall:.1f} %, {1000 * found.seconds_approximate:.1f} ms a query "
-        f"(exact {1000 * found.seconds_exact:.1f} ms)"
+        f"{index.uri}: {len(index):,} items; approximate index against exact search on {result.queries} items as "
+        f"queries: recall@{result.k} {100 * result.recall:.1f} %, {1000 * result.seconds_approximate:.1f} ms a query "
+        f"(exact {1000 * result.seconds_exact:.1f} ms)"
     )

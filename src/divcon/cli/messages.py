@@ -11,22 +11,22 @@ _SETTING = re.compile(r"`(?!divcon\b|dc\.)([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)?
 
 
 def flag(name: str) -> str:
-    """The command line's name of a setting."""
+    """The flag of a setting."""
     return _FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
 def in_flags(text: str) -> str:
-    """A message of the library with its settings as flags: `` `divide_by=class` `` is ``--divide-by class``.
+    """A message of the library with its settings as flags: `` `divide_by=class` `` becomes ``--divide-by class``.
 
-    A setting that is true is its flag alone, one that is false is ``--no-`` and its name.
+    ``NAME=True`` becomes the flag alone, ``NAME=False`` the flag with ``--no-``.
     """
 
-    def shown(found: re.Match[str]) -> str:
-        name, _, option = found[1].partition(".")
-        value = found[2]
+    def as_flag(match: re.Match[str]) -> str:
+        name, _, option = match[1].partition(".")
+        value = match[2]
         if value == "False":
             return f"--no-{flag(name)[2:]}"
-        called = flag(name) + (f".{option}" if option else "")
-        return called if value in (None, "True") else f"{called} {value}"
+        with_option = flag(name) + (f".{option}" if option else "")
+        return with_option if value in (None, "True") else f"{with_option} {value}"
 
-    return _SETTING.sub(shown, text)
+    return _SETTING.sub(as_flag, text)

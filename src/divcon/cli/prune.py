@@ -60,15 +60,14 @@ def prune(
     model = EmbeddingModel.load(run, device=resolve_device(device))
     check_prunable(model, dims, by)
     context = Context(workers, on_warning=note)
-    given = None if data is None else read_data(data, root)
-    own = own_benchmark(run, given, must_be_own=True, context=context)
-    done: list[Pruning] = []
-    small = prune_model(model, own, dims, by=by, batch_size=batch_size, context=context, on_done=done.append)
-    about = done[0]
+    benchmark = own_benchmark(run, None if data is None else read_data(data, root), must_be_own=True, context=context)
+    reports: list[Pruning] = []
+    pruned = prune_model(model, benchmark, dims, by=by, batch_size=batch_size, context=context, on_done=reports.append)
+    about = reports[0]
     RunFolder(run).write_origin(
         out, pruned={"run": str(run.absolute()), "by": by, "dims": about.dims, "learners": about.learners}
     )
-    small.save(out)
+    pruned.save(out)
 
     if about.learners is None:
         console.print(f"kept the first {dims} principal components of {model.embedding_dim}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note, read_data
-from divcon.cli.evaluate import Metrics, tested_on
+from divcon.cli.evaluate import Metrics, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -27,7 +27,7 @@ def report(
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write the report of a run again: one HTML file, with everything in it.
+    """Write the report of a run again, as one HTML file with everything in it.
 
     divcon report runs/demo
 
@@ -39,7 +39,7 @@ def report(
 
     It shows the run's settings, scores, curves, divisions, some images of each learner, the best and worst validation
     queries, and warnings. Every training ends by writing one, report.html in its folder, without scores of the test
-    classes: these are computed only when you ask for them. If the run's data has moved or changed, the report says so
+    classes, which are computed only when you ask for them. If the run's data has moved or changed, the report says so
     and has no pictures.
 
     Parameters
@@ -60,7 +60,7 @@ def report(
     from divcon.evaluation.compare import read_scores
     from divcon.evaluation.protocol import evaluate as evaluate_model
     from divcon.models import EmbeddingModel
-    from divcon.runs.report import report as write
+    from divcon.runs.report import report as write_report
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
@@ -71,22 +71,16 @@ def report(
     if out is not None:
         check_writable(out)
     where, context = resolve_device(device), Context(workers, on_warning=note)
-    found = None if scores is None else read_scores(scores)
-    given = None
+    test_scores = None if scores is None else read_scores(scores)
+    benchmark = None
     if evaluate:
-        given = tested_on(run, data, root)
+        benchmark = test_data(run, data, root)
         model = EmbeddingModel.load(run, device=where)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
-        found = evaluate_model(model, given, clustering=False, **options)
+        test_scores = evaluate_model(model, benchmark, clustering=False, **options)
     elif data is not None:
-        given = read_data(data, root)
-    path = write(
-        run,
-        given,
-        out=out,
-        scores=found,
-        batch_size=batch_size,
-        device=where,
-        context=context,
+        benchmark = read_data(data, root)
+    path = write_report(
+        run, benchmark, out=out, scores=test_scores, batch_size=batch_size, device=where, context=context
     )
     console.print(f"report in {path}")

@@ -97,12 +97,14 @@ def reproduce(
 
 
 def _print(result: dict[str, Any]) -> None:
-    made = result["reproduced"]
-    known, rule = made["published"], made["papers_rule"]
+    reproduced = result["reproduced"]
+    known, rule = reproduced["published"], reproduced["papers_rule"]
     console.print()
-    console.print(f"{result['benchmark']}, {made['preset']}" + (f"; published: {known['source']}" if known else ""))
+    console.print(
+        f"{result['benchmark']}, {reproduced['preset']}" + (f"; published: {known['source']}" if known else "")
+    )
     table = Table("", "ours", "published", "difference", box=None, pad_edge=False)
-    difference = "" if made["difference"] is None else f"{100 * made['difference']:+.1f}"
+    difference = "" if reproduced["difference"] is None else f"{100 * reproduced['difference']:+.1f}"
     shown = "-" if known is None else f"{100 * known['recall_at_1']:.1f}"
     table.add_row("recall_at_1", f"{100 * result['recall_at_1']:.1f}", shown, difference)
     console.print(table)
@@ -110,10 +112,10 @@ def _print(result: dict[str, Any]) -> None:
         f"by the papers' rule (not a result): {100 * rule['recall_at_1']:.1f}, at the epoch that is best on the test "
         f"classes, epoch {rule['epoch']}"
     )
-    for name, (theirs, ours) in made["changed"].items():
-        console.print(f"changed from the preset: {flag(name)} is {ours}, in {made['preset']} {theirs}")
-    if made["fraction"] < 1:
+    for name, (theirs, ours) in reproduced["changed"].items():
+        console.print(f"changed from the preset: {flag(name)} is {ours}, in {reproduced['preset']} {theirs}")
+    if reproduced["fraction"] < 1:
         console.print(
-            f"this used {100 * made['fraction']:g} % of the classes and epochs: it is not a result, and does not "
+            f"this used {100 * reproduced['fraction']:g} % of the classes and epochs: it is not a result, and does not "
             "compare with the published one"
         )

@@ -38,7 +38,8 @@ def search(
     Parameters
     ----------
     store
-        The run that was indexed, a store's folder, or postgresql://USER@HOST/DATABASE.
+        The run that was indexed, a store's folder, postgresql://USER@HOST/DATABASE, or a store of your own
+        (module:Name or module:Name?OPTION=VALUE).
     queries
         Images. The embedding of an indexed image is read from the store. For a model of vectors, paths of indexed
         items.

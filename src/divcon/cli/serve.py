@@ -49,7 +49,8 @@ def serve(
     Parameters
     ----------
     store
-        A run that was indexed, a store's folder, or postgresql://USER@HOST/DATABASE.
+        The run that was indexed, a store's folder, postgresql://USER@HOST/DATABASE, or a store of your own
+        (module:Name or module:Name?OPTION=VALUE).
     model
         The run or model folder, if it has moved since the index was built.
     host
@@ -61,7 +62,8 @@ def serve(
     run
         The run whose data and divisions the page shows. Default: the one that the index names.
     token
-        At least 16 characters. Other users of this machine can see an option; use the environment variable to hide it.
+        At least 16 characters. Other users of this machine can see the options of a command; use the environment
+        variable to hide it.
     upload_mb
         Largest upload, in megabytes.
     megapixels
@@ -89,18 +91,18 @@ def serve(
     limits = Limits(upload_mb, megapixels, most_k, at_once, waiting, seconds)
     if token is not None and (len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token):
         raise ConfigError("--token: use at least 16 letters, digits or signs without spaces, or leave it out")
-    made = token is None and not is_loopback(host)
-    token = secrets.token_urlsafe(24) if made else token
-    read = None if scores is None else read_scores(scores)
+    create_token = token is None and not is_loopback(host)
+    token = secrets.token_urlsafe(24) if create_token else token
+    scores_of_run = None if scores is None else read_scores(scores)
     if run is not None and RunFolder(run).origin() is None:
         raise ConfigError(f"--run {run}: is not a run folder")
     with Index.open(store, model, device=resolve_device(device)) as index:
         if run is None and index.about.model and RunFolder(index.about.model).origin() is not None:
             run = Path(index.about.model)
-        server = create_app(index, limits=limits, token=token, run=run, scores=read)
-        shown = f"[{host}]" if ":" in host else host
-        console.print(f"{len(index):,} items of {index.uri} at http://{shown}:{port}/")
-        if made:
+        server = create_app(index, limits=limits, token=token, run=run, scores=scores_of_run)
+        url_host = f"[{host}]" if ":" in host else host
+        console.print(f"{len(index):,} items of {index.uri} at http://{url_host}:{port}/")
+        if create_token:
             console.print(f"token: {token}")
         if not is_loopback(host):
             note("others on this network can read everything that is sent, the token too; use a proxy with TLS")

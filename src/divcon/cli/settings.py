@@ -62,15 +62,15 @@ def _settings_class() -> type:
                 hint = dict[str, Annotated[float | int | bool | str, Parameter(converter=option_value)]]
             elif flag(each.name) != (by_name := "--" + each.name.replace("_", "-")):
                 options["name"] = (flag(each.name), by_name)
-            if old := each.metadata.get("old_values"):  # taken too, and not shown
+            if old := each.metadata.get("old_values"):  # accepted, but not shown
                 choices = typing.get_args(hint)
                 hint = Literal[(*choices, *old)]
                 options |= {"show_choices": False, "help": f"{options['help']} [choices: {', '.join(choices)}]"}
             default = field(default_factory=dict) if each.name in OPTIONS_OF else each.default
             fields.append((each.name, Annotated[hint, Parameter(**options)], default))
-    made = dataclasses.make_dataclass("Settings", fields, frozen=True)
-    made.__module__ = __name__  # Python 3.11 says `types`, whose classes cyclopts takes for built-in ones
-    return Parameter(name="*")(made)
+    settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    settings.__module__ = __name__  # Python 3.11 says `types`, whose classes cyclopts takes for built-in ones
+    return Parameter(name="*")(settings)
 
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def run_config(settings: Settings) -> RunConfig:
 
 
 @dataclass
-class Gathered:
+class Origins:
     """Where the settings of one command line come from."""
 
     file: ConfigFile | None = None
@@ -115,7 +115,7 @@ class Gathered:
     """The settings that the file, the run or the model sets; of options, beside those of the command line."""
 
     @property
-    def given(self) -> set[str]:
+    def explicit(self) -> set[str]:
         """The settings that the command line or the file sets, at their defaults or not."""
         return self.in_file | {keys[0] for keys, place in self.places.items() if place == COMMAND_LINE}
 
@@ -133,14 +133,14 @@ class _Layer:
     file: bool = False
 
 
-_current = Gathered()
+_current = Origins()
 
 
-def gathered(*, anew: bool = False) -> Gathered:
+def current_origins(*, anew: bool = False) -> Origins:
     """Where the settings of the current command line come from; ``anew`` starts another command line."""
     global _current
     if anew:
-        _current = Gathered()
+        _current = Origins()
     return _current
 
 
@@ -154,7 +154,7 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
         ConfigError: the file cannot be read, or holds something that is not a setting; or there is no such preset.
         RunError, WeightsError: the run or the model cannot be read.
     """
-    origins = gathered(anew=True)
+    origins = current_origins(anew=True)
     options = {a.field_info.name: a for a in arguments if not a.keys}
     settings = {a.keys[0]: a for a in arguments if len(a.keys) == 1}
     for argument in arguments:
@@ -169,24 +169,24 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
     # By now the options hold the data and init that the file names.
     words = {name: _word(argument) for name, argument in options.items()}
     resume, out, init = (words.get(name) for name in ("resume", "out", "init"))
-    held = _run_layer(Path(out)) if resume and out else None
-    if held is not None:
-        layers.append(held)
+    run = _run_layer(Path(out)) if resume and out else None
+    if run is not None:
+        layers.append(run)
     preset = words.get("preset") or (options["preset"].field_info.default if "preset" in options else None)
-    if held is not None and preset is not None:
+    if run is not None and preset is not None:
         raise ConfigError(f"--preset {preset}: the run in {out} is resumed with its own settings; leave it out")
     if preset is not None:
         layers.append(_preset_layer(preset, words["data" if "data" in words else "name"]))
     for layer in layers:
         _put(layer, settings, origins)
-    left = [name for name, section in SECTION_OF.items() if section == "model" and not settings[name].tokens]
-    if init is not None and held is None and left:
+    unset = [name for name, section in SECTION_OF.items() if section == "model" and not settings[name].tokens]
+    if init is not None and run is None and unset:
         _put(_model_layer(Path(init)), settings, origins)
 
 
 def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | None) -> str:
     """The settings as YAML that ``--config`` takes, with the origin of each at the end of its line."""
-    origins = gathered()
+    origins = current_origins()
     tree: dict[str, Any] = {}
     if source is not None:
         tree["source"] = {name: source[name] for name in ("data", "root")}
@@ -207,7 +207,7 @@ def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | Non
     return as_yaml(tree, {keys: text for keys, text in comments.items() if text})
 
 
-def _put(layer: _Layer, settings: dict[str, Argument], origins: Gathered) -> None:
+def _put(layer: _Layer, settings: dict[str, Argument], origins: Origins) -> None:
     replaced = {
         options
         for options, owner in OPTIONS_OF.items()
@@ -229,11 +229,11 @@ def _put(layer: _Layer, settings: dict[str, Argument], origins: Gathered) -> Non
             origins.in_file.add(name)
 
 
-def _file_layer(path: Path, options: dict[str, Argument], origins: Gathered) -> _Layer:
+def _file_layer(path: Path, options: dict[str, Argument], origins: Origins) -> _Layer:
     origins.file = file = read_config_file(path)
-    held = sections_in(file.values, file.where, path.absolute().parent)
+    sections = sections_in(file.values, file.where, path.absolute().parent)
 
-    def give(name: str, value: Any, *keys: str) -> None:
+    def set_option(name: str, value: Any, *keys: str) -> None:
         if value is not None and name not in options:
             raise ConfigError(f"{file.where(*keys)}: this command takes no {name}; leave it out of the file")
         if value is not None and not options[name].tokens:
@@ -241,11 +241,11 @@ def _file_layer(path: Path, options: dict[str, Argument], origins: Gathered) -> 
             origins.places[(name,)] = file.where(*keys)
             origins.in_file.add(name)
 
-    if "source" in held and not options["data"].tokens:
-        give("data", _data(file, held["source"]["data"]), "source", "data")
-        give("root", held["source"].get("root"), "source", "root")
-    give("init", held.get("init"), "init")
-    values = {name: value for section in SECTIONS for name, value in held.get(section, {}).items()}
+    if "source" in sections and not options["data"].tokens:
+        set_option("data", _data(file, sections["source"]["data"]), "source", "data")
+        set_option("root", sections["source"].get("root"), "source", "root")
+    set_option("init", sections.get("init"), "init")
+    values = {name: value for section in SECTIONS for name, value in sections.get(section, {}).items()}
     return _Layer(values, lambda name, *keys: file.where(SECTION_OF[name], name, *keys), file=True)
 
 
@@ -267,12 +267,13 @@ def _data(file: ConfigFile, data: str) -> str:
 def _run_layer(out: Path) -> _Layer | None:
     from divcon.runs.folder import RunFolder
 
-    held = RunFolder(out).read()
-    if held is None:
+    saved = RunFolder(out).read()
+    if saved is None:
         return None
+    config, _ = saved
     for section, kind in SECTIONS.items():
-        check_doors(kind, vars(getattr(held[0], section)), str(RunFolder(out).config))
-    values = {name: getattr(getattr(held[0], section), name) for name, section in SECTION_OF.items()}
+        check_doors(kind, vars(getattr(config, section)), str(RunFolder(out).config))
+    values = {name: getattr(getattr(config, section), name) for name, section in SECTION_OF.items()}
     return _Layer(values, lambda *_: f"run {out}")
 
 

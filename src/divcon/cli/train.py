@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from divcon.cli.app import TRAIN, app, console, notes, read_data
 from divcon.cli.messages import in_flags
-from divcon.cli.settings import DEFAULTS, Gathered, Settings, as_file, gather, gathered, run_config
+from divcon.cli.settings import DEFAULTS, Settings, as_file, current_origins, gather, run_config
 from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.importing import check_trusted
+
+if TYPE_CHECKING:
+    from divcon.data.benchmark import Benchmark
 
 
 @app.command(config=gather, group=TRAIN)
@@ -71,7 +74,6 @@ def train(
         Start from the model in this run or model folder, and take its backbone, size and head where no setting says
         otherwise.
     """
-    found = gathered()
     source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
     if out is None and (resume or not show_config):
         raise ConfigError("--out is missing: give a folder for the run, as in --out runs/first")
@@ -91,50 +93,50 @@ def train(
     from divcon.runs.run import run as train_run
     from divcon.runtime.launch import is_main_process
 
-    benchmark, source = _read(source, found)
+    benchmark, source = _read(source)
     with Bar(notes if is_main_process() else Console(quiet=True), in_flags) as bar:
         try:
             train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar)
         except KeyboardInterrupt as stopped:
             bar.__exit__()
-            what = str(stopped) or "stopped at once; the last checkpoint is whole"
-            begun = RunFolder(out).read() is not None
-            how = f"Resume with: divcon train --out {out} --resume" if begun else "Nothing was written"
-            notes.print(f"{what}. {how}", markup=False)
+            where = str(stopped) or "stopped at once; the last checkpoint is complete"
+            has_run = RunFolder(out).read() is not None
+            advice = f"Resume with: divcon train --out {out} --resume" if has_run else "Nothing was written"
+            notes.print(f"{where}. {advice}", markup=False)
             raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
 
 
 def _resumed(
     out: Path, settings: RunConfig, source: dict[str, Any] | None, init: Path | None
 ) -> tuple[RunConfig, dict[str, Any] | None, Path | None]:
-    """Settings, source and init of the run in ``out``; as they are passed if there is no run yet, but a source."""
+    """Settings, source and init of the run in ``out``; if there is none yet, those that are passed, with a source."""
     from divcon.runs.folder import RunFolder
 
     folder = RunFolder(out)
     if source is not None and folder.read() is None:
         return settings, source, init
-    settings, record = folder.resumed(settings, gathered().given)
+    origins = current_origins()
+    settings, record = folder.resumed(settings, origins.explicit)
     if source is None:
-        gathered().places |= {("data",): f"run {out}", ("root",): f"run {out}"}
+        origins.places |= {("data",): f"run {out}", ("root",): f"run {out}"}
         check_trusted(record["source"]["data"], str(folder.config))
     return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
 
 
-def _read(source: dict[str, Any], found: Gathered) -> tuple[Any, dict[str, Any]]:
+def _read(source: dict[str, Any]) -> tuple[Benchmark, dict[str, Any]]:
     """Read the data, and add its fingerprint to the source; the data of a repeated run must be unchanged."""
     benchmark = read_data(source["data"], source["root"])
-    now = {"fingerprint": benchmark.train_fingerprint, "split_hash": benchmark.split_hash}
-    if found.file is not None and "data" in found.in_file:
-        held = found.file.values
-        then = {"fingerprint": held["source"].get("fingerprint"), "split_hash": held.get("split_hash")}
-        trained, split = then["fingerprint"], then["split_hash"]
-        if (trained and not benchmark.has_train_fingerprint(trained)) or (split and not benchmark.has_split(split)):
+    origins = current_origins()
+    if origins.file is not None and "data" in origins.in_file:
+        record = origins.file.values
+        train, split = record["source"].get("fingerprint"), record.get("split_hash")
+        if (train and not benchmark.has_train_fingerprint(train)) or (split and not benchmark.has_split(split)):
             raise ConfigError(
-                f"{found.file.where('source')}: the data has changed since that run (train {then['fingerprint']}, test "
-                f"{then['split_hash']} then; {now['fingerprint']}, {now['split_hash']} now); to use its settings "
-                f"on the data as it is now, give DATA: {source['data']}"
+                f"{origins.file.where('source')}: the data has changed since that run (train {train}, test {split} "
+                f"then; {benchmark.train_fingerprint}, {benchmark.split_hash} now); to use its settings on the data as "
+                f"it is now, give DATA: {source['data']}"
             )
-    return benchmark, {**source, "fingerprint": now["fingerprint"]}
+    return benchmark, {**source, "fingerprint": benchmark.train_fingerprint}
 
 
 def _absolute(data: str) -> str:

@@ -1,4 +1,4 @@
-"""A benchmark: sets to train on and to test on; and what all readers do with classes."""
+"""`Benchmark`: sets to train on and to test on; and helpers of all readers for classes."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Benchmark:
     notes: tuple[str, ...] = field(default=())
     """Messages of the reader that a person should read."""
     packed: str = ""
-    """If it was packed: from what, and how (see `divcon.data.pack`)."""
+    """For a packed benchmark: its source, and how it was packed (see `divcon.data.pack`)."""
 
     def __post_init__(self) -> None:
         test = (("query", self.query), ("gallery", self.gallery))
@@ -191,21 +191,21 @@ class Benchmark:
         by ``seed`` and taken out of ``train``.
 
         Raises:
-            DataError: too few classes to hold any out.
+            DataError: there are too few classes to hold any out.
         """
         if self.validation is not None:
             return self
         # A class of one image has no match.
         classes = np.flatnonzero(np.bincount(self.train.labels) >= 2)
-        held = max(2, round(fraction * len(classes)))
-        if len(classes) - held < 2:
+        num_held_out = max(2, round(fraction * len(classes)))
+        if len(classes) - num_held_out < 2:
             raise DataError(
                 f"{self.train.source}: {len(classes)} train classes of two images and more are too few to hold "
-                f"{held} out for validation; train without (`validation=False`)"
+                f"{num_held_out} out for validation; train without (`validation=False`)"
             )
-        chosen = np.random.default_rng([seed, 0x5EED]).permutation(classes)[:held]
-        out = np.isin(self.train.labels, chosen)
-        return replace(self, train=self.train.subset(~out), validation=self.train.subset(out))
+        chosen = np.random.default_rng([seed, 0x5EED]).permutation(classes)[:num_held_out]
+        held_out = np.isin(self.train.labels, chosen)
+        return replace(self, train=self.train.subset(~held_out), validation=self.train.subset(held_out))
 
     def without_validation(self) -> Benchmark:
         """The benchmark with the validation classes of the source in ``train``."""

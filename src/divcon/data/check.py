@@ -1,4 +1,4 @@
-"""What is wrong with a data set before anything is trained on it: images that do not decode, copies, zero vectors."""
+"""Check a data set before training: images that do not decode, copies, near copies, zero vectors."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ _PAIRS = 16384
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What images are compared by."""
+    """The hashes that images are compared by."""
 
     exact: bytes
     """16 bytes, equal if size and RGB pixels are equal."""

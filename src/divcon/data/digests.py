@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from divcon.data.labeled_set import LabeledSet
 
 pc: Any = pyarrow.compute
-"""Any, because its functions are made at import and type checkers see none."""
+"""Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
 Spelling = Callable[[Sequence["LabeledSet"]], list[pa.Array]]
 """How the paths of sets are written in what is hashed."""

@@ -20,7 +20,7 @@ from divcon.data.tables import IMAGE_COLUMN, SourceName, first_line, is_parquet,
 from divcon.errors import DataError, ImageError
 
 pc: Any = pyarrow.compute
-"""Any, because its functions are made at import and type checkers see none."""
+"""Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
 IN_MEMORY = 1 << 30
 """Bytes of images up to which all are read at once."""

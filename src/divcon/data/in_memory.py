@@ -57,18 +57,20 @@ def set_of_images(images: Sequence[ImageLike], names: Sequence[str], needs: int 
 
 
 def encoded(image: ImageLike, needs: int | None = None) -> bytes:
-    """The bytes of a file that decodes to the image, as if it had been read from one.
+    """The bytes of a file that decodes to the image, as if it were read from one.
 
-    A PIL image that was opened from a file and not changed is that file. Of a changed copy (``convert``, ``crop``) the
-    pixels count, turned upright as EXIF says. A file of a large JPEG is decoded at a half, quarter or eighth of its
-    size (`divcon.data.decode.decode`); of its pixels in full, blocks of as many are averaged, which is nearly the same:
-    embeddings differ in the fourth decimal. An array does not say what it was; it is taken as it is.
+    For a PIL image that was opened from a file and not changed, these are the bytes of that file. For a changed copy
+    (``convert``, ``crop``), its pixels are encoded, turned upright by EXIF. A file of a large JPEG is decoded at a
+    half, quarter or eighth of its size (`divcon.data.decode.decode`); the pixels of a changed copy are averaged in
+    blocks of that size, which is nearly the same: embeddings differ in the fourth decimal. An array is encoded as it
+    is.
 
     Args:
-        needs: pixels that the shorter side must have; a PIL image that comes from a JPEG is reduced, if these are left.
+        needs: pixels that the shorter side must have; a PIL image that comes from a JPEG is reduced, if as many are
+            left.
 
     Raises:
-        ValueError, OSError: the pixels are no colours, or cannot be read.
+        ValueError, OSError: the pixels are not colours, or cannot be read.
     """
     if isinstance(image, np.ndarray):
         return _png(Image.fromarray(np.ascontiguousarray(image)))

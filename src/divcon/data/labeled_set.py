@@ -1,4 +1,4 @@
-"""A labelled set of images or vectors: what all data comes as."""
+"""`LabeledSet`: labelled images or vectors, the form of all data in divcon."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ from divcon.runtime.context import DEFAULT, Context
 def begin_worker(number: int) -> None:
     """Ignore the signals that end a run (a loader's ``worker_init_fn``).
 
-    A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes: a worker that died of it would lose the batch
-    that the main process is to finish. A worker ends when the main process ends it, or dies.
+    A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes; if a worker ended then, the batch that the main
+    process still finishes would be lost. A worker ends when the main process ends it, or dies.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -44,7 +44,7 @@ def _end_if_parent_asks() -> None:
 
 @contextmanager
 def _sigterm_blocked() -> Iterator[None]:
-    """Block SIGTERM while workers are forked, so that threads which PyTorch starts in them block it, too."""
+    """Block SIGTERM while workers are forked, so that threads that PyTorch starts in them block it too."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -87,7 +87,7 @@ def of_workers(loader: Iterable[Any]) -> Generator[Any, None, None]:
             except RuntimeError as error:
                 raise worker_death(error) or error from None
             except (ConnectionError, EOFError, FileNotFoundError) as error:
-                # It died before it handed its last batch over.
+                # The worker died before it passed on its last batch.
                 raise _killed(f"its last batch is lost: {error or type(error).__name__}") from None
             yield batch
     finally:
@@ -117,10 +117,10 @@ Pixels = tuple[torch.Tensor, torch.Tensor]
 class Decoded(Dataset):
     """The images of a set, decoded and transformed.
 
-    What is much larger than the transform needs is decoded at a smaller scale, where its format allows it. Augmentation
-    draws from (seed, epoch, position) alone, and leaves the process's generators as they were. The error of an image
-    that does not decode, or that a transform of the user's own fails on, is returned, to be raised in the main process
-    by `batches_of`: raised in a worker it would come wrapped in the worker's trace.
+    Images much larger than the transform needs are decoded at a smaller scale, if their format allows it. Augmentation
+    depends only on (seed, epoch, position), and does not change the process's generators. If an image does not decode,
+    or the user's own transform fails on it, the error is returned, and `batches_of` raises it in the main process:
+    raised in a worker, it would be wrapped in the worker's trace.
     """
 
     def __init__(
@@ -157,7 +157,8 @@ class Decoded(Dataset):
         if not draw:
             return transform(image)
         state = torch.get_rng_state()
-        # torch.manual_seed formats the stack for every device not yet started: as long as decoding an icon takes.
+        # torch.manual_seed formats the stack for every device that is not initialised yet, which takes as long as
+        # decoding an icon.
         torch.default_generator.manual_seed(seed)
         try:
             return transform(image)
@@ -171,7 +172,7 @@ def needed_pixels(transform: Transform) -> int | None:
 
 
 def collate(items: Sequence[tuple[torch.Tensor, int] | DivconError]) -> Pixels | DivconError:
-    """Stack a batch; the error of one image stands for the whole."""
+    """Stack a batch, or return the first error in it."""
     for item in items:
         if isinstance(item, DivconError):
             return item
@@ -184,7 +185,7 @@ def batches_of(loader: DataLoader | Iterable[Pixels | DivconError]) -> Generator
 
     Raises:
         ImageError: an image does not decode; the message names it.
-        ConfigError: a transform of the user's own fails, or returns what is no image; the message names the image.
+        ConfigError: the user's own transform fails, or does not return an image; the message names the image.
         WorkerError: a process that decodes was killed.
     """
     with closing(of_workers(loader)) as batches:
@@ -294,7 +295,7 @@ def _of_opened(function: Callable[[Image.Image], T], images: LabeledSet, index: 
 
 
 def _decodes(image: Image.Image) -> None:
-    """Return nothing: it is enough that the image decodes."""
+    """Do nothing with the decoded image."""
 
 
 def undecodable(images: LabeledSet, *, context: Context = DEFAULT) -> Iterator[tuple[int, str | None]]:
@@ -317,7 +318,7 @@ def decodable(images: LabeledSet, context: Context = DEFAULT) -> LabeledSet:
             keep[index] = False
             context.warn(f"left out: {message}")
     if not keep.any():
-        raise DataError(f"{images.source or 'the images given'}: none of the {len(images)} images decodes")
+        raise DataError(f"{images.source or 'the data'}: none of the {len(images)} images decodes")
     return images if keep.all() else images.subset(keep)
 
 

@@ -30,7 +30,7 @@ Reader = Callable[..., Any]
 """Returns a benchmark. It may take ``root``, ``context`` and options of its own; it is passed what it takes."""
 
 pc: Any = pyarrow.compute
-"""Any, because its functions are made at import and type checkers see none."""
+"""Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
 Readable = str | os.PathLike[str] | Reader | Mapping[str, Any] | pa.Table
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from divcon.errors import DataError
 
 pc: Any = pyarrow.compute
-"""Any, because its functions are made at import and type checkers see none."""
+"""Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
 METADATA = b"huggingface"
 """The key of the schema's metadata: JSON, of which ``info.features`` describes the columns."""

@@ -1,5 +1,5 @@
-"""From a decoded image to the pixels that a model normalises: (3, size, size) uint8. The transforms of the papers, and
-transforms of your own.
+"""Transforms from a decoded image to (3, size, size) uint8 pixels, which the model normalises: those of the papers, and
+your own.
 
 A transform of your own (`create_transform`) is any callable on a PIL image, on a uint8 tensor (3, H, W) or on an array
 (H, W, 3), as its first parameter is annotated: a pipeline of ``torchvision.transforms.v2``, one of albumentations, or a
@@ -35,7 +35,7 @@ EVAL_RESIZE = 256 / 224
 _RATIO = (3 / 4, 4 / 3)
 """The range of a training crop's aspect ratio."""
 _LONG = 32
-"""Of an image whose longer side is more than this many times the shorter one, only the middle is resized."""
+"""If an image's longer side is more than this many times the shorter one, only the middle is resized."""
 
 
 class TrainTransform:
@@ -70,7 +70,7 @@ class EvalTransform:
 
     @property
     def needs(self) -> int:
-        """The pixels that the shorter side must have: with as many, no detail is lost that resizing would keep."""
+        """The pixels that the shorter side must have, so that decoding at a smaller scale loses no detail."""
         return 2 * round(self.size * EVAL_RESIZE)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -130,11 +130,10 @@ def create_transform(transform: Own, image_size: int, setting: Setting) -> OwnTr
 
 
 class OwnTransform:
-    """A transform of your own that is called as it expects, and whose result is checked and converted: (3, size, size)
-    uint8.
+    """Calls a transform of your own as it expects, and checks and converts its result to (3, size, size) uint8.
 
-    Its random numbers depend on ``seed`` alone: torch's, Python's and NumPy's global generators are seeded for each
-    call and restored after it, and generators of its own where it has ``set_random_seed`` (albumentations).
+    Its random numbers depend only on ``seed``: torch's, Python's and NumPy's global generators are seeded for each call
+    and restored after it, and so are its own generators if it has ``set_random_seed`` (albumentations).
     """
 
     def __init__(self, own: Callable[..., Any], name: str, size: int, setting: Setting) -> None:
@@ -153,7 +152,7 @@ class OwnTransform:
     def __call__(self, image: Image.Image, seed: int = 0) -> torch.Tensor:
         """
         Raises:
-            ConfigError: the transform fails, or returns what is no image of this size.
+            ConfigError: the transform fails, or does not return an image of this size.
         """
         argument: Any = image
         if self._takes == "array":
@@ -176,10 +175,10 @@ class OwnTransform:
 
 
 def _pixels(result: Any, size: int) -> torch.Tensor:
-    """What a transform of somebody's own returns as (3, size, size) uint8.
+    """The result of the user's own transform as (3, size, size) uint8.
 
     Raises:
-        ValueError: it is no image, or has another size, or values that are no pixels.
+        ValueError: it is not an image, has another size, or has values that are not pixels.
     """
     if isinstance(result, Mapping) and "image" in result:
         result = result["image"]
@@ -217,9 +216,10 @@ def _pixels(result: Any, size: int) -> torch.Tensor:
 
 @contextmanager
 def _seeded(own: Any, seed: int) -> Iterator[None]:
-    """Within, whatever somebody's transform draws depends on the seed alone; the generators are then as they were."""
+    """Seed all generators that the user's own transform may use, and restore the global ones afterwards."""
     of_torch, of_python, of_numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    # torch.manual_seed formats the stack for every device not yet started: as long as decoding an icon takes.
+    # torch.manual_seed formats the stack for every device that is not initialised yet, which takes as long as decoding
+    # an icon.
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -243,11 +243,11 @@ def _parameters(own: Callable[..., Any]) -> list[str]:
 
 
 def _first_parameter(own: Callable[..., Any]) -> Literal["image", "array", "tensor"]:
-    """What a transform's first parameter is annotated with; a PIL image unless it says otherwise."""
+    """The type of a transform's first parameter, by its annotation; without one, a PIL image."""
     function = own if inspect.isroutine(own) else getattr(own, "forward", None) or type(own).__call__
     try:
         hints = typing.get_type_hints(function)
-    except Exception:  # an annotation that cannot be evaluated says nothing
+    except Exception:  # an annotation that cannot be evaluated
         return "image"
     hints.pop("return", None)
     first = next(iter(hints.values()), None)
@@ -257,7 +257,7 @@ def _first_parameter(own: Callable[..., Any]) -> Literal["image", "array", "tens
 
 
 def _in_words(error: Exception) -> str:
-    """An error of somebody's own code, with the line that raised it, which a worker process would not pass on."""
+    """An error of the user's own code, with the line that raised it, which a worker process would not pass on."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f", in {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {error}{where}"

@@ -1,4 +1,4 @@
-"""The division of the training images among the learners, and the function that makes it: `divide`."""
+"""`Division` of the training images among the learners, and `divide`, which computes it."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by
     advice = "" if by.endswith("class") else ", divide by class (`divide_by=class`)"
     return (
         f"the hierarchy cannot split learner {k} of {division.num_learners}: of its {division.sizes[k]} images, "
-        f"{classes} classes with a positive pair, 2-means made no two clusters with two such classes each "
+        f"{classes} classes with a positive pair, 2-means returned no two clusters with two such classes each "
         f"({tries} {'seed' if tries == 1 else 'seeds'} tried); use `num_learners={division.num_learners}`, try more "
         f"seeds (`division_tries`){advice}, or leave `hierarchy` out; another run can start from this model (`init`)"
     )

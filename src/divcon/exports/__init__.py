@@ -27,7 +27,7 @@ ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of `export`: what was written, and how closely it gives the model's embeddings."""
+    """The result of `export`: the written file, and how closely it matches the model."""
 
     format: Format
     path: Path
@@ -63,7 +63,7 @@ def export(
             which PyTorch runs without divcon. ``hf``: a folder with ``model.safetensors``, ``config.json``,
             ``preprocessor_config.json`` (for images) and a model card, for `EmbeddingModel.load`.
         learner: k for its subspace alone, (N, d_k).
-        run: the folder of the run or model that the model is from: the export then says what it was trained on.
+        run: the folder of the model's run, or of the model: the export then names the data that it was trained on.
         scores: for ``hf``, the JSON of ``divcon evaluate --json``, for the card.
 
     Raises:

@@ -336,7 +336,7 @@ def backbone_origin(model: EmbeddingModel, trained: tuple[RunConfig, dict[str, A
     if is_own(name):
         return Origin(f"**{TO_FILL_IN}:** the backbone is its author's own (`{name}`)")
     if model.vector_dim is not None:
-        return Origin(f"no weights; **{TO_FILL_IN}:** which model made the vectors, and its licence")
+        return Origin(f"no weights; **{TO_FILL_IN}:** which model computed the vectors, and its licence")
     by_timm = _by_timm(name)
     if trained is None:
         if not model.freeze_batch_norm:

@@ -106,8 +106,8 @@ def _reason(error: BaseException | None) -> str:
     """The operation that ONNX lacks, or else the message of the innermost error."""
     last: BaseException | None = error
     while error is not None:
-        if found := re.search(r"No ONNX function found for .*?'([\w.:]+)'", str(error)):
-            return f"there is no ONNX for {found[1]}"
+        if match := re.search(r"No ONNX function found for .*?'([\w.:]+)'", str(error)):
+            return f"there is no ONNX for {match[1]}"
         last, error = error, error.__cause__ or error.__context__
     assert last is not None
     return first_line(last)

@@ -1,4 +1,4 @@
-"""Export to a program of `torch.export`; and what all formats share: the check, and the description of the model."""
+"""Export to a program of `torch.export`; and for all formats, the check and the description of the model."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def about_model(model: EmbeddingModel, learner: int | None, run: str | Path | No
     cropped; an image of exactly that size is used as it is. ``mean`` and ``std`` are of each channel, on a scale of 0
     to 1.
     """
-    found = None if run is None else RunFolder(run).origin()
-    record = found[1] if found else {}
+    origin = None if run is None else RunFolder(run).origin()
+    record = origin[1] if origin else {}
     width = model.embedding_dim if learner is None else model.head.subspace_dim(learner)
     inputs: dict[str, Any]
     if model.vector_dim is None:

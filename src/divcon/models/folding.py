@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it: what a backbone computes in evaluation, in less time."""
+"""Fold BatchNorm into the convolutions before it: the same features in evaluation, in less time."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ log = logging.getLogger(__name__)
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 _ROUNDING = 0.05
-"""How far, relative to its length, a feature may be from the backbone's: half precision rounds by less."""
+"""The largest difference from the backbone's features, relative to their length: half precision rounds by less."""
 
 
 def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of a backbone in eval mode whose BatchNorms are folded into the convolutions that only they follow; the
-    same but for rounding, for images of one size. The backbone itself where there is none or folding fails.
+    """A copy of a backbone in evaluation mode, with each BatchNorm folded into the convolution before it where that
+    convolution has no other use. The copy is equal up to rounding, for images of one size. Returns the backbone itself
+    if it has no such BatchNorm, or if folding fails.
 
-    All other tensors are the backbone's own: the copy is for use before the backbone is trained further.
+    The copy shares all other tensors with the backbone: use it only until the backbone is trained further.
 
     Args:
-        example: (B, 3, H, W), an image or more as the backbone takes them, by which the order of its layers shows.
+        example: (B, 3, H, W), one or more images as the backbone takes them, to record the order of its layers.
     """
     try:
         return _folded(backbone, example)
-    except Exception as error:  # a backbone may be any module, and fail in any way where it is copied or taken apart
+    except Exception as error:  # a backbone may be any module, and fail in any way when it is copied or changed
         log.debug("BatchNorm is not folded into %s (%r)", type(backbone).__name__, error)
         return backbone
 
@@ -74,8 +75,8 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 def _padded_alike(convolution: Any, size: torch.Size) -> nn.Conv2d:
-    """What pads its (h, w) input more at the end than at the beginning, as one that pads both alike: its kernel begins
-    with zeros instead. The input is then not copied, which takes longer than the convolution itself."""
+    """A convolution that pads its (h, w) input equally on both sides, in place of one that pads more at the end; its
+    kernel starts with zeros instead. This avoids a copy of the input, which takes longer than the convolution."""
     dims = zip(size, convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
     pads = [int(get_same_padding(*numbers)) for numbers in dims]
     if any(pad % 2 for pad in pads) and convolution.dilation != (1, 1):
@@ -89,40 +90,40 @@ def _padded_alike(convolution: Any, size: torch.Size) -> nn.Conv2d:
         ((pads[0] + 1) // 2, (pads[1] + 1) // 2),
         convolution.dilation,
         convolution.groups,
-        device="meta",  # where making it draws no random numbers
+        device="meta",  # so that it draws no random numbers
     )
     alike.weight, alike.bias = nn.Parameter(weight, requires_grad=False), convolution.bias
     return alike
 
 
 class _Uses(TorchDispatchMode):
-    """Watches a network compute: how many operations take in each tensor.
+    """Counts the operations that use each tensor while a network computes.
 
-    In this thread alone: while torch.fx traces, the modules of all threads are called by it.
+    In this thread only: while torch.fx traces, it calls the modules of all threads.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._of: Counter[int] = Counter()
+        self._counts: Counter[int] = Counter()
         self._calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-        self._alive: list[Any] = []  # no two tensors may have one id
+        self._alive: list[Any] = []  # so that no id is used twice
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._of.update(map(id, tensors))
+        self._counts.update(map(id, tensors))
         self._alive.append(tensors)
         return func(*args, **(kwargs or {}))
 
     def of_modules(self, network: nn.Module, example: Tensor) -> Tensor:
         """The network's output for the example; its convolutions and BatchNorms are recorded."""
         for name, module in network.named_modules():
-            # Exact types: another kind of convolution may compute its weights, and another norm more than a BatchNorm.
+            # Exact types: a subclass may compute its weights, or do more than a BatchNorm.
             if type(module) in (*_CONVOLUTIONS, *_NORMS):
                 module.register_forward_hook(partial(self._called, name))
         return network(example)
 
     def _called(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if args:  # or it was called by keyword, and stays as it is
+        if args:  # a module called by keyword is not folded
             self._calls.append((name, module, args[0], output))
 
     def pairs(self) -> list[tuple[str, str, torch.Size]]:
@@ -136,31 +137,31 @@ class _Uses(TorchDispatchMode):
                 continue
             name, convolution, inputs, _ = outputs[id(taken)]
             tensors = [taken, *convolution.parameters(), *module.parameters(), *module.buffers()]
-            once = times[name] == times[norm] == 1 and all(self._of[id(tensor)] <= 1 for tensor in tensors)
+            once = times[name] == times[norm] == 1 and all(self._counts[id(tensor)] <= 1 for tensor in tensors)
             if once and not module.training and module.running_mean is not None:
                 pairs.append((name, norm, inputs.shape[2:]))
         return pairs
 
 
 _PIXELS = 2**18
-"""So many pixels of images for each thread of a CPU: what a network makes of more does not stay in its caches, and is
-so large that the system gives new memory for each layer."""
+"""Pixels per chunk and thread of a CPU: the activations of more do not stay in its caches, and are so large that the
+system allocates new memory for each layer."""
 
 
 def computed(
     backbone: nn.Module, pooling: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pooled features of each batch, (B, F), by a backbone in eval mode; within `torch.inference_mode`. Each is
-    yielded once the next is queued on the device, so that an accelerator is busy while it is read.
+    """The pooled features of each batch, (B, F), by a backbone in evaluation mode, within `torch.inference_mode`. A
+    batch is yielded after the next one is queued on the device, so that an accelerator stays busy while it is read.
 
     Args:
-        batches: (B, ...) as the backbone takes them, on its device, and the tensor that goes with each.
+        batches: (B, ...) inputs of the backbone, on its device, and a tensor to yield with each.
     """
     batches = iter(batches)
     first = list(islice(batches, 2))
     before: list[tuple[Tensor, Tensor]] = []
     for number, (inputs, along) in enumerate(chain(first, batches)):
-        if number == 0 and len(first) > 1:  # a single batch is done before it would be folded
+        if number == 0 and len(first) > 1:  # for a single batch, folding takes longer than it saves
             backbone = folded(backbone, inputs[:1])
         pooled = torch.cat([pooling(backbone(chunk)) for chunk in inputs.tensor_split(_num_chunks(inputs))])
         yield from before

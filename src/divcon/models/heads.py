@@ -31,13 +31,13 @@ class SubspaceHead(nn.Module, ABC):
     """
 
     method: ClassVar[str]
-    """A short name for `EmbeddingModel` and ``--method``, once the module of the class is imported. Without one the
-    class is called ``module:Name``."""
+    """A short name for `EmbeddingModel` and ``--method``, once the module of the class is imported. Without one, the
+    name is ``module:Name``."""
 
     def __init__(self, num_features: int, embedding_dim: int, num_learners: int, dropout: float) -> None:
         super().__init__()
         self.name = _name_of(type(self))
-        """What the files of a model call the head: a method, or ``module:Name``."""
+        """The name of the head in a model's files: a method, or ``module:Name``."""
         self.options: dict[str, Any] = {}
         """The keyword arguments that it was created with."""
         self.num_features = num_features
@@ -100,7 +100,7 @@ class SubspaceHead(nn.Module, ABC):
         return type(self).double is not SubspaceHead.double
 
     def start_with_one(self) -> None:
-        """Begin a hierarchy: one learner that has the full embedding.
+        """Start a hierarchy with one learner, whose subspace is the full embedding.
 
         Raises:
             ConfigError: the head has no hierarchy.
@@ -108,10 +108,10 @@ class SubspaceHead(nn.Module, ABC):
         raise self.no_hierarchy()
 
     def double(self, moments: Iterable[Tensor] = ()) -> None:
-        """Split each learner k in two, 2k and 2k + 1, which begin as k was.
+        """Split each learner k in two, 2k and 2k + 1, which start as copies of k.
 
         Args:
-            moments: what an optimiser keeps for each value of `subspace_parameters`, to be split in the same way.
+            moments: the optimiser's state of `subspace_parameters`, to be split in the same way.
 
         Raises:
             ConfigError: the head has no hierarchy.
@@ -119,7 +119,7 @@ class SubspaceHead(nn.Module, ABC):
         raise self.no_hierarchy()
 
     def no_hierarchy(self) -> ConfigError:
-        """The error for a head that has none."""
+        """The error for a head without hierarchy."""
         return ConfigError(
             f"`hierarchy`: the learners of method {self.name} cannot be split in two; use `method=masks`, a head of "
             "your own that defines `start_with_one` and `double`, or leave `hierarchy` out",
@@ -130,7 +130,7 @@ class SubspaceHead(nn.Module, ABC):
 
     def dimensions(self) -> list[list[int]]:
         """The dimensions of the full embedding that belong to one learner alone, K lists; empty where learners share
-        dimensions. Cut to its dimensions and brought to length one, the full embedding is the learner's."""
+        dimensions. The full embedding, cut to a learner's dimensions and L2-normalised, is the learner's."""
         return []
 
     def subspace_weights(self, learner: int) -> Float[Tensor, "D"] | None:
@@ -151,7 +151,7 @@ class SubspaceHead(nn.Module, ABC):
 
         Args:
             learner: k for its subspace; None for the full embedding.
-            features: a sample that the map may be fitted to, where it is linear but for lengths.
+            features: a sample to fit the layer to, if the embedding is linear up to the lengths of its parts.
         """
         return None
 
@@ -189,8 +189,8 @@ class SliceHead(SubspaceHead):
     """D split into K consecutive slices whose sizes differ by at most one (2019). With K = 1 this is the ordinary head
     of one metric.
 
-    The full embedding is the concatenation of the K normalised slices divided by the square root of K, so that it has
-    length one as each slice has: margins and cutoffs mean the same in every phase.
+    The full embedding is the concatenation of the K normalised slices divided by the square root of K: it has length
+    one, as each slice has, so that margins and cutoffs mean the same in every phase.
     """
 
     method = "slices"
@@ -200,7 +200,7 @@ class SliceHead(SubspaceHead):
         super().__init__(num_features, embedding_dim, num_learners, dropout)
         self._slices = slices
         self._sizes = [dims.stop - dims.start for dims in slices]
-        # Each slice on its own: Xavier's variance depends on the number of outputs, and a learner has d_k of them.
+        # Slice by slice: Xavier's variance depends on the number of outputs, and a learner has d_k.
         for dims in slices:
             nn.init.xavier_normal_(self.linear.weight.data[dims])
         nn.init.zeros_(self.linear.bias)
@@ -349,8 +349,8 @@ class MaskHead(SubspaceHead):
 
     @torch.no_grad()
     def subspace_weights(self, learner: int) -> Float[Tensor, "D"] | None:
-        """relu(mask k); where the full embedding is ``masked``, divided by the sum of all masks, with which it was
-        multiplied."""
+        """relu(mask k); divided by the sum of all masks if the full embedding is ``masked``, that is, multiplied by
+        that sum."""
         masks = self._relu().cpu()
         if not self._masked:
             return masks[learner]
@@ -371,13 +371,13 @@ class MaskHead(SubspaceHead):
         rows = sorted(d for k in learners for d in self.dimensions()[k])
         head = _like(self, rows, len(learners))
         assert isinstance(head, MaskHead)
-        # Those of a hierarchy are not the masks that a new head begins with.
+        # The masks of a hierarchy differ from those of a new head.
         head.masks.copy_(self.masks[list(learners)][:, rows])
         return head
 
 
 class DerivedHead(SubspaceHead):
-    """What pruning makes of a head that is not linear: it holds that head, and changes what comes out.
+    """Base class of pruned heads that are not linear: wraps another head and changes its output.
 
     Args:
         of: the `SubspaceHead.config` of the other head.
@@ -399,7 +399,7 @@ class LearnerHead(DerivedHead):
     """One learner of another head.
 
     Args:
-        learner: its number there.
+        learner: its number in that head.
     """
 
     def __init__(self, *sizes: Any, of: Mapping[str, Any], learner: int) -> None:
@@ -420,7 +420,7 @@ class CutHead(DerivedHead):
     """Some learners of another head, with their dimensions of its embedding.
 
     Args:
-        learners: their numbers there, ascending.
+        learners: their numbers in that head, ascending.
     """
 
     def __init__(self, *sizes: Any, of: Mapping[str, Any], learners: Sequence[int]) -> None:
@@ -463,8 +463,8 @@ class ProjectedHead(DerivedHead):
 
 
 def methods() -> dict[str, type[SubspaceHead]]:
-    """The kinds of subspaces that have a short name: those of this module, and every imported subclass of
-    `SubspaceHead` that has a ``method``."""
+    """The heads with a short name: those of this module, and every imported subclass of `SubspaceHead` with a
+    ``method``."""
     return {"single": SliceHead, **{kind.method: kind for kind in _kinds() if hasattr(kind, "method")}}
 
 
@@ -491,16 +491,16 @@ def _name_of(kind: type[SubspaceHead]) -> str:
 def head_class(
     method: str | type[SubspaceHead], num_learners: int, options: Mapping[str, Any] | None = None
 ) -> type[SubspaceHead]:
-    """The class of a method, checked: it can have so many learners, and takes such options.
+    """The class of a method; checks the number of learners and the options.
 
     Args:
         method: a short name (see `methods`), ``module:Name``, or the class itself.
 
     Raises:
-        ConfigError: no such method or option (the message suggests the nearest names), or more than one learner under
-            ``single``.
+        ConfigError: there is no such method or option (the message suggests the nearest names), or ``single`` has more
+            than one learner.
     """
-    kind = _found(method)
+    kind = _resolve(method)
     if method == "single" and num_learners != 1:
         raise ConfigError(f"method single has one learner, not {num_learners}", field=("num_learners", "method"))
     name = method if isinstance(method, str) else _name_of(kind)
@@ -517,7 +517,7 @@ def head_class(
     return kind
 
 
-def _found(method: str | type[SubspaceHead]) -> type[SubspaceHead]:
+def _resolve(method: str | type[SubspaceHead]) -> type[SubspaceHead]:
     known = methods()
     kind: Any = method
     if isinstance(method, str):
@@ -527,7 +527,7 @@ def _found(method: str | type[SubspaceHead]) -> type[SubspaceHead]:
                 "first",
                 field="method",
             )
-        # By name among those that are defined, too: a class inside of a function is no attribute of its module.
+        # Also by the names of defined classes: a class inside a function is not an attribute of its module.
         kind = known.get(method) or next((k for k in _kinds() if name_of(k) == method), None)
         kind = kind or load_part(method, "method")
     if not (isinstance(kind, type) and issubclass(kind, SubspaceHead)) or inspect.isabstract(kind):
@@ -544,14 +544,14 @@ def create_head(
     dropout: float = 0.01,
     options: Mapping[str, Any] | None = None,
 ) -> SubspaceHead:
-    """The head of a method: ``single`` (one learner), ``slices``, ``masks``, or a subclass of `SubspaceHead` of your
-    own, by its name or itself.
+    """The head of a method: ``single`` (one learner), ``slices``, ``masks``, or your own subclass of `SubspaceHead`, by
+    its name or itself.
 
     Args:
         options: keyword-only arguments of the class.
 
     Raises:
-        ConfigError: as `head_class`; more learners than dimensions, or an option's value that cannot be.
+        ConfigError: as `head_class`; or there are more learners than dimensions, or an option has an invalid value.
     """
     kind = head_class(method, num_learners, options)
     head = kind(num_features, embedding_dim, num_learners, dropout, **(options or {}))

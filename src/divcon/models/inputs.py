@@ -28,11 +28,11 @@ def as_set(inputs: Inputs, needs: int | None = None) -> LabeledSet:
     """The inputs as a set.
 
     Args:
-        needs: as `divcon.data.in_memory.encoded` takes it.
+        needs: see `divcon.data.in_memory.encoded`.
 
     Raises:
         DataError: there is no such file or folder, or no image in it; an array is not (N, F0) of finite numbers.
-        ImageError: an image in memory has pixels that are none.
+        ImageError: the pixels of an image in memory are not an image.
     """
     if isinstance(inputs, LabeledSet):
         return inputs
@@ -65,23 +65,22 @@ def _images_in_memory(inputs: Sequence[Any], needs: int | None) -> LabeledSet:
     return set_of_images(contents, names, needs)
 
 
-def check_sees(images: LabeledSet, vector_dim: int | None) -> None:
-    """Raise DataError unless the set holds the model's kind of input: images (None), or vectors of ``vector_dim``
-    dimensions."""
+def check_input(images: LabeledSet, vector_dim: int | None) -> None:
+    """Raise DataError unless the set holds the input that the model takes: images (``vector_dim`` None), or vectors of
+    ``vector_dim`` dimensions."""
     what = images.source or "the data"
-    if images.vectors is None and vector_dim is not None:
-        raise DataError(f"{what}: holds images, and the model sees vectors of {vector_dim} dimensions")
-    if images.vectors is None:
+    dim = None if images.vectors is None else images.vectors.shape[1]
+    if dim == vector_dim:
         return
-    found = images.vectors.shape[1]
+    if dim is None:
+        raise DataError(f"{what}: holds images, and the model takes vectors of {vector_dim} dimensions")
     if vector_dim is None:
-        raise DataError(f"{what}: holds vectors of {found} dimensions, and the model sees images")
-    if found != vector_dim:
-        raise DataError(f"{what}: its vectors have {found} dimensions, and the model sees vectors of {vector_dim}")
+        raise DataError(f"{what}: holds vectors of {dim} dimensions, and the model takes images")
+    raise DataError(f"{what}: its vectors have {dim} dimensions, and the model takes vectors of {vector_dim}")
 
 
 def vector_batches(vectors: np.ndarray, batch_size: int) -> Iterator[Pixels]:
-    """All vectors in order, (B, F0) float32, and the (B,) int64 rows that they are."""
+    """All vectors in order, (B, F0) float32, each batch with its (B,) int64 rows."""
     for start in range(0, len(vectors), batch_size):
         indices = torch.arange(start, min(start + batch_size, len(vectors)))
         yield torch.tensor(vectors[start : start + batch_size], dtype=torch.float32), indices
@@ -95,8 +94,8 @@ def input_batches(
     context: Context,
     pin_memory: bool,
 ) -> Iterator[Pixels]:
-    """All images or vectors in order, as evaluation sees them; progress is reported of a batch when the next is
-    asked for.
+    """All images or vectors in order, images with the evaluation transform; each batch is reported as progress when the
+    next one is requested.
 
     Raises:
         ImageError: an image does not decode; the message names it.
@@ -107,8 +106,8 @@ def input_batches(
     else:
         batches = evaluation_batches(images, transform, batch_size=batch_size, context=context, pin_memory=pin_memory)
     done = 0
-    for seen, indices in batches:
-        yield seen, indices
+    for inputs, indices in batches:
+        yield inputs, indices
         done += len(indices)
         context.progress("embed", done, len(images))
 

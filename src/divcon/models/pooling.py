@@ -1,4 +1,4 @@
-"""Pooling: from a backbone's feature map, or its tokens, to one vector per image."""
+"""Pooling: one vector per image from a backbone's feature map or tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class GeM(nn.Module):
     """The generalised mean over all places of an image, of each feature: ``mean(x ** p) ** (1 / p)`` (Radenović,
     Tolias, Chum, TPAMI 2018, section 3.2).
 
-    One p for all features is learned, and starts at 3. It lies between the mean (p = 1) and the maximum (p to
-    infinity), and is of positive values: those below ``eps`` count as ``eps``. In float32 under any precision.
+    One p for all features is learned, starting at 3. The result lies between the mean (p = 1) and the maximum (p to
+    infinity). Values below ``eps`` count as ``eps``. Computed in float32 under any precision.
 
     Args:
-        layout: of the features, as timm calls it: ``NCHW`` or ``NHWC`` (maps), ``NLC`` (tokens).
-        num_prefix_tokens: of ``NLC``, the class and register tokens before those of the patches, which are left out.
+        layout: the features' layout, in timm's terms: ``NCHW`` or ``NHWC`` (maps), ``NLC`` (tokens).
+        num_prefix_tokens: the number of class and register tokens before those of the patches (``NLC``), which are left
+            out.
     """
 
     def __init__(self, layout: str, num_prefix_tokens: int = 0, *, p: float = 3.0, eps: float = 1e-6) -> None:
@@ -35,8 +36,8 @@ class GeM(nn.Module):
     def forward(self, features: Float[Tensor, "B *places"]) -> Float[Tensor, "B F"]:
         """(B, F, H, W), (B, H, W, F) or (B, N, F), by the layout, to (B, F) float32."""
         places = _places(features, self._layout, self._first).float().clamp(min=self._eps)
-        # Powers of a share of the largest value neither overflow nor vanish, whatever p; dividing by it and multiplying
-        # with it again changes neither the result nor its gradient.
+        # Divided by the largest value, powers neither overflow nor vanish, whatever p is; multiplying with it again
+        # restores the result and its gradient.
         largest = places.detach().amax(dim=1, keepdim=True)
         return (places / largest).pow(self.p).mean(dim=1).pow(1 / self.p) * largest.squeeze(1)
 
@@ -45,11 +46,11 @@ class GeM(nn.Module):
 
 
 class Pool(nn.Module):
-    """The mean or the maximum over all places of an image, or its first token; for a backbone of the user's own.
+    """The mean or the maximum over all places of an image, or its first token; for the user's own backbone.
 
     Args:
         kind: ``avg``, ``max`` or ``token``.
-        layout, num_prefix_tokens: as `GeM` takes them.
+        layout, num_prefix_tokens: see `GeM`.
     """
 
     def __init__(self, kind: str, layout: str, num_prefix_tokens: int = 0) -> None:
@@ -83,7 +84,7 @@ def create_pooling(backbone: nn.Module, pooling: str, *, name: str, image_size: 
         pooling: ``auto``: the backbone's own. ``avg`` or ``max``: over the map, or over the tokens of the patches;
             ``token``: the class token alone; these are timm's. ``gem``: `GeM` over timm's unpooled features, after the
             backbone's last norm.
-        name: of the backbone, for messages.
+        name: the backbone's name, for messages.
         image_size: height and width of the backbone's input, in pixels.
 
     Returns:
@@ -91,7 +92,7 @@ def create_pooling(backbone: nn.Module, pooling: str, *, name: str, image_size: 
         features.
 
     Raises:
-        ConfigError: no such pooling, or one that the backbone does not have.
+        ConfigError: there is no such pooling, or the backbone does not have it.
     """
     _check_known(pooling)
     after: nn.Module = nn.Identity()
@@ -99,23 +100,23 @@ def create_pooling(backbone: nn.Module, pooling: str, *, name: str, image_size: 
         _reset(backbone, pooling, name)
     if pooling == "gem":
         after = GeM(*_unpooled(backbone, name, image_size))
-    # Where the head before the classifier changes their number (MobileNetV3), it is no longer that of the last map.
+    # MobileNetV3's head changes the number of features after the last map.
     return after, int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
 def create_pooling_of(output: Tensor, backbone: nn.Module, pooling: str, *, name: str) -> tuple[nn.Module, int]:
-    """The pooling of a backbone of the user's own.
+    """The pooling of the user's own backbone.
 
     Args:
-        output: of the backbone, (1, F), (1, F, H, W) or (1, N, F). A backbone with maps (B, H, W, F) says so by
-            ``output_fmt = "NHWC"``, one with tokens before those of the patches by ``num_prefix_tokens``.
-        pooling: ``auto``: none for (1, F), else ``avg``; and as in `create_pooling`.
+        output: the backbone's, (1, F), (1, F, H, W) or (1, N, F). A backbone with maps (B, H, W, F) has the attribute
+            ``output_fmt = "NHWC"``, one with tokens before those of the patches ``num_prefix_tokens``.
+        pooling: ``auto`` (none for (1, F), else ``avg``), or as in `create_pooling`.
 
     Returns:
         The module that comes after the backbone, and F.
 
     Raises:
-        ConfigError: no such pooling, or the output cannot be pooled so.
+        ConfigError: there is no such pooling, or the output cannot be pooled so.
     """
     _check_known(pooling)
     if output.ndim == 2:
@@ -149,14 +150,14 @@ def _check_known(pooling: str) -> None:
 
 
 def _reset(backbone: Any, pooling: str, name: str) -> None:
-    """Set timm's own pooling, and keep the classifier out; none under ``gem``."""
+    """Set timm's own pooling (none for ``gem``), without a classifier."""
     by_timm = "" if pooling == "gem" else pooling
     try:
         backbone.reset_classifier(0, by_timm)
     except (AssertionError, TypeError, ValueError, NotImplementedError) as error:
         reason = str(error).rstrip(".")
         raise _cannot(name, pooling, f" ({reason})" if reason else "") from None
-    if hasattr(backbone, "pool_include_prefix"):  # which some have for their own pooling by attention
+    if hasattr(backbone, "pool_include_prefix"):  # of models that pool by attention
         backbone.pool_include_prefix = False
     holder = next((m for m in (backbone, getattr(backbone, "head", None)) if hasattr(m, "global_pool")), None)
     now = getattr(holder, "global_pool", None)
@@ -173,7 +174,7 @@ def _cannot(name: str, pooling: str, reason: str = "") -> ConfigError:
 
 @torch.no_grad()
 def _unpooled(backbone: nn.Module, name: str, image_size: int) -> tuple[str, int]:
-    """The layout of unpooled features, and the number of tokens that are of no patch."""
+    """The layout of the unpooled features, and the number of tokens before those of the patches."""
     training = backbone.training
     output = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
     backbone.train(training)

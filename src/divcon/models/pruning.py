@@ -1,4 +1,4 @@
-"""A model with fewer dimensions, made from a trained one without training: some of its subspaces, or their PCA."""
+"""Reduce a trained model to fewer dimensions without training: keep some of its subspaces, or their PCA."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from divcon.models.heads import linear_head
 
 
 def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingModel:
-    """The model with the subspaces of some learners alone.
+    """The model with the subspaces of some learners only.
 
-    Its embedding is the model's, cut to the dimensions of these learners and brought to length one: the same vectors,
-    not an approximation. Learners and dimensions stay in the model's order.
+    Its embedding is the model's, cut to the dimensions of these learners and L2-normalised: the same vectors, not an
+    approximation. Learners and dimensions stay in the model's order.
 
     Args:
         learners: numbers of the model's learners, each once, in any order.
 
     Raises:
-        ConfigError: learners share dimensions; or there is none, or no such learner.
+        ConfigError: learners share dimensions, or there is no such learner, or none is passed.
     """
     subspaces = model.head.dimensions()
     kept = sorted(set(learners))
@@ -41,8 +41,7 @@ def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingM
 
 
 def keep_learner(model: EmbeddingModel, learner: int) -> EmbeddingModel:
-    """The model of one learner whose embedding is that of the learner's subspace alone, (B, d_k), as ``learner=k``
-    gives it.
+    """The model of one learner whose embedding is that of the learner's subspace, (B, d_k): what ``learner=k`` returns.
 
     Raises:
         ConfigError: there is no such learner.
@@ -66,18 +65,18 @@ def keep_components(model: EmbeddingModel, features: Float32[np.ndarray, "N F"],
 
     The embedding is rotated and cut, by a principal component analysis of the embeddings without centring: a search
     compares inner products of embeddings of length one, and among all projections this one keeps them with the least
-    squared error (Eckart and Young); subtracting the mean first would change them even with all dimensions kept. What
-    is left is brought to length one, as any embedding is.
+    squared error (Eckart and Young); subtracting the mean first would change them even with all dimensions kept. The
+    result is L2-normalised, as any embedding is.
 
-    Where the head is one linear layer, it and the projection are one again: the result is of method ``single``. Slices
-    are brought to length one each before they are joined, which is not linear: here each is divided by its mean length
-    over ``features`` instead. After any other head the projection is a layer of its own, and exact.
+    If the head is one linear layer, it is merged with the projection into one: the result has method ``single``. Slices
+    are L2-normalised before they are concatenated, which is not linear: here each is divided by its mean length over
+    ``features`` instead. After any other head the projection is a layer of its own, and exact.
 
     Args:
         features: pooled features of the images to analyse.
 
     Raises:
-        ConfigError: ``dims`` is below 1, or not below the model's.
+        ConfigError: ``dims`` is below 1, or not fewer than the model's.
     """
     if not 1 <= dims < model.embedding_dim:
         raise ConfigError(
@@ -97,8 +96,8 @@ def keep_components(model: EmbeddingModel, features: Float32[np.ndarray, "N F"],
 
 def _principal(embeddings: Float[Tensor, "N D"], dims: int) -> Float[Tensor, "d D"]:
     """The first principal axes, without centring, in float64."""
-    # Eigenvectors come by rising eigenvalue.
+    # eigh sorts by ascending eigenvalue.
     basis = torch.linalg.eigh(embeddings.T @ embeddings).eigenvectors.flip(1)[:, :dims].T
-    # Either sign is an eigenvector: the same one on every machine.
+    # Both signs are eigenvectors: fix one, so that every machine has the same.
     largest = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True))
     return basis * torch.where(largest < 0, -1.0, 1.0)

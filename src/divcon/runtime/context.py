@@ -1,4 +1,4 @@
-"""What travels through every call: worker processes, progress, warnings, and the process group."""
+"""`Context`, an argument of every long call: worker processes, progress, warnings, and the process group."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from divcon.runtime.distributed import ProcessGroup
 
 Stage = Literal["unpack", "decode", "compare", "pack", "embed", "divide", "train", "evaluate", "index"]
-"""The kind of work that progress is reported of."""
+"""The kind of work whose progress is reported."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of work is."""
+    """The progress of a piece of work."""
 
     stage: Stage
     done: int
     """Images, items, or bytes of an archive."""
     total: int | None
-    """None where nobody knows how many there are."""
+    """None: unknown."""
     epoch: int | None = None
-    """Of a training, from 0; the fields below are of a training, too."""
+    """The epoch of a training, from 0; the fields below are also of a training."""
     phase: str | None = None
     sizes: tuple[int, ...] = ()
     """Number of images of each learner."""
@@ -39,15 +39,15 @@ def ignore(progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """How a call runs and where it reports to; it never changes a result.
+    """How a call runs and reports; it never changes a result.
 
-    One value serves every function that takes long: ``dc.read``, ``dc.train``, ``dc.evaluate``, ``model.encode`` ...
+    All functions that take long accept one: ``dc.read``, ``dc.train``, ``dc.evaluate``, ``model.encode`` ...
 
     >>> quick = Context(workers=4, on_progress=lambda p: print(p.stage, p.done, p.total))
 
     Args:
         workers: processes that decode images; 0 decodes in this one. `divcon.train` takes ``TrainConfig.workers``.
-        on_progress: called after each batch, or whatever else a piece of work consists of.
+        on_progress: called after each batch, or other unit of the work.
         on_warning: called with each message that a person should read.
         processes: the process group that this process has joined, see `divcon.runtime.launch`. None: it runs alone, and
             `divcon.train` launches as many as ``TrainConfig.devices`` says.
@@ -60,7 +60,7 @@ class Context:
 
     @property
     def group(self) -> ProcessGroup:
-        """The process group, of one process where none was joined."""
+        """The process group; without one, a group of this process."""
         from divcon.runtime.distributed import ALONE  # PyTorch takes seconds to import, and reading does not need it
 
         return self.processes or ALONE
@@ -76,13 +76,13 @@ class Context:
     def subtask(
         self, stage: Stage | None = None, *, before: int = 0, total: int | None = None, times: int = 1, **fields: Any
     ) -> Context:
-        """The context of a call within a larger piece of work, whose progress is reported as that of the whole.
+        """The context of a call that is part of a larger piece of work, whose progress is reported instead.
 
         Args:
             stage: the stage of the whole; None: the call's own.
-            before: how much of the whole was done before the call.
-            total: how much the whole is; None: the call's own total.
-            times: how much of the whole is done with each image of the call, as where processes share the work.
+            before: the number of items done before the call.
+            total: the number of items of the whole; None: the call's own total.
+            times: the number of items done with each one of the call, if processes share the work.
             fields: further fields of each `Progress`.
         """
 
@@ -98,7 +98,7 @@ class Context:
         return replace(self, on_progress=ignore)
 
     def alone(self) -> Context:
-        """The same for work that this process does without the others of its group."""
+        """The same for work that this process does alone, without its group."""
         return replace(self, processes=None)
 
 

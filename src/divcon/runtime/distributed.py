@@ -115,8 +115,8 @@ class ProcessGroup:
         """Give all ranks the gradient of the whole step; call it after the last backward pass.
 
         With ``across=learners`` each rank holds the gradient of its own batches, and they are summed. With
-        ``across=batch`` the backbone's gradient is that of the rank's own images, and is summed; what comes after the
-        backbone has seen the images of all ranks, and the mean is taken, of gradients that are equal but for rounding.
+        ``across=batch`` the backbone's gradients are those of the rank's own images, and are summed. The layers after
+        the backbone process the images of all ranks: their gradients are equal but for rounding, and are averaged.
 
         Args:
             backbone: the modules whose input is the rank's own images alone under ``across=batch``.

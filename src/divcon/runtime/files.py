@@ -22,7 +22,7 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
     nor a loss of power leaves half a file.
 
     Args:
-        previous: keep the file that was at ``path`` here.
+        previous: a path to keep the old file at.
 
     Raises:
         OutputError: the file cannot be written; the message names it and says why.
@@ -46,7 +46,7 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
 
 
 def _keep_previous(path: Path, previous: Path) -> None:
-    """Give the file a second name, so that there is a file at ``path`` all the time."""
+    """Give the file a second name, so that a file is at ``path`` at all times."""
     beside = previous.with_name(previous.name + ".new")
     beside.unlink(missing_ok=True)
     # A kill may have left one file with both names; renaming one to the other would then do nothing.
@@ -95,7 +95,7 @@ _CHECKSUM = "sha256"
 
 
 class DamagedTensorsError(ValueError):
-    """A file of tensors is not as it was written."""
+    """A file of tensors differs from what was written."""
 
 
 def write_tensors(path: Path, content: bytes) -> None:

@@ -1,8 +1,8 @@
-"""Parts of a user's own, by name: ``module:Name``, or the object itself from Python.
+"""The user's own parts by name, ``module:Name``, or as objects from Python.
 
-Importing a module runs its code. What a user types, or writes in Python, is imported as it is asked for; what stands in
-a file (a model's folder, an index, a run, a file of settings) may be somebody else's, and is imported only if the user
-allows its module: ``trust`` in Python, ``--import`` on the command line.
+Importing a module runs its code. A name that the user types, or writes in Python, is imported. A name in a file (a
+model's folder, an index, a run, a settings file) may come from somebody else, and is imported only if the user allows
+its module: ``trust`` in Python, ``--import`` on the command line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[\w<>]+)*(\(\))?")
 
 
 def trust_module(module: str) -> None:
-    """Import a module, and allow files to name what is in it, as long as this process lives.
+    """Import a module, and allow files to name its contents, until this process ends.
 
     Raises:
         ConfigError: it cannot be imported.
@@ -33,18 +33,18 @@ def trust_module(module: str) -> None:
 
 
 def is_named(value: object) -> bool:
-    """Whether a setting's value names a part of the user's own: ``module:Name``."""
+    """Whether a setting's value names the user's own code: ``module:Name``."""
     return isinstance(value, str) and _NAMED.fullmatch(value) is not None
 
 
 def name_of(part: Any) -> str:
-    """``module:Name`` of a class, a function, or an object's class: what a file keeps of it."""
+    """``module:Name`` of a class, a function, or an object's class, to save in a file."""
     kind = part if isinstance(part, type) or hasattr(part, "__qualname__") else type(part)
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def check_trusted(name: object, where: str, trust: Trust = ()) -> None:
-    """Check a value that stands in a file; one that names no part of the user's own passes.
+    """Check a value that a file holds; a value that names no code of the user's own passes.
 
     Args:
         where: the file, for the message.

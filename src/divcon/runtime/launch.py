@@ -42,8 +42,8 @@ def is_main_process() -> bool:
 @contextmanager
 def launch(devices: int, across: str, device: str, worker: Callable[..., None], *args: Any) -> Iterator[ProcessGroup]:
     """Join a process group of one process a device. Inside of the block this process is rank 0, and the others, which
-    are spawned here, run ``worker(group, *args)``. Under torchrun nothing is spawned: this is whichever rank torchrun
-    made it.
+    are spawned here, run ``worker(group, *args)``. Under torchrun nothing is spawned: this process has the rank that
+    torchrun assigned.
 
     Args:
         devices: number of processes.

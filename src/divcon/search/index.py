@@ -1,4 +1,4 @@
-"""`Index`: a model's embeddings of images or vectors in a store, to be searched."""
+"""`Index`: search a model's embeddings of images or vectors in a store."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _hit(row: dict[str, Any], score: float, about: About) -> Hit:
 
 
 class StoreModel:
-    """Loads the model of an index when it is first needed; several threads may ask."""
+    """Loads the model of an index at its first use; thread-safe."""
 
     def __init__(
         self, store: Store, model: EmbeddingModel | None, device: str | torch.device, trust: Trust = ()
@@ -347,9 +347,9 @@ class Index:
         """Find the k items most similar to an image, file, vector or item, best first; of equal scores, the item that
         was indexed first.
 
-        A search compares every item, until there are ``about.ann_from``; from then on it uses the store's approximate
-        index, if it has one. With ``where``, ``learner`` or ``exact``, or a k larger than that index takes, it compares
-        every item still.
+        A search compares every item if there are fewer than ``about.ann_from``; from that number on it uses the store's
+        approximate index, if it has one. With ``where``, ``learner`` or ``exact``, or a k larger than that index takes,
+        it always compares every item.
 
         Args:
             query: an image (PIL), a path, the bytes of an image, a vector (an embedding; for a model of vectors, its
@@ -367,9 +367,11 @@ class Index:
             A list of hits; for several queries, one such list per query.
 
         Raises:
-            ConfigError: a k, learner or filter that cannot be.
-            DataError: no such file or item, or a vector of the wrong length. ImageError: an image does not decode.
-            NonFiniteError: a vector holds NaN. StoreError: the store is gone, or has an index of another model.
+            ConfigError: k, learner or a filter is invalid.
+            DataError: there is no such file or item, or a vector has the wrong length.
+            ImageError: an image does not decode.
+            NonFiniteError: a vector holds NaN.
+            StoreError: the store no longer exists, or has an index of another model.
         """
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
             raise ConfigError(f"`k` {k}: a search returns 1 to {MAX_K:,} items", field="k")

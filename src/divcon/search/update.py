@@ -1,4 +1,4 @@
-"""Updating an index: what is new or changed is embedded and written, by one process or in shards by several."""
+"""Update an index: embed and write new and changed items, in one process or in shards in several."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Changes:
     changed: int = 0
     """Items whose image, label or columns changed."""
     embedded: int = 0
-    """Items, among those added and changed, that had to be embedded."""
+    """Items, among those added and changed, whose images were embedded."""
     removed: int = 0
     kept: int = 0
     skipped: int = 0

@@ -40,8 +40,8 @@ MAY_CHANGE = {"workers", "device", "devices", "across", "checkpoint_minutes"}
 class Checkpointer:
     """Saves the state of a training to a file, and resumes from that file if it exists.
 
-    A context manager around the training: at a stop, and at an error of the data, it saves the state after the last
-    complete step.
+    A context manager around the training: at a stop or an error in the data, it saves the state after the last complete
+    step.
 
     Args:
         path: the file; None saves nothing. All processes read it, and the main process writes it.
@@ -106,11 +106,11 @@ class Checkpointer:
     def steps(
         self, loader: TrainLoader, plan: EpochPlan, labels: np.ndarray, report: EpochReport, record: LossRecord
     ) -> Iterator[tuple[range, Iterator[tuple[int, Batch, Tensor, Tensor]]]]:
-        """Iterate over the steps of the current epoch that are not done yet, each with the batches that this process
-        trains on. After a resume, ``record`` and ``report`` are filled with what they held before the stop.
+        """Iterate over the remaining steps of the current epoch, each with the batches that this process trains on.
+        After a resume, ``record`` and ``report`` are restored to their state before the stop.
 
         Raises:
-            Stopped: a stop was asked for; it comes after the step.
+            Stopped: a stop was requested; raised after the step.
             OutputError: the state cannot be saved.
             ImageError: an image does not decode.
         """
@@ -144,7 +144,7 @@ class Checkpointer:
         """Save the state after an epoch.
 
         Raises:
-            Stopped: a stop was asked for meanwhile.
+            Stopped: a stop was requested meanwhile.
             OutputError: the state cannot be saved.
         """
         with self._stop.deferred():
@@ -190,7 +190,7 @@ class Checkpointer:
 
 @dataclasses.dataclass
 class TrainState:
-    """Everything that training changes. Random numbers are not part of it: each batch is seeded by (seed, epoch,
+    """Everything that training changes. Random state is not part of it: each batch is seeded by (seed, epoch,
     number)."""
 
     model: EmbeddingModel
@@ -204,9 +204,9 @@ class TrainState:
     file_sizes: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
     """(N,) int64, of the training images; empty where they do not come from files."""
     changed_files: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
-    """(n,) int64, the training images whose files had another size when the checkpoint was saved."""
+    """(n,) int64, the training images whose files have another size than when the checkpoint was saved."""
     inside: EpochProgress | None = None
-    """Of the epoch after those that are done; None before its division."""
+    """The progress inside the current epoch; None before its division."""
 
     def save(self, path: Path, config: TrainConfig, images: str) -> None:
         """Write a checkpoint atomically.
@@ -326,7 +326,7 @@ def _load_division(tensors: dict[str, torch.Tensor] | None) -> Division | None:
 
 FORMAT = 3
 READABLE = (2, 3)
-"""The formats that can be read: 2 had no checksum, and was saved between epochs only."""
+"""The formats that can be read: 2 has no checksum, and is only saved between epochs."""
 
 _MARK = b"\nsha256 of all above: "
 _LENGTH = len(_MARK) + 64 + 1

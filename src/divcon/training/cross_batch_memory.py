@@ -20,13 +20,13 @@ _REFUSED = {
 
 
 class CrossBatchMemory(pml_losses.CrossBatchMemory):
-    """The last ``size`` embeddings of a learner's batches, the present one included (Wang et al., "Cross-Batch Memory
+    """The last ``size`` embeddings of a learner's batches, the current one included (Wang et al., "Cross-Batch Memory
     for Embedding Learning", CVPR 2020), all of it in ``state_dict``.
 
     Args:
         loss: compares the batch with the memory.
         dim: dimensions of the embeddings.
-        size: the number of embeddings it holds.
+        size: the number of embeddings in the memory.
         miner: picks pairs or triplets between batch and memory; None: all pairs.
     """
 
@@ -35,10 +35,10 @@ class CrossBatchMemory(pml_losses.CrossBatchMemory):
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
-        """Nothing to do: `check_cross_batch_memory` knows the loss before it is created, and says why not."""
+        """Do nothing: `check_cross_batch_memory` checks the loss before it is created, with a better message."""
 
     def reset(self) -> None:
-        """Empty it."""
+        """Empty the memory."""
         self.embedding_memory.zero_()
         self.label_memory.zero_()
         self.queue_idx = 0

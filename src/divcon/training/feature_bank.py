@@ -19,8 +19,8 @@ NEWEST = 0.5
 
 
 class FeatureBank:
-    """The features of N training images as training has computed them, so that a division embeds only the images
-    without one: those that no batch has held since the last division.
+    """The features of N training images that training has computed, so that a division embeds only the other images:
+    those that were in no batch since the last division.
 
     A feature is an exponential moving average over the views of an image, each L2-normalised; the newest has weight
     `NEWEST`. Views are of augmented images and of changing weights; the mean of what a division embeds is shifted to

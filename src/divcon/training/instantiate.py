@@ -1,4 +1,4 @@
-"""Make a loss, a miner or an optimiser from its class and the plain values that settings hold."""
+"""Create a loss, a miner or an optimiser from its class and the plain values of settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSES = {
     "embedding_regularizer": regularizers,
     "weight_regularizer": regularizers,
 }
-"""Arguments of pytorch-metric-learning's losses and miners that take an object, and where its class is."""
+"""Arguments of pytorch-metric-learning's losses and miners that take an object, and the module of its class."""
 _NOT_BY_NAME = {
     "BatchedDistance": "wraps another distance",
     "MultipleReducers": "needs a reducer for each part of a loss; divcon creates it where a loss has several",
@@ -44,7 +44,7 @@ def resolve(part: Any, setting: str) -> Any:
 
 
 def name_in_words(part: Any) -> str:
-    """What messages call a part: the name of its class or function."""
+    """The name of a part in messages: that of its class or function."""
     return getattr(part, "__name__", None) or type(part).__name__
 
 
@@ -60,10 +60,11 @@ def instantiate(kind: type, options: Mapping[str, Any], setting: str, sizes: Map
             ``torch.nn.init``; for a range ``"0.2,0.8"``. Embeddings have length one, so the dot product is the cosine,
             and a regularizer of lengths (LpRegularizer) is a constant.
         setting: ``loss`` or ``miner``; the options are the setting ``loss_options`` or ``miner_options``.
-        sizes: arguments that are filled in where the class takes them and ``options`` leaves them out.
+        sizes: default arguments for a class that takes them.
 
     Raises:
-        ConfigError: an unknown argument or class (the nearest names are suggested), or values that the class refuses.
+        ConfigError: there is no such argument or class (the message suggests the nearest names), or the class refuses
+            the values.
     """
     known = arguments(kind)
     for option in options:

@@ -22,13 +22,13 @@ from divcon.runtime.device import to_device
 from divcon.training.sampler import Batch, EpochPlan
 
 CACHE_BYTES = 2**31
-"""Decoded images are cached from one division to the next if all of them fit into so many bytes: 14,000 of 224
-pixels."""
+"""The size of the cache of decoded images for divisions: 14,000 of 224 pixels. If not all images fit, none is
+cached."""
 
 
 class TrainLoader(ABC):
-    """Loads the training images for both passes over them: with the evaluation transform, to divide, and in an epoch's
-    batches, to train. A context manager: within, its workers live on, and those of evaluations between epochs."""
+    """Loads the training images: with the evaluation transform, to divide them, and in an epoch's batches, to train. A
+    context manager: inside, its workers and those of evaluations between epochs stay alive."""
 
     def __init__(self, images: LabeledSet, config: TrainConfig, device: torch.device, context: Context) -> None:
         self.images = images
@@ -93,7 +93,7 @@ def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainC
     """The transform of training images: a random crop and mirroring, or the user's own.
 
     Raises:
-        ConfigError: the user's own is not there, or cannot be created.
+        ConfigError: there is no such transform, or it cannot be created.
     """
     if config.train_transform is not None:
         return create_transform(config.train_transform, model.image_size, "train_transform")
@@ -120,7 +120,7 @@ class _BatchSampler:
 
 
 class _PixelCache:
-    """Decoded images with the evaluation transform. The system hands out its memory only as it is filled."""
+    """Decoded images with the evaluation transform. Its memory is allocated by the system only as it is filled."""
 
     def __init__(self, num_images: int, size: int) -> None:
         fits = num_images * 3 * size**2 <= CACHE_BYTES
@@ -143,7 +143,7 @@ class _PixelCache:
 @final
 class ImageLoader(TrainLoader):
     """Decodes images in worker processes, and augments those of training batches. Batches are normalised (B, 3, size,
-    size) float32. To divide, images are decoded once where they fit into `CACHE_BYTES`."""
+    size) float32. To divide, images are decoded once if they fit into `CACHE_BYTES`."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """The algorithm: deep metric learning by divide and conquer.
 
 Every T epochs, *divide*: cluster the training images by their features, and match the clusters to the learners. In
-between, *train the learners in turn*, one batch of its own cluster each, every learner's loss on its own subspace of
-the embedding. At last, *conquer*: one loss on the full embedding, batches of all data.
+between, *train the learners in turn*, each on a batch of its own cluster, with a loss on its own subspace of the
+embedding. In the end, *conquer*: one loss on the full embedding, batches of all data.
 """
 
 from __future__ import annotations
@@ -55,27 +55,27 @@ def train(
 
     Args:
         model: trained in place, and moved to the device of ``config``.
-        data: labelled images or vectors, of two classes at least. Of a benchmark, the train classes are used, and its
-            validation classes are left out; a path or name is read by `divcon.read`; ``(vectors, labels)`` are arrays
-            of shape (N, F) and (N,).
-        checkpoint: a file that keeps the state after each epoch, once the next is asked for, and every
-            ``config.checkpoint_minutes``. If it exists, training resumes from it, and on the CPU ends with the same
-            weights, bit for bit, as if it had never stopped.
-        stop: may ask training to stop, which it does after the current step, with `divcon.errors.Stopped`.
-        context: progress is reported after each step. Where it has joined no process group, ``config.devices``
-            processes are launched. Its ``workers`` are those of ``config``.
+        data: labelled images or vectors, of at least two classes: a benchmark (its train classes, without those of
+            validation), a path or name that `divcon.read` takes, a set, or ``(vectors, labels)``, arrays of shape
+            (N, F) and (N,).
+        checkpoint: a file to save the state to: after each epoch, when the next one is requested, and every
+            ``config.checkpoint_minutes``. If it exists, training resumes from it; on the CPU the final weights are the
+            same, bit for bit, as without the interruption.
+        stop: requests a stop; training stops after the current step, with `divcon.errors.Stopped`.
+        context: reports progress after each step. If it has no process group, ``config.devices`` processes are
+            launched. Its ``workers`` are ignored: those of ``config`` are used.
 
     Returns:
-        An iterator of a report after each epoch. Between two, the model may be evaluated.
+        An iterator that yields a report after each epoch. The model may be evaluated between epochs.
 
     Raises:
-        ConfigError: at the call: settings that cannot work, with this model or data. While training: a loss or miner
+        ConfigError: at the call: settings that cannot work with this model or data. While training: a loss or miner
             cannot compute a batch; the message names the learner and the batch.
-        DataError: at the call: the data is none, or has too few classes or images. While training: the images cannot
-            be divided, or give no batch; the message says what to change.
+        DataError: at the call: this is no data, or it has too few classes or images. While training: the images cannot
+            be divided, or no batch can be drawn; the message says what to change.
         ImageError: an image does not decode; the message names it.
-        NonFiniteError: a loss became NaN or infinite; the message names the learner and the batch. The checkpoint holds
-            a state before that batch.
+        NonFiniteError: a loss is NaN or infinite; the message names the learner and the batch. The checkpoint has a
+            state before that batch.
         RunError: the checkpoint is damaged, or of another training.
     """
     if not isinstance(model, EmbeddingModel):
@@ -123,7 +123,7 @@ def divide_and_conquer(
             elif previous is None or epoch % config.redivide_every == 0:
                 with fabric.autocast():
                     features = bank.features_to_divide(model, loader, epoch, context)
-                # A hierarchy starts with one learner, and doubles them at each division until there are K.
+                # A hierarchy starts with one learner and doubles the learners at each division until there are K.
                 double = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
                 division = divide(
                     features,
@@ -168,7 +168,8 @@ def divide_and_conquer(
                 for number, batch, inputs, targets in batches:
                     seed_batch(config.seed, epoch, number)
                     if phase is Phase.SUBSPACE:
-                        # The loss of learner k on its subspace; beside it, which neither paper has, of the embedding.
+                        # The loss of learner k on its subspace; with full_weight, which neither paper has, also that of
+                        # the full embedding.
                         own, full, features = network(inputs, learner=batch.learner, with_all=True)
                         loss = record.loss(number, objectives[batch.learner], own, targets)
                         if config.full_weight:
@@ -202,7 +203,7 @@ def _launch(
     stop: SignalHandler | None,
     context: Context,
 ) -> Iterator[EpochReport]:
-    """Train as the main process of ``config.devices`` processes, which are launched."""
+    """Launch ``config.devices`` processes, and train as their main process."""
     device = resolve_device(config.device)
     arguments = (model, images, config, checkpoint)
     with launch(config.num_devices, config.across, device, _worker, *arguments) as processes:
@@ -217,6 +218,6 @@ def _worker(
     config: TrainConfig,
     checkpoint: str | Path | None,
 ) -> None:
-    # A copy, because PyTorch passes tensors to another process in memory that both share.
+    # A copy, because PyTorch passes tensors to another process in shared memory.
     for _ in train(copy.deepcopy(model), images, config, checkpoint=checkpoint, context=Context(processes=processes)):
         pass

@@ -53,7 +53,7 @@ _SIZES = ("embedding_size", "descriptors_dim")
 def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int) -> nn.ModuleList:
     """Create K + 1 objectives: number k is learner k's, the last is the full embedding's (joint and finetune phases).
 
-    The losses' own parameters are initialised from ``config.seed``, whatever random numbers were drawn before.
+    The losses' own parameters are initialised from ``config.seed``, whatever random numbers are drawn before.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
@@ -108,8 +108,8 @@ def similarity_distillation(
 
 
 def keeps_state(objective: nn.Module, dim: int, config: TrainConfig) -> bool:
-    """Whether an objective, of embeddings of ``dim`` dimensions, computes with what earlier batches have left in it,
-    besides what the optimiser changes."""
+    """Whether an objective, for embeddings of ``dim`` dimensions, keeps state of earlier batches, besides the
+    parameters that the optimiser changes."""
     with torch.random.fork_rng(devices=[]):
         after, _ = _step_of_copy(objective, dim, config)
     before = objective.state_dict()
@@ -126,15 +126,15 @@ def loss_names() -> list[str]:
 
 
 class Objective(nn.Module):
-    """A loss and the miner that feeds it, in float32 under any precision.
+    """A loss and its miner, in float32 under any precision.
 
-    All that training changes in it is in ``state_dict``, as tensors and plain numbers: proxies and betas, the
-    cross-batch memory with its position, histograms. The classes of `set_classes` are not: the training loop sets them
-    again after a resume.
+    ``state_dict`` has everything that training changes, as tensors and plain numbers: proxies and betas, the
+    cross-batch memory with its position, histograms. It does not have the classes of `set_classes`: the training loop
+    sets them again after a resume.
 
     Args:
-        loss: called as pytorch-metric-learning's are, and maybe wrapped: a `ClusterProxies` or `CrossBatchMemory`.
-        miner: picks the pairs or triplets of a batch. None: all of them, or those that the memory's miner picks.
+        loss: called as pytorch-metric-learning's are; it may be a `ClusterProxies` or `CrossBatchMemory`.
+        miner: picks the pairs or triplets of a batch; None: all of them, or those of the memory's miner.
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
@@ -145,8 +145,8 @@ class Objective(nn.Module):
             _tensors_to_buffers(module)
 
     def set_classes(self, classes: Int64[Tensor, "c"] | Int64[np.ndarray, "c"] | None) -> None:
-        """Set the (c,) classes of the learner's cluster; None: all. A loss with proxies compares with theirs alone from
-        now on, and leaves the others as they are; other losses ignore it."""
+        """Set the (c,) classes of the learner's cluster; None: all. From then on a loss with proxies compares only with
+        theirs, and does not change the others; other losses ignore it."""
         for module in self.modules():
             if isinstance(module, ClusterProxies):
                 module.set_classes(classes)
@@ -157,7 +157,7 @@ class Objective(nn.Module):
             self.loss.reset()
 
     def forward(self, embeddings: Float[Tensor, "B D"], labels: Int64[Tensor, "B"]) -> Float[Tensor, ""]:
-        """The loss, a scalar, of (B, d) embeddings and their (B,) labels. With the labels on the CPU, what follows from
+        """The loss, a scalar, of (B, d) embeddings and their (B,) labels. If the labels are on the CPU, what depends on
         them alone is computed there, and nothing waits for an accelerator.
 
         Raises:
@@ -171,8 +171,8 @@ class Objective(nn.Module):
         labels = to_device(on_cpu, embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
-            # An embedding that is zero (of a dead mask) has no direction: normalised once more in the loss, it would
-            # get the gradient divided by the normalisation's epsilon, a million millions times too large.
+            # A zero embedding (of a dead mask) has no direction: normalised once more in the loss, it would get the
+            # gradient divided by the normalisation's epsilon, 10^12 times too large.
             alive = (embeddings != 0).any(dim=1, keepdim=True)
             embeddings = torch.where(alive, embeddings, embeddings.detach())
             try:
@@ -214,17 +214,17 @@ class Objective(nn.Module):
 
 
 class AdaptedLoss(nn.Module):
-    """A loss that takes fewer arguments than those of pytorch-metric-learning, called with those that it takes.
+    """Calls a loss that takes fewer arguments than those of pytorch-metric-learning.
 
     Args:
-        loss: a module or function of embeddings and labels, and maybe of ``indices_tuple``, ``ref_emb`` and
+        loss: a module or function of embeddings and labels, and optionally ``indices_tuple``, ``ref_emb`` and
             ``ref_labels``.
     """
 
     def __init__(self, loss: Any) -> None:
         super().__init__()
         self.loss = loss
-        self.taken = parameters_of(loss.forward if isinstance(loss, nn.Module) else loss)
+        self._argument_names = parameters_of(loss.forward if isinstance(loss, nn.Module) else loss)
 
     def forward(
         self,
@@ -241,9 +241,11 @@ class AdaptedLoss(nn.Module):
         """
         optional = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
         for name, value in optional.items():
-            if name not in self.taken and value is not None:
+            if name not in self._argument_names and value is not None:
                 raise ValueError(f"it takes no argument `{name}`")
-        return self.loss(embeddings, labels, **{name: v for name, v in optional.items() if name in self.taken})
+        return self.loss(
+            embeddings, labels, **{name: v for name, v in optional.items() if name in self._argument_names}
+        )
 
 
 def _create_objective(config: TrainConfig, part: Any, dim: int, num_classes: int) -> Objective:
@@ -353,13 +355,13 @@ def _create_loss(config: TrainConfig, kind: type, dim: int, num_classes: int) ->
 
 
 def _num_classes(config: TrainConfig, kind: type, num_classes: int) -> int:
-    """How many classes the loss is created for: C, or more where the options say so."""
-    asked = config.loss_options.get("num_classes")
-    if asked is None or "num_classes" not in arguments(kind):
+    """The number of classes of the loss: C, or more if the options say so."""
+    option = config.loss_options.get("num_classes")
+    if option is None or "num_classes" not in arguments(kind):
         return num_classes
-    if isinstance(asked, str) or asked < num_classes or asked != int(asked):
+    if isinstance(option, str) or option < num_classes or option != int(option):
         raise ConfigError(
-            f"`loss_options` num_classes is {asked}: the training images have {num_classes} classes; pass as many or "
+            f"`loss_options` num_classes is {option}: the training images have {num_classes} classes; pass as many or "
             "more, or leave it out",
             field="loss_options",
         )
@@ -369,11 +371,11 @@ def _num_classes(config: TrainConfig, kind: type, num_classes: int) -> int:
             "learned; leave it out, or add learn_beta=True",
             field="loss_options",
         )
-    return int(asked)
+    return int(option)
 
 
 def _adapted(loss: Any, *, clamp: bool = True) -> nn.Module:
-    """The loss, called as pytorch-metric-learning's are, with what does not work in those replaced."""
+    """The loss, to be called as pytorch-metric-learning's are; parts of those that do not work are replaced."""
     if not isinstance(loss, nn.Module) or not isinstance(loss, pml_losses.BaseMetricLossFunction):
         loss = AdaptedLoss(loss)
     for module in list(loss.modules()):
@@ -386,16 +388,16 @@ def _adapted(loss: Any, *, clamp: bool = True) -> nn.Module:
             if type(part) is DivisorReducer:
                 setattr(module, child, MeanOverPairs())
         if isinstance(module, pml_losses.DynamicSoftMarginLoss):
-            # The library's histogram has no place for the upper end of the last bins; empty ones change nothing.
+            # The library's histogram lacks a bin for the upper end of the range; empty bins change nothing.
             module.hist_ = torch.zeros(module.num_bins + 2)
     return loss
 
 
 def _connected(loss: Tensor, embeddings: Tensor) -> Tensor:
-    """The loss with a gradient of zero where it has none, as of a batch without pairs.
+    """The loss, with a gradient of zero if it has none, as for a batch without pairs.
 
     Raises:
-        ValueError: it has none, and is not zero.
+        ValueError: the loss has no gradient, and is not zero.
     """
     if loss.requires_grad or not embeddings.requires_grad:
         return loss
@@ -419,8 +421,9 @@ class SmoothAPLoss(pml_losses.SmoothAPLoss):
     "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020). As there, a query is one of its own
     positives.
 
-    pytorch-metric-learning's needs every class equally often, in the order of the classes, and (version 2.9) takes the
-    number of images a class for the number of classes: it is right only where the two are equal, and equals this there.
+    pytorch-metric-learning's needs the same number of images of every class, sorted by class, and (version 2.9)
+    confuses that number with the number of classes: it is correct only where the two are equal, and equal to this one
+    there.
 
     Args:
         temperature: of the sigmoid.
@@ -449,8 +452,8 @@ class SmoothAPLoss(pml_losses.SmoothAPLoss):
 
 
 class ClampedCosine(CosineSimilarity):
-    """The cosine, kept just inside of -1 and 1: rounding lets the cosine of an image with itself, which a small class
-    repeats in a batch, exceed 1, where an arc cosine is NaN and a histogram has no bin."""
+    """The cosine, kept between -1 and 1. By rounding, the cosine of an image with itself, which a small class repeats
+    in a batch, may exceed 1, where an arc cosine is NaN and a histogram has no bin."""
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         """(B, R) cosines."""
@@ -458,8 +461,8 @@ class ClampedCosine(CosineSimilarity):
 
 
 class MeanOverPairs(DivisorReducer):
-    """The sum of a loss over the number of pairs that have one; 0 without any. The library's asks the device whether
-    there are any, and waits for the answer."""
+    """The sum of a loss divided by the number of pairs with a loss; 0 if there are none. Unlike the library's, it does
+    not wait for the device to know whether there are any."""
 
     def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | int) -> Tensor:
         """A scalar, of (T,) losses."""

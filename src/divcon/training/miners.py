@@ -135,7 +135,7 @@ class DistanceWeightedMiner(TripletMiner):
     """
 
     _WEIGHTS_AT_ONCE = 2**24
-    """How many weights are held at once, a row for each positive pair: a large cross-batch memory has many pairs."""
+    """The maximum number of weights in memory, a row per positive pair: a large cross-batch memory has many pairs."""
 
     def __init__(self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> None:
         super().__init__()
@@ -185,8 +185,8 @@ class NearestNegativesMiner(TripletMiner):
     of the 2019 code. Nothing is drawn at random.
 
     An anchor's first positive, in the order of the batch, gets its nearest negative, the second the next, and so on.
-    Where there are not enough negatives that far away, those nearer than ``cutoff`` come next, the farthest first;
-    where there are fewer negatives than positives, they repeat.
+    If there are not enough negatives that far away, those nearer than ``cutoff`` come next, the farthest first; if
+    there are fewer negatives than positives, they repeat.
 
     Args:
         cutoff: nearer negatives come last: at the start of training they have the noisiest gradients.
@@ -217,11 +217,12 @@ OWN_MINERS = {"distance-weighted": DistanceWeightedMiner, "nearest-negatives": N
 
 
 class AdaptedMiner(nn.Module):
-    """A miner of your own, called as pytorch-metric-learning's are, and its result checked.
+    """Calls a miner of your own as pytorch-metric-learning's are called, and checks its result.
 
     Args:
-        miner: a function or module of embeddings and labels, and maybe of ``ref_emb`` and ``ref_labels``, that returns
-            triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives), as indices.
+        miner: a function or module of embeddings and labels, and optionally ``ref_emb`` and ``ref_labels``, that
+            returns triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives) of
+            indices.
     """
 
     def __init__(self, miner: Any) -> None:
@@ -243,7 +244,7 @@ class AdaptedMiner(nn.Module):
         """The indices that the miner returns.
 
         Raises:
-            ValueError: it returns something else, or takes no ``ref_emb`` and one is passed.
+            ValueError: the miner returns something else, or takes no ``ref_emb`` when one is passed.
         """
         if ref_emb is None:
             picked = self.miner(embeddings, labels)

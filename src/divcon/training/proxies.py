@@ -13,12 +13,12 @@ from torch.func import functional_call
 
 
 class ClusterProxies(nn.Module):
-    """A loss with parameters (proxies, centres, betas) for all C classes that computes with those of some.
+    """A loss with parameters (proxies, centres, betas) for all C classes that computes with those of some classes.
 
-    After `set_classes` its value and gradients are those of the loss created for these c classes alone. The parameters
-    of all other classes stay as they are, bit for bit, until their classes come back: their gradient is zero, and what
-    an optimiser does without a gradient (momentum, weight decay) is undone before they are next used, here or in
-    ``state_dict``.
+    After `set_classes`, its value and gradients are those of a loss created for these c classes. The parameters of all
+    other classes do not change, bit for bit, until their classes are set again: their gradient is zero, and changes
+    that an optimiser makes without a gradient (momentum, weight decay) are undone before the parameters are used again,
+    here or in ``state_dict``.
 
     Args:
         create: creates the loss for a number of classes.
@@ -36,7 +36,7 @@ class ClusterProxies(nn.Module):
         """(C,) which classes are set, on the CPU."""
         self._local = torch.empty(0, dtype=torch.int64)
         """(C,) the position of each class among those that are set."""
-        # In a dict, so that its own parameters, which are never used, are no parameters of this module.
+        # In a dict, so that its parameters, which are never used, are not parameters of this module.
         self._for_present: dict[str, nn.Module] = {}
         self._absent: dict[str, tuple[Tensor, Tensor]] = {}
         """Of each parameter, the rows of the classes that are not set, and their values."""
@@ -98,7 +98,7 @@ class ClusterProxies(nn.Module):
         """The loss of the batch, whose labels have passed `check_labels`."""
         if self._classes is None:
             return self.loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        # In each step: otherwise weight decay would carry their drift into the optimiser's moments.
+        # In each step: otherwise their drift would enter the optimiser's moments by weight decay.
         self.restore()
         self._local = self._local.to(labels.device)
         labels = self._local[labels]
@@ -113,7 +113,7 @@ class ClusterProxies(nn.Module):
         loss = self._for_present["loss"].to(embeddings.device)
         value = functional_call(loss, parameters, (embeddings, labels, indices_tuple, ref_emb, ref_labels))
         for name in self._blocks:
-            # A loss that rescales its proxies to length one, P2SGradLoss, has replaced their values.
+            # P2SGradLoss rescales its proxies to length one, and replaces their values.
             if parameters[name].data_ptr() != storage[name]:
                 dim, rows = self._blocks[name][0], self._rows(name, self._classes)
                 self.loss.get_parameter(name).data.index_copy_(dim, rows, parameters[name].data)
@@ -136,7 +136,7 @@ class ClusterProxies(nn.Module):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Undo what an optimiser has done to the parameters of the classes that are not set."""
+        """Undo an optimiser's changes to the parameters of the classes that are not set."""
         for name, (rows, values) in self._absent.items():
             parameter = self.loss.get_parameter(name)
             parameter.index_copy_(self._blocks[name][0], rows.to(parameter.device), values.to(parameter.device))

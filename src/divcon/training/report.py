@@ -201,7 +201,7 @@ class LossRecord:
         return float(np.mean(self.distillation_values)) if self.distillation_values else None
 
     def by_learner(self, num_learners: int) -> list[float | None]:
-        """The mean loss of each learner; None where it had no batch."""
+        """The mean loss of each learner; None for a learner without batches."""
         learner = np.array([batch.learner for batch in self._plan.batches])
         values = np.array(self.values)
         return [float(values[learner == k].mean()) if (learner == k).any() else None for k in range(num_learners)]
@@ -217,7 +217,7 @@ class EpochReport:
     loss: float = float("nan")
     """Mean over the batches."""
     learner_loss: list[float | None] = field(default_factory=list)
-    """Mean over the batches of each learner; None where it had none."""
+    """Mean over the batches of each learner; None for a learner without batches."""
     full_loss: float | None = None
     """Mean over the batches of the additional loss on the full embedding, before its weight; None where there is
     none."""

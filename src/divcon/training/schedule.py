@@ -38,7 +38,7 @@ def phase_at(epoch: int, config: TrainConfig, num_learners: int) -> Phase:
 def learning_rates(epochs_done: float, phase: Phase, config: TrainConfig) -> dict[str, float]:
     """The learning rate of each group of weights, by its name, after ``epochs_done`` epochs, a fraction within one.
 
-    The backbone's is 0 in the first ``freeze_backbone_epochs`` epochs after each division, the joint phase's included;
+    The backbone's is 0 in the first ``freeze_backbone_epochs`` epochs after each division, also in the joint phase;
     the masks' is 0 from the joint phase on (2021).
     """
     frozen = phase is not Phase.FINETUNE and int(epochs_done) % config.redivide_every < config.freeze_backbone_epochs
@@ -56,7 +56,7 @@ def lr_factor(epochs_done: float, config: TrainConfig) -> float:
     of the warmup.
 
     Raises:
-        ConfigError: a schedule of your own returns what is no factor.
+        ConfigError: your own schedule fails, or returns a negative or infinite factor.
     """
     warmup = min(1.0, epochs_done / config.warmup_epochs) if config.warmup_epochs else 1.0
     built_in = _BUILT_IN.get(config.lr_schedule) if isinstance(config.lr_schedule, str) else None
@@ -69,7 +69,7 @@ def check_schedule(config: TrainConfig) -> None:
     """Check that the schedule has a factor at the start of each epoch and at the end of the last.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: see `lr_factor`.
     """
     for epochs_done in range(config.epochs + 1):
         lr_factor(float(epochs_done), config)

@@ -1,4 +1,4 @@
-"""What training needs before its first epoch, and checks when it is called: the device, the objectives, the network."""
+"""Checks and set-up before the first epoch: the device, the objectives, the network, the optimiser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from divcon.data.transforms import create_transform
 from divcon.division import Division
 from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
-from divcon.models.inputs import check_sees
+from divcon.models.inputs import check_input
 from divcon.runtime.device import resolve_device
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import started_by_torchrun
@@ -34,17 +34,17 @@ _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.ModuleList:
-    """Check all that can be wrong before the first image is decoded, and create the objectives.
+    """Check the data and settings before the first image is decoded, and create the objectives.
 
     Returns:
         An objective for each learner, and one for the full embedding (see `divcon.training.losses`).
 
     Raises:
-        ConfigError: the device is not there or cannot compute in that precision; a loss, miner, optimizer or schedule
-            cannot work; or several devices cannot share out the training.
-        DataError: too few classes or images, or images where the model takes vectors.
+        ConfigError: the device does not exist or cannot compute in that precision; a loss, miner, optimizer or schedule
+            cannot work; or the training cannot be distributed over several devices.
+        DataError: there are too few classes or images, or the model takes other input.
     """
-    check_sees(images, model.vector_dim)
+    check_input(images, model.vector_dim)
     if images.num_classes < 2:
         raise DataError(f"{images.source}: {images.num_classes} class to train on; metric learning needs two at least")
     by_class = config.divide_by.endswith("class")
@@ -93,7 +93,7 @@ def _check_importable(config: TrainConfig) -> None:
 
 
 def _check_learners_across_devices(objective: nn.Module, dim: int, config: TrainConfig) -> None:
-    """Refuse what needs the batches of all learners in one process: here each process has those of some."""
+    """Refuse settings that need the batches of all learners in one process: here each process has those of some."""
     field = "divide_on" if config.divide_on == "bank" else "memory_size" if config.memory_size else "loss"
     if field == "loss" and not keeps_state(objective, dim, config):
         return
@@ -151,7 +151,7 @@ def set_up(fabric: Fabric, model: EmbeddingModel, objectives: nn.ModuleList, con
     objectives.to(fabric.device)
     optimizer = create_optimizer(model, objectives, config)
     if config.compile:
-        # In place, so that weights keep their names; what comes after it branches by learner.
+        # In place, so that weights keep their names. Only the backbone: the head branches by learner.
         model.backbone.compile()
     network, optimizer = fabric.setup(model, optimizer)
     return network, optimizer
@@ -161,8 +161,8 @@ def seed_batch(seed: int, epoch: int, number: int) -> None:
     """Seed the random numbers of dropout and mining, so that a batch depends neither on the batches before it nor on
     the process that trains on it."""
     value = int(np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)[0])
-    # torch.manual_seed formats the stack for every device not yet initialised, which takes as long as a step on
-    # vectors.
+    # torch.manual_seed formats the stack for every device that is not initialised yet, which takes as long as a step
+    # on vectors.
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(value)
@@ -191,7 +191,7 @@ def double_learners(model: EmbeddingModel, objectives: nn.ModuleList, optimizer:
         for value in optimizer.state.get(parameter, {}).values()
         if isinstance(value, Tensor) and value.shape == parameter.shape
     ]
-    # From the last on, so that no parent is overwritten before its children have copied it.
+    # In descending order, so that no parent is overwritten before its children have copied it.
     for child in reversed(range(2 * head.num_learners)):
         _copy_objective(objectives[child // 2], objectives[child], optimizer)
     head.double(moments)

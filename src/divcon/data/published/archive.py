@@ -97,10 +97,13 @@ def _alone(file: IO[bytes]) -> Iterator[None]:
 
 def _checked(whole: Path, archive: Path, size: int) -> Path:
     mark = whole / _MARK
-    made_of = mark.read_text().strip() if mark.is_file() else ""
-    if made_of == str(size):
+    unpacked_size = mark.read_text().strip() if mark.is_file() else ""
+    if unpacked_size == str(size):
         return whole
-    what = f"was unpacked from an archive of {int(made_of):,} bytes" if made_of.isdigit() else "was not made by divcon"
+    if unpacked_size.isdigit():
+        what = f"was unpacked from an archive of {int(unpacked_size):,} bytes"
+    else:
+        what = "was not unpacked by divcon"
     raise DataError(
         f"{whole}: {what}, and {archive.name} has {size:,}; remove the folder to unpack anew, or give it in place of "
         "the archive"

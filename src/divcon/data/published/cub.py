@@ -38,8 +38,8 @@ def read_cub(
     root = find_tree("cub", root, _LISTS, context).root
     require("cub", root, [*_LISTS, "images"])
     images = read_list(root / _LISTS[0], ("image_id", "path"))
-    given = read_list(root / _LISTS[1], ("image_id", "class_id"))
-    class_of = dict(zip(given.numbers("image_id").tolist(), given.numbers("class_id").tolist(), strict=True))
+    labelled = read_list(root / _LISTS[1], ("image_id", "class_id"))
+    class_of = dict(zip(labelled.numbers("image_id").tolist(), labelled.numbers("class_id").tolist(), strict=True))
     classes = []
     for i, image in enumerate(images.numbers("image_id").tolist()):
         if image not in class_of:

@@ -1,4 +1,4 @@
-"""Where a published data set lies: the folder as it is unpacked, at the right level, with its lists and images."""
+"""The folder of a published data set, as its archive unpacks; its lists and images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from divcon.runtime.context import DEFAULT, Context
 IMAGE_SUFFIXES = (".jpg", ".jpeg")
 """All that the six data sets hold."""
 _LEVELS = 2
-"""How far above and below the folder given the right one is looked for."""
+"""How many levels above and below the passed folder are searched for the right one."""
 _NAMED = 3
 
 
@@ -36,28 +36,27 @@ def find_tree(
     marks: Sequence[str],
     context: Context = DEFAULT,
 ) -> Tree:
-    """The folder of a data set, given it or its original archive, which is unpacked beside itself.
+    """The folder of a data set, from the folder itself or its original archive, which is unpacked beside itself.
 
     Args:
         name: the data set's, for messages.
         marks: files and folders, relative to its folder, any of which identifies it.
 
     Raises:
-        DataError: nothing is given, or there is no such file or folder; it is neither a folder nor an archive; or it
-            has no mark: then the folder above or below it that has one is named, if there is one.
+        DataError: ``root`` is None, there is no such file or folder, or it is neither a folder nor an archive; or it
+            has no mark: the message then names the folder above or below it that has one, if there is one.
         OutputError: the archive cannot be unpacked where it is.
     """
     if root is None:
         raise DataError(
             f"{name}: say where it is: the folder as it is unpacked from the original archive, or the archive"
         )
-    given = path = Path(root)
+    path = Path(root)
     if path.is_file() and is_archive(path):
-        path = unpacked(path, context)
-        below = next(_marked_below(path, marks), None)
+        below = next(_marked_below(unpacked(path, context), marks), None)
         if below is None:
-            raise DataError(f"{given}: {name} is not in this archive: it holds none of {', '.join(marks)}")
-        return Tree(below, given.parent)
+            raise DataError(f"{path}: {name} is not in this archive: it holds none of {', '.join(marks)}")
+        return Tree(below, path.parent)
     if not path.is_dir():
         what = "this is neither a folder nor an archive" if path.exists() else "there is no such file or folder"
         raise DataError(f"{path}: {what} ({', '.join(ARCHIVE_SUFFIXES)}); give the folder of {name} as it is unpacked")
@@ -72,7 +71,7 @@ def find_tree(
 
 
 def wrong_level(path: Path, marks: Sequence[str]) -> str:
-    """What to do where a folder above or below the one given has a mark; empty where none has."""
+    """Advice if a folder above or below the passed one has a mark; empty if none has."""
     below = next(_marked_below(path, marks), None)
     if below is not None and below != path:
         return f"you gave {'the parent folder' if below.parent == path else 'a folder above'}; give {below}"
@@ -94,18 +93,18 @@ def require(name: str, root: Path, paths: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Compared:
-    """How the images that a data set names compare with those that are there."""
+    """The images that a data set lists, compared with the files in its folders."""
 
     missing: tuple[str, ...]
-    """Named, and not there."""
+    """Listed, but not in the folders."""
     unlisted: tuple[str, ...]
-    """There, in the folders of images, and not named."""
+    """In the folders, but not listed."""
 
 
 def compare_files(root: Path, folders: Iterable[str], paths: Sequence[str]) -> Compared:
-    """The images named and those below the folders, both relative to ``root`` with forward slashes.
+    """Compare listed paths with the images below the folders, both relative to ``root`` with forward slashes.
 
-    Each folder is listed once, in place of a look for each file.
+    Each folder is listed once, instead of checking each file.
     """
     there = {path for folder in folders if (root / folder).is_dir() for path in images_below(root, folder)}
     named = set(paths)
@@ -113,8 +112,8 @@ def compare_files(root: Path, folders: Iterable[str], paths: Sequence[str]) -> C
 
 
 def images_below(root: Path, folder: str) -> Iterator[str]:
-    """The images in ``root/folder`` and below, relative to ``root`` with forward slashes, in no order; what hides, and
-    what is no image, is left out."""
+    """The images in ``root/folder`` and below, relative to ``root`` with forward slashes, in any order, without hidden
+    files."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -130,13 +129,13 @@ def images_below(root: Path, folder: str) -> Iterator[str]:
 
 
 def missing_text(root: Path, paths: Sequence[str], total: int) -> str:
-    """That of the images named so many are not there, and which come first."""
+    """The message for missing images: their number, and the first of them."""
     number = f"{len(paths):,} of {counted(total, 'image')} {'is' if len(paths) == 1 else 'are'} missing"
     return f"{root}: {number} ({first_few(paths)}); unpack the original archive again"
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first names, and that there are more."""
+    """The first names, and ``...`` if there are more."""
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
@@ -145,7 +144,7 @@ def _has_mark(path: Path, marks: Sequence[str]) -> bool:
 
 
 def _marked_below(path: Path, marks: Sequence[str], levels: int = _LEVELS) -> Iterator[Path]:
-    """The folders with a mark: the path itself, then those in it, then those in these."""
+    """The folders with a mark: the path itself, then its subfolders, then theirs."""
     here = [path]
     for level in range(levels + 1):
         yield from (folder for folder in here if _has_mark(folder, marks))
@@ -157,7 +156,7 @@ def _folders_in(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
-    except OSError:  # of someone else's, which may not be looked into
+    except OSError:  # no permission
         return []
     return [folder / name for name in sorted(names)]
 
@@ -167,27 +166,27 @@ _AGAIN = "unpack the original archive again"
 
 @dataclass(frozen=True, eq=False)
 class ListFile:
-    """The N lines of a list that stand for something, field by field."""
+    """The N entries of a list, field by field."""
 
     path: Path
     fields: tuple[str, ...]
     columns: tuple[tuple[str, ...], ...]
-    """A tuple of N texts a field."""
+    """A tuple of N texts per field."""
     lines: np.ndarray
-    """(N,) int64, the number of each line in the file, from 1 on."""
+    """(N,) int64, the line of each entry in the file, from 1."""
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def texts(self, field: str) -> tuple[str, ...]:
-        """A field of every line."""
+        """A field of every entry."""
         return self.columns[self.fields.index(field)]
 
     def numbers(self, field: str) -> np.ndarray:
-        """(N,) int64 from 1 on, as these data sets count.
+        """A field as numbers, (N,) int64, which these data sets count from 1.
 
         Raises:
-            DataError: with file and line, where there is another text or number.
+            DataError: an entry is not a number from 1; the message has file and line.
         """
         texts = self.texts(field)
         for i, text in enumerate(texts):
@@ -200,20 +199,20 @@ class ListFile:
         return f"{self.path} line {self.lines[i]}"
 
     def error(self, i: int, problem: str) -> DataError:
-        """What is wrong with entry i, to be raised."""
+        """The error to raise for entry i."""
         return DataError(f"{self.where(i)}: {problem}; {_AGAIN}")
 
 
 def read_list(path: Path, fields: tuple[str, ...], *, header: tuple[str, ...] = (), counted: bool = False) -> ListFile:
-    """A list whose lines have these fields, apart by any number of spaces; empty lines are left out.
+    """Read a list whose lines have these fields, separated by spaces; empty lines are skipped.
 
     Args:
-        header: the words of the line that stands above the entries, if there is one.
+        header: the words of the line above the entries, if there is one.
         counted: whether the first line, above the header, is the number of entries.
 
     Raises:
-        DataError: there is no such file, it is no text, has no entries, another header, another number of entries than
-            it says, or a line with more or fewer fields; with file and line.
+        DataError: there is no such file, it is not text, has no entries, another header, another number of entries than
+            its first line says, or a line with more or fewer fields; the message has file and line.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; {_AGAIN}")
@@ -223,10 +222,10 @@ def read_list(path: Path, fields: tuple[str, ...], *, header: tuple[str, ...] = 
         raise DataError(f"{path}: is no text; {_AGAIN}") from None
     rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1)]
     rows = [(number, row) for number, row in rows if row]
-    said = rows.pop(0) if counted and rows else None
-    if said is not None and not (len(said[1]) == 1 and said[1][0].isdigit()):
+    first = rows.pop(0) if counted and rows else None
+    if first is not None and not (len(first[1]) == 1 and first[1][0].isdigit()):
         raise DataError(
-            f"{path} line {said[0]}: the number of images is missing; it stands in the first line; {_AGAIN}"
+            f"{path} line {first[0]}: the number of images is missing; it stands in the first line; {_AGAIN}"
         )
     if header:
         above = rows.pop(0) if rows else (1, [])
@@ -239,21 +238,21 @@ def read_list(path: Path, fields: tuple[str, ...], *, header: tuple[str, ...] = 
             raise DataError(
                 f"{path} line {number}: has {len(row)} fields, not {len(fields)} ({', '.join(fields)}); {_AGAIN}"
             )
-    if said is not None and len(rows) != int(said[1][0]):
-        raise DataError(f"{path}: says in its first line {said[1][0]} images, and names {len(rows)}; {_AGAIN}")
+    if first is not None and len(rows) != int(first[1][0]):
+        raise DataError(f"{path}: says in its first line {first[1][0]} images, and names {len(rows)}; {_AGAIN}")
     columns = tuple(zip(*(row for _, row in rows), strict=True))
     return ListFile(path, fields, columns, np.array([number for number, _ in rows], np.int64))
 
 
 def class_folders(listed: ListFile, classes: Sequence[int]) -> dict[int, str]:
-    """The folder that the images of each class lie in.
+    """The folder of each class's images.
 
     Args:
-        listed: a list with the field ``path``, of N lines.
+        listed: a list of N entries with the field ``path``.
         classes: the N classes.
 
     Raises:
-        DataError: a class lies in two folders; with file and line.
+        DataError: a class is in two folders; the message has file and line.
     """
     folder_of: dict[int, str] = {}
     for i, (label, path) in enumerate(zip(classes, listed.texts("path"), strict=True)):

@@ -32,7 +32,7 @@ from divcon.data.tables import (
 from divcon.errors import DataError
 
 pc: Any = pyarrow.compute
-"""Any, because its functions are made at import and type checkers see none."""
+"""Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
 _TRUE = ("true", "1", "1.0")
 _FALSE = ("false", "0", "0.0")
@@ -106,7 +106,7 @@ def places_among(column: pa.ChunkedArray, known: Sequence[str]) -> tuple[np.ndar
 
 
 def flags_of(tables: Tables, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The flags, False if empty, and whether they are given: (N,) bool each."""
+    """The flags, False if empty, and whether they are set: (N,) bool each."""
     places, unknown = places_among(tables.rows[name], _TRUE + _FALSE + _NONE)
     reject(tables.source, places < 0, f"{name} is {unknown!r}", "write True or False")
     return places < len(_TRUE), places < len(_TRUE) + len(_FALSE)

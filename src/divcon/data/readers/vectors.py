@@ -21,7 +21,7 @@ from divcon.errors import DataError
 from divcon.runtime.files import atomic_write
 
 pc: Any = pyarrow.compute
-"""Any, because its functions are made at import and type checkers see none."""
+"""Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
 Features = Callable[[LabeledSet], np.ndarray] | Mapping[str, np.ndarray]
 
