@@ -278,6 +278,7 @@ def test_nothing_has_to_be_decoded(data: Benchmark) -> None:
 # Runs and the command line.
 
 
+@pytest.mark.heavy
 def test_a_run_keeps_the_backbone_s_real_name_and_goes_on_with_it(data: Benchmark, tmp_path: Path) -> None:
     class Stop(NullDisplay):
         def epoch(self, line: dict) -> None:
@@ -333,6 +334,7 @@ def test_backbones_and_weights_that_do_not_go_with_the_data_are_refused_before_a
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.heavy
 def test_from_the_command_line(parquet: Path, data: Benchmark, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ["--learners", 2, "--dim", 8, "--batch-size", 16, "--images-per-class", 2, "--epochs", 3]
@@ -377,6 +379,7 @@ def test_from_the_command_line(parquet: Path, data: Benchmark, command: Command,
 # divcon features.
 
 
+@pytest.mark.heavy
 def test_vectors_of_a_data_set_are_the_same_benchmark(image_folder: Path, command: Command, tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained = dc.EmbeddingModel("test_resnet", 8, 2, pretrained=False, image_size=32)

@@ -162,6 +162,7 @@ def test_cub_names_its_classes(write: Write) -> None:
     assert set(labels(data.query)) == {f"{i:03d}.Bird_{i}" for i in (101, 102, 103, 104)}
 
 
+@pytest.mark.heavy
 def test_cars_are_the_same_in_both_forms(write: Write) -> None:
     one, two = read("cars", write("cars")), read("cars", write("cars_devkit", at="devkit"))
     assert Counter(labels(one.train)) == Counter(labels(two.train))

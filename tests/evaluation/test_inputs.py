@@ -78,6 +78,7 @@ def test_what_is_no_model_is_refused(image_folder: Path, tmp_path: Path) -> None
                 call()
 
 
+@pytest.mark.heavy
 def test_from_paths_alone(image_folder: Path, tmp_path: Path) -> None:
     """A run, its report, its scores, a smaller model and an export, without `read` or `load`."""
     settings = dc.RunConfig(

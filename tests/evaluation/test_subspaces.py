@@ -64,6 +64,7 @@ def test_parts_left_out_and_best_few_equal_scores_by_hand(tiny_model: Make, few:
     json.dumps(result)
 
 
+@pytest.mark.heavy
 def test_each_step_of_the_order_is_the_best_of_those_left(tiny_model: Make, few: Benchmark) -> None:
     model = tiny_model(num_learners=4, method="slices")
     order = subspace_order(model, few.train)
@@ -79,6 +80,7 @@ def test_each_step_of_the_order_is_the_best_of_those_left(tiny_model: Make, few:
     assert subspace_order(model, few.train, features=model.features(few.train)) == order
 
 
+@pytest.mark.heavy
 def test_test_classes_do_not_choose_the_order(tiny_model: Make, few: Benchmark) -> None:
     model = tiny_model(num_learners=4, method="slices")
     rng = np.random.default_rng(0)

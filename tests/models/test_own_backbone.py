@@ -260,6 +260,7 @@ def test_a_module_that_cannot_be_folded_is_used_as_it_is(data: Benchmark) -> Non
     np.testing.assert_allclose(features[:8], expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_training_runs_resumes_and_starts_from_it(data: Benchmark, tmp_path: Path) -> None:
     train = TrainConfig(epochs=2, batch_size=8, images_per_class=2, workers=0, finetune_epoch=1)
 

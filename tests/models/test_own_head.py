@@ -188,6 +188,7 @@ def test_it_is_exported(head: dict[str, Any], format: Any, name: str, tmp_path: 
 
 
 @each_head
+@pytest.mark.heavy
 def test_it_trains_resumes_and_is_started_from(head: dict[str, Any], data: Benchmark, tmp_path: Path) -> None:
     options = {"num_learners": 2, "embedding_dim": 10, "backbone": "mlp"}
     train = TrainConfig(epochs=3, batch_size=8, images_per_class=2, workers=0, finetune_epoch=2)

@@ -60,6 +60,7 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.heavy
 def test_a_run_has_them_and_workers_change_nothing(few, tmp_path):
     for name, workers in (("alone", 0), ("shared", 2)):
         run(few, tmp_path / name, config(workers=workers), report=False)
@@ -157,6 +158,7 @@ def test_a_pruned_model_and_a_learner_alone_keep_it(few, tiny_model, named):
         np.testing.assert_array_equal(derived.features(few.query), model.features(few.query))
 
 
+@pytest.mark.heavy
 def test_the_server_applies_it_to_uploads(image_folder, tmp_path, tiny_model):
     from starlette.testclient import TestClient
 
@@ -171,6 +173,7 @@ def test_the_server_applies_it_to_uploads(image_folder, tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize("name", ["model.pt2", "hf"])
+@pytest.mark.heavy
 def test_an_export_names_it(name, tmp_path, tiny_model):
     from divcon.exports import export
 

@@ -152,6 +152,7 @@ def test_processes_change_nothing(package, tmp_path, monkeypatch):
     assert build_icons(package, tmp_path / "two", processes=2).read_bytes() == one
 
 
+@pytest.mark.heavy
 def test_another_process_and_hash_seed_change_nothing(package, tmp_path):
     script = "import sys; from tools.icons import build_icons; build_icons(sys.argv[1], sys.argv[2])"
     for seed in ("1", "2"):

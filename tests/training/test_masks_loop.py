@@ -47,6 +47,7 @@ def test_learned_masks_part_until_the_joint_phase_and_then_stay(few: Benchmark, 
     assert torch.equal(masks[4], masks[6])
 
 
+@pytest.mark.heavy
 def test_the_penalty_pushes_masks_apart(few: Benchmark, tiny_model: Make) -> None:
     def last_penalty(weight: float) -> float:
         model = tiny_model(4, method="masks")
@@ -69,6 +70,7 @@ def test_other_masks_train_in_every_phase(few: Benchmark, tiny_model: Make, opti
     assert torch.equal(before["head.masks"], model.head.masks) == (options["kind"] == "fixed")
 
 
+@pytest.mark.heavy
 def test_a_hierarchy_doubles_at_each_division(few: Benchmark, tiny_model: Make) -> None:
     model = tiny_model(4, method="masks")
     reports = list(dc.train(model, few.train, GROWING))

@@ -87,7 +87,21 @@ def no_copy_in_training(model: nn.Module) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("vectors", [False, True], ids=["images", "vectors"])
 @pytest.mark.parametrize("method", ["single", "slices", "masks"])
-@pytest.mark.parametrize("more", [{}, {"miner": "nearest-negatives"}, {"full_weight": 0.0}, {"finetune_epoch": 0}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        *(
+            pytest.param(more, marks=pytest.mark.heavy)
+            for more in (
+                {"miner": "nearest-negatives"},
+                {"full_weight": 0.0},
+                {"finetune_epoch": 0},
+                {"distill_weight": 50.0},
+            )
+        ),
+    ],
+)
 def test_no_step_of_an_epoch_waits(
     method: str, more: dict[str, Any], vectors: bool, few: Benchmark, tiny_model: Any
 ) -> None:

@@ -259,12 +259,12 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{self.metrics}: cannot be written ({error.strerror}); resume when it can") from error
 
-    def resumed(self, asked: RunConfig, given: Collection[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
+    def resumed(self, asked: RunConfig, explicit: Collection[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
         """The settings to resume with, and all of ``config.json``: the run's own settings, with those of ``asked`` that
         do not change what is trained (before the first epoch is done, all that are set).
 
         Args:
-            given: the names of the settings of ``asked`` that are set; None: those that are not at their defaults.
+            explicit: the names of the settings of ``asked`` that are set; None: those that are not at their defaults.
 
         Raises:
             RunError: there is no run in the folder, or a setting that is set has another value in the run.
@@ -274,12 +274,12 @@ class RunFolder:
             raise RunError(f"{self.path}: there is no run here to resume; pass data to start one")
         saved, record = saved_record
         no_epoch_done = not self.checkpoint.exists()
-        if given is None:
-            given = RunConfig().differences(asked).keys()
+        if explicit is None:
+            explicit = RunConfig().differences(asked).keys()
         refused: list[str] = []
         changes: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
         for name, (then, now) in saved.differences(asked).items():
-            if name not in given or (name == "backbone" and now == "auto" and then in AUTO.values()):
+            if name not in explicit or (name == "backbone" and now == "auto" and then in AUTO.values()):
                 continue
             if no_epoch_done or name in MAY_CHANGE:
                 changes[SECTION_OF[name]][name] = getattr(getattr(asked, SECTION_OF[name]), name)

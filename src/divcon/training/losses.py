@@ -88,7 +88,7 @@ def similarity_distillation(
     """Similarity distillation (S2SD; Roth et al., ICML 2021, eq. 2): how far the similarities of the embeddings are
     from those of the pooled features, which are the target and get no gradient.
 
-    For each image, its cosines to the others of the batch, divided by the temperature, are made a distribution by
+    For each image, its cosines to the others of the batch, divided by the temperature, are turned into a distribution by
     softmax. The loss is the Kullback-Leibler divergence of the embeddings' distribution from the features', averaged
     over images and multiplied by the squared temperature.
 
@@ -100,11 +100,14 @@ def similarity_distillation(
         return embeddings.sum() * 0.0
     with torch.autocast(embeddings.device.type, enabled=False):
         student, teacher = embeddings.float(), F.normalize(features.detach().float(), dim=1)
-        others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
-        student, teacher = (
-            torch.log_softmax((x @ x.T)[others].view(len(x), -1) / temperature, dim=1) for x in (student, teacher)
-        )
+        student, teacher = (torch.log_softmax(_off_diagonal(x @ x.T) / temperature, dim=1) for x in (student, teacher))
         return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _off_diagonal(square: Float[Tensor, "B B"]) -> Float[Tensor, "B B-1"]:
+    """Each row without its element of the diagonal: by views, as a boolean mask would wait for an accelerator."""
+    size = len(square)
+    return square.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
 def keeps_state(objective: nn.Module, dim: int, config: TrainConfig) -> bool:

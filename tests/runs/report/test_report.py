@@ -307,6 +307,7 @@ def test_any_mistake_in_it_is_a_warning(few: Benchmark, tmp_path: Path, monkeypa
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.heavy
 def test_where_the_data_is_gone_it_goes_on_without_pictures(
     image_folder: Path, tmp_path: Path, command: Callable, parse: Parse
 ) -> None:
