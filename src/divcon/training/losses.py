@@ -88,9 +88,9 @@ def similarity_distillation(
     """Similarity distillation (S2SD; Roth et al., ICML 2021, eq. 2): how far the similarities of the embeddings are
     from those of the pooled features, which are the target and get no gradient.
 
-    For each image, its cosines to the others of the batch, divided by the temperature, are turned into a distribution by
-    softmax. The loss is the Kullback-Leibler divergence of the embeddings' distribution from the features', averaged
-    over images and multiplied by the squared temperature.
+    For each image, a softmax turns its cosines to the others of the batch, divided by the temperature, into a
+    distribution. The loss is the Kullback-Leibler divergence of the embeddings' distribution from the features',
+    averaged over images and multiplied by the squared temperature.
 
     Args:
         embeddings: (B, D), of length one.
