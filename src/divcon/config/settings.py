@@ -227,6 +227,9 @@ class TrainConfig:
     """A transform of your own for training images, in place of the random crop and mirroring: any callable on a PIL
     image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates one and may
     take image_size. It returns image_size x image_size pixels, which are not normalised. Not used for vectors."""
+    ema_decay: float = setting(0.0, before=0.0)
+    """Decay of an exponential moving average of the weights, updated after each epoch, which is evaluated and saved in
+    place of the weights; training goes on from the weights themselves. 0: none, as in both papers."""
     precision: Precision = "fp32"
     """Precision of the network: fp32, bf16 or fp16 (mixed; fp16 on CUDA only). Distances and losses stay in fp32."""
     channels_last: bool = True
@@ -320,6 +323,8 @@ class TrainConfig:
                 "it; leave one of them out",
                 field=(name, "train_transform"),
             )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"`ema_decay` {self.ema_decay}: must be at least 0 and below 1", field="ema_decay")
         if not 0 < self.crop_scale <= 1:
             raise ConfigError(f"`crop_scale` {self.crop_scale}: must be above 0 and at most 1", field="crop_scale")
         for name in ("joint_epoch", "finetune_epoch"):

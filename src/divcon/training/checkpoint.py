@@ -28,6 +28,7 @@ from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust
 from divcon.runtime.signals import SignalHandler
+from divcon.training.averaging import WeightAverage
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import TrainLoader
 from divcon.training.report import EpochReport, LossRecord
@@ -199,6 +200,7 @@ class TrainState:
     precision: Any
     """Fabric's precision plugin, which holds the gradient scaler of fp16."""
     bank: FeatureBank
+    average: WeightAverage
     division: Division | None = None
     epochs_done: int = 0
     file_sizes: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
@@ -228,6 +230,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision.state_dict(),
             "features": self.bank.state_dict(),
+            "average": self.average.state_dict(),
             "division": _division_to_save(self.division),
             "file_sizes": torch.from_numpy(self.file_sizes),
             "inside": None,
@@ -265,6 +268,7 @@ class TrainState:
         self.precision.load_state_dict(content["precision"])
         if "features" in content:
             self.bank.load_state_dict(content["features"])
+        self.average.load_state_dict(content.get("average", {}))
         self.division = _load_division(content["division"])
         self.epochs_done = content["epochs_done"]
         sizes = content.get("file_sizes")  # format 2 has neither these nor ``inside``

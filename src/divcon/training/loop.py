@@ -27,6 +27,7 @@ from divcon.runtime.device import resolve_device
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.launch import launch
 from divcon.runtime.signals import SignalHandler
+from divcon.training.averaging import WeightAverage
 from divcon.training.checkpoint import Checkpointer, TrainState
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import create_loader
@@ -66,7 +67,8 @@ def train(
             launched. Its ``workers`` are ignored: those of ``config`` are used.
 
     Returns:
-        An iterator that yields a report after each epoch. The model may be evaluated between epochs.
+        An iterator that yields a report after each epoch. The model may be evaluated between epochs: it then has the
+        averaged weights (``config.ema_decay``), as at the end.
 
     Raises:
         ConfigError: at the call: settings that cannot work with this model or data. While training: a loss or miner
@@ -104,7 +106,8 @@ def divide_and_conquer(
     network, optimizer = set_up(fabric, model, objectives, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     bank = FeatureBank(len(images), model.num_features, fabric.device, enabled=config.divide_on == "bank")
-    state = TrainState(model, objectives, optimizer, fabric.strategy.precision, bank)
+    average = WeightAverage(model, config.ema_decay)
+    state = TrainState(model, objectives, optimizer, fabric.strategy.precision, bank, average)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
     loader = create_loader(model, images, config, fabric.device, context)
     with loader, checkpointer, context.group.gathered_batch(model.pooling):
@@ -139,6 +142,7 @@ def divide_and_conquer(
                 )
                 if double:
                     double_learners(model, objectives, optimizer)
+                    average.restart()
             else:
                 division = previous
             num_learners = 1 if phase is Phase.FINETUNE else model.num_learners
@@ -190,8 +194,11 @@ def divide_and_conquer(
                 context.on_progress(report.progress(record))
             report.record_training(plan, record, optimizer.param_groups, model.head)
 
-            yield report
+            average.update()
+            with average.in_model():
+                yield report
             checkpointer.epoch_done(epoch)
+    average.copy_to_model()
 
 
 def _launch(
