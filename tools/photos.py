@@ -621,25 +621,27 @@ def _draw_crop(photograph: Photograph, pool: Pool, shape: Shape, random: Random)
 
 
 def _draw_outfit(stamps: list[Photograph], pool: Pool, shape: Shape, random: Random) -> Image.Image:
-    image = _background(pool, shape, random)
-    zoom = random.between(0.75, 1.0)
+    image = _background(pool, shape, random, blurred=0.8)
+    zoom = random.between(0.85, 1.0)
     height = shape.height / 3 * zoom
-    x_all = random.between(-0.12, 0.12) * shape.width
+    x_all = random.between(-0.08, 0.08) * shape.width
     y_all = random.between(0, shape.height - 3 * height)
     for i, stamp in enumerate(stamps):
-        width, tall = stamp.image.size
-        # It fits into its third of the frame, whatever its shape.
-        scale = min(height * 1.15 / tall, shape.width * 0.9 * zoom / width) * random.between(0.75, 1.0)
-        drawn = _varied(_turned(stamp.image, max(width, tall) * scale, 15, random), random)
-        x = (shape.width - drawn.width) / 2 + x_all + random.between(-0.1, 0.1) * shape.width
-        y = y_all + (i + 0.5) * height - drawn.height / 2 + random.between(-0.08, 0.08) * height
+        # Each fills its third of the frame, whatever its shape.
+        scale = min(height / stamp.image.height, shape.width * 0.95 * zoom / stamp.image.width)
+        longest = max(stamp.image.size) * scale * random.between(0.9, 1.1)
+        drawn = _varied(_turned(stamp.image, longest, 12, random, mirrored=False), random)
+        x = (shape.width - drawn.width) / 2 + x_all + random.between(-0.06, 0.06) * shape.width
+        y = y_all + (i + 0.5) * height - drawn.height / 2 + random.between(-0.05, 0.05) * height
         image.paste(drawn, (round(x), round(y)), drawn)
-    if random.chance(0.3):
+    if random.chance(0.25):
         _cover(image, (0, y_all, shape.width, y_all + 3 * height), pool, random, share=0.35)
+    if random.chance(0.5):
+        image = ImageOps.mirror(image)
     return _finished(image, random)
 
 
-def _background(pool: Pool, shape: Shape, random: Random) -> Image.Image:
+def _background(pool: Pool, shape: Shape, random: Random, *, blurred: float = 0.6) -> Image.Image:
     """A random crop of one of the split's backgrounds, in other light, at times out of focus."""
     source = pool.backgrounds[random.below(len(pool.backgrounds))].image
     ratio = shape.width / shape.height
@@ -652,10 +654,12 @@ def _background(pool: Pool, shape: Shape, random: Random) -> Image.Image:
     if random.chance(0.5):
         image = ImageOps.mirror(image)
     image = _varied(image, random)
-    return image.filter(ImageFilter.GaussianBlur(random.between(1, 3.5))) if random.chance(0.6) else image
+    return image.filter(ImageFilter.GaussianBlur(random.between(1, 3.5))) if random.chance(blurred) else image
 
 
-def _turned(stamp: Image.Image, longest: float, degrees: float, random: Random) -> Image.Image:
+def _turned(
+    stamp: Image.Image, longest: float, degrees: float, random: Random, *, mirrored: bool = True
+) -> Image.Image:
     """The stamp at that length of its longer side, turned by up to ``degrees``, squeezed a little, mirrored at times."""
     scale = longest / max(stamp.size)
     squeeze = random.between(0.85, 1.15)
@@ -664,7 +668,7 @@ def _turned(stamp: Image.Image, longest: float, degrees: float, random: Random) 
     # Premultiplied, so that what lies under the transparent pixels does not shine through.
     image = stamp.convert("RGBa").resize((2 * width, 2 * height), Image.Resampling.LANCZOS, reducing_gap=3)
     image = image.convert("RGBA")
-    if random.chance(0.5):
+    if mirrored and random.chance(0.5):
         image = ImageOps.mirror(image)
     image = image.convert("RGBa").rotate(
         random.between(-degrees, degrees), Image.Resampling.BILINEAR, expand=True
