@@ -176,6 +176,8 @@ def build_photos(
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, "built")
         todo = [(pool, plan) for pool in pools for plan in plans(pool, wanted, seed)]
+        if len({(pool.split, plan.label) for pool, plan in todo}) < len(todo):
+            raise DataError("two classes have one name: give the files of one of them another")
         digest = hashlib.sha256()
         # By path, so that the digest is that of the sorted files.
         todo.sort(key=lambda entry: (entry[0].split, entry[1].label))
@@ -198,7 +200,7 @@ def build_photos(
             classes=len(todo),
             images=len(todo) * shape.images,
         )
-        absent = [*missing, *(f"{name}: not in the package" for _, files in gone for name in files)]
+        absent = [*missing, *(f"{name}: not in the package, or no image" for _, files in gone for name in files)]
         for package in packages.values():
             if package.copyright is not None:
                 shutil.copyfile(package.copyright, folder / f"copyright-{package.name}.txt")
@@ -470,7 +472,7 @@ def fingerprint(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Pool:
-    """The photographs of one split: what classes are made of, and what lies behind and in front of them."""
+    """The photographs of one split: what classes are made of, and what lies behind them and covers them."""
 
     split: Split
     cutouts: tuple[Photograph, ...]
@@ -479,8 +481,8 @@ class Pool:
 
 
 def _pools(photographs: Sequence[Photograph], seed: int, *, backgrounds_only: bool) -> list[Pool]:
-    """Every photograph is in one split. A third of the wide ones, and all of them with ``backgrounds_only``, are
-    backgrounds and never classes, as every texture is."""
+    """Every photograph is in one split. A third of the whole ones (all of them with ``backgrounds_only``) and every
+    texture are backgrounds, and never classes."""
 
     def of(role: Role) -> list[Photograph]:
         return _by_lot([p for p in photographs if p.role == role], "split", seed)
@@ -554,31 +556,29 @@ def _thing(photograph: Photograph) -> Plan:
 
 
 def _outfits(pool: Pool, classes: int | None, seed: int) -> list[Plan]:
-    """A class per outfit of three stamps: any two classes of a split share at most one stamp in the same place, and
-    each stamp is in several outfits."""
+    """A class per outfit of three stamps. A third of the stamps are tops, a third middles, a third bottoms, and any two
+    outfits have at most one stamp in common; few middles are in many outfits, so that the middle does not tell one."""
     n = len(pool.cutouts) // 3
     parts = [_by_lot(pool.cutouts, "part", seed)[i * n : (i + 1) * n] for i in range(3)]
     # Rows of a Latin square: (a, b, a + b) shares two of three with no other.
     triples = [(a, b, (a + b) % n) for b in range(n) for a in range(n)]
     wanted = classes if classes is not None else len(triples)
     _enough(wanted, len(triples), pool.split)
-    # Whole rows of the square, spread over it, so that all stamps are used about as often.
-    rows = sorted(range(n), key=lambda b: _sha1(seed, pool.split, b))
-    used = rows[: max(min(n, _ROWS_MIN), -(-wanted // n))]
+    # The outfits of a few middles, by lot, so that all tops and bottoms are used about as often.
+    middles = sorted(range(n), key=lambda b: _sha1(seed, pool.split, b))
+    used = middles[: max(min(n, MIDDLES), -(-wanted // n))]
     chosen = [t for t in triples if t[1] in used]
     chosen.sort(key=lambda t: _sha1(seed, pool.split, *t))
     return [_outfit([parts[i][k] for i, k in enumerate(triple)]) for triple in chosen[:wanted]]
 
 
-_ROWS_MIN = 24
-"""Different stamps that the middle of the outfits of a split has at least."""
+MIDDLES = 24
+"""Stamps that are the middle of some outfit of a split, at least: with 180 outfits, one of 7 or 8 that share it."""
 
 
 def _outfit(stamps: list[Photograph]) -> Plan:
     return Plan(
-        "+".join(_label(stamp)[:-5][:20].strip("-") for stamp in stamps)
-        + "-"
-        + _sha1(*(s.name for s in stamps))[:4],
+        "+".join(_label(stamp)[:-5][:20].strip("-") for stamp in stamps) + "-" + _sha1(*(s.name for s in stamps))[:4],
         lambda pool, shape, random: _draw_outfit(stamps, pool, shape, random),
     )
 
@@ -660,7 +660,7 @@ def _background(pool: Pool, shape: Shape, random: Random, *, blurred: float = 0.
 def _turned(
     stamp: Image.Image, longest: float, degrees: float, random: Random, *, mirrored: bool = True
 ) -> Image.Image:
-    """The stamp at that length of its longer side, turned by up to ``degrees``, squeezed a little, mirrored at times."""
+    """The stamp with that longer side, turned by up to ``degrees``, squeezed a little, at times mirrored."""
     scale = longest / max(stamp.size)
     squeeze = random.between(0.85, 1.15)
     width = max(4, round(stamp.width * scale * squeeze))
@@ -670,9 +670,7 @@ def _turned(
     image = image.convert("RGBA")
     if mirrored and random.chance(0.5):
         image = ImageOps.mirror(image)
-    image = image.convert("RGBa").rotate(
-        random.between(-degrees, degrees), Image.Resampling.BILINEAR, expand=True
-    )
+    image = image.convert("RGBa").rotate(random.between(-degrees, degrees), Image.Resampling.BILINEAR, expand=True)
     size = (max(2, image.width // 2), max(2, image.height // 2))
     return image.resize(size, Image.Resampling.BOX).convert("RGBA")
 
@@ -706,7 +704,7 @@ def _cover(
 
 
 def _finished(image: Image.Image, random: Random) -> Image.Image:
-    """As a camera would: at times slightly out of focus, always with some noise."""
+    """The image, at times slightly out of focus as a whole."""
     if random.chance(0.3):
         image = image.filter(ImageFilter.GaussianBlur(random.between(0.3, 1.0)))
     return image
