@@ -59,12 +59,13 @@ Pooling = Literal["auto", "avg", "max", "gem", "token"]
 class ModelConfig:
     """The model: a backbone and a head (see `divcon.EmbeddingModel`)."""
 
-    method: Part = setting("masks", door=True)
+    method: Part = setting("slices", door=True)
     """How the embedding is divided among learners: single (one learner: ordinary metric learning, the baseline),
     slices (CVPR 2019: K consecutive slices of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
-    num_learners: int = 4
-    """K, the number of learners, and of clusters that the training images are divided into; 1 for single."""
-    embedding_dim: int = 128
+    num_learners: int = 0
+    """K, the number of learners, and of clusters that the training images are divided into; 1 for single. 0: from the
+    number of images and classes, 4 at most (see `divcon.config.from_data`)."""
+    embedding_dim: int = 512
     """D, the length of the embedding."""
     head_options: dict[str, Any] = setting(default_factory=dict, options_of="method")
     """Arguments of the method's head. For masks: kind (learned, or fixed: consecutive blocks of dimensions) and full
@@ -97,7 +98,7 @@ class ModelConfig:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", Path(self.weights).absolute())
-        at_least(self, num_learners=1, embedding_dim=1, image_size=1)
+        at_least(self, num_learners=0, embedding_dim=1, image_size=1)
         if self.embedding_dim < self.num_learners:
             raise ConfigError(
                 f"`embedding_dim` {self.embedding_dim} cannot be divided among `num_learners` {self.num_learners}: "
@@ -129,13 +130,13 @@ AUTO_MINERS = {
 class TrainConfig:
     """How the model is trained (see `divcon.train`)."""
 
-    epochs: int = 60
+    epochs: int = 0
     """Number of epochs; each has N // `batch_size` batches (N: training images), for any method and number of
-    learners."""
-    batch_size: int = 80
-    """B, images per batch; a multiple of `images_per_class`."""
-    images_per_class: int = 4
-    """M, images of each class in a batch; a batch has B // M classes."""
+    learners. 0: from a budget of 10,000 batches, 20 to 100 epochs (see `divcon.config.from_data`)."""
+    batch_size: int = 0
+    """B, images per batch; a multiple of `images_per_class`. 0: 80, or fewer where there are few images."""
+    images_per_class: int = 0
+    """M, images of each class in a batch; a batch has B // M classes. 0: 4, or 2 where classes have fewer."""
     redivide_every: int = 2
     """T, epochs between divisions of the training images."""
     divide_by: DivideBy = "image"
@@ -266,9 +267,9 @@ class TrainConfig:
         at_least(
             self,
             devices=1,
-            epochs=1,
-            batch_size=4,
-            images_per_class=2,
+            epochs=0,
+            batch_size=0,
+            images_per_class=0,
             redivide_every=1,
             learners_per_step=1,
             division_tries=1,
@@ -287,13 +288,17 @@ class TrainConfig:
                 "the images of each batch (`across=batch`)",
                 field=("learners_per_step", "devices"),
             )
-        if self.batch_size < 2 * self.images_per_class:
+        for name, least in (("batch_size", 4), ("images_per_class", 2)):
+            if getattr(self, name):  # 0: from the data
+                at_least(self, **{name: least})
+        each = self.images_per_class or 2
+        if self.batch_size and self.batch_size < 2 * each:
             raise ConfigError(
-                f"`batch_size` {self.batch_size} holds fewer than two classes of `images_per_class` "
-                f"{self.images_per_class}: a batch without two classes has no negatives",
+                f"`batch_size` {self.batch_size} holds fewer than two classes of `images_per_class` {each}: a batch "
+                "without two classes has no negatives",
                 field=("batch_size", "images_per_class"),
             )
-        if self.batch_size % self.images_per_class:
+        if self.images_per_class and self.batch_size % self.images_per_class:
             raise ConfigError(
                 f"`batch_size` {self.batch_size} is not a multiple of `images_per_class` {self.images_per_class}",
                 field=("batch_size", "images_per_class"),
@@ -331,7 +336,7 @@ class TrainConfig:
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"`{name}` {getattr(self, name)}: must not be negative", field=name)
         joint, finetune = self.phase_starts
-        if joint > finetune:
+        if joint > finetune and (self.epochs or self.finetune_epoch is not None):
             raise ConfigError(
                 f"`joint_epoch` {joint} comes after `finetune_epoch` {finetune}: the phases are subspace, joint, "
                 "finetune",

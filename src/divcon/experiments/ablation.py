@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from divcon.config.fields import saved_value
+from divcon.config.from_data import LEARNERS, fit
 from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import as_benchmark
@@ -177,6 +178,9 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
         raise DataError(f"{data.query.source}: there are no test images to compare arms on")
     if not len(data.train):
         raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
+    if not base.model.num_learners:  # few images are a reason for one learner, not for an ablation without several
+        base = dataclasses.replace(base, model=dataclasses.replace(base.model, num_learners=LEARNERS))
+    base, _ = fit(base, data.without_validation().train.labels)
     if base.model.num_learners < 2:
         why = "of `method=single` " if base.model.method == "single" else ""
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ class Display(ABC):
     @abstractmethod
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         """The run starts, or resumes at epoch ``epochs_done``."""
+
+    def chosen(self, settings: Mapping[str, tuple[object, str]]) -> None:  # noqa: B027 — nothing to show by default
+        """Settings were chosen from the data: by name, the value and the reason. Comes before `begin`."""
 
     @abstractmethod
     def progress(self, progress: RunProgress) -> None:
@@ -108,6 +111,10 @@ class Bar(Display):
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+
+    def chosen(self, settings: Mapping[str, tuple[object, str]]) -> None:
+        words = "; ".join(f"`{name}` {value} ({reason})" for name, (value, reason) in settings.items())
+        self.console.print(Text.assemble(("from the data: ", "dim"), self._reword(words)))
 
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         self._epochs = config.train.epochs

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from divcon.config.settings import ModelConfig, RunConfig
+from divcon.config.from_data import fit, with_choices_of
+from divcon.config.settings import SECTION_OF, ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable, worker_death
@@ -183,11 +184,12 @@ class _Run:
         self.config = config = dataclasses.replace(
             job.config, model=dataclasses.replace(job.config.model, backbone=backbone)
         )
+        self.data = _with_validation(job.data, config, self.context)
+        self.config = config = self._fitted(config)
         epochs_done = folder.check(config, job.data, job.resume)
         saved = folder.read()
         record = saved[1] if saved is not None else {}
         init = job.init or (record.get("init") if job.resume else None)
-        self.data = _with_validation(job.data, config, self.context)
         torch.manual_seed(config.train.seed)
         self.model = _initial_model(config.model, vector_dim, init, job.trust, epochs_done, self.context)
         epochs = train(  # checks its arguments now
@@ -206,6 +208,18 @@ class _Run:
             self.lines = folder.drop_lines_from(epochs_done)
         self.display.begin(config, self.data, epochs_done)
         return epochs
+
+    def _fitted(self, config: RunConfig) -> RunConfig:
+        """The settings with those that are left at 0 chosen from the data, or as the run that is resumed has them."""
+        saved = self.folder.read() if self.job.resume and self.folder.checkpoint.exists() else None
+        if saved is not None:
+            return with_choices_of(config, saved[0])
+        config, reasons = fit(config, self.data.train.labels)
+        if reasons:
+            self.display.chosen(
+                {name: (getattr(getattr(config, SECTION_OF[name]), name), why) for name, why in reasons.items()}
+            )
+        return config
 
     def _end_epoch(self, epoch: EpochReport) -> None:
         """Evaluate the epoch, keep its model where it is the best, and write its line."""

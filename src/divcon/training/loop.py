@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from divcon.config.from_data import fit_training
 from divcon.config.settings import TrainConfig
 from divcon.data.inputs import LabeledData, as_labeled_set
 from divcon.data.labeled_set import LabeledSet
@@ -86,6 +87,7 @@ def train(
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"`config` must be a divcon.TrainConfig, not of type {type(config).__name__}")
     images = as_labeled_set(data, context)
+    config, _ = fit_training(config, images.labels)
     objectives = check(model, images, config)
     context = replace(context, workers=config.workers)
     start = _launch if context.processes is None else divide_and_conquer
