@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import divcon as dc
-from divcon.data.benchmark import Benchmark
+from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
 from divcon.experiments import ARMS, Arm
-from divcon.experiments.arms import best_trial, draw_trials, folds_of
+from divcon.experiments.arms import best_trial, draw_trials
 
 BASE = dc.RunConfig(dc.ModelConfig(num_learners=4, embedding_dim=16))
 SPACE = {"train": {"lr": [1e-3, 1e-4, 1e-5], "head_lr": [1e-2, 1e-3]}, "model": {"dropout": [0.0, 0.01]}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,8 +98,9 @@ def divide_and_conquer(
     checkpoint: str | Path | None,
     stop: SignalHandler | None,
     context: Context,
-) -> Iterator[EpochReport]:
-    """The training loop, run by every process of the group; its arguments are those of `train`, checked."""
+) -> Generator[EpochReport, bool | None, None]:
+    """The training loop, run by every process of the group; its arguments are those of `train`, checked. Sending True
+    ends it once the epoch's checkpoint is saved; all processes must send the same."""
     fabric = create_fabric(config, context.group)
     network, optimizer = set_up(fabric, model, objectives, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
@@ -190,8 +191,10 @@ def divide_and_conquer(
                 context.on_progress(report.progress(record))
             report.record_training(plan, record, optimizer.param_groups, model.head)
 
-            yield report
+            end = yield report
             checkpointer.epoch_done(epoch)
+            if end:
+                return
 
 
 def _launch(
