@@ -189,7 +189,7 @@ class Bar(Display):
     def end(self, out: Path, kept_epoch: int | None) -> None:
         written = f"; report in {report}" if (report := out / "report.html").exists() else ""
         last = f", the last epoch's model in {out / 'last'}" if (out / "last").exists() else ""
-        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{last}{written}", markup=False)
+        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{last}{written}", markup=False, soft_wrap=True)
 
 
 def print_scores(result: dict[str, Any], console: Console) -> None:
