@@ -169,8 +169,8 @@ def test_a_choice_by_clear_scores_is_not_warned_of() -> None:
 def test_few_queries_saturation_ties_and_an_untrained_embedding_are_warned_of() -> None:
     few = found([line(0, 0.5, 0.5, queries=31)], of())
     assert few == (
-        "31 validation queries are too few to choose an epoch by (fewer than 300): the last is kept; to choose on more, "
-        "use `validation_folds=5` or a larger `validation_fraction`"
+        "31 validation queries are too few to choose an epoch by (fewer than 300): the last is kept; to choose on "
+        "more, use `validation_folds=5` or a larger `validation_fraction`"
     )
     assert "the best MAP@R on them may be chance" in found([line(0, 0.5, 0.5, queries=31)], of(select_by="map_at_r"))
     saturated = found([line(0, 0.5, 0.4), line(1, 0.99, 0.8)], of())
@@ -190,7 +190,7 @@ def test_few_queries_saturation_ties_and_an_untrained_embedding_are_warned_of() 
 def test_warnings_are_shown_at_the_end_and_in_the_report(data: Benchmark, tmp_path: Path) -> None:
     heard = Heard()
     dc.run(data, tmp_path, replace(CONFIG, train=replace(TRAIN, epochs=1)), display=heard)
-    (few,) = [message for message in heard.warnings if "are too few to choose an epoch by" in message]
+    assert sum("are too few to choose an epoch by" in message for message in heard.warnings) == 1
     report = (tmp_path / "report.html").read_text()
     assert "12 validation queries are too few to choose an epoch by" in report
     assert "is kept: the last, as 12 validation queries are too few to choose by" in report
