@@ -87,5 +87,6 @@ def test_elsewhere_each_epoch_is_a_line(few: Benchmark, tmp_path: Path) -> None:
     for words, line in zip(epochs, RunFolder(tmp_path / "run").lines(), strict=True):
         assert words[:3] == [str(line["epoch"]), line["phase"], f"{line['loss']:.3f}"]
         assert words[3] == f"{100 * line['validation']['recall_at_1']:.1f}"
-        assert words[4:6] == [str(size) for size in line["sizes"]]
+        assert words[4] == f"{100 * line['validation']['map_at_r']:.1f}"
+        assert words[5:7] == [str(size) for size in line["sizes"]]
     assert lines[-1].startswith("kept epoch")

@@ -44,7 +44,8 @@ def compare(
     Parameters
     ----------
     runs
-        Run folders, which are evaluated on the test classes of their own data, or files that evaluate --json wrote.
+        Run folders, or model folders such as RUN/last, which are evaluated on the test classes of their own data; or
+        files that evaluate --json wrote.
     json_file
         Write the comparison to this file.
     """

@@ -86,7 +86,7 @@ def evaluate(
     Parameters
     ----------
     run
-        A run folder, or a model folder.
+        A run folder, or a model folder such as RUN/last.
     data
         As in train. Default: the data of the run.
     root
@@ -188,7 +188,7 @@ def encode(
     Parameters
     ----------
     run
-        A run folder, or a model folder.
+        A run folder, or a model folder such as RUN/last.
     images
         Images, folders (searched recursively), or a CSV or parquet with a column path. For a model of vectors, a
         parquet with a column embedding.

@@ -47,6 +47,7 @@ __all__ = [
     "Precision",
     "Rounds",
     "RunConfig",
+    "SelectBy",
     "SmallClasses",
     "TrainConfig",
     "sections_in",
@@ -377,6 +378,7 @@ class TrainConfig:
 
 
 OnBadImage = Literal["stop", "skip"]
+SelectBy = Literal["auto", "map_at_r", "recall_at_1", "last"]
 
 
 @dataclass(frozen=True)
@@ -384,13 +386,26 @@ class DataConfig:
     """How the training data is split and checked."""
 
     validation: bool = True
-    """Hold out validation classes from the training classes, and keep the epoch with the best Recall@1 on them.
-    `validation=False` trains on all classes, also on those that the data marks for validation, and keeps the last
-    epoch, as the papers do."""
+    """Hold out validation classes from the training classes, and keep the epoch that is best on them (see
+    `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
+    the last epoch, as the papers do."""
     validation_fraction: float = 0.1
     """Share of the training classes to hold out, where the data does not mark validation classes."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
+    select_by: SelectBy = setting("auto", before="recall_at_1")
+    """Score on the validation classes by which the epoch to keep is chosen; of equal epochs, the later. map_at_r
+    (MAP@R, which uses the whole ranking), recall_at_1, or last (the last epoch, whatever its score). auto: last for
+    fewer than 300 validation queries, which are too few to rank epochs by; else map_at_r. The model of the last epoch
+    is always saved too, in RUN/last."""
+    patience: int | None = None
+    """End the run after this many evaluations in a row without a higher score (that of `select_by`; for last,
+    map_at_r). Evaluations of epochs in which the full embedding is not trained do not count. None: train all
+    `epochs`."""
+    validation_folds: int | None = None
+    """Choose the epoch by cross-validation: divide the training classes into this many folds, train one run for each on
+    the other folds, choose the epoch with the best mean score over the folds, then train on all training classes and
+    keep that epoch. It costs as many trainings as folds, and one more. None: hold out `validation_fraction` once."""
     on_bad_image: OnBadImage = "stop"
     """What to do with an image that does not decode: stop and name it; or skip: decode all images once before training,
     leave out those that fail, and list them."""
@@ -398,6 +413,27 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, evaluate_every=1)
+        for name, bound in (("patience", 1), ("validation_folds", 2)):
+            if (value := getattr(self, name)) is None:
+                continue
+            at_least(self, **{name: bound})
+            if not self.validation:
+                raise ConfigError(
+                    f"`{name}` {value}: needs validation classes; leave out `validation=False`, or `{name}`",
+                    field=(name, "validation"),
+                )
+        if self.validation_folds is not None and self.patience is not None:
+            raise ConfigError(
+                f"`patience` {self.patience} with `validation_folds` {self.validation_folds}: the epochs of all folds "
+                "are compared, so that each fold trains all of them; leave out one of the two",
+                field=("patience", "validation_folds"),
+            )
+        if self.validation_folds is not None and self.select_by == "last":
+            raise ConfigError(
+                f"`validation_folds` {self.validation_folds} with `select_by=last`: folds serve to choose an epoch, "
+                "and `select_by=last` chooses none; leave out one of the two",
+                field=("validation_folds", "select_by"),
+            )
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(
                 f"`validation_fraction` {self.validation_fraction}: must be between 0 and 1",
@@ -518,7 +554,7 @@ class RunConfig:
         return {name: values for section in pairs for name, values in section.items()}
 
 
-RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine")
+RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine", "pinned")
 """The keys of a run's ``config.json`` beside settings, source and init; a file with any of them is a run's."""
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, bootstrap_runs_difference
+from divcon.evaluation.bootstrap import (
+    bootstrap_difference,
+    bootstrap_interval,
+    bootstrap_runs_difference,
+    share_interval,
+    wilson_interval,
+)
 from divcon.evaluation.clustering import clustering_metrics
 from divcon.evaluation.metrics import METRICS, Metric, Ranking, metric
 from divcon.evaluation.protocol import evaluate
@@ -24,6 +30,8 @@ __all__ = [
     "random_gallery_metrics",
     "reranked_distances",
     "retrieval_metrics",
+    "share_interval",
     "similarity_correlations",
     "subspace_order",
+    "wilson_interval",
 ]

@@ -15,7 +15,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import LabeledData, as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError
-from divcon.evaluation.bootstrap import bootstrap_interval
+from divcon.evaluation.bootstrap import share_interval
 from divcon.evaluation.clustering import clustering_metrics
 from divcon.evaluation.metrics import Metric, metrics_of
 from divcon.evaluation.reranking import ReRanking
@@ -81,9 +81,10 @@ def evaluate(
 
     Returns:
         ``recall_at_1`` ..., ``precision_at_1``, ``r_precision``, ``map_at_r`` (see
-        `divcon.evaluation.retrieval_metrics`), ``recall_at_1_interval`` (95 %, bootstrap over classes), for VehicleID
-        also ``random_gallery`` (see `divcon.evaluation.random_gallery_metrics`), and what was
-        evaluated: ``benchmark``, ``protocol``, ``split_hash``, ``num_queries``, ``num_gallery``, ``num_classes``.
+        `divcon.evaluation.retrieval_metrics`), ``recall_at_1_interval`` (95 %) and ``recall_at_1_interval_method`` (see
+        `divcon.evaluation.share_interval`), for VehicleID also ``random_gallery`` (see
+        `divcon.evaluation.random_gallery_metrics`), and what was evaluated: ``benchmark``,
+        ``protocol``, ``split_hash``, ``num_queries``, ``num_gallery``, ``num_classes``.
 
     Raises:
         DataError: ``data`` is none of these or has no queries, or no query has a match.
@@ -105,7 +106,8 @@ def evaluate(
     embeddings = [embedder.embed(side) for side in features]
     result = search.scores(embeddings, per_query=True, map=map, cmc=cmc, rerank=rerank)
     each = result.pop("per_query")
-    result["recall_at_1_interval"] = list(bootstrap_interval(each["recall_at_1"], search.query.labels))
+    *interval, method = share_interval(each["recall_at_1"], search.query.labels)
+    result |= {"recall_at_1_interval": interval, "recall_at_1_interval_method": method}
     if data.random_galleries:
         result["random_gallery"] = random_gallery_metrics(
             embeddings[0],

@@ -15,7 +15,7 @@ import numpy as np
 from divcon.config.fields import saved_value
 from divcon.config.from_data import LEARNERS, fit
 from divcon.config.settings import ModelConfig, RunConfig
-from divcon.data.benchmark import Benchmark
+from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable
 from divcon.errors import ConfigError, DataError, NonFiniteError, RunError
@@ -28,7 +28,7 @@ from divcon.experiments.arms import (
     best_trial,
     config_of,
     draw_trials,
-    folds_of,
+    mean_at,
     settings_text,
 )
 from divcon.experiments.results import Results, ResultsFile, draw, tabulate
@@ -73,8 +73,9 @@ def ablate(
         out: the folder: ``results.json`` (enough to resume), ``choices.json``, ``table.md``,
             ``recall.svg``, ``recall.png``, and the folders of the runs. Trials and runs that it has are not repeated.
         arms: names of `divcon.experiments.ARMS` or of methods, or arms of your own, in the order of the table.
-        base: the settings that all arms share. Its method, seed and validation are not used; an arm that names no
-            method trains slices.
+        base: the settings that all arms share. Its method, seed, validation, validation_folds and patience are not
+            used; an arm that names no method trains slices. By its ``select_by`` the trials are compared: recall_at_1,
+            or MAP@R; last takes the last epoch of each.
         seeds: of the runs that are compared; the trials use the first.
         space: values to search for every arm: ``{"train": {"lr": [1e-4, 1e-3]}}``. There are no trials where neither
             this nor any arm has values to search.
@@ -198,7 +199,8 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
     base = RunConfig(  # older results may have arms without a method, which trained slices
         dataclasses.replace(base.model, backbone=backbone, method="slices"),
         base.train,
-        dataclasses.replace(base.data, on_bad_image="stop"),  # checked above, once for all runs
+        # Images are checked above, once for all runs. All runs have the same epochs.
+        dataclasses.replace(base.data, on_bad_image="stop", patience=None, validation_folds=None),
     )
     return base, dataclasses.replace(data.without_validation(), notes=())
 
@@ -233,7 +235,7 @@ def _recorded(base: RunConfig) -> dict[str, Any]:
     for section, names in {
         "model": ("method",),
         "train": ("seed", "workers", "device"),
-        "data": ("validation", "validation_fraction", "on_bad_image"),
+        "data": ("validation", "validation_fraction", "validation_folds", "patience", "on_bad_image"),
     }.items():
         for name in names:
             del tree[section][name]
@@ -293,7 +295,7 @@ class _Ablation:
         if not trials:
             choices[arm.name] = {"trial": None, "settings": {}, "epochs": self.base.train.epochs, "recall_at_1": None}
             return
-        trial, epochs, score = best_trial(curves)
+        trial, epochs, score = best_trial(curves, self.base.data.select_by)
         if score < 0:
             failed = [record["failed"] for record in records if record["method"] == arm.name and "failed" in record]
             raise RunError(f"{arm.name}: every trial failed; search other values (the first: {failed[0]})")
@@ -301,7 +303,7 @@ class _Ablation:
             "trial": trial,
             "settings": saved_value(trials[trial]),
             "epochs": epochs,
-            "recall_at_1": score,
+            "recall_at_1": mean_at(curves[trial], epochs - 1, "recall_at_1"),
         }
         self.file.write()
 
@@ -427,7 +429,8 @@ def _trial_record(folder: Path) -> dict[str, Any]:
     """The curve of a trial on the validation classes of its fold, and its seconds."""
     lines = RunFolder(folder).lines()
     validated = [line for line in lines if "validation" in line]
-    curve = [{"epoch": line["epoch"], "recall_at_1": line["validation"]["recall_at_1"]} for line in validated]
+    names = ("recall_at_1", "map_at_r")
+    curve = [{"epoch": line["epoch"], **{name: line["validation"][name] for name in names}} for line in validated]
     return {"curve": curve, "seconds": sum(map(_seconds, lines))}
 
 
@@ -470,6 +473,7 @@ def _delete_models(folder: Path) -> None:
     """Delete the model and the checkpoints of a run that is recorded, which take most of its space."""
     run = RunFolder(folder)
     shutil.rmtree(run.model, ignore_errors=True)
+    shutil.rmtree(run.last, ignore_errors=True)
     run.checkpoint.unlink(missing_ok=True)
     run.previous.unlink(missing_ok=True)
     (folder / _Observer.NAME).unlink(missing_ok=True)

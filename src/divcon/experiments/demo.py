@@ -17,7 +17,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.data.read import read
 from divcon.division import Division
 from divcon.errors import ConfigError
-from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
+from divcon.evaluation.bootstrap import bootstrap_difference, share_interval
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.subspaces import normalized
@@ -216,6 +216,6 @@ def _scores(embeddings: np.ndarray, data: Benchmark) -> dict[str, Any]:
     hits = result["per_query"]["recall_at_1"]
     return {
         **{name: result[name] for name in ("recall_at_1", "r_precision", "map_at_r")},
-        "interval": list(bootstrap_interval(hits, labels)),
+        "interval": list(share_interval(hits, labels)[:2]),
         "hits": hits,
     }

@@ -16,11 +16,13 @@ from divcon.config.files import as_yaml
 from divcon.config.settings import SECTION_OF, RunConfig
 from divcon.errors import ConfigError, DataError, OutputError
 from divcon.evaluation.compare import read_scores
+from divcon.evaluation.metrics import Score
 from divcon.exports.program import Embedder, check_equal
 from divcon.models import EmbeddingModel, keep_learner
 from divcon.models.backbone import is_own
 from divcon.models.embedding_model import own_backbone, own_parts, own_transform
 from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.selection import reason
 
 TO_FILL_IN = "TO FILL IN"
 _NEEDED = ("recall_at_1", "benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")
@@ -250,7 +252,8 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
         rows = [(key, f"{100 * value:.1f} %") for key, value in _numbers(scores)]
         if interval := scores.get("recall_at_1_interval"):
             low, high = (f"{100 * value:.1f}" for value in interval)
-            rows.append(("recall_at_1, 95 % interval", f"{low} to {high} %"))
+            method = scores.get("recall_at_1_interval_method", Score.interval_method)
+            rows.append(("recall_at_1, 95 % interval", f"{low} to {high} % ({method})"))
         texts.append(_table(rows))
     else:
         texts.append(
@@ -262,9 +265,16 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
     if best is not None and "validation" in best:
         validation = best["validation"]
         texts.append(
-            f"Recall@1 on {validation['num_classes']:,} validation classes ({validation['num_queries']:,} queries), by "
-            f"which epoch {best['epoch']} was chosen: {100 * validation['recall_at_1']:.1f} %."
+            f"Recall@1 on {validation['num_classes']:,} validation classes ({validation['num_queries']:,} queries), "
+            f"after epoch {best['epoch']}: {100 * validation['recall_at_1']:.1f} %."
         )
+    trained = None if run is None else run.origin()
+    if run is not None and trained is not None:
+        if best is not None and any("kept" in line for line in lines):
+            why = reason(lines, trained[0], run.selection_over_folds()).replace("`", "")
+            texts.append(f"Epoch {best['epoch']} was kept: {why}.")
+        if last := trained[1].get("last_epoch"):
+            texts.append(f"The model is that of the run's last epoch, {last['epoch']}.")
     return "\n\n".join(texts)
 
 

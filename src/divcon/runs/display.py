@@ -15,7 +15,7 @@ from rich.text import Text
 
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
-from divcon.evaluation.metrics import scores_in
+from divcon.evaluation.metrics import Score, scores_in
 from divcon.runtime.context import Progress as RunProgress
 
 
@@ -174,15 +174,18 @@ class Bar(Display):
         if not self._head_printed:
             self._head_printed = True
             self.console.print(
-                "[dim]epoch  phase     loss   recall@1  learner sizes (left out)         "
+                "[dim]epoch  phase     loss   recall@1   map@r  learner sizes (left out)         "
                 "dividing, training, evaluating[/]"
             )
-        score = f"{100 * line['validation']['recall_at_1']:7.1f}" if "validation" in line else "      -"
+        scores = line.get("validation", {})
+        recall, precision = (
+            f"{100 * scores[name]:7.1f}" if name in scores else "      -" for name in ("recall_at_1", "map_at_r")
+        )
         sizes = " ".join(map(str, line["sizes"][:8])) + (" ..." if len(line["sizes"]) > 8 else "")
         sizes += f" ({line['left_out']})" if line["left_out"] else ""
         seconds = ", ".join(f"{line[f'seconds_{what}']:.1f}" for what in ("dividing", "training", "evaluating"))
         self.console.print(
-            f"{line['epoch']:5d}  {line['phase']:9s} {line['loss']:.3f} {score}   {sizes:<32s} {seconds} s"
+            f"{line['epoch']:5d}  {line['phase']:9s} {line['loss']:.3f} {recall}  {precision}  {sizes:<32s} {seconds} s"
         )
         for warning in line["warnings"]:
             self.warn(warning)
@@ -192,7 +195,8 @@ class Bar(Display):
 
     def end(self, out: Path, kept_epoch: int | None) -> None:
         written = f"; report in {report}" if (report := out / "report.html").exists() else ""
-        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{written}", markup=False)
+        last = f", the last epoch's model in {out / 'last'}" if (out / "last").exists() else ""
+        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{last}{written}", markup=False, soft_wrap=True)
 
 
 def print_scores(result: dict[str, Any], console: Console) -> None:
@@ -235,7 +239,8 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
     if "similarity_correlations" in result:
         _print_correlations(result["similarity_correlations"], console)
     low, high = result["recall_at_1_interval"]
-    console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} (bootstrap over classes)")
+    method = result.get("recall_at_1_interval_method", Score.interval_method)
+    console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} ({method})")
 
 
 def _scores_table(scores: dict[str, Any]) -> Table:

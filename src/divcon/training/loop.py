@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,8 +102,9 @@ def divide_and_conquer(
     checkpoint: str | Path | None,
     stop: SignalHandler | None,
     context: Context,
-) -> Iterator[EpochReport]:
-    """The training loop, run by every process of the group; its arguments are those of `train`, checked."""
+) -> Generator[EpochReport, bool | None, None]:
+    """The training loop, run by every process of the group; its arguments are those of `train`, checked. Sending True
+    ends it once the epoch's checkpoint is saved; all processes must send the same."""
     fabric = create_fabric(config, context.group)
     network, optimizer = set_up(fabric, model, objectives, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
@@ -198,8 +199,10 @@ def divide_and_conquer(
 
             average.update()
             with average.in_model():
-                yield report
+                end = yield report
             checkpointer.epoch_done(epoch)
+            if end:
+                break
     average.copy_to_model()
 
 

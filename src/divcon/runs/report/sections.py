@@ -23,6 +23,7 @@ from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
+from divcon.runs.selection import ended_by_patience, patience_note, reason
 
 _FINETUNE = "finetune"
 _SECONDS = ("dividing", "training", "evaluating")
@@ -48,6 +49,8 @@ class Contents:
     """By epoch, at most `MAX_COLUMNS`, with the first, the last, and the last among several learners."""
     problems: Sequence[str] = field(default=())
     """What could not be read."""
+    over_folds: Mapping[str, Any] | None = None
+    """Of a run with ``validation_folds``, what `divcon.runs.selection.select_over_folds` returned."""
 
     @classmethod
     def of(cls, folder: RunFolder) -> Contents:
@@ -62,7 +65,7 @@ class Contents:
         if not lines:
             raise RunError(f"{folder.path}: no epoch of this run is done yet, so there is nothing to report")
         divisions, problems = _divisions(folder, lines)
-        return cls(folder, *saved, lines, divisions, problems)
+        return cls(folder, *saved, lines, divisions, problems, folder.selection_over_folds())
 
     @property
     def of_vectors(self) -> bool:
@@ -71,9 +74,22 @@ class Contents:
     @property
     def kept(self) -> dict[str, Any] | None:
         """The line of the epoch whose model is kept; None where no model is kept yet."""
-        if not any("validation" in line for line in self.lines) and len(self.lines) < self.config.train.epochs:
-            return None
-        return next(line for line in self.lines if line["epoch"] == kept_epoch(list(self.lines)))
+        if not any("validation" in line or "kept" in line for line in self.lines) and not self.complete:
+            return None  # of an earlier version
+        number = kept_epoch(list(self.lines))
+        return next((line for line in self.lines if line["epoch"] == number), None)
+
+    @property
+    def reason(self) -> str:
+        """Why the epoch that is kept is kept."""
+        if not any("kept" in line for line in self.lines) and any("validation" in line for line in self.lines):
+            return "the first with the best Recall@1 on validation classes"
+        return reason(self.lines, self.config, None if self.over_folds is None else dict(self.over_folds))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all epochs are done."""
+        return self.lines[-1]["epoch"] + 1 >= self.config.train.epochs
 
     @property
     def last_divided(self) -> tuple[int, Division] | None:
@@ -120,7 +136,10 @@ def lead(contents: Contents, notes: Sequence[str]) -> Html:
                 f", of epoch {kept['epoch']}, which is kept",
             )
         )
-    if len(lines) < contents.config.train.epochs:
+    if ended_by_patience(lines, contents.config):
+        note = patience_note(lines, contents.config).replace("`", "")
+        words.append(element("p", f"{note[0].upper()}{note[1:]}.", role="note"))
+    elif not contents.complete:
         words.append(element("p", f"Not done: {len(lines):,} of {contents.config.train.epochs:,} epochs.", role="note"))
     if notes:
         count = "1 warning or note" if len(notes) == 1 else f"{len(notes):,} warnings and notes"
@@ -201,8 +220,10 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
         parts.append(
             _scored("Scores on validation classes", {**kept["validation"], "benchmark": contents.record["benchmark"]})
         )
-    else:
+    elif contents.over_folds is None:
         parts.append(element("p", "No validation classes were scored in this run."))
+    if kept is not None:
+        parts.append(element("p", f"Epoch {kept['epoch']} is kept: {contents.reason.replace('`', '')}."))
     if test is None:
         words: list[Child] = ["The run has not used the test classes. "]
         if contents.record.get("source"):
@@ -250,7 +271,7 @@ def _scored(caption: str, result: Mapping[str, Any]) -> Html:
             spread = ["± ", _score(score, score.std)]
         elif score.interval is not None:
             low, high = score.interval
-            spread = [_score(score, low), " to ", _score(score, high), " (95 %, bootstrap over classes)"]
+            spread = [_score(score, low), " to ", _score(score, high), f" (95 %, {score.interval_method})"]
         rows.append((element("code", score.title), _score(score, score.value), spread))
     of = element(
         "p",
