@@ -214,7 +214,7 @@ def _check_settings(arms: list[Arm], planned: dict[str, list[Settings]], base: R
             model = next((model for of, model in models if of == config.model), None)
             try:
                 if model is None:
-                    options = {**vars(config.model), "pretrained": False, "weights": None, "vector_dim": vector_dim}
+                    options = {**config.model.network, "pretrained": False, "weights": None, "vector_dim": vector_dim}
                     model = EmbeddingModel(**options)
                     models.append((config.model, model))
                 check(model, data.train, config.train)
