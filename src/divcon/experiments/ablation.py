@@ -191,8 +191,10 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
         display.warn(note)
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
     backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
+    # The last epoch of each arm is compared, as it was trained: there are no validation classes to choose by.
+    embed = "head" if base.model.embed == "auto" else base.model.embed
     base = RunConfig(  # older results may have arms without a method, which trained slices
-        dataclasses.replace(base.model, backbone=backbone, method="slices"),
+        dataclasses.replace(base.model, backbone=backbone, method="slices", embed=embed),
         base.train,
         dataclasses.replace(base.data, on_bad_image="stop"),  # checked above, once for all runs
     )

@@ -46,13 +46,13 @@ class Components:
         return torch.from_numpy(weight).float(), torch.from_numpy(-weight @ self.mean).float()
 
 
-def principal_components(features: Float[np.ndarray, "N F"], dims: int) -> Components:
+def principal_components(features: Float[np.ndarray, "N F"], dims: int, what: str = "") -> Components:
     """The first ``dims`` principal components, in float64, by scikit-learn; the same on every machine up to rounding.
 
     Raises:
         ConfigError: as `check_dims`.
     """
-    check_dims(dims, features.shape[1], len(features), "embed=pca")
+    check_dims(dims, features.shape[1], len(features), what)
     from sklearn.decomposition import PCA  # takes a second to import
 
     rows = features.astype(np.float64)
@@ -62,10 +62,11 @@ def principal_components(features: Float[np.ndarray, "N F"], dims: int) -> Compo
     return Components(fitted.mean_, fitted.components_, fitted.explained_variance_)
 
 
-def check_dims(dims: int, num_features: int, num_images: int, what: str) -> None:
+def check_dims(dims: int, num_features: int, num_images: int, what: str = "") -> None:
     """
     Args:
-        what: the setting that asks for the PCA, for the message.
+        what: the setting that asks for a PCA of ``embedding_dim`` dimensions, for the message: ``embed=pca``. Without
+            one, the number is that of ``dims``.
 
     Raises:
         ConfigError: a PCA of so many images has fewer components.
@@ -73,10 +74,11 @@ def check_dims(dims: int, num_features: int, num_images: int, what: str) -> None
     most = min(num_features, num_images - 1)
     if not 1 <= dims <= most:
         why = f"the backbone has {num_features:,} features" if most == num_features else f"of {num_images:,} images"
+        name = "embedding_dim" if what else "dims"
+        asked = f"`{what}` with `embedding_dim` {dims}" if what else f"`dims` {dims}"
         raise ConfigError(
-            f"`{what}` with `embedding_dim` {dims}: a PCA has at most {most:,} dimensions here ({why}); use a smaller "
-            "`embedding_dim`",
-            field=("embedding_dim", what.partition("=")[0].replace("-", "_")),
+            f"{asked}: a PCA has at most {most:,} dimensions here ({why}); use a smaller `{name}`",
+            field=(name, what.partition("=")[0]) if what else name,
         )
 
 
@@ -125,5 +127,5 @@ def start_as_pca(model: EmbeddingModel, images: LabeledSet, *, seed: int = 0, co
     copy.deepcopy(head).start_from(zeros, zeros[:, 0])
     with torch.random.fork_rng(devices=[]):  # data loaders draw a number, and more of them with more workers
         features = shared_features(model, sample_to_fit(images, seed), context=context)
-    weight, bias = principal_components(features, head.embedding_dim).rotated(seed)
+    weight, bias = principal_components(features, head.embedding_dim, "head_init=pca").rotated(seed)
     head.start_from(weight, bias)

@@ -19,6 +19,8 @@ from divcon.models.heads import SubspaceHead, linear_head
 from divcon.models.pca import principal_components
 
 Embedding = Literal["head", "features", "pca"]
+EMBEDDING_NAMES: dict[str, str] = {"head": "head", "features": "pooled features", "pca": "PCA of the pooled features"}
+"""In words."""
 
 
 def with_embedding(
@@ -60,8 +62,8 @@ def embedding_head(
     if kind == "pca":
         if features is None:
             raise ConfigError("`features`: a PCA is fitted to the pooled features of training images; pass them")
-        components = principal_components(unit(features), trained.embedding_dim if dims is None else dims)
-        return trained.as_pca(*components.whitening())
+        count, what = (trained.embedding_dim, "embed=pca") if dims is None else (dims, "")
+        return trained.as_pca(*principal_components(unit(features), count, what).whitening())
     if kind != "head":
         raise ConfigError(f"`embed` {kind}: must be head, features or pca", field="embed")
     head = copy.deepcopy(trained)
@@ -89,6 +91,8 @@ def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingM
     """
     subspaces = model.head.dimensions()
     kept = sorted(set(learners))
+    if model.head.embedding != "head":
+        raise no_subspaces(model)
     if not subspaces:
         raise ConfigError(
             f"method {model.config['method']}: learners share the dimensions of the embedding, so that none can be "
@@ -98,6 +102,15 @@ def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingM
     if not kept or kept[0] < 0 or kept[-1] >= len(subspaces):
         raise ConfigError(f"learners {list(learners)}: choose among the model's, 0 to {len(subspaces) - 1}")
     return model.with_head(model.head.keep_subspaces(kept))
+
+
+def no_subspaces(model: EmbeddingModel) -> ConfigError:
+    """The error for a model that embeds by its features, whose subspaces are asked for."""
+    return ConfigError(
+        f"`by=subspaces`: the model embeds by the {EMBEDDING_NAMES[model.head.embedding]}, in which learners have no "
+        "dimensions of their own; prune with `by=pca`, or give it back the embedding that was trained (`by=head`) first",
+        field="by",
+    )
 
 
 def keep_learner(model: EmbeddingModel, learner: int) -> EmbeddingModel:

@@ -16,7 +16,7 @@ from divcon.models import EmbeddingModel
 from divcon.models.embedding_model import write_model
 from divcon.models.heads import SubspaceHead
 from divcon.models.pca import MAX_IMAGES, check_dims, sample_to_fit, shared_features
-from divcon.models.pruning import Embedding, embedding_head
+from divcon.models.pruning import EMBEDDING_NAMES, Embedding, embedding_head
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 
@@ -25,8 +25,6 @@ RECORD = "embedding.json"
 
 TIE = 0.001
 """MAP@R by which the features or their PCA must be better than the head."""
-
-NAMES: dict[str, str] = {"head": "head", "features": "pooled features", "pca": "PCA of the pooled features"}
 
 
 def check_embedding(config: ModelConfig, model: EmbeddingModel, train: LabeledSet) -> None:
@@ -122,18 +120,18 @@ def _changed(
 
 
 def in_words(record: dict[str, Any]) -> str:
-    """The record of `choose_embedding` on one line: ``embedding: pooled features (D 1,280, MAP@R 76.2), ...``."""
+    """The record of `choose_embedding` on one line."""
     chosen, scores = record["chosen"], record["scores"]
+    name = f"embedding: {EMBEDDING_NAMES[chosen]}, D {record['dims']:,}"
     if not scores:
-        why = ", without validation classes to choose by" if record["embed"] == "auto" else ""
-        return f"embedding: {NAMES[chosen]} (D {record['dims']:,}{why})"
-
-    def scored(name: str) -> str:
-        return f"{NAMES[name]} (D {scores[name]['dims']:,}, MAP@R {100 * scores[name]['map_at_r']:.1f})"
-
-    others = ", ".join(scored(name) for name in scores if name != chosen)
-    keep = "" if chosen == "head" else "; `embed=head` keeps the head's"
-    return f"embedding: {scored(chosen)}, not {others}, on {record['num_queries']:,} validation queries{keep}"
+        return name + (" (no validation classes to choose by)" if record["embed"] == "auto" else "")
+    others = "".join(
+        f"; {EMBEDDING_NAMES[other]}, D {each['dims']:,}: {100 * each['map_at_r']:.1f}"
+        for other, each in scores.items()
+        if other != chosen
+    )
+    best = f"MAP@R {100 * scores[chosen]['map_at_r']:.1f} on {record['num_queries']:,} validation queries"
+    return f"{name} ({best}{others})" + ("" if chosen == "head" else "; `embed=head` keeps the head's")
 
 
 def save_with_record(model: EmbeddingModel, folder: Path, record: dict[str, Any]) -> None:

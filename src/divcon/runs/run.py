@@ -115,6 +115,7 @@ def run(
                 lock = stack.enter_context(FolderLock(folder.path, "training it", RunError))
                 for message in folder.recover(lock):
                     display.warn(message)
+                finish_replacing(folder.model)
             group = launch(options.num_devices, options.across, device, _train_in_worker, job.for_worker())
             group = stack.enter_context(group)
             stop = stack.enter_context(SignalHandler())
@@ -190,9 +191,6 @@ class _Run:
     def _choose_embedding(self, folder: Path) -> None:
         """Give the model in a folder the embedding that ``embed`` says, unless it has it already."""
         embed = self.config.model.embed
-        if self.group.is_main:
-            finish_replacing(folder)
-        self.group.barrier()  # no rank reads the folder before that
         if embed == "head" or read_record(folder) is not None:
             return
         model, record = choose_embedding(
