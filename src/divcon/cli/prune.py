@@ -55,8 +55,8 @@ def prune(
         (--embed pca); head, the embedding that was trained, for a model that embeds by one of these two.
     """
     from divcon.models import EmbeddingModel
-    from divcon.runs.folder import RunFolder, own_benchmark
     from divcon.models.pruning import EMBEDDING_NAMES
+    from divcon.runs.folder import RunFolder, own_benchmark
     from divcon.runs.prune import EMBEDDINGS, Pruning, check_prunable
     from divcon.runs.prune import prune as prune_model
     from divcon.runtime.context import Context

@@ -108,7 +108,7 @@ def no_subspaces(model: EmbeddingModel) -> ConfigError:
     """The error for a model that embeds by its features, whose subspaces are asked for."""
     return ConfigError(
         f"`by=subspaces`: the model embeds by the {EMBEDDING_NAMES[model.head.embedding]}, in which learners have no "
-        "dimensions of their own; prune with `by=pca`, or give it back the embedding that was trained (`by=head`) first",
+        "dimensions of their own; prune with `by=pca`, or make it embed by the head again first (`by=head`)",
         field="by",
     )
 

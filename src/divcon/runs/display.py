@@ -34,8 +34,8 @@ class Display(ABC):
     def epoch(self, line: dict[str, Any]) -> None:
         """An epoch is done; ``line`` is its line of ``metrics.jsonl``."""
 
-    def embedding(self, line: str) -> None:
-        """The run has chosen what the finished model embeds by; ``line`` says so. By default it is not shown."""
+    def embedding(self, line: str) -> None:  # noqa: B027 (a display of one's own need not show it)
+        """The run has chosen what the finished model embeds by; ``line`` says so."""
 
     @abstractmethod
     def warn(self, message: str) -> None:
