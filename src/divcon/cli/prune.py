@@ -88,7 +88,7 @@ def prune(
         console.print(f"kept the first {dims} principal components of {model.embedding_dim}")
     else:
         names = f"learner{'s' * (len(about.learners) > 1)} {', '.join(map(str, sorted(about.learners)))}"
-        more = f"; no other whole subspace fits into {dims} dimensions" if about.dims < dims else ""
+        more = f"; no other whole subspace fits into {dims} dimensions" if about.dims != dims else ""
         console.print(f"kept {names} of {model.num_learners}, chosen on {about.evaluated_on} classes{more}")
     before, after = (f"{100 * recall:.1f} %" for recall in (about.recall_before, about.recall_after))
     what = f"{about.num_images:,} {'images' if model.vector_dim is None else 'vectors'}"

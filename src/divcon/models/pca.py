@@ -59,7 +59,7 @@ def principal_components(features: Float[np.ndarray, "N F"], dims: int, what: st
     # The covariance is the fast way where there are many images; few images have fewer components than features.
     solver = "covariance_eigh" if len(rows) > rows.shape[1] else "full"
     fitted = PCA(dims, svd_solver=solver).fit(rows)
-    return Components(fitted.mean_, fitted.components_, fitted.explained_variance_)
+    return Components(fitted.mean_, np.asarray(fitted.components_), np.asarray(fitted.explained_variance_))
 
 
 def check_dims(dims: int, num_features: int, num_images: int, what: str = "") -> None:

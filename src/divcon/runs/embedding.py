@@ -79,7 +79,8 @@ def choose_embedding(
 
     heads: dict[Embedding, SubspaceHead] = {}
     left_out = None
-    for name in ("head", "features", "pca") if kind == "auto" else (kind,):
+    asked: tuple[Embedding, ...] = ("head", "features", "pca") if kind == "auto" else (kind,)
+    for name in asked:
         if name == "pca":
             sample, trained = sample_to_fit(train, seed), model.head.trained
             try:
@@ -98,13 +99,14 @@ def choose_embedding(
     assert validation is not None
     features = features_of(validation)
     scores: dict[Embedding, dict[str, Any]] = {}
+    queries = 0
     for name, head in heads.items():
         embeddings = model.with_head(head, shared=True).embed(features)
         scored = scores_among(embeddings, validation, model.device)
         scores[name] = {"dims": head.embedding_dim, **{key: scored[key] for key in ("map_at_r", "recall_at_1")}}
         queries = scored["num_queries"]
     best = max(each["map_at_r"] for each in scores.values())
-    chosen = next(name for name, each in scores.items() if each["map_at_r"] >= best - TIE)
+    chosen: Embedding = next(name for name in asked if name in scores and scores[name]["map_at_r"] >= best - TIE)
     return _changed(model, kind, chosen, heads, scores=scores, num_queries=queries, left_out=left_out)
 
 
