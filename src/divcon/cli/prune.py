@@ -1,4 +1,4 @@
-"""``divcon prune``: a trained model in fewer dimensions."""
+"""``divcon prune``: a trained model in fewer dimensions, or with another embedding."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ def prune(
     data: str | None = None,
     root: Path | None = None,
     *,
-    dims: Annotated[int, Parameter(validator=Number(gte=1))],
+    dims: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     out: Path,
-    by: Literal["pca", "subspaces"] = "pca",
+    by: Literal["pca", "subspaces", "features", "whitening", "head"] = "pca",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
 ) -> None:
-    """Reduce a trained model to fewer dimensions, without training. The new model is used like any other.
+    """Reduce a trained model to fewer dimensions, or change what it embeds by, without training. The new model is used
+    like any other.
 
     divcon prune runs/demo --dims 64 --out runs/demo-64
 
     divcon prune runs/demo --dims 64 --by subspaces --out runs/demo-64
+
+    divcon prune runs/demo --by features --out runs/demo-features
 
     Parameters
     ----------
@@ -40,17 +43,21 @@ def prune(
     root
         As in train.
     dims
-        Dimensions of the new model; with --by subspaces, the most that it may have.
+        Dimensions of the new model; with --by subspaces, the most that it may have. Required for these two; for
+        whitening, the default is that of the head.
     out
         The model folder; it must be empty or not exist yet.
     by
         pca: rotate the embedding and cut it; the new model has one learner. subspaces: keep the learners that retrieve
         best together among those that fit, by the validation classes (or train classes, if there are none); stored
-        embeddings can be cut in the same way.
+        embeddings can be cut in the same way. The others change what the model embeds by, as --embed of train does:
+        features, the pooled features before the head, L2-normalised; whitening, their principal components, whitened
+        (--embed pca); head, the embedding that was trained, for a model that embeds by one of these two.
     """
     from divcon.models import EmbeddingModel
+    from divcon.models.pruning import EMBEDDING_NAMES
     from divcon.runs.folder import RunFolder, own_benchmark
-    from divcon.runs.prune import Pruning, check_prunable
+    from divcon.runs.prune import EMBEDDINGS, Pruning, check_prunable
     from divcon.runs.prune import prune as prune_model
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
@@ -60,7 +67,13 @@ def prune(
     model = EmbeddingModel.load(run, device=resolve_device(device))
     check_prunable(model, dims, by)
     context = Context(workers, on_warning=note)
-    benchmark = own_benchmark(run, None if data is None else read_data(data, root), must_be_own=True, context=context)
+    benchmark = own_benchmark(
+        run,
+        None if data is None else read_data(data, root),
+        must_be_own=True,
+        whole=by == "whitening",  # fitted to more images than the others choose by
+        context=context,
+    )
     reports: list[Pruning] = []
     pruned = prune_model(model, benchmark, dims, by=by, batch_size=batch_size, context=context, on_done=reports.append)
     about = reports[0]
@@ -69,11 +82,13 @@ def prune(
     )
     pruned.save(out)
 
-    if about.learners is None:
+    if by in EMBEDDINGS:
+        console.print(f"embeds by the {EMBEDDING_NAMES[EMBEDDINGS[by]]}")
+    elif about.learners is None:
         console.print(f"kept the first {dims} principal components of {model.embedding_dim}")
     else:
         names = f"learner{'s' * (len(about.learners) > 1)} {', '.join(map(str, sorted(about.learners)))}"
-        more = f"; no other whole subspace fits into {dims} dimensions" if about.dims < dims else ""
+        more = f"; no other whole subspace fits into {dims} dimensions" if about.dims != dims else ""
         console.print(f"kept {names} of {model.num_learners}, chosen on {about.evaluated_on} classes{more}")
     before, after = (f"{100 * recall:.1f} %" for recall in (about.recall_before, about.recall_after))
     what = f"{about.num_images:,} {'images' if model.vector_dim is None else 'vectors'}"

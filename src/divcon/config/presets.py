@@ -57,6 +57,8 @@ def cvpr2019(data: str) -> RunConfig:
             backbone="resnet50.tv_in1k",
             image_size=224,
             dropout=0.01,
+            head_init="random",
+            embed="head",
         ),
         TrainConfig(
             epochs=200,
@@ -151,6 +153,8 @@ def _tpami2021(data: str, kind: str) -> RunConfig:
             backbone="resnet50.tv_in1k",
             image_size=224,
             dropout=0.01,
+            head_init="random",
+            embed="head",
         ),
         TrainConfig(
             epochs=180,

@@ -41,6 +41,8 @@ __all__ = [
     "Device",
     "DivideBy",
     "DivideOn",
+    "Embed",
+    "HeadInit",
     "ModelConfig",
     "OnBadImage",
     "Pooling",
@@ -54,6 +56,8 @@ __all__ = [
 ]
 
 Pooling = Literal["auto", "avg", "max", "gem", "token"]
+Embed = Literal["auto", "head", "features", "pca"]
+HeadInit = Literal["random", "pca"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,15 @@ class ModelConfig:
     vectors."""
     dropout: float = 0.01
     """Dropout on the pooled features before the head, in training."""
+    head_init: HeadInit = setting("random", before="random")
+    """Initial weights of the head: random; or pca, the first `embedding_dim` principal components of the training
+    images' pooled features (of at most 20,000 images), rotated at random so that all dimensions vary alike."""
+    embed: Embed = setting("auto", before="head")
+    """What the finished model embeds by; training is the same. head: the embedding that was trained. features: the
+    pooled features before the head, L2-normalised, of as many dimensions as the backbone has features. pca: those
+    features' first `embedding_dim` principal components, whitened. auto: the one of these with the highest MAP@R on the
+    validation classes (the head, unless another is better by more than 0.1 points); the head without validation
+    classes."""
     eval_transform: Part | None = setting(None, door=True)
     """A transform of your own for the images that are embedded, in place of resizing and centre crop; see
     `train_transform`. It belongs to the model: evaluation, encoding, search and serving use it. Not used for
@@ -108,6 +121,11 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"`dropout` {self.dropout}: must be at least 0 and below 1", field="dropout")
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The settings that are arguments of `divcon.EmbeddingModel`; the others say what a run does with it."""
+        return {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
 
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]

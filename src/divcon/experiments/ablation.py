@@ -196,8 +196,10 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
         display.warn(note)
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
     backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
+    # The last epoch of each arm is compared, as it was trained: there are no validation classes to choose by.
+    embed = "head" if base.model.embed == "auto" else base.model.embed
     base = RunConfig(  # older results may have arms without a method, which trained slices
-        dataclasses.replace(base.model, backbone=backbone, method="slices"),
+        dataclasses.replace(base.model, backbone=backbone, method="slices", embed=embed),
         base.train,
         # Images are checked above, once for all runs. All runs have the same epochs.
         dataclasses.replace(base.data, on_bad_image="stop", patience=None, validation_folds=None),
@@ -220,7 +222,7 @@ def _check_settings(arms: list[Arm], planned: dict[str, list[Settings]], base: R
             model = next((model for of, model in models if of == config.model), None)
             try:
                 if model is None:
-                    options = {**vars(config.model), "pretrained": False, "weights": None, "vector_dim": vector_dim}
+                    options = {**config.model.network, "pretrained": False, "weights": None, "vector_dim": vector_dim}
                     model = EmbeddingModel(**options)
                     models.append((config.model, model))
                 check(model, data.train, config.train)

@@ -21,6 +21,7 @@ from divcon.exports.program import Embedder, check_equal
 from divcon.models import EmbeddingModel, keep_learner
 from divcon.models.backbone import is_own
 from divcon.models.embedding_model import own_backbone, own_parts, own_transform
+from divcon.models.pruning import EMBEDDING_NAMES
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.selection import reason
 
@@ -168,13 +169,17 @@ def _header(name: str, model: EmbeddingModel, origin: Origin, scores: dict[str, 
 
 def _introduction(model: EmbeddingModel, about: dict[str, Any]) -> str:
     config = about["model"]
+    method = config["method"] if model.head.embedding == "head" else model.head.trained.name
     what = "images" if model.vector_dim is None else f"vectors of {model.vector_dim} dimensions"
     length = f"{model.embedding_dim} dimensions, of length one: the larger the inner product, the more similar"
     by = (
-        f"by one metric ({config['method']})"
+        f"by one metric ({method})"
         if config["num_learners"] == 1
-        else (f"by divide and conquer ({config['num_learners']} learners, method {config['method']})")
+        else (f"by divide and conquer ({config['num_learners']} learners, method {method})")
     )
+    source = ""
+    if model.head.embedding != "head":
+        source = f"; it embeds by the {EMBEDDING_NAMES[model.head.embedding]}, not by the head that was trained"
     subspace = (
         "" if about["learner"] is None else f" Of that model this is the subspace of learner {about['learner']} alone."
     )
@@ -190,7 +195,7 @@ def _introduction(model: EmbeddingModel, about: dict[str, Any]) -> str:
             f"{resize} ({preprocessing['interpolation']}); an image of exactly {size} x {size} is used as it is."
         )
     return (
-        f"Embeds {what} in {length}. Trained {by} with divcon {about['divcon']}; backbone "
+        f"Embeds {what} in {length}. Trained {by} with divcon {about['divcon']}{source}; backbone "
         f"`{config['backbone']}`{pooled}.{subspace}{crop}"
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from divcon.models.backbone import create_backbone
 from divcon.models.embedding_model import EmbeddingModel, as_model
 from divcon.models.heads import MaskHead, SliceHead, SubspaceHead, create_head
+from divcon.models.pca import start_as_pca
 from divcon.models.pooling import GeM
-from divcon.models.pruning import keep_components, keep_learner, keep_subspaces
+from divcon.models.pruning import keep_components, keep_learner, keep_subspaces, with_embedding
 
 __all__ = [
     "EmbeddingModel",
@@ -20,4 +21,6 @@ __all__ = [
     "keep_components",
     "keep_learner",
     "keep_subspaces",
+    "start_as_pca",
+    "with_embedding",
 ]

@@ -269,9 +269,14 @@ class EmbeddingModel(nn.Module):
         pooled = self.features(images, batch_size=batch_size, context=context)
         return self.embed(pooled, learner)
 
-    def with_head(self, head: SubspaceHead) -> EmbeddingModel:
-        """A copy of this model, in evaluation mode, with another head for the same features."""
-        copied = copy.deepcopy(self, {id(self.head): head})
+    def with_head(self, head: SubspaceHead, *, shared: bool = False) -> EmbeddingModel:
+        """A copy of this model, in evaluation mode, with another head for the same features.
+
+        Args:
+            shared: the copy has this model's own backbone and pooling, not copies of them.
+        """
+        kept = [self.backbone, self.pooling] if shared else []
+        copied = copy.deepcopy(self, {id(self.head): head, **{id(module): module for module in kept}})
         copied.config |= head.config
         return copied.to(self.device).eval()
 
@@ -392,11 +397,12 @@ class EmbeddingModel(nn.Module):
                 f"`image_size={theirs['image_size']}` and `pooling={theirs['pooling']}`",
                 field=("image_size", "pooling", "init"),
             )
-        same = self.head.config == other.head.config and mine.get("pooling") == theirs.get("pooling")
-        same = same and self.num_learners == other.num_learners  # a hierarchy may still have been growing
+        head = other.head.trained
+        same = self.head.config == head.config and mine.get("pooling") == theirs.get("pooling")
+        same = same and self.num_learners == head.num_learners  # a hierarchy may still have been growing
         if same:
             self.pooling.load_state_dict(other.pooling.state_dict())
-            self.head.load_state_dict(other.head.state_dict())
+            self.head.load_state_dict(head.state_dict())
         self.freeze_batch_norm = self.vector_dim is None
         return same
 

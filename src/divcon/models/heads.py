@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,9 @@ class SubspaceHead(nn.Module, ABC):
     method: ClassVar[str]
     """A short name for `EmbeddingModel` and ``--method``, once the module of the class is imported. Without one, the
     name is ``module:Name``."""
+
+    embedding: ClassVar[Literal["head", "features", "pca"]] = "head"
+    """What the full embedding is computed from (see `divcon.models.with_embedding`)."""
 
     def __init__(self, num_features: int, embedding_dim: int, num_learners: int, dropout: float) -> None:
         super().__init__()
@@ -126,7 +129,32 @@ class SubspaceHead(nn.Module, ABC):
             field=("hierarchy", "method"),
         )
 
+    @torch.no_grad()
+    def start_from(self, weight: Float[Tensor, "D F"], bias: Float[Tensor, "D"]) -> None:
+        """Start the linear layer from this weight and bias, as ``head_init=pca`` does.
+
+        Raises:
+            ConfigError: ``linear`` is no linear layer with a bias, from F features to D dimensions.
+        """
+        linear = getattr(self, "linear", None)
+        fits = isinstance(linear, nn.Linear) and linear.weight.shape == weight.shape and linear.bias is not None
+        if not isinstance(linear, nn.Linear) or not fits:
+            raise ConfigError(
+                f"`head_init`: the head of method {self.name} has no `linear` of {weight.shape[1]} features and "
+                f"{len(weight)} dimensions to start from a PCA; use `head_init=random`, or a head of your own that "
+                "defines `start_from`",
+                field=("head_init", "method"),
+            )
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+
     # Evaluation by subspace, search by learner, pruning and export.
+
+    @property
+    def trained(self) -> SubspaceHead:
+        """The head that was trained: this one, or the one under `FeaturesHead` and `PcaHead`, which replace its full
+        embedding and keep its learners."""
+        return self
 
     def dimensions(self) -> list[list[int]]:
         """The dimensions of the full embedding that belong to one learner alone, K lists; empty where learners share
@@ -177,9 +205,23 @@ class SubspaceHead(nn.Module, ABC):
             head.projection.weight.copy_(basis)
         return head
 
+    def as_features(self) -> FeaturesHead:
+        """A head whose full embedding is the L2-normalised features, and whose learners are this one's."""
+        return self.trained._derived(FeaturesHead, self.num_features, self.max_learners)
+
+    def as_pca(self, weight: Float[Tensor, "D F"], bias: Float[Tensor, "D"]) -> PcaHead:
+        """A head whose full embedding is this linear layer of the L2-normalised features, L2-normalised again, and
+        whose learners are this one's."""
+        head = self.trained._derived(PcaHead, len(weight), self.max_learners)
+        with torch.no_grad():
+            head.projection.weight.copy_(weight)
+            head.projection.bias.copy_(bias)
+        return head
+
     def _derived(self, kind: type[_Derived], embedding_dim: int, num_learners: int, **options: Any) -> _Derived:
         options = {"of": self.config, **options}
-        head = create_head(kind, self.num_features, embedding_dim, num_learners, self.dropout.p, options)
+        with torch.random.fork_rng(devices=[]):  # training may go on, and draws the same numbers without this head
+            head = create_head(kind, self.num_features, embedding_dim, num_learners, self.dropout.p, options)
         assert isinstance(head, kind)
         head.of.load_state_dict(self.state_dict())
         return head
@@ -460,6 +502,63 @@ class ProjectedHead(DerivedHead):
 
     def subspace_dim(self, learner: int) -> int:
         return self.embedding_dim
+
+
+class FeaturesHead(DerivedHead):
+    """The pooled features, L2-normalised, in place of another head's full embedding (D = F); that head's learners stay.
+
+    An index of these embeddings cannot be searched by learner: a learner's embedding is computed from the features by
+    the other head, not from the full embedding.
+    """
+
+    embedding = "features"
+
+    @property
+    def num_learners(self) -> int:
+        return self.of.num_learners
+
+    @property
+    def trained(self) -> SubspaceHead:
+        return self.of
+
+    def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        return F.normalize(features, dim=1)
+
+    def subspace(self, features: Float[Tensor, "B F"], learner: int) -> Float[Tensor, "B d"]:
+        return self.of.subspace(features, learner)
+
+    def subspace_dim(self, learner: int) -> int:
+        return self.of.subspace_dim(learner)
+
+    def as_linear(
+        self, learner: int | None = None, features: Float[Tensor, "N F"] | None = None
+    ) -> tuple[Float[Tensor, "d F"], Float[Tensor, "d"]] | None:
+        if learner is not None:
+            return self.of.as_linear(learner)
+        return torch.eye(self.num_features, dtype=torch.float64), torch.zeros(self.num_features, dtype=torch.float64)
+
+    def keep_learner(self, learner: int) -> SubspaceHead:
+        return self.of.keep_learner(learner)
+
+
+class PcaHead(FeaturesHead):
+    """As `FeaturesHead`, with the L2-normalised features after a linear layer, L2-normalised again: their principal
+    components with whitening."""
+
+    embedding = "pca"
+
+    def __init__(self, *sizes: Any, of: Mapping[str, Any]) -> None:
+        super().__init__(*sizes, of=of)
+        self.projection = nn.Linear(self.num_features, self.embedding_dim)
+
+    def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        return F.normalize(self.projection(super().full(features)), dim=1)
+
+    def as_linear(
+        self, learner: int | None = None, features: Float[Tensor, "N F"] | None = None
+    ) -> tuple[Float[Tensor, "d F"], Float[Tensor, "d"]] | None:
+        """As in `SubspaceHead`. The full embedding is not linear in the features: they are L2-normalised first."""
+        return None if learner is None else self.of.as_linear(learner)
 
 
 def methods() -> dict[str, type[SubspaceHead]]:

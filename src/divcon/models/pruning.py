@@ -1,8 +1,11 @@
-"""Reduce a trained model to fewer dimensions without training: keep some of its subspaces, or their PCA."""
+"""Change the embedding of a trained model without training: the head's, the pooled features or their PCA; or fewer
+dimensions, of some of the subspaces or by PCA."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +15,66 @@ from torch.nn import functional as F
 
 from divcon.errors import ConfigError
 from divcon.models.embedding_model import EmbeddingModel
-from divcon.models.heads import linear_head
+from divcon.models.heads import SubspaceHead, linear_head
+from divcon.models.pca import principal_components
+
+Embedding = Literal["head", "features", "pca"]
+EMBEDDING_NAMES: dict[str, str] = {"head": "head", "features": "pooled features", "pca": "PCA of the pooled features"}
+"""In words."""
+
+
+def with_embedding(
+    model: EmbeddingModel,
+    kind: Embedding,
+    features: Float32[np.ndarray, "N F"] | None = None,
+    *,
+    dims: int | None = None,
+) -> EmbeddingModel:
+    """A copy of a model with another full embedding. Backbone, learners and their subspaces stay as they are, so that
+    a copy can be changed again, and back: ``kind="head"`` is what was trained.
+
+    Args:
+        kind: ``head``: the embedding of the head that was trained (D). ``features``: the pooled features, L2-normalised
+            (F). ``pca``: the L2-normalised features minus their mean, projected to their first principal axes, each
+            divided by its standard deviation (whitening), and L2-normalised again: the usual recipe of image retrieval
+            (Jegou and Chum, ECCV 2012).
+        features: pooled features of training images to fit the PCA to (see `EmbeddingModel.features`).
+        dims: dimensions of the PCA; None: those of the head that was trained.
+
+    Raises:
+        ConfigError: there is no such kind; ``pca`` without features, or of more dimensions than the features have, or
+            than there are images but one.
+    """
+    return model.with_head(embedding_head(model, kind, features, dims=dims))
+
+
+def embedding_head(
+    model: EmbeddingModel,
+    kind: Embedding,
+    features: Float32[np.ndarray, "N F"] | None = None,
+    *,
+    dims: int | None = None,
+) -> SubspaceHead:
+    """The head of `with_embedding`; its arguments and errors."""
+    trained = model.head.trained
+    if kind == "features":
+        return trained.as_features()
+    if kind == "pca":
+        if features is None:
+            raise ConfigError("`features`: a PCA is fitted to the pooled features of training images; pass them")
+        count, what = (trained.embedding_dim, "embed=pca") if dims is None else (dims, "")
+        return trained.as_pca(*principal_components(unit(features), count, what).whitening())
+    if kind != "head":
+        raise ConfigError(f"`embed` {kind}: must be head, features or pca", field="embed")
+    head = copy.deepcopy(trained)
+    head.dropout.p = model.head.dropout.p
+    return head
+
+
+def unit(features: Float32[np.ndarray, "N F"]) -> Float[np.ndarray, "N F"]:
+    """Each row of length one, in float64."""
+    rows = features.astype(np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingModel:
@@ -29,6 +91,8 @@ def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingM
     """
     subspaces = model.head.dimensions()
     kept = sorted(set(learners))
+    if model.head.embedding != "head":
+        raise no_subspaces(model)
     if not subspaces:
         raise ConfigError(
             f"method {model.config['method']}: learners share the dimensions of the embedding, so that none can be "
@@ -38,6 +102,15 @@ def keep_subspaces(model: EmbeddingModel, learners: Sequence[int]) -> EmbeddingM
     if not kept or kept[0] < 0 or kept[-1] >= len(subspaces):
         raise ConfigError(f"learners {list(learners)}: choose among the model's, 0 to {len(subspaces) - 1}")
     return model.with_head(model.head.keep_subspaces(kept))
+
+
+def no_subspaces(model: EmbeddingModel) -> ConfigError:
+    """The error for a model that embeds by its features, whose subspaces are asked for."""
+    return ConfigError(
+        f"`by=subspaces`: the model embeds by the {EMBEDDING_NAMES[model.head.embedding]}, in which learners have no "
+        "dimensions of their own; prune with `by=pca`, or make it embed by the head again first (`by=head`)",
+        field="by",
+    )
 
 
 def keep_learner(model: EmbeddingModel, learner: int) -> EmbeddingModel:

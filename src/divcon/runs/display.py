@@ -37,6 +37,9 @@ class Display(ABC):
     def epoch(self, line: dict[str, Any]) -> None:
         """An epoch is done; ``line`` is its line of ``metrics.jsonl``."""
 
+    def embedding(self, line: str) -> None:  # noqa: B027 (a display of one's own need not show it)
+        """The run has chosen what the finished model embeds by; ``line`` says so."""
+
     @abstractmethod
     def warn(self, message: str) -> None:
         """The run warns the user."""
@@ -189,6 +192,9 @@ class Bar(Display):
         )
         for warning in line["warnings"]:
             self.warn(warning)
+
+    def embedding(self, line: str) -> None:
+        self.console.print(self._reword(line), markup=False)
 
     def warn(self, message: str) -> None:
         self.console.print(Text.assemble(("note: ", "yellow"), self._reword(message)))

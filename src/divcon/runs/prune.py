@@ -1,4 +1,4 @@
-"""Prune a trained model to fewer dimensions, without training."""
+"""Prune a trained model to fewer dimensions, or change what it embeds by, without training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from divcon.data.inputs import LabeledData, as_benchmark, as_labeled_set
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
 from divcon.evaluation.subspaces import ordering_split, sample_of, scores_among, subspace_order
-from divcon.models import EmbeddingModel, as_model, keep_components, keep_subspaces
+from divcon.models import EmbeddingModel, as_model, keep_components, keep_subspaces, with_embedding
+from divcon.models.pca import MAX_IMAGES, check_dims, sample_to_fit
+from divcon.models.pruning import Embedding, no_subspaces
 from divcon.runtime.context import DEFAULT, Context
 
-By = Literal["subspaces", "pca"]
+By = Literal["subspaces", "pca", "features", "whitening", "head"]
+EMBEDDINGS: dict[str, Embedding] = {"features": "features", "whitening": "pca", "head": "head"}
+"""Of each ``by`` that changes what the model embeds by, the embedding (see `divcon.models.with_embedding`)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Pruning:
     dims: int
     """Dimensions of the new model."""
     learners: list[int] | None
-    """The learners that the new model keeps, the most useful first; None for ``pca``."""
+    """The learners that the new model keeps, the most useful first; None but for ``subspaces``."""
     evaluated_on: str
     """The images of the two numbers below: ``validation``, ``train``, or ``given`` for a set of images."""
     num_images: int
@@ -40,29 +44,34 @@ class Pruning:
 def prune(
     model: EmbeddingModel | str | Path,
     data: LabeledData,
-    dims: int,
+    dims: int | None = None,
     *,
     by: By = "pca",
     batch_size: int = 128,
     context: Context = DEFAULT,
     on_done: Callable[[Pruning], None] = lambda about: None,
 ) -> EmbeddingModel:
-    """Reduce a model to at most ``dims`` dimensions, without training.
+    """Reduce a model to at most ``dims`` dimensions, or change what it embeds by, without training.
 
     Args:
         model: a model, or the folder of a run or model.
         data: images to choose by, of classes that the model is not evaluated on. Of a benchmark, ``subspaces`` uses
             the validation classes, or the train classes if it has none, and ``pca`` the train classes; at most 3,000
-            images, drawn with a fixed seed.
+            images, drawn with a fixed seed. ``whitening`` uses up to 20,000 images of the train classes.
+        dims: dimensions of the new model. Required for ``pca`` and ``subspaces``; for ``whitening`` None means those of
+            the head that was trained; ``features`` and ``head`` have theirs.
         by: ``pca``: exactly ``dims`` dimensions and one learner, the embeddings' principal components (see
             `divcon.models.keep_components`). ``subspaces``: as many learners' subspaces as fit into ``dims``,
             those that retrieve best together (see `divcon.evaluation.subspace_order`), with their learners; fewer
-            dimensions if subspaces do not add up to ``dims``.
+            dimensions if subspaces do not add up to ``dims``. ``features``: the pooled features, L2-normalised.
+            ``whitening``: their first ``dims`` principal components, whitened. ``head``: the embedding that was
+            trained, where the run or a call of this has changed it (see `divcon.models.with_embedding`).
         on_done: called with the learners kept, and Recall@1 before and after.
 
     Raises:
-        ConfigError: ``dims`` is below 1 or not below the model's; it holds no whole subspace; or learners
-            share dimensions, and ``by`` is ``subspaces``.
+        ConfigError: ``dims`` is missing, below 1 or not below the model's, or not of this ``by``; it holds no whole
+            subspace; the images have fewer principal components; or learners share dimensions, and ``by`` is
+            ``subspaces``.
         DataError: there are no two images of one class to choose by, or the model does not take them.
         ImageError: an image does not decode; the message names it.
     """
@@ -73,7 +82,15 @@ def prune(
     evaluated_on, images = _images_to_choose_by(data)
     features = model.features(images, batch_size=batch_size, context=context)
     learners = None
-    if by == "subspaces":
+    if by in EMBEDDINGS:
+        analysed = None
+        if by == "whitening":
+            sample = sample_to_fit(data.train if isinstance(data, Benchmark) else data, 0)
+            analysed = model.features(sample, batch_size=batch_size, context=context)
+        small = with_embedding(model, EMBEDDINGS[by], analysed, dims=dims)
+    elif dims is None:
+        raise _dims_missing(by)  # checked above
+    elif by == "subspaces":
         learners = subspace_order(model, images, dims, features=features)
         small = keep_subspaces(model, learners)
     else:
@@ -86,14 +103,23 @@ def prune(
     return small
 
 
-def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
+def check_prunable(model: EmbeddingModel, dims: int | None, by: By) -> None:
     """Check the arguments before any image is read.
 
     Raises:
         ConfigError: as `prune`.
     """
-    if by not in ("subspaces", "pca"):
-        raise ConfigError(f"`by` {by}: must be subspaces or pca", field="by")
+    if by not in ("subspaces", "pca", *EMBEDDINGS):
+        raise ConfigError(f"`by` {by}: must be subspaces, pca, {', '.join(EMBEDDINGS)}", field="by")
+    if by == "whitening":
+        check_dims(model.head.trained.embedding_dim if dims is None else dims, model.num_features, MAX_IMAGES)
+        return
+    if by in EMBEDDINGS:
+        if dims is not None:
+            raise ConfigError(f"`dims` {dims}: `by={by}` has its own number; leave it out", field=("dims", "by"))
+        return
+    if dims is None:
+        raise _dims_missing(by)
     if not 1 <= dims < model.embedding_dim:
         raise ConfigError(
             f"`dims` {dims}: the model has {model.embedding_dim} dimensions; choose at least 1 and fewer than it has",
@@ -101,6 +127,8 @@ def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
         )
     if by == "pca":
         return
+    if model.head.embedding != "head":
+        raise no_subspaces(model)
     parts = model.head.dimensions()
     if len(parts) < 2:
         why = (
@@ -117,6 +145,10 @@ def check_prunable(model: EmbeddingModel, dims: int, by: By) -> None:
             f"{' or '.join(map(str, sizes))} dimensions each; choose more, or use `by=pca`",
             field=("dims", "by"),
         )
+
+
+def _dims_missing(by: By) -> ConfigError:
+    return ConfigError(f"`dims` is missing: `by={by}` needs the number of dimensions", field="dims")
 
 
 def _images_to_choose_by(data: Benchmark | LabeledSet) -> tuple[str, LabeledSet]:

@@ -23,11 +23,21 @@ from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
-from divcon.models import EmbeddingModel
+from divcon.models import EmbeddingModel, start_as_pca
 from divcon.models.backbone import resolve_backbone
 from divcon.models.embedding_model import own_backbone, own_transform
+from divcon.models.pruning import embedding_head
 from divcon.runs import selection
 from divcon.runs.display import Display, NullDisplay
+from divcon.runs.embedding import (
+    check_embedding,
+    choose_embedding,
+    finish_replacing,
+    forget_record,
+    in_words,
+    read_record,
+    save_with_record,
+)
 from divcon.runs.folder import RunFolder, kept_epoch, trained_model
 from divcon.runs.report import write_report
 from divcon.runtime.context import Context
@@ -67,6 +77,7 @@ def run(
     The run keeps the model of the epoch that is best on validation classes (see ``select_by`` of `divcon.DataConfig`);
     without validation classes, that of the last epoch. The model of the last epoch is saved in ``last`` too. It never
     uses the test classes.
+    In the end both embed by what ``config.model.embed`` says (see `divcon.runs.embedding.choose_embedding`).
 
     Args:
         data: what `divcon.read` returns, or a path or name that it takes.
@@ -116,6 +127,8 @@ def _start(job: _Job) -> EmbeddingModel:
                 lock = stack.enter_context(FolderLock(folder.path, "training it", RunError))
                 for message in folder.recover(lock):
                     job.display.warn(message)
+                for saved in (folder.model, folder.last):
+                    finish_replacing(saved)
             if config.data.validation_folds is not None:
                 job = dataclasses.replace(job, over_folds=_train_folds(job, config.data.validation_folds))
             group = launch(options.num_devices, options.across, device, _train_in_worker, job.for_worker())
@@ -228,6 +241,8 @@ class _Run:
         self.warnings: list[str] = []
         self.lines: list[dict[str, Any]] = []
         """Of ``metrics.jsonl``."""
+        self.trained = False
+        """Whether any epoch was trained by this process, after those that a resumed run had."""
         self.kept_is_lost = False
         """Whether ``model`` may be that of an epoch whose line was dropped, so that the next one replaces it."""
         self.context = Context(job.config.train.workers, job.display.progress, self._warn, group)
@@ -242,6 +257,7 @@ class _Run:
         for epoch in epochs:
             try:
                 self._end_epoch(epoch)
+                self.trained = True
                 ends = self._ends_by_patience()
             except (Exception, Stopped) as error:
                 epochs.throw(worker_death(error) or error)  # so that the loop saves a checkpoint
@@ -250,12 +266,39 @@ class _Run:
                     with suppress(StopIteration):
                         epochs.send(True)
                     break
-        self.group.barrier()  # the last model is saved
-        own: Any = {"backbone": own_backbone(self.model), "eval_transform": own_transform(self.model)}
-        model = EmbeddingModel.load(self.folder.model, device=self.model.device, **own)
+        if self.group.is_main:
+            self._save_last()
+        self.group.barrier()  # both models are saved
+        for folder in (self.folder.model, self.folder.last):
+            self._choose_embedding(folder)
+        model = self._load(self.folder.model)
         if self.group.is_main:
             self._finish(model)
         return model
+
+    def _load(self, folder: Path) -> EmbeddingModel:
+        own: Any = {"backbone": own_backbone(self.model), "eval_transform": own_transform(self.model)}
+        return EmbeddingModel.load(folder, device=self.model.device, **own)
+
+    def _choose_embedding(self, folder: Path) -> None:
+        """Give the model in a folder the embedding that ``embed`` says, unless it has it already."""
+        embed = self.config.model.embed
+        if embed == "head" or read_record(folder) is not None:
+            return
+        model, record = choose_embedding(
+            self._load(folder),
+            self.data.train,
+            self.data.validation,
+            embed,
+            seed=self.config.train.seed,
+            context=self.context.subtask("evaluate", epoch=self.config.train.epochs - 1),
+        )
+        self.group.barrier()  # all ranks have read the folder
+        if self.group.is_main:
+            save_with_record(model, folder, record)
+            if folder == self.folder.model:
+                self.display.embedding(in_words(record))
+        self.group.barrier()  # the model is saved
 
     def _prepare(self) -> Any:
         """Check all arguments, then write ``config.json``, and return the epochs."""
@@ -271,7 +314,8 @@ class _Run:
         init = job.init_for(folder)
         self.data = _with_validation(job.data, config, self.context)
         torch.manual_seed(config.train.seed)
-        self.model = _initial_model(config.model, vector_dim, init, job.trust, epochs_done, self.context)
+        self.model, new_head = _initial_model(config.model, vector_dim, init, job.trust, epochs_done, self.context)
+        check_embedding(config.model, self.model, self.data.train)
         epochs = train(  # checks its arguments now
             self.model,
             self.data.train,
@@ -283,6 +327,9 @@ class _Run:
         device = resolve_device(config.train.device)
         for message in not_repeatable(device, record if saved is not None and epochs_done else None):
             self._warn(message)
+        if config.model.head_init == "pca" and new_head and not folder.checkpoint.exists():
+            self.model.to(device)
+            start_as_pca(self.model, self.data.train, seed=config.train.seed, context=self.context)
         if self.group.is_main:
             folder.begin(config, self.data, job.source, None if init is None else Path(init))
             kept = kept_epoch(folder.lines())
@@ -316,13 +363,13 @@ class _Run:
         validation = self.data.validation
         if validation is not None and (last or (epoch.number + 1) % self.config.data.evaluate_every == 0):
             within = self.context.subtask("evaluate", epoch=epoch.number)
-            line["validation"] = evaluate(self.model, validation, clustering=False, context=within)
+            line["validation"] = evaluate(self._evaluated, validation, clustering=False, context=within)
         if not self.group.is_main:
             return
         if epoch.redivided:
             epoch.division.save(self.folder.division(epoch.number))
         if self.job.observe is not None:
-            line["observed"] = self.job.observe(self.model, epoch)
+            line["observed"] = self.job.observe(self._evaluated, epoch)
         line["seconds_evaluating"] = time.perf_counter() - started
         line["kept"] = self._is_kept(line)
         # Both before the checkpoint, which is saved when the loop goes on. A stop in between repeats this epoch; its
@@ -330,6 +377,7 @@ class _Run:
         self.folder.append(line)
         self.lines.append(line)
         if line["kept"]:
+            forget_record(self.folder.model)
             self.model.save(self.folder.model)
         self.display.epoch(line)
 
@@ -342,11 +390,25 @@ class _Run:
         self.kept_is_lost = self.kept_is_lost and not lost
         return lost or selection.is_better(line, self.lines, self.config)
 
+    @property
+    def _evaluated(self) -> EmbeddingModel:
+        """The model that an epoch is evaluated by: the one in training, or its pooled features where the finished model
+        will embed by them."""
+        if self.config.model.embed != "features":
+            return self.model
+        return self.model.with_head(embedding_head(self.model, "features"), shared=True)
+
+    def _save_last(self) -> None:
+        """Save the model of the last epoch, unless that was done before (a finished run that is resumed)."""
+        folder, line = self.folder.last, self.lines[-1]
+        if not self.trained and (folder / "config.json").exists():
+            return
+        self.folder.write_origin(folder, last_epoch={"epoch": line["epoch"], "validation": line.get("validation")})
+        forget_record(folder)
+        self.model.save(folder)
+
     def _finish(self, model: EmbeddingModel) -> None:
         folder, last = self.folder, self.lines[-1]["epoch"]
-        about = {"epoch": last, "validation": self.lines[-1].get("validation")}
-        folder.write_origin(folder.last, last_epoch=about)
-        self.model.save(folder.last)
         folder.previous.unlink(missing_ok=True)
         if selection.ended_by_patience(self.lines, self.config):
             self._warn(selection.patience_note(self.lines, self.config))
@@ -400,21 +462,25 @@ def _initial_model(
     trust: Trust,
     epochs_done: int,
     context: Context,
-) -> EmbeddingModel:
-    """The model before training; a resumed run takes its weights from the checkpoint."""
-    options = {**vars(config), "vector_dim": vector_dim}
+) -> tuple[EmbeddingModel, bool]:
+    """The model before training, and whether its head has new weights; a resumed run takes all weights from the
+    checkpoint."""
+    options = {**config.network, "vector_dim": vector_dim}
     if epochs_done or init is not None:
         options |= {"pretrained": False, "weights": None}
     model = EmbeddingModel(**options)
     if init is None or epochs_done:
-        return model
+        return model, True
     own: Any = {"backbone": copy.deepcopy(own_backbone(model)), "eval_transform": own_transform(model)}
-    if not model.warm_start(trained_model(init, trust=trust, **own)):
+    new_head = not model.warm_start(trained_model(init, trust=trust, **own))
+    if new_head:
         context.warn(
             "the head starts from new weights: `method`, `embedding_dim`, `num_learners` and `pooling` are not all "
             f"those of {init}"
         )
-    return model
+    elif config.head_init == "pca":
+        context.warn(f"`head_init=pca` has no effect: the head starts from the weights of {init}")
+    return model, new_head
 
 
 def model_settings(init: str | Path) -> dict[str, Any]:
@@ -423,7 +489,8 @@ def model_settings(init: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: there is no model, or it is damaged.
     """
-    config = trained_model(init).config
+    model = trained_model(init)
+    config = model.config | model.head.trained.config
     if "of" in config["head_options"]:  # a head that pruning derived: a new run starts with a new head
         config = {name: value for name, value in config.items() if name not in HEAD_SETTINGS or name == "pooling"}
     return {f.name: config[f.name] for f in dataclasses.fields(ModelConfig) if f.name in config}

@@ -15,7 +15,7 @@ from divcon.data.in_memory import ImageLike, is_image, set_of_images
 from divcon.data.loading import needed_pixels
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
 from divcon.models import EmbeddingModel
-from divcon.models.pruning import check_learner
+from divcon.models.pruning import EMBEDDING_NAMES, check_learner
 from divcon.runtime.context import Context
 from divcon.search.about import About
 from divcon.search.items import absolute, key_of
@@ -159,6 +159,14 @@ def subspace_weights(model: EmbeddingModel, learner: int) -> Float32[np.ndarray,
     """
     check_learner(model, learner)
     weights = model.head.subspace_weights(learner)
+    if weights is None and model.head.embedding != "head":
+        raise ConfigError(
+            f"`learner`: the model embeds by the {EMBEDDING_NAMES[model.head.embedding]}, from which the embeddings of "
+            "learners cannot be computed; train with `embed=head`, or index another model: "
+            'divcon.models.with_embedding(model, "head") (`divcon prune` with `by=head`) can be searched by learner, '
+            f"and divcon.models.keep_learner(model, {learner}) embeds by one alone",
+            field="learner",
+        )
     if weights is None:
         raise ConfigError(
             f"`learner`: the embeddings of learners of method {model.config['method']} cannot be computed from the "

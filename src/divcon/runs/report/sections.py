@@ -19,6 +19,8 @@ from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.task import Task
+from divcon.models.pruning import EMBEDDING_NAMES
+from divcon.runs.embedding import read_record
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
@@ -224,6 +226,8 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
         parts.append(element("p", "No validation classes were scored in this run."))
     if kept is not None:
         parts.append(element("p", f"Epoch {kept['epoch']} is kept: {contents.reason.replace('`', '')}."))
+    if (embedding := _embedding(contents)) is not None:
+        parts.append(embedding)
     if test is None:
         words: list[Child] = ["The run has not used the test classes. "]
         if contents.record.get("source"):
@@ -247,6 +251,39 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
         ]
         parts.append(table("Each learner alone, on test classes", ("", *names), cells))
     return joined(parts)
+
+
+def _embedding(contents: Contents) -> Html | None:
+    """What the kept model embeds by, and the scores that it was chosen by; None where it is the head, without a
+    choice."""
+    record = read_record(contents.folder.model)
+    if record is None:
+        return None
+    chosen, compared = record["chosen"], record["scores"]
+    words: list[Child] = [
+        "The kept model embeds by the ",
+        element("strong", EMBEDDING_NAMES[chosen]),
+        ", ",
+        number(record["dims"]),
+        f" dimensions (embed = {record['embed']}).",
+    ]
+    if compared:
+        words += [
+            " It was chosen by MAP@R on ",
+            number(record["num_queries"]),
+            " validation queries; the head, unless another is better by more than 0.1 points. The scores by epoch are "
+            "those of the head.",
+        ]
+    elif chosen == "pca":
+        words.append(" The scores by epoch are those of the head.")
+    if record["left_out"]:
+        words.append(f" The PCA was left out: {record['left_out']}.")
+    rows = [
+        (EMBEDDING_NAMES[name], number(each["dims"]), percent(each["map_at_r"]), percent(each["recall_at_1"]))
+        for name, each in compared.items()
+    ]
+    scored = [table("Embeddings on validation classes", ("", "dimensions", "map_at_r", "recall_at_1"), rows)]
+    return joined(element("h3", "Embedding"), element("p", words), *(scored if rows else []))
 
 
 def check_scores(scores: Mapping[str, Any]) -> None:
