@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder
+from divcon.runs.notes import template
 from divcon.runs.run import run
 from divcon.runtime.context import Context, Progress
 from divcon.runtime.environment import machine
@@ -366,7 +366,7 @@ class _DisplayOfMany(Display):
 
     def warn(self, message: str) -> None:
         # Warnings that differ only in numbers, such as the epoch, are the same.
-        words = re.sub(r"\d+", "#", message)
+        words = template(message)
         if words not in self._warned:
             self._warned.add(words)
             self._display.warn(message)

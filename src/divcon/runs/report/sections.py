@@ -20,6 +20,7 @@ from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.task import Task
 from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.notes import EpochNotes, Repeated
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
@@ -572,12 +573,14 @@ def _value(value: object) -> Child:
 
 def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
     """All warnings and notes: of the run, each once with its epochs, and ``more``."""
-    epochs_of: dict[str, list[int]] = {}
-    for line in contents.lines:
-        for warning in line["warnings"]:
-            epochs_of.setdefault(warning, []).append(line["epoch"])
-    warnings = [f"{_spans(epochs)}: {warning}" for warning, epochs in epochs_of.items()]
+    warnings = [f"{_spans(note.epochs)}: {note.text}{_of(note)}" for note in EpochNotes.of(contents.lines).all]
     return list(dict.fromkeys([*more, *contents.problems, *warnings]))
+
+
+def _of(note: Repeated) -> str:
+    """Of how many epochs and which learners a note is, where it is of several."""
+    several = len(note.epochs) > 1 or len(note.learners) > 1
+    return f" ({note.count})" if several else ""
 
 
 def _spans(epochs: Sequence[int]) -> str:
