@@ -104,7 +104,9 @@ def test_stopped_and_resumed_a_hierarchy_is_the_same_bit_for_bit(
 
 
 @pytest.mark.parametrize("optimizer_name", ["adam", "adamw"])
-def test_children_inherit_masks_and_losses_and_the_moments_of_masks_start_afresh(few: Benchmark, tiny_model: Make, optimizer_name: str) -> None:
+def test_children_inherit_masks_and_losses_but_no_moments_of_masks(
+    few: Benchmark, tiny_model: Make, optimizer_name: str
+) -> None:
     model = tiny_model(4, method="masks")
     config = replace(GROWING, loss="ProxyNCALoss", optimizer=optimizer_name)
     objectives = check(model, few.train, config)

@@ -111,7 +111,9 @@ def evaluate(
     search = _Search.of(data, sorted({1, *(recall_at or data.recall_at)}), rows, embedder.device)
     divided = parts and len(embedder.head.dimensions()) > 1
     ordering = ordering_split(order_by or data) if divided else None
-    wanted: Sequence[Baseline] = ([] if not baselines else list(BASELINES)) if isinstance(baselines, bool) else baselines
+    wanted: Sequence[Baseline] = ()
+    if baselines:
+        wanted = list(BASELINES) if isinstance(baselines, bool) else baselines
     if unknown_names := set(wanted) - set(BASELINES):
         raise ConfigError(unknown("baseline", min(unknown_names), BASELINES), field="baselines")
     twice = "pretrained_features" in wanted and (embedder.vector_dim is None or embedder.start.init is not None)

@@ -36,8 +36,8 @@ class Start:
                 settings = record["model"]
                 if "train" not in record or settings["backbone"] != config["backbone"]:
                     continue
-                paths = (None if value is None else Path(value) for value in (settings["weights"], record.get("init")))
-                return cls(bool(settings["pretrained"]), *paths)
+                weights, init = settings["weights"], record.get("init")
+                return cls(bool(settings["pretrained"]), weights and Path(weights), init and Path(init))
             except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue  # no file of a run: the folder was copied out of it, or exported
         return cls(frozen, recorded=False)

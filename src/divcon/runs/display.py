@@ -201,8 +201,10 @@ class Bar(Display):
         self.console.print(Text.assemble(("note: ", "yellow"), self._reword(message)))
 
     def baselines(self, scores: dict[str, Any]) -> None:
-        validation = f"epoch {scores['epoch']} on {scores['num_classes']:,} validation classes"
-        print_baselines(scores, self.console, validation)
+        where = (
+            f"epoch {scores['epoch']} beside what needs no training, on {scores['num_classes']:,} validation classes:"
+        )
+        print_baselines(scores, self.console, where)
 
     def end(self, out: Path, kept_epoch: int | None) -> None:
         for note in self._notes.repeated:
@@ -270,7 +272,10 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
 def print_baselines(result: dict[str, Any], console: Console, title: str = "") -> None:
     """The embedding beside what needs no training, from what `divcon.evaluate` returned with ``baselines=True``."""
     baselines = result["baselines"]
-    table = Table(title, "recall_at_1", "map_at_r", "embedding less it, MAP@R", box=None, pad_edge=False)
+    if title:
+        console.print(title, markup=False)
+    table = Table("", "recall_at_1", "map_at_r", "embedding less it, MAP@R", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     table.add_row("embedding", *(f"{100 * result[name]:.1f} %" for name in METRICS))
     for name, of in BASELINES.items():
         if name not in baselines:

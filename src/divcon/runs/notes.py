@@ -34,12 +34,14 @@ class Repeated:
     @property
     def count(self) -> str:
         """``in 64 epochs, first in epoch 3; of learners 0, 2``."""
-        count, of = len(self.epochs), ""
-        if len(self.learners) > 1:
-            of = f"; of learners {', '.join(map(str, sorted(self.learners)))}"
-        if count == 1:
-            return f"in epoch {self.epochs[0]}{of}"
-        return f"in {count:,} epochs, first in epoch {self.epochs[0]}{of}"
+        count = len(self.epochs)
+        first = f"in {count:,} epochs, first in epoch" if count > 1 else "in epoch"
+        return f"{first} {self.epochs[0]}{self.of_learners}"
+
+    @property
+    def of_learners(self) -> str:
+        """``; of learners 0, 2``; empty where it was about one at most."""
+        return f"; of learners {', '.join(map(str, sorted(self.learners)))}" if len(self.learners) > 1 else ""
 
     def __str__(self) -> str:
         return f"{self.text} ({self.count})"

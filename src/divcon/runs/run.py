@@ -257,9 +257,9 @@ class _Run:
         similarity = next((line.get("learner_similarity") for line in self.lines if line["epoch"] == kept), None)
         if similarity is not None and similarity > ONE:
             self._warn(_learners_are_one(self.config.model, similarity, kept))
-        if self.data.validation is not None:
+        if (validation := self.data.validation) is not None:
             try:
-                self._compare_with_baselines(model, kept, within)
+                self._compare_with_baselines(model, validation, kept, within)
             except Exception as error:  # the run is done, and nothing that fails from here on may lose it
                 self._warn(f"the kept model was not compared with untrained features ({error!r})")
         if self.job.report:
@@ -271,13 +271,15 @@ class _Run:
                 )
         self.display.end(folder.path, kept)
 
-    def _compare_with_baselines(self, model: EmbeddingModel, kept: int | None, context: Context) -> None:
+    def _compare_with_baselines(
+        self, model: EmbeddingModel, validation: LabeledSet, kept: int | None, context: Context
+    ) -> None:
         """Score the kept model's pooled features, and those of the network before training, on the validation
         classes."""
         options: dict[str, Any] = {"clustering": False, "baselines": True, "context": context}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of downloading weights were shown when the run started
-            scores = {"epoch": kept, **evaluate(model, self.data.validation, **options)}
+            scores = {"epoch": kept, **evaluate(model, validation, **options)}
         self.folder.write_baselines(scores)
         self.display.baselines(scores)
         for advice in scores.get("advice", []):
