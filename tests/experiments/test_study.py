@@ -147,7 +147,7 @@ def test_the_test_classes_are_evaluated_after_every_choice_is_written(
 
     monkeypatch.setattr(ablation, "evaluate", watching)
     dc.ablate(small, tmp_path / "out", base=base, **{**OPTIONS, "seeds": (0,)})
-    assert len(looked) == 2 * 3
+    assert len(looked) == 1 + 2 * 3  # the pretrained features, once, and each epoch of each run
     assert all(set(choices) == {"single", "slices"} for choices in looked)
 
 

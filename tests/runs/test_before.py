@@ -1,7 +1,9 @@
 """Runs of the version before settings declared their history are read, and resumed to the same numbers.
 
 `before/` holds runs of one small set of vectors, stopped in the middle of an epoch, between two, while they were
-evaluated, or killed, and their results when that version resumed them (`expected.json`).
+evaluated, or killed, and their results when that version resumed them (`expected.json`). The hierarchy was stopped
+after its last doubling, so that its numbers stay, too: since then the moments of masks start afresh at a doubling, by
+design, and a run of before that has yet to double goes on to other numbers.
 """
 
 from __future__ import annotations

@@ -55,8 +55,17 @@ def straight(few: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_holds_what_the_run_was_and_gave(straight: Path, few: Benchmark) -> None:
-    expected = ["checkpoint", "classes.json", "config.json", "divisions", "last", "metrics.jsonl", "model"]
-    expected.append("report.html")
+    expected = [
+        "baselines.json",
+        "checkpoint",
+        "classes.json",
+        "config.json",
+        "divisions",
+        "last",
+        "metrics.jsonl",
+        "model",
+        "report.html",
+    ]
     assert sorted(p.name for p in straight.iterdir()) == expected
     record = json.loads((straight / "config.json").read_text())
     assert record["split_hash"] == few.split_hash
@@ -76,6 +85,56 @@ def test_the_folder_holds_what_the_run_was_and_gave(straight: Path, few: Benchma
         names |= {"nmi_previous", "seconds_dividing", "seconds_training", "seconds_evaluating"}
         assert names <= line.keys()
         assert line["validation"]["num_queries"] > 0
+
+
+def test_the_kept_model_is_compared_with_what_needs_no_training(straight: Path, few: Benchmark, tmp_path: Path) -> None:
+    scores = json.loads((straight / "baselines.json").read_text())
+    lines = lines_of(straight)
+    kept = kept_epoch(lines)
+    assert scores["epoch"] == kept
+    assert scores["recall_at_1"] == pytest.approx(lines[kept]["validation"]["recall_at_1"], abs=1e-6)
+    assert scores["baselines"]["pooled_features"]["of"] == "this network, without its head"
+    assert scores["baselines"]["note"].endswith("training started from random weights")
+    assert RunFolder(straight).baselines_of(kept) == scores
+    assert RunFolder(straight).baselines_of(kept + 1) is None
+    # A run that starts from this one's model has a baseline: that model.
+    dc.run(few, tmp_path / "next", CONFIG, init=straight)
+    pretrained = json.loads((tmp_path / "next/baselines.json").read_text())["baselines"]["pretrained_features"]
+    assert pretrained["of"] == "the model that training started from"
+    assert pretrained["map_at_r"] == pytest.approx(scores["baselines"]["pooled_features"]["map_at_r"], abs=1e-6)
+
+
+def test_a_comparison_that_fails_loses_no_run(few: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("divcon.runs.run._Run._compare_with_baselines", fails)
+    out = tmp_path / "run"
+    dc.run(few, out, replace(CONFIG, train=replace(TRAIN, epochs=1)))
+    assert not (out / "baselines.json").exists()
+    assert "not compared with untrained features" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("config", [CONFIG, WITHOUT])
+def test_each_epoch_says_how_alike_the_learners_are_and_nothing_else_changes(
+    few: Benchmark, tmp_path: Path, config: dc.RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+
+    class Warned(NullDisplay):
+        def warn(self, message: str) -> None:
+            warned.append(message)
+
+    model = dc.run(few, tmp_path / "with", config, display=Warned(), report=False)
+    lines = lines_of(tmp_path / "with")
+    assert all(-1 <= line["learner_similarity"] <= 1 for line in lines)
+    one = lines[kept_epoch(lines)]["learner_similarity"] > 0.95
+    assert any("learners are one" in message and "`method=slices`" in message for message in warned) == one
+    monkeypatch.setattr("divcon.runs.run.learner_similarity", lambda *_: None)
+    monkeypatch.setattr("divcon.evaluation.protocol.learner_similarity", lambda *_: None)
+    again = dc.run(few, tmp_path / "without", config, report=False)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key])
 
 
 def test_the_model_of_the_epoch_that_is_kept_is_saved(straight: Path, few: Benchmark) -> None:

@@ -14,7 +14,7 @@ from divcon.evaluation.metrics import METRICS, Metric, Ranking, metric
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.reranking import ReRanking, reranked_distances
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
-from divcon.evaluation.subspaces import similarity_correlations, subspace_order
+from divcon.evaluation.subspaces import learner_similarity, similarity_correlations, subspace_order
 
 __all__ = [
     "METRICS",
@@ -26,6 +26,7 @@ __all__ = [
     "bootstrap_runs_difference",
     "clustering_metrics",
     "evaluate",
+    "learner_similarity",
     "metric",
     "random_gallery_metrics",
     "reranked_distances",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable
-from divcon.errors import ConfigError, DataError, NonFiniteError, RunError
+from divcon.errors import ConfigError, DataError, NonFiniteError, RunError, WeightsError
+from divcon.evaluation.baselines import METRICS, starting_weights
 from divcon.evaluation.protocol import evaluate
 from divcon.experiments.arms import (
     Arm,
@@ -36,8 +36,10 @@ from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder
+from divcon.runs.notes import template
 from divcon.runs.run import run
 from divcon.runtime.context import Context, Progress
+from divcon.runtime.device import resolve_device
 from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
 from divcon.training.report import EpochReport
@@ -87,7 +89,8 @@ def ablate(
         tell: called with a line of text before and after each run.
 
     Returns:
-        What ``results.json`` holds: ``settings``, ``environment``, ``trials``, ``choices`` and ``runs``.
+        What ``results.json`` holds: ``settings``, ``environment``, ``trials``, ``choices``, ``runs``, and
+        ``untrained``, the scores of the pretrained features.
 
     Raises:
         ConfigError: an invalid arm, setting, seed or number, or settings that do not go together; before anything is
@@ -135,6 +138,9 @@ def ablate(
         ablation.choose(arm, planned[arm.name], benchmarks, seed)
     file.write()
     file.write_choices()
+    if "untrained" not in file.results:
+        file.results["untrained"] = _untrained(base, data, display)
+        file.write()
     for run_seed in seeds:
         for arm in listed:
             ablation.compare(arm, run_seed)
@@ -205,6 +211,24 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
         dataclasses.replace(base.data, on_bad_image="stop", patience=None, validation_folds=None),
     )
     return base, dataclasses.replace(data.without_validation(), notes=())
+
+
+def _untrained(base: RunConfig, data: Benchmark, display: Display) -> dict[str, Any]:
+    """Recall@1 and MAP@R on the test classes of the features that the base's backbone has before training, with
+    ``of``; or ``note``, why there are none."""
+    vectors = data.query.vectors
+    context = Context(base.train.workers, display.progress, display.warn)
+    if vectors is None and not base.model.pretrained and base.model.weights is None:
+        return {"note": "no scores of pretrained features: training starts from random weights"}
+    options = {**vars(base.model), "vector_dim": None if vectors is None else vectors.shape[1]}
+    try:
+        model = EmbeddingModel(**options).to(resolve_device(base.train.device)).eval()
+    except WeightsError as error:
+        return {"note": f"no scores of pretrained features: {error}"}
+    # Nothing is trained yet, so that the network's own pooled features are the pretrained ones.
+    result = evaluate(model, data, clustering=False, baselines=("pooled_features",), context=context)
+    scores = result["baselines"]["pooled_features"]
+    return {"of": starting_weights(model), **{name: scores[name] for name in METRICS}}
 
 
 def _check_settings(arms: list[Arm], planned: dict[str, list[Settings]], base: RunConfig, data: Benchmark) -> None:
@@ -374,7 +398,7 @@ class _DisplayOfMany(Display):
 
     def warn(self, message: str) -> None:
         # Warnings that differ only in numbers, such as the epoch, are the same.
-        words = re.sub(r"\d+", "#", message)
+        words = template(message)
         if words not in self._warned:
             self._warned.add(words)
             self._display.warn(message)
@@ -403,15 +427,18 @@ class _Observer:
         config, observed = self._config, {}
         last = report.number == config.train.epochs - 1
         if last or (report.number + 1) % config.data.evaluate_every == 0:
+            chosen = report.number == self.chosen_epoch
             result = evaluate(
                 model,
                 self._data,
                 clustering=False,
                 per_query=True,
+                baselines=("pooled_features",) if chosen else (),
                 context=Context(config.train.workers, self._display.progress).subtask("evaluate", epoch=report.number),
             )
             observed["recall_at_1"] = result["recall_at_1"]
-            if report.number == self.chosen_epoch:
+            if chosen:
+                observed["pooled_recall_at_1"] = result["baselines"]["pooled_features"]["recall_at_1"]
                 hits = result["per_query"]["recall_at_1"]
                 kept = [i for i, hit in enumerate(hits) if hit is not None]
                 arrays["hits"] = np.array([hits[i] for i in kept], np.int64)
@@ -451,7 +478,10 @@ def _run_record(folder: Path, observer: _Observer) -> dict[str, Any]:
         if line["observed"]
     ]
     arrays = observer.arrays()
+    chosen = next(line["observed"] for line in lines if line["epoch"] == observer.chosen_epoch)
+    pooled = chosen.get("pooled_recall_at_1")  # a run that was resumed may have passed the epoch before this was kept
     return {
+        **({} if pooled is None else {"pooled_recall_at_1": pooled}),
         "batches": sum(line["batches"] for line in lines),
         "images_seen": int(images[-1]),
         "distinct_images_seen": int(arrays["drawn"].sum()),
@@ -459,7 +489,7 @@ def _run_record(folder: Path, observer: _Observer) -> dict[str, Any]:
         "seconds_dividing": sum(line["seconds_dividing"] for line in lines),
         "kept_pairs": [line["kept_pairs"] for line in lines if line["redivided"] and len(line["sizes"]) > 1],
         "epochs": observer.chosen_epoch + 1,
-        "recall_at_1": next(point["recall_at_1"] for point in curve if point["epoch"] == observer.chosen_epoch),
+        "recall_at_1": chosen["recall_at_1"],
         "recall_at_1_last": curve[-1]["recall_at_1"],
         "curve": curve,
         "hits": arrays["hits"].tolist(),

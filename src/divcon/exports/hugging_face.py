@@ -15,6 +15,7 @@ from PIL import Image
 from divcon.config.files import as_yaml
 from divcon.config.settings import SECTION_OF, RunConfig
 from divcon.errors import ConfigError, DataError, OutputError
+from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.compare import read_scores
 from divcon.evaluation.metrics import Score
 from divcon.exports.program import Embedder, check_equal
@@ -259,6 +260,7 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
             low, high = (f"{100 * value:.1f}" for value in interval)
             method = scores.get("recall_at_1_interval_method", Score.interval_method)
             rows.append(("recall_at_1, 95 % interval", f"{low} to {high} % ({method})"))
+        rows += _baseline_rows(scores)
         texts.append(_table(rows))
     else:
         texts.append(
@@ -273,6 +275,8 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
             f"Recall@1 on {validation['num_classes']:,} validation classes ({validation['num_queries']:,} queries), "
             f"after epoch {best['epoch']}: {100 * validation['recall_at_1']:.1f} %."
         )
+        if run is not None and (beside := run.baselines_of(best["epoch"])) and (rows := _baseline_rows(beside)):
+            texts.append(f"On the same validation classes, without training or without the head:\n\n{_table(rows)}")
     trained = None if run is None else run.origin()
     if run is not None and trained is not None:
         if best is not None and any("kept" in line for line in lines):
@@ -281,6 +285,17 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
         if last := trained[1].get("last_epoch"):
             texts.append(f"The model is that of the run's last epoch, {last['epoch']}.")
     return "\n\n".join(texts)
+
+
+def _baseline_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores of the pooled and of the pretrained features, where they were computed."""
+    baselines = scores.get("baselines") or {}
+    return [
+        (f"{metric} of the {title}, {baselines[name]['of']}", f"{100 * baselines[name][metric]:.1f} %")
+        for name, title in BASELINES.items()
+        if name in baselines
+        for metric in METRICS
+    ]
 
 
 def _training(trained: tuple[RunConfig, dict[str, Any]] | None) -> str:

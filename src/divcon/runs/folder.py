@@ -49,8 +49,8 @@ LENGTH = {"epochs", "patience"}
 
 
 class RunFolder:
-    """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint``, ``model/``, ``last/`` and
-    ``report.html``; with ``validation_folds`` also ``folds/``, a run for each fold.
+    """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint``, ``model/``, ``last/``,
+    ``baselines.json`` and ``report.html``; with ``validation_folds`` also ``folds/``, a run for each fold.
 
     ``model`` is the model that the run keeps, ``last`` that of the last epoch, a model folder that knows its run.
 
@@ -69,6 +69,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.last = self.path / "last"
         self.folds = self.path / "folds"
+        self.baselines = self.path / "baselines.json"
         self.report = self.path / "report.html"
 
     def division(self, epoch: int) -> Path:
@@ -348,6 +349,24 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"{self.metrics}: cannot be written ({error.strerror}); resume when it can") from error
+
+    def write_baselines(self, scores: dict[str, Any]) -> None:
+        """Write what `baselines_of` reads.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with atomic_write(self.baselines) as beside:
+            beside.write_text(json.dumps(scores, indent=1) + "\n")
+
+    def baselines_of(self, epoch: int | None) -> dict[str, Any] | None:
+        """The scores of the model of an epoch on the validation classes, with those of the baselines (``baselines``,
+        see `divcon.evaluate`); None where there are none, or where they are of another epoch."""
+        try:
+            scores = json.loads(self.baselines.read_text())
+            return scores if scores["epoch"] == epoch and isinstance(scores["baselines"], dict) else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
 
     def resumed(self, asked: RunConfig, explicit: Collection[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
         """The settings to resume with, and all of ``config.json``: the run's own settings, with those of ``asked`` that

@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from divcon.config.from_data import fit, with_choices_of
 from divcon.config.settings import SECTION_OF, ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
+from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
+from divcon.evaluation.subspaces import MAX_MONITORED, ONE, learner_similarity, sample_of
 from divcon.models import EmbeddingModel, start_as_pca
 from divcon.models.backbone import resolve_backbone
 from divcon.models.embedding_model import own_backbone, own_transform
@@ -361,11 +365,20 @@ class _Run:
         last = epoch.number == self.config.train.epochs - 1
         started = time.perf_counter()
         validation = self.data.validation
-        if validation is not None and (last or (epoch.number + 1) % self.config.data.evaluate_every == 0):
-            within = self.context.subtask("evaluate", epoch=epoch.number)
-            line["validation"] = evaluate(self._evaluated, validation, clustering=False, context=within)
+        due = last or (epoch.number + 1) % self.config.data.evaluate_every == 0
+        within = self.context.subtask("evaluate", epoch=epoch.number)
+        if validation is not None and due:
+            line["validation"] = evaluate(
+                self._evaluated, validation, clustering=False, similarity=True, context=within
+            )
         if not self.group.is_main:
             return
+        if validation is not None and due:
+            line["learner_similarity"] = line["validation"].pop("learner_similarity")
+        elif due and self.model.num_learners > 1:
+            with torch.random.fork_rng(devices=[]):  # without validation nothing else draws here
+                features = self.model.features(self._monitored, context=within.alone().silent())
+            line["learner_similarity"] = learner_similarity(self.model, features)
         if epoch.redivided:
             epoch.division.save(self.folder.division(epoch.number))
         if self.job.observe is not None:
@@ -407,23 +420,51 @@ class _Run:
         forget_record(folder)
         self.model.save(folder)
 
+    @cached_property
+    def _monitored(self) -> LabeledSet:
+        """Train images on which learners are compared where there are no validation classes."""
+        return sample_of(self.data.train, MAX_MONITORED)
+
     def _finish(self, model: EmbeddingModel) -> None:
         folder, last = self.folder, self.lines[-1]["epoch"]
         folder.previous.unlink(missing_ok=True)
+        kept = kept_epoch(self.lines)
         if selection.ended_by_patience(self.lines, self.config):
             self._warn(selection.patience_note(self.lines, self.config))
         if not self.job.is_fold:
             for message in selection.notes(self.lines, self.config, self.job.over_folds):
                 self._warn(message)
+        within = self.context.alone().subtask("evaluate", epoch=last)
+        similarity = next((line.get("learner_similarity") for line in self.lines if line["epoch"] == kept), None)
+        if similarity is not None and similarity > ONE:
+            self._warn(_learners_are_one(self.config.model, similarity, kept))
+        if (validation := self.data.validation) is not None and not self.job.is_fold:
+            try:
+                self._compare_with_baselines(model, validation, kept, within)
+            except Exception as error:  # the run is done, and nothing that fails from here on may lose it
+                self._warn(f"the kept model was not compared with untrained features ({error!r})")
         if self.job.report:
-            within = self.context.alone().subtask("evaluate", epoch=last)
             try:
                 write_report(folder, self.data, model, notes=[*self.data.notes, *self.warnings], context=within)
-            except Exception as error:  # the run is done, and nothing that fails from here on may lose it
+            except Exception as error:
                 self.display.warn(
                     f"no report was written ({error!r}); the run is complete. Try: {folder.command('report')}"
                 )
-        self.display.end(folder.path, kept_epoch(self.lines))
+        self.display.end(folder.path, kept)
+
+    def _compare_with_baselines(
+        self, model: EmbeddingModel, validation: LabeledSet, kept: int | None, context: Context
+    ) -> None:
+        """Score the kept model's pooled features, and those of the network before training, on the validation
+        classes."""
+        options: dict[str, Any] = {"clustering": False, "baselines": True, "context": context}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of downloading weights were shown when the run started
+            scores = {"epoch": kept, **evaluate(model, validation, **options)}
+        self.folder.write_baselines(scores)
+        self.display.baselines(scores)
+        for advice in scores.get("advice", []):
+            self._warn(advice)
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -440,6 +481,16 @@ def _how_to_train_on(config: RunConfig) -> str:
         why = "folds have chosen its epoch" if fixed else "its learning rates depend on `epochs`"
         return f"all {train.epochs} epochs are done; to train on, start another run from this model (`init`), as {why}"
     return f"all {train.epochs} epochs are done; to train longer, resume with more `epochs`"
+
+
+def _learners_are_one(config: ModelConfig, similarity: float, epoch: int | None) -> str:
+    """The note on learners that rank images alike."""
+    slices = "" if config.method == "slices" else "`method=slices`, "
+    return (
+        f"the {config.num_learners} learners are one: in epoch {epoch}, which is kept, the similarities of images in "
+        f"one learner's subspace and in another's correlate {similarity:.2f} (1: the same), so that dividing adds "
+        f"little; try {slices}fewer `num_learners`, or a larger `embedding_dim`"
+    )
 
 
 def _with_validation(data: Benchmark, config: RunConfig, context: Context) -> Benchmark:

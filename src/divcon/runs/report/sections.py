@@ -15,6 +15,7 @@ from divcon.config.settings import RunConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, RunError
+from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
@@ -22,6 +23,7 @@ from divcon.evaluation.task import Task
 from divcon.models.pruning import EMBEDDING_NAMES
 from divcon.runs.embedding import read_record
 from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.notes import EpochNotes
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
@@ -222,6 +224,7 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
         parts.append(
             _scored("Scores on validation classes", {**kept["validation"], "benchmark": contents.record["benchmark"]})
         )
+        parts += _baselines("validation", contents.folder.baselines_of(kept["epoch"]))
     elif contents.over_folds is None:
         parts.append(element("p", "No validation classes were scored in this run."))
     if kept is not None:
@@ -241,6 +244,7 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
     if (test["protocol"], test["split_hash"]) != (contents.record.get("protocol"), contents.record.get("split_hash")):
         parts.append(element("p", "These scores are of another split than the run's own.", role="note"))
     parts.append(_scored("Scores on test classes", test))
+    parts += _baselines("test", test)
     rows = [(f"learner {k}", scores) for k, scores in enumerate(test.get("learners", []))]
     if rows:
         rows.append(("pooled features", test["features"]))
@@ -284,6 +288,33 @@ def _embedding(contents: Contents) -> Html | None:
     ]
     scored = [table("Embeddings on validation classes", ("", "dimensions", "map_at_r", "recall_at_1"), rows)]
     return joined(element("h3", "Embedding"), element("p", words), *(scored if rows else []))
+
+
+def _baselines(split: str, scores: Mapping[str, Any] | None) -> list[Html]:
+    """The embedding beside what needs no training, where it was scored on the classes of a split."""
+    if scores is None or not isinstance(baselines := scores.get("baselines"), Mapping):
+        return []
+    rows: list[tuple[Child, ...]] = [("embedding", *(percent(scores[metric]) for metric in METRICS))]
+    for name, title in BASELINES.items():
+        if name not in baselines:
+            continue
+        row: list[Child] = [f"{title}, of {baselines[name]['of']}"]
+        row += [percent(baselines[name][metric]) for metric in METRICS]
+        for metric in METRICS:
+            difference = baselines[name]["difference"][metric]
+            low, high = difference["interval"]
+            row.append(
+                [_points(difference["value"]), " [", _points(low), ", ", _points(high), "]"],
+            )
+        rows.append(tuple(row))
+    head = ("", *METRICS, *(f"embedding less it, {title}" for title in METRICS.values()))
+    parts = [table(f"Embedding and untrained features on {split} classes", head, rows)]
+    parts += [element("p", line) for line in [baselines.get("note"), *scores.get("advice", [])] if line]
+    return parts
+
+
+def _points(difference: float) -> Child:
+    return number(difference, f"{100 * difference:+.1f}")
 
 
 def check_scores(scores: Mapping[str, Any]) -> None:
@@ -338,6 +369,7 @@ def curves(contents: Contents) -> Html:
         if line["phase"] != before["phase"]
     ]
     drawn = [_loss_chart(lines, marks), *_recall_chart(contents, marks), *_pairs_chart(lines, marks)]
+    drawn += _similarity_chart(lines, marks)
     return element("div", drawn, class_="charts")
 
 
@@ -399,6 +431,19 @@ def _pairs_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]
     drawn = [kept] + ([Line("images that changed learner", thinned(moved), "var(--c1)", "6 3")] if moved else [])
     about = f"{kept.points[0][1]:.1f} % of positive pairs at first, {kept.points[-1][1]:.1f} % at last."
     return [line_chart("What the divisions keep", about, drawn, y_label="%", marks=marks)]
+
+
+def _similarity_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]) -> list[Html]:
+    measured = [(line["epoch"], line.get("learner_similarity")) for line in lines]
+    points = [(float(epoch), value) for epoch, value in measured if value is not None]
+    if not points:
+        return []
+    about = (
+        f"Mean over pairs of learners: {points[0][1]:.2f} at first, {points[-1][1]:.2f} at last. 1: all learners rank "
+        "the same images near, so that there is one learner in fact; 0: they are unrelated."
+    )
+    line = Line("similarity of learners", thinned(points), "var(--c0)")
+    return [line_chart("How alike the learners are", about, [line], y_label="correlation", marks=marks)]
 
 
 def epochs(contents: Contents) -> Html:
@@ -629,17 +674,14 @@ def _value(value: object) -> Child:
 
 
 def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
-    """All warnings and notes: of the run, each once with its epochs, and ``more``."""
-    epochs_of: dict[str, list[int]] = {}
-    for line in contents.lines:
-        for warning in line["warnings"]:
-            epochs_of.setdefault(warning, []).append(line["epoch"])
-    warnings = [f"{_spans(epochs)}: {warning}" for warning, epochs in epochs_of.items()]
+    """All warnings and notes: of the run's epochs, each once with its epochs, and ``more``."""
+    repeated = EpochNotes.of(contents.lines).all
+    warnings = [f"{_spans(note.epochs)}{note.of_learners}: {note.text}" for note in repeated]
     return list(dict.fromkeys([*more, *contents.problems, *warnings]))
 
 
 def _spans(epochs: Sequence[int]) -> str:
-    """``epoch 3``, or ``epochs 0 to 3, 7``."""
+    """``epoch 3``, or ``5 epochs, 0 to 3, 7``."""
     spans: list[list[int]] = []
     for epoch in epochs:
         if spans and epoch == spans[-1][1] + 1:
@@ -647,7 +689,7 @@ def _spans(epochs: Sequence[int]) -> str:
         else:
             spans.append([epoch, epoch])
     shown = [f"{a}" if a == b else f"{a} to {b}" for a, b in spans[:6]] + ["..."] * (len(spans) > 6)
-    return f"epoch{'s' * (len(epochs) > 1)} {', '.join(shown)}"
+    return f"{len(epochs):,} epochs, {', '.join(shown)}" if len(epochs) > 1 else f"epoch {shown[0]}"
 
 
 def warnings(notes: Sequence[str]) -> Html:
