@@ -243,6 +243,8 @@ def _modern(backbone: str, lr: float, pooling: Pooling = "auto") -> RunConfig:
             backbone=backbone,
             image_size=224,
             pooling=pooling,
+            head_init="random",
+            embed="head",
         ),
         TrainConfig(
             epochs=60,

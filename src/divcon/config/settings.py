@@ -57,7 +57,7 @@ __all__ = [
 
 Pooling = Literal["auto", "avg", "max", "gem", "token"]
 Embed = Literal["auto", "head", "features", "pca"]
-HeadInit = Literal["random", "pca"]
+HeadInit = Literal["auto", "random", "pca"]
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ class ModelConfig:
     vectors."""
     dropout: float = 0.01
     """Dropout on the pooled features before the head, in training."""
-    head_init: HeadInit = setting("random", before="random")
+    head_init: HeadInit = setting("auto", before="random")
     """Initial weights of the head: random; or pca, the first `embedding_dim` principal components of the training
-    images' pooled features (of at most 20,000 images), rotated at random so that all dimensions vary alike."""
+    images' pooled features (of at most 20,000 images), rotated at random so that all dimensions vary alike. auto: pca
+    where the backbone has so many features and there are more training images than dimensions, else random."""
     embed: Embed = setting("auto", before="head")
     """What the finished model embeds by; training is the same. head: the embedding that was trained. features: the
     pooled features before the head, L2-normalised, of as many dimensions as the backbone has features. pca: those
@@ -182,9 +183,10 @@ class TrainConfig:
     full_weight: float = setting(1.0, before=0.0)
     """Weight, until the joint phase, of a loss on the full embedding added to the learner's, on the same batch (ours);
     0: the learner's loss alone, as in both papers."""
-    distill_weight: float = setting(0.0, before=0.0)
+    distill_weight: float | None = setting(None, before=0.0)
     """Weight of similarity distillation (S2SD, Roth et al., ICML 2021): on each batch the full embedding learns the
-    similarities of the pooled features that it is computed from; 0: none. The paper's weights are 50 to 1,000."""
+    similarities of the pooled features that it is computed from; 0: none. None: 50 with several learners, 0 with
+    one."""
     distill_temperature: float = setting(1.0, before=1.0)
     """Temperature of `distill_weight`: cosines are divided by it before the softmax."""
     joint_epoch: int | None = None
@@ -247,7 +249,7 @@ class TrainConfig:
     """A transform of your own for training images, in place of the random crop and mirroring: any callable on a PIL
     image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates one and may
     take image_size. It returns image_size x image_size pixels, which are not normalised. Not used for vectors."""
-    ema_decay: float = setting(0.0, before=0.0)
+    ema_decay: float = setting(0.8, before=0.0)
     """Decay of an exponential moving average of the weights, updated after each epoch, which is evaluated and saved in
     place of the weights; training goes on from the weights themselves. 0: none, as in both papers."""
     precision: Precision = "fp32"
@@ -366,6 +368,12 @@ class TrainConfig:
     def num_devices(self) -> int:
         """``devices``, with None resolved."""
         return self.devices or 1
+
+    def chosen_distill_weight(self, num_learners: int) -> float:
+        """``distill_weight``, with None resolved."""
+        if self.distill_weight is not None:
+            return self.distill_weight
+        return 50.0 if num_learners > 1 else 0.0
 
     @property
     def batches_per_step(self) -> int:

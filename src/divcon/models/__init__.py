@@ -5,7 +5,7 @@ from __future__ import annotations
 from divcon.models.backbone import create_backbone
 from divcon.models.embedding_model import EmbeddingModel, as_model
 from divcon.models.heads import MaskHead, SliceHead, SubspaceHead, create_head
-from divcon.models.pca import start_as_pca
+from divcon.models.pca import can_start_as_pca, start_as_pca
 from divcon.models.pooling import GeM
 from divcon.models.pruning import keep_components, keep_learner, keep_subspaces, with_embedding
 
@@ -16,6 +16,7 @@ __all__ = [
     "SliceHead",
     "SubspaceHead",
     "as_model",
+    "can_start_as_pca",
     "create_backbone",
     "create_head",
     "keep_components",

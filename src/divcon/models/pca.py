@@ -106,6 +106,22 @@ def shared_features(
     return group.all_gather(torch.from_numpy(own), len(images)).numpy()
 
 
+def can_start_as_pca(model: EmbeddingModel, images: LabeledSet) -> bool:
+    """Whether `start_as_pca` can start the model's head from these training images."""
+    try:
+        _check_start(model, images)
+    except ConfigError:
+        return False
+    return True
+
+
+def _check_start(model: EmbeddingModel, images: LabeledSet) -> None:
+    head = model.head
+    check_dims(head.embedding_dim, model.num_features, min(len(images), MAX_IMAGES), "head_init=pca")
+    zeros = torch.zeros(head.embedding_dim, model.num_features)
+    copy.deepcopy(head).start_from(zeros, zeros[:, 0])
+
+
 def start_as_pca(model: EmbeddingModel, images: LabeledSet, *, seed: int = 0, context: Context = DEFAULT) -> None:
     """Start the head from the principal components of the model's pooled features, in place of random weights.
 
@@ -121,10 +137,7 @@ def start_as_pca(model: EmbeddingModel, images: LabeledSet, *, seed: int = 0, co
             has no linear layer to start (see `divcon.models.SubspaceHead.start_from`).
     """
     head = model.head
-    check_dims(head.embedding_dim, model.num_features, min(len(images), MAX_IMAGES), "head_init=pca")
-    # A head that cannot start so says it now, not after the features are computed.
-    zeros = torch.zeros(head.embedding_dim, model.num_features)
-    copy.deepcopy(head).start_from(zeros, zeros[:, 0])
+    _check_start(model, images)  # now, not after the features are computed
     with torch.random.fork_rng(devices=[]):  # data loaders draw a number, and more of them with more workers
         features = shared_features(model, sample_to_fit(images, seed), context=context)
     weight, bias = principal_components(features, head.embedding_dim, "head_init=pca").rotated(seed)

@@ -27,7 +27,7 @@ from divcon.data.read import is_dataset_name
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.subspaces import MAX_MONITORED, ONE, learner_similarity, sample_of
-from divcon.models import EmbeddingModel, start_as_pca
+from divcon.models import EmbeddingModel, can_start_as_pca, start_as_pca
 from divcon.models.backbone import resolve_backbone
 from divcon.models.embedding_model import own_backbone, own_transform
 from divcon.models.pruning import embedding_head
@@ -331,7 +331,10 @@ class _Run:
         device = resolve_device(config.train.device)
         for message in not_repeatable(device, record if saved is not None and epochs_done else None):
             self._warn(message)
-        if config.model.head_init == "pca" and new_head and not folder.checkpoint.exists():
+        starts = config.model.head_init == "pca" or (
+            config.model.head_init == "auto" and can_start_as_pca(self.model, self.data.train)
+        )
+        if starts and new_head and not folder.checkpoint.exists():
             self.model.to(device)
             start_as_pca(self.model, self.data.train, seed=config.train.seed, context=self.context)
         if self.group.is_main:

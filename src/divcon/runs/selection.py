@@ -221,4 +221,5 @@ def _about_scores(points: Sequence[Point], queries: int, config: RunConfig, *, f
 
 def _trains_full(phase: str, config: RunConfig) -> bool:
     train = config.train
-    return phase != Phase.SUBSPACE or train.full_weight > 0 or train.distill_weight > 0
+    distill_weight = train.chosen_distill_weight(config.model.num_learners)
+    return phase != Phase.SUBSPACE or train.full_weight > 0 or distill_weight > 0

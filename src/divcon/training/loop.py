@@ -109,6 +109,7 @@ def divide_and_conquer(
     network, optimizer = set_up(fabric, model, objectives, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     bank = FeatureBank(len(images), model.num_features, fabric.device, enabled=config.divide_on == "bank")
+    distill_weight = config.chosen_distill_weight(model.head.max_learners)
     average = WeightAverage(model, config.ema_decay)
     state = TrainState(model, objectives, optimizer, fabric.strategy.precision, bank, average)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
@@ -186,10 +187,10 @@ def divide_and_conquer(
                         # Conquer: one loss on the full embedding.
                         _, full, features = network(inputs, with_all=True)
                         loss = record.loss(number, objectives[-1], full, targets)
-                    if config.distill_weight:
+                    if distill_weight:
                         # The full embedding learns the similarities of its own backbone's features (S2SD).
                         distillation = record.distillation(number, full, features, config.distill_temperature)
-                        loss = loss + config.distill_weight * distillation
+                        loss = loss + distill_weight * distillation
                     bank.update(batch.indices, features)
                     fabric.backward(loss / len(step))
                 take_step(optimizer, objectives, model, context)

