@@ -339,10 +339,10 @@ class _Run:
         self.model.save(folder.last)
         folder.previous.unlink(missing_ok=True)
         if selection.ended_by_patience(self.lines, self.config):
-            self._warn(selection.patience_note(self.lines, self.config))
+            self.display.warn(selection.patience_note(self.lines, self.config))
         if not self.job.is_fold:
             for message in selection.notes(self.lines, self.config, self.job.over_folds):
-                self._warn(message)
+                self.display.warn(message)  # the report has them of its own
         if self.job.report:
             within = self.context.alone().subtask("evaluate", epoch=last)
             try:

@@ -291,8 +291,8 @@ def test_a_report_that_cannot_be_written_loses_no_run(few: Benchmark, tmp_path: 
     model = dc.run(few, tmp_path / "run", TINY, display=Hears())
     assert model.embedding_dim == 8
     assert ended == [0]
-    assert len(warned) == 1
-    assert re.match(r"no report was written \(OutputError\(.*report.html: .*the run is complete", warned[0])
+    (message,) = [message for message in warned if "validation queries" not in message]
+    assert re.match(r"no report was written \(OutputError\(.*report.html: .*the run is complete", message)
     assert len(lines_of(tmp_path / "run")) == 1
     dc.EmbeddingModel.load(tmp_path / "run")
 

@@ -23,7 +23,7 @@ from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
-from divcon.runs.selection import ended_by_patience, patience_note, reason
+from divcon.runs.selection import ended_by_patience, notes, patience_note, reason
 
 _FINETUNE = "finetune"
 _SECONDS = ("dividing", "training", "evaluating")
@@ -85,6 +85,16 @@ class Contents:
         if not any("kept" in line for line in self.lines) and any("validation" in line for line in self.lines):
             return "the first with the best Recall@1 on validation classes"
         return reason(self.lines, self.config, None if self.over_folds is None else dict(self.over_folds))
+
+    @property
+    def selection_notes(self) -> list[str]:
+        """What there is to warn of in the choice of the epoch; none before the run ends."""
+        lines, config = self.lines, self.config
+        ended = ended_by_patience(lines, config)
+        if not (self.complete or ended):
+            return []
+        over_folds = None if self.over_folds is None else dict(self.over_folds)
+        return [*([patience_note(lines, config)] if ended else []), *notes(lines, config, over_folds)]
 
     @property
     def complete(self) -> bool:
@@ -598,7 +608,7 @@ def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
         for warning in line["warnings"]:
             epochs_of.setdefault(warning, []).append(line["epoch"])
     warnings = [f"{_spans(epochs)}: {warning}" for warning, epochs in epochs_of.items()]
-    return list(dict.fromkeys([*more, *contents.problems, *warnings]))
+    return list(dict.fromkeys([*contents.selection_notes, *more, *contents.problems, *warnings]))
 
 
 def _spans(epochs: Sequence[int]) -> str:
