@@ -185,7 +185,7 @@ def test_a_run_goes_on_with_its_file(run: Run, file: Path, tmp_path: Path) -> No
     assert (values["epochs"], places["epochs"]) == ("2", f"run {out}")
     assert (values["workers"], places["workers"]) == ("1", "command line")
     assert (values["nu"], places["nu"]) == ("0", f"run {out}")
-    for more in (["--epochs", 3], ["--loss-options.nu", 1]):
+    for more in (["--redivide-every", 3], ["--loss-options.nu", 1]):
         code, _, err = run("train", "--config", file, "--out", out, "--resume", *more)
         assert code == 2
         assert "cannot resume with other settings" in err

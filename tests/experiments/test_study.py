@@ -13,11 +13,10 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.data.benchmark import Benchmark
+from divcon.data.benchmark import Benchmark, folds_of
 from divcon.division import Division
 from divcon.errors import ConfigError, DataError, RunError
 from divcon.experiments import ARMS, Arm, ablation
-from divcon.experiments.arms import folds_of
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder
 from divcon.runtime.context import Progress

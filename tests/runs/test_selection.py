@@ -279,7 +279,7 @@ def test_every_command_takes_the_last_model(command: Command, trained: Path, tmp
     assert "The model is that of the run's last epoch, 3." in card
     assert str(trained) not in card
     code, _, err = command("report", last)
-    assert (code, f"a report is of a run; pass {trained}" in err) == (2, True)
+    assert (code, f"a model of the run {trained}; pass that" in err) == (2, True)
     how = ("--epochs", 1, "--batch-size", 16, "--workers", 0, "--out", tmp_path / "again")
     code, _, err = command("train", DATA, "--init", last, *how)
     assert code == 0, err

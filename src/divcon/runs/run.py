@@ -433,10 +433,10 @@ class _Run:
         folder.previous.unlink(missing_ok=True)
         kept = kept_epoch(self.lines)
         if selection.ended_by_patience(self.lines, self.config):
-            self._warn(selection.patience_note(self.lines, self.config))
+            self.display.warn(selection.patience_note(self.lines, self.config))
         if not self.job.is_fold:
             for message in selection.notes(self.lines, self.config, self.job.over_folds):
-                self._warn(message)
+                self.display.warn(message)  # the report has them of its own
         within = self.context.alone().subtask("evaluate", epoch=last)
         similarity = next((line.get("learner_similarity") for line in self.lines if line["epoch"] == kept), None)
         if similarity is not None and similarity > ONE:

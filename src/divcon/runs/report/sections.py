@@ -27,7 +27,7 @@ from divcon.runs.notes import EpochNotes
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
-from divcon.runs.selection import ended_by_patience, patience_note, reason
+from divcon.runs.selection import ended_by_patience, notes, patience_note, reason
 
 _FINETUNE = "finetune"
 _SECONDS = ("dividing", "training", "evaluating")
@@ -89,6 +89,16 @@ class Contents:
         if not any("kept" in line for line in self.lines) and any("validation" in line for line in self.lines):
             return "the first with the best Recall@1 on validation classes"
         return reason(self.lines, self.config, None if self.over_folds is None else dict(self.over_folds))
+
+    @property
+    def selection_notes(self) -> list[str]:
+        """What there is to warn of in the choice of the epoch; none before the run ends."""
+        lines, config = self.lines, self.config
+        ended = ended_by_patience(lines, config)
+        if not (self.complete or ended):
+            return []
+        over_folds = None if self.over_folds is None else dict(self.over_folds)
+        return [*([patience_note(lines, config)] if ended else []), *notes(lines, config, over_folds)]
 
     @property
     def complete(self) -> bool:
@@ -674,10 +684,10 @@ def _value(value: object) -> Child:
 
 
 def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
-    """All warnings and notes: of the run's epochs, each once with its epochs, and ``more``."""
+    """All warnings and notes: of the run, those of its epochs once with their epochs, and ``more``."""
     repeated = EpochNotes.of(contents.lines).all
     warnings = [f"{_spans(note.epochs)}{note.of_learners}: {note.text}" for note in repeated]
-    return list(dict.fromkeys([*more, *contents.problems, *warnings]))
+    return list(dict.fromkeys([*contents.selection_notes, *more, *contents.problems, *warnings]))
 
 
 def _spans(epochs: Sequence[int]) -> str:

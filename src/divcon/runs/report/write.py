@@ -69,7 +69,7 @@ def report(
         scores = read_scores(scores)
     folder = RunFolder(run)
     if (of := run_of(run)) != Path(run):
-        raise RunError(f"{run}: is a model of the run {of}, and a report is of a run; pass {of}")
+        raise RunError(f"{run}: holds no run, but a model of the run {of}; pass that")
     contents = Contents.of(folder)
     if scores is not None:
         sections.check_scores(scores)
