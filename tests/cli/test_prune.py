@@ -44,7 +44,7 @@ def runs(parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from divcon.cli import main
 
     folder = tmp_path_factory.mktemp("runs")
-    how = ["--learners", "4", "--dim", "16", "--epochs", "2", "--batch-size", "16", "--workers", "0"]
+    how = ["--embed", "head", "--learners", "4", "--dim", "16", "--epochs", "2", "--batch-size", "16", "--workers", "0"]
     for name, more in {"slices": ["--validation-fraction", "0.3"], "masks": ["--no-validation"]}.items():
         with pytest.raises(SystemExit, match="0"):
             main(["train", str(parquet), "--method", name, *how, *more, "--out", str(folder / name)])

@@ -1,4 +1,4 @@
-"""What a model embeds by: its head, its pooled features or their principal components; and heads that start as a PCA."""
+"""What a model embeds by: its head, its pooled features or their PCA; and heads that start as one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_features_and_pca_are_what_they_say_and_learners_stay(
     for changed in (by_features, by_pca):
         assert changed.num_learners == model.num_learners
         for learner in range(model.num_learners):
-            np.testing.assert_array_equal(changed.encode(vectors, learner=learner), model.encode(vectors, learner=learner))
+            np.testing.assert_array_equal(
+                changed.encode(vectors, learner=learner), model.encode(vectors, learner=learner)
+            )
             kept = keep_learner(changed, learner)
             np.testing.assert_allclose(kept.encode(vectors), model.encode(vectors, learner=learner), atol=1e-6)
         changed.save(tmp_path / changed.head.embedding)

@@ -16,6 +16,7 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError, ImageError, OutputError, RunError
+from divcon.models import with_embedding
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runtime.environment import not_repeatable
@@ -82,7 +83,7 @@ def test_the_best_epoch_on_validation_classes_is_kept(straight: Path, few: Bench
     scores = [line["validation"]["recall_at_1"] for line in lines]
     assert kept_epoch(lines) == int(np.argmax(scores))
     held = few.with_validation(0.1, 0).validation
-    model = dc.EmbeddingModel.load(straight)
+    model = with_embedding(dc.EmbeddingModel.load(straight), "head")
     assert dc.evaluate(model, held, clustering=False)["recall_at_1"] == pytest.approx(max(scores), abs=1e-6)
     assert not set(few.query.labels) & set(held.labels)
 
@@ -303,7 +304,7 @@ def test_init_goes_on_from_a_model_on_other_classes(
     other = Benchmark("other", new, few.query, few.query)
     frozen = replace(WITHOUT, train=replace(TRAIN, epochs=1, lr=0.0, head_lr=0.0))
     model = dc.run(other, tmp_path / "run", frozen, init=straight / "model")
-    begun = dc.EmbeddingModel.load(straight)
+    begun = with_embedding(dc.EmbeddingModel.load(straight), "head")
     for name, value in begun.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
 
