@@ -384,7 +384,7 @@ def test_from_the_command_line(parquet: Path, data: Benchmark, command: Command,
     code, _, err = command("evaluate", out, "demo")
     assert code == 2
     assert "holds images, and the model takes vectors of 12" in err
-    code, _, err = command("train", parquet, "--out", tmp_path / "begun", "--init", out, *settings[4:8], "--epochs", 1)
+    code, _, err = command("train", parquet, "--out", tmp_path / "begun", "--init", out, *settings[4:8], *settings[8:])
     assert code == 0, err
     assert dc.EmbeddingModel.load(tmp_path / "begun").config == model.config
 
