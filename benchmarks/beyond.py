@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 import divcon as dc
+from divcon.data.benchmark import folds_of
 from divcon.division import Division, divide
-from divcon.experiments.arms import folds_of
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import create_loader
 from divcon.training.sampler import Batch, EpochPlan, plan_epoch

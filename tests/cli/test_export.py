@@ -89,7 +89,7 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
         "| trained on | 18 train classes, 2 validation classes |",
         f"| hash of the test split | `{record['split_hash']}` |",
         "| `method` | `slices` |\n| `embedding_dim` | `16` |",
-        f"by which epoch {kept_epoch(RunFolder(folder / 'run').lines())} was chosen",  # as the run numbers them
+        f"Epoch {kept_epoch(RunFolder(folder / 'run').lines())} was kept: ",  # as the run numbers them
         f"torch {record['versions']['torch']}",
         "which model computed the vectors",
     ):
@@ -114,7 +114,7 @@ def test_a_learners_card_has_its_own_scores(command: Command, folder: Path, tmp_
     assert f"| recall_at_1 | {100 * scores['learners'][2]['recall_at_1']:.1f} % |" in card
     assert "the subspace of learner 2 alone" in card
     assert "Embeds vectors of 12 dimensions in 4 dimensions" in card
-    assert "by which epoch" not in card  # which is a score of the whole embedding
+    assert "was kept: " not in card  # which is a score of the whole embedding
 
     del scores["learners"]
     (tmp_path / "whole.json").write_text(json.dumps(scores | {"split_hash": "another"}))
@@ -132,7 +132,7 @@ def test_of_a_pruned_model_and_of_one_without_a_run(command: Command, folder: Pa
     card = (tmp_path / "small" / "README.md").read_text()
     assert "Then pruned to 6 dimensions (pca)." in card
     assert f"`{record_of(folder)['split_hash']}`" in card
-    assert "by which epoch" not in card  # of the model before
+    assert "was kept: " not in card  # of the model before
     code, _, err = command("export", folder / "run" / "model", "--format", "hf", "--out", tmp_path / "model")
     assert code == 0, err
     card = (tmp_path / "model" / "README.md").read_text()

@@ -326,7 +326,7 @@ def test_a_config_of_an_earlier_version_loads() -> None:
     expected = ModelConfig("slices", 2, 16, backbone="test_resnet", pretrained=False, image_size=32, embed="head")
     assert config.model == expected
     assert config.train == TrainConfig(epochs=3, batch_size=16, images_per_class=2, full_weight=0.0)
-    assert config.data == DataConfig()
+    assert config.data == DataConfig(select_by="recall_at_1")
 
 
 def test_weights_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

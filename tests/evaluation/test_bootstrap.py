@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from divcon.evaluation import bootstrap
-from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
+from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, share_interval, wilson_interval
 
 
 def example(seed=0, num_classes=9):
@@ -102,6 +102,38 @@ def test_strings_tensors_and_booleans():
 
 def test_one_class_says_nothing():
     assert np.isnan(bootstrap_interval([1, 0, 1], [5, 5, 5])).all()
+
+
+def test_wilson_is_the_solution_of_its_equation():
+    """The ends are the shares p whose distance from the share seen is z standard errors of p."""
+    z = 1.959963984540054
+    for share, trials in ((0.0, 1), (0.0, 20), (1.0, 7), (0.5, 1), (0.3, 10), (0.9, 200)):
+        low, high = wilson_interval(share, trials)
+        for end in (low, high):
+            if 0 < end < 1:
+                assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / trials, abs=1e-12)
+        assert 0 <= low <= share <= high <= 1
+        assert high > low
+    assert wilson_interval(1.0, 10) == (pytest.approx(10 / (10 + z**2)), 1.0)
+    assert wilson_interval(0.0, 10) == (0.0, pytest.approx(z**2 / (10 + z**2)))
+    low, high = wilson_interval(0.0, 10, level=0.5)
+    assert high < 0.05
+    for wrong in ((1.1, 3), (0.5, 0), (0.5, 3, 1.0)):
+        with pytest.raises(ValueError):
+            wilson_interval(*wrong[:2], **({"level": wrong[2]} if len(wrong) > 2 else {}))
+
+
+def test_an_interval_of_a_share_always_has_a_width():
+    hits, classes = example()
+    assert share_interval(hits, classes) == (*bootstrap_interval(hits, classes), "bootstrap over classes")
+    num_classes = len(set(classes))
+    for share in (0.0, 1.0):
+        interval = share_interval(np.full(len(hits), share), classes)
+        assert interval == (*wilson_interval(share, num_classes), "Wilson, over classes")
+    # Classes alike, and one class; queries that are left out do not count.
+    assert share_interval([1, 0, 1, 0], [1, 1, 2, 2]) == (*wilson_interval(0.5, 2), "Wilson, over classes")
+    assert share_interval([1, 0, 0, 0], [5, 5, 5, 5]) == (*wilson_interval(0.25, 1), "Wilson, over classes")
+    assert share_interval([1, 1, np.nan], [1, 2, 3]) == (*wilson_interval(1.0, 2), "Wilson, over classes")
 
 
 @pytest.mark.parametrize(

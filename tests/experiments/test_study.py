@@ -81,14 +81,15 @@ def test_the_choice_is_the_best_epoch_of_the_mean_over_folds(whole: Path) -> Non
     assert json.loads((whole / "choices.json").read_text()) == results["choices"]
     for arm, choice in results["choices"].items():
         scores = {
-            (-np.mean([r["curve"][epoch]["recall_at_1"] for r in some]), trial, epoch)
+            (-np.mean([r["curve"][epoch]["map_at_r"] for r in some]), trial, -epoch)
             for trial in range(2)
             if (some := [r for r in results["trials"] if (r["method"], r["trial"]) == (arm, trial)])
             for epoch in range(3)
         }
-        best, trial, epoch = min(scores)
-        assert (choice["trial"], choice["epochs"]) == (trial, epoch + 1)
-        assert choice["recall_at_1"] == pytest.approx(-best)
+        _, trial, epoch = min(scores)
+        assert (choice["trial"], choice["epochs"]) == (trial, 1 - epoch)
+        of_trial = [r for r in results["trials"] if (r["method"], r["trial"]) == (arm, trial)]
+        assert choice["recall_at_1"] == pytest.approx(np.mean([r["curve"][-epoch]["recall_at_1"] for r in of_trial]))
         assert choice["settings"] == {"train": {"head_lr": SPACE["train"]["head_lr"][trial]}}
 
 
@@ -146,7 +147,7 @@ def test_the_test_classes_are_evaluated_after_every_choice_is_written(
 
     monkeypatch.setattr(ablation, "evaluate", watching)
     dc.ablate(small, tmp_path / "out", base=base, **{**OPTIONS, "seeds": (0,)})
-    assert len(looked) == 2 * 3
+    assert len(looked) == 1 + 2 * 3  # the pretrained features, once, and each epoch of each run
     assert all(set(choices) == {"single", "slices"} for choices in looked)
 
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import divcon as dc
-from divcon.data.benchmark import Benchmark
+from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
 from divcon.experiments import ARMS, Arm
-from divcon.experiments.arms import best_trial, draw_trials, folds_of
+from divcon.experiments.arms import best_trial, draw_trials
 
 BASE = dc.RunConfig(dc.ModelConfig(num_learners=4, embedding_dim=16))
 SPACE = {"train": {"lr": [1e-3, 1e-4, 1e-5], "head_lr": [1e-2, 1e-3]}, "model": {"dropout": [0.0, 0.01]}}
@@ -83,15 +83,25 @@ def test_too_few_classes_for_the_folds_is_reported() -> None:
 
 
 def curve(*scores: float) -> list[dict]:
-    return [{"epoch": 2 * i + 1, "recall_at_1": score} for i, score in enumerate(scores)]
+    return [{"epoch": 2 * i + 1, "recall_at_1": score, "map_at_r": score / 2} for i, score in enumerate(scores)]
 
 
-def test_the_choice_is_the_best_mean_over_folds_the_earlier_of_equals() -> None:
-    assert best_trial([[curve(0.1, 0.4, 0.2), curve(0.3, 0.4, 0.8)]]) == (0, 6, pytest.approx(0.5))
-    assert best_trial([[curve(0.5, 0.5)], [curve(0.5, 0.5)]]) == (0, 2, 0.5)
-    assert best_trial([[curve(0.5, 0.5)], [curve(0.4, 0.6)]]) == (1, 4, 0.6)
+def test_the_choice_is_the_best_mean_over_folds_the_later_of_equal_epochs_the_first_of_equal_trials() -> None:
+    assert best_trial([[curve(0.1, 0.4, 0.2), curve(0.3, 0.4, 0.8)]], "recall_at_1") == (0, 6, pytest.approx(0.5))
+    assert best_trial([[curve(0.5, 0.5)], [curve(0.5, 0.5)]]) == (0, 4, 0.25)
+    assert best_trial([[curve(0.5, 0.5)], [curve(0.6, 0.4)]]) == (1, 2, 0.3)
+
+
+def test_the_score_of_a_choice_is_that_of_select_by() -> None:
+    one = [{"epoch": 0, "recall_at_1": 0.9, "map_at_r": 0.1}, {"epoch": 1, "recall_at_1": 0.8, "map_at_r": 0.3}]
+    assert best_trial([[one]]) == (0, 2, 0.3)
+    assert best_trial([[one]], "recall_at_1") == (0, 1, 0.9)
+    assert best_trial([[one[::-1]]], "last") == (0, 1, 0.1)
+    # Curves of an earlier version have Recall@1 alone.
+    old = [{"epoch": 0, "recall_at_1": 0.9}, {"epoch": 1, "recall_at_1": 0.8}]
+    assert best_trial([[old], [one]]) == (0, 1, 0.9)
 
 
 def test_a_trial_with_a_fold_that_went_wrong_is_not_chosen() -> None:
-    assert best_trial([[curve(0.9, 0.9), []], [curve(0.1, 0.2), curve(0.1, 0.2)]]) == (1, 4, pytest.approx(0.2))
+    assert best_trial([[curve(0.9, 0.9), []], [curve(0.1, 0.2), curve(0.1, 0.2)]]) == (1, 4, pytest.approx(0.1))
     assert best_trial([[[]]])[2] < 0

@@ -87,5 +87,37 @@ def test_elsewhere_each_epoch_is_a_line(few: Benchmark, tmp_path: Path) -> None:
     for words, line in zip(epochs, RunFolder(tmp_path / "run").lines(), strict=True):
         assert words[:3] == [str(line["epoch"]), line["phase"], f"{line['loss']:.3f}"]
         assert words[3] == f"{100 * line['validation']['recall_at_1']:.1f}"
-        assert words[4:6] == [str(size) for size in line["sizes"]]
+        assert words[4] == f"{100 * line['validation']['map_at_r']:.1f}"
+        assert words[5:7] == [str(size) for size in line["sizes"]]
     assert lines[-1].startswith("kept epoch")
+
+
+def test_a_note_of_every_epoch_is_printed_once_and_counted_at_the_end(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    bar = Bar(Console(file=screen, width=300), in_flags)
+    line = {"phase": "subspace", "loss": 1.0, "sizes": [3], "left_out": 0, "warnings": []}
+    seconds = {f"seconds_{what}": 0.0 for what in ("dividing", "training", "evaluating")}
+    for epoch in range(64):
+        notes = [f"learner {epoch % 2} has batches of {60 + epoch % 5} images, not 80"] if epoch > 2 else []
+        notes += ["alone; see `num_learners`"] if epoch == 7 else []
+        bar.epoch({**line, **seconds, "epoch": epoch, "warnings": notes, "learner_similarity": 0.5 + epoch / 1000})
+    bar.warn("the same")
+    bar.warn("the same")
+    before = screen.getvalue()
+    assert before.count("has batches of") == before.count("the same") == 1
+    assert "note: learner 1 has batches of 63 images, not 80\n" in before
+    bar.end(tmp_path, 60)
+    ending = screen.getvalue().removeprefix(before)
+    assert "batches of 63 images, not 80 (in 61 epochs, first in epoch 3; of learners 0, 1)\n" in ending
+    assert "alone" not in ending
+    assert "similarity of learners in epoch 60: 0.56" in ending
+
+
+def test_the_end_of_a_run_shows_what_needs_no_training(few: Benchmark, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with Bar(Console(file=screen, width=200), in_flags) as bar:
+        dc.run(few, tmp_path / "run", CONFIG, display=bar)
+    shown = screen.getvalue()
+    assert "beside what needs no training, on 2 validation classes:" in shown
+    assert "pooled features " in shown
+    assert "no scores of pretrained features: training started from random weights" in shown

@@ -56,7 +56,17 @@ def straight(few: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_holds_what_the_run_was_and_gave(straight: Path, few: Benchmark) -> None:
-    expected = ["checkpoint", "classes.json", "config.json", "divisions", "metrics.jsonl", "model", "report.html"]
+    expected = [
+        "baselines.json",
+        "checkpoint",
+        "classes.json",
+        "config.json",
+        "divisions",
+        "last",
+        "metrics.jsonl",
+        "model",
+        "report.html",
+    ]
     assert sorted(p.name for p in straight.iterdir()) == expected
     record = json.loads((straight / "config.json").read_text())
     assert record["split_hash"] == few.split_hash
@@ -78,13 +88,64 @@ def test_the_folder_holds_what_the_run_was_and_gave(straight: Path, few: Benchma
         assert line["validation"]["num_queries"] > 0
 
 
-def test_the_best_epoch_on_validation_classes_is_kept(straight: Path, few: Benchmark) -> None:
+def test_the_kept_model_is_compared_with_what_needs_no_training(straight: Path, few: Benchmark, tmp_path: Path) -> None:
+    scores = json.loads((straight / "baselines.json").read_text())
     lines = lines_of(straight)
-    scores = [line["validation"]["recall_at_1"] for line in lines]
-    assert kept_epoch(lines) == int(np.argmax(scores))
+    kept = kept_epoch(lines)
+    assert scores["epoch"] == kept
+    assert scores["recall_at_1"] == pytest.approx(lines[kept]["validation"]["recall_at_1"], abs=1e-6)
+    assert scores["baselines"]["pooled_features"]["of"] == "this network, without its head"
+    assert scores["baselines"]["note"].endswith("training started from random weights")
+    assert RunFolder(straight).baselines_of(kept) == scores
+    assert RunFolder(straight).baselines_of(kept + 1) is None
+    # A run that starts from this one's model has a baseline: that model.
+    dc.run(few, tmp_path / "next", CONFIG, init=straight)
+    pretrained = json.loads((tmp_path / "next/baselines.json").read_text())["baselines"]["pretrained_features"]
+    assert pretrained["of"] == "the model that training started from"
+    assert pretrained["map_at_r"] == pytest.approx(scores["baselines"]["pooled_features"]["map_at_r"], abs=1e-6)
+
+
+def test_a_comparison_that_fails_loses_no_run(few: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("divcon.runs.run._Run._compare_with_baselines", fails)
+    out = tmp_path / "run"
+    dc.run(few, out, replace(CONFIG, train=replace(TRAIN, epochs=1)))
+    assert not (out / "baselines.json").exists()
+    assert "not compared with untrained features" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("config", [CONFIG, WITHOUT])
+def test_each_epoch_says_how_alike_the_learners_are_and_nothing_else_changes(
+    few: Benchmark, tmp_path: Path, config: dc.RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+
+    class Warned(NullDisplay):
+        def warn(self, message: str) -> None:
+            warned.append(message)
+
+    model = dc.run(few, tmp_path / "with", config, display=Warned(), report=False)
+    lines = lines_of(tmp_path / "with")
+    assert all(-1 <= line["learner_similarity"] <= 1 for line in lines)
+    one = lines[kept_epoch(lines)]["learner_similarity"] > 0.95
+    assert any("learners are one" in message and "`method=slices`" in message for message in warned) == one
+    monkeypatch.setattr("divcon.runs.run.learner_similarity", lambda *_: None)
+    monkeypatch.setattr("divcon.evaluation.protocol.learner_similarity", lambda *_: None)
+    again = dc.run(few, tmp_path / "without", config, report=False)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key])
+
+
+def test_the_model_of_the_epoch_that_is_kept_is_saved(straight: Path, few: Benchmark) -> None:
+    lines = lines_of(straight)
+    assert [line["kept"] for line in lines] == [True, True, True]  # 12 queries are too few to choose by
+    assert kept_epoch(lines) == 2
     held = few.with_validation(0.1, 0).validation
     model = with_embedding(dc.EmbeddingModel.load(straight), "head")
-    assert dc.evaluate(model, held, clustering=False)["recall_at_1"] == pytest.approx(max(scores), abs=1e-6)
+    scores = dc.evaluate(model, held, clustering=False)
+    assert scores["recall_at_1"] == pytest.approx(lines[2]["validation"]["recall_at_1"], abs=1e-6)
     assert not set(few.query.labels) & set(held.labels)
 
 
@@ -148,8 +209,8 @@ def test_what_would_overwrite_or_mix_runs_is_refused(straight: Path, few: Benchm
         dc.run(few, straight, CONFIG)
     with pytest.raises(RunError, match="`validation` is True in the run, False now"):
         dc.run(few, straight, WITHOUT, resume=True)
-    with pytest.raises(RunError, match="`epochs` is 3 in the run, 9 now"):
-        dc.run(few, straight, replace(CONFIG, train=replace(TRAIN, epochs=9)), resume=True)
+    with pytest.raises(RunError, match="`batch_size` is 16 in the run, 8 now"):
+        dc.run(few, straight, replace(CONFIG, train=replace(TRAIN, batch_size=8)), resume=True)
     other = few.query.of_classes(few.query.classes[:12])
     with pytest.raises(RunError, match="the data has changed"):
         dc.run(Benchmark("few", few.train, other, other), straight, CONFIG, resume=True)
@@ -170,8 +231,8 @@ def test_a_resume_takes_the_run_s_settings_and_refuses_others(straight: Path, tm
         folder.resumed(dc.RunConfig(dc.ModelConfig(embedding_dim=64)))
     # A setting that is passed counts, at its default, too.
     with pytest.raises(RunError, match=r"`embedding_dim` is 16 in the run, 128 now"):
-        folder.resumed(dc.RunConfig(), given={"embedding_dim"})
-    assert folder.resumed(dc.RunConfig(), given={"workers"})[0].train.workers == dc.TrainConfig().workers
+        folder.resumed(dc.RunConfig(), explicit={"embedding_dim"})
+    assert folder.resumed(dc.RunConfig(), explicit={"workers"})[0].train.workers == dc.TrainConfig().workers
     with pytest.raises(RunError, match="no run here to resume"):
         RunFolder(tmp_path).resumed(dc.RunConfig())
     (tmp_path / "config.json").write_text('{"model": 3')
@@ -406,7 +467,7 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_the_same(few: Benchmar
     record["machine"] = "an abacus"
     (out / "config.json").write_text(json.dumps(record))
     dc.run(few, out, CONFIG, resume=True, display=Hears())
-    (message,) = warnings
+    message = warnings[0]
     assert message.startswith("the run goes on, but not bit for bit as it began: torch 1.0 then, 2")
     assert "an abacus then, " in message
     assert "on cuda two runs with the same seed" in not_repeatable("cuda", None)[0]

@@ -17,6 +17,8 @@ _NOT_OF_THE_BASE = {
     "seed": "use --seeds",
     "validation": "trials are evaluated on --folds of the train classes, and the final runs train on all of them",
     "validation_fraction": "use --folds",
+    "validation_folds": "use --folds",
+    "patience": "all runs have the same epochs",
 }
 
 

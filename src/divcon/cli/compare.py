@@ -26,6 +26,7 @@ def compare(
     /,
     *,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    baselines: bool = True,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
@@ -44,9 +45,13 @@ def compare(
     Parameters
     ----------
     runs
-        Run folders, which are evaluated on the test classes of their own data, or files that evaluate --json wrote.
+        Run folders, or model folders such as RUN/last, which are evaluated on the test classes of their own data; or
+        files that evaluate --json wrote.
     json_file
         Write the comparison to this file.
+    baselines
+        Evaluate what needs no training too, of each run folder (see evaluate); of files, those that they hold are
+        shown.
     """
     from divcon.data.loading import only_decodable
     from divcon.evaluation.compare import compare as compare_results
@@ -73,7 +78,7 @@ def compare(
         if on_bad_image == "skip":
             benchmark = only_decodable(benchmark, ("query", "gallery"), context)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
-        return evaluate(model, benchmark, clustering=False, per_query=True, **options)
+        return evaluate(model, benchmark, clustering=False, per_query=True, baselines=baselines, **options)
 
     results = {name: scores(run) for name, run in zip(names, runs, strict=True)}
     compared = compare_results(results)
@@ -87,6 +92,7 @@ def compare(
 
 
 def _print(compared: list[Compared], first: Mapping[str, Any]) -> None:
+    from divcon.evaluation.baselines import BASELINES, METRICS
     from divcon.evaluation.metrics import scores_in
 
     console.print(
@@ -97,6 +103,11 @@ def _print(compared: list[Compared], first: Mapping[str, Any]) -> None:
     shown = [score for score in scores_in(first) if score.name in compared[0].scores]
     for score in shown:
         table.add_row(score.title, *(score.text(row.scores[score.name]) for row in compared))
+    for name, title in BASELINES.items():
+        for metric, metric_title in METRICS.items() if any(name in row.baselines for row in compared) else ():
+            values = (row.baselines.get(name, {}).get(metric) for row in compared)
+            texts = ("-" if value is None else f"{100 * value:.1f} %" for value in values)
+            table.add_row(f"{title}, {metric_title}", *texts)
     console.print(table)
     for row in compared[1:]:
         for score in shown:

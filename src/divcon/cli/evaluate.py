@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
+from divcon.cli.messages import in_flags
 from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
@@ -62,6 +63,7 @@ def evaluate(
     *,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     clustering: bool = True,
+    baselines: bool = True,
     parts: Annotated[bool, Parameter(negative=())] = False,
     mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
     metric: Metrics = (),
@@ -86,7 +88,7 @@ def evaluate(
     Parameters
     ----------
     run
-        A run folder, or a model folder.
+        A run folder, or a model folder such as RUN/last.
     data
         As in train. Default: the data of the run.
     root
@@ -95,6 +97,10 @@ def evaluate(
         Write the scores, and those of every query, to this file.
     clustering
         Compute NMI and AMI, which take longer than all other metrics.
+    baselines
+        Evaluate what needs no training too: the pretrained features (of the network as it was before training) and
+        this network's own pooled features, each with the difference to the embedding, and say what to do where the
+        embedding is below them. It takes a second pass over the images.
     parts
         Evaluate each learner's subspace alone too, and the pooled features before the head; show how similar the
         subspaces are; and where learners share no dimensions, the embedding without each learner, and the best 1, 2 ...
@@ -144,6 +150,7 @@ def evaluate(
         benchmark,
         clustering=clustering,
         parts=parts,
+        baselines=baselines,
         order_by=order_by,
         metrics=metric,
         map=mean_average_precision,
@@ -153,7 +160,7 @@ def evaluate(
         batch_size=batch_size,
         context=context,
     )
-    print_scores(result, console)
+    print_scores(result, console, in_flags)
     if json_file is not None:
         with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n")
@@ -188,7 +195,7 @@ def encode(
     Parameters
     ----------
     run
-        A run folder, or a model folder.
+        A run folder, or a model folder such as RUN/last.
     images
         Images, folders (searched recursively), or a CSV or parquet with a column path. For a model of vectors, a
         parquet with a column embedding.

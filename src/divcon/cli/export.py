@@ -31,7 +31,7 @@ def export(
     Parameters
     ----------
     run
-        A run folder, or a model folder.
+        A run folder, or a model folder such as RUN/last.
     out
         The file (.onnx or .pt2), or the folder for hf; it must not exist yet.
     format

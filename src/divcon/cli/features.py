@@ -52,7 +52,8 @@ def features(
     weights
         Load the backbone's weights from this file (.safetensors, or .pth with tensors only) instead of timm's.
     run
-        Instead of --backbone: take the features that the model in this run or model folder passes to its head.
+        Instead of --backbone: take the features that the model in this run folder, or model folder such as RUN/last,
+        passes to its head.
     """
     import numpy as np
     from rich.progress import Progress

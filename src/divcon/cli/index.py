@@ -55,7 +55,7 @@ def index(
     Parameters
     ----------
     run
-        A run folder, or a model folder.
+        A run folder, or a model folder such as RUN/last.
     images
         Images, folders (searched recursively), a CSV or parquet with a column path, a parquet with a column embedding
         for a model of vectors, or a named data set (its gallery). Labels and all other columns of a table are stored,

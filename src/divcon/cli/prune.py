@@ -37,7 +37,7 @@ def prune(
     Parameters
     ----------
     run
-        A run folder, or a model folder.
+        A run folder, or a model folder such as RUN/last.
     data
         As in train. Default: the data of the run. The test classes are not used.
     root

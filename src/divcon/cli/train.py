@@ -40,6 +40,8 @@ def train(
 
     divcon train --out runs/products --resume
 
+    divcon train --out runs/products --resume --epochs 120
+
     divcon train --config runs/products/config.json --seed 1 --out runs/again
 
     A settings file (--config) is YAML, TOML or JSON, in the layout that --show-config prints and that a run's
@@ -58,7 +60,8 @@ def train(
         The folder of a named data set (cub to market1501: as unpacked, or the downloaded archive), the folder that a
         table's paths are relative to, or what a reader of your own takes as root.
     out
-        The run folder: settings, metrics, divisions, checkpoint, model, report. Required to train.
+        The run folder: settings, metrics, divisions, checkpoint, report, and two models: model, of the epoch that is
+        kept, and last, of the last epoch. Required to train.
     preset
         Take all settings that decide what is trained from a recipe: cvpr2019 (as in the paper), cvpr2019-released (as
         in its code), tpami2021-fixed, tpami2021-learned, single (one metric at the budget of cvpr2019); or ours, not
@@ -69,10 +72,11 @@ def train(
     show_config
         Print every setting and where it comes from, as YAML that --config takes, and exit.
     resume
-        Resume the run in --out where it stopped, with its settings and data.
+        Resume the run in --out where it stopped, with its settings and data. With a larger --epochs a run is made
+        longer, a finished one too, if its learning rates do not depend on the number of epochs.
     init
-        Start from the model in this run or model folder, and take its backbone, size and head where no setting says
-        otherwise.
+        Start from the model in this run folder, or model folder such as RUN/last, and take its backbone, size and head
+        where no setting says otherwise.
     """
     source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
     if out is None and (resume or not show_config):

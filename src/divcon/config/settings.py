@@ -49,6 +49,7 @@ __all__ = [
     "Precision",
     "Rounds",
     "RunConfig",
+    "SelectBy",
     "SmallClasses",
     "TrainConfig",
     "sections_in",
@@ -63,12 +64,13 @@ HeadInit = Literal["random", "pca"]
 class ModelConfig:
     """The model: a backbone and a head (see `divcon.EmbeddingModel`)."""
 
-    method: Part = setting("masks", door=True)
+    method: Part = setting("slices", door=True)
     """How the embedding is divided among learners: single (one learner: ordinary metric learning, the baseline),
     slices (CVPR 2019: K consecutive slices of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
-    num_learners: int = 4
-    """K, the number of learners, and of clusters that the training images are divided into; 1 for single."""
-    embedding_dim: int = 128
+    num_learners: int = 0
+    """K, the number of learners, and of clusters that the training images are divided into; 1 for single. 0: from the
+    number of images and classes, 4 at most (see `divcon.config.from_data`)."""
+    embedding_dim: int = 512
     """D, the length of the embedding."""
     head_options: dict[str, Any] = setting(default_factory=dict, options_of="method")
     """Arguments of the method's head. For masks: kind (learned, or fixed: consecutive blocks of dimensions) and full
@@ -110,7 +112,7 @@ class ModelConfig:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", Path(self.weights).absolute())
-        at_least(self, num_learners=1, embedding_dim=1, image_size=1)
+        at_least(self, num_learners=0, embedding_dim=1, image_size=1)
         if self.embedding_dim < self.num_learners:
             raise ConfigError(
                 f"`embedding_dim` {self.embedding_dim} cannot be divided among `num_learners` {self.num_learners}: "
@@ -147,13 +149,13 @@ AUTO_MINERS = {
 class TrainConfig:
     """How the model is trained (see `divcon.train`)."""
 
-    epochs: int = 60
+    epochs: int = 0
     """Number of epochs; each has N // `batch_size` batches (N: training images), for any method and number of
-    learners."""
-    batch_size: int = 80
-    """B, images per batch; a multiple of `images_per_class`."""
-    images_per_class: int = 4
-    """M, images of each class in a batch; a batch has B // M classes."""
+    learners. 0: from a budget of 10,000 batches, 20 to 100 epochs (see `divcon.config.from_data`)."""
+    batch_size: int = 0
+    """B, images per batch; a multiple of `images_per_class`. 0: 80, or fewer where there are few images."""
+    images_per_class: int = 0
+    """M, images of each class in a batch; a batch has B // M classes. 0: 4, or 2 where classes have fewer."""
     redivide_every: int = 2
     """T, epochs between divisions of the training images."""
     divide_by: DivideBy = "image"
@@ -245,6 +247,9 @@ class TrainConfig:
     """A transform of your own for training images, in place of the random crop and mirroring: any callable on a PIL
     image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates one and may
     take image_size. It returns image_size x image_size pixels, which are not normalised. Not used for vectors."""
+    ema_decay: float = setting(0.0, before=0.0)
+    """Decay of an exponential moving average of the weights, updated after each epoch, which is evaluated and saved in
+    place of the weights; training goes on from the weights themselves. 0: none, as in both papers."""
     precision: Precision = "fp32"
     """Precision of the network: fp32, bf16 or fp16 (mixed; fp16 on CUDA only). Distances and losses stay in fp32."""
     channels_last: bool = True
@@ -281,9 +286,9 @@ class TrainConfig:
         at_least(
             self,
             devices=1,
-            epochs=1,
-            batch_size=4,
-            images_per_class=2,
+            epochs=0,
+            batch_size=0,
+            images_per_class=0,
             redivide_every=1,
             learners_per_step=1,
             division_tries=1,
@@ -302,13 +307,17 @@ class TrainConfig:
                 "the images of each batch (`across=batch`)",
                 field=("learners_per_step", "devices"),
             )
-        if self.batch_size < 2 * self.images_per_class:
+        for name, least in (("batch_size", 4), ("images_per_class", 2)):
+            if getattr(self, name):  # 0: from the data
+                at_least(self, **{name: least})
+        each = self.images_per_class or 2
+        if self.batch_size and self.batch_size < 2 * each:
             raise ConfigError(
-                f"`batch_size` {self.batch_size} holds fewer than two classes of `images_per_class` "
-                f"{self.images_per_class}: a batch without two classes has no negatives",
+                f"`batch_size` {self.batch_size} holds fewer than two classes of `images_per_class` {each}: a batch "
+                "without two classes has no negatives",
                 field=("batch_size", "images_per_class"),
             )
-        if self.batch_size % self.images_per_class:
+        if self.images_per_class and self.batch_size % self.images_per_class:
             raise ConfigError(
                 f"`batch_size` {self.batch_size} is not a multiple of `images_per_class` {self.images_per_class}",
                 field=("batch_size", "images_per_class"),
@@ -338,13 +347,15 @@ class TrainConfig:
                 "it; leave one of them out",
                 field=(name, "train_transform"),
             )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"`ema_decay` {self.ema_decay}: must be at least 0 and below 1", field="ema_decay")
         if not 0 < self.crop_scale <= 1:
             raise ConfigError(f"`crop_scale` {self.crop_scale}: must be above 0 and at most 1", field="crop_scale")
         for name in ("joint_epoch", "finetune_epoch"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"`{name}` {getattr(self, name)}: must not be negative", field=name)
         joint, finetune = self.phase_starts
-        if joint > finetune:
+        if joint > finetune and (self.epochs or self.finetune_epoch is not None):
             raise ConfigError(
                 f"`joint_epoch` {joint} comes after `finetune_epoch` {finetune}: the phases are subspace, joint, "
                 "finetune",
@@ -385,6 +396,7 @@ class TrainConfig:
 
 
 OnBadImage = Literal["stop", "skip"]
+SelectBy = Literal["auto", "map_at_r", "recall_at_1", "last"]
 
 
 @dataclass(frozen=True)
@@ -392,13 +404,26 @@ class DataConfig:
     """How the training data is split and checked."""
 
     validation: bool = True
-    """Hold out validation classes from the training classes, and keep the epoch with the best Recall@1 on them.
-    `validation=False` trains on all classes, also on those that the data marks for validation, and keeps the last
-    epoch, as the papers do."""
+    """Hold out validation classes from the training classes, and keep the epoch that is best on them (see
+    `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
+    the last epoch, as the papers do."""
     validation_fraction: float = 0.1
     """Share of the training classes to hold out, where the data does not mark validation classes."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
+    select_by: SelectBy = setting("auto", before="recall_at_1")
+    """Score on the validation classes by which the epoch to keep is chosen; of equal epochs, the later. map_at_r
+    (MAP@R, which uses the whole ranking), recall_at_1, or last (the last epoch, whatever its score). auto: last for
+    fewer than 300 validation queries, which are too few to rank epochs by; else map_at_r. The model of the last epoch
+    is always saved too, in RUN/last."""
+    patience: int | None = None
+    """End the run after this many evaluations in a row without a higher score (that of `select_by`; for last,
+    map_at_r). Evaluations of epochs in which the full embedding is not trained do not count. None: train all
+    `epochs`."""
+    validation_folds: int | None = None
+    """Choose the epoch by cross-validation: divide the training classes into this many folds, train one run for each on
+    the other folds, choose the epoch with the best mean score over the folds, then train on all training classes and
+    keep that epoch. It costs as many trainings as folds, and one more. None: hold out `validation_fraction` once."""
     on_bad_image: OnBadImage = "stop"
     """What to do with an image that does not decode: stop and name it; or skip: decode all images once before training,
     leave out those that fail, and list them."""
@@ -406,6 +431,27 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, evaluate_every=1)
+        for name, bound in (("patience", 1), ("validation_folds", 2)):
+            if (value := getattr(self, name)) is None:
+                continue
+            at_least(self, **{name: bound})
+            if not self.validation:
+                raise ConfigError(
+                    f"`{name}` {value}: needs validation classes; leave out `validation=False`, or `{name}`",
+                    field=(name, "validation"),
+                )
+        if self.validation_folds is not None and self.patience is not None:
+            raise ConfigError(
+                f"`patience` {self.patience} with `validation_folds` {self.validation_folds}: the epochs of all folds "
+                "are compared, so that each fold trains all of them; leave out one of the two",
+                field=("patience", "validation_folds"),
+            )
+        if self.validation_folds is not None and self.select_by == "last":
+            raise ConfigError(
+                f"`validation_folds` {self.validation_folds} with `select_by=last`: folds serve to choose an epoch, "
+                "and `select_by=last` chooses none; leave out one of the two",
+                field=("validation_folds", "select_by"),
+            )
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(
                 f"`validation_fraction` {self.validation_fraction}: must be between 0 and 1",
@@ -526,7 +572,7 @@ class RunConfig:
         return {name: values for section in pairs for name, values in section.items()}
 
 
-RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine")
+RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine", "pinned")
 """The keys of a run's ``config.json`` beside settings, source and init; a file with any of them is a run's."""
 
 

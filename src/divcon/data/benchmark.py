@@ -214,6 +214,31 @@ class Benchmark:
         return replace(self, train=self.train.joined(self.validation), validation=None)
 
 
+def folds_of(data: Benchmark, count: int, seed: int, setting: str = "folds") -> list[Benchmark]:
+    """Cross-validation folds of the train classes: ``count`` benchmarks, each with another fold as validation classes.
+    Folds differ by at most one class. Classes of one image, which have no match, are never held out.
+
+    Args:
+        setting: the setting that ``count`` is of, for the message.
+
+    Raises:
+        DataError: fewer than two classes of at least two images for each fold.
+    """
+    sizes = np.bincount(data.train.labels)
+    classes = np.flatnonzero(sizes >= 2)
+    if len(classes) < 2 * count:
+        raise DataError(
+            f"{data.train.source}: {len(classes)} train classes of two images and more are too few for {count} folds "
+            f"of two classes; use fewer `{setting}`, or more classes"
+        )
+    folds = []
+    for fold in np.array_split(np.random.default_rng([seed, 0xF01D]).permutation(classes), count):
+        held_out = np.isin(data.train.labels, fold)
+        train, validation = data.train.subset(~held_out), data.train.subset(held_out)
+        folds.append(replace(data, train=train, validation=validation, notes=()))
+    return folds
+
+
 def _check_disjoint(part: LabeledSet, name: str, other: LabeledSet, other_name: str) -> None:
     label_of = {other.label_names[c]: c for c in other.classes}
     shared = [c for c in part.classes if part.label_names[c] in label_of]

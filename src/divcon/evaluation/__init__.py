@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, bootstrap_runs_difference
+from divcon.evaluation.bootstrap import (
+    bootstrap_difference,
+    bootstrap_interval,
+    bootstrap_runs_difference,
+    share_interval,
+    wilson_interval,
+)
 from divcon.evaluation.clustering import clustering_metrics
 from divcon.evaluation.metrics import METRICS, Metric, Ranking, metric
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.reranking import ReRanking, reranked_distances
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
-from divcon.evaluation.subspaces import similarity_correlations, subspace_order
+from divcon.evaluation.subspaces import learner_similarity, similarity_correlations, subspace_order
 
 __all__ = [
     "METRICS",
@@ -20,10 +26,13 @@ __all__ = [
     "bootstrap_runs_difference",
     "clustering_metrics",
     "evaluate",
+    "learner_similarity",
     "metric",
     "random_gallery_metrics",
     "reranked_distances",
     "retrieval_metrics",
+    "share_interval",
     "similarity_correlations",
     "subspace_order",
+    "wilson_interval",
 ]

@@ -1,9 +1,11 @@
-"""Confidence intervals of means over queries, by bootstrap over classes.
+"""Confidence intervals of means over queries, by bootstrap over classes; Wilson's where that has no width.
 
 Queries of one class are not independent, so that an interval from a bootstrap over queries would be too narrow.
 """
 
 from __future__ import annotations
+
+from statistics import NormalDist
 
 import numpy as np
 
@@ -32,6 +34,57 @@ def bootstrap_interval(
     """
     sums, counts = _by_class(values, classes)
     return _interval(sums[None], counts, level, draws, seed)
+
+
+BOOTSTRAP, WILSON = "bootstrap over classes", "Wilson, over classes"
+"""The methods of `share_interval`."""
+
+
+def share_interval(
+    values: object, classes: object, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, str]:
+    """The interval of a share of queries, such as Recall@1, and its method.
+
+    It is that of `bootstrap_interval`, but where that has no width, or does not exist: where all values are 0, or all
+    are 1, every draw has the same mean, which does not make the share certain; and one class cannot be drawn from.
+    There it is `wilson_interval` with the number of classes as the number of trials. That is conservative: as if the
+    queries of a class were copies of one query.
+
+    Args:
+        values: (Q,) numbers from 0 to 1, one a query; NaN where the query was left out.
+        classes, level, draws, seed: as of `bootstrap_interval`.
+
+    Returns:
+        The lower and the upper end, and ``"bootstrap over classes"`` or ``"Wilson, over classes"``.
+
+    Raises:
+        ValueError: as of `bootstrap_interval`.
+    """
+    sums, counts = _by_class(values, classes)
+    low, high = _interval(sums[None], counts, level, draws, seed)
+    if high > low:
+        return low, high, BOOTSTRAP
+    share = float(min(1.0, max(0.0, sums.sum() / counts.sum())))
+    return *wilson_interval(share, int((counts > 0).sum()), level=level), WILSON
+
+
+def wilson_interval(share: float, trials: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of ``trials`` (E. B. Wilson, 1927), which has a width at 0 and 1 too.
+
+    Raises:
+        ValueError: a share outside [0, 1], no trial, or level outside (0, 1).
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie between 0 and 1, not {share}")
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, not {trials}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    middle = share + z2 / (2 * trials)
+    half = (z2 * (share * (1 - share) + z2 / (4 * trials)) / trials) ** 0.5
+    low, high = ((middle + side * half) / (1 + z2 / trials) for side in (-1, 1))
+    return min(share, max(0.0, low)), max(share, min(1.0, high))  # but for rounding, the share lies inside
 
 
 def bootstrap_difference(

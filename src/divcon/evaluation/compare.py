@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from divcon.errors import DataError
+from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.bootstrap import bootstrap_difference
 from divcon.evaluation.metrics import scores_in
 
@@ -39,6 +40,9 @@ class Compared:
     """Of ``difference``, as in `Difference`."""
     differences: dict[str, Difference] = field(default_factory=dict)
     """By metric, for all metrics that both runs have of each query; empty for the first."""
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Recall@1 and MAP@R of the run's own pooled features and of the pretrained features, by name, where its scores
+    have them (see `divcon.evaluate`)."""
 
 
 Scores = Mapping[str, Any]
@@ -78,8 +82,9 @@ def compare(results: Mapping[str, Scores | str | Path] | Sequence[str | Path]) -
     compared = []
     for name in names:
         scores = {score: float(results[name][score]) for score in shown}
+        baselines = _baselines(results[name])
         if name == names[0]:
-            compared.append(Compared(name, scores))
+            compared.append(Compared(name, scores, baselines=baselines))
             continue
         differences = {
             score: _difference(results[name], first, score)
@@ -87,8 +92,17 @@ def compare(results: Mapping[str, Scores | str | Path] | Sequence[str | Path]) -
             if score in results[name]["per_query"] and score in first["per_query"]
         }
         recall = differences["recall_at_1"]
-        compared.append(Compared(name, scores, recall.value, recall.interval, differences))
+        compared.append(Compared(name, scores, recall.value, recall.interval, differences, baselines))
     return compared
+
+
+def _baselines(result: Scores) -> dict[str, dict[str, float]]:
+    recorded = result.get("baselines")
+    if not isinstance(recorded, Mapping):
+        return {}
+    return {
+        name: {metric: float(recorded[name][metric]) for metric in METRICS} for name in BASELINES if name in recorded
+    }
 
 
 def _difference(one: Scores, first: Scores, score: str) -> Difference:

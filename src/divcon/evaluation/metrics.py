@@ -179,7 +179,11 @@ class Metric:
     """Show 0.5 as 50.0 %; else as 0.5."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name.endswith(("_std", "_interval")) or self.name in _RESERVED:
+        if (
+            not _NAME.fullmatch(self.name)
+            or self.name.endswith(("_std", "_interval", "_interval_method"))
+            or self.name in _RESERVED
+        ):
             raise ConfigError(
                 f"metric {self.name!r}: results cannot have this name; use letters, digits and _, and no other key "
                 "of a result",
@@ -355,6 +359,7 @@ class Score:
     """Its standard deviation over seeds or draws, where there is one."""
     interval: tuple[float, float] | None = None
     """Its 95 % interval, where there is one."""
+    interval_method: str = "bootstrap over classes"
     higher_is_better: bool = True
     percent: bool = True
 
@@ -388,6 +393,7 @@ def scores_in(result: Mapping[str, Any]) -> list[Score]:
                 value,
                 std=result.get(f"{name}_std"),
                 interval=(interval[0], interval[1]) if interval else None,
+                interval_method=str(result.get(f"{name}_interval_method", Score.interval_method)),
                 higher_is_better=bool(row.get("higher_is_better", True)),
                 percent=bool(row.get("percent", True)),
             )

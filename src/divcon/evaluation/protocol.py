@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ import torch
 from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import LabeledData, as_benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.errors import DataError
-from divcon.evaluation.bootstrap import bootstrap_interval
+from divcon.errors import ConfigError, DataError, unknown
+from divcon.evaluation.baselines import BASELINES, Baseline, baseline_scores
+from divcon.evaluation.bootstrap import share_interval
 from divcon.evaluation.clustering import clustering_metrics
 from divcon.evaluation.metrics import Metric, metrics_of
 from divcon.evaluation.reranking import ReRanking
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
 from divcon.evaluation.subspaces import (
     MAX_COMPARED,
+    learner_similarity,
     normalized,
     ordering_split,
     similarity_correlations,
@@ -39,6 +41,8 @@ def evaluate(
     *,
     clustering: bool = True,
     parts: bool = False,
+    baselines: bool | Sequence[Baseline] = False,
+    similarity: bool = False,
     order_by: Benchmark | None = None,
     per_query: bool = False,
     map: bool = False,
@@ -64,6 +68,16 @@ def evaluate(
             (``by_size``, each with its ``learners`` and ``dims``). The best are chosen on images of other classes
             (``ordered_on``: validation or train; see `divcon.evaluation.subspace_order`); where there are none,
             ``by_size`` is left out.
+        baselines: add ``baselines``, the scores of what needs no training: ``pooled_features`` of this network, without
+            its head, and ``pretrained_features`` of the network as it was before training (the weights that its run
+            started from, or timm's of the backbone), both L2-normalised; each with ``of``, what the features are of,
+            and ``difference``, the embedding's Recall@1 and MAP@R minus the baseline's (``value``, and a paired 95 %
+            ``interval``). Where there were no pretrained weights, or they cannot be loaded, ``note`` says so. Of
+            vectors without a network the two are the same, and ``pretrained_features`` stands for both. ``advice`` has
+            a line for each baseline that the embedding is below by more than the interval. They take a second pass over
+            the images, and two more searches. Or the names of those to add.
+        similarity: add ``learner_similarity``, how alike the learners are on a sample of the queries (see
+            `divcon.evaluation.learner_similarity`); None of one learner.
         order_by: the benchmark whose validation classes, or train classes where it has none, choose the best subspaces;
             None: ``data``.
         per_query: add ``per_query``: path, label and scores of each query.
@@ -81,15 +95,16 @@ def evaluate(
 
     Returns:
         ``recall_at_1`` ..., ``precision_at_1``, ``r_precision``, ``map_at_r`` (see
-        `divcon.evaluation.retrieval_metrics`), ``recall_at_1_interval`` (95 %, bootstrap over classes), for VehicleID
-        also ``random_gallery`` (see `divcon.evaluation.random_gallery_metrics`), and what was
-        evaluated: ``benchmark``, ``protocol``, ``split_hash``, ``num_queries``, ``num_gallery``, ``num_classes``.
+        `divcon.evaluation.retrieval_metrics`), ``recall_at_1_interval`` (95 %) and ``recall_at_1_interval_method`` (see
+        `divcon.evaluation.share_interval`), for VehicleID also ``random_gallery`` (see
+        `divcon.evaluation.random_gallery_metrics`), and what was evaluated: ``benchmark``,
+        ``protocol``, ``split_hash``, ``num_queries``, ``num_gallery``, ``num_classes``.
 
     Raises:
         DataError: ``data`` is none of these or has no queries, or no query has a match.
         ImageError: an image does not decode; the message names it.
         NonFiniteError: an embedding is NaN or infinite.
-        ConfigError: there is no such metric, or there are too many images to re-rank at these k1 and k2.
+        ConfigError: there is no such metric or baseline, or there are too many images to re-rank at these k1 and k2.
         WeightsError: there is no model in the folder.
     """
     rows = metrics_of(metrics)
@@ -97,7 +112,14 @@ def evaluate(
     search = _Search.of(data, sorted({1, *(recall_at or data.recall_at)}), rows, embedder.device)
     divided = parts and len(embedder.head.dimensions()) > 1
     ordering = ordering_split(order_by or data) if divided else None
-    total = search.num_images + (len(ordering[1]) if ordering else 0)
+    wanted: Sequence[Baseline] = ()
+    if baselines:
+        wanted = list(BASELINES) if isinstance(baselines, bool) else baselines
+    if unknown_names := set(wanted) - set(BASELINES):
+        raise ConfigError(unknown("baseline", min(unknown_names), BASELINES), field="baselines")
+    twice = "pretrained_features" in wanted and (embedder.vector_dim is None or embedder.start.init is not None)
+    own_total = search.num_images * (1 + twice)
+    total = own_total + (len(ordering[1]) if ordering else 0)
     features = _features(embedder, search, data.name, batch_size, total, context)
     if not context.group.is_main:
         return {}
@@ -105,7 +127,8 @@ def evaluate(
     embeddings = [embedder.embed(side) for side in features]
     result = search.scores(embeddings, per_query=True, map=map, cmc=cmc, rerank=rerank)
     each = result.pop("per_query")
-    result["recall_at_1_interval"] = list(bootstrap_interval(each["recall_at_1"], search.query.labels))
+    *interval, method = share_interval(each["recall_at_1"], search.query.labels)
+    result |= {"recall_at_1_interval": interval, "recall_at_1_interval_method": method}
     if data.random_galleries:
         result["random_gallery"] = random_gallery_metrics(
             embeddings[0],
@@ -118,13 +141,21 @@ def evaluate(
     if clustering:
         labels = [search.query_labels] + ([] if search.leave_one_out else [search.gallery_labels])
         result |= clustering_metrics(np.concatenate(embeddings), np.concatenate(labels))
+    if wanted:
+        within = context.alone().subtask("evaluate", before=search.num_images, total=total)
+        options: dict[str, Any] = {"batch_size": batch_size, "context": within}
+        score = partial(search.scores, map=map)
+        result["baselines"], advice = baseline_scores(embedder, search.sides, features, each, score, wanted, **options)
+        result |= {"advice": advice} if advice else {}
+    if similarity:
+        result["learner_similarity"] = learner_similarity(embedder, features[0])
     if parts:
         result |= _scores_of_parts(embedder, search, features)
     if divided:
         order = None
         if ordering is not None:
             result["ordered_on"], images = ordering
-            within = context.subtask("evaluate", before=search.num_images, total=total)
+            within = context.subtask("evaluate", before=own_total, total=total)
             order = subspace_order(embedder, images, batch_size=batch_size, context=within)
         result |= subspace_scores(embedder.head.dimensions(), embeddings, search.scores, order)
     result |= {

@@ -19,6 +19,10 @@ MAX_IMAGES = 3000
 _MIN_OF_A_CLASS = 16
 MAX_COMPARED = 1000
 """Images whose pairs are compared, at most: half a million pairs."""
+MAX_MONITORED = 400
+"""The same at each evaluated epoch of a training, where it must cost next to nothing: 80,000 pairs."""
+ONE = 0.95
+"""Mean similarity of learners from which they count as one."""
 
 
 def subspace_scores(
@@ -192,3 +196,27 @@ def similarity_correlations(embeddings: Sequence[np.ndarray]) -> list[list[float
         [None if constant[i] or constant[j] else float(np.clip(products[i, j], -1, 1)) for j in range(len(embeddings))]
         for i in range(len(embeddings))
     ]
+
+
+def learner_similarity(model: EmbeddingModel, features: np.ndarray) -> float | None:
+    """How alike a model's learners are: the mean of `similarity_correlations` over pairs of their subspaces.
+
+    1: all learners rank the same images near, so that there is one learner in fact; 0: they are unrelated.
+
+    Args:
+        features: (N, F) float32 pooled features, of which at most `MAX_MONITORED` are used, drawn with a fixed seed.
+
+    Returns:
+        None of one learner, or where fewer than two subspaces tell images apart.
+    """
+    if model.num_learners < 2:
+        return None
+    some = features[np.random.default_rng(0).permutation(len(features))[:MAX_MONITORED]]
+    correlations = similarity_correlations([model.embed(some, k) for k in range(model.num_learners)])
+    return mean_over_pairs(correlations)
+
+
+def mean_over_pairs(correlations: Sequence[Sequence[float | None]]) -> float | None:
+    """The mean of `similarity_correlations` over the pairs of learners; None where no pair has one."""
+    pairs = [value for k, row in enumerate(correlations) for value in row[k + 1 :] if value is not None]
+    return sum(pairs) / len(pairs) if pairs else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from divcon.config.fields import saved_value
+from divcon.config.from_data import LEARNERS, fit
 from divcon.config.settings import ModelConfig, RunConfig
-from divcon.data.benchmark import Benchmark
+from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable
-from divcon.errors import ConfigError, DataError, NonFiniteError, RunError
+from divcon.errors import ConfigError, DataError, NonFiniteError, RunError, WeightsError
+from divcon.evaluation.baselines import METRICS, starting_weights
 from divcon.evaluation.protocol import evaluate
 from divcon.experiments.arms import (
     Arm,
@@ -27,7 +28,7 @@ from divcon.experiments.arms import (
     best_trial,
     config_of,
     draw_trials,
-    folds_of,
+    mean_at,
     settings_text,
 )
 from divcon.experiments.results import Results, ResultsFile, draw, tabulate
@@ -35,8 +36,10 @@ from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder
+from divcon.runs.notes import template
 from divcon.runs.run import run
 from divcon.runtime.context import Context, Progress
+from divcon.runtime.device import resolve_device
 from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
 from divcon.training.report import EpochReport
@@ -72,8 +75,9 @@ def ablate(
         out: the folder: ``results.json`` (enough to resume), ``choices.json``, ``table.md``,
             ``recall.svg``, ``recall.png``, and the folders of the runs. Trials and runs that it has are not repeated.
         arms: names of `divcon.experiments.ARMS` or of methods, or arms of your own, in the order of the table.
-        base: the settings that all arms share. Its method, seed and validation are not used; an arm that names no
-            method trains slices.
+        base: the settings that all arms share. Its method, seed, validation, validation_folds and patience are not
+            used; an arm that names no method trains slices. By its ``select_by`` the trials are compared: recall_at_1,
+            or MAP@R; last takes the last epoch of each.
         seeds: of the runs that are compared; the trials use the first.
         space: values to search for every arm: ``{"train": {"lr": [1e-4, 1e-3]}}``. There are no trials where neither
             this nor any arm has values to search.
@@ -85,7 +89,8 @@ def ablate(
         tell: called with a line of text before and after each run.
 
     Returns:
-        What ``results.json`` holds: ``settings``, ``environment``, ``trials``, ``choices`` and ``runs``.
+        What ``results.json`` holds: ``settings``, ``environment``, ``trials``, ``choices``, ``runs``, and
+        ``untrained``, the scores of the pretrained features.
 
     Raises:
         ConfigError: an invalid arm, setting, seed or number, or settings that do not go together; before anything is
@@ -133,6 +138,9 @@ def ablate(
         ablation.choose(arm, planned[arm.name], benchmarks, seed)
     file.write()
     file.write_choices()
+    if "untrained" not in file.results:
+        file.results["untrained"] = _untrained(base, data, display)
+        file.write()
     for run_seed in seeds:
         for arm in listed:
             ablation.compare(arm, run_seed)
@@ -177,6 +185,9 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
         raise DataError(f"{data.query.source}: there are no test images to compare arms on")
     if not len(data.train):
         raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
+    if not base.model.num_learners:  # few images are a reason for one learner, not for an ablation without several
+        base = dataclasses.replace(base, model=dataclasses.replace(base.model, num_learners=LEARNERS))
+    base, _ = fit(base, data.without_validation().train.labels)
     if base.model.num_learners < 2:
         why = "of `method=single` " if base.model.method == "single" else ""
         raise ConfigError(
@@ -196,9 +207,28 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
     base = RunConfig(  # older results may have arms without a method, which trained slices
         dataclasses.replace(base.model, backbone=backbone, method="slices", embed=embed),
         base.train,
-        dataclasses.replace(base.data, on_bad_image="stop"),  # checked above, once for all runs
+        # Images are checked above, once for all runs. All runs have the same epochs.
+        dataclasses.replace(base.data, on_bad_image="stop", patience=None, validation_folds=None),
     )
     return base, dataclasses.replace(data.without_validation(), notes=())
+
+
+def _untrained(base: RunConfig, data: Benchmark, display: Display) -> dict[str, Any]:
+    """Recall@1 and MAP@R on the test classes of the features that the base's backbone has before training, with
+    ``of``; or ``note``, why there are none."""
+    vectors = data.query.vectors
+    context = Context(base.train.workers, display.progress, display.warn)
+    if vectors is None and not base.model.pretrained and base.model.weights is None:
+        return {"note": "no scores of pretrained features: training starts from random weights"}
+    options = {**vars(base.model), "vector_dim": None if vectors is None else vectors.shape[1]}
+    try:
+        model = EmbeddingModel(**options).to(resolve_device(base.train.device)).eval()
+    except WeightsError as error:
+        return {"note": f"no scores of pretrained features: {error}"}
+    # Nothing is trained yet, so that the network's own pooled features are the pretrained ones.
+    result = evaluate(model, data, clustering=False, baselines=("pooled_features",), context=context)
+    scores = result["baselines"]["pooled_features"]
+    return {"of": starting_weights(model), **{name: scores[name] for name in METRICS}}
 
 
 def _check_settings(arms: list[Arm], planned: dict[str, list[Settings]], base: RunConfig, data: Benchmark) -> None:
@@ -231,7 +261,7 @@ def _recorded(base: RunConfig) -> dict[str, Any]:
     for section, names in {
         "model": ("method",),
         "train": ("seed", "workers", "device"),
-        "data": ("validation", "validation_fraction", "on_bad_image"),
+        "data": ("validation", "validation_fraction", "validation_folds", "patience", "on_bad_image"),
     }.items():
         for name in names:
             del tree[section][name]
@@ -291,7 +321,7 @@ class _Ablation:
         if not trials:
             choices[arm.name] = {"trial": None, "settings": {}, "epochs": self.base.train.epochs, "recall_at_1": None}
             return
-        trial, epochs, score = best_trial(curves)
+        trial, epochs, score = best_trial(curves, self.base.data.select_by)
         if score < 0:
             failed = [record["failed"] for record in records if record["method"] == arm.name and "failed" in record]
             raise RunError(f"{arm.name}: every trial failed; search other values (the first: {failed[0]})")
@@ -299,7 +329,7 @@ class _Ablation:
             "trial": trial,
             "settings": saved_value(trials[trial]),
             "epochs": epochs,
-            "recall_at_1": score,
+            "recall_at_1": mean_at(curves[trial], epochs - 1, "recall_at_1"),
         }
         self.file.write()
 
@@ -368,7 +398,7 @@ class _DisplayOfMany(Display):
 
     def warn(self, message: str) -> None:
         # Warnings that differ only in numbers, such as the epoch, are the same.
-        words = re.sub(r"\d+", "#", message)
+        words = template(message)
         if words not in self._warned:
             self._warned.add(words)
             self._display.warn(message)
@@ -397,15 +427,18 @@ class _Observer:
         config, observed = self._config, {}
         last = report.number == config.train.epochs - 1
         if last or (report.number + 1) % config.data.evaluate_every == 0:
+            chosen = report.number == self.chosen_epoch
             result = evaluate(
                 model,
                 self._data,
                 clustering=False,
                 per_query=True,
+                baselines=("pooled_features",) if chosen else (),
                 context=Context(config.train.workers, self._display.progress).subtask("evaluate", epoch=report.number),
             )
             observed["recall_at_1"] = result["recall_at_1"]
-            if report.number == self.chosen_epoch:
+            if chosen:
+                observed["pooled_recall_at_1"] = result["baselines"]["pooled_features"]["recall_at_1"]
                 hits = result["per_query"]["recall_at_1"]
                 kept = [i for i, hit in enumerate(hits) if hit is not None]
                 arrays["hits"] = np.array([hits[i] for i in kept], np.int64)
@@ -425,7 +458,8 @@ def _trial_record(folder: Path) -> dict[str, Any]:
     """The curve of a trial on the validation classes of its fold, and its seconds."""
     lines = RunFolder(folder).lines()
     validated = [line for line in lines if "validation" in line]
-    curve = [{"epoch": line["epoch"], "recall_at_1": line["validation"]["recall_at_1"]} for line in validated]
+    names = ("recall_at_1", "map_at_r")
+    curve = [{"epoch": line["epoch"], **{name: line["validation"][name] for name in names}} for line in validated]
     return {"curve": curve, "seconds": sum(map(_seconds, lines))}
 
 
@@ -444,7 +478,10 @@ def _run_record(folder: Path, observer: _Observer) -> dict[str, Any]:
         if line["observed"]
     ]
     arrays = observer.arrays()
+    chosen = next(line["observed"] for line in lines if line["epoch"] == observer.chosen_epoch)
+    pooled = chosen.get("pooled_recall_at_1")  # a run that was resumed may have passed the epoch before this was kept
     return {
+        **({} if pooled is None else {"pooled_recall_at_1": pooled}),
         "batches": sum(line["batches"] for line in lines),
         "images_seen": int(images[-1]),
         "distinct_images_seen": int(arrays["drawn"].sum()),
@@ -452,7 +489,7 @@ def _run_record(folder: Path, observer: _Observer) -> dict[str, Any]:
         "seconds_dividing": sum(line["seconds_dividing"] for line in lines),
         "kept_pairs": [line["kept_pairs"] for line in lines if line["redivided"] and len(line["sizes"]) > 1],
         "epochs": observer.chosen_epoch + 1,
-        "recall_at_1": next(point["recall_at_1"] for point in curve if point["epoch"] == observer.chosen_epoch),
+        "recall_at_1": chosen["recall_at_1"],
         "recall_at_1_last": curve[-1]["recall_at_1"],
         "curve": curve,
         "hits": arrays["hits"].tolist(),
@@ -468,6 +505,7 @@ def _delete_models(folder: Path) -> None:
     """Delete the model and the checkpoints of a run that is recorded, which take most of its space."""
     run = RunFolder(folder)
     shutil.rmtree(run.model, ignore_errors=True)
+    shutil.rmtree(run.last, ignore_errors=True)
     run.checkpoint.unlink(missing_ok=True)
     run.previous.unlink(missing_ok=True)
     (folder / _Observer.NAME).unlink(missing_ok=True)

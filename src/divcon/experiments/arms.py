@@ -1,5 +1,5 @@
-"""The arms of an ablation: the settings of each over a common base, its values to search, its trials and folds, and the
-choice among its trials."""
+"""The arms of an ablation: the settings of each over a common base, its values to search, its trials, and the choice
+among them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import numpy as np
 
 from divcon.config.fields import saved_value
 from divcon.config.files import ConfigFile, Where, read_config_file, unknown_key
-from divcon.config.settings import OPTIONS_OF, SECTION_OF, SECTIONS, RunConfig, sections_in
-from divcon.data.benchmark import Benchmark
-from divcon.errors import ConfigError, DataError, unknown
+from divcon.config.settings import OPTIONS_OF, SECTION_OF, SECTIONS, RunConfig, SelectBy, sections_in
+from divcon.errors import ConfigError, unknown
 from divcon.models.heads import methods
 
 Tree = Mapping[str, Mapping[str, Any]]
@@ -299,44 +298,33 @@ def _combinations(lists: list[tuple[str, str, list[Any]]], own: RunConfig, seed:
         yield combination(number)
 
 
-def folds_of(data: Benchmark, count: int, seed: int) -> list[Benchmark]:
-    """Cross-validation folds of the train classes: ``count`` benchmarks, each with another fold as validation classes.
-    Folds differ by at most one class. Classes of one image, which have no match, are never held out.
-
-    Raises:
-        DataError: fewer than two classes of at least two images for each fold.
-    """
-    sizes = np.bincount(data.train.labels)
-    classes = np.flatnonzero(sizes >= 2)
-    if len(classes) < 2 * count:
-        raise DataError(
-            f"{data.train.source}: {len(classes)} train classes of two images and more are too few for {count} folds "
-            "of two classes; use fewer `folds`, or more classes"
-        )
-    folds = []
-    for fold in np.array_split(np.random.default_rng([seed, 0xF01D]).permutation(classes), count):
-        held_out = np.isin(data.train.labels, fold)
-        train, validation = data.train.subset(~held_out), data.train.subset(held_out)
-        folds.append(dataclasses.replace(data, train=train, validation=validation, notes=()))
-    return folds
-
-
-def best_trial(curves: list[list[list[dict[str, Any]]]]) -> tuple[int, int, float]:
+def best_trial(curves: list[list[list[dict[str, Any]]]], select_by: SelectBy = "auto") -> tuple[int, int, float]:
     """The best trial: its number, its number of epochs, and its score.
 
     Args:
-        curves: by trial and fold, ``{"epoch": ..., "recall_at_1": ...}`` of each evaluated epoch; empty for a trial
-            that failed.
+        curves: by trial and fold, ``{"epoch": ..., "recall_at_1": ..., "map_at_r": ...}`` of each evaluated epoch;
+            empty for a trial that failed.
+        select_by: the score: recall_at_1, or else MAP@R (Recall@1 where a curve of an earlier version lacks that); with
+            last, that of the last epoch.
 
     Returns:
-        The trial and epoch with the highest mean over the folds; of ties, the first. The score is -1 where all failed.
+        The trial and epoch with the highest mean over the folds: of equal epochs the last, of equal trials the first.
+        The score is -1 where all failed.
     """
+    points = [point for folds in curves for fold in folds for point in fold]
+    by = "recall_at_1" if select_by == "recall_at_1" or any("map_at_r" not in p for p in points) else "map_at_r"
     best = (0, 0, -1.0)
     for trial, folds in enumerate(curves):
-        if not all(folds):
+        if not folds or not all(folds):
             continue
-        for points in zip(*folds, strict=True):
-            score = float(np.mean([point["recall_at_1"] for point in points]))
-            if score > best[2]:
-                best = (trial, points[0]["epoch"] + 1, score)
+        epochs = [point["epoch"] for point in folds[0]]
+        scores = [mean_at(folds, epoch, by) for epoch in (epochs[-1:] if select_by == "last" else epochs)]
+        if max(scores) > best[2]:
+            last = max(place for place, score in enumerate(scores) if score == max(scores))
+            best = (trial, epochs[last - len(scores)] + 1, scores[last])
     return best
+
+
+def mean_at(folds: list[list[dict[str, Any]]], epoch: int, name: str) -> float:
+    """The mean over the folds of a score of an epoch."""
+    return float(np.mean([next(point[name] for point in fold if point["epoch"] == epoch) for fold in folds]))

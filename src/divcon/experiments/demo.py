@@ -12,30 +12,27 @@ from rich.console import Console
 from rich.table import Table
 
 from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
-from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.read import read
 from divcon.division import Division
 from divcon.errors import ConfigError
-from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
+from divcon.evaluation.bootstrap import bootstrap_difference
 from divcon.evaluation.neighbours import nearest
-from divcon.evaluation.retrieval import retrieval_metrics
-from divcon.evaluation.subspaces import normalized
+from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.task import Exclusion
-from divcon.models import EmbeddingModel
 from divcon.runs.display import Bar
-from divcon.runs.folder import RunFolder
+from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.run import run
 
 RIGHT, WRONG, QUERY = (30, 150, 70), (205, 45, 45), (90, 90, 90)
 
 
-def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrained: float) -> None:
+def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrained: float | None) -> None:
     """Draw Recall@1 on validation classes by epoch, a line a run, as PNG or SVG.
 
     Args:
         runs: the lines of ``metrics.jsonl`` by the run's name.
-        untrained: Recall@1 of the backbone's features on the same classes.
+        untrained: Recall@1 of the backbone's features on the same classes; None draws no line.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -47,7 +44,8 @@ def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrai
         raise ConfigError('the curve is drawn with matplotlib: pip install "divcon[demo]"') from None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.axhline(100 * untrained, color="0.5", linestyle="--", label="untrained features")
+    if untrained is not None:
+        axes.axhline(100 * untrained, color="0.5", linestyle="--", label="untrained features")
     for color, (name, lines) in zip(("#1f6fb4", "#d9541e", "#2a9d5c", "#8e44ad"), runs.items(), strict=False):
         validated = [line for line in lines if "validation" in line]
         epochs = [line["epoch"] for line in validated]
@@ -141,20 +139,16 @@ def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> 
     untrained features on the test classes; pictures go to ``out``. A demo that was stopped resumes.
 
     Returns:
-        By name, ``recall_at_1``, its 95 % interval, ``r_precision``, ``map_at_r``; and under ``difference`` the 95 %
-        interval of Recall@1 of slices minus single, over the same classes.
+        By name, ``recall_at_1``, ``recall_at_1_interval`` (95 %), ``r_precision``, ``map_at_r``; and under
+        ``difference`` the 95 % interval of Recall@1 of slices minus single, over the same classes.
 
     Raises:
         RunError: ``out`` holds something else, or a demo with other settings.
         WeightsError: the backbone's weights are not installed.
     """
     data = read("demo")
-    untrained = EmbeddingModel(BACKBONE, image_size=64)
-    features = normalized(untrained.features(data.query))
-    scores = {"untrained features": _scores(features, data)}
     out.mkdir(parents=True, exist_ok=True)
-
-    embeddings: dict[str, np.ndarray] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for method, learners in METHODS.items():
         config = RunConfig(
             ModelConfig(method=method, num_learners=learners, backbone=BACKBONE, image_size=64),  # type: ignore[arg-type]
@@ -164,25 +158,30 @@ def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> 
         notes.rule(f"{method}: {learners} learner{'s' * (learners > 1)}")
         with Bar(notes) as bar:
             model = run(data, out / method, config, resume=True, source={"data": "demo", "root": None}, display=bar)
-        embeddings[method] = model.encode(data.query)
-        scores[method] = _scores(embeddings[method], data)
+        scores[method] = evaluate(model, data, clustering=False, per_query=True, baselines=not scores)
+        # The same for both methods, before training.
+        scores.setdefault("untrained features", scores[method].get("baselines", {}).get("pretrained_features"))
 
     held = data.with_validation(0.2, seed)
-    assert held.validation is not None
-    alone = Benchmark("validation", held.train, held.validation, held.validation)
-    validation = _scores(normalized(untrained.features(alone.query)), alone)
     lines = {method: RunFolder(out / method).lines() for method in METHODS}
-    recall_curve(out / "recall_by_epoch.png", lines, validation["recall_at_1"])
+    validated = RunFolder(out / "single").baselines_of(kept_epoch(lines["single"])) or {}
+    pretrained = validated.get("baselines", {}).get("pretrained_features", {})
+    recall_curve(out / "recall_by_epoch.png", lines, pretrained.get("recall_at_1"))
     divided = [line["epoch"] for line in lines["slices"] if line["redivided"] and line["phase"] != "finetune"]
     if divided:
         division = Division.load(out / "slices" / "divisions" / f"epoch_{divided[-1]:04d}.safetensors")
         cluster_sheet(out / "clusters.png", held.train, division)
     shown = np.random.default_rng(seed).choice(len(data.query), 12, replace=False)
-    neighbour_sheet(out / "neighbours.png", data.query, embeddings["slices"], shown.tolist())
+    # The last of the methods is slices.
+    neighbour_sheet(out / "neighbours.png", data.query, model.encode(data.query), shown.tolist())
 
-    hits = {name: np.array(result.pop("hits")) for name, result in scores.items()}
+    hits = {method: np.array(scores[method]["per_query"]["recall_at_1"]) for method in METHODS}
     low, high = bootstrap_difference(hits["slices"], hits["single"], data.query.labels)
-    return {**scores, "difference": [low, high]}
+    shown_of = ("recall_at_1", "recall_at_1_interval", "r_precision", "map_at_r")
+    return {
+        **{name: {score: scores[name][score] for score in shown_of} for name in ("untrained features", *METHODS)},
+        "difference": [low, high],
+    }
 
 
 def print_scores(result: dict[str, Any], out: Path, console: Console) -> None:
@@ -193,7 +192,7 @@ def print_scores(result: dict[str, Any], out: Path, console: Console) -> None:
         table.add_column(name, justify="right")
     for name, scores in result.items():
         if name != "difference":
-            low, high = scores["interval"]
+            low, high = scores["recall_at_1_interval"]
             table.add_row(
                 name,
                 f"{100 * scores['recall_at_1']:.1f}",
@@ -208,14 +207,3 @@ def print_scores(result: dict[str, Any], out: Path, console: Console) -> None:
         "classes, one seed)"
     )
     console.print(f"pictures: {', '.join(str(path) for path in sorted(out.glob('*.png')))}")
-
-
-def _scores(embeddings: np.ndarray, data: Benchmark) -> dict[str, Any]:
-    labels = data.query.labels
-    result = retrieval_metrics(embeddings, labels, per_query=True)
-    hits = result["per_query"]["recall_at_1"]
-    return {
-        **{name: result[name] for name in ("recall_at_1", "r_precision", "map_at_r")},
-        "interval": list(bootstrap_interval(hits, labels)),
-        "hits": hits,
-    }

@@ -235,11 +235,15 @@ def table(
     fastest = min(float(mean_curve(runs)["seconds"][-1]) for runs in by_arm.values())
     early = any(run["epochs"] != run["curve"][-1]["epoch"] + 1 for runs in by_arm.values() for run in runs)
     searched = results["settings"].get("trials", 0) > 0
+    # Results of before they were recorded have neither.
+    pooled = any("pooled_recall_at_1" in run for runs in by_arm.values() for run in runs)
+    untrained = results.get("untrained", {})
     head = [
         "arm",
         *(f"seed {seed}" for seed in columns),
         "mean ± std",
         *(["last epoch"] if early else []),
+        *(["pooled features"] if pooled else []),
         f"difference from {reference} [95 % interval]",
         f"after {_seconds(fastest)} s",
         f"images to {reference}'s end",
@@ -248,6 +252,10 @@ def table(
         *(["chosen"] if searched else []),
     ]
     rows = [head, ["---", *["---:"] * (len(head) - 1 - searched), *["---"] * searched]]
+    if "recall_at_1" in untrained:
+        place = 1 + len(columns)
+        blank = [_NONE] * (len(head) - 1)
+        rows.append(["pretrained features", *blank[: place - 1], _percent(untrained["recall_at_1"]), *blank[place:]])
     for name, runs in by_arm.items():
         scores = {run["seed"]: run["recall_at_1"] for run in runs}
         seconds = float(np.mean([run["seconds"] for run in runs]))
@@ -258,6 +266,7 @@ def table(
                 *(_percent(scores.get(seed)) for seed in columns),
                 _mean_and_std(list(scores.values())),
                 *([_percent(float(np.mean([run["recall_at_1_last"] for run in runs])))] if early else []),
+                *([_percent(_mean_pooled(runs))] if pooled else []),
                 _NONE if name == reference else _difference(runs, base),
                 _percent(at_seconds(runs, fastest)),
                 _images_share(runs, base),
@@ -268,6 +277,11 @@ def table(
         )
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", *_notes(results, by_arm, reference, fastest, early)]) + "\n"
+
+
+def _mean_pooled(runs: Runs) -> float | None:
+    scores = [run["pooled_recall_at_1"] for run in runs if "pooled_recall_at_1" in run]
+    return float(np.mean(scores)) if scores else None
 
 
 def _difference(runs: Runs, base: Runs) -> str:
@@ -320,6 +334,13 @@ def _notes(results: Results, by_arm: dict[str, Runs], reference: str, fastest: f
         f"Images to {reference}'s end: images that the arm had trained on when its mean Recall@1 first reached that of "
         f"{reference} after its last epoch, as a share of those that {reference} trained on.",
     ]
+    if any("pooled_recall_at_1" in run for run in runs):
+        notes.append("Pooled features: Recall@1 of the same networks without their heads (mean of the seeds).")
+    untrained = results.get("untrained", {})
+    if "recall_at_1" in untrained:
+        notes.append(f"Pretrained features: {untrained['of']}, before any training.")
+    elif "note" in untrained:
+        notes.append(untrained["note"][0].upper() + untrained["note"][1:] + ".")
     if settings.get("trials"):
         notes.append(
             f"Chosen by up to {settings['trials']} trials an arm on {settings['folds']} folds of the train classes, "

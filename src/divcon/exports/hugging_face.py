@@ -15,13 +15,16 @@ from PIL import Image
 from divcon.config.files import as_yaml
 from divcon.config.settings import SECTION_OF, RunConfig
 from divcon.errors import ConfigError, DataError, OutputError
+from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.compare import read_scores
+from divcon.evaluation.metrics import Score
 from divcon.exports.program import Embedder, check_equal
 from divcon.models import EmbeddingModel, keep_learner
 from divcon.models.backbone import is_own
 from divcon.models.embedding_model import own_backbone, own_parts, own_transform
 from divcon.models.pruning import EMBEDDING_NAMES
 from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.selection import reason
 
 TO_FILL_IN = "TO FILL IN"
 _NEEDED = ("recall_at_1", "benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")
@@ -255,7 +258,9 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
         rows = [(key, f"{100 * value:.1f} %") for key, value in _numbers(scores)]
         if interval := scores.get("recall_at_1_interval"):
             low, high = (f"{100 * value:.1f}" for value in interval)
-            rows.append(("recall_at_1, 95 % interval", f"{low} to {high} %"))
+            method = scores.get("recall_at_1_interval_method", Score.interval_method)
+            rows.append(("recall_at_1, 95 % interval", f"{low} to {high} % ({method})"))
+        rows += _baseline_rows(scores)
         texts.append(_table(rows))
     else:
         texts.append(
@@ -267,10 +272,30 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
     if best is not None and "validation" in best:
         validation = best["validation"]
         texts.append(
-            f"Recall@1 on {validation['num_classes']:,} validation classes ({validation['num_queries']:,} queries), by "
-            f"which epoch {best['epoch']} was chosen: {100 * validation['recall_at_1']:.1f} %."
+            f"Recall@1 on {validation['num_classes']:,} validation classes ({validation['num_queries']:,} queries), "
+            f"after epoch {best['epoch']}: {100 * validation['recall_at_1']:.1f} %."
         )
+        if run is not None and (beside := run.baselines_of(best["epoch"])) and (rows := _baseline_rows(beside)):
+            texts.append(f"On the same validation classes, without training or without the head:\n\n{_table(rows)}")
+    trained = None if run is None else run.origin()
+    if run is not None and trained is not None:
+        if best is not None and any("kept" in line for line in lines):
+            why = reason(lines, trained[0], run.selection_over_folds()).replace("`", "")
+            texts.append(f"Epoch {best['epoch']} was kept: {why}.")
+        if last := trained[1].get("last_epoch"):
+            texts.append(f"The model is that of the run's last epoch, {last['epoch']}.")
     return "\n\n".join(texts)
+
+
+def _baseline_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores of the pooled and of the pretrained features, where they were computed."""
+    baselines = scores.get("baselines") or {}
+    return [
+        (f"{metric} of the {title}, {baselines[name]['of']}", f"{100 * baselines[name][metric]:.1f} %")
+        for name, title in BASELINES.items()
+        if name in baselines
+        for metric in METRICS
+    ]
 
 
 def _training(trained: tuple[RunConfig, dict[str, Any]] | None) -> str:

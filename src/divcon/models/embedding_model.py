@@ -38,6 +38,7 @@ from divcon.models.folding import computed
 from divcon.models.heads import SubspaceHead, create_head, head_class, is_imported
 from divcon.models.inputs import Inputs, as_set, check_input, input_batches
 from divcon.models.pooling import create_pooling, create_pooling_of
+from divcon.models.start import Start
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
 from divcon.runtime.importing import Trust, check_trusted, is_named
@@ -84,6 +85,8 @@ class EmbeddingModel(nn.Module):
     preprocessing: Preprocessing
     """The input that the backbone was trained on; only of models of images, as ``image_size`` and `eval_transform`."""
     image_size: int
+    start: Start
+    """The weights that its training started from."""
     _mean: Tensor
     _std: Tensor
 
@@ -139,6 +142,7 @@ class EmbeddingModel(nn.Module):
             self._own_transform = create_transform(eval_transform, image_size, "eval_transform")
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
         self.freeze_batch_norm = weights is not None or (pretrained and vector_dim is None and not own)
+        self.start = Start(pretrained, None if weights is None else Path(weights))
         self.config = {
             "backbone": name,
             **self.head.config,
@@ -327,6 +331,7 @@ class EmbeddingModel(nn.Module):
         except RuntimeError as error:
             raise WeightsError(f"{folder}: the weights do not fit the model of config.json ({error})") from None
         model.freeze_batch_norm = frozen
+        model.start = Start.of(folder, config, frozen=frozen)
         return model.to(device).eval()
 
     @classmethod
@@ -404,6 +409,7 @@ class EmbeddingModel(nn.Module):
             self.pooling.load_state_dict(other.pooling.state_dict())
             self.head.load_state_dict(head.state_dict())
         self.freeze_batch_norm = self.vector_dim is None
+        self.start = Start(False, recorded=False)
         return same
 
 

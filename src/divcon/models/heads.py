@@ -114,7 +114,8 @@ class SubspaceHead(nn.Module, ABC):
         """Split each learner k in two, 2k and 2k + 1, which start as copies of k.
 
         Args:
-            moments: the optimiser's state of `subspace_parameters`, to be split in the same way.
+            moments: the optimiser's state of `subspace_parameters` that does not start afresh (see
+                `divcon.training.setup.double_learners`), to be split in the same way.
 
         Raises:
             ConfigError: the head has no hierarchy.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from rich.text import Text
 
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
-from divcon.evaluation.metrics import scores_in
+from divcon.evaluation.baselines import BASELINES, METRICS
+from divcon.evaluation.metrics import Score, scores_in
+from divcon.evaluation.subspaces import mean_over_pairs
+from divcon.runs.notes import EpochNotes
 from divcon.runtime.context import Progress as RunProgress
 
 
@@ -25,6 +28,9 @@ class Display(ABC):
     @abstractmethod
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         """The run starts, or resumes at epoch ``epochs_done``."""
+
+    def chosen(self, settings: Mapping[str, tuple[object, str]]) -> None:  # noqa: B027 — nothing to show by default
+        """Settings were chosen from the data: by name, the value and the reason. Comes before `begin`."""
 
     @abstractmethod
     def progress(self, progress: RunProgress) -> None:
@@ -40,6 +46,10 @@ class Display(ABC):
     @abstractmethod
     def warn(self, message: str) -> None:
         """The run warns the user."""
+
+    def baselines(self, scores: dict[str, Any]) -> None:  # noqa: B027
+        """The kept model is compared with untrained features on the validation classes; ``scores`` is what
+        `divcon.evaluate` returned with ``baselines=True``. Shows nothing unless a subclass does."""
 
     @abstractmethod
     def end(self, out: Path, kept_epoch: int | None) -> None:
@@ -104,6 +114,9 @@ class Bar(Display):
         self._task = self._bar.add_task("reading", total=None, detail="", before=0)
         self._epochs = 0
         self._head_printed = False
+        self._notes = EpochNotes()
+        self._warned: set[str] = set()
+        self._similarities: dict[int, float] = {}
 
     def __enter__(self) -> Bar:
         self._bar.start()
@@ -111,6 +124,10 @@ class Bar(Display):
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+
+    def chosen(self, settings: Mapping[str, tuple[object, str]]) -> None:
+        words = "; ".join(f"`{name}` {value} ({reason})" for name, (value, reason) in settings.items())
+        self.console.print(Text.assemble(("from the data: ", "dim"), self._reword(words)))
 
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         self._epochs = config.train.epochs
@@ -170,32 +187,60 @@ class Bar(Display):
         if not self._head_printed:
             self._head_printed = True
             self.console.print(
-                "[dim]epoch  phase     loss   recall@1  learner sizes (left out)         "
+                "[dim]epoch  phase     loss   recall@1   map@r  learner sizes (left out)         "
                 "dividing, training, evaluating[/]"
             )
-        score = f"{100 * line['validation']['recall_at_1']:7.1f}" if "validation" in line else "      -"
+        scores = line.get("validation", {})
+        recall, precision = (
+            f"{100 * scores[name]:7.1f}" if name in scores else "      -" for name in ("recall_at_1", "map_at_r")
+        )
         sizes = " ".join(map(str, line["sizes"][:8])) + (" ..." if len(line["sizes"]) > 8 else "")
         sizes += f" ({line['left_out']})" if line["left_out"] else ""
         seconds = ", ".join(f"{line[f'seconds_{what}']:.1f}" for what in ("dividing", "training", "evaluating"))
         self.console.print(
-            f"{line['epoch']:5d}  {line['phase']:9s} {line['loss']:.3f} {score}   {sizes:<32s} {seconds} s"
+            f"{line['epoch']:5d}  {line['phase']:9s} {line['loss']:.3f} {recall}  {precision}  {sizes:<32s} {seconds} s"
         )
         for warning in line["warnings"]:
-            self.warn(warning)
+            if self._notes.add(warning, line["epoch"]):
+                self.warn(warning)
+        if line.get("learner_similarity") is not None:
+            self._similarities[line["epoch"]] = line["learner_similarity"]
 
     def embedding(self, line: str) -> None:
         self.console.print(self._reword(line), markup=False)
 
     def warn(self, message: str) -> None:
+        """Print a note, once."""
+        if message in self._warned:
+            return
+        self._warned.add(message)
         self.console.print(Text.assemble(("note: ", "yellow"), self._reword(message)))
 
+    def baselines(self, scores: dict[str, Any]) -> None:
+        where = (
+            f"epoch {scores['epoch']} beside what needs no training, on {scores['num_classes']:,} validation classes:"
+        )
+        print_baselines(scores, self.console, where)
+
     def end(self, out: Path, kept_epoch: int | None) -> None:
+        for note in self._notes.repeated:
+            self.console.print(Text.assemble(("note, repeated: ", "yellow"), self._reword(str(note))))
+        if kept_epoch in self._similarities:
+            self.console.print(
+                f"similarity of learners in epoch {kept_epoch}: {self._similarities[kept_epoch]:.2f} (1: the same "
+                "neighbours; 0: unrelated)"
+            )
         written = f"; report in {report}" if (report := out / "report.html").exists() else ""
-        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{written}", markup=False)
+        last = f", the last epoch's model in {out / 'last'}" if (out / "last").exists() else ""
+        self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{last}{written}", markup=False, soft_wrap=True)
 
 
-def print_scores(result: dict[str, Any], console: Console) -> None:
-    """Print what `divcon.evaluate` returned, as tables."""
+def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str], str] = str) -> None:
+    """Print what `divcon.evaluate` returned, as tables.
+
+    Args:
+        reword: applied to each line of advice before it is printed.
+    """
     unmatched = result["num_queries_without_match"]
     console.print(
         f"{result['benchmark']}, {result['protocol']}, split {result['split_hash']}: "
@@ -204,6 +249,10 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
     )
     console.print(_scores_table(result))
     _print_characteristic(result, console)
+    if "baselines" in result:
+        print_baselines(result, console)
+        for advice in result.get("advice", []):
+            console.print(Text.assemble(("note: ", "yellow"), reword(advice)))
     if "reranked" in result:
         reranked = result["reranked"]
         console.print(f"re-ranked, k1 {reranked['k1']}, k2 {reranked['k2']}, weight {reranked['weight']:g}:")
@@ -234,7 +283,30 @@ def print_scores(result: dict[str, Any], console: Console) -> None:
     if "similarity_correlations" in result:
         _print_correlations(result["similarity_correlations"], console)
     low, high = result["recall_at_1_interval"]
-    console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} (bootstrap over classes)")
+    method = result.get("recall_at_1_interval_method", Score.interval_method)
+    console.print(f"recall_at_1: 95 % interval {100 * low:.1f} to {100 * high:.1f} ({method})")
+
+
+def print_baselines(result: dict[str, Any], console: Console, title: str = "") -> None:
+    """The embedding beside what needs no training, from what `divcon.evaluate` returned with ``baselines=True``."""
+    baselines = result["baselines"]
+    if title:
+        console.print(title, markup=False)
+    table = Table("", "recall_at_1", "map_at_r", "embedding less it, MAP@R", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    table.add_row("embedding", *(f"{100 * result[name]:.1f} %" for name in METRICS))
+    for name, of in BASELINES.items():
+        if name not in baselines:
+            continue
+        scores = baselines[name]
+        difference = scores["difference"]["map_at_r"]
+        low, high = difference["interval"]
+        texts = (f"{100 * scores[metric]:.1f} %" for metric in METRICS)
+        less = f"{100 * difference['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        table.add_row(escape(f"{of} ({scores['of']})" if name == "pretrained_features" else of), *texts, escape(less))
+    console.print(table)
+    if "note" in baselines:
+        console.print(baselines["note"], markup=False)
 
 
 def _scores_table(scores: dict[str, Any]) -> Table:
@@ -266,8 +338,8 @@ def _print_table(title: str, rows: list[tuple[str, dict[str, Any]]], console: Co
 def _print_correlations(correlations: list[list[float | None]], console: Console) -> None:
     """The mean over pairs of learners, and each pair where they fit on a screen."""
     count = len(correlations)
-    pairs = [value for k, row in enumerate(correlations) for value in row[k + 1 :] if value is not None]
-    mean = f"{sum(pairs) / len(pairs):.2f}" if pairs else "unknown: all their embeddings are equal"
+    value = mean_over_pairs(correlations)
+    mean = f"{value:.2f}" if value is not None else "unknown: all their embeddings are equal"
     console.print(f"similarity of learners (1: the same neighbours; 0: unrelated), mean over pairs: {mean}")
     if 2 < count <= 12:
         table = Table("similarity", *map(str, range(count)), box=None, pad_edge=False)

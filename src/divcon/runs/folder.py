@@ -28,15 +28,31 @@ from divcon.runtime.environment import machine, run_versions
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust, is_named
 from divcon.runtime.lock import LOCK_FILE, FolderLock
-from divcon.training.checkpoint import MAY_CHANGE, model_in, previous_of, read_checkpoint, restore_previous
+from divcon.training.checkpoint import (
+    MAY_CHANGE,
+    model_in,
+    number_of_epochs,
+    previous_of,
+    read_checkpoint,
+    restore_previous,
+)
+from divcon.training.schedule import difference_until
 
 ORIGIN = "run.json"
 """In the folder of a model that was derived from a run's model (pruned, say): the ``config.json`` of that run."""
 
+SELECTION = "selection.json"
+"""In the folder of a run's folds: the scores over the folds, and the epoch that they choose."""
+
+LENGTH = {"epochs", "patience"}
+"""Settings that a resumed run may change where what is done stays as it is."""
+
 
 class RunFolder:
-    """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint``, ``model/`` and
-    ``report.html``.
+    """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint``, ``model/``, ``last/``,
+    ``baselines.json`` and ``report.html``; with ``validation_folds`` also ``folds/``, a run for each fold.
+
+    ``model`` is the model that the run keeps, ``last`` that of the last epoch, a model folder that knows its run.
 
     Until the first epoch is done there is nothing to lose: a run may start again in a folder without ``checkpoint``,
     with other settings too.
@@ -51,6 +67,9 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint"
         self.previous = previous_of(self.checkpoint)
         self.model = self.path / "model"
+        self.last = self.path / "last"
+        self.folds = self.path / "folds"
+        self.baselines = self.path / "baselines.json"
         self.report = self.path / "report.html"
 
     def division(self, epoch: int) -> Path:
@@ -157,22 +176,63 @@ class RunFolder:
                 f"{self.path}: the data has changed since the run started (split {record.get('split_hash')} then, "
                 f"{data.split_hash} now); resume with the same data"
             )
+        may_change = MAY_CHANGE | LENGTH
+        if saved.train.epochs != config.train.epochs and saved.train.phase_starts == config.train.phase_starts:
+            may_change.add("finetune_epoch")  # at the default then, and where that was now
         changed = [
             f"`{name}` is {then} in the run, {now} now"
             for name, (then, now) in saved.differences(config).items()
-            if name not in MAY_CHANGE
+            if name not in may_change
         ]
         if changed:
             raise RunError(f"{self.path}: cannot resume with other settings ({'; '.join(changed)})")
+        self._check_length(saved, config)
         return self.epochs_done()
 
+    def _check_length(self, then: RunConfig, now: RunConfig) -> None:
+        """
+        Raises:
+            RunError: the run cannot have another number of epochs.
+        """
+        done, epochs = number_of_epochs(read_checkpoint(self.checkpoint)), now.train.epochs
+        if epochs == then.train.epochs:
+            return
+        if epochs <= done:
+            raise RunError(
+                f"{self.path}: `epochs` {epochs}: {int(done)} epochs of this run are done already; pass a larger "
+                "number, or leave `epochs` out"
+            )
+        why = difference_until(done, then.train, now.train, now.model.num_learners)
+        if then.data.validation_folds is not None:
+            why = "its `validation_folds` have chosen the epoch to keep among those that were planned"
+        if why:
+            raise RunError(
+                f"{self.path}: a run of {then.train.epochs} epochs cannot have {epochs} `epochs`: {why}; start "
+                f"another run from its model, in another `out` (`init={self.path}`)"
+            )
+
+    def settled(self, config: RunConfig) -> RunConfig:
+        """The settings to resume with: where a run is made longer, the phases that began at the default begin where
+        they did before."""
+        saved_record = self.read()
+        if saved_record is None or not self.checkpoint.exists() or config.train.finetune_epoch is not None:
+            return config
+        (saved, record), train = saved_record, config.train
+        longer = saved.train.finetune_epoch is None and saved.train.epochs != train.epochs
+        if not longer and "finetune_epoch" not in record.get("pinned", ()):
+            return config
+        train = dataclasses.replace(train, finetune_epoch=saved.train.phase_starts[1])
+        return dataclasses.replace(config, train=train)
+
     def begin(self, config: RunConfig, data: Benchmark, source: dict[str, Any] | None, init: Path | None) -> None:
-        """Write the settings and classes of a run that starts; those of a run with a checkpoint stay.
+        """Write the settings and classes of a run that starts; those of a run with a checkpoint stay, but for its
+        length.
 
         Raises:
             OutputError: the folder cannot be written.
         """
         if self.checkpoint.exists():
+            self._write_length(config)
             return
         config.save(
             self.config,
@@ -189,6 +249,37 @@ class RunFolder:
         names = {split: [s.label_names[c] for c in s.classes] for split, s in splits.items() if s is not None}
         with atomic_write(self.classes) as beside:
             beside.write_text(json.dumps(names) + "\n")
+
+    def _write_length(self, config: RunConfig) -> None:
+        saved_record = self.read()
+        assert saved_record is not None
+        saved, record = saved_record
+        differences = saved.differences(config)
+        changed = {name: now for name, (_, now) in differences.items() if name in LENGTH | {"finetune_epoch"}}
+        for name, now in changed.items():
+            record[SECTION_OF[name]][name] = now
+        if "finetune_epoch" in changed:
+            record["pinned"] = ["finetune_epoch"]
+        if changed:
+            with atomic_write(self.config) as beside:
+                beside.write_text(json.dumps(record, indent=2) + "\n")
+
+    def selection_over_folds(self) -> dict[str, Any] | None:
+        """What `divcon.runs.selection.select_over_folds` returned for this run; None where there are no folds, or not
+        all are done."""
+        path = self.folds / SELECTION
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except (ValueError, OSError) as error:
+            raise RunError(f"{path}: is damaged ({error}); resume the run to write it again") from None
+
+    def write_selection_over_folds(self, selection: dict[str, Any]) -> None:
+        """
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with atomic_write(self.folds / SELECTION) as beside:
+            beside.write_text(json.dumps(selection, indent=2) + "\n")
 
     def classes_of(self, split: Literal["train", "validation"]) -> list[str]:
         """The names of the classes that the run trained on, or held out for validation; empty where unknown."""
@@ -259,9 +350,28 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{self.metrics}: cannot be written ({error.strerror}); resume when it can") from error
 
+    def write_baselines(self, scores: dict[str, Any]) -> None:
+        """Write what `baselines_of` reads.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with atomic_write(self.baselines) as beside:
+            beside.write_text(json.dumps(scores, indent=1) + "\n")
+
+    def baselines_of(self, epoch: int | None) -> dict[str, Any] | None:
+        """The scores of the model of an epoch on the validation classes, with those of the baselines (``baselines``,
+        see `divcon.evaluate`); None where there are none, or where they are of another epoch."""
+        try:
+            scores = json.loads(self.baselines.read_text())
+            return scores if scores["epoch"] == epoch and isinstance(scores["baselines"], dict) else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+
     def resumed(self, asked: RunConfig, explicit: Collection[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
         """The settings to resume with, and all of ``config.json``: the run's own settings, with those of ``asked`` that
-        do not change what is trained (before the first epoch is done, all that are set).
+        do not change what is trained, ``epochs`` and ``patience`` among them (before the first epoch is done, all that
+        are set).
 
         Args:
             explicit: the names of the settings of ``asked`` that are set; None: those that are not at their defaults.
@@ -281,7 +391,7 @@ class RunFolder:
         for name, (then, now) in saved.differences(asked).items():
             if name not in explicit or (name == "backbone" and now == "auto" and then in AUTO.values()):
                 continue
-            if no_epoch_done or name in MAY_CHANGE:
+            if no_epoch_done or name in MAY_CHANGE | LENGTH:
                 changes[SECTION_OF[name]][name] = getattr(getattr(asked, SECTION_OF[name]), name)
             else:
                 refused.append(f"`{name}` is {then} in the run, {now} now")
@@ -295,15 +405,30 @@ class RunFolder:
 
 
 def kept_epoch(lines: Sequence[dict[str, Any]]) -> int | None:
-    """The number of the epoch whose model is kept: the first with the best Recall@1 on validation classes, or the last.
+    """The number of the epoch whose model is kept, in ``model/``; None where none is kept yet.
+
+    An epoch's line says whether its model replaced the one that was kept before (``kept``, see
+    `divcon.runs.selection.is_better`). Lines of earlier versions do not: their runs kept the first epoch with the best
+    Recall@1 on validation classes, or without these the last.
 
     Args:
         lines: of ``metrics.jsonl``.
     """
-    validated = [line for line in lines if "validation" in line]
+    marked = [line for line in lines if line.get("kept")]
+    if marked:
+        return marked[-1]["epoch"]
+    old = [line for line in lines if "kept" not in line]
+    validated = [line for line in old if "validation" in line]
     if validated:
         return max(validated, key=lambda line: (line["validation"]["recall_at_1"], -line["epoch"]))["epoch"]
-    return lines[-1]["epoch"] if lines else None
+    return old[-1]["epoch"] if old else None
+
+
+def run_of(folder: str | Path) -> Path:
+    """The folder of the run that a path is of: of ``RUN/last`` and ``RUN/model`` it is ``RUN``, else the path."""
+    path = Path(folder).absolute()
+    is_model = path.name in ("last", "model") and RunFolder(path).read() is None
+    return path.parent if is_model and RunFolder(path.parent).read() is not None else Path(folder)
 
 
 def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:

@@ -6,25 +6,32 @@ import copy
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from divcon.config.settings import ModelConfig, RunConfig
-from divcon.data.benchmark import Benchmark
+from divcon.config.from_data import fit, with_choices_of
+from divcon.config.settings import SECTION_OF, ModelConfig, RunConfig
+from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
+from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
+from divcon.evaluation.subspaces import MAX_MONITORED, ONE, learner_similarity, sample_of
 from divcon.models import EmbeddingModel, start_as_pca
 from divcon.models.backbone import resolve_backbone
 from divcon.models.embedding_model import own_backbone, own_transform
 from divcon.models.pruning import embedding_head
+from divcon.runs import selection
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.embedding import (
     check_embedding,
@@ -45,8 +52,10 @@ from divcon.runtime.importing import Trust
 from divcon.runtime.launch import is_main_process, launch
 from divcon.runtime.lock import FolderLock
 from divcon.runtime.signals import SignalHandler
+from divcon.training.checkpoint import read_checkpoint, weights_in
 from divcon.training.loop import train
 from divcon.training.report import EpochReport
+from divcon.training.schedule import difference_until
 
 Observe = Callable[[EmbeddingModel, EpochReport], dict[str, Any]]
 
@@ -69,14 +78,16 @@ def run(
 ) -> EmbeddingModel:
     """Train a model on a benchmark's train classes, in a run folder (see `divcon.runs.folder`).
 
-    The run keeps the model of the epoch with the best Recall@1 on validation classes; without validation classes, that
-    of the last epoch. In the end the model embeds by what ``config.model.embed`` says (see
-    `divcon.runs.embedding.choose_embedding`). It never uses the test classes.
+    The run keeps the model of the epoch that is best on validation classes (see ``select_by`` of `divcon.DataConfig`);
+    without validation classes, that of the last epoch. The model of the last epoch is saved in ``last`` too. It never
+    uses the test classes.
+    In the end both embed by what ``config.model.embed`` says (see `divcon.runs.embedding.choose_embedding`).
 
     Args:
         data: what `divcon.read` returns, or a path or name that it takes.
         out: the run folder.
-        resume: continue the run in ``out``; start it where no epoch is done yet.
+        resume: continue the run in ``out``; start it where no epoch is done yet. With more ``epochs`` than the run had
+            it is made longer, where its schedule allows that; phases that began at the default begin where they did.
         init: the folder of a run or model whose weights to start from: of a run, the model that it has saved, or the
             one in its checkpoint where it has saved none yet.
         source: what the data was read from, for ``config.json``; None: ``data``, where that is a path or name.
@@ -92,7 +103,8 @@ def run(
     Raises:
         Stopped: SIGINT or SIGTERM arrived; the last finished batch is saved. A second SIGINT raises KeyboardInterrupt
             at once, and what is on disk is complete all the same.
-        RunError: ``out`` holds a run already, or one of other settings or data; or another process trains it.
+        RunError: ``out`` holds a run already, or one of other settings or data; or another process trains it; or the
+            run cannot have another number of epochs, as what is done would not be the same.
         ConfigError: settings do not go together, or not with the data: a backbone of images for vectors, say.
         OutputError: ``out`` cannot be written.
         DataError, ImageError: as in `divcon.train`; the last finished batch is saved, or with several processes what
@@ -106,16 +118,23 @@ def run(
         source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
     folder = RunFolder(out)
     folder.check_usable()
-    job = _Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report)
-    options = config.train
+    return _start(_Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report))
+
+
+def _start(job: _Job) -> EmbeddingModel:
+    """Lock the folder, train the folds if there are any, launch the processes, and train."""
+    folder, config, options = RunFolder(job.out), job.config, job.config.train
     device = resolve_device(options.device)
     try:
         with ExitStack() as stack:
             if is_main_process():
                 lock = stack.enter_context(FolderLock(folder.path, "training it", RunError))
                 for message in folder.recover(lock):
-                    display.warn(message)
-                finish_replacing(folder.model)
+                    job.display.warn(message)
+                for saved in (folder.model, folder.last):
+                    finish_replacing(saved)
+            if config.data.validation_folds is not None:
+                job = dataclasses.replace(job, over_folds=_train_folds(job, config.data.validation_folds))
             group = launch(options.num_devices, options.across, device, _train_in_worker, job.for_worker())
             group = stack.enter_context(group)
             stop = stack.enter_context(SignalHandler())
@@ -147,10 +166,70 @@ class _Job:
     display: Display = field(default_factory=NullDisplay)
     observe: Observe | None = None
     report: bool = False
+    over_folds: dict[str, Any] | None = None
+    """What `divcon.runs.selection.select_over_folds` returned; None without folds."""
+    is_fold: bool = False
+    """Whether the run is of a fold, in which no epoch is chosen."""
+
+    def config_for(self, folder: RunFolder) -> RunConfig:
+        """The settings, with the backbone resolved, those left at 0 chosen from the data (or as the run that is resumed
+        has them), and the phases of a run that is made longer."""
+        vectors = self.data.train.vectors
+        vector_dim = None if vectors is None else vectors.shape[1]
+        backbone = resolve_backbone(self.config.model.backbone, vector_dim, self.config.model.weights)
+        model = dataclasses.replace(self.config.model, backbone=backbone)
+        config = dataclasses.replace(self.config, model=model)
+        saved = folder.read() if self.resume and folder.checkpoint.exists() else None
+        if saved is not None:
+            return folder.settled(with_choices_of(config, saved[0]))
+        config, reasons = fit(config, _split(self.data, config).train.labels)
+        if reasons and not self.is_fold and self.over_folds is None:
+            values = {name: getattr(getattr(config, SECTION_OF[name]), name) for name in reasons}
+            self.display.chosen({name: (value, reasons[name]) for name, value in values.items()})
+        return folder.settled(config)
+
+    def init_for(self, folder: RunFolder) -> str | Path | None:
+        """``init``, or that of the run that is resumed."""
+        saved = folder.read()
+        return self.init or (saved[1].get("init") if self.resume and saved is not None else None)
 
     def for_worker(self) -> _Job:
         """The arguments that ranks other than 0 need; they can be pickled."""
         return _Job(self.data, self.out, self.config, self.resume, self.init, self.trust)
+
+
+def _train_folds(job: _Job, count: int) -> dict[str, Any]:
+    """Train a run for each fold of the train classes, or resume it, and choose the epoch that is best over them.
+
+    Returns:
+        What `divcon.runs.selection.select_over_folds` returns.
+    """
+    folder, warn = RunFolder(job.out), job.display.warn
+    if not len(job.data.train):
+        raise DataError(f"{job.data.train.source}: has no train images; it can be evaluated on, not trained on")
+    config, init, data = job.config_for(folder), job.init_for(folder), job.data.without_validation()
+    folder.check(config, data, job.resume)
+    folds = folds_of(data, count, config.train.seed, "validation_folds")
+    if is_main_process():
+        folder.begin(config, data, job.source, None if init is None else Path(init))  # so that it can be resumed
+    if not folder.checkpoint.exists():
+        warn(
+            f"cross-validation over {count} folds of the train classes: {count + 1} trainings of {config.train.epochs} "
+            "epochs, the last of them on all train classes"
+        )
+    of_fold = dataclasses.replace(config, data=dataclasses.replace(config.data, validation_folds=None))
+    lines = []
+    for number, fold in enumerate(folds):
+        out = folder.folds / str(number)
+        warn(f"fold {number} of 0-{count - 1}, in {out}")
+        options: dict[str, Any] = {"data": fold, "out": out, "config": of_fold, "resume": True, "init": init}
+        _start(dataclasses.replace(job, **options, observe=None, report=False, is_fold=True))
+        lines.append(RunFolder(out).lines())
+    chosen = selection.select_over_folds(lines, config)
+    if is_main_process():
+        folder.write_selection_over_folds(chosen)
+    warn(f"all folds are trained: epoch {chosen['epoch']} will be kept ({selection.reason([], config, chosen)})")
+    return chosen
 
 
 def _train_in_worker(group: ProcessGroup, job: _Job) -> None:
@@ -166,19 +245,36 @@ class _Run:
         self.warnings: list[str] = []
         self.lines: list[dict[str, Any]] = []
         """Of ``metrics.jsonl``."""
+        self.trained = False
+        """Whether any epoch was trained by this process, after those that a resumed run had."""
+        self.kept_is_lost = False
+        """Whether ``model`` may be that of an epoch whose line was dropped, so that the next one replaces it."""
         self.context = Context(job.config.train.workers, job.display.progress, self._warn, group)
 
     def train(self) -> EmbeddingModel:
         """Train, evaluate and save each epoch, and return the model that is kept."""
         self.group.barrier()  # rank 0 has recovered the folder
         epochs = self._prepare()
+        if self._ends_by_patience():
+            epochs.close()
+            self.model.load_state_dict(weights_in(read_checkpoint(self.folder.checkpoint)))
         for epoch in epochs:
             try:
                 self._end_epoch(epoch)
+                self.trained = True
+                ends = self._ends_by_patience()
             except (Exception, Stopped) as error:
                 epochs.throw(worker_death(error) or error)  # so that the loop saves a checkpoint
-        self.group.barrier()  # the last model is saved
-        self._choose_embedding(self.folder.model)
+            else:
+                if ends:
+                    with suppress(StopIteration):
+                        epochs.send(True)
+                    break
+        if self.group.is_main:
+            self._save_last()
+        self.group.barrier()  # both models are saved
+        for folder in (self.folder.model, self.folder.last):
+            self._choose_embedding(folder)
         model = self._load(self.folder.model)
         if self.group.is_main:
             self._finish(model)
@@ -204,7 +300,8 @@ class _Run:
         self.group.barrier()  # all ranks have read the folder
         if self.group.is_main:
             save_with_record(model, folder, record)
-            self.display.embedding(in_words(record))
+            if folder == self.folder.model:
+                self.display.embedding(in_words(record))
         self.group.barrier()  # the model is saved
 
     def _prepare(self) -> Any:
@@ -214,14 +311,11 @@ class _Run:
             raise DataError(f"{job.data.train.source}: has no train images; it can be evaluated on, not trained on")
         vectors = job.data.train.vectors
         vector_dim = None if vectors is None else vectors.shape[1]
-        backbone = resolve_backbone(job.config.model.backbone, vector_dim, job.config.model.weights)
-        self.config = config = dataclasses.replace(
-            job.config, model=dataclasses.replace(job.config.model, backbone=backbone)
-        )
+        self.config = config = job.config_for(folder)
         epochs_done = folder.check(config, job.data, job.resume)
         saved = folder.read()
         record = saved[1] if saved is not None else {}
-        init = job.init or (record.get("init") if job.resume else None)
+        init = job.init_for(folder)
         self.data = _with_validation(job.data, config, self.context)
         torch.manual_seed(config.train.seed)
         self.model, new_head = _initial_model(config.model, vector_dim, init, job.trust, epochs_done, self.context)
@@ -242,9 +336,28 @@ class _Run:
             start_as_pca(self.model, self.data.train, seed=config.train.seed, context=self.context)
         if self.group.is_main:
             folder.begin(config, self.data, job.source, None if init is None else Path(init))
+            kept = kept_epoch(folder.lines())
             self.lines = folder.drop_lines_from(epochs_done)
-        self.display.begin(config, self.data, epochs_done)
+            self.kept_is_lost = kept is not None and kept_epoch(self.lines) != kept
+        self.display.begin(self._shown(epochs_done), self.data, epochs_done)
+        if epochs_done >= config.train.epochs and not job.is_fold:
+            self.display.warn(_how_to_train_on(config))
         return epochs
+
+    def _shown(self, epochs_done: int) -> RunConfig:
+        """The settings to show: of a run that `patience` has ended, with the epochs that it has."""
+        if not (self.group.is_main and selection.ended_by_patience(self.lines, self.config)):
+            return self.config
+        phase = self.config.train.phase_starts[1]
+        train = dataclasses.replace(self.config.train, epochs=epochs_done, finetune_epoch=phase)
+        return dataclasses.replace(self.config, train=train)
+
+    def _ends_by_patience(self) -> bool:
+        """Whether the run ends now; the same on all ranks, of which only rank 0 has the scores."""
+        if self.config.data.patience is None:
+            return False
+        ends = selection.ended_by_patience(self.lines, self.config)
+        return bool(self.group.broadcast(np.array([ends], np.int64))[0])
 
     def _end_epoch(self, epoch: EpochReport) -> None:
         """Evaluate the epoch, keep its model where it is the best, and write its line."""
@@ -252,25 +365,43 @@ class _Run:
         last = epoch.number == self.config.train.epochs - 1
         started = time.perf_counter()
         validation = self.data.validation
-        if validation is not None and (last or (epoch.number + 1) % self.config.data.evaluate_every == 0):
-            within = self.context.subtask("evaluate", epoch=epoch.number)
-            line["validation"] = evaluate(self._evaluated, validation, clustering=False, context=within)
+        due = last or (epoch.number + 1) % self.config.data.evaluate_every == 0
+        within = self.context.subtask("evaluate", epoch=epoch.number)
+        if validation is not None and due:
+            line["validation"] = evaluate(
+                self._evaluated, validation, clustering=False, similarity=True, context=within
+            )
         if not self.group.is_main:
             return
+        if validation is not None and due:
+            line["learner_similarity"] = line["validation"].pop("learner_similarity")
+        elif due and self.model.num_learners > 1:
+            with torch.random.fork_rng(devices=[]):  # without validation nothing else draws here
+                features = self.model.features(self._monitored, context=within.alone().silent())
+            line["learner_similarity"] = learner_similarity(self.model, features)
         if epoch.redivided:
             epoch.division.save(self.folder.division(epoch.number))
         if self.job.observe is not None:
             line["observed"] = self.job.observe(self._evaluated, epoch)
         line["seconds_evaluating"] = time.perf_counter() - started
-        best = last if validation is None else kept_epoch([*self.lines, line]) == epoch.number
-        if best:
-            forget_record(self.folder.model)
-            self.model.save(self.folder.model)
-        # Before the checkpoint, which is saved when the loop goes on. A stop in between repeats this epoch; its line is
-        # then dropped and written again.
+        line["kept"] = self._is_kept(line)
+        # Both before the checkpoint, which is saved when the loop goes on. A stop in between repeats this epoch; its
+        # line is then dropped and written again. The line comes first, so that it says which epoch `model` may be of.
         self.folder.append(line)
         self.lines.append(line)
+        if line["kept"]:
+            forget_record(self.folder.model)
+            self.model.save(self.folder.model)
         self.display.epoch(line)
+
+    def _is_kept(self, line: dict[str, Any]) -> bool:
+        if self.job.over_folds is not None:
+            return line["epoch"] == self.job.over_folds["epoch"]
+        if self.data.validation is None:
+            return line["epoch"] == self.config.train.epochs - 1
+        lost = self.kept_is_lost and "validation" in line
+        self.kept_is_lost = self.kept_is_lost and not lost
+        return lost or selection.is_better(line, self.lines, self.config)
 
     @property
     def _evaluated(self) -> EmbeddingModel:
@@ -280,30 +411,97 @@ class _Run:
             return self.model
         return self.model.with_head(embedding_head(self.model, "features"), shared=True)
 
+    def _save_last(self) -> None:
+        """Save the model of the last epoch, unless that was done before (a finished run that is resumed)."""
+        folder, line = self.folder.last, self.lines[-1]
+        if not self.trained and (folder / "config.json").exists():
+            return
+        self.folder.write_origin(folder, last_epoch={"epoch": line["epoch"], "validation": line.get("validation")})
+        forget_record(folder)
+        self.model.save(folder)
+
+    @cached_property
+    def _monitored(self) -> LabeledSet:
+        """Train images on which learners are compared where there are no validation classes."""
+        return sample_of(self.data.train, MAX_MONITORED)
+
     def _finish(self, model: EmbeddingModel) -> None:
-        folder = self.folder
+        folder, last = self.folder, self.lines[-1]["epoch"]
         folder.previous.unlink(missing_ok=True)
+        kept = kept_epoch(self.lines)
+        if selection.ended_by_patience(self.lines, self.config):
+            self._warn(selection.patience_note(self.lines, self.config))
+        if not self.job.is_fold:
+            for message in selection.notes(self.lines, self.config, self.job.over_folds):
+                self._warn(message)
+        within = self.context.alone().subtask("evaluate", epoch=last)
+        similarity = next((line.get("learner_similarity") for line in self.lines if line["epoch"] == kept), None)
+        if similarity is not None and similarity > ONE:
+            self._warn(_learners_are_one(self.config.model, similarity, kept))
+        if (validation := self.data.validation) is not None and not self.job.is_fold:
+            try:
+                self._compare_with_baselines(model, validation, kept, within)
+            except Exception as error:  # the run is done, and nothing that fails from here on may lose it
+                self._warn(f"the kept model was not compared with untrained features ({error!r})")
         if self.job.report:
-            last = self.config.train.epochs - 1
-            within = self.context.alone().subtask("evaluate", epoch=last)
             try:
                 write_report(folder, self.data, model, notes=[*self.data.notes, *self.warnings], context=within)
-            except Exception as error:  # the run is done, and nothing that fails from here on may lose it
+            except Exception as error:
                 self.display.warn(
                     f"no report was written ({error!r}); the run is complete. Try: {folder.command('report')}"
                 )
-        self.display.end(folder.path, kept_epoch(self.lines))
+        self.display.end(folder.path, kept)
+
+    def _compare_with_baselines(
+        self, model: EmbeddingModel, validation: LabeledSet, kept: int | None, context: Context
+    ) -> None:
+        """Score the kept model's pooled features, and those of the network before training, on the validation
+        classes."""
+        options: dict[str, Any] = {"clustering": False, "baselines": True, "context": context}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of downloading weights were shown when the run started
+            scores = {"epoch": kept, **evaluate(model, validation, **options)}
+        self.folder.write_baselines(scores)
+        self.display.baselines(scores)
+        for advice in scores.get("advice", []):
+            self._warn(advice)
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         self.display.warn(message)
 
 
+def _how_to_train_on(config: RunConfig) -> str:
+    """How to train on from a run of which all epochs are done."""
+    train = config.train
+    pinned = dataclasses.replace(train, finetune_epoch=train.phase_starts[1])
+    longer = dataclasses.replace(pinned, epochs=2 * train.epochs)
+    fixed = config.data.validation_folds is not None
+    if fixed or difference_until(train.epochs, pinned, longer, config.model.num_learners):
+        why = "folds have chosen its epoch" if fixed else "its learning rates depend on `epochs`"
+        return f"all {train.epochs} epochs are done; to train on, start another run from this model (`init`), as {why}"
+    return f"all {train.epochs} epochs are done; to train longer, resume with more `epochs`"
+
+
+def _learners_are_one(config: ModelConfig, similarity: float, epoch: int | None) -> str:
+    """The note on learners that rank images alike."""
+    slices = "" if config.method == "slices" else "`method=slices`, "
+    return (
+        f"the {config.num_learners} learners are one: in epoch {epoch}, which is kept, the similarities of images in "
+        f"one learner's subspace and in another's correlate {similarity:.2f} (1: the same), so that dividing adds "
+        f"little; try {slices}fewer `num_learners`, or a larger `embedding_dim`"
+    )
+
+
 def _with_validation(data: Benchmark, config: RunConfig, context: Context) -> Benchmark:
     """The benchmark with validation classes, or with all of them in train; without images that do not decode."""
     if config.data.on_bad_image == "skip":
         data = only_decodable(data, ("train", "validation"), context)
-    if config.data.validation:
+    return _split(data, config)
+
+
+def _split(data: Benchmark, config: RunConfig) -> Benchmark:
+    if config.data.validation and config.data.validation_folds is None:
         return data.with_validation(config.data.validation_fraction, config.train.seed)
     return data.without_validation()
 

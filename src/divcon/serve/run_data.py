@@ -14,7 +14,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.data.read import read_source
 from divcon.division import Division
 from divcon.errors import DataError, DivconError
-from divcon.runs.folder import RunFolder
+from divcon.runs.folder import RunFolder, run_of
 from divcon.runs.report.charts import flows
 from divcon.runs.report.thumbnails import sampled
 from divcon.search import Index
@@ -53,7 +53,7 @@ class RunData:
             config = origin[0].data
             data = (
                 data.with_validation(config.validation_fraction, origin[0].train.seed)
-                if config.validation
+                if config.validation and config.validation_folds is None
                 else data.without_validation()
             )
         except DivconError as error:
@@ -78,7 +78,7 @@ class RunData:
         learner); ``flows``, the counts of images from each division to the next, with a row per learner and a last one
         for those left out; ``problem``."""
         saved, problem = self._divisions()
-        lines = {line["epoch"]: line for line in RunFolder(self.run).lines()}
+        lines = {line["epoch"]: line for line in RunFolder(run_of(self.run)).lines()}
         train = self.splits.get("train", np.empty(0, np.int64))
         rows = []
         for epoch, division in saved:
@@ -103,7 +103,7 @@ class RunData:
 
     def _divisions(self) -> tuple[list[tuple[int, Division]], str | None]:
         """The divisions and their epochs, with the first and the last among them; and why others cannot be read."""
-        files = sorted((self.run / "divisions").glob("epoch_*.safetensors"))
+        files = sorted((run_of(self.run) / "divisions").glob("epoch_*.safetensors"))
         if len(files) > MAX_DIVISIONS:
             files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, MAX_DIVISIONS).round().astype(int))]
         divisions, problem = [], None

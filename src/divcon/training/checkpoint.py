@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust
 from divcon.runtime.signals import SignalHandler
+from divcon.training.averaging import WeightAverage
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import TrainLoader
 from divcon.training.report import EpochReport, LossRecord
 from divcon.training.sampler import Batch, EpochPlan
+from divcon.training.schedule import difference_until
 
 MAY_CHANGE = {"workers", "device", "devices", "across", "checkpoint_minutes"}
 """Settings that a resumed training may change: they do not change the result."""
@@ -199,6 +201,7 @@ class TrainState:
     precision: Any
     """Fabric's precision plugin, which holds the gradient scaler of fp16."""
     bank: FeatureBank
+    average: WeightAverage
     division: Division | None = None
     epochs_done: int = 0
     file_sizes: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
@@ -228,6 +231,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision.state_dict(),
             "features": self.bank.state_dict(),
+            "average": self.average.state_dict(),
             "division": _division_to_save(self.division),
             "file_sizes": torch.from_numpy(self.file_sizes),
             "inside": None,
@@ -253,6 +257,15 @@ class TrainState:
         content = read_checkpoint(path)
         then, now = restored(type(config), content["config"]), saved(config)
         changed = [name for name in now if name not in MAY_CHANGE and then[name] != now[name]]
+        if "epochs" in changed:  # a training that is made longer
+            lengths = {name: then[name] for name in ("epochs", "joint_epoch", "finetune_epoch")}
+            shorter, learners = dataclasses.replace(config, **lengths), self.model.head.max_learners
+            if why := difference_until(number_of_epochs(content), shorter, config, learners):
+                raise RunError(
+                    f"{path}: a training of {then['epochs']} epochs cannot have {config.epochs} `epochs`: {why}; start "
+                    "another training from its model"
+                )
+            changed = [name for name in changed if name not in lengths]
         if changed:
             listed = "; ".join(f"`{name}`: {then[name]} then, {now[name]} now" for name in changed)
             raise RunError(f"{path}: cannot resume with other settings ({listed})")
@@ -265,6 +278,7 @@ class TrainState:
         self.precision.load_state_dict(content["precision"])
         if "features" in content:
             self.bank.load_state_dict(content["features"])
+        self.average.load_state_dict(content.get("average", {}))
         self.division = _load_division(content["division"])
         self.epochs_done = content["epochs_done"]
         sizes = content.get("file_sizes")  # format 2 has neither these nor ``inside``
@@ -309,9 +323,14 @@ def model_in(
     content = read_checkpoint(path)
     own: Any = {"backbone": backbone, "eval_transform": eval_transform}
     model = EmbeddingModel.from_config(content["made_with"], path, trust=trust, **own)
-    model.load_state_dict(content["model"])
+    model.load_state_dict(weights_in(content))
     model.freeze_batch_norm = content["freeze_batch_norm"]
     return model.eval()
+
+
+def weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint's model: averaged, where the training averages them."""
+    return {**content["model"], **content.get("average", {})}
 
 
 def _division_to_save(division: Division | None) -> dict[str, torch.Tensor] | None:
@@ -386,6 +405,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if version >= FORMAT and not checked:
         raise _damaged(path, "its checksum is missing")
     return content
+
+
+def number_of_epochs(content: Mapping[str, Any]) -> float:
+    """How many epochs are done in a checkpoint; with a half for one that is not complete."""
+    return content["epochs_done"] + (0.5 if content.get("inside") else 0.0)
 
 
 def restore_previous(path: Path) -> str | None:

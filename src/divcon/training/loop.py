@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from divcon.config.from_data import fit_training
 from divcon.config.settings import TrainConfig
 from divcon.data.inputs import LabeledData, as_labeled_set
 from divcon.data.labeled_set import LabeledSet
@@ -27,6 +28,7 @@ from divcon.runtime.device import resolve_device
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.launch import launch
 from divcon.runtime.signals import SignalHandler
+from divcon.training.averaging import WeightAverage
 from divcon.training.checkpoint import Checkpointer, TrainState
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import create_loader
@@ -69,7 +71,8 @@ def train(
             launched. Its ``workers`` are ignored: those of ``config`` are used.
 
     Returns:
-        An iterator that yields a report after each epoch. The model may be evaluated between epochs.
+        An iterator that yields a report after each epoch. The model may be evaluated between epochs: it then has the
+        averaged weights (``config.ema_decay``), as at the end.
 
     Raises:
         ConfigError: at the call: settings that cannot work with this model or data. While training: a loss or miner
@@ -87,6 +90,7 @@ def train(
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"`config` must be a divcon.TrainConfig, not of type {type(config).__name__}")
     images = as_labeled_set(data, context)
+    config, _ = fit_training(config, images.labels)
     objectives = check(model, images, config)
     context = replace(context, workers=config.workers)
     start = _launch if context.processes is None else divide_and_conquer
@@ -101,13 +105,15 @@ def divide_and_conquer(
     checkpoint: str | Path | None,
     stop: SignalHandler | None,
     context: Context,
-) -> Iterator[EpochReport]:
-    """The training loop, run by every process of the group; its arguments are those of `train`, checked."""
+) -> Generator[EpochReport, bool | None, None]:
+    """The training loop, run by every process of the group; its arguments are those of `train`, checked. Sending True
+    ends it once the epoch's checkpoint is saved; all processes must send the same."""
     fabric = create_fabric(config, context.group)
     network, optimizer = set_up(fabric, model, objectives, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     bank = FeatureBank(len(images), model.num_features, fabric.device, enabled=config.divide_on == "bank")
-    state = TrainState(model, objectives, optimizer, fabric.strategy.precision, bank)
+    average = WeightAverage(model, config.ema_decay)
+    state = TrainState(model, objectives, optimizer, fabric.strategy.precision, bank, average)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
     loader = create_loader(model, images, config, fabric.device, context)
     with loader, checkpointer, context.group.gathered_batch(model.pooling):
@@ -142,6 +148,7 @@ def divide_and_conquer(
                 )
                 if double:
                     double_learners(model, objectives, optimizer)
+                    average.restart()
             else:
                 division = previous
             num_learners = 1 if phase is Phase.FINETUNE else model.num_learners
@@ -193,8 +200,13 @@ def divide_and_conquer(
                 context.on_progress(report.progress(record))
             report.record_training(plan, record, optimizer.param_groups, model.head)
 
-            yield report
+            average.update()
+            with average.in_model():
+                end = yield report
             checkpointer.epoch_done(epoch)
+            if end:
+                break
+    average.copy_to_model()
 
 
 def _launch(

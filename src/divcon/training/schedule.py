@@ -7,6 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
+from divcon.config.fields import saved_value
 from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError
 from divcon.training.instantiate import name_in_words, resolve
@@ -63,6 +64,28 @@ def lr_factor(epochs_done: float, config: TrainConfig) -> float:
     if built_in is not None:
         return warmup * built_in(epochs_done, config)
     return warmup * _own_factor(resolve(config.lr_schedule, "lr_schedule"), epochs_done, config)
+
+
+def difference_until(epochs_done: float, one: TrainConfig, other: TrainConfig, num_learners: int) -> str | None:
+    """Why two trainings that differ in their number of epochs are not the same in the first ``epochs_done``; None where
+    they are.
+
+    Raises:
+        ConfigError: see `lr_factor`.
+    """
+    for epoch in range(math.ceil(epochs_done)):
+        phases = [phase_at(epoch, config, num_learners) for config in (one, other)]
+        if phases[0] is not phases[1]:
+            return (
+                f"epoch {epoch}, which is done, was of the {phases[0]} phase and would be of {phases[1]} (set "
+                f"`finetune_epoch={one.phase_starts[1]}`, where it began)"
+            )
+        for place in (0.0, 0.25, 0.5, 0.75):
+            rates = [learning_rates(epoch + place, phases[0], config) for config in (one, other)]
+            if rates[0] != rates[1]:
+                name = saved_value(one.lr_schedule)
+                return f"the learning rates of the epochs that are done depend on `epochs` (`lr_schedule={name}`)"
+    return None
 
 
 def check_schedule(config: TrainConfig) -> None:

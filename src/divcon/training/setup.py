@@ -181,20 +181,28 @@ def set_classes(
             objective.reset_memory()
 
 
+_RESET = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+"""The state of PyTorch's optimisers that starts afresh for the masks of a hierarchy when its learners double."""
+
+
 def double_learners(model: EmbeddingModel, objectives: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
-    """Double the learners of a hierarchy (2021): each child starts with its parent's mask, its loss's parameters, and
-    the optimiser's state of both."""
+    """Double the learners of a hierarchy (2021): each child starts with its parent's mask and its loss's parameters,
+    with their optimiser's state. The optimiser's moments of the masks start at zero, as in the released code: with the
+    parent's moments two siblings go on in one direction, and stay alike. Other state of an optimiser of your own, such
+    as a copy of the weights, is the parent's."""
     head = model.head
-    moments = [
-        value
-        for parameter in head.subspace_parameters()
-        for value in optimizer.state.get(parameter, {}).values()
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-    ]
+    inherited = []
+    for parameter in head.subspace_parameters():
+        state = optimizer.state.get(parameter, {})
+        for name, value in state.items():
+            if name in _RESET:
+                state[name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0 if name == "step" else value
+            elif isinstance(value, Tensor) and value.shape == parameter.shape:
+                inherited.append(value)
     # In descending order, so that no parent is overwritten before its children have copied it.
     for child in reversed(range(2 * head.num_learners)):
         _copy_objective(objectives[child // 2], objectives[child], optimizer)
-    head.double(moments)
+    head.double(inherited)
 
 
 def _copy_objective(parent: nn.Module, child: nn.Module, optimizer: torch.optim.Optimizer) -> None:

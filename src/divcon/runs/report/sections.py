@@ -15,6 +15,7 @@ from divcon.config.settings import RunConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, RunError
+from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
@@ -22,9 +23,11 @@ from divcon.evaluation.task import Task
 from divcon.models.pruning import EMBEDDING_NAMES
 from divcon.runs.embedding import read_record
 from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.notes import EpochNotes
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
+from divcon.runs.selection import ended_by_patience, patience_note, reason
 
 _FINETUNE = "finetune"
 _SECONDS = ("dividing", "training", "evaluating")
@@ -50,6 +53,8 @@ class Contents:
     """By epoch, at most `MAX_COLUMNS`, with the first, the last, and the last among several learners."""
     problems: Sequence[str] = field(default=())
     """What could not be read."""
+    over_folds: Mapping[str, Any] | None = None
+    """Of a run with ``validation_folds``, what `divcon.runs.selection.select_over_folds` returned."""
 
     @classmethod
     def of(cls, folder: RunFolder) -> Contents:
@@ -64,7 +69,7 @@ class Contents:
         if not lines:
             raise RunError(f"{folder.path}: no epoch of this run is done yet, so there is nothing to report")
         divisions, problems = _divisions(folder, lines)
-        return cls(folder, *saved, lines, divisions, problems)
+        return cls(folder, *saved, lines, divisions, problems, folder.selection_over_folds())
 
     @property
     def of_vectors(self) -> bool:
@@ -73,9 +78,22 @@ class Contents:
     @property
     def kept(self) -> dict[str, Any] | None:
         """The line of the epoch whose model is kept; None where no model is kept yet."""
-        if not any("validation" in line for line in self.lines) and len(self.lines) < self.config.train.epochs:
-            return None
-        return next(line for line in self.lines if line["epoch"] == kept_epoch(list(self.lines)))
+        if not any("validation" in line or "kept" in line for line in self.lines) and not self.complete:
+            return None  # of an earlier version
+        number = kept_epoch(list(self.lines))
+        return next((line for line in self.lines if line["epoch"] == number), None)
+
+    @property
+    def reason(self) -> str:
+        """Why the epoch that is kept is kept."""
+        if not any("kept" in line for line in self.lines) and any("validation" in line for line in self.lines):
+            return "the first with the best Recall@1 on validation classes"
+        return reason(self.lines, self.config, None if self.over_folds is None else dict(self.over_folds))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all epochs are done."""
+        return self.lines[-1]["epoch"] + 1 >= self.config.train.epochs
 
     @property
     def last_divided(self) -> tuple[int, Division] | None:
@@ -122,7 +140,10 @@ def lead(contents: Contents, notes: Sequence[str]) -> Html:
                 f", of epoch {kept['epoch']}, which is kept",
             )
         )
-    if len(lines) < contents.config.train.epochs:
+    if ended_by_patience(lines, contents.config):
+        note = patience_note(lines, contents.config).replace("`", "")
+        words.append(element("p", f"{note[0].upper()}{note[1:]}.", role="note"))
+    elif not contents.complete:
         words.append(element("p", f"Not done: {len(lines):,} of {contents.config.train.epochs:,} epochs.", role="note"))
     if notes:
         count = "1 warning or note" if len(notes) == 1 else f"{len(notes):,} warnings and notes"
@@ -203,8 +224,11 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
         parts.append(
             _scored("Scores on validation classes", {**kept["validation"], "benchmark": contents.record["benchmark"]})
         )
-    else:
+        parts += _baselines("validation", contents.folder.baselines_of(kept["epoch"]))
+    elif contents.over_folds is None:
         parts.append(element("p", "No validation classes were scored in this run."))
+    if kept is not None:
+        parts.append(element("p", f"Epoch {kept['epoch']} is kept: {contents.reason.replace('`', '')}."))
     if (embedding := _embedding(contents)) is not None:
         parts.append(embedding)
     if test is None:
@@ -220,6 +244,7 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
     if (test["protocol"], test["split_hash"]) != (contents.record.get("protocol"), contents.record.get("split_hash")):
         parts.append(element("p", "These scores are of another split than the run's own.", role="note"))
     parts.append(_scored("Scores on test classes", test))
+    parts += _baselines("test", test)
     rows = [(f"learner {k}", scores) for k, scores in enumerate(test.get("learners", []))]
     if rows:
         rows.append(("pooled features", test["features"]))
@@ -265,6 +290,33 @@ def _embedding(contents: Contents) -> Html | None:
     return joined(element("h3", "Embedding"), element("p", words), *(scored if rows else []))
 
 
+def _baselines(split: str, scores: Mapping[str, Any] | None) -> list[Html]:
+    """The embedding beside what needs no training, where it was scored on the classes of a split."""
+    if scores is None or not isinstance(baselines := scores.get("baselines"), Mapping):
+        return []
+    rows: list[tuple[Child, ...]] = [("embedding", *(percent(scores[metric]) for metric in METRICS))]
+    for name, title in BASELINES.items():
+        if name not in baselines:
+            continue
+        row: list[Child] = [f"{title}, of {baselines[name]['of']}"]
+        row += [percent(baselines[name][metric]) for metric in METRICS]
+        for metric in METRICS:
+            difference = baselines[name]["difference"][metric]
+            low, high = difference["interval"]
+            row.append(
+                [_points(difference["value"]), " [", _points(low), ", ", _points(high), "]"],
+            )
+        rows.append(tuple(row))
+    head = ("", *METRICS, *(f"embedding less it, {title}" for title in METRICS.values()))
+    parts = [table(f"Embedding and untrained features on {split} classes", head, rows)]
+    parts += [element("p", line) for line in [baselines.get("note"), *scores.get("advice", [])] if line]
+    return parts
+
+
+def _points(difference: float) -> Child:
+    return number(difference, f"{100 * difference:+.1f}")
+
+
 def check_scores(scores: Mapping[str, Any]) -> None:
     """
     Raises:
@@ -287,7 +339,7 @@ def _scored(caption: str, result: Mapping[str, Any]) -> Html:
             spread = ["± ", _score(score, score.std)]
         elif score.interval is not None:
             low, high = score.interval
-            spread = [_score(score, low), " to ", _score(score, high), " (95 %, bootstrap over classes)"]
+            spread = [_score(score, low), " to ", _score(score, high), f" (95 %, {score.interval_method})"]
         rows.append((element("code", score.title), _score(score, score.value), spread))
     of = element(
         "p",
@@ -317,6 +369,7 @@ def curves(contents: Contents) -> Html:
         if line["phase"] != before["phase"]
     ]
     drawn = [_loss_chart(lines, marks), *_recall_chart(contents, marks), *_pairs_chart(lines, marks)]
+    drawn += _similarity_chart(lines, marks)
     return element("div", drawn, class_="charts")
 
 
@@ -378,6 +431,19 @@ def _pairs_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]
     drawn = [kept] + ([Line("images that changed learner", thinned(moved), "var(--c1)", "6 3")] if moved else [])
     about = f"{kept.points[0][1]:.1f} % of positive pairs at first, {kept.points[-1][1]:.1f} % at last."
     return [line_chart("What the divisions keep", about, drawn, y_label="%", marks=marks)]
+
+
+def _similarity_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]) -> list[Html]:
+    measured = [(line["epoch"], line.get("learner_similarity")) for line in lines]
+    points = [(float(epoch), value) for epoch, value in measured if value is not None]
+    if not points:
+        return []
+    about = (
+        f"Mean over pairs of learners: {points[0][1]:.2f} at first, {points[-1][1]:.2f} at last. 1: all learners rank "
+        "the same images near, so that there is one learner in fact; 0: they are unrelated."
+    )
+    line = Line("similarity of learners", thinned(points), "var(--c0)")
+    return [line_chart("How alike the learners are", about, [line], y_label="correlation", marks=marks)]
 
 
 def epochs(contents: Contents) -> Html:
@@ -608,17 +674,14 @@ def _value(value: object) -> Child:
 
 
 def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
-    """All warnings and notes: of the run, each once with its epochs, and ``more``."""
-    epochs_of: dict[str, list[int]] = {}
-    for line in contents.lines:
-        for warning in line["warnings"]:
-            epochs_of.setdefault(warning, []).append(line["epoch"])
-    warnings = [f"{_spans(epochs)}: {warning}" for warning, epochs in epochs_of.items()]
+    """All warnings and notes: of the run's epochs, each once with its epochs, and ``more``."""
+    repeated = EpochNotes.of(contents.lines).all
+    warnings = [f"{_spans(note.epochs)}{note.of_learners}: {note.text}" for note in repeated]
     return list(dict.fromkeys([*more, *contents.problems, *warnings]))
 
 
 def _spans(epochs: Sequence[int]) -> str:
-    """``epoch 3``, or ``epochs 0 to 3, 7``."""
+    """``epoch 3``, or ``5 epochs, 0 to 3, 7``."""
     spans: list[list[int]] = []
     for epoch in epochs:
         if spans and epoch == spans[-1][1] + 1:
@@ -626,7 +689,7 @@ def _spans(epochs: Sequence[int]) -> str:
         else:
             spans.append([epoch, epoch])
     shown = [f"{a}" if a == b else f"{a} to {b}" for a, b in spans[:6]] + ["..."] * (len(spans) > 6)
-    return f"epoch{'s' * (len(epochs) > 1)} {', '.join(shown)}"
+    return f"{len(epochs):,} epochs, {', '.join(shown)}" if len(epochs) > 1 else f"epoch {shown[0]}"
 
 
 def warnings(notes: Sequence[str]) -> Html:

@@ -1,0 +1,109 @@
+"""Settings that are left at 0 are chosen from the data: the same rules for 250 images and for 250,000.
+
+- ``images_per_class``: 4; 2 where half of the classes have fewer than 4 images.
+- ``batch_size``: 80; for few images the largest multiple of ``images_per_class`` that leaves at least `MIN_BATCHES`
+  batches an epoch, but no fewer than 8 classes, and no more classes than there are.
+- ``epochs``: as many as make `STEPS` batches, but `MIN_EPOCHS` at least and `MAX_EPOCHS` at most.
+- ``num_learners``: 4; 2 or 1 where each would have fewer than `IMAGES_PER_LEARNER` images, or fewer than two batches of
+  classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from divcon.config.settings import ModelConfig, RunConfig, TrainConfig
+
+STEPS = 10_000
+MIN_EPOCHS, MAX_EPOCHS = 20, 100
+BATCH_SIZE, IMAGES_PER_CLASS, MIN_BATCHES = 80, 4, 10
+LEARNERS, IMAGES_PER_LEARNER = 4, 500
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the rules look at."""
+
+    images: int
+    classes: int
+    median: float
+    """Images of the median class."""
+
+    @classmethod
+    def of(cls, labels: np.ndarray) -> Counts:
+        """Of the (N,) labels of the training images."""
+        sizes = np.unique(labels, return_counts=True)[1]
+        return cls(len(labels), len(sizes), float(np.median(sizes)) if len(sizes) else 0.0)
+
+
+def fit_training(config: TrainConfig, labels: np.ndarray) -> tuple[TrainConfig, Mapping[str, str]]:
+    """Settings with 0 replaced by what suits the training images.
+
+    Args:
+        labels: (N,) int64, of the training images.
+
+    Returns:
+        The settings, and the reason of each that was chosen, by name.
+    """
+    counts, reasons = Counts.of(labels), {}
+    each = config.images_per_class
+    if not each:
+        each = IMAGES_PER_CLASS if counts.median >= IMAGES_PER_CLASS else 2
+        reasons["images_per_class"] = f"the median class has {counts.median:g} images"
+    batch = config.batch_size
+    if not batch:
+        most = max(2, min(BATCH_SIZE // each, counts.classes))
+        fewest = min(8, most)
+        batch = each * int(np.clip(counts.images // MIN_BATCHES // each, fewest, most))
+        reasons["batch_size"] = f"{counts.images:,} images of {counts.classes:,} classes"
+    epochs = config.epochs
+    if not epochs:
+        steps = max(1, counts.images // batch)
+        epochs = int(np.clip(round(STEPS / steps), MIN_EPOCHS, MAX_EPOCHS))
+        reasons["epochs"] = f"{steps:,} batches an epoch, {steps * epochs:,} in all"
+    if reasons:
+        config = replace(config, images_per_class=each, batch_size=batch, epochs=epochs)
+    return config, reasons
+
+
+def fit_model(config: ModelConfig, train: TrainConfig, labels: np.ndarray) -> tuple[ModelConfig, Mapping[str, str]]:
+    """As `fit_training`, of the model; ``train`` is fitted already."""
+    if config.num_learners:
+        return config, {}
+    counts, learners = Counts.of(labels), LEARNERS
+    divided = counts.classes if train.divide_by.endswith("class") else counts.images
+    while learners > 1 and (
+        counts.images < learners * IMAGES_PER_LEARNER
+        or counts.classes < 2 * train.batch_size // train.images_per_class
+        or divided < learners
+    ):
+        learners //= 2
+    learners = min(learners, config.embedding_dim)
+    reason = f"{counts.images:,} images of {counts.classes:,} classes"
+    return replace(config, num_learners=learners), {"num_learners": reason}
+
+
+CHOSEN = {"model": ("num_learners",), "train": ("epochs", "batch_size", "images_per_class")}
+"""The settings that these rules choose, by section."""
+
+
+def with_choices_of(config: RunConfig, other: RunConfig) -> RunConfig:
+    """The settings with 0 replaced by what ``other``, a run's, has."""
+    sections = {
+        section: replace(
+            getattr(config, section),
+            **{n: getattr(getattr(other, section), n) for n in names if not getattr(getattr(config, section), n)},
+        )
+        for section, names in CHOSEN.items()
+    }
+    return replace(config, **sections)
+
+
+def fit(config: RunConfig, labels: np.ndarray) -> tuple[RunConfig, dict[str, str]]:
+    """As `fit_training`, of all settings of a run."""
+    train, reasons = fit_training(config.train, labels)
+    model, more = fit_model(config.model, train, labels)
+    return replace(config, model=model, train=train), {**more, **reasons}
