@@ -21,6 +21,7 @@ from divcon.models import with_embedding
 from divcon.runs import embedding, run
 from divcon.runs.display import NullDisplay
 from divcon.runs.embedding import choose_embedding, in_words, read_record
+from divcon.runs.folder import RunFolder, kept_epoch
 
 DIM = 16
 TRAIN = dc.TrainConfig(epochs=2, batch_size=16, images_per_class=2, workers=0)
@@ -134,9 +135,8 @@ def test_a_run_chooses_once_and_its_report_shows_it(data: Benchmark, tmp_path: P
     assert "Embeddings on validation classes" in (out / "report.html").read_text()
     # The head is that of the kept epoch, and its scores are those of that epoch.
     head = with_embedding(loaded, "head")
-    line = max(
-        dc.runs.folder.RunFolder(out).lines(), key=lambda line: (line["validation"]["recall_at_1"], -line["epoch"])
-    )
+    lines = RunFolder(out).lines()
+    line = lines[kept_epoch(lines) or 0]
     assert record["scores"]["head"]["map_at_r"] == pytest.approx(line["validation"]["map_at_r"])
     before = (out / "model" / "model.safetensors").read_bytes()
     again = dc.run(data, out, config(), resume=True, display=display)
