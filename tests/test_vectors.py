@@ -337,7 +337,20 @@ def test_backbones_and_weights_that_do_not_go_with_the_data_are_refused_before_a
 @pytest.mark.heavy
 def test_from_the_command_line(parquet: Path, data: Benchmark, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    settings = ["--learners", 2, "--dim", 8, "--batch-size", 16, "--images-per-class", 2, "--epochs", 3]
+    settings = [
+        "--learners",
+        2,
+        "--dim",
+        8,
+        "--batch-size",
+        16,
+        "--images-per-class",
+        2,
+        "--epochs",
+        3,
+        "--embed",
+        "head",
+    ]
     code, _, err = command("train", parquet, "--out", out, *settings)
     assert code == 0, err
     assert "220 vectors (12 dimensions) of 22 classes to train on, 2 classes held out" in err
@@ -371,7 +384,7 @@ def test_from_the_command_line(parquet: Path, data: Benchmark, command: Command,
     code, _, err = command("evaluate", out, "demo")
     assert code == 2
     assert "holds images, and the model takes vectors of 12" in err
-    code, _, err = command("train", parquet, "--out", tmp_path / "begun", "--init", out, *settings[4:8], "--epochs", 1)
+    code, _, err = command("train", parquet, "--out", tmp_path / "begun", "--init", out, *settings[4:8], *settings[8:])
     assert code == 0, err
     assert dc.EmbeddingModel.load(tmp_path / "begun").config == model.config
 

@@ -44,7 +44,7 @@ def runs(parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from divcon.cli import main
 
     folder = tmp_path_factory.mktemp("runs")
-    how = ["--learners", "4", "--dim", "16", "--epochs", "2", "--batch-size", "16", "--workers", "0"]
+    how = ["--embed", "head", "--learners", "4", "--dim", "16", "--epochs", "2", "--batch-size", "16", "--workers", "0"]
     for name, more in {"slices": ["--validation-fraction", "0.3"], "masks": ["--no-validation"]}.items():
         with pytest.raises(SystemExit, match="0"):
             main(["train", str(parquet), "--method", name, *how, *more, "--out", str(folder / name)])
@@ -218,7 +218,7 @@ def test_from_python(runs: Path, parquet: Path) -> None:
     one, two = (dc.prune(model, d, 5, on_done=reports.append) for d in (split, split.train))
     np.testing.assert_array_equal(one.encode(data.query), two.encode(data.query))
     assert (reports[2].evaluated_on, reports[2].learners) == ("validation", None)
-    with pytest.raises(ConfigError, match="subspaces or pca"):
+    with pytest.raises(ConfigError, match="must be subspaces, pca, features, whitening, head"):
         dc.prune(model, data, 8, by="best")  # type: ignore[arg-type]
     nothing = data.train.subset(np.empty(0, np.int64))
     for none in (nothing, Benchmark("none", nothing, data.query, data.query)):

@@ -323,7 +323,8 @@ def test_a_config_of_an_earlier_version_loads() -> None:
         "versions": {"divcon": "0.1.0"},
     }
     config = RunConfig.from_dict(old)
-    assert config.model == ModelConfig("slices", 2, 16, backbone="test_resnet", pretrained=False, image_size=32)
+    expected = ModelConfig("slices", 2, 16, backbone="test_resnet", pretrained=False, image_size=32, embed="head")
+    assert config.model == expected
     assert config.train == TrainConfig(epochs=3, batch_size=16, images_per_class=2, full_weight=0.0)
     assert config.data == DataConfig(select_by="recall_at_1")
 

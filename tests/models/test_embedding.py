@@ -1,4 +1,4 @@
-"""What a model embeds by: its head, its pooled features or their principal components; and heads that start as a PCA."""
+"""What a model embeds by: its head, its pooled features or their PCA; and heads that start as one."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError, ImageError, OutputError, RunError
+from divcon.models import with_embedding
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runtime.environment import not_repeatable
@@ -142,7 +143,7 @@ def test_the_model_of_the_epoch_that_is_kept_is_saved(straight: Path, few: Bench
     assert [line["kept"] for line in lines] == [True, True, True]  # 12 queries are too few to choose by
     assert kept_epoch(lines) == 2
     held = few.with_validation(0.1, 0).validation
-    model = dc.EmbeddingModel.load(straight)
+    model = with_embedding(dc.EmbeddingModel.load(straight), "head")
     scores = dc.evaluate(model, held, clustering=False)
     assert scores["recall_at_1"] == pytest.approx(lines[2]["validation"]["recall_at_1"], abs=1e-6)
     assert not set(few.query.labels) & set(held.labels)
@@ -364,7 +365,7 @@ def test_init_goes_on_from_a_model_on_other_classes(
     other = Benchmark("other", new, few.query, few.query)
     frozen = replace(WITHOUT, train=replace(TRAIN, epochs=1, lr=0.0, head_lr=0.0))
     model = dc.run(other, tmp_path / "run", frozen, init=straight / "model")
-    begun = dc.EmbeddingModel.load(straight)
+    begun = with_embedding(dc.EmbeddingModel.load(straight), "head")
     for name, value in begun.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
 

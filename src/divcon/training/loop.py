@@ -50,6 +50,9 @@ def train(
 ) -> Iterator[EpochReport]:
     """Train a model by divide and conquer (2019, algorithm 1).
 
+    It trains the head's embedding; `divcon.run` also chooses what the finished model embeds by
+    (`divcon.models.with_embedding` changes it), and can start the head from a PCA (`divcon.models.start_as_pca`).
+
     The call checks its arguments; iterating trains::
 
         for epoch in dc.train(model, data, dc.TrainConfig(epochs=60)):
