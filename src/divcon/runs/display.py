@@ -288,10 +288,9 @@ def print_baselines(result: dict[str, Any], console: Console, title: str = "") -
         less = f"{100 * difference['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
         table.add_row(of, *texts, escape(less))
     console.print(table)
-    known = [
-        f"pretrained features: {baselines[name]['of']}; " for name in ("pretrained_features",) if name in baselines
-    ]
-    console.print(f"{''.join(known)}the last column is of map_at_r, with its 95 % interval", markup=False)
+    of = baselines.get("pretrained_features", {}).get("of")
+    known = "" if of is None else f"pretrained features: {of}; "
+    console.print(f"{known}the last column is of map_at_r, with its 95 % interval", markup=False)
     if "note" in baselines:
         console.print(baselines["note"], markup=False)
 

@@ -21,7 +21,7 @@ from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.task import Task
 from divcon.runs.folder import RunFolder, kept_epoch
-from divcon.runs.notes import EpochNotes
+from divcon.runs.notes import EpochNotes, learners_are_one
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
@@ -619,7 +619,9 @@ def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
     """All warnings and notes: of the run's epochs, each once with its epochs, and ``more``."""
     repeated = EpochNotes.of(contents.lines).all
     warnings = [f"{_spans(note.epochs)}{note.of_learners}: {note.text}" for note in repeated]
-    return list(dict.fromkeys([*more, *contents.problems, *warnings]))
+    kept = contents.kept
+    one = None if kept is None else learners_are_one(contents.config.model, contents.lines, kept["epoch"])
+    return list(dict.fromkeys([*more, *contents.problems, *([] if one is None else [one]), *warnings]))
 
 
 def _spans(epochs: Sequence[int]) -> str:
