@@ -356,6 +356,7 @@ def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
         WITHOUT, train=replace(TRAIN, epochs=1, batch_size=8), data=dc.DataConfig(validation=False, on_bad_image="skip")
     )
     dc.run(data, tmp_path / "run", config, display=Hears())
+    warned = [message for message in warned if "learners are one" not in message]
     assert len(warned) == 1
     assert "class1/0.png" in warned[0]
     line = lines_of(tmp_path / "run")[0]
@@ -471,7 +472,7 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_the_same(few: Benchmar
     record["machine"] = "an abacus"
     (out / "config.json").write_text(json.dumps(record))
     dc.run(few, out, CONFIG, resume=True, display=Hears())
-    (message,) = warnings
+    (message,) = [warning for warning in warnings if "of this machine" in warning or "torch" in warning]
     assert message.startswith("the run goes on, but not bit for bit as it began: torch 1.0 then, 2")
     assert "an abacus then, " in message
     assert "on cuda two runs with the same seed" in not_repeatable("cuda", None)[0]
