@@ -300,9 +300,9 @@ def test_a_run_keeps_the_backbone_s_real_name_and_goes_on_with_it(data: Benchmar
     folder = RunFolder(out)
     for name in ("none", "auto"):
         asked = dc.RunConfig(dc.ModelConfig(backbone=name))
-        assert folder.resumed(asked, given={"backbone"})[0].model.backbone == "none"
+        assert folder.resumed(asked, explicit={"backbone"})[0].model.backbone == "none"
     with pytest.raises(RunError, match="`backbone` is none in the run, mlp now"):
-        folder.resumed(dc.RunConfig(dc.ModelConfig(backbone="mlp")), given={"backbone"})
+        folder.resumed(dc.RunConfig(dc.ModelConfig(backbone="mlp")), explicit={"backbone"})
     with pytest.raises(RunError, match="`backbone` is none in the run, mlp now"):
         dc.run(data, out, replace(CONFIG, model=replace(CONFIG.model, backbone="mlp")), resume=True)
 

@@ -171,7 +171,7 @@ def test_the_command_shows_them_unless_it_should_not(
     code, printed, _ = command("evaluate", trained[2] / "model", image_folder, "--workers", 0, "--json", tmp_path / "a")
     assert code == 0
     assert "pooled features" in printed
-    assert "pretrained features (w.pth)" in printed
+    assert "pretrained features: w.pth" in printed
     assert set(json.loads((tmp_path / "a").read_text())["baselines"]) == {"pooled_features", "pretrained_features"}
     options = ("--workers", 0, "--no-baselines", "--json", tmp_path / "b")
     code, printed, _ = command("evaluate", trained[2] / "model", image_folder, *options)

@@ -292,8 +292,9 @@ def print_baselines(result: dict[str, Any], console: Console, title: str = "") -
     baselines = result["baselines"]
     if title:
         console.print(title, markup=False)
-    table = Table("", "recall_at_1", "map_at_r", "embedding less it, MAP@R", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
+    table = Table("", *METRICS, "embedding less it", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     table.add_row("embedding", *(f"{100 * result[name]:.1f} %" for name in METRICS))
     for name, of in BASELINES.items():
         if name not in baselines:
@@ -303,8 +304,11 @@ def print_baselines(result: dict[str, Any], console: Console, title: str = "") -
         low, high = difference["interval"]
         texts = (f"{100 * scores[metric]:.1f} %" for metric in METRICS)
         less = f"{100 * difference['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        table.add_row(escape(f"{of} ({scores['of']})" if name == "pretrained_features" else of), *texts, escape(less))
+        table.add_row(of, *texts, escape(less))
     console.print(table)
+    of = baselines.get("pretrained_features", {}).get("of")
+    known = "" if of is None else f"pretrained features: {of}; "
+    console.print(f"{known}the last column is of map_at_r, with its 95 % interval", markup=False)
     if "note" in baselines:
         console.print(baselines["note"], markup=False)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from divcon.config.settings import ModelConfig
+from divcon.evaluation.subspaces import ONE
 
 _LEARNER = re.compile(r"\blearner (\d+)")
 
@@ -78,3 +81,20 @@ class EpochNotes:
     def repeated(self) -> list[Repeated]:
         """Those of several epochs or learners."""
         return [note for note in self.all if len(note.epochs) > 1 or len(note.learners) > 1]
+
+
+def learners_are_one(config: ModelConfig, lines: Sequence[Mapping[str, Any]], kept: int | None) -> str | None:
+    """The note on learners that rank images alike in the kept epoch; None where they do not, or it is not known.
+
+    Args:
+        lines: of ``metrics.jsonl``.
+    """
+    similarity = next((line.get("learner_similarity") for line in lines if line["epoch"] == kept), None)
+    if similarity is None or similarity <= ONE:
+        return None
+    slices = "" if config.method == "slices" else "`method=slices`, "
+    return (
+        f"the {config.num_learners} learners are one: in epoch {kept}, which is kept, the similarities of images in "
+        f"one learner's subspace and in another's correlate {similarity:.2f} (1: the same), so that dividing adds "
+        f"little; try {slices}fewer `num_learners`, or a larger `embedding_dim`"
+    )

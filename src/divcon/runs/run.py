@@ -26,7 +26,7 @@ from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
-from divcon.evaluation.subspaces import MAX_MONITORED, ONE, learner_similarity, sample_of
+from divcon.evaluation.subspaces import MAX_MONITORED, learner_similarity, sample_of
 from divcon.models import EmbeddingModel, can_start_as_pca, start_as_pca
 from divcon.models.backbone import resolve_backbone
 from divcon.models.embedding_model import own_backbone, own_transform
@@ -43,6 +43,7 @@ from divcon.runs.embedding import (
     save_with_record,
 )
 from divcon.runs.folder import RunFolder, kept_epoch, trained_model
+from divcon.runs.notes import learners_are_one
 from divcon.runs.report import write_report
 from divcon.runtime.context import Context
 from divcon.runtime.device import resolve_device
@@ -438,14 +439,13 @@ class _Run:
             for message in selection.notes(self.lines, self.config, self.job.over_folds):
                 self.display.warn(message)  # the report has them of its own
         within = self.context.alone().subtask("evaluate", epoch=last)
-        similarity = next((line.get("learner_similarity") for line in self.lines if line["epoch"] == kept), None)
-        if similarity is not None and similarity > ONE:
-            self._warn(_learners_are_one(self.config.model, similarity, kept))
+        if (note := learners_are_one(self.config.model, self.lines, kept)) is not None:
+            self.display.warn(note)  # the report has it of its own
         if (validation := self.data.validation) is not None and not self.job.is_fold:
             try:
                 self._compare_with_baselines(model, validation, kept, within)
             except Exception as error:  # the run is done, and nothing that fails from here on may lose it
-                self._warn(f"the kept model was not compared with untrained features ({error!r})")
+                self.display.warn(f"the kept model was not compared with untrained features ({error!r})")
         if self.job.report:
             try:
                 write_report(folder, self.data, model, notes=[*self.data.notes, *self.warnings], context=within)
@@ -467,7 +467,7 @@ class _Run:
         self.folder.write_baselines(scores)
         self.display.baselines(scores)
         for advice in scores.get("advice", []):
-            self._warn(advice)
+            self.display.warn(advice)
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -484,16 +484,6 @@ def _how_to_train_on(config: RunConfig) -> str:
         why = "folds have chosen its epoch" if fixed else "its learning rates depend on `epochs`"
         return f"all {train.epochs} epochs are done; to train on, start another run from this model (`init`), as {why}"
     return f"all {train.epochs} epochs are done; to train longer, resume with more `epochs`"
-
-
-def _learners_are_one(config: ModelConfig, similarity: float, epoch: int | None) -> str:
-    """The note on learners that rank images alike."""
-    slices = "" if config.method == "slices" else "`method=slices`, "
-    return (
-        f"the {config.num_learners} learners are one: in epoch {epoch}, which is kept, the similarities of images in "
-        f"one learner's subspace and in another's correlate {similarity:.2f} (1: the same), so that dividing adds "
-        f"little; try {slices}fewer `num_learners`, or a larger `embedding_dim`"
-    )
 
 
 def _with_validation(data: Benchmark, config: RunConfig, context: Context) -> Benchmark:

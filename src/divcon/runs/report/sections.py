@@ -23,7 +23,7 @@ from divcon.evaluation.task import Task
 from divcon.models.pruning import EMBEDDING_NAMES
 from divcon.runs.embedding import read_record
 from divcon.runs.folder import RunFolder, kept_epoch
-from divcon.runs.notes import EpochNotes
+from divcon.runs.notes import EpochNotes, learners_are_one
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
@@ -687,7 +687,10 @@ def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
     """All warnings and notes: of the run, those of its epochs once with their epochs, and ``more``."""
     repeated = EpochNotes.of(contents.lines).all
     warnings = [f"{_spans(note.epochs)}{note.of_learners}: {note.text}" for note in repeated]
-    return list(dict.fromkeys([*contents.selection_notes, *more, *contents.problems, *warnings]))
+    kept = contents.kept
+    one = None if kept is None else learners_are_one(contents.config.model, contents.lines, kept["epoch"])
+    own = [*contents.selection_notes, *([] if one is None else [one])]
+    return list(dict.fromkeys([*own, *more, *contents.problems, *warnings]))
 
 
 def _spans(epochs: Sequence[int]) -> str:
