@@ -4,8 +4,9 @@
 - ``batch_size``: 80; for few images the largest multiple of ``images_per_class`` that leaves at least `MIN_BATCHES`
   batches an epoch, but no fewer than 8 classes, and no more classes than there are.
 - ``epochs``: as many as make `STEPS` batches, but `MIN_EPOCHS` at least and `MAX_EPOCHS` at most.
-- ``num_learners``: 4; 2 or 1 where each would have fewer than `IMAGES_PER_LEARNER` images, or fewer than two batches of
-  classes.
+- ``num_learners``: 4 where the training is long enough for dividing to pay, `BATCHES_TO_DIVIDE` batches in all: one
+  metric is better for as long as it still improves (docs/results.md). Else 1, as for fewer images than
+  `IMAGES_PER_LEARNER` a learner, or fewer classes than two batches have.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from divcon.config.settings import ModelConfig, RunConfig, TrainConfig
 STEPS = 10_000
 MIN_EPOCHS, MAX_EPOCHS = 20, 100
 BATCH_SIZE, IMAGES_PER_CLASS, MIN_BATCHES = 80, 4, 10
-LEARNERS, IMAGES_PER_LEARNER = 4, 500
+LEARNERS, IMAGES_PER_LEARNER, BATCHES_TO_DIVIDE = 4, 500, 5_000
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,15 @@ def fit_model(config: ModelConfig, train: TrainConfig, labels: np.ndarray) -> tu
     """As `fit_training`, of the model; ``train`` is fitted already."""
     if config.num_learners:
         return config, {}
-    counts, learners = Counts.of(labels), LEARNERS
-    divided = counts.classes if train.divide_by.endswith("class") else counts.images
-    while learners > 1 and (
-        counts.images < learners * IMAGES_PER_LEARNER
-        or counts.classes < 2 * train.batch_size // train.images_per_class
-        or divided < learners
-    ):
-        learners //= 2
-    learners = min(learners, config.embedding_dim)
-    reason = f"{counts.images:,} images of {counts.classes:,} classes"
+    counts = Counts.of(labels)
+    batches = max(1, counts.images // train.batch_size) * train.epochs
+    divides = (
+        batches >= BATCHES_TO_DIVIDE
+        and counts.images >= LEARNERS * IMAGES_PER_LEARNER
+        and counts.classes >= 2 * train.batch_size // train.images_per_class
+    )
+    learners = min(LEARNERS, config.embedding_dim) if divides else 1
+    reason = f"{counts.images:,} images of {counts.classes:,} classes, {batches:,} batches in all"
     return replace(config, num_learners=learners), {"num_learners": reason}
 
 

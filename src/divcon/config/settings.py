@@ -68,8 +68,8 @@ class ModelConfig:
     """How the embedding is divided among learners: single (one learner: ordinary metric learning, the baseline),
     slices (CVPR 2019: K consecutive slices of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
     num_learners: int = 0
-    """K, the number of learners, and of clusters that the training images are divided into; 1 for single. 0: from the
-    number of images and classes, 4 at most (see `divcon.config.from_data`)."""
+    """K, the number of learners, and of clusters that the training images are divided into; 1 for single. 0: 4
+    where the training has 5,000 batches or more, else 1 (see `divcon.config.from_data`)."""
     embedding_dim: int = 512
     """D, the length of the embedding."""
     head_options: dict[str, Any] = setting(default_factory=dict, options_of="method")
