@@ -196,7 +196,7 @@ def table(found: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[s
                 np.array([found[name, arm, seed]["kept"]["embedding"][f"each_{metric}"] for seed in seeds], float)
                 for arm in ("default", "single")
             ]
-            low, high = bootstrap_runs_difference(*both, labels(name))
+            low, high = bootstrap_runs_difference(both[0], both[1], labels(name))
             value = 100 * float(np.nanmean(both[0]) - np.nanmean(both[1]))
             differences.append(f"{value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
         seconds = [np.mean([found[name, arm, seed]["seconds"] for seed in seeds]) for arm in ("single", "default")]
