@@ -1,8 +1,7 @@
 """Settings that are left at 0 are chosen from the data: the same rules for 250 images and for 250,000.
 
 - ``images_per_class``: 4; 2 where half of the classes have fewer than 4 images.
-- ``batch_size``: 80; for few images the largest multiple of ``images_per_class`` that leaves at least `MIN_BATCHES`
-  batches an epoch, but no fewer than 8 classes, and no more classes than there are.
+- ``batch_size``: 80; less only where there are too few classes to fill it.
 - ``epochs``: as many as make `STEPS` batches, but `MIN_EPOCHS` at least and `MAX_EPOCHS` at most.
 - ``num_learners``: 4 where the training is long enough for dividing to pay, `BATCHES_TO_DIVIDE` batches in all: one
   metric is better for as long as it still improves (docs/results.md). Else 1, as for fewer images than
@@ -20,7 +19,7 @@ from divcon.config.settings import ModelConfig, RunConfig, TrainConfig
 
 STEPS = 10_000
 MIN_EPOCHS, MAX_EPOCHS = 20, 100
-BATCH_SIZE, IMAGES_PER_CLASS, MIN_BATCHES = 80, 4, 10
+BATCH_SIZE, IMAGES_PER_CLASS = 80, 4
 LEARNERS, IMAGES_PER_LEARNER, BATCHES_TO_DIVIDE = 4, 500, 5_000
 
 
@@ -56,9 +55,7 @@ def fit_training(config: TrainConfig, labels: np.ndarray) -> tuple[TrainConfig, 
         reasons["images_per_class"] = f"the median class has {counts.median:g} images"
     batch = config.batch_size
     if not batch:
-        most = max(2, min(BATCH_SIZE // each, counts.classes))
-        fewest = min(8, most)
-        batch = each * int(np.clip(counts.images // MIN_BATCHES // each, fewest, most))
+        batch = each * max(2, min(BATCH_SIZE // each, counts.classes))
         reasons["batch_size"] = f"{counts.images:,} images of {counts.classes:,} classes"
     epochs = config.epochs
     if not epochs:
