@@ -228,13 +228,17 @@ def test_weights_are_saved_by_their_absolute_path(
     ("content", "arguments", "expected"),
     [
         ("train: {epochs: twelve}", [], "settings.yaml line 1: train.epochs: expected a whole number, not the text"),
-        ("train:\n  epochs: 0", [], "settings.yaml line 2: epochs 0: must be at least 1"),
+        ("train:\n  epochs: -1", [], "settings.yaml line 2: epochs -1: must be at least 0"),
         (
             "model:\n  embedding_dim: 8",
             ["--learners", 9],
             "line 2: embedding_dim 8 cannot be divided among --learners 9",
         ),
-        ("model:\n  embedding_dim: 8", ["--dim", 3], "error: --dim 3 cannot be divided among --learners 4"),
+        (
+            "model:\n  embedding_dim: 8",
+            ["--dim", 3, "--learners", 4],
+            "error: --dim 3 cannot be divided among --learners 4",
+        ),
         ("train:\n  finetune_epoch: 5", ["--joint-epoch", 6], "line 2: --joint-epoch 6 comes after finetune_epoch 5"),
         ("model:\n  learners: 3", [], "settings.yaml line 2: unknown setting 'learners'; it is called 'num_learners'"),
         ("source:\n  data: phots", [], "settings.yaml line 2: "),
@@ -266,8 +270,8 @@ def test_one_command_line_knows_nothing_of_the_one_before(run: Run, file: Path) 
     shown(run, "--config", file)
     _, places = shown(run)
     assert not [place for place in places.values() if str(file) in place]
-    run("train", "--config", file, "--epochs", 0, "--out", "x")
-    assert "error: --epochs 0" in run("train", "demo", "--epochs", 0, "--out", "x")[2]
+    run("train", "--config", file, "--epochs", -1, "--out", "x")
+    assert "error: --epochs -1" in run("train", "demo", "--epochs", -1, "--out", "x")[2]
 
 
 def test_every_setting_is_a_flag_with_its_help_in_flags(run: Run) -> None:

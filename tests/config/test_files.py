@@ -217,10 +217,10 @@ WRONG = [
     (".yaml", "source: {root: x}", "line 1: source: data is missing"),
     (".yaml", "init: 3", "line 1: init: expected a path or null, not 3"),
     (".yaml", "train:\n  epochs: 3\n  epochs: 4", "line 3: 'epochs' is set here a second time"),
-    (".yaml", "train:\n  epochs: 0", "line 2: epochs 0: must be at least 1"),
+    (".yaml", "train:\n  epochs: -1", "line 2: epochs -1: must be at least 0"),
     (".yaml", "train:\n  lr: -1", "line 2: lr -1.0: must not be negative"),
     (".yaml", "train:\n  lr: .inf", "line 2: lr inf: must be finite"),
-    (".yaml", "model:\n  embedding_dim: 3", "line 2: embedding_dim 3 cannot be divided among `num_learners` 4"),
+    (".yaml", "model:\n  num_learners: 4\n  embedding_dim: 3", "cannot be divided among"),
     (".yaml", "train:\n  epochs: [3\n", "line 3: is not YAML"),
     (".yaml", "train:\n\tepochs: 3", "line 2: is not YAML"),
     (".yaml", "a: 1\n---\nb: 2", "line 2: is not YAML"),
@@ -323,9 +323,11 @@ def test_a_config_of_an_earlier_version_loads() -> None:
         "versions": {"divcon": "0.1.0"},
     }
     config = RunConfig.from_dict(old)
-    expected = ModelConfig("slices", 2, 16, backbone="test_resnet", pretrained=False, image_size=32, embed="head")
+    then = {"head_init": "random", "embed": "head"}
+    expected = ModelConfig("slices", 2, 16, backbone="test_resnet", pretrained=False, image_size=32, **then)
     assert config.model == expected
-    assert config.train == TrainConfig(epochs=3, batch_size=16, images_per_class=2, full_weight=0.0)
+    off = {"full_weight": 0.0, "distill_weight": 0.0, "ema_decay": 0.0}
+    assert config.train == TrainConfig(epochs=3, batch_size=16, images_per_class=2, **off)
     assert config.data == DataConfig(select_by="recall_at_1")
 
 

@@ -33,9 +33,9 @@ def test_unknown_settings_are_answered_with_the_nearest() -> None:
         RunConfig.from_dict({"trian": {}})
 
 
-def test_the_method_is_masks_unless_told_otherwise() -> None:
-    assert ModelConfig().method == "masks"
-    assert RunConfig.from_dict({"model": {"num_learners": 2}}).model.method == "masks"
+def test_the_method_is_slices_by_default() -> None:
+    assert ModelConfig().method == "slices"
+    assert RunConfig.from_dict({"model": {"num_learners": 2}}).model.method == "slices"
 
 
 def test_single_has_one_learner() -> None:
@@ -52,7 +52,11 @@ def test_single_has_one_learner() -> None:
         ),
         (ModelConfig, {"image_size": 0}, "`image_size` 0: must be at least 1"),
         (ModelConfig, {"dropout": 1.0}, "`dropout` 1.0"),
-        (TrainConfig, {"batch_size": 7}, "`batch_size` 7 holds fewer than two classes of `images_per_class` 4"),
+        (
+            TrainConfig,
+            {"batch_size": 7, "images_per_class": 4},
+            "`batch_size` 7 holds fewer than two classes of `images_per_class` 4",
+        ),
         (TrainConfig, {"images_per_class": 1}, "`images_per_class` 1: must be at least 2"),
         (TrainConfig, {"lr": -1.0}, "`lr` -1.0: must not be negative"),
         (TrainConfig, {"lr": float("nan")}, "`lr` nan: must not be negative"),

@@ -23,8 +23,10 @@ from divcon.runtime.environment import not_repeatable
 
 pytestmark = pytest.mark.heavy
 
-MODEL = dc.ModelConfig(num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32)
-TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0)
+MODEL = dc.ModelConfig(
+    num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32, embed="head"
+)
+TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0, ema_decay=0.0)
 CONFIG = dc.RunConfig(MODEL, TRAIN)
 WITHOUT = replace(CONFIG, data=dc.DataConfig(validation=False))
 
@@ -237,7 +239,7 @@ def test_a_resume_takes_the_run_s_settings_and_refuses_others(straight: Path, tm
     with pytest.raises(RunError, match=r"`embedding_dim` is 16 in the run, 64 now"):
         folder.resumed(dc.RunConfig(dc.ModelConfig(embedding_dim=64)))
     # A setting that is passed counts, at its default, too.
-    with pytest.raises(RunError, match=r"`embedding_dim` is 16 in the run, 128 now"):
+    with pytest.raises(RunError, match=r"`embedding_dim` is 16 in the run, 512 now"):
         folder.resumed(dc.RunConfig(), explicit={"embedding_dim"})
     assert folder.resumed(dc.RunConfig(), explicit={"workers"})[0].train.workers == dc.TrainConfig().workers
     with pytest.raises(RunError, match="no run here to resume"):
