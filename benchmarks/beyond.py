@@ -53,6 +53,8 @@ class Idea:
     """Finetune phase: of the mean squared difference of the full embedding's cosines from the mean of the learners'."""
 
 
+# Without what the default has had since: distillation, averaged weights.
+PLAIN = {"batch_size": 80, "images_per_class": 4, "distill_weight": 0.0, "ema_decay": 0.0}
 MASKS, BY_CLASS = {"method": "masks"}, {"divide_by": "class"}
 ALONE, FULL = {"full_weight": 0.0}, {"full_weight": 1.0}
 # A phase begins at a share of the epochs.
@@ -232,7 +234,7 @@ def validate(idea: Idea, data: dc.Benchmark, options: argparse.Namespace, fold: 
     else:
         model = dc.EmbeddingModel("none", vector_dim=vectors.shape[1], dropout=0.3, **model_settings)
     train_settings = {
-        k: round(v * options.epochs) if k.endswith("_epoch") else v for k, v in (ALONE | idea.train).items()
+        k: round(v * options.epochs) if k.endswith("_epoch") else v for k, v in (PLAIN | ALONE | idea.train).items()
     }
     config = dc.TrainConfig(epochs=options.epochs, seed=options.seed, workers=options.workers, **train_settings)
     curve, started, evaluating = [], time.perf_counter(), 0.0

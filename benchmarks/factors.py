@@ -143,7 +143,9 @@ def cross_validate(name: str, data: dc.LabeledSet, folds: int, seed: int) -> dic
             settings["num_learners"] = 1
         assert data.vectors is not None
         model = dc.EmbeddingModel(vector_dim=data.vectors.shape[1], **settings)
-        config = dc.TrainConfig(epochs=EPOCHS, seed=seed, full_weight=0.0, **train_settings)
+        config = dc.TrainConfig(
+            epochs=EPOCHS, seed=seed, full_weight=0.0, distill_weight=0.0, ema_decay=0.0, **train_settings
+        )
         curve = []
         for epoch in dc.train(model, data.subset(np.flatnonzero(~held)), config):
             seconds += epoch.seconds_dividing + epoch.seconds_training

@@ -51,7 +51,13 @@ def test_beyond_trains_what_divcon_trains_where_nothing_is_added(
 ) -> None:
     images = vectors()
     config = dc.TrainConfig(
-        epochs=3, batch_size=16, divide_by=by, joint_epoch=1, finetune_epoch=2, full_weight=weight, workers=0
+        epochs=3,
+        divide_by=by,
+        joint_epoch=1,
+        finetune_epoch=2,
+        full_weight=weight,
+        workers=0,
+        **beyond.PLAIN | {"batch_size": 16},
     )
     states = []
     for train in (lambda m: dc.train(m, images, config), lambda m: beyond.train(m, images, config, beyond.Idea())):
@@ -65,7 +71,7 @@ def test_beyond_trains_what_divcon_trains_where_nothing_is_added(
 
 def test_beyond_each_idea_changes_what_is_learned(beyond: ModuleType) -> None:
     images = vectors()
-    config = dc.TrainConfig(epochs=3, batch_size=32, finetune_epoch=2, workers=0)
+    config = dc.TrainConfig(epochs=3, finetune_epoch=2, workers=0, **beyond.PLAIN | {"batch_size": 32})
     ideas = {
         "none": {},
         "several": {"learners_per_step": 4},

@@ -141,7 +141,14 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(images: LabeledSet, tmp_path
     path = tmp_path / "checkpoint"
     path.write_bytes(OLD.read_bytes())
     config = dc.TrainConfig(
-        epochs=4, batch_size=8, images_per_class=2, memory_size=8, redivide_every=1, finetune_epoch=3
+        epochs=4,
+        batch_size=8,
+        images_per_class=2,
+        memory_size=8,
+        redivide_every=1,
+        finetune_epoch=3,
+        distill_weight=0.0,
+        ema_decay=0.0,
     )
     begun = dc.EmbeddingModel("none", 8, 2, vector_dim=8)
     assert [report.number for report in dc.train(begun, images, config, checkpoint=path)] == [2, 3]

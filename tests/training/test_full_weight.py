@@ -18,7 +18,16 @@ from divcon.training.losses import create_objectives
 from divcon.training.sampler import plan_epoch
 
 Make = Callable[..., dc.EmbeddingModel]
-CONFIG = dc.TrainConfig(epochs=4, batch_size=16, images_per_class=2, joint_epoch=2, finetune_epoch=3, workers=0)
+CONFIG = dc.TrainConfig(
+    epochs=4,
+    batch_size=16,
+    images_per_class=2,
+    joint_epoch=2,
+    finetune_epoch=3,
+    workers=0,
+    distill_weight=0.0,
+    ema_decay=0.0,
+)
 
 
 @pytest.mark.heavy

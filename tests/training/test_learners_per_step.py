@@ -17,7 +17,15 @@ from divcon.training.losses import create_objectives
 from divcon.training.sampler import EpochPlan, plan_epoch
 
 CONFIG = dc.TrainConfig(
-    epochs=1, batch_size=12, images_per_class=2, finetune_epoch=1, workers=0, loss="TripletMarginLoss", miner="none"
+    epochs=1,
+    batch_size=12,
+    images_per_class=2,
+    finetune_epoch=1,
+    workers=0,
+    loss="TripletMarginLoss",
+    miner="none",
+    distill_weight=0.0,
+    ema_decay=0.0,
 )
 
 

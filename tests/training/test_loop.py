@@ -20,7 +20,16 @@ from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError, Ru
 from divcon.training import Phase
 
 Make = Callable[..., dc.EmbeddingModel]
-CONFIG = dc.TrainConfig(epochs=5, batch_size=16, images_per_class=2, finetune_epoch=4, joint_epoch=3, workers=0)
+CONFIG = dc.TrainConfig(
+    epochs=5,
+    batch_size=16,
+    images_per_class=2,
+    finetune_epoch=4,
+    joint_epoch=3,
+    workers=0,
+    distill_weight=0.0,
+    ema_decay=0.0,
+)
 
 
 def weights(model: dc.EmbeddingModel) -> dict[str, torch.Tensor]:

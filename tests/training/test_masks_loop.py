@@ -20,7 +20,16 @@ from divcon.training.checkpoint import read_checkpoint
 from divcon.training.setup import check, create_fabric, double_learners, set_up
 
 Make = Callable[..., dc.EmbeddingModel]
-CONFIG = dc.TrainConfig(epochs=7, batch_size=16, images_per_class=2, joint_epoch=5, finetune_epoch=6, workers=0)
+CONFIG = dc.TrainConfig(
+    epochs=7,
+    batch_size=16,
+    images_per_class=2,
+    joint_epoch=5,
+    finetune_epoch=6,
+    workers=0,
+    distill_weight=0.0,
+    ema_decay=0.0,
+)
 GROWING = replace(CONFIG, hierarchy=True)
 
 

@@ -18,7 +18,9 @@ from divcon.training.checkpoint import read_checkpoint
 from divcon.training.setup import check, create_fabric, set_up
 
 Make = Callable[..., dc.EmbeddingModel]
-CONFIG = dc.TrainConfig(epochs=4, batch_size=16, images_per_class=2, finetune_epoch=3, workers=0)
+CONFIG = dc.TrainConfig(
+    epochs=4, batch_size=16, images_per_class=2, finetune_epoch=3, workers=0, distill_weight=0.0, ema_decay=0.0
+)
 ADAMW = replace(CONFIG, optimizer="adamw", weight_decay=0.05, loss="ProxyAnchorLoss", mask_weight_decay=0.02)
 
 

@@ -122,7 +122,7 @@ def test_a_schedule_of_one_s_own_and_the_warmup() -> None:
 )
 def test_what_is_no_schedule_says_why(schedule: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as refused:
-        check_schedule(TrainConfig(lr_schedule=schedule))
+        check_schedule(TrainConfig(epochs=4, lr_schedule=schedule))
     assert refused.value.field == "lr_schedule"
 
 

@@ -287,7 +287,7 @@ def _step_of_copy(
     objective: nn.Module, dim: int, config: TrainConfig, num_classes: int = 2
 ) -> tuple[nn.Module, Tensor]:
     """A copy of the objective after a batch of two classes, the first and the last, and its loss."""
-    stepped, each = copy.deepcopy(objective), min(4, config.images_per_class)
+    stepped, each = copy.deepcopy(objective), min(4, config.images_per_class or 4)
     embeddings = nn.functional.normalize(torch.randn(2 * each, dim), dim=1).requires_grad_()
     loss = stepped(embeddings, (num_classes - 1) * (torch.arange(2 * each) // each))
     loss.backward()
