@@ -12,7 +12,7 @@ import torch
 
 import divcon as dc
 from divcon.data.benchmark import Benchmark
-from divcon.errors import ConfigError
+from divcon.errors import ConfigError, Stopped
 
 Make = Callable[..., dc.EmbeddingModel]
 PLAIN = dc.TrainConfig(
@@ -59,6 +59,22 @@ def test_resumed_it_is_the_same_bit_for_bit(few: Benchmark, tiny_model: Make, tm
     assert list(dc.train(done, few.train, AVERAGED, checkpoint=file)) == []
     for name, value in weights(straight).items():
         assert torch.equal(value, weights(done)[name])
+
+
+def test_stopped_while_an_epoch_is_evaluated_it_is_averaged_once(
+    few: Benchmark, tiny_model: Make, tmp_path: Path
+) -> None:
+    straight = tiny_model()
+    list(dc.train(straight, few.train, AVERAGED))
+    file = tmp_path / "checkpoint"
+    epochs = dc.train(tiny_model(), few.train, AVERAGED, checkpoint=file)
+    list(islice(epochs, 2))
+    with pytest.raises(Stopped):
+        epochs.throw(Stopped("while it is evaluated", 2))  # type: ignore[attr-defined]
+    resumed = tiny_model()
+    assert [report.number for report in dc.train(resumed, few.train, AVERAGED, checkpoint=file)] == [1, 2, 3]
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[name])
 
 
 def test_left_after_an_epoch_the_model_is_the_one_that_was_evaluated(few: Benchmark, tiny_model: Make) -> None:

@@ -24,18 +24,19 @@ class WeightAverage:
         self._decay = decay
         self._average: dict[str, Tensor] = {}
         """Of each weight and statistic by name; empty before the first update."""
+        self._before: dict[str, Tensor] = {}
+        """The average before the last update, until that epoch is over."""
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights of the epoch that has ended."""
         if not self._decay:
             return
-        current = self._weights()
+        current, self._before = self._weights(), self._average
         if not self._average:
             self._average = {name: value.detach().clone() for name, value in current.items()}
             return
-        for name, value in current.items():
-            self._average[name].lerp_(value, 1 - self._decay)
+        self._average = {name: self._average[name].lerp(value, 1 - self._decay) for name, value in current.items()}
 
     def restart(self) -> None:
         """Begin again with the next update: learners that have doubled have no weights of before."""
@@ -44,7 +45,8 @@ class WeightAverage:
     @contextmanager
     def in_model(self) -> Iterator[None]:
         """Within, the model has the average as its weights. It keeps it where the caller leaves a generator for good
-        (GeneratorExit), so that the model is the one that was evaluated."""
+        (GeneratorExit), so that the model is the one that was evaluated. After any other error the last update is
+        undone, as the end of the epoch is repeated by a resume."""
         if not self._average:
             yield
             return
@@ -56,8 +58,10 @@ class WeightAverage:
             raise
         except BaseException:
             self._copy(trained)
+            self._average = self._before
             raise
         self._copy(trained)
+        self._before = {}
 
     def copy_to_model(self) -> None:
         """Give the model the average as its weights, for good."""
