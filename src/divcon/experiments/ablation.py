@@ -220,7 +220,7 @@ def _untrained(base: RunConfig, data: Benchmark, display: Display) -> dict[str, 
     context = Context(base.train.workers, display.progress, display.warn)
     if vectors is None and not base.model.pretrained and base.model.weights is None:
         return {"note": "no scores of pretrained features: training starts from random weights"}
-    options = {**vars(base.model), "vector_dim": None if vectors is None else vectors.shape[1]}
+    options = {**base.model.network, "vector_dim": None if vectors is None else vectors.shape[1]}
     try:
         model = EmbeddingModel(**options).to(resolve_device(base.train.device)).eval()
     except WeightsError as error:
