@@ -31,7 +31,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 def test_the_walk_from_a_folder_to_vectors(run: Run, image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    code, _, err = run("train", image_folder, *SMALL, "--epochs", 2, "--no-validation", "--workers", 0, "--out", out)
+    how = (*SMALL, "--method", "masks", "--epochs", 2, "--no-validation", "--workers", 0)
+    code, _, err = run("train", image_folder, *how, "--out", out)
     assert code == 0, err
     assert "kept epoch 1" in err
     assert "photos: 20 images of 4 classes to train on" in err
@@ -123,7 +124,7 @@ def test_a_csv_and_the_folder_it_names_train_the_same(run: Run, image_folder: Pa
         (["--finetune-epoch", "-1"], "--finetune-epoch -1: must not be negative"),
         (["--dim", "64", "--learners", "30"], "the 20 training images cannot be divided among 30 learners"),
         (["--batch-size", "8", "--images-per-class", "8"], "fewer than two classes"),
-        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--epochs", "-1"], "--epochs -1: must be at least 0"),
         (["--precision", "fp16", "--device", "cpu"], "fp16 needs CUDA"),
         (["--crop-scale", "0"], "--crop-scale 0"),
         (["--validation-fraction", "2"], "--validation-fraction 2"),

@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pa.table({"embedding": list(vectors), "label": [f"c{label:02}" for label in labels]})
     pq.write_table(table, folder / "vectors.parquet")
     how = ["--method", "slices", "--learners", "4", "--dim", "16", "--epochs", "2", "--batch-size", "16"]
+    how += ["--embed", "head"]
     commands = [
         ["train", folder / "vectors.parquet", *how, "--workers", "0", "--out", folder / "run"],
         ["evaluate", folder / "run", "--parts", "--json", folder / "scores.json", "--workers", "0"],
@@ -88,7 +89,7 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
         f"split `{scores['split_hash']}`, that of its run: {scores['num_queries']} queries of 20 classes",
         "| trained on | 18 train classes, 2 validation classes |",
         f"| hash of the test split | `{record['split_hash']}` |",
-        "| `method` | `slices` |\n| `embedding_dim` | `16` |",
+        "| `num_learners` | `4` |\n| `embedding_dim` | `16` |",
         f"Epoch {kept_epoch(RunFolder(folder / 'run').lines())} was kept: ",  # as the run numbers them
         f"torch {record['versions']['torch']}",
         "which model computed the vectors",

@@ -57,7 +57,7 @@ def test_the_command_after_a_report_that_was_not_written(
         code, _, err = command("train", image_folder, *SETTINGS.split(), "--out", tmp_path / "a run")
     assert code == 0, err
     _, _, typed = err.replace("\n", " ").partition("Try: divcon ")
-    words = shlex.split(typed.split(" kept epoch")[0])
+    words = shlex.split(re.split(" (?:similarity of learners|kept epoch) ", typed)[0])
     code, _, err = command(*words)
     assert code == 0, err
     assert (tmp_path / "a run" / "report.html").exists()

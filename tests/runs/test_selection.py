@@ -212,7 +212,8 @@ def test_the_kept_and_the_last_model_are_saved(data: Benchmark, tmp_path: Path, 
     for folder, epoch in ((out, best), (out / "model", best), (out / "last", 3)):
         model = dc.EmbeddingModel.load(folder)
         assert dc.evaluate(model, held, clustering=False)["map_at_r"] == pytest.approx(scores[epoch], abs=1e-6)
-    last = read_checkpoint(out / "checkpoint")["model"]
+    content = read_checkpoint(out / "checkpoint")
+    last = {**content["model"], **content["average"]}
     assert all(torch.equal(value, last[name]) for name, value in load_file(out / "last/model.safetensors").items())
     folder = RunFolder(out / "last")
     assert folder.origin()[0] == RunFolder(out).read()[0]
@@ -454,7 +455,7 @@ def test_what_would_not_be_the_same_is_refused_and_changes_nothing(data: Benchma
 def test_a_training_without_a_run_folder_is_made_longer_too(data: Benchmark, tmp_path: Path) -> None:
     def trained_for(config: dc.TrainConfig) -> dict:
         torch.manual_seed(0)
-        model = dc.EmbeddingModel(**{**vars(MODEL), "backbone": "none", "vector_dim": data.train.vectors.shape[1]})
+        model = dc.EmbeddingModel(**{**MODEL.network, "backbone": "none", "vector_dim": data.train.vectors.shape[1]})
         for _ in dc.train(model, data.train, config, checkpoint=tmp_path / "checkpoint"):
             pass
         return model.state_dict()

@@ -330,7 +330,8 @@ def model_in(
 
 def weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of a checkpoint's model: averaged, where the training averages them."""
-    return {**content["model"], **content.get("average", {})}
+    average = content.get("average", {})  # has buffers that are not saved, too
+    return {name: average.get(name, value) for name, value in content["model"].items()}
 
 
 def _division_to_save(division: Division | None) -> dict[str, torch.Tensor] | None:

@@ -105,7 +105,9 @@ def report_data(few: Benchmark) -> Benchmark:
 
 
 REPORT_CONFIG = dc.RunConfig(
-    dc.ModelConfig(num_learners=3, embedding_dim=18, backbone="test_resnet", pretrained=False, image_size=32),
+    dc.ModelConfig(
+        method="masks", num_learners=3, embedding_dim=18, backbone="test_resnet", pretrained=False, image_size=32
+    ),
     dc.TrainConfig(epochs=5, batch_size=16, images_per_class=2, workers=0, joint_epoch=3, finetune_epoch=4),
     dc.DataConfig(validation_fraction=0.3),
 )
