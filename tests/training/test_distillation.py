@@ -90,6 +90,15 @@ def test_a_stop_within_an_epoch_loses_none_of_its_values(few: Benchmark, tiny_mo
     np.testing.assert_array_equal([r.loss for r in resumed], [r.loss for r in straight])
 
 
+def test_by_default_images_of_several_learners_are_distilled(few: Benchmark, tiny_model: Make) -> None:
+    default = replace(CONFIG, epochs=1, finetune_epoch=1, joint_epoch=1, distill_weight=None)
+    assert next(dc.train(tiny_model(num_learners=2), few.train, default)).distillation is not None
+    assert next(dc.train(tiny_model(num_learners=1), few.train, default)).distillation is None
+    vectors = np.random.default_rng(0).normal(size=(len(few.train), 8)).astype(np.float32)
+    model = dc.EmbeddingModel("none", 8, 2, vector_dim=8)
+    assert next(dc.train(model, (vectors, few.train.labels), default)).distillation is None
+
+
 def test_values_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="distill_weight"):
         dc.TrainConfig(distill_weight=-1)

@@ -185,8 +185,8 @@ class TrainConfig:
     0: the learner's loss alone, as in both papers."""
     distill_weight: float | None = setting(None, before=0.0)
     """Weight of similarity distillation (S2SD, Roth et al., ICML 2021): on each batch the full embedding learns the
-    similarities of the pooled features that it is computed from; 0: none. None: 50 with several learners, 0 with
-    one."""
+    similarities of the pooled features that it is computed from; 0: none. None: 50 for images with several learners,
+    else 0: the features of vectors hardly train, and the embedding would learn to stay as they are."""
     distill_temperature: float = setting(1.0, before=1.0)
     """Temperature of `distill_weight`: cosines are divided by it before the softmax."""
     joint_epoch: int | None = None
@@ -369,11 +369,11 @@ class TrainConfig:
         """``devices``, with None resolved."""
         return self.devices or 1
 
-    def chosen_distill_weight(self, num_learners: int) -> float:
-        """``distill_weight``, with None resolved."""
+    def chosen_distill_weight(self, num_learners: int, *, vectors: bool) -> float:
+        """``distill_weight``, with None resolved; ``vectors``: the model is of vectors instead of images."""
         if self.distill_weight is not None:
             return self.distill_weight
-        return 50.0 if num_learners > 1 else 0.0
+        return 50.0 if num_learners > 1 and not vectors else 0.0
 
     @property
     def batches_per_step(self) -> int:

@@ -221,5 +221,7 @@ def _about_scores(points: Sequence[Point], queries: int, config: RunConfig, *, f
 
 def _trains_full(phase: str, config: RunConfig) -> bool:
     train = config.train
-    distill_weight = train.chosen_distill_weight(config.model.num_learners)
+    distill_weight = train.chosen_distill_weight(
+        config.model.num_learners, vectors=config.model.backbone in ("none", "mlp")
+    )
     return phase != Phase.SUBSPACE or train.full_weight > 0 or distill_weight > 0

@@ -112,7 +112,7 @@ def divide_and_conquer(
     network, optimizer = set_up(fabric, model, objectives, config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
     bank = FeatureBank(len(images), model.num_features, fabric.device, enabled=config.divide_on == "bank")
-    distill_weight = config.chosen_distill_weight(model.head.max_learners)
+    distill_weight = config.chosen_distill_weight(model.head.max_learners, vectors=model.vector_dim is not None)
     average = WeightAverage(model, config.ema_decay)
     state = TrainState(model, objectives, optimizer, fabric.strategy.precision, bank, average)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
