@@ -95,7 +95,7 @@ def characters(data: Path, place: Path) -> None:
 
 SETS = {
     "photos-small": Set("560 photographs of 112 things", photos("photos-small")),
-    "vectors": Set("vectors of 14,105 icons", vectors),
+    "vectors": Set("vectors of 13,753 icons", vectors),
     "tall": Set("tall images, 1:2", photos("tall"), train={"epochs": 30}),
     "photos": Set("photographs composited on backgrounds", photos("photos"), train={"epochs": 30}),
     "demo": Set("the demo's icons", lambda data, place: None, "demo", train={"epochs": 30}),
