@@ -180,7 +180,7 @@ def results(out: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     }
 
 
-def table(found: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[str], np.ndarray]) -> str:
+def table(runs: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[str], np.ndarray]) -> str:
     """Recall@1 / MAP@R in percent, means over seeds, as Markdown; and the difference of the default from single."""
     lines = [
         "| set | seeds | pretrained | single, kept | its features | single, last | default, kept | its features | "
@@ -188,15 +188,15 @@ def table(found: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[s
         "|---" * 12 + "|",
     ]
     for name in SETS:
-        seeds = sorted({seed for n, arm, seed in found if n == name and arm == "default"})
-        seeds = [seed for seed in seeds if (name, "single", seed) in found]
-        if not seeds or (name, "pretrained", 0) not in found:
+        seeds = sorted({seed for n, arm, seed in runs if n == name and arm == "default"})
+        seeds = [seed for seed in seeds if (name, "single", seed) in runs]
+        if not seeds or (name, "pretrained", 0) not in runs:
             continue
 
         def mean(arm: str, *keys: str, name: str = name, seeds: list[int] = seeds) -> str:
             values = []
             for seed in seeds:
-                value: Any = found[name, arm, 0 if arm == "pretrained" else seed]
+                value: Any = runs[name, arm, 0 if arm == "pretrained" else seed]
                 for key in keys:
                     value = value[key]
                 values.append([100 * value[metric] for metric in METRICS])
@@ -205,13 +205,13 @@ def table(found: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[s
         differences = []
         for metric in METRICS:
             both = [
-                np.array([found[name, arm, seed]["kept"]["embedding"][f"each_{metric}"] for seed in seeds], float)
+                np.array([runs[name, arm, seed]["kept"]["embedding"][f"each_{metric}"] for seed in seeds], float)
                 for arm in ("default", "single")
             ]
             low, high = bootstrap_runs_difference(both[0], both[1], labels(name))
             value = 100 * float(np.nanmean(both[0]) - np.nanmean(both[1]))
             differences.append(f"{value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
-        seconds = [np.mean([found[name, arm, seed]["seconds"] for seed in seeds]) for arm in ("single", "default")]
+        seconds = [np.mean([runs[name, arm, seed]["seconds"] for seed in seeds]) for arm in ("single", "default")]
         cells = [
             name,
             str(len(seeds)),

@@ -176,47 +176,47 @@ def notes(lines: Sequence[dict[str, Any]], config: RunConfig, over_folds: dict[s
         points = points_of(lines, config)
         queries = next((line["validation"]["num_queries"] for line in lines if "validation" in line), 0)
         kept = kept_epoch(lines)
-    found = []
+    messages = []
     if points:
-        found += _about_scores(points, queries, config, folds=over_folds is not None)
+        messages += _about_scores(points, queries, config, folds=over_folds is not None)
     trained = [line["epoch"] for line in lines if _trains_full(line["phase"], config)]
     if kept is not None and lines and (not trained or kept < trained[0]):
-        found.append(
+        messages.append(
             f"no loss had trained the full embedding by epoch {kept}, which is kept: use a `full_weight` above 0, or "
             "a `finetune_epoch` before the last epoch"
         )
-    return found
+    return messages
 
 
 def _about_scores(points: Sequence[Point], queries: int, config: RunConfig, *, folds: bool) -> list[str]:
-    found, by = [], resolved(config.data.select_by, queries)
+    messages, by = [], resolved(config.data.select_by, queries)
     more = "more labelled classes" if folds else "`validation_folds=5` or a larger `validation_fraction`"
     if queries < FEW_QUERIES:
         kept = "the last is kept" if by == "last" else f"the best {_TITLES[by]} on them may be chance"
-        found.append(
+        messages.append(
             f"{queries:,} validation queries are too few to choose an epoch by (fewer than {FEW_QUERIES}): {kept}; to "
             f"choose on more, use {more}"
         )
     best = max(point.recall_at_1 for point in points)
     if best >= SATURATED:
-        found.append(
+        messages.append(
             f"Recall@1 on validation classes reached {100 * best:.1f} % and no longer tells epochs apart: "
             + ("`select_by=map_at_r` still may" if by == "recall_at_1" else "go by MAP@R, and by the test classes")
             + f"; or use {more}"
         )
     if by == "last":
-        return found
+        return messages
     candidates = [point for point in points if point.trains_full] or list(points)
     top = max(getattr(point, by) for point in candidates)
     tied = sum(getattr(point, by) == top for point in candidates)
     if tied > 1 and tied >= TIED_SHARE * len(candidates):
-        found.append(
+        messages.append(
             f"{tied} of {len(candidates)} evaluated epochs have the best {_TITLES[by]}, {100 * top:.1f} %, and the "
             "last of them is kept: "
             + ("use `select_by=map_at_r`, or " if by == "recall_at_1" else "to tell them apart, use ")
             + more
         )
-    return found
+    return messages
 
 
 def _trains_full(phase: str, config: RunConfig) -> bool:
