@@ -27,7 +27,7 @@ from divcon.training.checkpoint import read_checkpoint
 Command = Callable[..., tuple[int, str, str]]
 
 DATA = Path(__file__).parent / "before" / "data.parquet"
-MODEL = dc.ModelConfig(num_learners=2, embedding_dim=8)
+MODEL = dc.ModelConfig(num_learners=2, embedding_dim=8, embed="head")
 TRAIN = dc.TrainConfig(epochs=4, batch_size=16, images_per_class=2, workers=0)
 CONFIG = dc.RunConfig(MODEL, TRAIN)
 
@@ -174,7 +174,7 @@ def test_few_queries_saturation_ties_and_an_untrained_embedding_are_warned_of() 
     )
     assert "the best MAP@R on them may be chance" in found([line(0, 0.5, 0.5, queries=31)], of(select_by="map_at_r"))
     saturated = found([line(0, 0.5, 0.4), line(1, 0.99, 0.8)], of())
-    assert saturated.startswith("Recall@1 on validation classes reached 99.0 % and no longer tells epochs apart: go by")
+    assert saturated.startswith("Recall@1 on validation classes reached 99.0 % and no longer tells epochs apart: MAP@R")
     assert "`select_by=map_at_r` still may" in found(
         [line(0, 0.995, 0.4), line(1, 0.5, 0.8)], of(select_by="recall_at_1")
     )

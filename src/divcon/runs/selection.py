@@ -201,7 +201,11 @@ def _about_scores(points: Sequence[Point], queries: int, config: RunConfig, *, f
     if best >= SATURATED:
         messages.append(
             f"Recall@1 on validation classes reached {100 * best:.1f} % and no longer tells epochs apart: "
-            + ("`select_by=map_at_r` still may" if by == "recall_at_1" else "go by MAP@R, and by the test classes")
+            + (
+                "`select_by=map_at_r` still may"
+                if by == "recall_at_1"
+                else "MAP@R, which epochs are chosen by, still may"
+            )
             + f"; or use {more}"
         )
     if by == "last":
