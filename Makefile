@@ -24,7 +24,7 @@ chromium:
 test: $(VENV)/.installed chromium  ## the default suite, in JOBS processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-test-fast: $(VENV)/.installed  ## for every edit: without what is marked heavy, about two minutes on two cores
+test-fast: $(VENV)/.installed  ## for every edit: without what is marked heavy, under 90 seconds on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not heavy'
 
 test-slow: $(VENV)/.installed chromium  ## all tests, the long ones too

@@ -23,6 +23,8 @@ from divcon.runs.display import NullDisplay
 from divcon.runs.embedding import choose_embedding, in_words, read_record
 from divcon.runs.folder import RunFolder, kept_epoch
 
+pytestmark = pytest.mark.heavy
+
 DIM = 16
 TRAIN = dc.TrainConfig(epochs=2, batch_size=16, images_per_class=2, workers=0)
 DATA = dc.DataConfig(validation_fraction=0.3)

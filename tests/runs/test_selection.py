@@ -24,6 +24,8 @@ from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch, own_benchmark, run_of
 from divcon.training.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.heavy
+
 Command = Callable[..., tuple[int, str, str]]
 
 DATA = Path(__file__).parent / "before" / "data.parquet"

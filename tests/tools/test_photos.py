@@ -23,6 +23,8 @@ from divcon.errors import ConfigError, DataError
 from tools import photos
 from tools.photos import LIST, Built, build_photos, fingerprint, read_list, read_rcc, without_copies
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb packs and unpacks the packages")
 
