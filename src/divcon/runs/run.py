@@ -271,11 +271,12 @@ class _Run:
                     with suppress(StopIteration):
                         epochs.send(True)
                     break
+        self.group.barrier()  # the kept model is saved
+        self._choose_embedding(self.folder.model)
         if self.group.is_main:
             self._save_last()
-        self.group.barrier()  # both models are saved
-        for folder in (self.folder.model, self.folder.last):
-            self._choose_embedding(folder)
+        self.group.barrier()  # the last model is saved
+        self._choose_embedding(self.folder.last)
         model = self._load(self.folder.model)
         if self.group.is_main:
             self._finish(model)
@@ -421,6 +422,10 @@ class _Run:
         if not self.trained and (folder / "config.json").exists():
             return
         self.folder.write_origin(folder, last_epoch={"epoch": line["epoch"], "validation": line.get("validation")})
+        record = read_record(self.folder.model)
+        if record is not None and kept_epoch(self.lines) == line["epoch"]:
+            save_with_record(self._load(self.folder.model), folder, record)  # chosen once, for both
+            return
         forget_record(folder)
         self.model.save(folder)
 
