@@ -31,6 +31,7 @@ from divcon.evaluation.subspaces import (
     subspace_scores,
 )
 from divcon.models import EmbeddingModel, as_model
+from divcon.models.embedding_model import shared_features
 from divcon.models.inputs import check_finite
 from divcon.runtime.context import DEFAULT, Context
 
@@ -262,15 +263,10 @@ def _features(
     model: EmbeddingModel, search: _Search, name: str, batch_size: int, total: int, context: Context
 ) -> list[np.ndarray]:
     """The pooled features of each side, (N, F) float32; each process of the group computes a shard and gets all."""
-    group, done, features = context.group, 0, []
+    done, features = 0, []
     for images in search.sides:
-        shard = group.shard(len(images))
-        own = model.features(
-            images if group.alone else images.subset(np.arange(shard.start, shard.stop)),
-            batch_size=batch_size,
-            context=context.subtask("evaluate", before=done, total=total, times=group.world_size),
-        )
-        features.append(group.all_gather(torch.from_numpy(own), len(images)).numpy())
+        within = context.subtask("evaluate", before=done, total=total)
+        features.append(shared_features(model, images, batch_size=batch_size, context=within))
         check_finite(features[-1], images, f"evaluating {name}")
         done += len(images)
     return features

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from divcon.config.fields import saved_value
+from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Pixels, needed_pixels
 from divcon.data.transforms import EvalTransform, Own, OwnTransform, Transform, create_transform
 from divcon.errors import ConfigError, WeightsError
@@ -449,6 +450,22 @@ def own_backbone(model: EmbeddingModel) -> nn.Module | None:
 def own_transform(model: EmbeddingModel) -> Own | None:
     """The model's evaluation transform where it is the user's own, for `EmbeddingModel.load`."""
     return None if model._own_transform is None else model._own_transform.own
+
+
+def shared_features(
+    model: EmbeddingModel, images: LabeledSet, *, batch_size: int = 128, context: Context = DEFAULT
+) -> Float32[np.ndarray, "N F"]:
+    """`EmbeddingModel.features`; the processes of the context's group share the images, and each gets all features."""
+    group = context.group
+    if group.alone:
+        return model.features(images, batch_size=batch_size, context=context)
+    shard = group.shard(len(images))
+    own = model.features(
+        images.subset(np.arange(shard.start, shard.stop)),
+        batch_size=batch_size,
+        context=context.subtask(total=len(images), times=group.world_size),
+    )
+    return group.all_gather(torch.from_numpy(own), len(images)).numpy()
 
 
 def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

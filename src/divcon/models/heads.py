@@ -31,8 +31,8 @@ class SubspaceHead(nn.Module, ABC):
     """
 
     method: ClassVar[str]
-    """A short name for `EmbeddingModel` and ``--method``, once the module of the class is imported. Without one, the
-    name is ``module:Name``."""
+    """A short name for the setting ``method``, once the module of the class is imported. Without one, the name is
+    ``module:Name``."""
 
     embedding: ClassVar[Literal["head", "features", "pca"]] = "head"
     """What the full embedding is computed from (see `divcon.models.with_embedding`)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError
-from divcon.models.embedding_model import EmbeddingModel
+from divcon.models.embedding_model import EmbeddingModel, shared_features
 from divcon.runtime.context import DEFAULT, Context
 
 MAX_IMAGES = 20_000
@@ -88,22 +88,6 @@ def sample_to_fit(images: LabeledSet, seed: int) -> LabeledSet:
         return images
     drawn = np.random.default_rng([seed, 0x9CA]).choice(len(images), MAX_IMAGES, replace=False)
     return images.subset(np.sort(drawn))
-
-
-def shared_features(
-    model: EmbeddingModel, images: LabeledSet, *, batch_size: int = 128, context: Context = DEFAULT
-) -> Float32[np.ndarray, "N F"]:
-    """`EmbeddingModel.features`; the processes of the context's group share the images, and each gets all features."""
-    group = context.group
-    if group.alone:
-        return model.features(images, batch_size=batch_size, context=context)
-    shard = group.shard(len(images))
-    own = model.features(
-        images.subset(np.arange(shard.start, shard.stop)),
-        batch_size=batch_size,
-        context=context.subtask(total=len(images), times=group.world_size),
-    )
-    return group.all_gather(torch.from_numpy(own), len(images)).numpy()
 
 
 def can_start_as_pca(model: EmbeddingModel, images: LabeledSet) -> bool:

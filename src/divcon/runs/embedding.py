@@ -13,9 +13,9 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, OutputError, RunError
 from divcon.evaluation.subspaces import scores_among
 from divcon.models import EmbeddingModel
-from divcon.models.embedding_model import write_model
+from divcon.models.embedding_model import shared_features, write_model
 from divcon.models.heads import SubspaceHead
-from divcon.models.pca import MAX_IMAGES, check_dims, sample_to_fit, shared_features
+from divcon.models.pca import MAX_IMAGES, check_dims, sample_to_fit
 from divcon.models.pruning import EMBEDDING_NAMES, Embedding, embedding_head
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
