@@ -18,9 +18,9 @@ import numpy as np
 from divcon.config.settings import ModelConfig, RunConfig, TrainConfig
 
 STEPS = 10_000
-MIN_EPOCHS, MAX_EPOCHS = 20, 100
+MIN_EPOCHS, MAX_EPOCHS = 20, 60
 BATCH_SIZE, IMAGES_PER_CLASS = 80, 4
-LEARNERS, IMAGES_PER_LEARNER, BATCHES_TO_DIVIDE = 4, 500, 5_000
+LEARNERS, IMAGES_PER_LEARNER, BATCHES_TO_DIVIDE = 4, 500, 3_000
 
 
 @dataclass(frozen=True)

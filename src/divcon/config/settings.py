@@ -69,7 +69,7 @@ class ModelConfig:
     slices (CVPR 2019: K consecutive slices of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
     num_learners: int = 0
     """K, the number of learners, and of clusters that the training images are divided into; 1 for single. 0: 4
-    where the training has 5,000 batches or more, else 1 (see `divcon.config.from_data`)."""
+    where the training has 3,000 batches or more, else 1 (see `divcon.config.from_data`)."""
     embedding_dim: int = 512
     """D, the length of the embedding."""
     head_options: dict[str, Any] = setting(default_factory=dict, options_of="method")
@@ -152,7 +152,7 @@ class TrainConfig:
 
     epochs: int = 0
     """Number of epochs; each has N // `batch_size` batches (N: training images), for any method and number of
-    learners. 0: from a budget of 10,000 batches, 20 to 100 epochs (see `divcon.config.from_data`)."""
+    learners. 0: from a budget of 10,000 batches, 20 to 60 epochs (see `divcon.config.from_data`)."""
     batch_size: int = 0
     """B, images per batch; a multiple of `images_per_class`. 0: 80, or fewer where there are few images."""
     images_per_class: int = 0
