@@ -48,7 +48,7 @@ def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrai
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title("On validation classes, as training goes on", loc="left", fontsize=11)
-    label = dict(xytext=(5, 0), textcoords="offset points", va="center", annotation_clip=False)
+    label: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
     last = max((line["epoch"] for lines in runs.values() for line in lines), default=0)
     if untrained is not None:
         axes.plot([0, last], [100 * untrained] * 2, color="0.45", linestyle=(0, (1, 2)))
@@ -217,7 +217,9 @@ def demo(
             division = Division.load(out / name / "divisions" / f"epoch_{divided[-1]:04d}.safetensors")
             held = data.with_validation(DataConfig().validation_fraction, seed)
             cluster_sheet(out / "clusters.png", held.train, division)
-    shown = np.random.default_rng(seed).choice(len(data.query), 12, replace=False)
+    sizes = np.bincount(data.query.labels)
+    enough = np.flatnonzero(sizes[data.query.labels] > 5)  # of their class to fill a row
+    shown = np.random.default_rng(seed).choice(enough, 12, replace=False)
     before = pretrained_features(models[TRAINED], [data.query])[0]
     after = models[TRAINED].encode(data.query)
     sheets = {"before training": normalized(before), "after training": after}
