@@ -26,6 +26,7 @@ from divcon.config.fields import (
     setting,
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
+from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
 from divcon.errors import ConfigError
 from divcon.runtime.environment import started_by_torchrun
 from divcon.runtime.files import atomic_write
@@ -42,7 +43,9 @@ __all__ = [
     "DivideBy",
     "DivideOn",
     "Embed",
+    "Fit",
     "HeadInit",
+    "ImageSize",
     "ModelConfig",
     "OnBadImage",
     "Pooling",
@@ -58,6 +61,10 @@ __all__ = [
 Pooling = Literal["auto", "avg", "max", "gem", "token"]
 Embed = Literal["auto", "head", "features", "pca"]
 HeadInit = Literal["auto", "random", "pca"]
+Fit = Literal["auto", "crop", "squash", "pad"]
+
+IMAGE_SIZE = 224
+"""Height and width of the backbone's input where neither the user nor the data says more."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,17 @@ class ModelConfig:
     """Start from the backbone's pretrained weights."""
     weights: Path | None = None
     """Start the backbone from this file (.safetensors, or .pth with tensors only) instead of timm's weights."""
-    image_size: int = 224
-    """Height and width, in pixels, of the backbone's input; not used for vectors. For a vision transformer, a multiple
-    of its patch size (14 or 16, for example); its position embeddings are resampled to it."""
+    image_size: ImageSize = setting(0, before=IMAGE_SIZE, read=read_size, write=saved_size)
+    """Height and width, in pixels, of the backbone's input: one number for both, or height x width, as in
+    `image_size=256x128` for people. For a vision transformer, multiples of its patch size (14 or 16, for example); its
+    position embeddings are resampled to it. 0: 224; or as many pixels in the shape of the training images, where these
+    are tall or wide and the backbone takes any size (see `divcon.config.from_data`). Not used for vectors."""
+    fit: Fit = setting("auto", before="crop")
+    """How an image comes into `image_size`. crop: its middle, after resizing; what is outside is lost. squash: all of
+    it, resized to exactly that height and width, whatever its shape. pad: all of it in its own shape, with a border in
+    the mean colour. Training crops at random in the same way. auto: squash where `image_size` is not square, or half of
+    the training images are more than 1.6 times as long as wide, else crop. It is saved with the model. Not used for
+    vectors."""
     pooling: Pooling = "auto"
     """How the backbone's feature map becomes one vector: auto (the backbone's own pooling), avg, max, gem (generalised
     mean, Radenovic et al., TPAMI 2018: p is learned and starts at 3; negative values count as zero), or token (a vision
@@ -113,7 +128,11 @@ class ModelConfig:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", Path(self.weights).absolute())
-        at_least(self, num_learners=0, embedding_dim=1, image_size=1)
+        at_least(self, num_learners=0, embedding_dim=1)
+        if min(height_width(self.image_size)) < 1 and self.image_size != 0:
+            raise ConfigError(
+                f"`image_size` {saved_size(self.image_size)}: height and width must be at least 1", field="image_size"
+            )
         if self.embedding_dim < self.num_learners:
             raise ConfigError(
                 f"`embedding_dim` {self.embedding_dim} cannot be divided among `num_learners` {self.num_learners}: "
@@ -125,8 +144,11 @@ class ModelConfig:
 
     @property
     def network(self) -> dict[str, Any]:
-        """The settings that are arguments of `divcon.EmbeddingModel`; the others say what a run does with it."""
-        return {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
+        """The settings that are arguments of `divcon.EmbeddingModel`; the others say what a run does with it. A size
+        and a fit that were not chosen from data are those of `divcon.EmbeddingModel`."""
+        values = {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
+        fit = "crop" if self.fit == "auto" else self.fit
+        return {**values, "image_size": self.image_size or IMAGE_SIZE, "fit": fit}
 
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]

@@ -113,6 +113,11 @@ def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
     return pixels if turn is None else pixels.transpose(turn)
 
 
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Whether turning an image upright, as its EXIF data says, exchanges its width and height."""
+    return image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
     return None if image.format == "TIFF" else _TURNS.get(_orientation(image))
 

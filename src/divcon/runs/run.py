@@ -24,11 +24,12 @@ from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name
+from divcon.data.shapes import open_shapes
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.subspaces import MAX_MONITORED, learner_similarity, sample_of
 from divcon.models import EmbeddingModel, can_start_as_pca, start_as_pca
-from divcon.models.backbone import resolve_backbone
+from divcon.models.backbone import resolve_backbone, takes_any_size
 from divcon.models.embedding_model import own_backbone, own_transform
 from divcon.models.pruning import embedding_head
 from divcon.runs import selection
@@ -183,9 +184,10 @@ class _Job:
         saved = folder.read() if self.resume and folder.checkpoint.exists() else None
         if saved is not None:
             return folder.settled(with_choices_of(config, saved[0]))
-        config, reasons = fit(config, _split(self.data, config).train.labels)
+        train = _split(self.data, config).train
+        config, reasons = fit(config, train.labels, open_shapes(config.model, train), any_size=takes_any_size(backbone))
         if reasons and not self.is_fold and self.over_folds is None:
-            values = {name: getattr(getattr(config, SECTION_OF[name]), name) for name in reasons}
+            values = {name: config.to_dict()[SECTION_OF[name]][name] for name in reasons}
             self.display.chosen({name: (value, reasons[name]) for name, value in values.items()})
         return folder.settled(config)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from divcon.config.image_size import saved_size
 from divcon.config.settings import RunConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
@@ -177,7 +178,7 @@ def overview(contents: Contents) -> Html:
     validation = next((line["validation"] for line in lines if "validation" in line), None)
     network: Child = model.backbone
     if not contents.of_vectors:
-        network = f"{model.backbone} at {model.image_size} px, pooling {model.pooling}"
+        network = f"{model.backbone} at {saved_size(model.image_size)} px, fit {model.fit}, pooling {model.pooling}"
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     facts: list[tuple[str, Child]] = [
         (
