@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.image_files import check_name
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.vehicleid import vehicleid_of
@@ -152,6 +153,7 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
             "or a function that returns a Benchmark"
         )
     name = os.fspath(data)
+    check_name(name)
     if name in NAMED:
         return NAMED[name], name, ()
     path = Path(name)
