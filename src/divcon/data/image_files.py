@@ -175,7 +175,7 @@ class ImageFiles:
         kind = None
         if not is_text(entry.name):
             kind = _NO_TEXT
-        elif entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_FOLDERS:
+        elif is_system_folder(entry.name):
             kind = HIDDEN_FOLDERS
         elif entry.is_symlink() and _leads_back(os.path.realpath(entry.path), chain):
             kind = _LOOPS
@@ -194,11 +194,28 @@ def image_files(root: str | os.PathLike[str]) -> ImageFiles:
         DataError: there is no such folder, or one cannot be read.
     """
     check_name(root)
-    if not Path(root).is_dir():
+    if not is_folder(root):
         raise DataError(f"{root}: {'this is not a folder' if Path(root).exists() else 'there is no such folder'}")
     files = ImageFiles(os.fspath(root))
     files._walk("", (os.path.realpath(root),))
     return files
+
+
+def is_system_folder(name: str) -> bool:
+    """Whether a folder is hidden, or one of the system's own: a recycle bin, thumbnails, snapshots ..."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder of this path.
+
+    Raises:
+        DataError: that cannot be known: a folder above it may not be read, or the name is too long.
+    """
+    try:
+        return Path(path).is_dir()
+    except OSError as error:
+        raise DataError(f"{path}: this cannot be read ({error.strerror or error})") from None
 
 
 def is_text(name: str) -> bool:
@@ -213,9 +230,9 @@ def printable(name: str) -> str:
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
-    """Raise DataError if a path is not UTF-8."""
-    if not is_text(os.fspath(path)):
-        raise DataError(f"{printable(os.fspath(path))}: this name is not UTF-8; rename it (convmv renames folders)")
+    """Raise DataError if a path, or a folder above it, has a name that is not UTF-8."""
+    if not is_text(whole := os.path.abspath(path)):  # noqa: PTH100
+        raise DataError(f"{printable(whole)}: this name is not UTF-8; rename it (convmv renames whole folders)")
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.image_files import check_name
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
 from divcon.data.read import is_dataset_name, read
@@ -200,6 +201,8 @@ def read_listing(listing: str, root: str = "") -> Iterator[Items]:
 def _chunks(paths: Iterable[str], root: str) -> Iterator[Items]:
     paths = iter(paths)
     while some := list(itertools.islice(paths, CHUNK)):
+        for path in some:
+            check_name(path)
         images = LabeledSet(
             labels=np.zeros(len(some), np.int64),
             label_names=("",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from divcon.data.image_files import (
     ImageFiles,
     check_name,
     image_files,
+    is_folder,
     printable,
 )
 from divcon.data.labeled_set import LabeledSet
@@ -107,7 +108,7 @@ def images_of(
     if isinstance(source, (str, os.PathLike)):
         check_name(source)
         path = Path(source)
-        if path.is_dir():
+        if is_folder(path):
             if table_files(path):
                 return images_in_table_folder(path)
             return _image_set(path, None, _all_under(path, context))
@@ -116,7 +117,7 @@ def images_of(
     paths: list[str] = []
     for item in [source] if isinstance(source, (str, os.PathLike)) else source:
         check_name(item)
-        if Path(item).is_dir():
+        if is_folder(item):
             paths += [str(Path(item, path)) for path in _all_under(Path(item), context)]
         elif Path(item).is_file():
             paths.append(os.fspath(item))
@@ -267,7 +268,7 @@ def _roles(where: str, top: _Folder, files: ImageFiles, notes: list[str]) -> dic
         DataError: some may be splits and others classes, two are one split, or a split lacks another.
     """
     names = sorted(top.folders)
-    roles = {name: role for name in names if (role := split_role(name, weak=True))}
+    roles: dict[str, Role] = {name: role for name in names if (role := split_role(name, weak=True))}
     strong = [name for name in roles if _is_split(name)]
     if not roles or (not strong and len(roles) < len(names)):
         return {}
@@ -338,7 +339,7 @@ def _check_no_splits(where: str, top: _Folder, notes: list[str]) -> None:
         )
 
 
-def _listed(names: Sequence[str] | Iterator[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     """``'a', 'b' and 'c'``; of many, the first."""
     quoted = [f"'{name}'" for name in names]
     if len(quoted) > 6:
