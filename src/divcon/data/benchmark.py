@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from divcon.data.digests import SPELLINGS, digest_of_split, from_root
+from divcon.data.image_files import Skipped
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError
 
@@ -133,6 +134,8 @@ class Benchmark:
     """Messages of the reader that a person should read."""
     packed: str = ""
     """For a packed benchmark: its source, and how it was packed (see `divcon.data.pack`)."""
+    skipped: tuple[Skipped, ...] = ()
+    """Of a folder: the files and folders that are not read, by kind; the notes have them too."""
 
     def __post_init__(self) -> None:
         test = (("query", self.query), ("gallery", self.gallery))

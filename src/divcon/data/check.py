@@ -15,6 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from divcon.data.benchmark import Benchmark, counted
+from divcon.data.image_files import Skipped
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import each_image
 from divcon.data.published.counts import Difference, PublishedCounts, differences
@@ -92,6 +93,10 @@ class CheckResult:
     """Vectors that are all zeros, which have no direction."""
     differences: tuple[Difference, ...] = ()
     """Numbers of classes and images that differ from the published ones."""
+    notes: tuple[str, ...] = ()
+    """Those of the benchmark."""
+    skipped: tuple[Skipped, ...] = ()
+    """The files and folders of the data's folder that are not read, by kind."""
 
     @property
     def across(self) -> tuple[Group, ...]:
@@ -341,6 +346,8 @@ def check(
         groups,
         tuple(zeros),
         () if published is None else differences(benchmark, published),
+        benchmark.notes,
+        benchmark.skipped,
     )
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.image_files import check_name, is_folder
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.vehicleid import vehicleid_of
@@ -152,10 +153,13 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
             "or a function that returns a Benchmark"
         )
     name = os.fspath(data)
+    if root is not None:
+        check_name(root)
     if name in NAMED:
         return NAMED[name], name, ()
+    check_name(name)
     path = Path(name)
-    if path.is_dir():
+    if is_folder(path):
         if root is not None:
             raise ConfigError(f"{name}: a folder takes no `root`; its own path says where it is", field="root")
         return (read_table_folder if table_files(path) else read_folder), name, (path,)

@@ -308,6 +308,8 @@ def where_in(source: str, row: int) -> str:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
     suffix = Path(source).suffix.lower()
+    if suffix in TABLE_SUFFIXES and Path(source).is_dir():
+        return ""
     if suffix in CSV_SUFFIXES:
         return f"{source} line {csv_line(source, row)}: "
     if suffix in JSON_SUFFIXES:

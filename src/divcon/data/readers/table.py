@@ -16,6 +16,7 @@ import pyarrow.compute
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
 from divcon.data.encoded import encoded_in, read_encoded
+from divcon.data.image_files import is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.readers.vectors import read_vectors, vectors_in
 from divcon.data.tables import (
@@ -584,7 +585,7 @@ def _shards_in(folder: Path, below: str = "") -> list[TableFile]:
     if not folder.is_dir():
         return []
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    if any(entry.is_dir() and not entry.name.startswith(".") and entry.name != "data" for entry in entries):
+    if any(entry.is_dir() and not is_system_folder(entry.name) and entry.name != "data" for entry in entries):
         # Folders of classes, beside which a table may lie.
         return []
     names = [match for entry in entries if (match := _SHARD.fullmatch(entry.name))]
