@@ -22,6 +22,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from divcon.data.labels import read_labels
 from divcon.errors import DataError
 
 pc: Any = pyarrow.compute
@@ -348,6 +349,8 @@ class Tables:
     """The folder that relative paths start from."""
     in_memory: pa.Table | None = None
     """The table itself, if it comes from no file."""
+    untyped: bool = False
+    """Whether all files are of a format that has text alone (CSV)."""
 
     def require(self, names: Iterable[str], hint: str) -> None:
         """Raise DataError if a table lacks a column, naming those it has."""
@@ -386,6 +389,7 @@ def load_tables(name: str, source: str, files: Sequence[TableFile], root: str) -
         rows=tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default"),
         columns=tuple(frozenset(table.column_names) for table in tables),
         root=root,
+        untyped=all(file.path.suffix.lower() in CSV_SUFFIXES for file in files),
     )
 
 
@@ -451,6 +455,11 @@ def _as_one_of_several(table: pa.Table, file: TableFile) -> pa.Table:
         column = table[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if name == "label" and not pa.types.is_string(column.type):
+            read = read_labels(column)
+            column = pa.chunked_array(
+                [pa.array(read.names, pa.string()).take(pa.array(read.codes, mask=read.codes < 0))]
+            )
         column = column.cast(pa.string())
         if name == "path" and file.folder:
             below = pc.binary_join_element_wise(file.folder, column, "/")

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
 from divcon.data.labeled_set import LabeledSet
+from divcon.data.labels import spellings_in
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
 from divcon.data.tables import TABLE_SUFFIXES
 from divcon.errors import DataError
@@ -121,6 +122,7 @@ def _image_set(root: Path | None, names: list[str] | None, paths: list[str]) -> 
         rows=np.arange(len(paths), dtype=np.int64),
         source="" if root is None else str(root),
         root="" if root is None else str(root),
+        spellings=() if names is None else spellings_in(set(names)),
     )
 
 

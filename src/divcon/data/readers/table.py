@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.compute
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
 from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.labeled_set import NO_PATH, LabeledSet
+from divcon.data.labels import read_labels
 from divcon.data.readers.vectors import read_vectors, vectors_in
 from divcon.data.tables import (
     BOX_COLUMNS,
@@ -29,7 +30,7 @@ from divcon.data.tables import (
     tables_in_memory,
     where_in,
 )
-from divcon.errors import DataError
+from divcon.errors import ConfigError, DataError
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -271,6 +272,7 @@ def read_table(
     *,
     check_files: bool = True,
     flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
 ) -> Benchmark:
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
@@ -290,11 +292,13 @@ def read_table(
         root: the folder that relative paths start from, instead of the table's own.
         check_files: look for every file now, not when it is first used.
         flip: whether a mirrored image is still of its class, so that training may mirror images.
+        on_missing_label: what to do with a row without a label: ``"stop"`` and name it, or ``"skip"`` and count it.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the table's name and line.
+        ConfigError: an option has an unknown value.
     """
-    return benchmark_of(_one(path, root), check_files=check_files, flip=flip)
+    return benchmark_of(_one(path, root), check_files=check_files, flip=flip, on_missing_label=on_missing_label)
 
 
 def read_columns(
@@ -304,6 +308,7 @@ def read_columns(
     name: str = "table",
     check_files: bool = True,
     flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
 ) -> Benchmark:
     """Make a benchmark of columns in memory, with the names and meaning as in ``read_table``: for readers of your own.
 
@@ -312,13 +317,13 @@ def read_columns(
             bytes of encoded images, ``embedding`` an (N, F) array or a list of numbers per row.
         root: the folder that relative paths start from; None: the current one.
         name: of the benchmark, in results and messages.
-        check_files, flip: as in ``read_table``.
+        check_files, flip, on_missing_label: as in ``read_table``.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the row.
     """
     tables = tables_in_memory(name, columns, "" if root is None else os.fspath(root))
-    return benchmark_of(tables, check_files=check_files, flip=flip)
+    return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
 
 
 def images_in_table(
@@ -337,16 +342,28 @@ def _one(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> T
     return load_tables(path.stem, str(path), [TableFile(path)], str(path.parent if root is None else root))
 
 
-def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True) -> Benchmark:
-    """``read_table`` for loaded tables."""
+def benchmark_of(
+    tables: Tables, *, check_files: bool = True, flip: bool = True, on_missing_label: OnMissingLabel = "stop"
+) -> Benchmark:
+    """``read_table`` for loaded tables.
+
+    Raises:
+        DataError, ConfigError: as of ``read_table``.
+    """
+    if on_missing_label not in get_args(OnMissingLabel):
+        raise ConfigError(f"`on_missing_label` {on_missing_label!r}: must be stop or skip", field="on_missing_label")
     need = ["path", "label"] if tables.kind == "files" else ["label"]
     tables.require(need, "a table needs the columns path and label")
-    images = replace(_image_set(tables), flip=flip)
-    if check_files:
-        check_paths(images)
+    images, missing = _image_set(tables, on_missing_label)
+    images = replace(images, flip=flip)
     name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
     # Free the rows: there may be ten million.
     del tables
+    if missing.any():
+        notes.append(f"left out: {counted(missing.sum(), 'row')} without a label")
+        images, parts = images.subset(~missing), [part[~missing] for part in parts]
+    if check_files:
+        check_paths(images)
     if images.encoded is None:
         first = first_rows(images)
         kept = [once(part, first) for part in parts]
@@ -355,7 +372,7 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
             what = "image" if images.vectors is None else "path"
             notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
         # An image that is a query in one row and in the gallery in another must not retrieve itself.
-        parts, images = kept, replace(images, rows=first)
+        parts, images = kept, replace(images, rows=images.rows[first])
     train, validation, query, gallery = parts
     query_set = images.subset(query)
     gallery_set = query_set if (query == gallery).all() else images.subset(gallery)
@@ -373,7 +390,7 @@ def images_of_tables(tables: Tables, *, check_files: bool = True) -> LabeledSet:
     """``images_in_table`` for loaded tables."""
     if tables.kind == "files":
         tables.require(["path"], "a table of images needs the column path")
-    images = _image_set(tables)
+    images, _ = _image_set(tables, "none")
     if check_files:
         check_paths(images)
     return images
@@ -398,7 +415,13 @@ def check_paths(images: LabeledSet) -> None:
         )
 
 
-def _image_set(tables: Tables) -> LabeledSet:
+OnMissingLabel = Literal["stop", "skip"]
+"""What to do with a row without a label: stop and name it, or leave it out."""
+
+
+def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"]) -> tuple[LabeledSet, np.ndarray]:
+    """All rows, and which of them have no label and are to be left out, (N,) bool. ``none``: the rows without a label
+    are of a class without a name."""
     source, rows, n = tables.source, tables.rows, len(tables.rows)
     try:
         vectors, (encoded, inner) = None, (None, None)
@@ -424,9 +447,17 @@ def _image_set(tables: Tables) -> LabeledSet:
         paths = _paths_or_rows(paths)
     elif tables.kind == "encoded":
         paths = pc.fill_null(paths, NO_PATH)
-    label_names, labels = ("",), np.zeros(n, np.int64)
+    label_names, labels, missing = ("",), np.zeros(n, np.int64), np.zeros(n, bool)
+    spellings: tuple[tuple[str, ...], ...] = ()
     if "label" in rows.column_names:
-        label_names, labels = _labels(rows["label"], source)
+        label_names, labels, spellings = _labels(tables)
+        missing = labels < 0
+        if missing.any() and (on_missing_label == "stop" or missing.all()):
+            advice = "give the row a label, take it out, or leave such rows out (`on_missing_label=skip`)"
+            reject(source, missing, "the label is empty", advice)
+        if missing.any() and on_missing_label == "none":
+            label_names, labels = (*label_names, ""), np.where(missing, len(label_names), labels)
+            missing[:] = False
     groups = cameras = None
     if "sequence" in rows.column_names:
         groups = codes_of(rows["sequence"])
@@ -434,8 +465,8 @@ def _image_set(tables: Tables) -> LabeledSet:
         cameras = codes_of(rows["camera"])
         # An unknown camera is not the same as another unknown one.
         cameras = np.where(cameras < 0, -1 - np.arange(n), cameras)
-    return LabeledSet(
-        labels=labels,
+    images = LabeledSet(
+        labels=np.maximum(labels, 0),
         label_names=label_names,
         paths=paths,
         rows=np.arange(n, dtype=np.int64),
@@ -446,16 +477,19 @@ def _image_set(tables: Tables) -> LabeledSet:
         boxes=boxes_of(tables),
         cameras=cameras,
         groups=groups,
+        spellings=spellings,
     )
+    return images, missing
 
 
-def _labels(column: pa.ChunkedArray, source: str) -> tuple[tuple[str, ...], np.ndarray]:
-    codes, texts = coded_texts(column)
-    names = texts.to_pylist()
-    empty = np.array([not name.strip() for name in names] + [True])[codes]
-    reject(source, empty, "the label is empty", "give the row a label or take it out")
-    label_names, labels = labelled(names)
-    return label_names, labels[codes]
+def _labels(tables: Tables) -> tuple[tuple[str, ...], np.ndarray, tuple[tuple[str, ...], ...]]:
+    """The classes, the class of each row, (N,) int64, -1 where the label is missing, and the classes' spellings."""
+    try:
+        labels = read_labels(tables.rows["label"], untyped=tables.untyped)
+    except ValueError as error:
+        raise DataError(f"{tables.source}: the column 'label' cannot be read ({error})") from None
+    label_names, places = labelled(labels.names)
+    return label_names, np.append(places, -1)[labels.codes], labels.spellings
 
 
 def _paths_or_rows(paths: pa.Array) -> pa.Array:
@@ -537,14 +571,22 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     return files
 
 
-def read_table_folder(root: str | os.PathLike[str], *, check_files: bool = True, flip: bool = True) -> Benchmark:
+def read_table_folder(
+    root: str | os.PathLike[str],
+    *,
+    check_files: bool = True,
+    flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+) -> Benchmark:
     """Read the tables in a folder (``table_files``), with the columns as in ``read_table``; paths start from the folder
     of the table that names them.
 
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
     """
-    return as_packed(benchmark_of(_loaded(root), check_files=check_files, flip=flip), Path(root))
+    return as_packed(
+        benchmark_of(_loaded(root), check_files=check_files, flip=flip, on_missing_label=on_missing_label), Path(root)
+    )
 
 
 def images_in_table_folder(root: str | os.PathLike[str]) -> LabeledSet:

@@ -165,7 +165,9 @@ def _write(path: str | Path, table: pa.Table, blocks: Iterable[np.ndarray], widt
 
 
 def _labels(images: LabeledSet) -> pa.Array:
-    return pa.array(images.label_names, pa.string()).take(pa.array(images.labels))
+    # The class without a name is of rows without a label.
+    names = pa.array([name or None for name in images.label_names], pa.string())
+    return names.take(pa.array(images.labels))
 
 
 def _under(root: str, paths: pa.Array) -> pa.Array:
