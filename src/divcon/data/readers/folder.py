@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.data.columns import GUESS, Columns
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.labels import spellings_in
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
-from divcon.data.tables import TABLE_SUFFIXES
+from divcon.data.tables import is_table
 from divcon.errors import DataError
+from divcon.runtime.context import DEFAULT, Context
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_FOLDERS = ("train", "test", "validation", "val")
@@ -82,6 +84,9 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
 def images_of(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str] | None = None,
+    *,
+    chosen: Columns = GUESS,
+    context: Context = DEFAULT,
 ) -> LabeledSet:
     """Images or vectors to encode: one image, a folder with its subfolders, a list of images and folders, a table, or a
     folder of tables (``table_files``).
@@ -90,15 +95,18 @@ def images_of(
 
     Args:
         root: the folder that a table's relative paths start from, instead of the table's own.
+        chosen: the names of a table's columns.
+        context: warned of columns that are guessed.
 
     Raises:
         DataError: there is no such file or folder, or no image in it.
+        ConfigError: a table has no column of a chosen name.
     """
-    if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in TABLE_SUFFIXES:
-        return images_in_table(source, root)
+    if isinstance(source, (str, os.PathLike)) and is_table(source):
+        return images_in_table(source, root, chosen=chosen, context=context)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         if table_files(source):
-            return images_in_table_folder(source)
+            return images_in_table_folder(source, chosen=chosen, context=context)
         return _image_set(Path(source), None, _all_under(Path(source)))
     paths: list[str] = []
     for item in [source] if isinstance(source, (str, os.PathLike)) else source:

@@ -15,14 +15,16 @@ import pyarrow as pa
 import pyarrow.compute
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.data.columns import GUESS, Columns
 from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.labels import read_labels
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.table_format import stem_of
 from divcon.data.tables import (
     BOX_COLUMNS,
+    CSV_SUFFIXES,
     PARQUET_SUFFIXES,
-    TABLE_SUFFIXES,
     TableFile,
     Tables,
     first_line,
@@ -31,6 +33,7 @@ from divcon.data.tables import (
     where_in,
 )
 from divcon.errors import ConfigError, DataError
+from divcon.runtime.context import DEFAULT, Context
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -39,6 +42,8 @@ _TRUE = ("true", "1", "1.0")
 _FALSE = ("false", "0", "0.0")
 _NONE = ("", "none", "nan", "null", "<na>")
 """How tables write an empty number or flag."""
+OnMissingLabel = Literal["stop", "skip"]
+"""What to do with a row without a label: stop and name it, or leave it out."""
 _MOST_BYTES = 1 << 30
 """The most bytes of text that are stored as Arrow's type `string`, which can hold twice as many."""
 
@@ -273,6 +278,10 @@ def read_table(
     check_files: bool = True,
     flip: bool = True,
     on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
 ) -> Benchmark:
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
@@ -293,12 +302,16 @@ def read_table(
         check_files: look for every file now, not when it is first used.
         flip: whether a mirrored image is still of its class, so that training may mirror images.
         on_missing_label: what to do with a row without a label: ``"stop"`` and name it, or ``"skip"`` and count it.
+        image_column, label_column, split_column, vector_column: the names of these columns; None: guessed from the
+            usual names (see `divcon.data.columns`), and a note says which.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the table's name and line.
-        ConfigError: an option has an unknown value.
+        ConfigError: an option has an unknown value, or there is no column of a chosen name.
     """
-    return benchmark_of(_one(path, root), check_files=check_files, flip=flip, on_missing_label=on_missing_label)
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    tables = _one(path, root, chosen, on_missing_label)
+    return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
 
 
 def read_columns(
@@ -309,6 +322,10 @@ def read_columns(
     check_files: bool = True,
     flip: bool = True,
     on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
 ) -> Benchmark:
     """Make a benchmark of columns in memory, with the names and meaning as in ``read_table``: for readers of your own.
 
@@ -317,29 +334,54 @@ def read_columns(
             bytes of encoded images, ``embedding`` an (N, F) array or a list of numbers per row.
         root: the folder that relative paths start from; None: the current one.
         name: of the benchmark, in results and messages.
-        check_files, flip, on_missing_label: as in ``read_table``.
+        check_files, flip, on_missing_label, image_column, label_column, split_column, vector_column: as in
+            ``read_table``.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the row.
     """
-    tables = tables_in_memory(name, columns, "" if root is None else os.fspath(root))
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    tables = tables_in_memory(
+        name, columns, "" if root is None else os.fspath(root), chosen, unknown_is_missing=on_missing_label == "skip"
+    )
     return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
 
 
 def images_in_table(
-    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, check_files: bool = True
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    check_files: bool = True,
+    chosen: Columns = GUESS,
+    context: Context = DEFAULT,
 ) -> LabeledSet:
-    """All images or vectors of a table, with their labels if it has any; the split is ignored.
+    """All images or vectors of a table, with their labels if it has any; the split is ignored. A row without a label is
+    of the class without a name.
+
+    Args:
+        context: warned of what was guessed.
 
     Raises:
-        DataError: as ``read_table``.
+        DataError, ConfigError: as ``read_table``.
     """
-    return images_of_tables(_one(path, root), check_files=check_files)
+    return images_of_tables(_one(path, root, chosen, "none"), check_files=check_files, context=context)
 
 
-def _one(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Tables:
+def _one(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None,
+    chosen: Columns,
+    on_missing_label: str,
+) -> Tables:
     path = Path(path)
-    return load_tables(path.stem, str(path), [TableFile(path)], str(path.parent if root is None else root))
+    return load_tables(
+        stem_of(path),
+        str(path),
+        [TableFile(path)],
+        str(path.parent if root is None else root),
+        chosen,
+        unknown_is_missing=on_missing_label != "stop",
+    )
 
 
 def benchmark_of(
@@ -354,16 +396,18 @@ def benchmark_of(
         raise ConfigError(f"`on_missing_label` {on_missing_label!r}: must be stop or skip", field="on_missing_label")
     need = ["path", "label"] if tables.kind == "files" else ["label"]
     tables.require(need, "a table needs the columns path and label")
+    tables = _without_odd_split(tables)
     images, missing = _image_set(tables, on_missing_label)
     images = replace(images, flip=flip)
+    if check_files:
+        check_paths(images.subset(~missing) if missing.any() else images)
     name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
+    notes = [*tables.notes(), *notes]
     # Free the rows: there may be ten million.
     del tables
     if missing.any():
         notes.append(f"left out: {counted(missing.sum(), 'row')} without a label")
         images, parts = images.subset(~missing), [part[~missing] for part in parts]
-    if check_files:
-        check_paths(images)
     if images.encoded is None:
         first = first_rows(images)
         kept = [once(part, first) for part in parts]
@@ -386,8 +430,19 @@ def benchmark_of(
     )
 
 
-def images_of_tables(tables: Tables, *, check_files: bool = True) -> LabeledSet:
+def _without_odd_split(tables: Tables) -> Tables:
+    """The tables without a column that was taken for the split by its name, and holds other words than splits."""
+    if "split" not in tables.guessed or places_among(tables.rows["split"], SPLITS)[1] is None:
+        return tables
+    columns = tuple(names - {"split"} for names in tables.columns)
+    guessed = tables.guessed - {"split"}
+    return replace(tables, rows=tables.rows.drop_columns(["split"]), columns=columns, guessed=guessed)
+
+
+def images_of_tables(tables: Tables, *, check_files: bool = True, context: Context = DEFAULT) -> LabeledSet:
     """``images_in_table`` for loaded tables."""
+    for note in tables.notes():
+        context.warn(note)
     if tables.kind == "files":
         tables.require(["path"], "a table of images needs the column path")
     images, _ = _image_set(tables, "none")
@@ -415,24 +470,20 @@ def check_paths(images: LabeledSet) -> None:
         )
 
 
-OnMissingLabel = Literal["stop", "skip"]
-"""What to do with a row without a label: stop and name it, or leave it out."""
-
-
 def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"]) -> tuple[LabeledSet, np.ndarray]:
     """All rows, and which of them have no label and are to be left out, (N,) bool. ``none``: the rows without a label
     are of a class without a name."""
     source, rows, n = tables.source, tables.rows, len(tables.rows)
     try:
-        vectors, (encoded, inner) = None, (None, None)
+        vectors = encoded = inner = None
         if tables.in_memory is not None and tables.kind == "vectors":
             vectors = vectors_in(tables.in_memory, source)
         elif tables.in_memory is not None and tables.kind == "encoded":
-            encoded = encoded_in(tables.in_memory, source)
+            encoded, inner = encoded_in(tables.in_memory, source)
         elif tables.kind == "vectors":
-            vectors = read_vectors(tables.files, source, n)
+            vectors = read_vectors(tables.files, source, n, tables.value_column)
         elif tables.kind == "encoded":
-            encoded, inner = read_encoded(tables.files, source)
+            encoded, inner = read_encoded(tables.files, source, tables.value_column)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{source}: a column is damaged ({first_line(error)}); make the file again") from None
     if tables.kind == "files":
@@ -543,7 +594,7 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
     )
 
 
-_METADATA = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
+_METADATA = tuple(f"metadata{suffix}" for suffix in (*CSV_SUFFIXES, *PARQUET_SUFFIXES, ".jsonl", ".ndjson"))
 _SHARD = re.compile(
     rf"(?P<split>{'|'.join(SPLITS)})(-(?P<number>\d+)-of-(?P<count>\d+))?(-[0-9a-f]+)?({'|'.join(PARQUET_SUFFIXES)})"
 )
@@ -577,6 +628,10 @@ def read_table_folder(
     check_files: bool = True,
     flip: bool = True,
     on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
 ) -> Benchmark:
     """Read the tables in a folder (``table_files``), with the columns as in ``read_table``; paths start from the folder
     of the table that names them.
@@ -584,25 +639,29 @@ def read_table_folder(
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
     """
-    return as_packed(
-        benchmark_of(_loaded(root), check_files=check_files, flip=flip, on_missing_label=on_missing_label), Path(root)
-    )
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    tables = _loaded(root, chosen, on_missing_label)
+    benchmark = benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
+    return as_packed(benchmark, Path(root))
 
 
-def images_in_table_folder(root: str | os.PathLike[str]) -> LabeledSet:
+def images_in_table_folder(
+    root: str | os.PathLike[str], *, chosen: Columns = GUESS, context: Context = DEFAULT
+) -> LabeledSet:
     """All images or vectors of the tables in a folder, with their labels if they have any.
 
     Raises:
-        DataError: as ``read_table_folder``.
+        DataError, ConfigError: as ``read_table_folder``.
     """
-    return images_of_tables(_loaded(root))
+    return images_of_tables(_loaded(root, chosen, "none"), context=context)
 
 
-def _loaded(root: str | os.PathLike[str]) -> Tables:
+def _loaded(root: str | os.PathLike[str], chosen: Columns, on_missing_label: str) -> Tables:
     files = table_files(root)
     if not files:
         raise DataError(f"{root}: there are no tables in it ({', '.join(_METADATA)}, or parquet files of each split)")
-    return load_tables(Path(root).resolve().name, str(root), files, str(root))
+    missing = on_missing_label != "stop"
+    return load_tables(Path(root).resolve().name, str(root), files, str(root), chosen, unknown_is_missing=missing)
 
 
 def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:
