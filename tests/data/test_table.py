@@ -237,7 +237,9 @@ class TestEncoded:
 
     def test_a_column_image_that_holds_names(self, tmp_path):
         pq.write_table(pa.table({"image": ["a.png"], "label": ["a"]}), tmp_path / "t.parquet")
-        assert "holds string, not encoded images" in error_of(tmp_path / "t.parquet")
+        assert "a.png: there is no such file" in error_of(tmp_path / "t.parquet")
+        pq.write_table(pa.table({"image": [7], "label": ["a"]}), tmp_path / "t.parquet")
+        assert "holds int64, not encoded images" in error_of(tmp_path / "t.parquet")
 
 
 class TestRepeats:
@@ -299,9 +301,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("header", "column", "advice"),
         [
-            ("path,Label", "label", "rename 'Label'"),
-            ("path, label", "label", "rename ' label'"),
-            ("file,label", "path", "path and label"),
+            ("path,lable", "label", "rename 'lable', if that is it, or choose it (`label_column=lable`)"),
+            ("path,what", "label", "path and label, or choose another (`label_column`)"),
+            ("where,label", "path", "path and label, or choose another (`image_column`)"),
+            ("x.jpg,label", "path", "the first line seems to be a row"),
         ],
     )
     def test_a_missing_column(self, make_csv, header, column, advice):

@@ -12,6 +12,7 @@ import numpy as np
 from divcon.data.digests import SPELLINGS, digest_of_split, from_root
 from divcon.data.image_files import Skipped
 from divcon.data.labeled_set import LabeledSet
+from divcon.data.labels import clean_label, label_notes
 from divcon.errors import DataError
 
 
@@ -24,7 +25,10 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def labelled(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The class names in the order of `sorted_names`, and the index into them of each of N names, (N,) int64."""
+    """The class names in the order of `sorted_names`, and the index into them of each of N names, (N,) int64; names
+    are read by the rule of labels (`divcon.data.labels`)."""
+    clean = {name: clean_label(name) for name in set(names)}
+    names = [clean[name] for name in names]
     label_names = sorted_names(names)
     place = {name: i for i, name in enumerate(label_names)}
     return label_names, np.array([place[name] for name in names], np.int64)
@@ -59,7 +63,7 @@ def checked_benchmark(
     Raises:
         DataError: a class is in two splits, or train or test has too few classes with a pair of images.
     """
-    notes = list(notes)
+    notes = [*notes, *label_notes(query.label_names, query.spellings)]
     if len(train):
         notes += _check_pairs(train, "train", "have no positive pair and sit out of training")
     else:

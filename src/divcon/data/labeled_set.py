@@ -54,6 +54,8 @@ class LabeledSet:
     """(N,) int64. A query ignores gallery images of its own group (of a video sequence, for example); -1: no group."""
     flip: bool = True
     """Whether a mirrored image is still of its class, so that training may mirror images."""
+    spellings: tuple[tuple[str, ...], ...] = ()
+    """For each class that the source writes in several ways, its name and the ways (see `divcon.data.labels`)."""
 
     def __post_init__(self) -> None:
         n = len(self.labels)

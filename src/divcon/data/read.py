@@ -22,7 +22,7 @@ from divcon.data.published.vehicleid import vehicleid_of
 from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
 from divcon.data.readers.table import read_columns, read_table, read_table_folder, table_files
-from divcon.data.tables import TABLE_SUFFIXES
+from divcon.data.table_format import TABLE_SUFFIXES, content_of, is_table
 from divcon.errors import ConfigError, DataError, DivconError, unknown
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.importing import Trust, check_trusted, is_named, load_part, name_of
@@ -163,9 +163,11 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
         if root is not None:
             raise ConfigError(f"{name}: a folder takes no `root`; its own path says where it is", field="root")
         return (read_table_folder if table_files(path) else read_folder), name, (path,)
-    if path.suffix.lower() in TABLE_SUFFIXES:
+    if is_table(path):
         return read_table, name, (path, root)
     if path.is_file():
+        if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".zip", ".pkl", ".pickle", ".html", ".h5", ".hdf5", ".txt"):
+            content_of(path)  # says what it is, if it is no table by its content either
         raise DataError(
             f"{name}: labelled images come as a folder with one folder per class, or as a table "
             f"({', '.join(TABLE_SUFFIXES)}) with the columns path and label"

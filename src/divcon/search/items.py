@@ -234,7 +234,7 @@ def _names(images: LabeledSet) -> list[str]:
 
 def _labels(images: LabeledSet) -> list[str | None]:
     if images.label_names != ("",):
-        return [images.label_names[label] for label in images.labels]
+        return [images.label_names[label] or None for label in images.labels]  # a row of a table may have no label
     if not images.root or images.encoded is not None or images.vectors is not None:
         return [None] * len(images)
     return [label_in(path) for path in images.paths.to_pylist()]

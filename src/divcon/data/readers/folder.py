@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.data.columns import GUESS, Columns
 from divcon.data.image_files import (
     EMPTY,
     HIDDEN,
@@ -23,9 +24,10 @@ from divcon.data.image_files import (
     printable,
 )
 from divcon.data.labeled_set import LabeledSet
+from divcon.data.labels import spellings_in
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
 from divcon.data.split_names import Role, is_fold, split_role
-from divcon.data.tables import TABLE_SUFFIXES
+from divcon.data.tables import is_table
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
 
@@ -91,6 +93,8 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
 def images_of(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str] | None = None,
+    *,
+    chosen: Columns = GUESS,
     context: Context = DEFAULT,
 ) -> LabeledSet:
     """Images or vectors to encode: one image, a folder with its subfolders, a list of images and folders, a table, or a
@@ -100,20 +104,23 @@ def images_of(
 
     Args:
         root: the folder that a table's relative paths start from, instead of the table's own.
-        context: reports what is skipped in a folder as a warning; hidden and system files are not worth one.
+        chosen: the names of a table's columns.
+        context: warned of columns that are guessed, and of what is skipped in a folder; hidden and system files are not
+            worth a warning.
 
     Raises:
         DataError: there is no such file or folder, a folder cannot be read, or there is no image in it.
+        ConfigError: a table has no column of a chosen name.
     """
     if isinstance(source, (str, os.PathLike)):
         check_name(source)
         path = Path(source)
+        if is_table(path):
+            return images_in_table(source, root, chosen=chosen, context=context)
         if is_folder(path):
             if table_files(path):
-                return images_in_table_folder(path)
+                return images_in_table_folder(path, chosen=chosen, context=context)
             return _image_set(path, None, _all_under(path, context))
-        if path.suffix.lower() in TABLE_SUFFIXES:
-            return images_in_table(source, root)
     paths: list[str] = []
     for item in [source] if isinstance(source, (str, os.PathLike)) else source:
         check_name(item)
@@ -148,6 +155,7 @@ def _image_set(root: Path | None, names: list[str] | None, paths: list[str]) -> 
         rows=np.arange(len(paths), dtype=np.int64),
         source="" if root is None else str(root),
         root="" if root is None else str(root),
+        spellings=() if names is None else spellings_in(set(names)),
     )
 
 

@@ -8,21 +8,24 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.data.columns import GUESS, Columns
 from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.image_files import is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
+from divcon.data.labels import read_labels
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.table_format import stem_of
 from divcon.data.tables import (
     BOX_COLUMNS,
+    CSV_SUFFIXES,
     PARQUET_SUFFIXES,
-    TABLE_SUFFIXES,
     TableFile,
     Tables,
     first_line,
@@ -30,7 +33,8 @@ from divcon.data.tables import (
     tables_in_memory,
     where_in,
 )
-from divcon.errors import DataError
+from divcon.errors import ConfigError, DataError
+from divcon.runtime.context import DEFAULT, Context
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -39,6 +43,8 @@ _TRUE = ("true", "1", "1.0")
 _FALSE = ("false", "0", "0.0")
 _NONE = ("", "none", "nan", "null", "<na>")
 """How tables write an empty number or flag."""
+OnMissingLabel = Literal["stop", "skip"]
+"""What to do with a row without a label: stop and name it, or leave it out."""
 _MOST_BYTES = 1 << 30
 """The most bytes of text that are stored as Arrow's type `string`, which can hold twice as many."""
 
@@ -272,6 +278,11 @@ def read_table(
     *,
     check_files: bool = True,
     flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
 ) -> Benchmark:
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
@@ -291,11 +302,17 @@ def read_table(
         root: the folder that relative paths start from, instead of the table's own.
         check_files: look for every file now, not when it is first used.
         flip: whether a mirrored image is still of its class, so that training may mirror images.
+        on_missing_label: what to do with a row without a label: ``"stop"`` and name it, or ``"skip"`` and count it.
+        image_column, label_column, split_column, vector_column: the names of these columns; None: guessed from the
+            usual names (see `divcon.data.columns`), and a note says which.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the table's name and line.
+        ConfigError: an option has an unknown value, or there is no column of a chosen name.
     """
-    return benchmark_of(_one(path, root), check_files=check_files, flip=flip)
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    tables = _one(path, root, chosen, on_missing_label)
+    return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
 
 
 def read_columns(
@@ -305,6 +322,11 @@ def read_columns(
     name: str = "table",
     check_files: bool = True,
     flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
 ) -> Benchmark:
     """Make a benchmark of columns in memory, with the names and meaning as in ``read_table``: for readers of your own.
 
@@ -313,41 +335,80 @@ def read_columns(
             bytes of encoded images, ``embedding`` an (N, F) array or a list of numbers per row.
         root: the folder that relative paths start from; None: the current one.
         name: of the benchmark, in results and messages.
-        check_files, flip: as in ``read_table``.
+        check_files, flip, on_missing_label, image_column, label_column, split_column, vector_column: as in
+            ``read_table``.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the row.
     """
-    tables = tables_in_memory(name, columns, "" if root is None else os.fspath(root))
-    return benchmark_of(tables, check_files=check_files, flip=flip)
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    tables = tables_in_memory(
+        name, columns, "" if root is None else os.fspath(root), chosen, unknown_is_missing=on_missing_label == "skip"
+    )
+    return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
 
 
 def images_in_table(
-    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, check_files: bool = True
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    check_files: bool = True,
+    chosen: Columns = GUESS,
+    context: Context = DEFAULT,
 ) -> LabeledSet:
-    """All images or vectors of a table, with their labels if it has any; the split is ignored.
+    """All images or vectors of a table, with their labels if it has any; the split is ignored. A row without a label is
+    of the class without a name.
+
+    Args:
+        context: warned of what was guessed.
 
     Raises:
-        DataError: as ``read_table``.
+        DataError, ConfigError: as ``read_table``.
     """
-    return images_of_tables(_one(path, root), check_files=check_files)
+    return images_of_tables(_one(path, root, chosen, "none"), check_files=check_files, context=context)
 
 
-def _one(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Tables:
+def _one(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None,
+    chosen: Columns,
+    on_missing_label: str,
+) -> Tables:
     path = Path(path)
-    return load_tables(path.stem, str(path), [TableFile(path)], str(path.parent if root is None else root))
+    return load_tables(
+        stem_of(path),
+        str(path),
+        [TableFile(path)],
+        str(path.parent if root is None else root),
+        chosen,
+        unknown_is_missing=on_missing_label != "stop",
+    )
 
 
-def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True) -> Benchmark:
-    """``read_table`` for loaded tables."""
+def benchmark_of(
+    tables: Tables, *, check_files: bool = True, flip: bool = True, on_missing_label: OnMissingLabel = "stop"
+) -> Benchmark:
+    """``read_table`` for loaded tables.
+
+    Raises:
+        DataError, ConfigError: as of ``read_table``.
+    """
+    if on_missing_label not in get_args(OnMissingLabel):
+        raise ConfigError(f"`on_missing_label` {on_missing_label!r}: must be stop or skip", field="on_missing_label")
     need = ["path", "label"] if tables.kind == "files" else ["label"]
     tables.require(need, "a table needs the columns path and label")
-    images = replace(_image_set(tables), flip=flip)
+    tables = _without_odd_split(tables)
+    images, missing = _image_set(tables, on_missing_label)
+    images = replace(images, flip=flip)
     if check_files:
-        check_paths(images)
+        check_paths(images.subset(~missing) if missing.any() else images)
     name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
+    notes = [*tables.notes(), *notes]
     # Free the rows: there may be ten million.
     del tables
+    if missing.any():
+        notes.append(f"left out: {counted(missing.sum(), 'row')} without a label")
+        images, parts = images.subset(~missing), [part[~missing] for part in parts]
     if images.encoded is None:
         first = first_rows(images)
         kept = [once(part, first) for part in parts]
@@ -356,7 +417,7 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
             what = "image" if images.vectors is None else "path"
             notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
         # An image that is a query in one row and in the gallery in another must not retrieve itself.
-        parts, images = kept, replace(images, rows=first)
+        parts, images = kept, replace(images, rows=images.rows[first])
     train, validation, query, gallery = parts
     query_set = images.subset(query)
     gallery_set = query_set if (query == gallery).all() else images.subset(gallery)
@@ -370,11 +431,22 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
     )
 
 
-def images_of_tables(tables: Tables, *, check_files: bool = True) -> LabeledSet:
+def _without_odd_split(tables: Tables) -> Tables:
+    """The tables without a column that was taken for the split by its name, and holds other words than splits."""
+    if "split" not in tables.guessed or places_among(tables.rows["split"], SPLITS)[1] is None:
+        return tables
+    columns = tuple(names - {"split"} for names in tables.columns)
+    guessed = tables.guessed - {"split"}
+    return replace(tables, rows=tables.rows.drop_columns(["split"]), columns=columns, guessed=guessed)
+
+
+def images_of_tables(tables: Tables, *, check_files: bool = True, context: Context = DEFAULT) -> LabeledSet:
     """``images_in_table`` for loaded tables."""
+    for note in tables.notes():
+        context.warn(note)
     if tables.kind == "files":
         tables.require(["path"], "a table of images needs the column path")
-    images = _image_set(tables)
+    images, _ = _image_set(tables, "none")
     if check_files:
         check_paths(images)
     return images
@@ -399,18 +471,20 @@ def check_paths(images: LabeledSet) -> None:
         )
 
 
-def _image_set(tables: Tables) -> LabeledSet:
+def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"]) -> tuple[LabeledSet, np.ndarray]:
+    """All rows, and which of them have no label and are to be left out, (N,) bool. ``none``: the rows without a label
+    are of a class without a name."""
     source, rows, n = tables.source, tables.rows, len(tables.rows)
     try:
-        vectors, (encoded, inner) = None, (None, None)
+        vectors = encoded = inner = None
         if tables.in_memory is not None and tables.kind == "vectors":
             vectors = vectors_in(tables.in_memory, source)
         elif tables.in_memory is not None and tables.kind == "encoded":
-            encoded = encoded_in(tables.in_memory, source)
+            encoded, inner = encoded_in(tables.in_memory, source)
         elif tables.kind == "vectors":
-            vectors = read_vectors(tables.files, source, n)
+            vectors = read_vectors(tables.files, source, n, tables.value_column)
         elif tables.kind == "encoded":
-            encoded, inner = read_encoded(tables.files, source)
+            encoded, inner = read_encoded(tables.files, source, tables.value_column)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{source}: a column is damaged ({first_line(error)}); make the file again") from None
     if tables.kind == "files":
@@ -425,9 +499,17 @@ def _image_set(tables: Tables) -> LabeledSet:
         paths = _paths_or_rows(paths)
     elif tables.kind == "encoded":
         paths = pc.fill_null(paths, NO_PATH)
-    label_names, labels = ("",), np.zeros(n, np.int64)
+    label_names, labels, missing = ("",), np.zeros(n, np.int64), np.zeros(n, bool)
+    spellings: tuple[tuple[str, ...], ...] = ()
     if "label" in rows.column_names:
-        label_names, labels = _labels(rows["label"], source)
+        label_names, labels, spellings = _labels(tables)
+        missing = labels < 0
+        if missing.any() and (on_missing_label == "stop" or missing.all()):
+            advice = "give the row a label, take it out, or leave such rows out (`on_missing_label=skip`)"
+            reject(source, missing, "the label is empty", advice)
+        if missing.any() and on_missing_label == "none":
+            label_names, labels = (*label_names, ""), np.where(missing, len(label_names), labels)
+            missing[:] = False
     groups = cameras = None
     if "sequence" in rows.column_names:
         groups = codes_of(rows["sequence"])
@@ -435,8 +517,8 @@ def _image_set(tables: Tables) -> LabeledSet:
         cameras = codes_of(rows["camera"])
         # An unknown camera is not the same as another unknown one.
         cameras = np.where(cameras < 0, -1 - np.arange(n), cameras)
-    return LabeledSet(
-        labels=labels,
+    images = LabeledSet(
+        labels=np.maximum(labels, 0),
         label_names=label_names,
         paths=paths,
         rows=np.arange(n, dtype=np.int64),
@@ -447,16 +529,19 @@ def _image_set(tables: Tables) -> LabeledSet:
         boxes=boxes_of(tables),
         cameras=cameras,
         groups=groups,
+        spellings=spellings,
     )
+    return images, missing
 
 
-def _labels(column: pa.ChunkedArray, source: str) -> tuple[tuple[str, ...], np.ndarray]:
-    codes, texts = coded_texts(column)
-    names = texts.to_pylist()
-    empty = np.array([not name.strip() for name in names] + [True])[codes]
-    reject(source, empty, "the label is empty", "give the row a label or take it out")
-    label_names, labels = labelled(names)
-    return label_names, labels[codes]
+def _labels(tables: Tables) -> tuple[tuple[str, ...], np.ndarray, tuple[tuple[str, ...], ...]]:
+    """The classes, the class of each row, (N,) int64, -1 where the label is missing, and the classes' spellings."""
+    try:
+        labels = read_labels(tables.rows["label"], untyped=tables.untyped)
+    except ValueError as error:
+        raise DataError(f"{tables.source}: the column 'label' cannot be read ({error})") from None
+    label_names, places = labelled(labels.names)
+    return label_names, np.append(places, -1)[labels.codes], labels.spellings
 
 
 def _paths_or_rows(paths: pa.Array) -> pa.Array:
@@ -510,7 +595,7 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
     )
 
 
-_METADATA = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
+_METADATA = tuple(f"metadata{suffix}" for suffix in (*CSV_SUFFIXES, *PARQUET_SUFFIXES, ".jsonl", ".ndjson"))
 _SHARD = re.compile(
     rf"(?P<split>{'|'.join(SPLITS)})(-(?P<number>\d+)-of-(?P<count>\d+))?(-[0-9a-f]+)?({'|'.join(PARQUET_SUFFIXES)})"
 )
@@ -538,30 +623,46 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     return files
 
 
-def read_table_folder(root: str | os.PathLike[str], *, check_files: bool = True, flip: bool = True) -> Benchmark:
+def read_table_folder(
+    root: str | os.PathLike[str],
+    *,
+    check_files: bool = True,
+    flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
+) -> Benchmark:
     """Read the tables in a folder (``table_files``), with the columns as in ``read_table``; paths start from the folder
     of the table that names them.
 
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
     """
-    return as_packed(benchmark_of(_loaded(root), check_files=check_files, flip=flip), Path(root))
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    tables = _loaded(root, chosen, on_missing_label)
+    benchmark = benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
+    return as_packed(benchmark, Path(root))
 
 
-def images_in_table_folder(root: str | os.PathLike[str]) -> LabeledSet:
+def images_in_table_folder(
+    root: str | os.PathLike[str], *, chosen: Columns = GUESS, context: Context = DEFAULT
+) -> LabeledSet:
     """All images or vectors of the tables in a folder, with their labels if they have any.
 
     Raises:
-        DataError: as ``read_table_folder``.
+        DataError, ConfigError: as ``read_table_folder``.
     """
-    return images_of_tables(_loaded(root))
+    return images_of_tables(_loaded(root, chosen, "none"), context=context)
 
 
-def _loaded(root: str | os.PathLike[str]) -> Tables:
+def _loaded(root: str | os.PathLike[str], chosen: Columns, on_missing_label: str) -> Tables:
     files = table_files(root)
     if not files:
         raise DataError(f"{root}: there are no tables in it ({', '.join(_METADATA)}, or parquet files of each split)")
-    return load_tables(Path(root).resolve().name, str(root), files, str(root))
+    missing = on_missing_label != "stop"
+    return load_tables(Path(root).resolve().name, str(root), files, str(root), chosen, unknown_is_missing=missing)
 
 
 def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:
