@@ -21,8 +21,8 @@ def names(images) -> list[str]:
 
 
 class TestReadFolder:
-    def test_without_a_split_the_first_half_of_the_classes_trains(self, make_images, colour_of):
-        data = read_folder(make_images(FOUR))
+    def test_without_a_test_fraction_the_first_half_of_the_classes_trains(self, make_images, colour_of):
+        data = read_folder(make_images(FOUR), test_fraction=None)
         assert names(data.train) == FOUR[:4] and names(data.query) == FOUR[4:]
         assert data.query is data.gallery and data.name == "images"
         assert data.query.open(0).getpixel((0, 0)) == colour_of("c/1.png")
@@ -49,12 +49,13 @@ class TestReadFolder:
         assert data.train.label_names == ("b", "c", "d", "train")
 
     def test_images_below_a_class_and_capital_suffixes(self, make_images):
-        data = read_folder(make_images([*FOUR, "a/deep/er/3.JPG", "a/0.TIFF", "b/3.webp", "b/4.gif", "b/5.bmp"]))
+        paths = [*FOUR, "a/deep/er/3.JPG", "a/0.TIFF", "b/3.webp", "b/4.gif", "b/5.bmp"]
+        data = read_folder(make_images(paths), test_fraction=None)
         assert names(data.train)[:4] == ["a/0.TIFF", "a/1.png", "a/2.png", "a/deep/er/3.JPG"]
         assert len(data.train) == 9
 
     def test_numbered_classes_sort_by_number(self, make_images):
-        data = read_folder(make_images([f"{c}/{i}.png" for c in (1, 2, 10, 20) for i in (1, 2)]))
+        data = read_folder(make_images([f"{c}/{i}.png" for c in (1, 2, 10, 20) for i in (1, 2)]), test_fraction=None)
         assert {data.train.label_name(i) for i in range(4)} == {"1", "2"}
 
     def test_what_is_skipped_is_counted(self, make_images):
@@ -106,7 +107,7 @@ class TestReadFolder:
         assert "1 class; without a split" in error_of(make_images(FOUR[:2], folder="one"))
         assert "3 classes; without a split" in error_of(make_images(FOUR[:6], folder="three"))
         message = error_of(make_images(["a/1.png", "b/1.png", "c/1.png", "c/2.png", "d/1.png", "d/2.png"], folder="x"))
-        assert "train has 2 classes, 0 of them with two images or more" in message
+        assert "4 classes; without a split" in message and "and 2 have them" in message
 
 
 class TestImagesOf:

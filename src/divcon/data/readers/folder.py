@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.config.settings import TEST_FRACTION, Protocol
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
 from divcon.data.labeled_set import LabeledSet
+from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
+from divcon.data.splitting import Splitting
 from divcon.data.tables import TABLE_SUFFIXES
-from divcon.errors import DataError
+from divcon.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_FOLDERS = ("train", "test", "validation", "val")
@@ -25,19 +28,39 @@ _OTHER = ("file that is no image", "files that are no images")
 _LAYOUT = "images are in one folder per class, ROOT/CLASS/*, or ROOT/train/CLASS/* and ROOT/test/CLASS/*"
 
 
-def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark:
+def read_folder(
+    root: str | os.PathLike[str],
+    *,
+    flip: bool = True,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
+) -> Benchmark:
     """Read images from ``root/CLASS/*``, or from ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    Images in folders below a class are of that class. Without a split, the first half of the sorted classes is train,
-    the rest test. ``validation`` (or ``val``) is for model selection; without ``test`` it is the test set. Hidden files
-    and files that are no images are skipped, and a note counts them.
+    Images in folders below a class are of that class. Without a split, a fifth of the classes is test, drawn by a hash
+    of their names. ``validation`` (or ``val``) is for model selection; without ``test`` it is the test set. Where train
+    has every class of test, they are a closed set. Hidden files and files that are no images are skipped, and a note
+    counts them.
 
     Args:
         flip: whether a mirrored image is still of its class, so that training may mirror images.
+        test_fraction, protocol, ignore_split: as in `divcon.read`.
+        group: a folder has no columns, so that it takes none.
 
     Raises:
-        DataError: not a folder, no images, images without class folders, too few classes or images.
+        DataError: not a folder, no images, images without class folders, too few classes or images; train and test
+            share some of their classes.
+        ConfigError: ``test_fraction`` is set, and the folder has a split.
     """
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
+    if group is not None:
+        raise ConfigError(
+            f"`group` {group}: {root} is a folder of images, which has no columns; write a table with the columns "
+            f"path, label and {group}, or a metadata.csv beside the images",
+            field="group",
+        )
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: {'this is not a folder' if root.exists() else 'there is no such folder'}")
@@ -56,12 +79,9 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
     images = _image_set(root, [label for _, label, _ in files], [path for _, _, path in files])
     images = replace(images, flip=flip)
     notes = [f"skipped: {counted(n, *what)}" for what, n in sorted(skipped.items())]
-    if not split:
-        train = first_half(images.labels, str(root))
-        test = images.subset(~train)
-        number = f"{len(np.unique(images.labels[train])):,} train, the other {test.num_classes:,} test"
-        notes.append(f"the folder has no split: the first half of the sorted classes, {number}")
-        return checked_benchmark(root.resolve().name, images.subset(train), test, test, notes=notes)
+    if not split or ignore_split:
+        return drawn_benchmark(root.resolve().name, images, splitting, notes, "the folder has no split")
+    splitting.check_own(str(root), f"the folders {', '.join(folders)}")
     part = np.array([part for part, _, _ in files])
     validation = (part == "validation") | (part == "val")
     tested = part == "test"
@@ -75,6 +95,7 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
         test,
         validation=images.subset(validation) if validation.any() else None,
         notes=notes,
+        protocol=protocol,
     )
 
 

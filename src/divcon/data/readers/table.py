@@ -14,10 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.config.settings import TEST_FRACTION, Protocol
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
 from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.labeled_set import NO_PATH, LabeledSet
+from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.splitting import Splitting, classes_in_groups
 from divcon.data.tables import (
     BOX_COLUMNS,
     PARQUET_SUFFIXES,
@@ -26,6 +29,7 @@ from divcon.data.tables import (
     Tables,
     first_line,
     load_tables,
+    metadata_of,
     tables_in_memory,
     where_in,
 )
@@ -163,19 +167,17 @@ SPLITS = ("train", "test", "validation", "val", "query", "gallery")
 _TRAIN, _TEST, _VALIDATION, _VAL, _QUERY, _GALLERY = range(len(SPLITS))
 
 
+def has_split(tables: Tables) -> bool:
+    """Whether the table says which rows are train, and which are test."""
+    return bool({"split", "is_query", "is_gallery"} & set(tables.rows.column_names))
+
+
 def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Whether each row is train, validation, query and gallery, (N,) bool each; and notes."""
+    """Whether each row of a table with a split is train, validation, query and gallery, (N,) bool each; and notes."""
     source, columns = tables.source, tables.rows.column_names
     flags = {"is_query", "is_gallery"} & set(columns)
     if flags:
         tables.require(["is_query", "is_gallery"], "give both is_query and is_gallery, or neither")
-    if "split" not in columns and not flags:
-        train = first_half(labels, source)
-        counts = f"{np.count_nonzero(np.bincount(labels[train])):,} train, the other "
-        counts += f"{np.count_nonzero(np.bincount(labels[~train])):,} test"
-        note = f"the table has no split: the first half of the sorted classes, {counts}"
-        return train, np.zeros_like(train), ~train, ~train, [note]
-
     query = gallery = known = np.zeros(len(labels), bool)
     if flags:
         query, query_known = flags_of(tables, "is_query")
@@ -192,8 +194,8 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
         test, validation = validation, np.zeros_like(validation)
     if not test.any():
         raise DataError(
-            f"{source}: all rows are train, so there is no test set; mark rows as test, or remove the "
-            "column split to test on half of the classes"
+            f"{source}: all rows are train, so there is no test set; mark rows as test, or draw test classes with "
+            "`ignore_split=True`"
         )
     plain = test & (split != _QUERY) & (split != _GALLERY)
     notes = []
@@ -271,13 +273,18 @@ def read_table(
     *,
     check_files: bool = True,
     flip: bool = True,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
 
     - ``split``: train, test, validation (or val), query, gallery. Validation rows are for model selection; in a table
       without test rows they are the test set, as in open-metric-learning. Without ``split``, rows that are query or
-      gallery are the test set; without those columns, the first half of the sorted classes is train, the rest test.
+      gallery are the test set; without those columns, a fifth of the classes is test, drawn by a hash of their names.
+      Where train has every class of test, they are a closed set.
     - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. If all are both, the protocol is leave-one-out.
     - ``x_1,y_1,x_2,y_2``: the crop of the image to use: left, top, right, bottom in pixels; empty: all of it.
     - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and camera.
@@ -290,11 +297,14 @@ def read_table(
         root: the folder that relative paths start from, instead of the table's own.
         check_files: look for every file now, not when it is first used.
         flip: whether a mirrored image is still of its class, so that training may mirror images.
+        test_fraction, group, protocol, ignore_split: as in `divcon.read`.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the table's name and line.
+        ConfigError: ``test_fraction`` is set, and the table has a split.
     """
-    return benchmark_of(_one(path, root), check_files=check_files, flip=flip)
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
+    return benchmark_of(_one(path, root), check_files=check_files, flip=flip, splitting=splitting)
 
 
 def read_columns(
@@ -304,6 +314,10 @@ def read_columns(
     name: str = "table",
     check_files: bool = True,
     flip: bool = True,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Make a benchmark of columns in memory, with the names and meaning as in ``read_table``: for readers of your own.
 
@@ -313,12 +327,15 @@ def read_columns(
         root: the folder that relative paths start from; None: the current one.
         name: of the benchmark, in results and messages.
         check_files, flip: as in ``read_table``.
+        test_fraction, group, protocol, ignore_split: as in `divcon.read`.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the row.
+        ConfigError: ``test_fraction`` is set, and the table has a split.
     """
     tables = tables_in_memory(name, columns, "" if root is None else os.fspath(root))
-    return benchmark_of(tables, check_files=check_files, flip=flip)
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
+    return benchmark_of(tables, check_files=check_files, flip=flip, splitting=splitting)
 
 
 def images_in_table(
@@ -337,14 +354,23 @@ def _one(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> T
     return load_tables(path.stem, str(path), [TableFile(path)], str(path.parent if root is None else root))
 
 
-def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True) -> Benchmark:
+def benchmark_of(
+    tables: Tables, *, check_files: bool = True, flip: bool = True, splitting: Splitting | None = None
+) -> Benchmark:
     """``read_table`` for loaded tables."""
+    splitting = splitting or Splitting()
     need = ["path", "label"] if tables.kind == "files" else ["label"]
     tables.require(need, "a table needs the columns path and label")
     images = replace(_image_set(tables), flip=flip)
     if check_files:
         check_paths(images)
-    name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
+    group_names = None
+    if splitting.group is not None:
+        images, group_names = _with_groups(tables, images, splitting.group)
+    name, own = tables.name, has_split(tables) and not splitting.ignore_split
+    if own:
+        splitting.check_own(tables.source, _split_columns(tables))
+    (*parts, notes) = parts_of(tables, images.labels) if own else (np.ones(len(images), bool), [])
     # Free the rows: there may be ten million.
     del tables
     if images.encoded is None:
@@ -356,6 +382,8 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
             notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
         # An image that is a query in one row and in the gallery in another must not retrieve itself.
         parts, images = kept, replace(images, rows=first)
+    if not own:
+        return drawn_benchmark(name, images.subset(parts[0]), splitting, notes, "the table has no split", group_names)
     train, validation, query, gallery = parts
     query_set = images.subset(query)
     gallery_set = query_set if (query == gallery).all() else images.subset(gallery)
@@ -365,8 +393,61 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
         query_set,
         gallery_set,
         validation=images.subset(validation) if validation.any() else None,
-        notes=notes,
+        notes=[*notes, *_divided_groups(images, group_names, (train | validation, query | gallery))],
+        protocol=splitting.protocol,
     )
+
+
+def _split_columns(tables: Tables) -> str:
+    names = [name for name in ("split", "is_query", "is_gallery") if name in tables.rows.column_names]
+    files = not tables.columns or all("split" not in columns for columns in tables.columns)
+    return "its files" if names == ["split"] and files and not tables.in_memory else f"the column {names[0]}"
+
+
+def _with_groups(tables: Tables, images: LabeledSet, group: str) -> tuple[LabeledSet, list[str]]:
+    """The images with the groups of their classes, by a column; and the name of each class's group: the first of the
+    column's values that it is joined by, or of a class without a value, its own.
+
+    Raises:
+        DataError: there is no such column, or it has no value in any row.
+    """
+    if tables.in_memory is not None:
+        table = tables.in_memory
+    elif group in tables.rows.column_names:
+        table = tables.rows
+    else:
+        table = metadata_of(tables.source)
+    names = [] if table is None else table.column_names
+    kind = None if table is None or group not in names else table[group].type
+    if table is None or kind is None or pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        known = ", ".join(name for name in names if name not in ("split", "is_query", "is_gallery")) or "none"
+        raise DataError(
+            f"{tables.source}: `group` {group}: there is no such column of texts or numbers; there are: {known}"
+        )
+    codes, texts = coded_texts(table[group])
+    empty = np.array([not text.strip() for text in texts.to_pylist()] + [True])
+    codes = np.where(empty[codes], -1, codes)
+    if (codes < 0).all():
+        raise DataError(f"{tables.source}: `group` {group}: the column is empty in all rows")
+    groups = classes_in_groups(images.labels, codes, len(images.label_names))
+    values, first = texts.to_pylist(), {}
+    some = codes >= 0
+    for component, code in set(zip(groups[images.labels[some]].tolist(), codes[some].tolist(), strict=True)):
+        first[component] = min(values[code], first.get(component, values[code]))
+    names = [first.get(component, name) for component, name in zip(groups.tolist(), images.label_names, strict=True)]
+    return replace(images, class_groups=groups), names
+
+
+def _divided_groups(images: LabeledSet, names: Sequence[str] | None, sides: tuple[np.ndarray, np.ndarray]) -> list[str]:
+    """A note on groups that the table's own split divides."""
+    if images.class_groups is None or names is None:
+        return []
+    here, there = (np.unique(images.class_groups[images.labels[side]]) for side in sides)
+    both = np.intersect1d(here, there)
+    if not len(both):
+        return []
+    name = names[int(np.flatnonzero(images.class_groups == both[0])[0])]
+    return [f"the split divides {counted(len(both), 'group')} between train and test, for example {name!r}"]
 
 
 def images_of_tables(tables: Tables, *, check_files: bool = True) -> LabeledSet:
@@ -505,7 +586,7 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
         train=parts["train"],
         validation=parts.get("validation"),
         query=query,
-        gallery=parts.get("gallery", query),
+        gallery=parts.get("gallery", parts["train"] if packed.closed else query),
     )
 
 
@@ -537,14 +618,35 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     return files
 
 
-def read_table_folder(root: str | os.PathLike[str], *, check_files: bool = True, flip: bool = True) -> Benchmark:
+def read_table_folder(
+    root: str | os.PathLike[str],
+    *,
+    check_files: bool = True,
+    flip: bool = True,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
+) -> Benchmark:
     """Read the tables in a folder (``table_files``), with the columns as in ``read_table``; paths start from the folder
     of the table that names them.
 
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
+        ConfigError: as ``read_table``.
     """
-    return as_packed(benchmark_of(_loaded(root), check_files=check_files, flip=flip), Path(root))
+    splitting = Splitting(test_fraction, group, packed_protocol(Path(root), protocol), ignore_split)
+    benchmark = benchmark_of(_loaded(root), check_files=check_files, flip=flip, splitting=splitting)
+    return benchmark if ignore_split else as_packed(benchmark, Path(root))
+
+
+def packed_protocol(folder: Path, protocol: Protocol) -> Protocol:
+    """The protocol to read a folder of tables under: of a packed closed set, that."""
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        return "closed" if protocol == "auto" and about.get("closed") is True else protocol
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return protocol  # there is none, or it is damaged, which `as_packed` reports
 
 
 def images_in_table_folder(root: str | os.PathLike[str]) -> LabeledSet:
