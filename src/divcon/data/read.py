@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from divcon.config.settings import SPLITTING
 from divcon.data.benchmark import Benchmark
 from divcon.data.image_files import check_name, is_folder
 from divcon.data.labeled_set import LabeledSet
@@ -62,7 +64,18 @@ def read(
             it if it takes ``root``.
         context: reports how much of an archive is unpacked. A reader of your own is passed it if it takes ``context``.
         options: of the reader. Tables and folders take ``flip=False``, for data in which a mirrored image is of another
-            class; tables and published data sets take ``check_files=False``, to not look for every file now.
+            class; tables and published data sets take ``check_files=False``, to not look for every file now. Tables and
+            folders also take
+
+            - ``test_fraction``: share of the classes to test on, where the data has no split (0.2). They are drawn by a
+              hash of each class's name, so that a class stays on its side when others are added. None: the last half of
+              the sorted classes;
+            - ``group``: a column of a table. Classes that have a value of it in common, such as the variants of one
+              product, stay on one side, also when validation classes are drawn;
+            - ``protocol``: ``"open"``, to test on classes that are not trained on: test images of train classes are
+              left out; or ``"closed"``, to test on other images of the classes that are: queries are test images, and
+              the gallery is the training images. ``"auto"``: closed where train has every class of test;
+            - ``ignore_split=True``: draw a split, though the data has one.
 
     Raises:
         DataError: no such name or path, or the data cannot be used: the message says what is wrong, where, and what to
@@ -77,9 +90,24 @@ def read(
     _check_options(reader, name, options, len(arguments))
     if _takes(reader, "context"):
         options["context"] = context
-    if reader in NAMED.values() or arguments:
-        return reader(*arguments, **options)
-    return _from_own(reader, name, options)
+    own = not (reader in NAMED.values() or arguments)
+    benchmark = _from_own(reader, name, options) if own else reader(*arguments, **options)
+    names = [name for name in SPLITTING if name != "test_fraction" and options.get(name) not in (None, SPLITTING[name])]
+    splitting = {**benchmark.splitting, **{name: options[name] for name in names}}
+    return replace(benchmark, splitting=splitting) if names else benchmark
+
+
+def splitting_for(data: Readable, splitting: Mapping[str, Any]) -> dict[str, Any]:
+    """The options to read data with, of those that a run was trained with (`DataConfig.splitting`): without
+    ``test_fraction=None``, which older runs have all, where the data has a split of its own by what it is.
+
+    Raises:
+        DataError, ConfigError: there is no such data.
+    """
+    options = dict(splitting)
+    if "test_fraction" in options and options["test_fraction"] is None and not _reader(data, None)[2]:
+        del options["test_fraction"]
+    return options
 
 
 def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **options: Any) -> Benchmark:
@@ -88,13 +116,14 @@ def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **o
     Args:
         where: the file, for the message.
         trust: modules of readers that the file may name: True for all, or their names.
+        options: of `read`; those of the split as in `splitting_for`.
 
     Raises:
         TrustError: the data is a reader whose module the user has not allowed.
         DataError, ConfigError, OutputError: as of `read`.
     """
     check_trusted(source["data"], where, trust)
-    return read(source["data"], source.get("root"), **options)
+    return read(source["data"], source.get("root"), **splitting_for(source["data"], options))
 
 
 def takes_option(data: Readable, option: str) -> bool:

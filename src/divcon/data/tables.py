@@ -72,6 +72,7 @@ __all__ = [
     "TableFile",
     "Tables",
     "first_line",
+    "is_in_memory",
     "is_parquet",
     "is_table",
     "load_table",
@@ -559,16 +560,21 @@ class SourceName(str):
         return source
 
 
+def is_in_memory(source: str) -> bool:
+    """Whether it names columns in memory, and no file."""
+    return isinstance(source, SourceName) and source.in_memory
+
+
 def where_in(source: str, row: int) -> str:
     """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet or of columns in
     memory, nothing of a folder."""
     tables = source.tables if isinstance(source, SourceName) else ()
-    if isinstance(source, SourceName) and source.in_memory:
+    if is_in_memory(source):
         return f"{source} row {row}: "
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
-    if not is_table(source) and table_suffix(source) not in ROW_SUFFIXES:
+    if (not is_table(source) and table_suffix(source) not in ROW_SUFFIXES) or Path(source).is_dir():
         return ""
     kind = format_of(source) if is_table(source) else ""
     if kind == "csv":
@@ -617,8 +623,8 @@ class Tables:
     present: tuple[tuple[str, ...], ...] = ()
     """The names of all columns of each file, or of the table in memory."""
     in_memory: pa.Table | None = None
-    """The column of images or vectors (IMAGE_COLUMN or VECTOR_COLUMN), where it is not read from parquet files; empty
-    for names of files."""
+    """The column of images or vectors (IMAGE_COLUMN or VECTOR_COLUMN), where it is not read from parquet files (of
+    columns in memory, beside all the others); empty for names of files."""
     untyped: bool = False
     """Whether all files are of a format that has text alone (CSV)."""
     value_column: str = ""
@@ -753,10 +759,13 @@ def tables_in_memory(
         labels = named_labels(name, rows["label"], names, unknown_is_missing=unknown_is_missing)
         rows = rows.set_column(rows.column_names.index("label"), "label", labels)
     _check_columns(name, rows, roles)
-    values = None
+    whole = table
     if roles.kind != "files":
         role, column = ("embedding", VECTOR_COLUMN) if roles.kind == "vectors" else ("image", IMAGE_COLUMN)
-        values = pa.table({column: table[roles.names[role]]})
+        values = table[roles.names[role]]
+        if column in whole.column_names:
+            whole = whole.drop_columns([column])
+        whole = whole.append_column(column, values)
     return Tables(
         name=name,
         source=SourceName(name, in_memory=True),
@@ -766,7 +775,7 @@ def tables_in_memory(
         columns=(frozenset(rows.column_names),),
         root=root,
         present=(tuple(table.column_names),),
-        in_memory=values,
+        in_memory=whole,
         guessed=frozenset(roles.guessed),
         roles=(roles,),
     )

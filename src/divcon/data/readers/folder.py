@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.config.settings import TEST_FRACTION, Protocol
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
 from divcon.data.columns import GUESS, Columns
 from divcon.data.image_files import (
     EMPTY,
@@ -25,10 +26,12 @@ from divcon.data.image_files import (
 )
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.labels import spellings_in
+from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
 from divcon.data.split_names import Role, is_fold, split_role
+from divcon.data.splitting import Splitting
 from divcon.data.tables import is_table
-from divcon.errors import DataError
+from divcon.errors import ConfigError, DataError
 from divcon.runtime.context import DEFAULT, Context
 
 _LAYOUT = "images are in one folder per class, ROOT/CLASS/*, or ROOT/train/CLASS/* and ROOT/test/CLASS/*"
@@ -39,24 +42,43 @@ _AS_READ = ("train", "validation", "val", "test", "query", "gallery")
 """Names of splits that need no note."""
 
 
-def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark:
+def read_folder(
+    root: str | os.PathLike[str],
+    *,
+    flip: bool = True,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
+) -> Benchmark:
     """Read images from ``root/CLASS/*``, or from ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    Images in folders below a class are of that class. Without a split, the first half of the sorted classes is train,
-    the rest test. Splits are called train, validation, test, query and gallery, in any case and usual spelling
+    Images in folders below a class are of that class. Without a split, a fifth of the classes is test, drawn by a hash
+    of their names. Splits are called train, validation, test, query and gallery, in any case and usual spelling
     (``Training``, ``valid``, ``val2017``, ``holdout``); ``validation`` is for model selection, and without a test it is
-    the test set. All of it may be in one folder, such as ``root/images``.
+    the test set. All of it may be in one folder, such as ``root/images``. Where train has every class of test, they are
+    a closed set.
 
     What is skipped (hidden and system files, what is no image, images beside the class folders ...) is in
     `Benchmark.skipped`, and a note names it.
 
     Args:
         flip: whether a mirrored image is still of its class, so that training may mirror images.
+        test_fraction, protocol, ignore_split: as in `divcon.read`.
+        group: a folder has no columns, so that it takes none.
 
     Raises:
         DataError: not a folder, one that cannot be read, no images, images without class folders, folders that may be
-            splits or classes, too few classes or images.
+            splits or classes, too few classes or images; train and test share some of their classes.
+        ConfigError: ``test_fraction`` is set, and the folder has a split.
     """
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
+    if group is not None:
+        raise ConfigError(
+            f"`group` {group}: {root} is a folder of images, which has no columns; write a table with the columns "
+            f"path, label and {group}, or a metadata.csv beside the images",
+            field="group",
+        )
     root = Path(root)
     files = image_files(root)
     layout = _layout(files)
@@ -67,13 +89,10 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
     skipped = files.skipped()
     notes = [*map(str, skipped), *layout.notes]
     name = root.resolve().name
-    if not layout.split:
-        train = first_half(images.labels, str(root))
-        test = images.subset(~train)
-        number = f"{len(np.unique(images.labels[train])):,} train, the other {test.num_classes:,} test"
-        notes.append(f"the folder has no split: the first half of the sorted classes, {number}")
-        return replace(checked_benchmark(name, images.subset(train), test, test, notes=notes), skipped=skipped)
+    if not layout.split or ignore_split:
+        return replace(drawn_benchmark(name, images, splitting, notes, "the folder has no split"), skipped=skipped)
     roles = np.array([role for role, _, _ in layout.files])
+    splitting.check_own(str(root), f"the folders {', '.join(np.unique(roles).tolist())}")
     parts = {role: images.subset(roles == role) for role in np.unique(roles).tolist()}
     empty = images.subset(np.empty(0, np.int64))
     validation = parts.get("validation")
@@ -86,7 +105,7 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
         validation = None
     assert query is not None and gallery is not None
     train_set = parts.get("train", empty)
-    data = checked_benchmark(name, train_set, query, gallery, validation=validation, notes=notes)
+    data = checked_benchmark(name, train_set, query, gallery, validation=validation, notes=notes, protocol=protocol)
     return replace(data, skipped=skipped)
 
 
@@ -115,12 +134,12 @@ def images_of(
     if isinstance(source, (str, os.PathLike)):
         check_name(source)
         path = Path(source)
-        if is_table(path):
-            return images_in_table(source, root, chosen=chosen, context=context)
         if is_folder(path):
             if table_files(path):
                 return images_in_table_folder(path, chosen=chosen, context=context)
             return _image_set(path, None, _all_under(path, context))
+        if is_table(path):
+            return images_in_table(source, root, chosen=chosen, context=context)
     paths: list[str] = []
     for item in [source] if isinstance(source, (str, os.PathLike)) else source:
         check_name(item)

@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.config.settings import TEST_FRACTION, Protocol
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
 from divcon.data.columns import GUESS, Columns
 from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.image_files import is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.labels import read_labels
+from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.splitting import Splitting, classes_in_groups
 from divcon.data.table_format import stem_of
 from divcon.data.tables import (
     BOX_COLUMNS,
@@ -29,7 +32,9 @@ from divcon.data.tables import (
     TableFile,
     Tables,
     first_line,
+    is_in_memory,
     load_tables,
+    metadata_of,
     tables_in_memory,
     where_in,
 )
@@ -170,19 +175,17 @@ SPLITS = ("train", "test", "validation", "val", "query", "gallery")
 _TRAIN, _TEST, _VALIDATION, _VAL, _QUERY, _GALLERY = range(len(SPLITS))
 
 
+def has_split(tables: Tables) -> bool:
+    """Whether the table says which rows are train, and which are test."""
+    return bool({"split", "is_query", "is_gallery"} & set(tables.rows.column_names))
+
+
 def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Whether each row is train, validation, query and gallery, (N,) bool each; and notes."""
+    """Whether each row of a table with a split is train, validation, query and gallery, (N,) bool each; and notes."""
     source, columns = tables.source, tables.rows.column_names
     flags = {"is_query", "is_gallery"} & set(columns)
     if flags:
         tables.require(["is_query", "is_gallery"], "give both is_query and is_gallery, or neither")
-    if "split" not in columns and not flags:
-        train = first_half(labels, source)
-        counts = f"{np.count_nonzero(np.bincount(labels[train])):,} train, the other "
-        counts += f"{np.count_nonzero(np.bincount(labels[~train])):,} test"
-        note = f"the table has no split: the first half of the sorted classes, {counts}"
-        return train, np.zeros_like(train), ~train, ~train, [note]
-
     query = gallery = known = np.zeros(len(labels), bool)
     if flags:
         query, query_known = flags_of(tables, "is_query")
@@ -199,8 +202,8 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
         test, validation = validation, np.zeros_like(validation)
     if not test.any():
         raise DataError(
-            f"{source}: all rows are train, so there is no test set; mark rows as test, or remove the "
-            "column split to test on half of the classes"
+            f"{source}: all rows are train, so there is no test set; mark rows as test, or draw test classes with "
+            "`ignore_split=True`"
         )
     plain = test & (split != _QUERY) & (split != _GALLERY)
     notes = []
@@ -283,13 +286,18 @@ def read_table(
     label_column: str | None = None,
     split_column: str | None = None,
     vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
 
     - ``split``: train, test, validation (or val), query, gallery. Validation rows are for model selection; in a table
       without test rows they are the test set, as in open-metric-learning. Without ``split``, rows that are query or
-      gallery are the test set; without those columns, the first half of the sorted classes is train, the rest test.
+      gallery are the test set; without those columns, a fifth of the classes is test, drawn by a hash of their names.
+      Where train has every class of test, they are a closed set.
     - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. If all are both, the protocol is leave-one-out.
     - ``x_1,y_1,x_2,y_2``: the crop of the image to use: left, top, right, bottom in pixels; empty: all of it.
     - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and camera.
@@ -305,14 +313,19 @@ def read_table(
         on_missing_label: what to do with a row without a label: ``"stop"`` and name it, or ``"skip"`` and count it.
         image_column, label_column, split_column, vector_column: the names of these columns; None: guessed from the
             usual names (see `divcon.data.columns`), and a note says which.
+        test_fraction, group, protocol, ignore_split: as in `divcon.read`.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the table's name and line.
-        ConfigError: an option has an unknown value, or there is no column of a chosen name.
+        ConfigError: an option has an unknown value, there is no column of a chosen name, or ``test_fraction`` is set,
+            and the table has a split.
     """
     chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
     tables = _one(path, root, chosen, on_missing_label)
-    return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
+    return benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
 
 
 def read_columns(
@@ -327,6 +340,10 @@ def read_columns(
     label_column: str | None = None,
     split_column: str | None = None,
     vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Make a benchmark of columns in memory, with the names and meaning as in ``read_table``: for readers of your own.
 
@@ -337,15 +354,20 @@ def read_columns(
         name: of the benchmark, in results and messages.
         check_files, flip, on_missing_label, image_column, label_column, split_column, vector_column: as in
             ``read_table``.
+        test_fraction, group, protocol, ignore_split: as in `divcon.read`.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the row.
+        ConfigError: ``test_fraction`` is set, and the table has a split.
     """
     chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
     tables = tables_in_memory(
         name, columns, "" if root is None else os.fspath(root), chosen, unknown_is_missing=on_missing_label == "skip"
     )
-    return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
+    return benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
 
 
 def images_in_table(
@@ -386,13 +408,19 @@ def _one(
 
 
 def benchmark_of(
-    tables: Tables, *, check_files: bool = True, flip: bool = True, on_missing_label: OnMissingLabel = "stop"
+    tables: Tables,
+    *,
+    check_files: bool = True,
+    flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    splitting: Splitting | None = None,
 ) -> Benchmark:
     """``read_table`` for loaded tables.
 
     Raises:
         DataError, ConfigError: as of ``read_table``.
     """
+    splitting = splitting or Splitting()
     if on_missing_label not in get_args(OnMissingLabel):
         raise ConfigError(f"`on_missing_label` {on_missing_label!r}: must be stop or skip", field="on_missing_label")
     need = ["path", "label"] if tables.kind == "files" else ["label"]
@@ -402,8 +430,14 @@ def benchmark_of(
     images = replace(images, flip=flip)
     if check_files:
         check_paths(images.subset(~missing) if missing.any() else images)
-    name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
-    notes = [*tables.notes(), *notes]
+    group_names = None
+    if splitting.group is not None:
+        images, group_names = _with_groups(tables, images, splitting.group)
+    name, own = tables.name, has_split(tables) and not splitting.ignore_split
+    if own:
+        splitting.check_own(tables.source, _split_columns(tables))
+    (*parts, more) = parts_of(tables, images.labels) if own else (np.ones(len(images), bool), [])
+    notes = [*tables.notes(), *more]
     # Free the rows: there may be ten million.
     del tables
     if missing.any():
@@ -418,6 +452,8 @@ def benchmark_of(
             notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
         # An image that is a query in one row and in the gallery in another must not retrieve itself.
         parts, images = kept, replace(images, rows=images.rows[first])
+    if not own:
+        return drawn_benchmark(name, images.subset(parts[0]), splitting, notes, "the table has no split", group_names)
     train, validation, query, gallery = parts
     query_set = images.subset(query)
     gallery_set = query_set if (query == gallery).all() else images.subset(gallery)
@@ -427,8 +463,61 @@ def benchmark_of(
         query_set,
         gallery_set,
         validation=images.subset(validation) if validation.any() else None,
-        notes=notes,
+        notes=[*notes, *_divided_groups(images, group_names, (train | validation, query | gallery))],
+        protocol=splitting.protocol,
     )
+
+
+def _split_columns(tables: Tables) -> str:
+    names = [name for name in ("split", "is_query", "is_gallery") if name in tables.rows.column_names]
+    files = not tables.columns or all("split" not in columns for columns in tables.columns)
+    return "its files" if names == ["split"] and files and not is_in_memory(tables.source) else f"the column {names[0]}"
+
+
+def _with_groups(tables: Tables, images: LabeledSet, group: str) -> tuple[LabeledSet, list[str]]:
+    """The images with the groups of their classes, by a column; and the name of each class's group: the first of the
+    column's values that it is joined by, or of a class without a value, its own.
+
+    Raises:
+        DataError: there is no such column, or it has no value in any row.
+    """
+    if is_in_memory(tables.source):
+        table = tables.in_memory
+    elif group in tables.rows.column_names:
+        table = tables.rows
+    else:
+        table = metadata_of(tables.source)
+    names = [] if table is None else table.column_names
+    kind = None if table is None or group not in names else table[group].type
+    if table is None or kind is None or pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        known = ", ".join(name for name in names if name not in ("split", "is_query", "is_gallery")) or "none"
+        raise DataError(
+            f"{tables.source}: `group` {group}: there is no such column of texts or numbers; there are: {known}"
+        )
+    codes, texts = coded_texts(table[group])
+    empty = np.array([not text.strip() for text in texts.to_pylist()] + [True])
+    codes = np.where(empty[codes], -1, codes)
+    if (codes < 0).all():
+        raise DataError(f"{tables.source}: `group` {group}: the column is empty in all rows")
+    groups = classes_in_groups(images.labels, codes, len(images.label_names))
+    values, first = texts.to_pylist(), {}
+    some = codes >= 0
+    for component, code in set(zip(groups[images.labels[some]].tolist(), codes[some].tolist(), strict=True)):
+        first[component] = min(values[code], first.get(component, values[code]))
+    names = [first.get(component, name) for component, name in zip(groups.tolist(), images.label_names, strict=True)]
+    return replace(images, class_groups=groups), names
+
+
+def _divided_groups(images: LabeledSet, names: Sequence[str] | None, sides: tuple[np.ndarray, np.ndarray]) -> list[str]:
+    """A note on groups that the table's own split divides."""
+    if images.class_groups is None or names is None:
+        return []
+    here, there = (np.unique(images.class_groups[images.labels[side]]) for side in sides)
+    both = np.intersect1d(here, there)
+    if not len(both):
+        return []
+    name = names[int(np.flatnonzero(images.class_groups == both[0])[0])]
+    return [f"the split divides {counted(len(both), 'group')} between train and test, for example {name!r}"]
 
 
 def _without_odd_split(tables: Tables) -> Tables:
@@ -591,7 +680,7 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
         train=parts["train"],
         validation=parts.get("validation"),
         query=query,
-        gallery=parts.get("gallery", query),
+        gallery=parts.get("gallery", parts["train"] if packed.closed else query),
     )
 
 
@@ -633,17 +722,34 @@ def read_table_folder(
     label_column: str | None = None,
     split_column: str | None = None,
     vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Read the tables in a folder (``table_files``), with the columns as in ``read_table``; paths start from the folder
     of the table that names them.
 
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
+        ConfigError: as ``read_table``.
     """
     chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, packed_protocol(Path(root), protocol), ignore_split)
     tables = _loaded(root, chosen, on_missing_label)
-    benchmark = benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
-    return as_packed(benchmark, Path(root))
+    benchmark = benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
+    return benchmark if ignore_split else as_packed(benchmark, Path(root))
+
+
+def packed_protocol(folder: Path, protocol: Protocol) -> Protocol:
+    """The protocol to read a folder of tables under: of a packed closed set, that."""
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        return "closed" if protocol == "auto" and about.get("closed") is True else protocol
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return protocol  # there is none, or it is damaged, which `as_packed` reports
 
 
 def images_in_table_folder(
