@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 import divcon as dc
-from divcon.config.from_data import fit
+from divcon.config.from_data import fit, fit_images
 from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
+from divcon.data.shapes import image_shapes
 from divcon.evaluation.bootstrap import bootstrap_runs_difference
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.run import run
@@ -126,10 +127,16 @@ def scored(model: dc.EmbeddingModel, data: dc.Benchmark) -> dict[str, Any]:
 def pretrained(spec: Set, data: dc.Benchmark) -> dict[str, Any]:
     vectors = data.train.vectors
     if vectors is None:
-        model = dc.EmbeddingModel(BACKBONE, image_size=spec.size)
+        model = dc.EmbeddingModel(BACKBONE, image_size=spec.size, fit=fit_of(spec, data))
     else:
         model = dc.EmbeddingModel("none", vector_dim=vectors.shape[1])
     return {"pretrained": scored(model, data)["features"]}
+
+
+def fit_of(spec: Set, data: dc.Benchmark) -> Any:
+    """How the default fits images into the square input, as `divcon train` derives it from their shapes."""
+    model = config_of(spec, data, "default", 0).model
+    return fit_images(model, image_shapes(data.train))[0].fit
 
 
 def config_of(spec: Set, data: dc.Benchmark, arm: str, seed: int) -> RunConfig:
