@@ -493,8 +493,9 @@ class DataConfig:
     """Hold out validation classes from the training classes, and keep the epoch that is best on them (see
     `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
     the last epoch, as the papers do."""
-    validation_fraction: float = 0.1
-    """Share of the training classes to hold out, where the data does not mark validation classes."""
+    validation_fraction: float = setting(0.0, before=0.1)
+    """Share of the training classes to hold out, where the data does not mark validation classes. 0: a tenth, or less
+    where that would be more than 10,000 images (see `divcon.config.from_data`)."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
     select_by: SelectBy = setting("auto", before="recall_at_1")
@@ -547,9 +548,9 @@ class DataConfig:
                 "and `select_by=last` chooses none; leave out one of the two",
                 field=("validation_folds", "select_by"),
             )
-        if not 0 < self.validation_fraction < 1:
+        if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
-                f"`validation_fraction` {self.validation_fraction}: must be between 0 and 1",
+                f"`validation_fraction` {self.validation_fraction}: must be at least 0 and below 1",
                 field="validation_fraction",
             )
 

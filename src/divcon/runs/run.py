@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from divcon.config.from_data import fit, with_choices_of
+from divcon.config.from_data import fit, fit_data, with_choices_of
 from divcon.config.settings import SECTION_OF, ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
@@ -184,8 +184,12 @@ class _Job:
         saved = folder.read() if self.resume and folder.checkpoint.exists() else None
         if saved is not None:
             return folder.settled(with_choices_of(config, saved[0]))
+        data, held_out = fit_data(config.data, len(self.data.train))
+        config = dataclasses.replace(config, data=data)
         train = _split(self.data, config).train
         config, reasons = fit(config, train.labels, open_shapes(config.model, train), any_size=takes_any_size(backbone))
+        if config.data.validation and config.data.validation_folds is None and self.data.validation is None:
+            reasons |= held_out
         if reasons and not self.is_fold and self.over_folds is None:
             values = {name: config.to_dict()[SECTION_OF[name]][name] for name in reasons}
             self.display.chosen({name: (value, reasons[name]) for name, value in values.items()})
