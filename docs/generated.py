@@ -25,6 +25,7 @@ from torch import nn
 
 from divcon.cli.app import app as command_line
 from divcon.cli.messages import flag, in_flags
+from divcon.config.augment import Augment
 from divcon.config.fields import Part, field_docs
 from divcon.config.presets import PRESETS, PUBLISHED_RESULTS
 from divcon.config.settings import AUTO_MINERS, SECTIONS, TrainConfig
@@ -171,6 +172,8 @@ def _kind(hint: Any) -> str:
     if hint == Part:
         return "text, or a part of your own"
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint == Augment:
+        return "names, with arguments"
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in inner)
     if origin in (types.UnionType, typing.Union):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from divcon.config.augment import Augment, read_augment
 from divcon.config.fields import (
     Part,
     at_least,
@@ -37,6 +38,7 @@ __all__ = [
     "OPTIONS_OF",
     "SECTIONS",
     "SECTION_OF",
+    "Augment",
     "DataConfig",
     "DataSource",
     "Device",
@@ -267,10 +269,19 @@ class TrainConfig:
     """Smallest share of an image's area that a random training crop keeps; not used for vectors."""
     flip: bool | None = None
     """Mirror half of the training images. None: as the data set says (icons: no; all others: yes)."""
+    augment: Augment = setting(default_factory=dict, read=read_augment)
+    """More augmentation of training images, after the random crop and mirroring, by name and in this order, as in
+    `augment=color_jitter,erasing`: color_jitter, photometric_distort, grayscale, autocontrast, equalize, invert,
+    posterize, solarize, sharpness, gaussian_blur, gaussian_noise, jpeg, rotation, affine, perspective, elastic,
+    vertical_flip, erasing, rand_augment, trivial_augment, auto_augment, augmix; none: no more. Each takes the
+    arguments of its class of torchvision.transforms.v2, and p, the share of images that it is applied to, in
+    parentheses, as in "rotation(degrees=10), erasing(p=0.3)"; in a file a mapping of names to arguments. Not used for
+    vectors."""
     train_transform: Part | None = setting(None, door=True)
-    """A transform of your own for training images, in place of the random crop and mirroring: any callable on a PIL
-    image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates one and may
-    take image_size. It returns image_size x image_size pixels, which are not normalised. Not used for vectors."""
+    """A transform of your own for training images, in place of the random crop, mirroring and `augment`: any callable
+    on a PIL image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates
+    one and may take image_size. It returns pixels of the height and width of `image_size`, which are not normalised.
+    Not used for vectors."""
     ema_decay: float = setting(0.8, before=0.0)
     """Decay of an exponential moving average of the weights, updated after each epoch, which is evaluated and saved in
     place of the weights; training goes on from the weights themselves. 0: none, as in both papers."""
@@ -364,10 +375,11 @@ class TrainConfig:
                 field=("freeze_backbone_epochs", "redivide_every"),
             )
         own = self.train_transform is not None
-        if own and (self.flip is not None or self.crop_scale != type(self).crop_scale):
-            name = "crop_scale" if self.flip is None else "flip"
+        if own and (self.flip is not None or self.crop_scale != type(self).crop_scale or self.augment):
+            name = "augment" if self.augment else "crop_scale" if self.flip is None else "flip"
+            value = ",".join(self.augment) if name == "augment" else getattr(self, name)
             raise ConfigError(
-                f"`{name}` {getattr(self, name)}: belongs to the built-in transform, and `train_transform` replaces "
+                f"`{name}` {value}: belongs to the built-in transform, and `train_transform` replaces "
                 "it; leave one of them out",
                 field=(name, "train_transform"),
             )

@@ -24,7 +24,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional
 
+from divcon.config.augment import Augment
 from divcon.config.image_size import ImageSize, height_width, size_in_words
+from divcon.data.augmentation import Augmented
 from divcon.errors import ConfigError
 from divcon.runtime.importing import load_part, name_of
 
@@ -55,6 +57,10 @@ class TrainTransform:
             to 4/3; with ``squash``, the shape of the image, times 3/4 to 4/3; with ``pad``, it is cropped from the
             image with its border.
         fill: the colour of that border, red, green, blue.
+        augment: what is done to a crop after that (see `divcon.data.augmentation`).
+
+    Raises:
+        ConfigError: an augmentation does not take its arguments.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class TrainTransform:
         flip: bool = True,
         fit: Fit = "crop",
         fill: tuple[int, ...] = _MEAN,
+        augment: Augment | None = None,
     ) -> None:
         self._size = height, width = height_width(size)
         self._interpolation = InterpolationMode(interpolation)
@@ -77,7 +84,11 @@ class TrainTransform:
         self._crop = v2.RandomResizedCrop(
             [height, width], scale=self._scale, ratio=self._ratio, interpolation=self._interpolation
         )
-        self._after = v2.Compose([*([v2.RandomHorizontalFlip()] if flip else []), v2.PILToTensor()])
+        steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if flip else []
+        steps.append(v2.PILToTensor())
+        if augment:
+            steps.append(Augmented(augment, fill))
+        self._after = v2.Compose(steps)
         self.needs = math.ceil(max(height, width) / math.sqrt(min_scale * _RATIO[0]))
         """The pixels that the shorter side must have for the smallest crop to have the size in each direction."""
 
