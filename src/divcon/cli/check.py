@@ -137,7 +137,7 @@ def _show_augmented(
     from divcon.config.from_data import fit_images
     from divcon.config.image_size import saved_size
     from divcon.config.settings import RunConfig
-    from divcon.data.shapes import open_shapes
+    from divcon.data.shapes import facts_to_choose_by
     from divcon.models import EmbeddingModel
     from divcon.models.backbone import resolve_backbone, takes_any_size
     from divcon.training.sheet import augmented_sheet
@@ -154,7 +154,7 @@ def _show_augmented(
     if images.vectors is not None:
         raise ConfigError(f"--show-augmented: {data} holds vectors, which are not augmented")
     backbone = resolve_backbone(model.backbone, None, None)
-    if (shapes := open_shapes(model, images)) is not None:
+    if (shapes := facts_to_choose_by(model, images)) is not None:
         model, _ = fit_images(model, shapes, any_size=takes_any_size(backbone))
     options = {**model.network, "backbone": backbone, "pretrained": False, "weights": None}
     options |= {"method": "single", "num_learners": 1, "head_options": {}}  # not of the picture

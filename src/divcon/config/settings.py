@@ -28,6 +28,7 @@ from divcon.config.fields import (
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
 from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.errors import ConfigError
 from divcon.runtime.environment import started_by_torchrun
 from divcon.runtime.files import atomic_write
@@ -102,6 +103,11 @@ class ModelConfig:
     the mean colour. Training crops at random in the same way. auto: squash where `image_size` is not square, or half of
     the training images are more than 1.6 times as long as wide, else crop. It is saved with the model. Not used for
     vectors."""
+    pixel_range: PixelRange = setting("auto", before="full", read=read_pixel_range, write=saved_pixel_range)
+    """For images of more than 8 bits a channel (12-bit data in 16-bit files, floating-point TIFF), the values that
+    become black and white: full (0 and 65535), own (the lowest and the highest value of each image), or two numbers, as
+    in `pixel_range=0,4095`. auto: from the training images; 0,4095 where their values need 12 bits, for example. It is
+    saved with the model. Other images are not changed by it."""
     pooling: Pooling = "auto"
     """How the backbone's feature map becomes one vector: auto (the backbone's own pooling), avg, max, gem (generalised
     mean, Radenovic et al., TPAMI 2018: p is learned and starts at 3; negative values count as zero), or token (a vision
@@ -150,7 +156,8 @@ class ModelConfig:
         and a fit that were not chosen from data are those of `divcon.EmbeddingModel`."""
         values = {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
         fit = "crop" if self.fit == "auto" else self.fit
-        return {**values, "image_size": self.image_size or IMAGE_SIZE, "fit": fit}
+        pixel_range = "full" if self.pixel_range == "auto" else self.pixel_range
+        return {**values, "image_size": self.image_size or IMAGE_SIZE, "fit": fit, "pixel_range": pixel_range}
 
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]

@@ -98,7 +98,7 @@ def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainC
             arguments.
     """
     if config.train_transform is not None:
-        return create_transform(config.train_transform, model.image_size, "train_transform")
+        return create_transform(config.train_transform, model.image_size, "train_transform", model.pixel_range)
     return TrainTransform(
         model.image_size,
         interpolation=model.preprocessing.interpolation,
@@ -107,6 +107,7 @@ def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainC
         fit=model.fit,
         fill=model.preprocessing.fill,
         augment=config.augment,
+        pixel_range=model.pixel_range,
     )
 
 
