@@ -181,7 +181,7 @@ def _kind(hint: Any) -> str:
     if origin is dict:
         return "names and values"
     if origin is tuple:
-        return "height x width"
+        return "height x width" if inner == (int, int) else "two numbers"
     names = {int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path"}
     return names.get(hint, "none")
 
