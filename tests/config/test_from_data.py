@@ -19,10 +19,10 @@ def labels_of(classes: int, each: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("classes", "each", "learners", "batch", "images_per_class", "epochs"),
     [
-        (50, 5, 1, 80, 4, 100),  # 250 images: 3 batches an epoch
-        (100, 2, 1, 80, 2, 100),  # pairs
-        (8, 30, 1, 32, 4, 100),  # too few classes to fill a batch
-        (312, 8, 1, 80, 4, 100),
+        (50, 5, 1, 80, 4, 60),  # 250 images: 3 batches an epoch
+        (100, 2, 1, 80, 2, 60),  # pairs
+        (8, 30, 1, 32, 4, 60),  # too few classes to fill a batch
+        (312, 8, 1, 80, 4, 60),
         (1_000, 14, 4, 80, 4, 57),
         (11_318, 5, 4, 80, 4, 20),
         (25_000, 10, 4, 80, 4, 20),  # 250,000 images

@@ -131,6 +131,7 @@ def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[I
     """The items to index, in chunks, and their number; None for a listing, which is read as it is indexed."""
     from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
+    from divcon.runtime.context import Context
     from divcon.search.items import chunks_of, items_of, read_listing
 
     if stream is not None:
@@ -138,7 +139,7 @@ def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[I
     if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
         image_set = read_data(images[0], root).gallery
     else:
-        image_set = images_of(images[0] if len(images) == 1 else images, root)
+        image_set = images_of(images[0] if len(images) == 1 else images, root, context=Context(on_warning=note))
     items, repeated = items_of(image_set)
     if repeated:
         note(f"left out {repeated:,} rows with the same image as an earlier row")

@@ -30,9 +30,9 @@ from divcon.config.image_size import height_width, size_in_words
 from divcon.config.settings import IMAGE_SIZE, ModelConfig, RunConfig, TrainConfig
 
 STEPS = 10_000
-MIN_EPOCHS, MAX_EPOCHS = 20, 100
+MIN_EPOCHS, MAX_EPOCHS = 20, 60
 BATCH_SIZE, IMAGES_PER_CLASS = 80, 4
-LEARNERS, IMAGES_PER_LEARNER, BATCHES_TO_DIVIDE = 4, 500, 5_000
+LEARNERS, IMAGES_PER_LEARNER, BATCHES_TO_DIVIDE = 4, 500, 3_000
 LONG, LONGEST, STRIDE = 1.6, 4.0, 32
 BITS = (8, 10, 12, 14, 16)
 """Images up to 1.6 are common photographs, 4:3 and 3:2; 16:9 and people, 2:1, are beyond."""

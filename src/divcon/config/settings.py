@@ -39,6 +39,8 @@ __all__ = [
     "OPTIONS_OF",
     "SECTIONS",
     "SECTION_OF",
+    "SPLITTING",
+    "TEST_FRACTION",
     "Augment",
     "DataConfig",
     "DataSource",
@@ -53,11 +55,14 @@ __all__ = [
     "OnBadImage",
     "Pooling",
     "Precision",
+    "Protocol",
     "Rounds",
     "RunConfig",
     "SelectBy",
     "SmallClasses",
     "TrainConfig",
+    "TrainOn",
+    "check_splitting",
     "sections_in",
 ]
 
@@ -79,7 +84,7 @@ class ModelConfig:
     slices (CVPR 2019: K consecutive slices of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
     num_learners: int = 0
     """K, the number of learners, and of clusters that the training images are divided into; 1 for single. 0: 4
-    where the training has 5,000 batches or more, else 1 (see `divcon.config.from_data`)."""
+    where the training has 3,000 batches or more, else 1 (see `divcon.config.from_data`)."""
     embedding_dim: int = 512
     """D, the length of the embedding."""
     head_options: dict[str, Any] = setting(default_factory=dict, options_of="method")
@@ -183,7 +188,7 @@ class TrainConfig:
 
     epochs: int = 0
     """Number of epochs; each has N // `batch_size` batches (N: training images), for any method and number of
-    learners. 0: from a budget of 10,000 batches, 20 to 100 epochs (see `divcon.config.from_data`)."""
+    learners. 0: from a budget of 10,000 batches, 20 to 60 epochs (see `divcon.config.from_data`)."""
     batch_size: int = 0
     """B, images per batch; a multiple of `images_per_class`. 0: 80, or fewer where there are few images."""
     images_per_class: int = 0
@@ -446,12 +451,63 @@ class TrainConfig:
 
 OnBadImage = Literal["stop", "skip"]
 SelectBy = Literal["auto", "map_at_r", "recall_at_1", "last"]
+Protocol = Literal["auto", "open", "closed"]
+TrainOn = Literal["train", "all"]
+
+TEST_FRACTION = 0.2
+"""Share of the classes to test on, where neither the data nor the user says: enough for a test, and four of five
+classes teach."""
+
+SPLITTING = {"test_fraction": TEST_FRACTION, "group": None, "protocol": "auto", "ignore_split": False}
+"""The settings of `DataConfig` that say how data is split when it is read, and their defaults."""
+
+
+def check_splitting(test_fraction: float | None, group: str | None, protocol: str) -> None:
+    """
+    Raises:
+        ConfigError: the fraction is out of bounds; or the settings do not go together.
+    """
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise ConfigError(f"`test_fraction` {test_fraction:g}: must be between 0 and 1", field="test_fraction")
+    if protocol not in ("auto", "open", "closed"):
+        raise ConfigError(f"`protocol` {protocol!r}: must be auto, open or closed", field="protocol")
+    if protocol == "closed" and group is not None:
+        raise ConfigError(
+            f"`group` {group} with `protocol=closed`: a group keeps whole classes together, and a closed set divides "
+            "the images of each class; leave out one of the two",
+            field=("group", "protocol"),
+        )
+    if protocol == "closed" and test_fraction is None:
+        raise ConfigError(
+            "`test_fraction=None` with `protocol=closed`: the sorted halves are of classes, and a closed set divides "
+            "the images of each class; give a number",
+            field=("test_fraction", "protocol"),
+        )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """How the training data is split and checked."""
 
+    test_fraction: float | None = setting(TEST_FRACTION, before=None)
+    """Share of the classes to test on, where the data has no split; drawn by a hash of each class's name, so that a
+    class stays on its side when others are added. In a closed set (`protocol`), share of each class's images. None:
+    the last half of the sorted classes."""
+    group: str | None = None
+    """A column of the table: classes that have a value of it in common, such as the variants of one product, stay on
+    one side, in the draws of test and of validation classes."""
+    protocol: Protocol = "auto"
+    """open: test on classes that are not trained on; test images of classes that train are left out. closed: test on
+    other images of the classes that train (queries are test images, the gallery is the training images). auto: closed
+    where train has every test class, else open; where they share some of the classes, you choose."""
+    ignore_split: bool = False
+    """Draw a split of all images, as `test_fraction`, `group` and `protocol` say, though the data has one."""
+    train_on: TrainOn = "train"
+    """all: train on every class, the test classes too, without validation: a model for use, which has no test score of
+    its own. `like` takes the settings and the length that validation has chosen, from a run with validation."""
+    end_epoch: int | None = None
+    """Last epoch to train, counted from 0: the run ends after it, on the schedule of all `epochs`, and without
+    validation keeps it. None: the last of `epochs`."""
     validation: bool = True
     """Hold out validation classes from the training classes, and keep the epoch that is best on them (see
     `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
@@ -479,11 +535,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_splitting(self.test_fraction, self.group, self.protocol)
         at_least(self, evaluate_every=1)
+        if self.end_epoch is not None:
+            at_least(self, end_epoch=0)
         for name, bound in (("patience", 1), ("validation_folds", 2)):
             if (value := getattr(self, name)) is None:
                 continue
             at_least(self, **{name: bound})
+            if self.train_on == "all":
+                raise ConfigError(
+                    f"`{name}` {value} with `train_on=all`: all classes train, so that none are left to validate on; "
+                    f"leave out `{name}`",
+                    field=(name, "train_on"),
+                )
             if not self.validation:
                 raise ConfigError(
                     f"`{name}` {value}: needs validation classes; leave out `validation=False`, or `{name}`",
@@ -506,6 +571,16 @@ class DataConfig:
                 f"`validation_fraction` {self.validation_fraction}: must be between 0 and 1",
                 field="validation_fraction",
             )
+
+    @property
+    def splitting(self) -> dict[str, Any]:
+        """The options of `divcon.read` that say how the data is split, those that are not at their defaults."""
+        return {name: value for name, default in SPLITTING.items() if (value := getattr(self, name)) != default}
+
+    @property
+    def validates(self) -> bool:
+        """Whether a run holds images out for validation, once, or those of folds."""
+        return self.validation and self.train_on == "train"
 
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
@@ -621,7 +696,7 @@ class RunConfig:
         return {name: values for section in pairs for name, values in section.items()}
 
 
-RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine", "pinned")
+RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine", "pinned", "like")
 """The keys of a run's ``config.json`` beside settings, source and init; a file with any of them is a run's."""
 
 

@@ -255,7 +255,7 @@ class EmbeddingModel(nn.Module):
             ImageError: an image does not decode; the message names it.
             DataError: the model takes other input.
         """
-        images = as_set(images, None if self.vector_dim is not None else needed_pixels(self.eval_transform))
+        images = as_set(images, None if self.vector_dim is not None else needed_pixels(self.eval_transform), context)
         check_input(images, self.vector_dim)
         batches = input_batches(
             images,
