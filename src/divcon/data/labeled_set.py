@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from divcon.config.pixel_range import PixelRange
 from divcon.data.decode import decode
 from divcon.data.digests import SPELLINGS, digest_of, from_root
 from divcon.data.encoded import Encoded
@@ -174,11 +175,12 @@ class LabeledSet:
         except OSError as error:
             raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
-    def open(self, i: int, needs: int | None = None) -> Image.Image:
+    def open(self, i: int, needs: int | None = None, pixel_range: PixelRange = "full") -> Image.Image:
         """Decode image i, cropped to its box, as RGB (see `divcon.data.decode.decode`).
 
         Args:
             needs: pixels that its shorter side must have at least: a JPEG may be decoded at a smaller scale.
+            pixel_range: what becomes black and white, of images with more than 8 bits a channel.
 
         Raises:
             ImageError: the file is missing or does not decode (the message names it), or the set is of vectors.
@@ -192,8 +194,8 @@ class LabeledSet:
         encoded = self.encoded
         try:
             if encoded is None:
-                return decode(Path(self.root, self.path(i)), box, needs)
-            return decode(encoded[int(self.rows[i])].as_py(), box, needs)
+                return decode(Path(self.root, self.path(i)), box, needs, pixel_range)
+            return decode(encoded[int(self.rows[i])].as_py(), box, needs, pixel_range)
         except ImageError as error:
             raise ImageError(f"{self.where(i)}: {error}") from None
 
