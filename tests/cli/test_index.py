@@ -74,7 +74,8 @@ def test_a_table_s_columns_are_kept(command: Command, run: Path, image_folder: P
     images = sorted(image_folder.rglob("*.png"))[:6]
     lines = [f"{path.relative_to(image_folder)},l{i % 2},{i},a{i}" for i, path in enumerate(images)]
     (tmp_path / "t.csv").write_text("path,label,price,colour\n" + "\n".join(lines) + "\n")
-    code, _, err = index(command, run, tmp_path / "t.csv", "--root", image_folder, "--store", tmp_path / "store")
+    options = ["--root", image_folder, "--store", tmp_path / "store", "--column-type", "price=int"]
+    code, _, err = index(command, run, tmp_path / "t.csv", *options)
     assert code == 0, err
     output = command("search", tmp_path / "store", images[0], "--where", "price>=2", "--where", "label=l0", "--json")
     hits = [json.loads(line) for line in output[1].splitlines()]

@@ -12,6 +12,7 @@ import pyarrow as pa
 from divcon.data.benchmark import Benchmark, labelled
 from divcon.data.labeled_set import LabeledSet, row_name
 from divcon.data.read import read
+from divcon.data.vector_checks import unusable_vector
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
 
@@ -81,13 +82,13 @@ def _as_set(data: Any) -> LabeledSet:
 def check_vectors(vectors: np.ndarray) -> None:
     """
     Raises:
-        DataError: it is not an (N, F) array of finite numbers.
+        DataError: it is not an (N, F) array of finite numbers whose squares float32 holds; the message has the row.
     """
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise DataError(f"an array of shape {vectors.shape} of {vectors.dtype}: vectors come as (N, F) numbers")
-    wrong = np.flatnonzero(~np.isfinite(vectors).all(1))
-    if len(wrong):
-        raise DataError(f"row {wrong[0]} of the vectors holds NaN or infinite values (in {len(wrong)} rows)")
+    unusable = unusable_vector(vectors)
+    if unusable is not None:
+        raise DataError(f"row {unusable[0]} of the vectors {unusable[1]}")
 
 
 def _array(values: Any) -> np.ndarray:
