@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark, labelled
+from divcon.data.finite import unusable
 from divcon.data.labeled_set import LabeledSet, row_name
 from divcon.data.read import read
-from divcon.data.vector_checks import unusable_vector
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
 
@@ -82,13 +82,13 @@ def _as_set(data: Any) -> LabeledSet:
 def check_vectors(vectors: np.ndarray) -> None:
     """
     Raises:
-        DataError: it is not an (N, F) array of finite numbers whose squares float32 holds; the message has the row.
+        DataError: it is not an (N, F) array of finite numbers.
     """
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise DataError(f"an array of shape {vectors.shape} of {vectors.dtype}: vectors come as (N, F) numbers")
-    unusable = unusable_vector(vectors)
-    if unusable is not None:
-        raise DataError(f"row {unusable[0]} of the vectors {unusable[1]}")
+    if (found := unusable(vectors)) is not None:
+        row, why = found
+        raise DataError(f"row {row}: the vector {why}")
 
 
 def _array(values: Any) -> np.ndarray:

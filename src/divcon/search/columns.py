@@ -315,8 +315,9 @@ def _values_of(column: pa.ChunkedArray | pa.Array, name: str, where: Where) -> l
                 try:
                     value.cast(pa.timestamp("us", kind.tz and "UTC"))
                 except pa.ArrowException:
+                    text = value.cast(pa.string())
                     raise DataError(
-                        f"{_row(where, i)}the column {name!r}: {value} is finer than microseconds, or out of range; "
+                        f"{_row(where, i)}the column {name!r}: {text} is finer than microseconds, or out of range; "
                         "round it, or save it as text"
                     ) from None
     try:
@@ -593,16 +594,20 @@ def _as_text(value: Any, written: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _as_json(value: Any, old: str, new: str) -> str:
-    if new != "json":
-        raise Unfit(f"{_short(value)} is {old}, not {new}")
+def _as_json(value: Any, old: str, new: str) -> Any:
     if old == "text":
         try:
             json.loads(value)
         except ValueError:
             raise Unfit(f"{_short(value)} is no JSON") from None
         return value
-    return value if old == "decimal" else json.dumps(value, ensure_ascii=False)
+    if new == "json":
+        return value if old == "decimal" else json.dumps(value, ensure_ascii=False)
+    inner = json.loads(value)
+    own = next((type_ for kind, type_ in _PYTHON if isinstance(inner, kind)), "json")
+    if own == "json":
+        raise Unfit(f"{_short(value)} is json, and {new} cannot hold it")
+    return convert(inner, own, new, exact=True)
 
 
 _BOOLEANS: dict[str, bool] = {
@@ -622,6 +627,8 @@ _DATETIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6}0*)?)?\s?(?
 _INT = re.compile(r"[-+]?\d+")
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 """Text that is a number."""
+_PADDED = re.compile(r"\s|[-+]?0\d|\+")
+"""A number with zeros, blanks or a plus in front, which a number does not keep."""
 _FORMS = {
     "date": "write it as 2024-05-31",
     "datetime": "write it as 2024-05-31T08:30:00",
@@ -649,6 +656,8 @@ def _parse(text: str, type_: str, exact: bool) -> Any:
         if type_ == "float" and (NUMBER.fullmatch(word) or word.lower() in ("inf", "-inf", "infinity", "-infinity")):
             return _parsed_float(text, word, exact)
         if type_ == "decimal" and NUMBER.fullmatch(word):
+            if exact and _PADDED.match(text):
+                raise Unfit(f"{_short(text)} would become {Decimal(word)}")
             return str(Decimal(word))
     except (KeyError, InvalidOperation, ValueError) as error:
         if isinstance(error, Unfit):
@@ -679,7 +688,7 @@ def _parsed_float(text: str, word: str, exact: bool) -> float:
     same = Decimal(repr(number)) == Decimal(word)
     if not same and (exact or _INT.fullmatch(word)):
         raise Unfit(f"{_short(text)} would become {number!r}; decimal holds it")
-    if exact and re.match(r"\s|[-+]?0\d|\+", text):
+    if exact and _PADDED.match(text):
         raise Unfit(f"{_short(text)} would become {number!r}")
     return number
 
@@ -690,10 +699,10 @@ def _from_value(value: Any, old: str, new: str) -> Any:
         if not is_exact_float(value):
             raise Unfit(f"{value} would become {float(value):.0f}; decimal holds it")
         return float(value)
-    if new == "int" and old == "float" and value == value and abs(value) < 2**63 and value == int(value):
+    if new == "int" and old == "float" and -(2**63) <= value < 2**63 and value == int(value):
         return int(value)
-    if new == "int" and old == "decimal" and Decimal(value) == int(Decimal(value)) and abs(Decimal(value)) < 2**63:
-        return int(Decimal(value))
+    if new == "int" and old == "decimal" and -(2**63) <= (number := Decimal(value)) < 2**63 and number == int(number):
+        return int(number)
     if new == "float" and old == "decimal" and Decimal(repr(float(value))) == Decimal(value):
         return float(value)
     if new == "decimal" and old in ("int", "float") and abs(value) != float("inf"):

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.finite import unusable
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
 from divcon.data.read import is_dataset_name, read
 from divcon.data.readers.folder import SPLIT_FOLDERS, images_of
-from divcon.data.vector_checks import unusable_vector
 from divcon.errors import ConfigError, DataError, ImageError, unknown
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
@@ -87,8 +87,8 @@ class Items:
         Raises:
             DataError: a value does not fit its column's type, or a vector is not finite.
         """
-        if self.images.vectors is not None and (unusable := unusable_vector(self.images.vectors)) is not None:
-            raise DataError(f"{self.where(unusable[0])}: the vector {unusable[1]}")
+        if self.images.vectors is not None and (found := unusable(self.images.vectors)) is not None:
+            raise DataError(f"{self.where(found[0])}: the vector {found[1]}")
         if self.columns is None:
             return self
         own = typed(self.columns, self.where)

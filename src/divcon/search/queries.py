@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from divcon.data.finite import unusable
 from divcon.data.in_memory import ImageLike, is_image, set_of_images
 from divcon.data.loading import needed_pixels
-from divcon.data.vector_checks import unusable_vector
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
 from divcon.models import EmbeddingModel
 from divcon.models.pruning import EMBEDDING_NAMES, check_learner
@@ -123,9 +123,8 @@ def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
         )
     if vector.ndim != 1:
         raise DataError(f"{name}an array of shape {vector.shape}: pass one vector as (D,), several as (Q, D)")
-    unusable = unusable_vector(vector[None])
-    if unusable is not None:
-        raise NonFiniteError(f"{name}the vector {unusable[1]}")
+    if (found := unusable(vector[None])) is not None:
+        raise NonFiniteError(f"{name}the vector {found[1]}")
     return vector.astype(np.float32)
 
 

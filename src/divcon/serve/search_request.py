@@ -33,7 +33,7 @@ class SearchRequest(BaseModel):
     where: Filter = Field(
         default_factory=list,
         description='Filters: {"label": "mug", "price": {"<": 10}} or ["label=mug", "price<10"]; all must hold. '
-        "A value in an object is of the column's type (a number for int and float; text for dates, times and decimals).",
+        "A value in an object is of the column's type: a number for int and float, text for dates and decimals.",
     )
     min_score: float | None = Field(
         None,
