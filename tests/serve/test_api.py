@@ -247,7 +247,7 @@ BAD_QUERIES = [
     ({"path": "\ud800"}, 404, "no item"),
     ({"vector": [1.0] * 15}, 400, "15 numbers"),
     ({"vector": [0.0] * 16}, 400, "zeros"),
-    ({"vector": [math.nan] * 16}, 400, "NaN"),
+    ({"vector": [math.nan] * 16}, 400, "has nan in place 0"),
     ({"vector": [math.inf] * 16}, 400, "has inf in place 0"),
     ({"vector": "abc"}, 422, "vector"),
     ({"id": 1, "unknown": 2}, 422, "unknown"),

@@ -30,6 +30,7 @@ YOURS = frozenset(
         "weights",
         "channels_last",
         "workers",
+        "num_threads",
         "device",
         "seed",
         "validation_fraction",
