@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -482,3 +483,46 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_the_same(few: Benchmar
     assert "an abacus then, " in message
     assert "on cuda two runs with the same seed" in not_repeatable("cuda", None)[0]
     assert not_repeatable("cpu", None) == []
+
+
+def test_a_run_records_its_threads_and_says_where_another_number_goes_on(few: Benchmark, tmp_path: Path) -> None:
+    class Hears(Stop):
+        def __init__(self, epoch: int) -> None:
+            super().__init__(epoch)
+            self.warnings: list[str] = []
+
+        def warn(self, message: str) -> None:
+            self.warnings.append(message)
+
+    def threads(number: int | None, stop: int, **options: object) -> tuple[list[int], list[str]]:
+        used: list[int] = []
+        display = Hears(stop)
+        config = replace(CONFIG, train=replace(TRAIN, num_threads=number))
+        observe = lambda model, epoch: used.append(torch.get_num_threads()) or {}  # noqa: E731
+        with suppress(KeyboardInterrupt):
+            dc.run(few, tmp_path / "run", config, display=display, observe=observe, report=False, **options)
+        return used, [text for text in display.warnings if "bit for bit" in text]
+
+    before = torch.get_num_threads()
+    assert threads(before + 2, 1) == ([before + 2], [])
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["train"]["num_threads"] == before + 2
+    assert record["machine"].endswith(f", {before + 2} threads")
+    assert threads(before + 2, 2, resume=True) == ([before + 2], [])
+    used, (message,) = threads(before + 1, 9, resume=True)
+    assert used == [before + 1]
+    assert f"{before + 2} threads then, " in message and message.endswith(f"{before + 1} threads now")
+    assert torch.get_num_threads() == before
+
+
+def test_a_run_from_before_threads_were_a_setting_is_resumed(few: Benchmark, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, CONFIG, display=Stop(1))
+    record = json.loads((out / "config.json").read_text())
+    del record["train"]["num_threads"]
+    (out / "config.json").write_text(json.dumps(record))
+    dc.run(few, out, CONFIG, resume=True)
+    assert len(lines_of(out)) == 3
+    with pytest.raises(ConfigError, match="`num_threads` 0: must be at least 1"):
+        replace(TRAIN, num_threads=0)

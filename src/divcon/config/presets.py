@@ -31,6 +31,7 @@ YOURS = frozenset(
         "weights",
         "channels_last",
         "workers",
+        "num_threads",
         "device",
         "seed",
         "validation_fraction",

@@ -309,6 +309,10 @@ class TrainConfig:
     workers: int = 2
     """Number of processes that decode and augment images; results do not depend on it. 0: decode in the main
     process."""
+    num_threads: int | None = None
+    """Number of CPU threads that PyTorch computes with; `devices` on the CPU share them. Another number sums in another
+    order, so that weights differ in the last bits: a run records its number, and says so where it is resumed with
+    another. None: PyTorch's own choice, one per core or OMP_NUM_THREADS."""
     devices: int | None = setting(None, before=1)
     """Number of processes that train together, each on a device of its own, or on its share of the CPU cores. It does
     not change what is computed; the other settings decide that. None: as many as torchrun has started, or 1."""
@@ -345,6 +349,8 @@ class TrainConfig:
             workers=0,
             seed=0,
         )
+        if self.num_threads is not None:
+            at_least(self, num_threads=1)
         if self.distill_temperature == 0:
             raise ConfigError("`distill_temperature` 0: must be above 0", field="distill_temperature")
         if self.batches_per_step < sharing:

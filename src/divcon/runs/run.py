@@ -47,7 +47,7 @@ from divcon.runs.folder import RunFolder, kept_epoch, trained_model
 from divcon.runs.notes import learners_are_one
 from divcon.runs.report import write_report
 from divcon.runtime.context import Context
-from divcon.runtime.device import resolve_device
+from divcon.runtime.device import resolve_device, torch_threads
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
 from divcon.runtime.importing import Trust
@@ -137,6 +137,7 @@ def _start(job: _Job) -> EmbeddingModel:
                     finish_replacing(saved)
             if config.data.validation_folds is not None:
                 job = dataclasses.replace(job, over_folds=_train_folds(job, config.data.validation_folds))
+            stack.enter_context(torch_threads(options.num_threads, options.num_devices))
             group = launch(options.num_devices, options.across, device, _train_in_worker, job.for_worker())
             group = stack.enter_context(group)
             stop = stack.enter_context(SignalHandler())

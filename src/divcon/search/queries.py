@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from divcon.data.finite import unusable
 from divcon.data.image_files import printable
 from divcon.data.in_memory import ImageLike, is_image, set_of_images
 from divcon.data.loading import needed_pixels
@@ -54,7 +55,7 @@ def embeddings_of(
 
     Raises:
         DataError: there is no such file or item, or a vector does not fit. ImageError: an image does not decode.
-        NonFiniteError: a vector holds NaN.
+        NonFiniteError: a vector holds NaN, or its squared length overflows float32.
     """
     embeddings = np.empty((len(queries), about.dims), np.float32)
     images: dict[int, tuple[str, ImageLike]] = {}
@@ -123,12 +124,9 @@ def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
         )
     if vector.ndim != 1:
         raise DataError(f"{name}an array of shape {vector.shape}: pass one vector as (D,), several as (Q, D)")
-    with np.errstate(over="ignore"):
-        vector = vector.astype(np.float32)
-    if not np.isfinite(vector).all():
-        place = int(np.flatnonzero(~np.isfinite(vector))[0])
-        raise NonFiniteError(f"{name}the vector holds NaN or an infinite number (in float32) at index {place}")
-    return vector
+    if (found := unusable(vector[None])) is not None:
+        raise NonFiniteError(f"{name}the vector {found[1]}")
+    return vector.astype(np.float32)
 
 
 def _embed_vectors(
@@ -146,7 +144,7 @@ def _embed_vectors(
     stacked = np.stack(list(vectors.values()))
     if is_input:
         return model().encode(stacked)
-    # In float64: the squares of large numbers are infinite in float32.
+    # In float64: the squares of small numbers are zero in float32.
     lengths = np.linalg.norm(stacked.astype(np.float64), axis=1, keepdims=True)
     return np.where(np.abs(lengths - 1) < 1e-4, stacked, stacked / lengths).astype(np.float32)
 

@@ -20,7 +20,7 @@ from divcon.data.columns import GUESS, Columns
 from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.image_files import is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
-from divcon.data.labels import read_labels
+from divcon.data.labels import label_text, read_labels
 from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.vectors import read_vectors, vectors_in
 from divcon.data.splitting import Splitting, classes_in_groups
@@ -474,6 +474,42 @@ def _split_columns(tables: Tables) -> str:
     return "its files" if names == ["split"] and files and not is_in_memory(tables.source) else f"the column {names[0]}"
 
 
+def _column_of_texts(tables: Tables, name: str) -> tuple[pa.ChunkedArray | None, list[str]]:
+    """A column as text, row for row, null where a table lacks it, and the names of all columns; None where there is no
+    such column, or it holds lists, objects or bytes."""
+    if is_in_memory(tables.source):
+        parts: list[Any] = [tables.in_memory]
+    elif name in tables.rows.column_names:
+        parts = [tables.rows]
+    else:
+        parts = [columns for _, columns in metadata_of(tables.source) or []]
+    names = list(dict.fromkeys(each for part in parts for each in _names_in(part)))
+    if name not in names:
+        return None, names
+    texts = []
+    for part in parts:
+        if isinstance(part, pa.Table) and name in part.column_names:
+            kind = part[name].type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return None, names
+            codes, values = coded_texts(part[name])
+            texts.append(values.take(pa.array(codes, mask=codes < 0)))
+        elif name in _names_in(part):
+            try:
+                values = [label_text(value) for value in part[name]]
+            except ValueError:
+                return None, names
+            texts.append(pa.array(values, pa.string()))
+        else:
+            rows = len(part) if isinstance(part, pa.Table) else len(next(iter(part.values()), []))
+            texts.append(pa.nulls(rows, pa.string()))
+    return pa.chunked_array([chunk.cast(pa.string()) for chunk in texts], pa.string()), names
+
+
+def _names_in(columns: Any) -> list[str]:
+    return columns.column_names if isinstance(columns, pa.Table) else list(columns)
+
+
 def _with_groups(tables: Tables, images: LabeledSet, group: str) -> tuple[LabeledSet, list[str]]:
     """The images with the groups of their classes, by a column; and the name of each class's group: the first of the
     column's values that it is joined by, or of a class without a value, its own.
@@ -481,20 +517,13 @@ def _with_groups(tables: Tables, images: LabeledSet, group: str) -> tuple[Labele
     Raises:
         DataError: there is no such column, or it has no value in any row.
     """
-    if is_in_memory(tables.source):
-        table = tables.in_memory
-    elif group in tables.rows.column_names:
-        table = tables.rows
-    else:
-        table = metadata_of(tables.source)
-    names = [] if table is None else table.column_names
-    kind = None if table is None or group not in names else table[group].type
-    if table is None or kind is None or pa.types.is_nested(kind) or pa.types.is_binary(kind):
+    column, names = _column_of_texts(tables, group)
+    if column is None:
         known = ", ".join(name for name in names if name not in ("split", "is_query", "is_gallery")) or "none"
         raise DataError(
             f"{tables.source}: `group` {group}: there is no such column of texts or numbers; there are: {known}"
         )
-    codes, texts = coded_texts(table[group])
+    codes, texts = coded_texts(column)
     empty = np.array([not text.strip() for text in texts.to_pylist()] + [True])
     codes = np.where(empty[codes], -1, codes)
     if (codes < 0).all():
