@@ -160,6 +160,7 @@ class TestSplitFolders:
             ({"my-photos/v2/train": "ab"} | {"my-photos/v2/test": "cd"}, None),
             ({"v2/train": "ab", "v2/test": "cd"}, {"train": "ab", "test": "cd"}),
             ({"train/images": "ab", "test/images": "cd"}, {"train": "ab", "test": "cd"}),
+            ({"train/train": "ab", "test1/test1": "cd"}, {"train": "ab", "test": "cd"}),
         ],
     )  # fmt: skip
     def test_names_of_splits(self, make_images, parts, expected):
@@ -222,7 +223,12 @@ class TestSplitFolders:
         assert "all images are in 'train', and there are no images in 'test'" in error_of(root)
 
     @pytest.mark.parametrize(
-        "paths", [["images/train/1.png", "images/val/2.png"], ["train/images/1.png", "val/images/2.png"]]
+        "paths",
+        [
+            ["images/train/1.png", "images/val/2.png"],
+            ["train/images/1.png", "val/images/2.png"],
+            ["train/train/1.png", "test1/test1/2.png"],
+        ],
     )
     def test_splits_of_images_without_classes(self, make_images, paths):
         assert "1 image, but no labels" in error_of(make_images(paths))
@@ -408,6 +414,14 @@ class TestFiles:
         for read in (dc.read, images_of):
             with pytest.raises(DataError, match=r"th\\xe9: this name is not UTF-8; rename it"):
                 read(root / os.fsdecode(b"th\xe9"))
+
+    def test_a_line_break_in_a_name_is_written_in_one_line(self, make_images):
+        root = make_images([*FOUR, "a/0\n.png"])
+        (root / "a" / "0\n.png").write_bytes(b"")
+        data = read_folder(root)
+        assert data.train.where(0) == f"{root}/a/0\\n.png"
+        with pytest.raises(ImageError, match=r"a/0\\n\.png: this image does not decode \(the file is empty"):
+            data.train.open(0)
 
     def test_odd_names_are_read(self, make_images):
         odd = ['comma, "quote"', "line\nbreak", " lead", "trail ", "dots..", "ünïcode", "[b]", "007", "{x}'"]

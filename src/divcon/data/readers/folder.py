@@ -223,11 +223,11 @@ def _tree(paths: Sequence[str]) -> _Folder:
 
 def _unwrapped(folder: _Folder, files: ImageFiles, where: str, *, splits: bool) -> tuple[str, _Folder]:
     """The folder that holds the classes or splits: the one given, or the only one in it, if that is called ``images``
-    or the like, or holds folders of splits."""
+    or the like, or holds folders of splits, or is the folder of a split again (``train/train``)."""
     while len(folder.folders) == 1:
         (name, only), *_ = folder.folders.items()
-        is_wrapper = name.casefold() in _WRAPPERS or (splits and sum(map(_is_split, only.folders)) > 1)
-        if not only.folders or not is_wrapper:
+        is_wrapper = sum(map(_is_split, only.folders)) > 1 if splits else _is_split(name)
+        if not only.folders or not (is_wrapper or name.casefold() in _WRAPPERS):
             break
         _skip_loose(folder, files)
         where, folder = os.path.join(where, name), only  # noqa: PTH118
@@ -250,7 +250,8 @@ def _classes(where: str, folder: _Folder, files: ImageFiles) -> list[tuple[str, 
         DataError: there are images, but no class folders.
     """
     folders = sorted(folder.folders.items())
-    if len(folders) == 1 and folders[0][0].casefold() in _WRAPPERS and not folders[0][1].folders:
+    is_wrapper = len(folders) == 1 and (folders[0][0].casefold() in _WRAPPERS or _is_split(folders[0][0]))
+    if is_wrapper and not folders[0][1].folders:
         where, folder, folders = os.path.join(where, folders[0][0]), folders[0][1], []  # noqa: PTH118
     if folder.images and not folders:
         advice = f"{_LAYOUT}; or name each image's label in a table with the columns path and label"
@@ -283,7 +284,7 @@ def _roles(where: str, top: _Folder, files: ImageFiles, notes: list[str]) -> dic
         raise DataError(
             f"{where}: {_listed(strong)} {are_splits}, and "
             f"{_listed(others)} {'is' if len(others) == 1 else 'are'} not: move away what is no split, or rename what "
-            f"is a class; {_SPLITS}"
+            f"is a class ({_SPLITS}), or write a table, in which labels may have any name"
         )
     if len(roles) > 1 or top.folders[names[0]].folders:
         _check_roles(where, roles, files)
