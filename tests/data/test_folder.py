@@ -244,6 +244,13 @@ class TestSplitFolders:
         assert sides(data) == {"train": "ab", "test": "cd"}
         assert any("the folders 'test' and 'train' below the classes are no splits here" in note for note in data.notes)
 
+    def test_too_few_folders_of_folders_may_be_something_else(self, make_images):
+        root = split(make_images, entrenamiento="ab", prueba="cd")
+        assert "2 classes; without a split" in (text := error_of(root))
+        assert "if 'entrenamiento' and 'prueba' are splits, rename them: a split is called train, test" in text
+        root = split(make_images, "outer", CUB="abcd")
+        assert f"if the folders in it are the classes, pass {root}/CUB" in error_of(root)
+
     def test_classes_in_one_folder_called_images(self, make_images):
         data = read_folder(make_images([f"images/{path}" for path in FOUR]))
         assert sides(data) == {"train": "ab", "test": "cd"} and names(data.train)[0] == "images/a/1.png"
@@ -442,10 +449,12 @@ class TestFiles:
         (root / "self").symlink_to(root)
         (root / "b" / "above").symlink_to(root.parent)
         (root / "c" / "round").symlink_to(root / "c" / "round")
+        (root / "e").symlink_to(root.parent / "not mounted")
         data = read_folder(root)
         assert data.train.label_names == ("a", "b", "c", "d") and len(data.train) == len(data.query) == 4
-        (skipped,) = (skipped for skipped in data.skipped if skipped.kind.startswith("links"))
+        (skipped,) = (skipped for skipped in data.skipped if skipped.kind.startswith("links to"))
         assert sorted(skipped.paths) == ["a/up/", "b/above/", "self/"]
+        assert "skipped: 2 links that lead nowhere ('e', 'c/round')" in data.notes
         assert names(images_of(root)) == FOUR
 
     def test_links_between_classes_end(self, make_images):

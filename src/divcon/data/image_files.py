@@ -18,6 +18,7 @@ _OTHER = "files that are no images"
 _MISNAMED = "images whose names end as no image's do"
 _NO_TEXT = "names that are not UTF-8"
 _LOOPS = "links to a folder that they are in"
+_BROKEN = "links that lead nowhere"
 
 _ONE = {
     HIDDEN: "hidden or system file",
@@ -28,6 +29,7 @@ _ONE = {
     _MISNAMED: "image whose name ends as no image's does",
     _NO_TEXT: "name that is not UTF-8",
     _LOOPS: "link to a folder that it is in",
+    _BROKEN: "link that leads nowhere",
 }
 _ADVICE = {
     _MISNAMED: "rename them to .jpg, .png, ... to use them",
@@ -263,14 +265,15 @@ def _kind_of(entry: os.DirEntry[str]) -> str | None:
     # Windows drops dots and spaces at the end.
     ending = os.path.splitext(name.rstrip(". "))[1].lower()  # noqa: PTH122
     regular = _is(entry.is_file)
-    if not regular and not entry.is_symlink():
+    if not regular and os.path.exists(entry.path):  # noqa: PTH110
         return _OTHER  # a pipe or socket: opening it would wait for ever
-    if ending in image_endings() and not regular:
-        return None  # a link to nothing is reported where it is opened
-    if regular and is_image_file(entry.path, ending):
+    if not regular:
+        # A link to an image that is gone is reported where it is opened.
+        return None if ending in image_endings() else _BROKEN
+    if is_image_file(entry.path, ending):
         return None
     kind = next((kind for kind, _, endings in _UNREADABLE if ending in endings), None)
-    if kind is None and regular and ending and ending not in _NO_IMAGES and ending not in image_endings():
+    if kind is None and ending and ending not in _NO_IMAGES and ending not in image_endings():
         kind = _MISNAMED if begins_as_image(entry.path) else None
     return kind or _OTHER
 

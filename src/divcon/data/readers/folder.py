@@ -66,7 +66,10 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
     notes = [*map(str, skipped), *layout.notes]
     name = root.resolve().name
     if not layout.split:
-        train = first_half(images.labels, str(root))
+        try:
+            train = first_half(images.labels, str(root))
+        except DataError as error:
+            raise DataError(f"{error}{layout.hint}") from None
         test = images.subset(~train)
         number = f"{len(np.unique(images.labels[train])):,} train, the other {test.num_classes:,} test"
         notes.append(f"the folder has no split: the first half of the sorted classes, {number}")
@@ -183,6 +186,8 @@ class _Layout:
     """Split ("" if there is none), label and path of each image."""
     split: bool
     notes: list[str]
+    hint: str = ""
+    """What the folders may be, if there are too few for classes."""
 
 
 def _layout(files: ImageFiles) -> _Layout:
@@ -206,7 +211,16 @@ def _layout(files: ImageFiles) -> _Layout:
             here, part = _unwrapped(part, files, here, splits=False)
         for label, folder in _classes(here, part, files):
             found += [(role, label, path) for path in files.once(sorted(folder.every()))]
-    return _Layout(found, bool(roles), notes)
+    return _Layout(found, bool(roles), notes, "" if roles else _hint(where, top))
+
+
+def _hint(where: str, top: _Folder) -> str:
+    """What folders may be that are no classes, as all of them hold folders; "": nothing."""
+    if not top.folders or not all(folder.folders for folder in top.folders.values()):
+        return ""
+    if len(top.folders) == 1:
+        return f"; if the folders in it are the classes, pass {os.path.join(where, *top.folders)}"  # noqa: PTH118
+    return f"; if {_listed(sorted(top.folders))} are splits, rename them: {_SPLITS}"
 
 
 def _tree(paths: Sequence[str]) -> _Folder:
