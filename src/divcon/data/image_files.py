@@ -208,6 +208,11 @@ def is_system_folder(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
+def is_system(name: str) -> bool:
+    """Whether a file or folder is hidden, or one of the system's own."""
+    return is_system_folder(name) or name.casefold() in _SYSTEM_FILES
+
+
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether there is a folder of this path.
 
