@@ -138,7 +138,7 @@ def set_of(data: Data, root: str | Path | None = None, context: Context = DEFAUL
     if isinstance(data, str | Path) or (
         isinstance(data, Sequence) and all(isinstance(path, str | Path) for path in data)
     ):
-        return images_of(data, root, context)
+        return images_of(data, root, context=context)
     raise DataError(
         f"`data` is of type {type(data).__name__}: pass a file, folder or table, a list of them, a set, a benchmark, "
         "an array of vectors, or (vectors, labels)"

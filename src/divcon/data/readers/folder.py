@@ -74,6 +74,8 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
         number = f"{len(np.unique(images.labels[train])):,} train, the other {test.num_classes:,} test"
         notes.append(f"the folder has no split: the first half of the sorted classes, {number}")
         return replace(checked_benchmark(name, images.subset(train), test, test, notes=notes), skipped=skipped)
+    if layout.incomplete:
+        raise DataError(layout.incomplete)
     roles = np.array([role for role, _, _ in layout.files])
     parts = {role: images.subset(roles == role) for role in np.unique(roles).tolist()}
     empty = images.subset(np.empty(0, np.int64))
@@ -94,6 +96,7 @@ def read_folder(root: str | os.PathLike[str], *, flip: bool = True) -> Benchmark
 def images_of(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str] | None = None,
+    *,
     context: Context = DEFAULT,
 ) -> LabeledSet:
     """Images or vectors to encode: one image, a folder with its subfolders, a list of images and folders, a table, or a
@@ -186,6 +189,8 @@ class _Layout:
     """Split ("" if there is none), label and path of each image."""
     split: bool
     notes: list[str]
+    incomplete: str = ""
+    """What the splits lack, and what to do; "": nothing."""
     hint: str = ""
     """What the folders may be, if there are too few for classes."""
 
@@ -211,7 +216,9 @@ def _layout(files: ImageFiles) -> _Layout:
             here, part = _unwrapped(part, files, here, splits=False)
         for label, folder in _classes(here, part, files):
             found += [(role, label, path) for path in files.once(sorted(folder.every()))]
-    return _Layout(found, bool(roles), notes, "" if roles else _hint(where, top))
+    if roles:
+        return _Layout(found, True, notes, incomplete=_lacking(where, roles, files))
+    return _Layout(found, False, notes, hint=_hint(where, top))
 
 
 def _hint(where: str, top: _Folder) -> str:
@@ -300,38 +307,43 @@ def _roles(where: str, top: _Folder, files: ImageFiles, notes: list[str]) -> dic
             f"{_listed(others)} {'is' if len(others) == 1 else 'are'} not: move away what is no split, or rename what "
             f"is a class ({_SPLITS}), or write a table, in which labels may have any name"
         )
-    if len(roles) > 1 or top.folders[names[0]].folders:
-        _check_roles(where, roles, files)
+    _check_distinct(where, roles)
     if any(name not in _AS_READ for name in roles):
         notes.append("splits: " + ", ".join(f"{name!r} is {role}" for name, role in roles.items()))
     return roles
 
 
-def _check_roles(where: str, roles: dict[str, Role], files: ImageFiles) -> None:
-    """Raise DataError if two folders are one split, or the splits are not complete."""
+def _check_distinct(where: str, roles: dict[str, Role]) -> None:
+    """Raise DataError if two folders are one split."""
     by_role: dict[str, list[str]] = {}
     for name, role in roles.items():
         by_role.setdefault(role, []).append(name)
     for role, names in by_role.items():
         if len(names) > 1:
             raise DataError(f"{where}: {_listed(names)} are both {role}; put their classes into one folder")
-    lone = {"query", "gallery"} & by_role.keys()
+
+
+def _lacking(where: str, roles: dict[str, Role], files: ImageFiles) -> str:
+    """What the splits lack for a test; "": nothing."""
+    names = {role: name for name, role in roles.items()}
+    lone = {"query", "gallery"} & names.keys()
     if len(lone) == 1:
-        other = "query" if "gallery" in lone else "gallery"
-        raise DataError(
-            f"{where}: {_listed(by_role[lone.pop()])} needs a folder {other!r} beside it; with one folder of test "
-            "images, call it 'test'"
+        (role,) = lone
+        other = "query" if role == "gallery" else "gallery"
+        return (
+            f"{where}: {names[role]!r} needs a folder {other!r} beside it; with one folder of test images, call it "
+            "'test'"
         )
-    if lone and "test" in by_role:
-        raise DataError(f"{where}: there are {_listed(roles)}; call the test images query and gallery, or test")
-    if by_role.keys() == {"train"}:
-        (name,) = by_role["train"]
+    if lone and "test" in names:
+        return f"{where}: there are {_listed(roles)}; call the test images query and gallery, or test"
+    if names.keys() == {"train"}:
         empty = [path for path in files.skipped_paths.get(EMPTY, ()) if split_role(path.rstrip("/").split("/")[-1])]
         there = f"there are no images in {_listed(path.rstrip('/') for path in empty)}" if empty else "there is no test"
-        raise DataError(
-            f"{where}: all images are in {name!r}, and {there}; add a folder 'test' with other classes, or pass "
-            f"{os.path.join(where, name)}, of which half of the classes are then for the test"  # noqa: PTH118
+        return (
+            f"{where}: all images are in {names['train']!r}, and {there}; add a folder 'test' with other classes, or "
+            f"pass {os.path.join(where, names['train'])}, of which some classes are then for the test"  # noqa: PTH118
         )
+    return ""
 
 
 def _check_no_splits(where: str, top: _Folder, notes: list[str]) -> None:
