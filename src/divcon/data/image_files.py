@@ -154,7 +154,7 @@ class ImageFiles:
         num_empty = len(empty)
         self._real[below] = chain[-1]
         folders = []
-        for entry in _entries(os.path.join(self.root, below) if below else self.root):  # noqa: PTH118
+        for entry in entries_of(os.path.join(self.root, below) if below else self.root):  # noqa: PTH118
             path = f"{below}/{entry.name}" if below else entry.name
             if _is(entry.is_dir):
                 if self._takes_folder(entry, path, chain):
@@ -242,7 +242,12 @@ def check_name(path: str | os.PathLike[str]) -> None:
         raise DataError(f"{printable(whole)}: this name is not UTF-8; rename it (convmv renames whole folders)")
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def entries_of(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
