@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -417,6 +418,19 @@ class TestFiles:
             upright = ImageOps.exif_transpose(stored).convert("RGB")
         assert images.open(i).tobytes() == upright.tobytes() and data.skipped == ()
 
+    @pytest.mark.heavy
+    def test_the_server_shows_heic(self, tmp_path):
+        """In a process that has not decoded anything yet, the plug-in must be registered before the header is read."""
+        pillow_heif = pytest.importorskip("pillow_heif")
+        pytest.importorskip("starlette")
+        pillow_heif.from_pillow(Image.new("RGB", (64, 48))).save(tmp_path / "0.heic")
+        code = (
+            "from pathlib import Path; from divcon.serve.items import check_pixels; check_pixels(Path('0.heic'), 4000)"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+        with pytest.raises(subprocess.CalledProcessError):
+            subprocess.run([sys.executable, "-c", code.replace("4000", "3000")], cwd=tmp_path, check=True)
+
     def test_a_name_that_is_not_utf8_is_named(self, make_images):
         root = make_images(FOUR)
         try:
@@ -441,9 +455,11 @@ class TestFiles:
     def test_a_line_break_in_a_name_is_written_in_one_line(self, make_images):
         root = make_images([*FOUR, "a/0\n.png"])
         (root / "a" / "0\n.png").write_bytes(b"")
+        (root / "a" / "\x1b[31m.txt").write_text("")
         data = read_folder(root)
         images, i = find(data, "a/0\n.png")
         assert images.where(i) == f"{root}/a/0\\n.png"
+        assert r"skipped: 1 file that is no image ('a/\x1b[31m.txt')" in data.notes
         with pytest.raises(ImageError, match=r"a/0\\n\.png: this image does not decode \(the file is empty"):
             images.open(i)
 

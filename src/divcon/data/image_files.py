@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,7 @@ _NO_IMAGES = {
 }
 """Endings of files whose first bytes are not looked at."""
 _NAMED = 3
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -231,9 +233,10 @@ def is_text(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name with ``\\xe9`` for each byte that is no text, and without line breaks."""
+    """A name with ``\\xe9`` for each byte that is no text, and ``\\n`` and the like for characters that a terminal does not
+    print but obeys."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return text.replace("\n", "\\n").replace("\r", "\\r")
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
