@@ -233,8 +233,8 @@ def is_text(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name with ``\\xe9`` for each byte that is no text, and ``\\n`` and the like for characters that a terminal does not
-    print but obeys."""
+    """A name for messages, with ``\\xe9`` for each byte that is no text, and ``\\n`` and the like for characters that a
+    terminal obeys in place of printing."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
