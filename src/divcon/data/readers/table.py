@@ -18,11 +18,12 @@ from divcon.config.settings import TEST_FRACTION, Protocol
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
 from divcon.data.columns import GUESS, Columns
 from divcon.data.encoded import encoded_in, read_encoded
-from divcon.data.image_files import is_system_folder
+from divcon.data.image_files import entries_of, is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.labels import label_text, read_labels
 from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.split_names import split_role
 from divcon.data.splitting import Splitting, classes_in_groups
 from divcon.data.table_format import stem_of
 from divcon.data.tables import (
@@ -195,7 +196,7 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
         test = query | gallery
         return ~test, np.zeros_like(test), query, gallery, []
 
-    split = _splits(tables)
+    split, notes = _splits(tables)
     train, validation = split == _TRAIN, (split == _VALIDATION) | (split == _VAL)
     test = ~train & ~validation
     if not test.any():
@@ -206,7 +207,6 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
             "`ignore_split=True`"
         )
     plain = test & (split != _QUERY) & (split != _GALLERY)
-    notes = []
     if flags:
         reject(source, plain & ~known, "is_query or is_gallery is empty in a test row", "write True or False")
         neither = plain & ~query & ~gallery
@@ -218,12 +218,27 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return train, validation, query, gallery, notes
 
 
-def _splits(tables: Tables) -> np.ndarray:
-    """The index of every row's split in SPLITS, (N,) int8."""
-    places, unknown = places_among(tables.rows["split"], SPLITS)
+_MOST_NAMES = 1000
+"""The most names of splits that are compared one by one: a column of more is no split."""
+
+
+def _splits(tables: Tables) -> tuple[np.ndarray, list[str]]:
+    """The index of every row's split in SPLITS, (N,) int8; and a note on other names that are read as these."""
+    column, notes = tables.rows["split"], []
+    places, unknown = places_among(column, SPLITS)
+    if unknown is not None:
+        codes, texts = coded_texts(column)
+        names = texts.to_pylist() if len(texts) <= _MOST_NAMES else []
+        roles = {name: role for name in names if (role := split_role(name, weak=True))}
+        by_code = [SPLITS.index(roles[name]) if name in roles else -1 for name in names] or [-1] * len(texts)
+        places = np.where(places < 0, np.array([*by_code, -1], np.int8)[codes], places)
+        others = (f"{name!r} is {role}" for name, role in roles.items() if name.strip().casefold() not in SPLITS)
+        notes = [f"splits: {', '.join(others)}"]
+        bad = codes[places < 0][:1]
+        unknown = texts[int(bad[0])].as_py() if len(bad) and bad[0] >= 0 else ""
     what = f"the split is {unknown!r}" if (unknown or "").strip() else "the split is empty"
     reject(tables.source, places < 0, what, f"write one of {', '.join(SPLITS)}")
-    return places
+    return places, notes
 
 
 def first_rows(images: LabeledSet) -> np.ndarray:
@@ -294,10 +309,10 @@ def read_table(
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
 
-    - ``split``: train, test, validation (or val), query, gallery. Validation rows are for model selection; in a table
-      without test rows they are the test set, as in open-metric-learning. Without ``split``, rows that are query or
-      gallery are the test set; without those columns, a fifth of the classes is test, drawn by a hash of their names.
-      Where train has every class of test, they are a closed set.
+    - ``split``: train, test, validation (val, and other names as of ``read_folder``), query, gallery. Validation rows
+      are for model selection; in a table without test rows they are the test set, as in open-metric-learning. Without
+      ``split``, rows that are query or gallery are the test set; without those columns, a fifth of the classes is test,
+      drawn by a hash of their names. Where train has every class of test, they are a closed set.
     - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. If all are both, the protocol is leave-one-out.
     - ``x_1,y_1,x_2,y_2``: the crop of the image to use: left, top, right, bottom in pixels; empty: all of it.
     - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and camera.
@@ -723,7 +738,7 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     """The tables that a folder is read from; none for a folder of images alone.
 
     - ``metadata.csv`` (or .tsv, .parquet, .pq, .jsonl, .ndjson) in it, or one in each of its folders ``train``,
-      ``test``, ``validation``, ``val``, ``query``, ``gallery``, which names its split;
+      ``test``, ``validation``, ``query``, ``gallery`` (or another name of a split, see ``read_folder``);
     - parquet files named by their split, ``train.parquet`` or ``train-00000-of-00002.parquet``, in it or in its
       folder ``data``.
 
@@ -808,10 +823,14 @@ def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:
 
 
 def _metadata_by_split(root: Path) -> list[TableFile]:
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    by_split = [_metadata_in(root / split, split) for split in splits]
+    folders = [entry.name for entry in entries_of(root) if entry.is_dir()] if root.is_dir() else []
+    roles = {name: name if name in SPLITS else role for name in folders if (role := split_role(name))}
+    names = sorted(roles, key=lambda name: SPLITS.index(roles[name]))
+    by_split = [
+        [replace(file, split=roles[name], folder=name) for file in _metadata_in(root / name, name)] for name in names
+    ]
     if any(by_split) and not all(by_split):
-        without = splits[[bool(files) for files in by_split].index(False)]
+        without = names[[bool(files) for files in by_split].index(False)]
         raise DataError(f"{root / without}: there is no metadata file, and another split has one; write it here too")
     return [file for files in by_split for file in files]
 
@@ -820,7 +839,7 @@ def _shards_in(folder: Path, below: str = "") -> list[TableFile]:
     """The files named by their split, in order; none if there are other folders than ``data``, which may be classes."""
     if not folder.is_dir():
         return []
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    entries = entries_of(folder)
     if any(entry.is_dir() and not is_system_folder(entry.name) and entry.name != "data" for entry in entries):
         # Folders of classes, beside which a table may lie.
         return []
