@@ -9,7 +9,20 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import DATA, BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
+from divcon.cli.app import (
+    DATA,
+    READING,
+    BadImage,
+    BatchSize,
+    DeviceOption,
+    Reading,
+    Workers,
+    app,
+    console,
+    note,
+    notes,
+    read_data,
+)
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -24,6 +37,7 @@ def features(
     size: Annotated[int | None, Parameter(name=("--size", "--image-size"), validator=Number(gte=1))] = None,
     weights: Path | None = None,
     run: Path | None = None,
+    reading: Reading = READING,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
@@ -77,7 +91,7 @@ def features(
         model = EmbeddingModel.load(run, device=where)
     else:
         model = EmbeddingModel(backbone or "auto", 1, weights=weights, image_size=size or 224).to(where)
-    benchmark = read_data(data, root)
+    benchmark = read_data(data, root, **reading.options())
     context = Context(workers, on_warning=note)
     for text in benchmark.notes:
         note(text)

@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import SEARCH, BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
+from divcon.cli.app import (
+    COLUMNS,
+    SEARCH,
+    BadImage,
+    BatchSize,
+    ColumnChoice,
+    DeviceOption,
+    Workers,
+    app,
+    console,
+    note,
+    notes,
+    read_data,
+)
 from divcon.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -38,6 +51,7 @@ def index(
     shard: str | None = None,
     load: Path | None = None,
     check: str | None = None,
+    columns: ColumnChoice = COLUMNS,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
@@ -103,7 +117,7 @@ def index(
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
-    chunks, total = _chunks(images or [], root, stream)
+    chunks, total = _chunks(images or [], root, stream, columns)
     if parts is not None:
         _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
         return
@@ -127,10 +141,13 @@ def _check_alone(**options: Any) -> None:
         raise ConfigError(f"--{first} {options[first]} does not go with {' and '.join(wrong)}")
 
 
-def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[Iterator[Items], int | None]:
+def _chunks(
+    images: list[str], root: Path | None, stream: str | None, columns: ColumnChoice
+) -> tuple[Iterator[Items], int | None]:
     """The items to index, in chunks, and their number; None for a listing, which is read as it is indexed."""
     from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
+    from divcon.runtime.context import Context
     from divcon.search.items import chunks_of, items_of, read_listing
 
     if stream is not None:
@@ -138,7 +155,12 @@ def _chunks(images: list[str], root: Path | None, stream: str | None) -> tuple[I
     if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
         image_set = read_data(images[0], root).gallery
     else:
-        image_set = images_of(images[0] if len(images) == 1 else images, root)
+        image_set = images_of(
+            images[0] if len(images) == 1 else images,
+            root,
+            chosen=columns.columns(),
+            context=Context(on_warning=note),
+        )
     items, repeated = items_of(image_set)
     if repeated:
         note(f"left out {repeated:,} rows with the same image as an earlier row")

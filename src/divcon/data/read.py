@@ -61,7 +61,9 @@ def read(
             it if it takes ``root``.
         context: reports how much of an archive is unpacked. A reader of your own is passed it if it takes ``context``.
         options: of the reader. Tables and folders take ``flip=False``, for data in which a mirrored image is of another
-            class; tables and published data sets take ``check_files=False``, to not look for every file now.
+            class; tables and published data sets take ``check_files=False``, to not look for every file now. Tables
+            take ``image_column``, ``label_column``, ``split_column`` and ``vector_column``, the names of these columns
+            (None: guessed from the usual names, and `Benchmark.notes` says which), and ``on_missing_label="skip"``.
 
     Raises:
         DataError: no such name or path, or the data cannot be used: the message says what is wrong, where, and what to
@@ -82,7 +84,7 @@ def read(
 
 
 def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **options: Any) -> Benchmark:
-    """Read the data that a file says a run was trained on: ``{"data": ..., "root": ...}``.
+    """Read the data that a file says a run was trained on: ``{"data": ..., "root": ..., "options": ...}``.
 
     Args:
         where: the file, for the message.
@@ -93,7 +95,7 @@ def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **o
         DataError, ConfigError, OutputError: as of `read`.
     """
     check_trusted(source["data"], where, trust)
-    return read(source["data"], source.get("root"), **options)
+    return read(source["data"], source.get("root"), **{**(source.get("options") or {}), **options})
 
 
 def takes_option(data: Readable, option: str) -> bool:
@@ -181,10 +183,15 @@ def _check_options(reader: Reader, name: str, options: Mapping[str, Any], num_ar
     if known is None:
         return
     for option in options:
+        if option not in known[num_arguments:] and option in _OF_TABLES:
+            raise ConfigError(f"{name}: `{option}` is for tables, and this is none", field=option)
         if option not in known[num_arguments:]:
             rest = [known_name for known_name in known[num_arguments:] if known_name != "context"]
             what = unknown("option", option, rest) if rest else f"takes no `{option}`"
             raise ConfigError(f"{name}: {what}", field=option)
+
+
+_OF_TABLES = ("image_column", "label_column", "split_column", "vector_column", "on_missing_label")
 
 
 def _takes(reader: Reader, option: str) -> bool:
