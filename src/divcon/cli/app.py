@@ -116,9 +116,21 @@ class Reading(ColumnChoice):
         ),
     ] = None
 
+    labels_file: Annotated[
+        Path | None,
+        Parameter(
+            help="The labels of a file of vectors (.npy, .npz, .pt, .safetensors), row for row: a .npy, a text with "
+            "one a line, or a table. Default: in the file itself, or beside it.",
+            group=_TABLES,
+        ),
+    ] = None
+
     def options(self) -> dict[str, Any]:
         """The options that are set, by their names in Python."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        options = {name: value for name, value in vars(self).items() if value is not None}
+        if self.labels_file is not None:
+            options["labels_file"] = str(self.labels_file.absolute())  # it is recorded with a run
+        return options
 
 
 READING = Reading()

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark, labelled
+from divcon.data.finite import unusable
 from divcon.data.labeled_set import LabeledSet, row_name
 from divcon.data.labels import read_labels
 from divcon.data.read import read
@@ -87,9 +88,9 @@ def check_vectors(vectors: np.ndarray) -> None:
     """
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise DataError(f"an array of shape {vectors.shape} of {vectors.dtype}: vectors come as (N, F) numbers")
-    wrong = np.flatnonzero(~np.isfinite(vectors).all(1))
-    if len(wrong):
-        raise DataError(f"row {wrong[0]} of the vectors holds NaN or infinite values (in {len(wrong)} rows)")
+    if (found := unusable(vectors)) is not None:
+        row, why = found
+        raise DataError(f"row {row}: the vector {why}")
 
 
 def _array(values: Any) -> np.ndarray:

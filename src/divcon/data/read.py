@@ -18,6 +18,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.vehicleid import vehicleid_of
+from divcon.data.readers.arrays import is_vector_file, read_vector_file
 from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
 from divcon.data.readers.table import read_columns, read_table, read_table_folder, table_files
@@ -53,6 +54,7 @@ def read(
             - a folder with one folder per class (``read_folder``);
             - a CSV, parquet or JSON Lines file (``read_table``), or a folder of tables: one parquet per split, or
               images beside a metadata.csv (``read_table_folder``);
+            - a file of vectors: .npy, .npz, .pt or .safetensors (``read_vector_file``);
             - columns in memory: a dict of lists, a pyarrow table, or a data frame of pandas or polars
               (``read_columns``);
             - a reader of your own: a function that returns a `Benchmark`, or its name, ``"my_module:my_reader"``.
@@ -63,7 +65,8 @@ def read(
         options: of the reader. Tables and folders take ``flip=False``, for data in which a mirrored image is of another
             class; tables and published data sets take ``check_files=False``, to not look for every file now. Tables
             take ``image_column``, ``label_column``, ``split_column`` and ``vector_column``, the names of these columns
-            (None: guessed from the usual names, and `Benchmark.notes` says which), and ``on_missing_label="skip"``.
+            (None: guessed from the usual names, and `Benchmark.notes` says which), and ``on_missing_label="skip"``;
+            files of vectors take ``labels_file``.
 
     Raises:
         DataError: no such name or path, or the data cannot be used: the message says what is wrong, where, and what to
@@ -163,6 +166,10 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
         return (read_table_folder if table_files(path) else read_folder), name, (path,)
     if is_table(path):
         return read_table, name, (path, root)
+    if is_vector_file(path):
+        if root is not None:
+            raise ConfigError(f"{name}: a file of vectors takes no `root`", field="root")
+        return read_vector_file, name, (path,)
     if path.is_file():
         if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".zip", ".pkl", ".pickle", ".html", ".h5", ".hdf5", ".txt"):
             content_of(path)  # says what it is, if it is no table by its content either
@@ -184,14 +191,15 @@ def _check_options(reader: Reader, name: str, options: Mapping[str, Any], num_ar
         return
     for option in options:
         if option not in known[num_arguments:] and option in _OF_TABLES:
-            raise ConfigError(f"{name}: `{option}` is for tables, and this is none", field=option)
+            what = "files of vectors (.npy, .npz, .pt, .safetensors)" if option == "labels_file" else "tables"
+            raise ConfigError(f"{name}: `{option}` is for {what}, and this is none", field=option)
         if option not in known[num_arguments:]:
             rest = [known_name for known_name in known[num_arguments:] if known_name != "context"]
             what = unknown("option", option, rest) if rest else f"takes no `{option}`"
             raise ConfigError(f"{name}: {what}", field=option)
 
 
-_OF_TABLES = ("image_column", "label_column", "split_column", "vector_column", "on_missing_label")
+_OF_TABLES = ("image_column", "label_column", "split_column", "vector_column", "on_missing_label", "labels_file")
 
 
 def _takes(reader: Reader, option: str) -> bool:

@@ -67,13 +67,16 @@ __all__ = [
     "PARQUET_SUFFIXES",
     "TABLE_SUFFIXES",
     "VECTOR_COLUMN",
+    "VECTOR_SUFFIXES",
     "Columns",
     "SourceName",
     "TableFile",
     "Tables",
+    "array_column",
     "first_line",
     "is_parquet",
     "is_table",
+    "load_file",
     "load_table",
     "load_tables",
     "metadata_of",
@@ -568,7 +571,7 @@ def where_in(source: str, row: int) -> str:
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
-    if not is_table(source) and table_suffix(source) not in ROW_SUFFIXES:
+    if not is_table(source) and table_suffix(source) not in VECTOR_SUFFIXES:
         return ""
     kind = format_of(source) if is_table(source) else ""
     if kind == "csv":
@@ -579,7 +582,7 @@ def where_in(source: str, row: int) -> str:
     return f"{source} row {row}: "
 
 
-ROW_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
+VECTOR_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 """The endings of files of vectors, whose rows are numbered."""
 
 
@@ -638,7 +641,7 @@ class Tables:
 
     def require(self, names: Iterable[str], hint: str) -> None:
         """Raise DataError if a table lacks a column, naming those it has."""
-        for where, columns, present in zip(self.files or (self.name,), self.columns, self.present, strict=True):
+        for where, columns, present in zip(self.files or (self.source,), self.columns, self.present, strict=True):
             require_columns(where, columns, names, hint, present)
 
 
@@ -739,7 +742,7 @@ def tables_in_memory(
         ConfigError: there is no column of a chosen name.
     """
     if isinstance(columns, Mapping):
-        columns = {str(key): _column(name, str(key), values) for key, values in columns.items()}
+        columns = {str(key): array_column(name, str(key), values) for key, values in columns.items()}
     try:
         table = columns if isinstance(columns, pa.Table) else pa.table(columns)
     except (pa.ArrowException, TypeError, ValueError) as error:
@@ -776,7 +779,12 @@ def _kinds(table: pa.Table) -> list[Kind]:
     return [kind_of(kind) for kind in table.schema.types]
 
 
-def _column(name: str, column_name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+def array_column(name: str, column_name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    """A list, an array or a tensor as a column; None and NaN are null.
+
+    Raises:
+        DataError: it is none.
+    """
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
     if hasattr(values, "detach"):  # a tensor

@@ -15,6 +15,7 @@ from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_h
 from divcon.data.columns import GUESS, Columns
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.labels import spellings_in
+from divcon.data.readers.arrays import images_in_vector_file, is_vector_file
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
 from divcon.data.tables import is_table
 from divcon.errors import DataError
@@ -104,6 +105,8 @@ def images_of(
     """
     if isinstance(source, (str, os.PathLike)) and is_table(source):
         return images_in_table(source, root, chosen=chosen, context=context)
+    if isinstance(source, (str, os.PathLike)) and is_vector_file(source):
+        return images_in_vector_file(source, chosen=chosen, context=context)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         if table_files(source):
             return images_in_table_folder(source, chosen=chosen, context=context)
