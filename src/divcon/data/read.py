@@ -18,6 +18,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.vehicleid import vehicleid_of
+from divcon.data.python_values import columns_of, is_value
 from divcon.data.readers.arrays import is_vector_file, read_vector_file
 from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
@@ -33,7 +34,7 @@ Reader = Callable[..., Any]
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
-Readable = str | os.PathLike[str] | Reader | Mapping[str, Any] | pa.Table
+Readable = str | os.PathLike[str] | Reader | Mapping[str, Any] | pa.Table | Any
 
 
 def read(
@@ -55,8 +56,9 @@ def read(
             - a CSV, parquet or JSON Lines file (``read_table``), or a folder of tables: one parquet per split, or
               images beside a metadata.csv (``read_table_folder``);
             - a file of vectors: .npy, .npz, .pt or .safetensors (``read_vector_file``);
-            - columns in memory: a dict of lists, a pyarrow table, or a data frame of pandas or polars
-              (``read_columns``);
+            - columns in memory: a dict of lists, a list of dicts or of pairs (image, label), a pair (images or vectors,
+              labels), a pyarrow table, a data frame of pandas or polars, a `datasets.Dataset` or `DatasetDict`, a torch
+              `Dataset` (`divcon.data.python_values.columns_of`, ``read_columns``);
             - a reader of your own: a function that returns a `Benchmark`, or its name, ``"my_module:my_reader"``.
         root: the folder of a named data set, or the folder that a table's relative paths start from. For a published
             data set it may be the downloaded archive, which is unpacked beside itself. A reader of your own is passed
@@ -148,13 +150,13 @@ NAMED: dict[str, Reader] = {
 def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader, str, tuple[Any, ...]]:
     """The reader of the data, its name for messages, and the positional arguments it is called with."""
     if not isinstance(data, (str, os.PathLike)):
-        if isinstance(data, Mapping) or hasattr(data, "__arrow_c_stream__"):
-            return read_columns, "the table", (data, root)
+        if is_value(data):
+            return read_columns, "the table", (columns_of(data), root)
         if callable(data):
             return data, f"reader {name_of(data)}", ()
         raise DataError(
             f"{type(data).__name__} cannot be read: pass the name of a data set, a folder, a table, a dict of columns, "
-            "or a function that returns a Benchmark"
+            "a list of rows, a data frame, a Dataset, or a function that returns a Benchmark"
         )
     name = os.fspath(data)
     if name in NAMED:

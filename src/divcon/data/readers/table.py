@@ -347,6 +347,24 @@ def read_columns(
     return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
 
 
+def set_of_columns(
+    columns: Any, *, name: str = "table", need_labels: bool = True, context: Context = DEFAULT
+) -> LabeledSet:
+    """All rows of columns in memory, whatever their split.
+
+    Args:
+        columns: as in ``read_columns``.
+        need_labels: raise for a table or row without a label.
+
+    Raises:
+        DataError: as of ``read_columns``.
+    """
+    tables = tables_in_memory(name, columns, "", unknown_is_missing=not need_labels)
+    if need_labels:
+        tables.require(["label"], "labels are in the column label")
+    return images_of_tables(tables, need_labels=need_labels, context=context)
+
+
 def images_in_table(
     path: str | os.PathLike[str],
     root: str | os.PathLike[str] | None = None,
@@ -439,13 +457,15 @@ def _without_odd_split(tables: Tables) -> Tables:
     return replace(tables, rows=tables.rows.drop_columns(["split"]), columns=columns, guessed=guessed)
 
 
-def images_of_tables(tables: Tables, *, check_files: bool = True, context: Context = DEFAULT) -> LabeledSet:
+def images_of_tables(
+    tables: Tables, *, check_files: bool = True, need_labels: bool = False, context: Context = DEFAULT
+) -> LabeledSet:
     """``images_in_table`` for loaded tables."""
     for note in tables.notes():
         context.warn(note)
     if tables.kind == "files":
         tables.require(["path"], "a table of images needs the column path")
-    images, _ = _image_set(tables, "none")
+    images, _ = _image_set(tables, "stop" if need_labels else "none")
     if check_files:
         check_paths(images)
     return images
