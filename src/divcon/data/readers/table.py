@@ -20,6 +20,7 @@ from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.labels import read_labels
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.table_folders import saved_files, tree_files
 from divcon.data.table_format import stem_of
 from divcon.data.tables import (
     BOX_COLUMNS,
@@ -626,19 +627,23 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     - ``metadata.csv`` (or .tsv, .parquet, .pq, .jsonl, .ndjson) in it, or one in each of its folders ``train``,
       ``test``, ``validation``, ``val``, ``query``, ``gallery``, which names its split;
     - parquet files named by their split, ``train.parquet`` or ``train-00000-of-00002.parquet``, in it or in its
-      folder ``data``.
+      folder ``data``;
+    - what ``save_to_disk`` of ``datasets`` writes;
+    - tables and no images, in folders of any depth: as Spark writes them, ``label=cat/part-00000.parquet``, where
+      ``label`` is a column; or by split, ``train/0000.parquet``.
 
     A file's own column ``split`` overrides its name. If all files are of one split, they have no split.
 
     Raises:
         DataError: two metadata files in one folder; one split's folder has one, and another's has none; of files
-            numbered "of N" one is missing.
+            numbered "of N" one is missing; several data sets, or one that is not written to its end.
     """
     root = Path(folder)
-    files = _metadata_in(root) or _metadata_by_split(root) or _shards_in(root) or _shards_in(root / "data", "data")
+    files = saved_files(root) or _metadata_in(root) or _metadata_by_split(root)
+    files = files or _shards_in(root) or _shards_in(root / "data", "data") or tree_files(root, SPLITS)
     splits = {file.split for file in files}
     if len(splits) == 1:
-        files = [TableFile(file.path, None, file.folder) for file in files]
+        files = [replace(file, split=None) for file in files]
     return files
 
 
