@@ -172,7 +172,7 @@ def test_arrays_that_are_no_vectors_are_refused() -> None:
             model.encode(wrong)
     hole = np.zeros((3, DIM))
     hole[1, 4] = np.nan
-    with pytest.raises(DataError, match=r"row 1 of the vectors holds NaN"):
+    with pytest.raises(DataError, match=r"row 1: the vector has nan"):
         model.encode(hole)
     assert model.encode(np.zeros((0, DIM))).shape == (0, 8)
 

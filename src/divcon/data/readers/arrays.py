@@ -230,20 +230,22 @@ def _beside(path: Path) -> Path:
         DataError: there is none, or there are several.
     """
     stem = path.stem
-    twin = re.sub(r"(?i)(embeddings?|vectors?|features?|feats?|embs?)", "labels", stem)
-    names = [f"{stem}.labels", f"{stem}_labels", f"{stem}-labels", "labels", "label", "y"]
-    names += [twin, re.sub(r"(?i)(embeddings?|vectors?|features?|feats?|embs?)", "label", stem)]
-    names += ["y" + stem[1:]] if re.fullmatch(r"[xX](_.*)?", stem) else []
-    names += [stem, "metadata"]
-    there = [path.with_name(name + ending) for name in dict.fromkeys(names) for ending in _ENDINGS]
-    there = [file for file in there if file.is_file() and file != path]
-    near = [file for file in there if file.name.startswith(stem) or file.stem in names[5:]]
-    there = near or there
-    if len(there) == 1:
-        return there[0]
-    if there:
-        shown = ", ".join(file.name for file in there)
-        raise DataError(f"{path}: which of {shown} has its labels? `labels_file` chooses")
+    twins = [re.sub(r"(?i)(embeddings?|vectors?|features?|feats?|embs?)", word, stem) for word in ("labels", "label")]
+    twins += ["y" + stem[1:]] if re.fullmatch(r"[xX](_.*)?", stem) else []
+    # The names that say most come first; only within a line is there a choice.
+    for names in (
+        [f"{stem}.labels", f"{stem}_labels", f"{stem}-labels"],
+        [twin for twin in twins if twin != stem],
+        ["labels", "label", "y"],
+        [stem, "metadata"],
+    ):
+        there = [path.with_name(name + ending) for name in dict.fromkeys(names) for ending in _ENDINGS]
+        there = [file for file in there if file.is_file() and file != path]
+        if len(there) == 1:
+            return there[0]
+        if there:
+            shown = ", ".join(file.name for file in there)
+            raise DataError(f"{path}: which of {shown} has its labels? `labels_file` chooses")
     raise DataError(
         f"{path}: holds vectors and no labels, and there is no file of labels beside it (labels.npy, "
         f"{stem}.labels.txt, {stem}.csv ...); `labels_file` names one"
