@@ -124,6 +124,7 @@ class TestLabels:
     )
     def test_beside(self, vectors, tmp_path, name):
         self.write(tmp_path / name)
+        assert [images_of(vectors).label_name(i) for i in range(8)] == LABELS
         (note, *_) = check(vectors).notes
         assert note == f"labels of {name}, beside X_train.npy; `labels_file` chooses another file"
 

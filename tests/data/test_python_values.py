@@ -236,6 +236,14 @@ class TestTorch:
         assert names(images) == LABELS and images.open(0).size == (8, 8)
         assert images.path(0) == f"{root}/a/a1.png"
 
+    def test_columns_of_another_kind(self):
+        with pytest.raises(DataError, match="the column 'path' is of type str; a column has a value for each row"):
+            dc.read({"path": "a.png", "label": "a"})
+        pandas = pytest.importorskip("pandas")
+        frame = pandas.DataFrame([["a", "b", "c"]], columns=["path", "label", "label"])
+        with pytest.raises(DataError, match="two columns 'label'"):
+            dc.read(frame)
+
     def test_items_of_another_kind(self):
         with pytest.raises(DataError, match="item 0 of the TensorDataset is of type tuple: items are pairs"):
             as_labeled_set(torch.utils.data.TensorDataset(torch.from_numpy(VECTORS)))
@@ -254,3 +262,30 @@ def test_train_and_evaluate_take_them(images):
     one, other = model.encode(images), model.encode(torch.stack([FORMS["tensor"](image) for image in images]))
     np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(one, model.encode({"img": images}))
+
+
+@pytest.mark.heavy
+def test_run_and_index_take_them(images, tmp_path):
+    pytest.importorskip("lancedb")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(12), 6)
+    vectors = (rng.normal(size=(12, 6))[labels] + 0.1 * rng.normal(size=(72, 6))).astype(np.float32)
+    config = dc.RunConfig(
+        dc.ModelConfig(embedding_dim=4, num_learners=1),
+        dc.TrainConfig(epochs=1, batch_size=8, images_per_class=2, workers=0),
+        dc.DataConfig(validation=False),
+    )
+    model = dc.run({"embedding": vectors, "label": labels}, tmp_path / "run", config)
+    index = dc.Index.build(model, {"vector": vectors, "category": labels}, tmp_path / "index")
+    assert len(index) == 72
+    for query in (vectors[5], torch.from_numpy(vectors[5]), vectors[5].tolist()):
+        assert index.search(query, k=2)[0].label == "0"
+    several = index.search(torch.from_numpy(vectors[[5, 40]]), k=1)
+    assert [hits[0].label for hits in several] == ["0", "6"]
+
+    pictures = dc.EmbeddingModel("test_resnet", 8, pretrained=False, image_size=32)
+    index = dc.Index.build(pictures, images, tmp_path / "pictures")
+    assert len(index) == 8
+    forms = [form(images[3]) for form in FORMS.values()]
+    ids = {index.search(form, k=1)[0].id for form in forms}
+    assert len(ids) == 1

@@ -55,7 +55,11 @@ def as_benchmark(data: LabeledData, context: Context = DEFAULT) -> Benchmark:
     if isinstance(data, Benchmark):
         return data
     if isinstance(data, (str, os.PathLike)):
-        return read(data, context=context)
+        benchmark = read(data, context=context)
+        for note in benchmark.notes:
+            if note.startswith("columns: "):
+                context.warn(note)
+        return benchmark
     images = _as_set(data, context)
     if isinstance(images, Benchmark):
         return images

@@ -97,6 +97,10 @@ def _of_dict_of_datasets(data: Mapping[str, Any]) -> pa.Table:
 
 
 def _of_frame(data: Any) -> Columns:
+    names = list(getattr(data, "columns", []))
+    if len(set(map(str, names))) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"there are two columns {twice!r}; keep one")
     try:
         return pa.table(data)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -180,6 +184,8 @@ def _name_of(values: Any) -> str:
 
 def _column(name: str, values: Any) -> Any:
     """The values, those that are images as the bytes of files."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise DataError(f"the column {name!r} is of type {type(values).__name__}; a column has a value for each row")
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
     if is_batch(values) or (not hasattr(values, "ndim") and not hasattr(values, "dtype") and _holds_images(values)):

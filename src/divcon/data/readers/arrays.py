@@ -76,7 +76,9 @@ def images_in_vector_file(
     Raises:
         DataError, ConfigError: as ``read_vector_file``.
     """
-    tables, _ = _loaded(Path(path), None, chosen, True, need_labels=False)
+    tables, note = _loaded(Path(path), None, chosen, True, need_labels=False)
+    if note is not None:
+        context.warn(note)
     return images_of_tables(tables, context=context)
 
 
@@ -94,10 +96,16 @@ def _loaded(
     num_rows = len(next(iter(columns.values())))
     note = None
     labels = None if labels_file is None else Path(labels_file)
-    has_labels = "label" in roles_of(str(path), [(name, "plain") for name in columns], GUESS).names or chosen.label
-    if labels is None and need_labels and not has_labels:
-        labels = _beside(path)
-        note = f"labels of {labels.name}, beside {path.name}; `labels_file` chooses another file"
+    has_labels = "label" in roles_of(str(path), [(name, "plain") for name in columns], GUESS).names or chosen.label in columns
+    if labels is None and not has_labels:
+        try:
+            beside = _beside(path)
+            rows, others = _labels_in(beside, num_rows, path, chosen)
+            columns = {name: column for name, column in columns.items() if name not in rows} | rows
+            note, chosen = f"labels of {beside.name}, beside {path.name}; `labels_file` chooses another file", others
+        except DataError:
+            if need_labels:
+                raise
     if labels is not None:
         rows, chosen = _labels_in(labels, num_rows, path, chosen)
         columns = {name: column for name, column in columns.items() if name not in rows} | rows

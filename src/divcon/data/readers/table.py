@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -485,9 +486,13 @@ def check_paths(images: LabeledSet) -> None:
             first = gone[0]
         missing += len(gone)
     if missing:
+        path = images.path(first)
+        if re.match(r"(?i)[a-z0-9+]{2,}://", path):
+            raise DataError(f"{images.where(first)}: this is an address, not a file; download the images first")
+        ending = "" if Path(path).suffix else "; the path has no ending such as .jpg"
         raise DataError(
             f"{images.where(first)}: there is no such file ({missing:,} of {len(images):,} are "
-            f"missing); relative paths start from {images.root or '.'}: `root` sets another folder"
+            f"missing); relative paths start from {images.root or '.'}: `root` sets another folder{ending}"
         )
 
 
@@ -510,6 +515,8 @@ def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"
     if tables.kind == "files":
         reject(source, is_empty(rows["path"]), "the path is empty", "name the image's file")
     paths = texts_of(rows["path"]) if "path" in rows.column_names else inner
+    if paths is not None and tables.kind == "files":
+        paths = _local(paths, tables.root)
     if paths is None:
         paths = pa.nulls(n, pa.string())
     if len(paths) != n:  # the end of a parquet file says how many rows each column has, and may be damaged
@@ -552,6 +559,20 @@ def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"
         spellings=spellings,
     )
     return images, missing
+
+
+def _local(paths: pa.Array, root: str) -> pa.Array:
+    """The paths, those of ``file:`` addresses and of Windows as this system writes them."""
+    first = paths[0].as_py() if len(paths) else ""
+    if first.lower().startswith("file:"):
+        return pa.array(
+            [unquote(urlparse(path).path) if path.lower().startswith("file:") else path for path in paths.to_pylist()],
+            paths.type,
+        )
+    if os.sep == "/" and "\\" in first and not Path(root, first).exists():
+        others = pc.replace_substring(paths, "\\", "/")
+        return others if Path(root, others[0].as_py()).exists() else paths
+    return paths
 
 
 def _labels(tables: Tables) -> tuple[tuple[str, ...], np.ndarray, tuple[tuple[str, ...], ...]]:
