@@ -10,8 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
-from divcon.cli.messages import in_flags
+from divcon.cli.app import (
+    COLUMNS,
+    EVALUATE,
+    READING,
+    BadImage,
+    BatchSize,
+    ColumnChoice,
+    DeviceOption,
+    Reading,
+    Workers,
+    app,
+    console,
+    note,
+    read_data,
+)
+from divcon.cli.messages import flag, in_flags
 from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
@@ -34,21 +48,28 @@ Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 _RERANKING = Group("Re-ranking", sort_key=50)
 
 
-def test_data(run: Path, data: str | None = None, root: Path | None = None) -> Benchmark:
+def test_data(run: Path, data: str | None = None, root: Path | None = None, reading: Reading = READING) -> Benchmark:
     """The data to evaluate a run's model on: ``data``, or the run's own, which must be unchanged. Prints a note if the
-    model was trained on some of the test classes."""
+    model was trained on some of the test classes, and which columns were guessed."""
     from divcon.runs.folder import RunFolder
 
     folder = RunFolder(run)
     if data is not None:
-        benchmark = read_data(data, root)
+        benchmark = read_data(data, root, **reading.options())
+        for text in benchmark.notes:
+            if text.startswith("columns: "):
+                note(text)
+    elif reading.options():
+        raise ConfigError(
+            f"{flag(next(iter(reading.options())))} is for DATA: give DATA too; the run's own data is read as it was"
+        )
     else:
         origin = folder.origin()
         source = origin[1].get("source") if origin else None
         if source is None:
             raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
         check_trusted(source["data"], str(folder.config))
-        benchmark = read_data(source["data"], source["root"])
+        benchmark = read_data(source["data"], source["root"], **(source.get("options") or {}))
     warning = folder.check_test_classes(benchmark, own=data is None)
     if warning:
         note(warning)
@@ -67,6 +88,7 @@ def evaluate(
     parts: Annotated[bool, Parameter(negative=())] = False,
     mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
     metric: Metrics = (),
+    reading: Reading = READING,
     cmc: Rank | None = None,
     rerank: Annotated[bool, Parameter(negative=(), group=_RERANKING)] = False,
     rerank_k1: Annotated[Rank | None, Parameter(group=_RERANKING)] = None,
@@ -133,7 +155,7 @@ def evaluate(
     if json_file is not None:
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    benchmark = test_data(run, data, root)
+    benchmark = test_data(run, data, root, reading)
     context = Context(workers, on_warning=note)
     order_by = None
     if parts and len(model.head.dimensions()) > 1:
@@ -183,6 +205,7 @@ def encode(
     *,
     out: Path,
     learner: int | None = None,
+    columns: ColumnChoice = COLUMNS,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
@@ -218,7 +241,7 @@ def encode(
     if learner is not None and not 0 <= learner < model.num_learners:
         raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
     context = Context(workers, on_warning=note)
-    image_set = images_of(images[0] if len(images) == 1 else images, context=context)
+    image_set = images_of(images[0] if len(images) == 1 else images, chosen=columns.columns(), context=context)
     if on_bad_image == "skip":
         image_set = decodable(image_set, context)
     embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)

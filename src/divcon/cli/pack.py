@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from divcon.cli.app import DATA, BadImage, Workers, app, console, note, notes, read_data
+from divcon.cli.app import DATA, READING, BadImage, Reading, Workers, app, console, note, notes, read_data
 
 
 @app.command(group=DATA)
@@ -20,6 +20,7 @@ def pack(
     lossless: Annotated[bool, Parameter(negative=())] = False,
     quality: int = 95,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    reading: Reading = READING,
     on_bad_image: BadImage = "stop",
     workers: Workers = 2,
 ) -> None:
@@ -68,7 +69,7 @@ def pack(
     from divcon.runtime.context import Context
 
     packing = Packing(short_side, lossless, quality, interpolation)
-    benchmark = read_data(data, root)
+    benchmark = read_data(data, root, **reading.options())
     for text in benchmark.notes:
         note(text)
     if on_bad_image == "skip":

@@ -176,6 +176,7 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
     layers = []
     if "config" in options and (path := _word(options["config"])) is not None:
         layers.append(_file_layer(Path(path), options, origins))
+        _put_reading(origins, settings)
     # By now the options hold the data and init that the file names.
     words = {name: _word(argument) for name, argument in options.items()}
     resume, out, init = (words.get(name) for name in ("resume", "out", "init"))
@@ -200,6 +201,8 @@ def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | Non
     tree: dict[str, Any] = {}
     if source is not None:
         tree["source"] = {name: source[name] for name in ("data", "root")}
+        if source.get("options"):
+            tree["source"]["options"] = dict(source["options"])
     if init is not None:
         tree["init"] = str(init.absolute())
     comments: dict[tuple[str, ...], str] = {}
@@ -258,6 +261,18 @@ def _file_layer(path: Path, options: dict[str, Argument], origins: Origins) -> _
     set_option("init", sections.get("init"), "init")
     values = {name: value for section in SECTIONS for name, value in sections.get(section, {}).items()}
     return _Layer(values, lambda name, *keys: file.where(SECTION_OF[name], name, *keys), file=True)
+
+
+def _put_reading(origins: Origins, settings: dict[str, Argument]) -> None:
+    """Take how the data is read from the file, where the data is the file's."""
+    file = origins.file
+    if file is None or "data" not in origins.in_file:
+        return
+    for name, value in (file.values["source"].get("options") or {}).items():
+        if name in settings and not settings[name].tokens:
+            place = file.where("source", "options", name)
+            settings[name].append(Token(keyword=name, implicit_value=value, source=place))
+            origins.places[(name,)] = place
 
 
 def _data(file: ConfigFile, data: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from divcon.cli.app import TRAIN, app, console, notes, read_data
+from divcon.cli.app import READING, TRAIN, Reading, app, console, notes, read_data
 from divcon.cli.messages import in_flags
 from divcon.cli.settings import DEFAULTS, Settings, as_file, current_origins, gather, run_config
 from divcon.config.settings import RunConfig
@@ -30,6 +30,7 @@ def train(
     show_config: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
     init: Path | None = None,
+    reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:
     """Train an embedding by divide and conquer, into a run folder.
@@ -79,6 +80,8 @@ def train(
         where no setting says otherwise.
     """
     source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
+    if source is not None and (options := reading.options()):
+        source["options"] = options
     if out is None and (resume or not show_config):
         raise ConfigError("--out is missing: give a folder for the run, as in --out runs/first")
     chosen = run_config(settings)
@@ -124,12 +127,15 @@ def _resumed(
     if source is None:
         origins.places |= {("data",): f"run {out}", ("root",): f"run {out}"}
         check_trusted(record["source"]["data"], str(folder.config))
+    if source is not None and record.get("source") and source["data"] == record["source"]["data"]:
+        # The columns of the run, where the command line says none.
+        source = {"options": record["source"].get("options") or {}} | source
     return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
 
 
 def _read(source: dict[str, Any]) -> tuple[Benchmark, dict[str, Any]]:
     """Read the data, and add its fingerprint to the source; the data of a repeated run must be unchanged."""
-    benchmark = read_data(source["data"], source["root"])
+    benchmark = read_data(source["data"], source["root"], **(source.get("options") or {}))
     origins = current_origins()
     if origins.file is not None and "data" in origins.in_file:
         record = origins.file.values

@@ -613,6 +613,8 @@ class DataSource:
     root: Path | None = None
     fingerprint: str | None = None
     """The fingerprint of the training data, so that a run is repeated on the same data."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """More arguments of `divcon.read`, such as ``label_column``."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
-from divcon.data.read import is_dataset_name
+from divcon.data.read import is_dataset_name, read
 from divcon.data.shapes import facts_to_choose_by
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
@@ -66,7 +66,7 @@ HEAD_SETTINGS = ("method", "embedding_dim", "num_learners", "head_options", "poo
 
 
 def run(
-    data: Benchmark | str | os.PathLike[str],
+    data: Any,
     out: str | Path,
     config: RunConfig | None = None,
     *,
@@ -86,7 +86,7 @@ def run(
     In the end both embed by what ``config.model.embed`` says (see `divcon.runs.embedding.choose_embedding`).
 
     Args:
-        data: what `divcon.read` returns, or a path or name that it takes.
+        data: what `divcon.read` returns, or takes: a path or name, a data frame, a Dataset ...
         out: the run folder.
         resume: continue the run in ``out``; start it where no epoch is done yet. With more ``epochs`` than the run had
             it is made longer, where its schedule allows that; phases that began at the default begin where they did.
@@ -115,7 +115,9 @@ def run(
         NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """
     config, display = config or RunConfig(), display or NullDisplay()
-    benchmark = as_benchmark(data, Context(config.train.workers, display.progress, display.warn))
+    context = Context(config.train.workers, display.progress, display.warn)
+    # A value that is no set has a test too: `read` splits its classes.
+    benchmark = as_benchmark(data) if isinstance(data, (Benchmark, LabeledSet)) else read(data, context=context)
     if source is None and isinstance(data, (str, os.PathLike)):
         source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
     folder = RunFolder(out)
