@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import DATA, Workers, app, console, note, notes, read_data
+from divcon.cli.app import AS_IT_IS, DATA, Split, Workers, app, console, note, notes, read_data
 from divcon.runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def check(
     near: bool = True,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     workers: Workers = 2,
+    split: Split = AS_IT_IS,
 ) -> None:
     """Check a data set: count its classes and images, and find what would break training or make a score dishonest.
 
@@ -71,7 +72,7 @@ def check(
     for path in (fix, json_file):
         if path is not None:
             check_writable(path)
-    benchmark = _read(data, root)
+    benchmark = _read(data, root, split)
     if fix is not None:
         check_suffix(fix, benchmark)
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
@@ -97,12 +98,12 @@ def check(
         raise SystemExit(1)
 
 
-def _read(data: str, root: Path | None) -> Benchmark:
+def _read(data: str, root: Path | None, split: Split) -> Benchmark:
     """The data; files that are missing are for the check to report."""
     from divcon.data.read import takes_option
 
     options: dict[str, Any] = {"check_files": False} if takes_option(data, "check_files") else {}
-    return read_data(data, root, **options)
+    return read_data(data, root, **options, **split.options)
 
 
 def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:

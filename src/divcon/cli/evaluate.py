@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
-from divcon.cli.messages import in_flags
+from divcon.cli.app import (
+    AS_IT_IS,
+    EVALUATE,
+    BadImage,
+    BatchSize,
+    DeviceOption,
+    Split,
+    Workers,
+    app,
+    console,
+    note,
+    read_data,
+)
+from divcon.cli.messages import flag, in_flags
 from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
@@ -34,25 +46,56 @@ Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 _RERANKING = Group("Re-ranking", sort_key=50)
 
 
-def test_data(run: Path, data: str | None = None, root: Path | None = None) -> Benchmark:
+def test_data(run: Path, data: str | None = None, root: Path | None = None, split: Split = AS_IT_IS) -> Benchmark:
     """The data to evaluate a run's model on: ``data``, or the run's own, which must be unchanged. Prints a note if the
-    model was trained on some of the test classes."""
+    model was trained on some of the test classes.
+
+    The run's own data is split as the run has split it, also where it is passed.
+    """
+    from divcon.data.read import splitting_for
     from divcon.runs.folder import RunFolder
 
     folder = RunFolder(run)
+    origin = folder.origin()
+    source = (origin[1].get("source") if origin else None) or {}
+    as_trained = splitting_for(source["data"], origin[0].data.splitting) if origin and _exists(source) else {}
     if data is not None:
-        benchmark = read_data(data, root)
+        same = _names_same(data, source.get("data"))
+        benchmark = read_data(data, root, **({**as_trained, **split.options} if same else split.options))
     else:
-        origin = folder.origin()
-        source = origin[1].get("source") if origin else None
-        if source is None:
+        if not source:
             raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
         check_trusted(source["data"], str(folder.config))
-        benchmark = read_data(source["data"], source["root"])
+        if split.options:
+            raise ConfigError(
+                f"{flag(next(iter(split.options)))}: the run's own data is split as the run has split it; give DATA too"
+            )
+        benchmark = read_data(source["data"], source["root"], **as_trained)
     warning = folder.check_test_classes(benchmark, own=data is None)
     if warning:
         note(warning)
     return benchmark
+
+
+def read_own_data(run: Path, data: str, root: Path | None) -> Benchmark:
+    """A run's own data, from where it is now, split as the run has split it."""
+    from divcon.data.read import splitting_for
+    from divcon.runs.folder import RunFolder
+
+    origin = RunFolder(run).origin()
+    return read_data(data, root, **(splitting_for(data, origin[0].data.splitting) if origin else {}))
+
+
+def _exists(source: dict[str, Any]) -> bool:
+    from divcon.data.read import is_dataset_name
+
+    data = source.get("data")
+    return data is not None and not is_dataset_name(data) and Path(data).exists()
+
+
+def _names_same(data: str, other: str | None) -> bool:
+    """Whether two names or paths of data are the same."""
+    return other is not None and (data == other or Path(data).absolute() == Path(other).absolute())
 
 
 @app.command(group=EVALUATE)
@@ -76,6 +119,7 @@ def evaluate(
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
+    split: Split = AS_IT_IS,
 ) -> None:
     """Evaluate a run's model on the test classes of a data set.
 
@@ -90,7 +134,7 @@ def evaluate(
     run
         A run folder, or a model folder such as RUN/last.
     data
-        As in train. Default: the data of the run.
+        As in train. Default: the data of the run, split as the run has split it.
     root
         As in train.
     json_file
@@ -125,7 +169,7 @@ def evaluate(
     from divcon.evaluation.protocol import evaluate as evaluate_model
     from divcon.models import EmbeddingModel
     from divcon.runs.display import print_scores
-    from divcon.runs.folder import own_benchmark
+    from divcon.runs.folder import RunFolder, own_benchmark
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
@@ -133,7 +177,7 @@ def evaluate(
     if json_file is not None:
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    benchmark = test_data(run, data, root)
+    benchmark = test_data(run, data, root, split)
     context = Context(workers, on_warning=note)
     order_by = None
     if parts and len(model.head.dimensions()) > 1:
@@ -160,6 +204,8 @@ def evaluate(
         batch_size=batch_size,
         context=context,
     )
+    if RunFolder(run).trained_on_test(benchmark):
+        result["trained_on_test"] = True
     print_scores(result, console, in_flags)
     if json_file is not None:
         with atomic_write(json_file) as beside:

@@ -9,7 +9,20 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import DATA, BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
+from divcon.cli.app import (
+    AS_IT_IS,
+    DATA,
+    BadImage,
+    BatchSize,
+    DeviceOption,
+    Split,
+    Workers,
+    app,
+    console,
+    note,
+    notes,
+    read_data,
+)
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -28,6 +41,7 @@ def features(
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
+    split: Split = AS_IT_IS,
 ) -> None:
     """Compute the pooled features of a pretrained backbone for a whole data set, to train on them instead of its
     images. The parquet file is the same benchmark, with the same split.
@@ -77,7 +91,7 @@ def features(
         model = EmbeddingModel.load(run, device=where)
     else:
         model = EmbeddingModel(backbone or "auto", 1, weights=weights, image_size=size or 224).to(where)
-    benchmark = read_data(data, root)
+    benchmark = read_data(data, root, **split.options)
     context = Context(workers, on_warning=note)
     for text in benchmark.notes:
         note(text)
