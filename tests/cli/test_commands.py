@@ -35,7 +35,7 @@ def test_the_walk_from_a_folder_to_vectors(run: Run, image_folder: Path, tmp_pat
     code, _, err = run("train", image_folder, *how, "--out", out)
     assert code == 0, err
     assert "kept epoch 1" in err
-    assert "photos: 20 images of 4 classes to train on" in err
+    assert "photos: 30 images of 6 classes to train on" in err
 
     # Without DATA it is scored on what it was trained on.
     code, printed, err = run("evaluate", out, "--json", tmp_path / "scores.json", "--parts", "--map", "--workers", 0)
@@ -122,7 +122,7 @@ def test_a_csv_and_the_folder_it_names_train_the_same(run: Run, image_folder: Pa
         (["--batch-size", "9"], "--batch-size 9 is not a multiple of --images-per-class 2"),
         (["--loss-options.margin", "abc"], "MarginLoss cannot|MarginLoss with"),
         (["--finetune-epoch", "-1"], "--finetune-epoch -1: must not be negative"),
-        (["--dim", "64", "--learners", "30"], "the 20 training images cannot be divided among 30 learners"),
+        (["--dim", "64", "--learners", "40"], "the 30 training images cannot be divided among 40 learners"),
         (["--batch-size", "8", "--images-per-class", "8"], "fewer than two classes"),
         (["--epochs", "-1"], "--epochs -1: must be at least 0"),
         (["--precision", "fp16", "--device", "cpu"], "fp16 needs CUDA"),

@@ -129,6 +129,10 @@ def evaluate(
 
     divcon evaluate runs/cub --parts --rerank
 
+    The threshold that the run has chosen on its validation classes (RUN/model/threshold.json) is reported with its
+    precision and recall: a nearest neighbour of less similarity is of no known class. They are computed with half of
+    the test classes in the gallery, and then with the other half.
+
     Parameters
     ----------
     run
@@ -167,6 +171,7 @@ def evaluate(
 
     from divcon.data.loading import only_decodable
     from divcon.evaluation.protocol import evaluate as evaluate_model
+    from divcon.evaluation.threshold import read_threshold
     from divcon.models import EmbeddingModel
     from divcon.runs.display import print_scores
     from divcon.runs.folder import RunFolder, own_benchmark
@@ -192,6 +197,7 @@ def evaluate(
     result = evaluate_model(
         model,
         benchmark,
+        threshold=(read_threshold(run) or {}).get("min_score"),
         clustering=clustering,
         parts=parts,
         baselines=baselines,

@@ -18,6 +18,7 @@ from divcon.data.benchmark import CLOSED_SET, Benchmark
 from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.subspaces import mean_over_pairs
+from divcon.evaluation.threshold import in_words
 from divcon.runs.notes import EpochNotes
 from divcon.runtime.context import Progress as RunProgress
 
@@ -50,6 +51,9 @@ class Display(ABC):
     def baselines(self, scores: dict[str, Any]) -> None:  # noqa: B027
         """The kept model is compared with untrained features on the validation classes; ``scores`` is what
         `divcon.evaluate` returned with ``baselines=True``. Shows nothing unless a subclass does."""
+
+    def threshold(self, line: str) -> None:  # noqa: B027
+        """The run has chosen the similarity from which on a neighbour counts; ``line`` says so."""
 
     @abstractmethod
     def end(self, out: Path, kept_epoch: int | None) -> None:
@@ -221,6 +225,9 @@ class Bar(Display):
         where = f"epoch {scores['epoch']} beside what needs no training, on {number}:"
         print_baselines(scores, self.console, where)
 
+    def threshold(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
     def end(self, out: Path, kept_epoch: int | None) -> None:
         for note in self._notes.repeated:
             self.console.print(Text.assemble(("note, repeated: ", "yellow"), self._reword(str(note))))
@@ -255,6 +262,10 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
     )
     console.print(_scores_table(result))
     _print_characteristic(result, console)
+    if "threshold" in result:
+        console.print(
+            f"{in_words(result['threshold'])}, where half of the classes are not in the gallery", markup=False
+        )
     if "baselines" in result:
         print_baselines(result, console)
         for advice in result.get("advice", []):

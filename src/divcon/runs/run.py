@@ -25,8 +25,10 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name, splitting_for
 from divcon.errors import ConfigError, DataError, RunError, Stopped
-from divcon.evaluation.protocol import evaluate
+from divcon.evaluation.protocol import chosen_threshold, evaluate
 from divcon.evaluation.subspaces import MAX_MONITORED, learner_similarity, sample_of
+from divcon.evaluation.threshold import forget_threshold, read_threshold, write_threshold
+from divcon.evaluation.threshold import in_words as in_words_of
 from divcon.models import EmbeddingModel, can_start_as_pca, start_as_pca
 from divcon.models.backbone import resolve_backbone
 from divcon.models.embedding_model import own_backbone, own_transform
@@ -445,6 +447,7 @@ class _Run:
         self.lines.append(line)
         if line["kept"]:
             forget_record(self.folder.model)
+            forget_threshold(self.folder.model)
             self.model.save(self.folder.model)
         self.display.epoch(line)
 
@@ -473,9 +476,11 @@ class _Run:
         self.folder.write_origin(folder, last_epoch={"epoch": line["epoch"], "validation": line.get("validation")})
         record = read_record(self.folder.model)
         if record is not None and kept_epoch(self.lines) == line["epoch"]:
+            forget_threshold(folder)
             save_with_record(self._load(self.folder.model), folder, record)  # chosen once, for both
             return
         forget_record(folder)
+        forget_threshold(folder)
         self.model.save(folder)
 
     @cached_property
@@ -500,6 +505,11 @@ class _Run:
                 self._compare_with_baselines(model, validation, kept, within)
             except Exception as error:  # the run is done, and nothing that fails from here on may lose it
                 self.display.warn(f"the kept model was not compared with untrained features ({error!r})")
+        if not self.job.is_fold:
+            try:
+                self._choose_thresholds(within)
+            except Exception as error:
+                self.display.warn(f"no threshold was chosen ({error!r})")
         if self.job.report:
             try:
                 write_report(folder, self.data, model, notes=[*self.data.notes, *self.warnings], context=within)
@@ -522,6 +532,31 @@ class _Run:
         self.display.baselines(scores)
         for advice in scores.get("advice", []):
             self.display.warn(advice)
+
+    def _choose_thresholds(self, context: Context) -> None:
+        """Choose the similarity from which on a neighbour counts as known, of the kept and of the last model, on the
+        validation classes; a model for use has that of the run that it is like."""
+        task, kept = self.data.validation_task, kept_epoch(self.lines)
+        for folder in (self.folder.model, self.folder.last):
+            if read_threshold(folder) is not None:
+                continue
+            record = None
+            if task is not None:
+                same = folder == self.folder.last and kept == self.lines[-1]["epoch"]
+                scores = (
+                    read_threshold(self.folder.model)
+                    if same
+                    else chosen_threshold(self._load(folder), task, context=context)
+                )
+                record = None if scores is None else scores | {"chosen_on": "validation"}
+            elif self.like is not None and (of_run := read_threshold(self.like)) is not None:
+                record = of_run | {"of_run": str(self.like)}
+            if record is None:
+                return
+            write_threshold(folder, record)
+            if folder == self.folder.model:
+                where = "on validation" if task is not None else f"of {self.like}"
+                self.display.threshold(f"{in_words_of(record)} ({where})")
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
