@@ -63,7 +63,7 @@ def test_from_a_run_to_a_model_that_is_used_like_any_other(
     code, printed, err = prune(command, runs / "slices", "--by", "subspaces", "--dims", 10, "--out", out)
     assert code == 0, err
     assert "of 4, chosen on validation classes; no other whole subspace fits into 10 dimensions" in printed
-    assert "vectors of 6 validation classes" in printed
+    assert "vectors of 10 validation classes" in printed
     assert f"model of 8 dimensions in {out}" in printed
     model, small = dc.EmbeddingModel.load(runs / "slices"), dc.EmbeddingModel.load(out)
     assert (small.embedding_dim, small.num_learners, small.config["method"]) == (8, 2, "slices")
