@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import DATA, READING, Reading, Workers, app, console, note, notes, read_data
+from divcon.cli.app import AS_IT_IS, DATA, READING, Reading, Split, Workers, app, console, note, notes, read_data
 from divcon.config.settings import Fit
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
@@ -37,6 +37,7 @@ def check(
     augment: str | None = None,
     reading: Reading = READING,
     workers: Workers = 2,
+    split: Split = AS_IT_IS,
 ) -> None:
     """Check a data set: count its classes and images, and find what would break training or make a score dishonest.
 
@@ -102,7 +103,7 @@ def check(
     for path in (fix, json_file):
         if path is not None:
             check_writable(path)
-    benchmark = _read(data, root, reading)
+    benchmark = _read(data, root, reading, split)
     if fix is not None:
         check_suffix(fix, benchmark)
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
@@ -170,12 +171,12 @@ def _show_augmented(
     )
 
 
-def _read(data: str, root: Path | None, reading: Reading) -> Benchmark:
+def _read(data: str, root: Path | None, reading: Reading, split: Split) -> Benchmark:
     """The data; files that are missing are for the check to report."""
     from divcon.data.read import takes_option
 
     options: dict[str, Any] = {"check_files": False} if takes_option(data, "check_files") else {}
-    return read_data(data, root, **options, **reading.options())
+    return read_data(data, root, **options, **reading.options(), **split.options)
 
 
 def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from divcon.cli.app import (
+    AS_IT_IS,
     DATA,
     READING,
     BadImage,
     BatchSize,
     DeviceOption,
     Reading,
+    Split,
     Workers,
     app,
     console,
@@ -49,6 +51,7 @@ def features(
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
+    split: Split = AS_IT_IS,
 ) -> None:
     """Compute the pooled features of a pretrained backbone for a whole data set, to train on them instead of its
     images. The parquet file is the same benchmark, with the same split.
@@ -99,7 +102,7 @@ def features(
     where = resolve_device(device)
     settings = ModelConfig(backbone=backbone or "auto", image_size=size or 0, fit=fit or "auto", weights=weights)  # type: ignore[arg-type]
     model = EmbeddingModel.load(run, device=where) if run is not None else None
-    benchmark = read_data(data, root, **reading.options())
+    benchmark = read_data(data, root, **reading.options(), **split.options)
     if model is None:
         model = _pretrained(settings, benchmark).to(where)
     context = Context(workers, on_warning=note)

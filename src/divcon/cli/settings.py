@@ -179,10 +179,12 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
         _put_reading(origins, settings)
     # By now the options hold the data and init that the file names.
     words = {name: _word(argument) for name, argument in options.items()}
-    resume, out, init = (words.get(name) for name in ("resume", "out", "init"))
+    resume, out, init, like = (words.get(name) for name in ("resume", "out", "init", "like"))
     run = _run_layer(Path(out)) if resume and out else None
     if run is not None:
         layers.append(run)
+    if like is not None and not resume:
+        layers.append(_like_layer(Path(like)))
     preset = words.get("preset") or (options["preset"].field_info.default if "preset" in options else None)
     if run is not None and preset is not None:
         raise ConfigError(f"--preset {preset}: the run in {out} is resumed with its own settings; leave it out")
@@ -301,6 +303,15 @@ def _run_layer(out: Path) -> _Layer | None:
         check_doors(kind, vars(getattr(config, section)), str(RunFolder(out).config))
     values = {name: getattr(getattr(config, section), name) for name, section in SECTION_OF.items()}
     return _Layer(values, lambda *_: f"run {out}")
+
+
+def _like_layer(like: Path) -> _Layer:
+    from divcon.runs.like import NOT_LIKE
+
+    layer = _run_layer(like)
+    if layer is None:
+        raise ConfigError(f"--like {like}: holds no run; give the folder of a run that is complete")
+    return _Layer({name: value for name, value in layer.values.items() if name not in NOT_LIKE}, layer.place)
 
 
 def _preset_layer(name: str, data: str | None) -> _Layer:

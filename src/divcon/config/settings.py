@@ -519,8 +519,9 @@ class DataConfig:
     `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
     the last epoch, as the papers do."""
     validation_fraction: float = setting(0.0, before=0.1)
-    """Share of the training classes to hold out, where the data does not mark validation classes. 0: a tenth, or less
-    where that would be more than 10,000 images (see `divcon.config.from_data`)."""
+    """Share of the training classes to hold out, where the data does not mark validation classes; in a closed set, of
+    the training images. 0: a tenth, or less where that would be more than 10,000 images (see
+    `divcon.config.from_data`)."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
     select_by: SelectBy = setting("auto", before="recall_at_1")
@@ -631,6 +632,12 @@ class RunConfig:
                 raise ConfigError(
                     f"`{name}`: expected a {kind.__name__}, not {type(getattr(self, name)).__name__}", field=name
                 )
+        end, epochs = self.data.end_epoch, self.train.epochs
+        if end is not None and epochs and end >= epochs:
+            raise ConfigError(
+                f"`end_epoch` {end}: the epochs are 0 to {epochs - 1} (`epochs` {epochs})",
+                field=("end_epoch", "epochs"),
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, by section; parts of the user's own by name (see `divcon.config.fields`)."""
