@@ -177,6 +177,8 @@ def _kind(hint: Any) -> str:
         return " or ".join(_kind(option) for option in inner)
     if origin is dict:
         return "names and values"
+    if origin is tuple:
+        return "height x width"
     names = {int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path"}
     return names.get(hint, "none")
 

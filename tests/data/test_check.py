@@ -183,7 +183,8 @@ class TestNear:
     def test_few_of_the_icons_are_taken_for_copies_of_another_class(self, demo):
         """Flat drawings are the hardest there is: nearly all groups are of one class."""
         result = check(demo, context=dc.Context(2))
-        assert result.ok and kinds(result) == ["near"] and result.copies == () and result.unreadable == ()
+        assert result.ok and kinds(result) == ["near", "alike"] and result.copies == () and result.unreadable == ()
+        assert ("light-bulb", "lightbulb") in [tuple(item.label for item in group) for group in result.alike]
         two = [group for group in result.near if len({image.label for image in group}) > 1]
         assert len(two) <= 3 and 80 <= len(result.near) <= 160
         assert "0 of them across" in result.findings[0].text

@@ -78,9 +78,8 @@ def test_text_that_is_not_utf8(tmp_path):
     assert "t.csv line 1: this is not UTF-8" in error_of(tmp_path / "t.csv")
 
 
-@pytest.mark.parametrize("content", ["path,label\na,b\n".encode("utf-16"), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
-def test_bytes_that_are_no_text(tmp_path, content):
-    (tmp_path / "t.csv").write_bytes(content)
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"path,label\na,\0\n")
     assert "not text in UTF-8" in error_of(tmp_path / "t.csv")
 
 
@@ -105,8 +104,11 @@ def test_a_missing_file(tmp_path):
 
 
 def test_not_a_parquet(tmp_path):
-    (tmp_path / "t.parquet").write_text("path,label\na,b\n")
-    assert "t.parquet: this is not a parquet file" in error_of(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_text("Entry not found")
+    assert "t.parquet: this is not a parquet file, but text: 'Entry not found'" in error_of(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"path": ["a"], "label": ["b"]}), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-9])
+    assert "its end is missing: it was cut off" in error_of(tmp_path / "t.parquet")
 
 
 def test_a_parquet_column_of_lists(tmp_path):

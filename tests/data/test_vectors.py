@@ -125,10 +125,17 @@ class TestColumn:
         empty = pa.array([[]] * 8, pa.list_(pa.float32()))
         assert "t.parquet row 0: the vector is empty" in error_of(table(tmp_path / "t.parquet", empty))
 
-    def test_a_csv_cannot_hold_vectors(self, tmp_path):
-        (tmp_path / "t.csv").write_text('path,label,embedding\na,b,"[1, 2]"\n')
-        message = error_of(tmp_path / "t.csv")
-        assert "t.csv: vectors are read from a parquet" in message
+    def test_vectors_in_a_csv(self, tmp_path):
+        numpy = "[ 1.   -2.5\n  3e2]"
+        rows = [f'{label},"{text}"' for label, text in zip(LABELS, ["[1, -2.5, 300.0]", numpy] * 4, strict=True)]
+        (tmp_path / "t.csv").write_text("label,embedding\n" + "\n".join(rows) + "\n")
+        data = read(tmp_path / "t.csv")
+        np.testing.assert_array_equal(data.train.vectors, [[1, -2.5, 300]] * len(data.train))
+        bad = (tmp_path / "t.csv").read_text().replace("[1, -2.5, 300.0]", "[1. 2. ... 3.]", 1)
+        (tmp_path / "t.csv").write_text(bad)
+        assert "t.csv line 2: the vector in the column 'embedding' cannot be read: NumPy has cut" in error_of(
+            tmp_path / "t.csv"
+        )
 
 
 class TestTable:

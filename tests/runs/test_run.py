@@ -25,11 +25,11 @@ from divcon.runtime.environment import not_repeatable
 pytestmark = pytest.mark.heavy
 
 MODEL = dc.ModelConfig(
-    num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32, embed="head"
+    num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32, fit="crop", embed="head"
 )
 TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0, ema_decay=0.0)
-CONFIG = dc.RunConfig(MODEL, TRAIN)
-WITHOUT = replace(CONFIG, data=dc.DataConfig(validation=False))
+CONFIG = dc.RunConfig(MODEL, TRAIN, dc.DataConfig(validation_fraction=0.1))
+WITHOUT = replace(CONFIG, data=replace(CONFIG.data, validation=False))
 
 
 def lines_of(out: Path) -> list[dict]:
@@ -350,7 +350,7 @@ def test_validation_classes_have_pairs_and_no_validation_takes_them_all(few: Ben
 def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
     image_folder: Path, broken_png: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    data = dc.read(image_folder)
+    data = dc.read(image_folder, test_fraction=None)
     broken_png(image_folder / "class1" / "0.png")
     warned: list[str] = []
 
@@ -359,7 +359,7 @@ def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
             warned.append(message)
 
     config = replace(
-        WITHOUT, train=replace(TRAIN, epochs=1, batch_size=8), data=dc.DataConfig(validation=False, on_bad_image="skip")
+        WITHOUT, train=replace(TRAIN, epochs=1, batch_size=8), data=replace(WITHOUT.data, on_bad_image="skip")
     )
     dc.run(data, tmp_path / "run", config, display=Hears())
     warned = [message for message in warned if "learners are one" not in message]

@@ -38,6 +38,8 @@ def check(
     The counts of a published data set (cub, cars, sop, inshop, vehicleid-small, -medium, -large, market1501) are
     compared with the published ones.
 
+    The files and folders that are not read (hidden files, what is no image, HEIC without its plug-in ...) are notes.
+
     Exit code 1: some images do not decode; images with the same pixels are in two of train, validation and test, or
     under two labels; vectors are zero; or counts are not the published ones (those of vehicleid's images vary, and are
     only shown). Exit code 2: the data cannot be read at all, because a class is both in train and in test, for example,
@@ -57,7 +59,7 @@ def check(
     near
         Look for near duplicates too.
     json_file
-        Write all findings to this file.
+        Write all findings to this file, and the names of all files that are not read.
     """
     from rich.progress import Progress
 

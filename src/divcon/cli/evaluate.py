@@ -218,7 +218,7 @@ def encode(
     if learner is not None and not 0 <= learner < model.num_learners:
         raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
     context = Context(workers, on_warning=note)
-    image_set = images_of(images[0] if len(images) == 1 else images)
+    image_set = images_of(images[0] if len(images) == 1 else images, context=context)
     if on_bad_image == "skip":
         image_set = decodable(image_set, context)
     embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)

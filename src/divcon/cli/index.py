@@ -192,7 +192,7 @@ def _items(
     if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
         image_set = read_data(images[0], root).gallery
     else:
-        image_set = images_of(images[0] if len(images) == 1 else images, root)
+        image_set = images_of(images[0] if len(images) == 1 else images, root, context=Context(on_warning=note))
     items, repeated = items_of(image_set, column_types=column_types, context=Context(on_warning=note))
     if repeated:
         note(f"left out {repeated:,} rows with the same image as an earlier row")

@@ -50,6 +50,13 @@ def option_value(hint: Any, tokens: Any) -> Any:
     return {"true": True, "false": False}.get(word.lower(), word)
 
 
+def unread(hint: Any, tokens: Any) -> Any:
+    """A word of the command line as it is typed, or the value of a file, a run or a preset as it is."""
+    if isinstance(tokens, str):
+        return tokens
+    return tokens[0].value if tokens[0].implicit_value is UNSET else tokens[0].implicit_value
+
+
 def _settings_class() -> type:
     """A flat dataclass of the settings of all sections, each with its flag, its help and the group of its section."""
     fields: list[tuple[str, Any, Any]] = []
@@ -60,7 +67,9 @@ def _settings_class() -> type:
             hint = types[each.name]
             if each.name in OPTIONS_OF:
                 hint = dict[str, Annotated[float | int | bool | str, Parameter(converter=option_value)]]
-            elif flag(each.name) != (by_name := "--" + each.name.replace("_", "-")):
+            elif each.metadata.get("read"):  # checked where the section is made, with the other settings
+                hint = Annotated[Any, Parameter(converter=unread)]
+            if each.name not in OPTIONS_OF and flag(each.name) != (by_name := "--" + each.name.replace("_", "-")):
                 options["name"] = (flag(each.name), by_name)
             if old := each.metadata.get("old_values"):  # accepted, but not shown
                 choices = typing.get_args(hint)

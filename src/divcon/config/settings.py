@@ -26,6 +26,7 @@ from divcon.config.fields import (
     setting,
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
+from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
 from divcon.errors import ConfigError
 from divcon.runtime.environment import started_by_torchrun
 from divcon.runtime.files import atomic_write
@@ -36,28 +37,39 @@ __all__ = [
     "OPTIONS_OF",
     "SECTIONS",
     "SECTION_OF",
+    "SPLITTING",
+    "TEST_FRACTION",
     "DataConfig",
     "DataSource",
     "Device",
     "DivideBy",
     "DivideOn",
     "Embed",
+    "Fit",
     "HeadInit",
+    "ImageSize",
     "ModelConfig",
     "OnBadImage",
     "Pooling",
     "Precision",
+    "Protocol",
     "Rounds",
     "RunConfig",
     "SelectBy",
     "SmallClasses",
     "TrainConfig",
+    "TrainOn",
+    "check_splitting",
     "sections_in",
 ]
 
 Pooling = Literal["auto", "avg", "max", "gem", "token"]
 Embed = Literal["auto", "head", "features", "pca"]
 HeadInit = Literal["auto", "random", "pca"]
+Fit = Literal["auto", "crop", "squash", "pad"]
+
+IMAGE_SIZE = 224
+"""Height and width of the backbone's input where neither the user nor the data says more."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class ModelConfig:
     slices (CVPR 2019: K consecutive slices of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
     num_learners: int = 0
     """K, the number of learners, and of clusters that the training images are divided into; 1 for single. 0: 4
-    where the training has 5,000 batches or more, else 1 (see `divcon.config.from_data`)."""
+    where the training has 3,000 batches or more, else 1 (see `divcon.config.from_data`)."""
     embedding_dim: int = 512
     """D, the length of the embedding."""
     head_options: dict[str, Any] = setting(default_factory=dict, options_of="method")
@@ -82,9 +94,17 @@ class ModelConfig:
     """Start from the backbone's pretrained weights."""
     weights: Path | None = None
     """Start the backbone from this file (.safetensors, or .pth with tensors only) instead of timm's weights."""
-    image_size: int = 224
-    """Height and width, in pixels, of the backbone's input; not used for vectors. For a vision transformer, a multiple
-    of its patch size (14 or 16, for example); its position embeddings are resampled to it."""
+    image_size: ImageSize = setting(0, before=IMAGE_SIZE, read=read_size, write=saved_size)
+    """Height and width, in pixels, of the backbone's input: one number for both, or height x width, as in
+    `image_size=256x128` for people. For a vision transformer, multiples of its patch size (14 or 16, for example); its
+    position embeddings are resampled to it. 0: 224; or as many pixels in the shape of the training images, where these
+    are tall or wide and the backbone takes any size (see `divcon.config.from_data`). Not used for vectors."""
+    fit: Fit = setting("auto", before="crop")
+    """How an image comes into `image_size`. crop: its middle, after resizing; what is outside is lost. squash: all of
+    it, resized to exactly that height and width, whatever its shape. pad: all of it in its own shape, with a border in
+    the mean colour. Training crops at random in the same way. auto: squash where `image_size` is not square, or half of
+    the training images are more than 1.6 times as long as wide, else crop. It is saved with the model. Not used for
+    vectors."""
     pooling: Pooling = "auto"
     """How the backbone's feature map becomes one vector: auto (the backbone's own pooling), avg, max, gem (generalised
     mean, Radenovic et al., TPAMI 2018: p is learned and starts at 3; negative values count as zero), or token (a vision
@@ -113,7 +133,11 @@ class ModelConfig:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", Path(self.weights).absolute())
-        at_least(self, num_learners=0, embedding_dim=1, image_size=1)
+        at_least(self, num_learners=0, embedding_dim=1)
+        if min(height_width(self.image_size)) < 1 and self.image_size != 0:
+            raise ConfigError(
+                f"`image_size` {saved_size(self.image_size)}: height and width must be at least 1", field="image_size"
+            )
         if self.embedding_dim < self.num_learners:
             raise ConfigError(
                 f"`embedding_dim` {self.embedding_dim} cannot be divided among `num_learners` {self.num_learners}: "
@@ -125,8 +149,11 @@ class ModelConfig:
 
     @property
     def network(self) -> dict[str, Any]:
-        """The settings that are arguments of `divcon.EmbeddingModel`; the others say what a run does with it."""
-        return {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
+        """The settings that are arguments of `divcon.EmbeddingModel`; the others say what a run does with it. A size
+        and a fit that were not chosen from data are those of `divcon.EmbeddingModel`."""
+        values = {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
+        fit = "crop" if self.fit == "auto" else self.fit
+        return {**values, "image_size": self.image_size or IMAGE_SIZE, "fit": fit}
 
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]
@@ -152,7 +179,7 @@ class TrainConfig:
 
     epochs: int = 0
     """Number of epochs; each has N // `batch_size` batches (N: training images), for any method and number of
-    learners. 0: from a budget of 10,000 batches, 20 to 100 epochs (see `divcon.config.from_data`)."""
+    learners. 0: from a budget of 10,000 batches, 20 to 60 epochs (see `divcon.config.from_data`)."""
     batch_size: int = 0
     """B, images per batch; a multiple of `images_per_class`. 0: 80, or fewer where there are few images."""
     images_per_class: int = 0
@@ -411,18 +438,70 @@ class TrainConfig:
 
 OnBadImage = Literal["stop", "skip"]
 SelectBy = Literal["auto", "map_at_r", "recall_at_1", "last"]
+Protocol = Literal["auto", "open", "closed"]
+TrainOn = Literal["train", "all"]
+
+TEST_FRACTION = 0.2
+"""Share of the classes to test on, where neither the data nor the user says: enough for a test, and four of five
+classes teach."""
+
+SPLITTING = {"test_fraction": TEST_FRACTION, "group": None, "protocol": "auto", "ignore_split": False}
+"""The settings of `DataConfig` that say how data is split when it is read, and their defaults."""
+
+
+def check_splitting(test_fraction: float | None, group: str | None, protocol: str) -> None:
+    """
+    Raises:
+        ConfigError: the fraction is out of bounds; or the settings do not go together.
+    """
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise ConfigError(f"`test_fraction` {test_fraction:g}: must be between 0 and 1", field="test_fraction")
+    if protocol not in ("auto", "open", "closed"):
+        raise ConfigError(f"`protocol` {protocol!r}: must be auto, open or closed", field="protocol")
+    if protocol == "closed" and group is not None:
+        raise ConfigError(
+            f"`group` {group} with `protocol=closed`: a group keeps whole classes together, and a closed set divides "
+            "the images of each class; leave out one of the two",
+            field=("group", "protocol"),
+        )
+    if protocol == "closed" and test_fraction is None:
+        raise ConfigError(
+            "`test_fraction=None` with `protocol=closed`: the sorted halves are of classes, and a closed set divides "
+            "the images of each class; give a number",
+            field=("test_fraction", "protocol"),
+        )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """How the training data is split and checked."""
 
+    test_fraction: float | None = setting(TEST_FRACTION, before=None)
+    """Share of the classes to test on, where the data has no split; drawn by a hash of each class's name, so that a
+    class stays on its side when others are added. In a closed set (`protocol`), share of each class's images. None:
+    the last half of the sorted classes."""
+    group: str | None = None
+    """A column of the table: classes that have a value of it in common, such as the variants of one product, stay on
+    one side, in the draws of test and of validation classes."""
+    protocol: Protocol = "auto"
+    """open: test on classes that are not trained on; test images of classes that train are left out. closed: test on
+    other images of the classes that train (queries are test images, the gallery is the training images). auto: closed
+    where train has every test class, else open; where they share some of the classes, you choose."""
+    ignore_split: bool = False
+    """Draw a split of all images, as `test_fraction`, `group` and `protocol` say, though the data has one."""
+    train_on: TrainOn = "train"
+    """all: train on every class, the test classes too, without validation: a model for use, which has no test score of
+    its own. `like` takes the settings and the length that validation has chosen, from a run with validation."""
+    end_epoch: int | None = None
+    """Last epoch to train, counted from 0: the run ends after it, on the schedule of all `epochs`, and without
+    validation keeps it. None: the last of `epochs`."""
     validation: bool = True
     """Hold out validation classes from the training classes, and keep the epoch that is best on them (see
     `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
     the last epoch, as the papers do."""
-    validation_fraction: float = 0.1
-    """Share of the training classes to hold out, where the data does not mark validation classes."""
+    validation_fraction: float = setting(0.0, before=0.1)
+    """Share of the training classes to hold out, where the data does not mark validation classes. 0: a tenth, or less
+    where that would be more than 10,000 images (see `divcon.config.from_data`)."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
     select_by: SelectBy = setting("auto", before="recall_at_1")
@@ -444,11 +523,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_splitting(self.test_fraction, self.group, self.protocol)
         at_least(self, evaluate_every=1)
+        if self.end_epoch is not None:
+            at_least(self, end_epoch=0)
         for name, bound in (("patience", 1), ("validation_folds", 2)):
             if (value := getattr(self, name)) is None:
                 continue
             at_least(self, **{name: bound})
+            if self.train_on == "all":
+                raise ConfigError(
+                    f"`{name}` {value} with `train_on=all`: all classes train, so that none are left to validate on; "
+                    f"leave out `{name}`",
+                    field=(name, "train_on"),
+                )
             if not self.validation:
                 raise ConfigError(
                     f"`{name}` {value}: needs validation classes; leave out `validation=False`, or `{name}`",
@@ -466,11 +554,21 @@ class DataConfig:
                 "and `select_by=last` chooses none; leave out one of the two",
                 field=("validation_folds", "select_by"),
             )
-        if not 0 < self.validation_fraction < 1:
+        if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
-                f"`validation_fraction` {self.validation_fraction}: must be between 0 and 1",
+                f"`validation_fraction` {self.validation_fraction}: must be at least 0 and below 1",
                 field="validation_fraction",
             )
+
+    @property
+    def splitting(self) -> dict[str, Any]:
+        """The options of `divcon.read` that say how the data is split, those that are not at their defaults."""
+        return {name: value for name, default in SPLITTING.items() if (value := getattr(self, name)) != default}
+
+    @property
+    def validates(self) -> bool:
+        """Whether a run holds images out for validation, once, or those of folds."""
+        return self.validation and self.train_on == "train"
 
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
@@ -586,7 +684,7 @@ class RunConfig:
         return {name: values for section in pairs for name, values in section.items()}
 
 
-RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine", "pinned")
+RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine", "pinned", "like")
 """The keys of a run's ``config.json`` beside settings, source and init; a file with any of them is a run's."""
 
 

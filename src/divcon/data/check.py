@@ -15,7 +15,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from divcon.data.benchmark import Benchmark, counted
+from divcon.data.image_files import Skipped
 from divcon.data.labeled_set import LabeledSet
+from divcon.data.labels import alike
 from divcon.data.loading import each_image
 from divcon.data.published.counts import Difference, PublishedCounts, differences
 from divcon.runtime.context import DEFAULT, Context
@@ -92,6 +94,14 @@ class CheckResult:
     """Vectors that are all zeros, which have no direction."""
     differences: tuple[Difference, ...] = ()
     """Numbers of classes and images that differ from the published ones."""
+    notes: tuple[str, ...] = ()
+    """Those of the benchmark."""
+    skipped: tuple[Skipped, ...] = ()
+    """The files and folders of the data's folder that are not read, by kind."""
+    alike: tuple[Group, ...] = ()
+    """Groups of classes whose names look alike (see `divcon.data.labels.alike`), each by its first image."""
+    joined: tuple[tuple[str, ...], ...] = ()
+    """For each class that the source writes in several ways, its name and the ways."""
 
     @property
     def across(self) -> tuple[Group, ...]:
@@ -159,6 +169,13 @@ class CheckResult:
                 counted(len(near), "group looks", "groups look")
                 + f" nearly the same, {across:,} of them across train, validation and test, {two:,} under two labels: "
                 "look at a few",
+            ),
+            (
+                "alike",
+                False,
+                self.alike,
+                counted(len(self.alike), "group of labels looks", "groups of labels look")
+                + " alike, but for case, spaces or Unicode: if they are one class, write them in one way",
             ),
         )
         numbers = sorted(self.differences, key=lambda difference: not difference.fails)
@@ -306,6 +323,7 @@ def check(
         context: reports the images decoded, then those compared.
     """
     every = _Everything(benchmark.parts)
+    first = every.first_of_labels()
     vectors = benchmark.query.vectors is not None
     unreadable: list[Item] = []
     zeros: list[Item] = []
@@ -341,6 +359,10 @@ def check(
         groups,
         tuple(zeros),
         () if published is None else differences(benchmark, published),
+        benchmark.notes,
+        benchmark.skipped,
+        tuple(every.groups([np.array([first[name] for name in group]) for group in alike(list(first))])),
+        benchmark.query.spellings,
     )
 
 
@@ -385,6 +407,15 @@ class _Everything:
 
     def __len__(self) -> int:
         return len(self.parts)
+
+    def first_of_labels(self) -> dict[str, int]:
+        """The number of the first image of each label."""
+        first: dict[str, int] = {}
+        for (images, new), start in zip(self.sets, self.starts.tolist(), strict=False):
+            labels, places = np.unique(images.labels[new], return_index=True)
+            for label, place in zip(labels.tolist(), places.tolist(), strict=True):
+                first.setdefault(images.label_names[label], start + place)
+        return first
 
     def blocks(self, size: int = 8192) -> Iterator[LabeledSet]:
         """All images in order, some thousand at a time."""

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import os
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from divcon.errors import ImageError
 
-_NEVER = ("EPS", "WMF")
-"""Drawings, which Pillow would run another program for."""
+_NEVER = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
+"""Drawings, which Pillow would run another program for; data and videos, which it recognises and does not decode."""
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats to try first."""
+_WITH_MAGIC = (*_COMMON, "AVIF", "HEIF", "JPEG2000", "JXL", "PPM", "QOI")
+"""Formats that other files are not taken for: each has a header that it begins with."""
+_IN_SOME_PILLOWS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""Formats that Pillow may be built without, and its names of these features."""
+_PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": ""}
+"""Modules that teach Pillow another format where they are installed, and their functions that do so; "": the import."""
+_MORE_ENDINGS = {".mpo": "JPEG", ".jps": "JPEG", ".jif": "JPEG", ".jfi": "JPEG", ".pjp": "JPEG", ".pjpeg": "JPEG"}
+"""Endings in use that Pillow does not register with what reads them."""
+_SHARED_ENDINGS = (
+    *(".pcd", ".fit", ".fits", ".gbr", ".im", ".iim", ".bw", ".rgb", ".rgba", ".ras", ".vst", ".vda", ".icb"),
+    *(".fli", ".flc", ".ftc", ".ftu", ".msp", ".pxr"),
+)
+"""Endings that other kinds of file have as well (point clouds, activities, boards, raw pixels ...)."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,6 +59,8 @@ _LOOKS_LIKE = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"rar!", "a RAR archive"),
     (b"\x1ae\xdf\xa3", "a video"),
+    (b"\xff\x0a", "a JPEG XL image; `pip install pillow-jxl-plugin` to read it, or convert it to JPEG"),
+    (b"\0\0\0\x0cjxl ", "a JPEG XL image; `pip install pillow-jxl-plugin` to read it, or convert it to JPEG"),
 )
 """The first bytes, in lower case, of files that are often mistaken for images."""
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -113,6 +131,11 @@ def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
     return pixels if turn is None else pixels.transpose(turn)
 
 
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Whether turning an image upright, as its EXIF data says, exchanges its width and height."""
+    return image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
     return None if image.format == "TIFF" else _TURNS.get(_orientation(image))
 
@@ -143,8 +166,55 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @cache
 def _formats() -> tuple[str, ...]:
+    """The formats that decode here, those of installed plug-ins too; the most common first."""
     Image.init()
-    return (*_COMMON, *(name for name in Image.ID if name not in _NEVER + _COMMON))
+    for module, register in _PLUGINS.items():
+        if importlib.util.find_spec(module) is not None:
+            try:
+                plugin = importlib.import_module(module)
+                if register:
+                    getattr(plugin, register)()
+            except (ImportError, OSError, AttributeError):
+                # A plug-in that does not load is as one that is not installed.
+                continue
+    lacking = {name for name, feature in _IN_SOME_PILLOWS.items() if name in Image.OPEN and not features.check(feature)}
+    return (*_COMMON, *(name for name in Image.ID if name not in {*_NEVER, *_COMMON, *lacking}))
+
+
+@cache
+def image_endings() -> dict[str, str]:
+    """The endings of files that decode here, in lower case with their dot, and Pillow's name of the format of each:
+    those that Pillow or one of its installed plug-ins registers."""
+    formats = set(_formats())
+    known = {ending: name for ending, name in Image.registered_extensions().items() if name in formats}
+    return {**known, **_MORE_ENDINGS}
+
+
+def is_image_file(path: str | os.PathLike[str], ending: str) -> bool:
+    """Whether a file with this ending (in lower case, with its dot; or none) is an image to read.
+
+    The ending decides, so that a damaged image is one. Where the ending is also that of other files, or there is none,
+    the first bytes of the file decide.
+    """
+    kind = image_endings().get(ending)
+    if kind is not None and ending not in _SHARED_ENDINGS:
+        return True
+    if kind is None and ending:
+        return False
+    return begins_as_image(path, (kind,) if kind else _WITH_MAGIC)
+
+
+def begins_as_image(path: str | os.PathLike[str], formats: Collection[str] = _WITH_MAGIC) -> bool:
+    """Whether a file begins as an image of one of these formats does."""
+    known = [name for name in _formats() if name in formats]
+    try:
+        with Image.open(path, formats=known):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:
+        # Broken bytes raise whatever a format's reader did not expect.
+        return False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -186,7 +256,11 @@ def _unidentified(file: IO[bytes]) -> str:
     head = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     guess = next((what for magic, what in _LOOKS_LIKE if head.startswith(magic)), None)
     if start[4:8] == b"ftyp":
-        guess = "a HEIC image; convert it to JPEG" if start[8:12] in _HEIF else "a video"
+        guess = "a video"
+        if start[8:12] in _HEIF:
+            guess = "a HEIC image; `pip install pillow-heif` to read it, or convert it to JPEG"
+        elif start[8:12] in (b"avif", b"avis"):
+            guess = "an AVIF image; install Pillow 11.3 or newer to read it, or convert it to JPEG"
     if guess is None and not start.strip(b"\0"):
         guess = "zeros, as an interrupted copy leaves"
     if guess is None and start.isascii() and (text := " ".join(start.decode().split())).isprintable():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from divcon.data.tables import IMAGE_COLUMN, SourceName, first_line, is_parquet, where_in
+from divcon.data.tables import IMAGE_COLUMN, SourceName, first_line, where_in
 from divcon.errors import DataError, ImageError
 
 pc: Any = pyarrow.compute
@@ -86,15 +86,17 @@ class RowGroups:
 Encoded = pa.Array | pa.ChunkedArray | RowGroups
 
 
-def read_encoded(files: Sequence[Path], source: SourceName) -> tuple[Encoded, pa.Array | None]:
-    """The encoded images in the files' columns ``image``, and their paths if the column has them.
+def read_encoded(
+    files: Sequence[Path], source: SourceName, name: str = IMAGE_COLUMN
+) -> tuple[Encoded, pa.Array | None]:
+    """The encoded images in the files' columns of that name, and their paths if the column has them.
 
     Raises:
         DataError: the column holds something else, or a row has no bytes.
     """
-    leaves = {_leaf(file) for file in files}
+    leaves = {_leaf(file, name) for file in files}
     if len(leaves) > 1:
-        raise DataError(f"{source}: its files have two kinds of column 'image'; write them alike")
+        raise DataError(f"{source}: its files have two kinds of column {name!r}; write them alike")
     leaf = leaves.pop()
     metadata = [pq.read_metadata(file) for file in files]
     groups = [(file, g) for file, about in zip(files, metadata, strict=True) for g in range(about.num_row_groups)]
@@ -118,45 +120,65 @@ def read_encoded(files: Sequence[Path], source: SourceName) -> tuple[Encoded, pa
         for number, column in enumerate(columns):
             if column.statistics is None or not column.statistics.has_null_count or column.statistics.null_count:
                 _reject_empty(lazy.group(number), starts[number], source)
-    return encoded, _paths(files) if leaf != IMAGE_COLUMN else None
+    return encoded, _paths(files, name) if leaf != name else None
 
 
-def encoded_in(table: pa.Table, source: SourceName) -> Encoded:
-    """The encoded images in the column ``image`` of a table in memory.
+def encoded_in(table: pa.Table, source: SourceName) -> tuple[Encoded, pa.Array | None]:
+    """The encoded images in the column ``image`` of a table in memory, and their paths if the column has them. Where
+    the column has a path and no bytes, the file is read.
 
     Raises:
         DataError: the column holds something else, or a row has no bytes.
     """
     column = table[IMAGE_COLUMN]
-    kind = column.type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise DataError(_not_encoded(source, column.type))
+    kind, paths = column.type, None
+    if pa.types.is_struct(kind) and (index := kind.get_field_index("bytes")) >= 0:
+        if kind.get_field_index("path") >= 0:
+            chunks = [chunk.cast(pa.string()) for chunk in pc.struct_field(column, "path").chunks]
+            paths = pa.chunked_array(chunks, pa.string()).combine_chunks()
+        kind = kind.field(index).type
+    if not (_is_bytes(kind) or (pa.types.is_null(kind) and paths is not None)):
+        raise DataError(_not_encoded(source, column.type, IMAGE_COLUMN))
     images = _bytes_in(table.select([IMAGE_COLUMN]))
+    if images.null_count and paths is not None:
+        content = [image if image is not None else _content(path) for image, path in _pairs(images, paths)]
+        images = pa.chunked_array([pa.array(content, pa.large_binary())])
     _reject_empty(images, 0, source)
-    return images
+    return images, paths
 
 
-def _not_encoded(source: object, kind: object) -> str:
-    return (
-        f"{source}: the column 'image' holds {kind}, not encoded images (bytes of PNG, JPEG, ...); files are named in "
-        "the column 'path'"
-    )
+def _pairs(images: pa.ChunkedArray, paths: pa.Array) -> Iterator[tuple[bytes | None, str | None]]:
+    return zip(images.to_pylist(), paths.to_pylist(), strict=True)
 
 
-def _leaf(file: Path) -> str:
+def _content(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        message = f"{path}: cannot be read ({error.strerror or error}); a row has this path and no bytes"
+        raise DataError(message) from None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _not_encoded(source: object, kind: object, name: str) -> str:
+    advice = "" if name != IMAGE_COLUMN else "; files are named in the column 'path'"
+    return f"{source}: the column {name!r} holds {kind}, not encoded images (bytes of PNG, JPEG, ...){advice}"
+
+
+def _leaf(file: Path, name: str) -> str:
     """The path of the column of bytes in the file's schema."""
-    if is_parquet(file):
-        kind = pq.read_schema(file).field(IMAGE_COLUMN).type
-        leaf, value = IMAGE_COLUMN, kind
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            leaf, value = f"{IMAGE_COLUMN}.bytes", kind.field("bytes").type
-        if pa.types.is_binary(value) or pa.types.is_large_binary(value):
-            return leaf
-    else:
-        kind = "text"
-    raise DataError(_not_encoded(file, kind))
+    kind = pq.read_schema(file).field(name).type
+    leaf, value = name, kind
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        leaf, value = f"{name}.bytes", kind.field("bytes").type
+    if _is_bytes(value):
+        return leaf
+    raise DataError(_not_encoded(file, kind, name))
 
 
 def _read(file: Path, leaf: str) -> pa.ChunkedArray:
@@ -174,13 +196,13 @@ def _bytes_in(table: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array([chunk.cast(pa.large_binary()) for chunk in column.chunks], pa.large_binary())
 
 
-def _paths(files: Sequence[Path]) -> pa.Array | None:
+def _paths(files: Sequence[Path], name: str) -> pa.Array | None:
     parts = []
     for file in files:
         with pq.ParquetFile(file) as parquet:
-            if parquet.schema_arrow.field(IMAGE_COLUMN).type.get_field_index("path") < 0:
+            if parquet.schema_arrow.field(name).type.get_field_index("path") < 0:
                 return None
-            column = parquet.read(columns=[f"{IMAGE_COLUMN}.path"]).column(0)
+            column = parquet.read(columns=[f"{name}.path"]).column(0)
             parts += [chunk.cast(pa.string()) for chunk in pc.struct_field(column, "path").chunks]
     return pa.chunked_array(parts, pa.string()).combine_chunks()
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from divcon.data.benchmark import Benchmark, labelled
 from divcon.data.finite import unusable
 from divcon.data.labeled_set import LabeledSet, row_name
+from divcon.data.labels import read_labels
 from divcon.data.read import read
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
@@ -40,8 +41,11 @@ def as_labeled_set(data: LabeledData, context: Context = DEFAULT) -> LabeledSet:
     return benchmark.train
 
 
-def as_benchmark(data: LabeledData, context: Context = DEFAULT) -> Benchmark:
+def as_benchmark(data: LabeledData, context: Context = DEFAULT, **options: Any) -> Benchmark:
     """The benchmark to evaluate on; in a labelled set, or vectors with labels, each item searches among all the others.
+
+    Args:
+        options: of `divcon.read`, for a path or name.
 
     Raises:
         DataError: it is nothing of that kind, or it cannot be read.
@@ -49,7 +53,7 @@ def as_benchmark(data: LabeledData, context: Context = DEFAULT) -> Benchmark:
     if isinstance(data, Benchmark):
         return data
     if isinstance(data, (str, os.PathLike)):
-        return read(data, context=context)
+        return read(data, context=context, **options)
     images = _as_set(data)
     return Benchmark(images.source, images.subset(np.empty(0, np.int64)), images, images)
 
@@ -62,20 +66,21 @@ def _as_set(data: Any) -> LabeledSet:
             f"`data` is {_shown(data)}: pass what `divcon.read` returns, one of its labelled sets, a path or name that "
             "it takes, or (vectors, labels) as arrays"
         )
-    vectors, labels = _array(data[0]), _array(data[1])
+    vectors, labels = _array(data[0]), read_labels(_array(data[1]) if hasattr(data[1], "shape") else data[1])
     check_vectors(vectors)
-    if labels.shape != (len(vectors),):
-        raise DataError(f"{len(vectors)} vectors need {len(vectors)} labels, and these have the shape {labels.shape}")
-    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.round(labels)).all():
-        labels = labels.astype(np.int64)
-    names, numbers = labelled([str(label) for label in labels.tolist()])
+    if len(labels.codes) != len(vectors):
+        raise DataError(f"{len(vectors):,} vectors need as many labels, and there are {len(labels.codes):,}")
+    if (labels.codes < 0).any():
+        raise DataError(f"row {int(np.argmax(labels.codes < 0))}: the label is missing; give it one, or leave it out")
+    names, places = labelled(labels.names)
     return LabeledSet(
-        labels=numbers,
+        labels=places[labels.codes],
         label_names=names,
         paths=pa.array([row_name(i) for i in range(len(vectors))], pa.string()),
         rows=np.arange(len(vectors), dtype=np.int64),
         source="arrays",
         vectors=np.ascontiguousarray(vectors, np.float32),
+        spellings=labels.spellings,
     )
 
 

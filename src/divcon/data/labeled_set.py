@@ -52,8 +52,13 @@ class LabeledSet:
     """(N,) int64. A query ignores gallery images of its own label and camera."""
     groups: np.ndarray | None = None
     """(N,) int64. A query ignores gallery images of its own group (of a video sequence, for example); -1: no group."""
+    class_groups: np.ndarray | None = None
+    """(C,) int64, a number for each of ``label_names``: classes with the same number are never divided among train,
+    validation and test, such as the variants of one product."""
     flip: bool = True
     """Whether a mirrored image is still of its class, so that training may mirror images."""
+    spellings: tuple[tuple[str, ...], ...] = ()
+    """For each class that the source writes in several ways, its name and the ways (see `divcon.data.labels`)."""
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -61,6 +66,10 @@ class LabeledSet:
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"LabeledSet: {name} has {len(value)} entries for {n} labels")
+        if self.class_groups is not None and len(self.class_groups) != len(self.label_names):
+            raise ValueError(
+                f"LabeledSet: class_groups has {len(self.class_groups)} entries for {len(self.label_names)} label names"
+            )
         if n and (self.labels.min() < 0 or self.labels.max() >= len(self.label_names)):
             raise ValueError("LabeledSet: a label is outside label_names")
         if self.vectors is not None and (self.vectors.ndim != 2 or self.vectors.dtype != np.float32):

@@ -111,7 +111,7 @@ Key = int | tuple[int, int, int]
 """An image to transform as for evaluation (its index), or as for training: (index, epoch, position in the epoch)."""
 
 Pixels = tuple[torch.Tensor, torch.Tensor]
-"""(B, 3, size, size) uint8, and the (B,) int64 indices of the images."""
+"""(B, 3, H, W) uint8, and the (B,) int64 indices of the images."""
 
 
 class Decoded(Dataset):

@@ -122,6 +122,7 @@ def pack(
             "flip": data.train.flip,
             "notes": list(data.notes),
             "split_hash": data.split_hash,
+            "closed": data.closed,
         }
         with atomic_write(out / ABOUT) as beside:
             beside.write_text(json.dumps(about, indent=2) + "\n")

@@ -1,15 +1,15 @@
-"""Load a CSV, parquet or JSON Lines file as an Arrow table of the columns that describe images."""
+"""Load tables: CSV, parquet, JSON Lines and Arrow files, as Arrow tables of the columns that describe images."""
 
 from __future__ import annotations
 
 import csv
-import difflib
 import itertools
 import json
 import os
+import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,69 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
+import pyarrow.ipc
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from divcon.data.columns import (
+    BOX_COLUMNS,
+    COLUMNS,
+    FILE_NAME,
+    GUESS,
+    IMAGE_COLUMN,
+    VECTOR_COLUMN,
+    Columns,
+    Kind,
+    Roles,
+    kind_of,
+    kinds_of,
+    missing_column,
+    roles_of,
+)
+from divcon.data.labels import label_text, read_labels
+from divcon.data.table_format import (
+    ARROW_SUFFIXES,
+    CSV_SUFFIXES,
+    JSON_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TABLE_SUFFIXES,
+    Format,
+    content_of,
+    format_of,
+    is_table,
+    open_bytes,
+    open_text,
+    source_for_arrow,
+    table_suffix,
+)
 from divcon.errors import DataError
+
+__all__ = [
+    "BOX_COLUMNS",
+    "COLUMNS",
+    "CSV_SUFFIXES",
+    "FILE_NAME",
+    "IMAGE_COLUMN",
+    "JSON_SUFFIXES",
+    "METADATA",
+    "PARQUET_SUFFIXES",
+    "TABLE_SUFFIXES",
+    "VECTOR_COLUMN",
+    "Columns",
+    "SourceName",
+    "TableFile",
+    "Tables",
+    "first_line",
+    "is_in_memory",
+    "is_parquet",
+    "is_table",
+    "load_table",
+    "load_tables",
+    "metadata_of",
+    "require_columns",
+    "tables_in_memory",
+    "where_in",
+]
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -31,89 +90,139 @@ METADATA = b"huggingface"
 """The key of the schema's metadata: JSON, of which ``info.features`` describes the columns."""
 
 
-def named_labels(path: Path, schema: pa.Schema, table: pa.Table) -> pa.Table:
-    """The table with names instead of numbers in its column ``label``, if the schema has them (``ClassLabel``).
+def named_labels(
+    path: str | Path, column: pa.ChunkedArray, names: Sequence[str] | None, *, unknown_is_missing: bool = False
+) -> pa.ChunkedArray:
+    """The names of the labels in place of their numbers, if there are names (of a ``ClassLabel``).
+
+    Args:
+        unknown_is_missing: take -1, which ``datasets`` writes for an unknown label, for a missing one.
 
     Raises:
-        DataError: a number has no name (``datasets`` writes -1 for an unknown label); the message has the row.
+        DataError: a number has no name; the message has the row.
     """
-    names = _names_of(schema)
-    if names is None or "label" not in table.column_names or not pa.types.is_integer(table["label"].type):
-        return table
-    labels = table["label"]
-    inside = pc.and_(pc.greater_equal(labels, 0), pc.less(labels, len(names)))
+    if names is None or not pa.types.is_integer(column.type):
+        return column
+    if unknown_is_missing:
+        column = pc.if_else(pc.equal(column, -1), pa.scalar(None, column.type), column)
+    inside = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names)))
     bad = ~pc.fill_null(inside, True).to_numpy()
     if bad.any():
         row = int(np.argmax(bad))
         more = f" (in {bad.sum():,} rows)" if bad.sum() > 1 else ""
         raise DataError(
-            f"{path} row {row}: the label is {labels[row].as_py()}, and the file's metadata names 0 to "
-            f"{len(names) - 1}{more}; take such rows out, or give them a label"
+            f"{path} row {row}: the label is {column[row].as_py()}, and the file's metadata names 0 to "
+            f"{len(names) - 1}{more}; take such rows out, give them a label, or leave out those of -1 "
+            "(`on_missing_label=skip`)"
         )
-    indices = pa.chunked_array([chunk.cast(pa.int32()) for chunk in labels.chunks], pa.int32())
+    indices = pa.chunked_array([chunk.cast(pa.int32()) for chunk in column.chunks], pa.int32())
     values = pa.array(names, pa.string())
     chunks = [pa.DictionaryArray.from_arrays(chunk, values) for chunk in indices.chunks]
-    column = pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
-    return table.set_column(table.column_names.index("label"), "label", column)
+    return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
 
 
-def _names_of(schema: pa.Schema) -> list[str] | None:
+def class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """The names of a column's numbers, if the schema's metadata has them (``ClassLabel``)."""
     try:
-        feature = json.loads((schema.metadata or {})[METADATA])["info"]["features"]["label"]
+        feature = json.loads((schema.metadata or {})[METADATA])["info"]["features"][column]
         return [str(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
     except (KeyError, TypeError, ValueError):
         return None
 
 
-CSV_SUFFIXES = (".csv", ".tsv")
-PARQUET_SUFFIXES = (".parquet", ".pq")
-JSON_SUFFIXES = (".jsonl", ".ndjson")
-TABLE_SUFFIXES = CSV_SUFFIXES + PARQUET_SUFFIXES + JSON_SUFFIXES
-
-BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
-"""Left, top, right, bottom, under open-metric-learning's names."""
-COLUMNS = ("path", "label", "split", "is_query", "is_gallery", "camera", "sequence", *BOX_COLUMNS)
-"""The columns that are read; a table may have more."""
-FILE_NAME = "file_name"
-"""The name of the column path in Hugging Face's metadata files."""
-IMAGE_COLUMN = "image"
-"""The column of encoded images in a parquet; `divcon.data.encoded` reads it."""
-VECTOR_COLUMN = "embedding"
-"""The column of vectors in a parquet; `divcon.data.readers.vectors` reads it."""
-
 _MIXED_UP = "a table is a CSV in UTF-8, a parquet file, or JSON Lines"
 
 
-def load_table(path: Path) -> pa.Table:
-    """Load those of COLUMNS that the file has; a CSV's as text, with null for empty fields.
+@dataclass(frozen=True)
+class Loaded:
+    """One loaded file."""
 
-    A CSV may be separated by commas, semicolons or tabs, and start with a byte order mark. Without a column ``path``,
-    ``file_name`` is used. Numbers of labels in a parquet of Hugging Face's ``datasets`` become names.
+    path: Path
+    format: Format
+    rows: pa.Table
+    """The columns among COLUMNS, under these names; a CSV's as text, with null for empty fields."""
+    present: tuple[str, ...]
+    """The names of all columns."""
+    roles: Roles
+    whole: pa.Table | None = None
+    """All columns, if the file is not a parquet, whose images and vectors are read later."""
+
+    @property
+    def as_said(self) -> bool:
+        """Whether the format is the one that the file's name says."""
+        suffixes = {
+            "csv": CSV_SUFFIXES,
+            "json": JSON_SUFFIXES,
+            "parquet": PARQUET_SUFFIXES,
+            "arrow": ARROW_SUFFIXES,
+        }
+        return table_suffix(self.path) in suffixes[self.format]
+
+
+def load_table(path: Path, chosen: Columns = GUESS) -> pa.Table:
+    """The columns among COLUMNS that the file has (see `load_file`)."""
+    return load_file(path, chosen).rows
+
+
+def load_file(path: Path, chosen: Columns = GUESS, *, unknown_is_missing: bool = False) -> Loaded:
+    """Load a file's columns that describe images (see `divcon.data.columns.roles_of`).
+
+    The format is that of the content, whatever the name says; compressed files and text in UTF-16 are read. A CSV may
+    be separated by commas, semicolons, tabs or bars, and start with a byte order mark. JSON may be one object a line, a
+    list of objects, or an object of columns. Numbers of labels become names where the file has them (``ClassLabel``).
 
     Raises:
-        DataError: there is no such file, or it is no such table, has no rows, rows of unequal length, text that is not
-            UTF-8, or vectors outside of a parquet.
+        DataError: there is no such file, or it is no table (the message says what it is), has no rows, rows of unequal
+            length, or text that is not UTF-8.
+        ConfigError: there is no column of a chosen name.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
-    suffix = path.suffix.lower()
-    load = _load_csv if suffix in CSV_SUFFIXES else _load_json if suffix in JSON_SUFFIXES else _load_parquet
-    table = load(path)
-    if not len(table):
+    kind = content_of(path).format
+    if kind == "csv":
+        loaded = _load_csv(path, chosen)
+    elif kind == "parquet":
+        loaded = _load_parquet(path, chosen)
+    else:
+        whole = _read_json(path) if kind == "json" else _read_arrow(path)
+        roles = roles_of(str(path), list(kinds_of(whole.schema).items()), chosen)
+        loaded = Loaded(path, kind, _renamed(whole, roles), tuple(whole.column_names), roles, whole)
+    rows = loaded.rows
+    if not len(rows):
         raise DataError(f"{path}: the table has no rows")
-    for name, column in zip(table.column_names, table.columns, strict=True):
+    if "label" in loaded.roles.names and loaded.format in ("parquet", "arrow"):
+        schema = loaded.whole.schema if loaded.whole is not None else pq.read_schema(path)
+        names = class_names(schema, loaded.roles.names["label"])
+        labels = named_labels(path, rows["label"], names, unknown_is_missing=unknown_is_missing)
+        rows = rows.set_column(rows.column_names.index("label"), "label", labels)
+    _check_columns(str(path), rows, loaded.roles)
+    return Loaded(loaded.path, loaded.format, rows, loaded.present, loaded.roles, loaded.whole)
+
+
+def _check_columns(where: str, rows: pa.Table, roles: Roles) -> None:
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        actual = roles.names.get(name, name)
         if pa.types.is_nested(column.type):
-            raise DataError(f"{path}: the column {name!r} holds {column.type}; give it one text or number a row")
+            several = "; of several labels a row, choose or make a column that has one" if name == "label" else ""
+            message = f"{where}: the column {actual!r} holds {column.type}; give it one text or number a row{several}"
+            raise DataError(message)
         try:
             column.validate(full=True)  # Arrow reads text without looking whether it is UTF-8, but for that of a CSV
         except pa.ArrowException as error:
-            raise DataError(f"{path}: the column {name!r} is damaged ({first_line(error)}); save it as UTF-8") from None
-    return table.rename_columns({FILE_NAME: "path"}) if FILE_NAME in table.column_names else table
+            message = f"{where}: the column {actual!r} is damaged ({first_line(error)}); save it as UTF-8"
+            raise DataError(message) from None
+
+
+def _renamed(table: pa.Table, roles: Roles) -> pa.Table:
+    """The columns among COLUMNS, under these names."""
+    names = [role for role in COLUMNS if role in roles.names]
+    rows = table.select([table.column_names.index(roles.names[role]) for role in names])
+    return rows.rename_columns(names) if names else table.select([])
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether the file is read as a parquet."""
-    return path.suffix.lower() not in CSV_SUFFIXES + JSON_SUFFIXES
+    """Whether the file is a parquet."""
+    return format_of(path) == "parquet"
 
 
 def require_columns(
@@ -125,20 +234,16 @@ def require_columns(
         present: the names of all columns; None: as the file has them.
     """
     missing = [name for name in names if name not in read]
-    if not missing:
-        return
-    present = column_names(Path(path)) if present is None else present
-    by_fold = {name.strip().casefold(): name for name in present}
-    near = difflib.get_close_matches(missing[0], by_fold, n=1, cutoff=0.5)
-    advice = f"rename {by_fold[near[0]]!r}, if that is it" if near else hint
-    raise DataError(f"{path}: there is no column {missing[0]!r} among {', '.join(map(repr, present[:20]))}; {advice}")
+    if missing:
+        raise missing_column(path, missing[0], column_names(Path(path)) if present is None else present, hint)
 
 
 def column_names(path: Path) -> list[str]:
     """The names of all columns of the file."""
-    if path.suffix.lower() in CSV_SUFFIXES:
+    kind = content_of(path).format
+    if kind == "csv":
         return _header(path)
-    return pq.read_schema(path).names if is_parquet(path) else _read_json(path).column_names
+    return list(pq.read_schema(path).names if kind == "parquet" else load_file(path).present)
 
 
 def csv_line(source: str | Path, row: int) -> int:
@@ -151,38 +256,33 @@ def csv_line(source: str | Path, row: int) -> int:
 @lru_cache(maxsize=8)
 def _record_lines(source: str, changed: int) -> array[int]:
     """The lines of all records; cached, because messages that name one row of a table often name thousands."""
-    with Path(source).open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file, delimiter=delimiter(Path(source)))
+    path = Path(source)
+    with open_text(path, "replace") as file:
+        reader = csv.reader(file, delimiter=delimiter(path))
         lines = array("q", (reader.line_num for record in reader if record))
-    return lines[1:]
+    return lines[1 + _lines_before_header(path) :]
 
 
-def json_line(source: str | Path, row: int) -> int:
-    """The line (from 1) of object ``row`` (from 0) of a JSON Lines file; blank lines are no objects."""
-    with Path(source).open("rb") as file:
-        lines = (number for number, line in enumerate(file, 1) if line.strip())
-        return next(itertools.islice(lines, row, None), row + 1)
+def json_line(source: str | Path, row: int) -> int | None:
+    """The line (from 1) of object ``row`` (from 0) of a JSON Lines file; blank lines are no objects. None: the file is
+    one list or object."""
+    with open_bytes(Path(source)) as file:
+        lines = ((number, line.strip()) for number, line in enumerate(file, 1) if line.strip())
+        number, line = next(itertools.islice(lines, row, None), (0, b""))
+    return number if line.startswith(b"{") and line.endswith(b"}") else None
 
 
-def _load_csv(path: Path) -> pa.Table:
-    with path.open("rb") as file:
-        start = file.read(8192)
-    if not start.strip():
-        raise DataError(f"{path}: the file is empty")
-    if b"\0" in start:
-        raise DataError(f"{path}: this is not text in UTF-8, so no CSV; {_MIXED_UP}")
+def _load_csv(path: Path, chosen: Columns) -> Loaded:
     header = _header(path)
-    _no_vectors(path, header)
-    wanted = _wanted(header)
-    twice = next((name for name in wanted if header.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{path}: there are two columns {twice!r}; keep one")
+    roles = roles_of(str(path), _kinds_in_csv(path, header), chosen, text_alone=True)
+    wanted = list(dict.fromkeys(roles.names.values()))
     if not wanted:
         # Arrow reads every column when none is named.
         wanted = header
     try:
-        return pyarrow.csv.read_csv(
-            path,
+        table = pyarrow.csv.read_csv(
+            source_for_arrow(path),
+            read_options=pyarrow.csv.ReadOptions(skip_rows=_lines_before_header(path)),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(path), newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=wanted,
@@ -193,79 +293,243 @@ def _load_csv(path: Path) -> pa.Table:
         )
     except pa.ArrowException as error:
         raise DataError(_what_is_wrong(path, error)) from None
+    if _is_padded(header):
+        table = pa.table({name: pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
+    whole = None
+    if (vectors := roles.names.get("embedding")) is not None:
+        column = _vectors_in_text(path, table[vectors], vectors)
+        whole = table.set_column(table.column_names.index(vectors), vectors, column)
+    return Loaded(path, "csv", _renamed(table, roles), tuple(header), roles, whole)
 
 
-def _load_parquet(path: Path) -> pa.Table:
+def _kinds_in_csv(path: Path, header: Sequence[str]) -> list[tuple[str, Kind]]:
+    """The columns; those whose first value is a list of numbers are vectors, all others text."""
+    try:
+        with open_text(path, "replace") as file:
+            records = (record for record in csv.reader(file, delimiter=delimiter(path)) if record)
+            first = next(itertools.islice(records, 1 + _lines_before_header(path), None), [])
+    except csv.Error:
+        first = []  # the reader says where it is wrong
+    values = [*first, *[""] * len(header)]
+    return [(name, "vector" if _LIST.fullmatch(value) else "text") for name, value in zip(header, values, strict=False)]
+
+
+_LIST = re.compile(r"\s*[\[(]\s*[-+0-9.][^\])]*[\])]\s*", re.DOTALL)
+"""A list of numbers as Python, NumPy and JSON write it."""
+
+
+def _vectors_in_text(path: Path, column: pa.ChunkedArray, name: str) -> pa.Array:
+    vectors: list[np.ndarray | None] = []
+    for row, text in enumerate(column.to_pylist()):
+        words = re.split(r"[\s,;]+", (text or "").strip(" \t\n[]()"))
+        try:
+            vectors.append(np.array([float(word) for word in words]) if text else None)
+        except ValueError:
+            cut = "NumPy has cut it short with '...'" if "..." in text else "it is no list of numbers"
+            raise DataError(
+                f"{where_in(str(path), row)}the vector in the column {name!r} cannot be read: {cut}; write vectors "
+                "as parquet, or as numbers in square brackets"
+            ) from None
+    return pa.array(vectors, pa.list_(pa.float64()))
+
+
+def _is_padded(header: Sequence[str]) -> bool:
+    """Whether there is a space after each separator, which then is no part of a value."""
+    return len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+
+
+def _load_parquet(path: Path, chosen: Columns) -> Loaded:
     try:
         with pq.ParquetFile(path) as parquet:
             schema = parquet.schema_arrow
-            table = parquet.read(columns=_wanted(schema.names))
+            kinds = kinds_of(schema)
+            roles = roles_of(str(path), [(name, kinds[name]) for name in schema.names], chosen)
+            wanted = list(dict.fromkeys(roles.names[role] for role in COLUMNS if role in roles.names))
+            table = parquet.read(columns=wanted)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: this is not a parquet file ({first_line(error)}); {_MIXED_UP}") from None
-    return named_labels(path, schema, table)
+        raise DataError(_damaged_parquet(path, error)) from None
+    return Loaded(path, "parquet", _renamed(table, roles), tuple(schema.names), roles)
 
 
-def _load_json(path: Path) -> pa.Table:
-    table = _read_json(path)
-    _no_vectors(path, table.column_names)
-    return table.select(_wanted(table.column_names))
+def _damaged_parquet(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4))
+        end = file.read()
+    if end != b"PAR1":
+        return f"{path}: this is not a parquet file that can be read: its end is missing: it was cut off; get it again"
+    return f"{path}: this is not a parquet file that can be read ({first_line(error)}); make it again"
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    try:
+        source = pa.memory_map(str(path)) if not content_of(path).compression else source_for_arrow(path)
+        with source if isinstance(source, pa.NativeFile) else pa.input_stream(source) as file:
+            start = file.read(6)
+            file.seek(0)
+            reader = pa.ipc.open_file(file) if start == b"ARROW1" else pa.ipc.open_stream(file)
+            return reader.read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: this is not an Arrow file that can be read ({first_line(error)})") from None
 
 
 def _read_json(path: Path) -> pa.Table:
-    if not path.stat().st_size:
-        raise DataError(f"{path}: the file is empty")
+    with open_bytes(path) as file:
+        start = file.read(256).lstrip()
+    if start.startswith(b"{"):
+        try:
+            table = pyarrow.json.read_json(source_for_arrow(path))
+            table.column_names  # noqa: B018 — raises where a name is not UTF-8
+            columns_of_lists = len(table) == 1 and any(map(pa.types.is_nested, table.schema.types))
+            # Arrow takes text for a time where it looks like one.
+            if not columns_of_lists and not any(map(pa.types.is_temporal, table.schema.types)):
+                return table
+        except (pa.ArrowException, UnicodeDecodeError):
+            pass  # Python's reader takes more, and says in which line it stops
+    return _json_by_python(path)
+
+
+def _json_by_python(path: Path) -> pa.Table:
+    """The table in a JSON file: an object a line, a list of objects, or an object of columns."""
+    with open_bytes(path) as file:
+        content = file.read()
     try:
-        table = pyarrow.json.read_json(path)
-        table.column_names  # noqa: B018 — raises where a name is not UTF-8
-        return table
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: this is not JSON Lines, one object a line ({first_line(error)})") from None
-
-
-def _wanted(names: list[str]) -> list[str]:
-    other = FILE_NAME if "path" not in names and FILE_NAME in names else "path"
-    return [name for name in (other, *COLUMNS[1:]) if name in names]
-
-
-def _no_vectors(path: Path, names: list[str]) -> None:
-    if VECTOR_COLUMN in names:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}: vectors are read from a parquet, and this has the column {VECTOR_COLUMN!r}; write it as parquet, "
-            "or take the column out to use the images"
-        )
+            f"{path} line {line}: this is not JSON Lines in UTF-8 (byte 0x{content[error.start]:02x})"
+        ) from None
+    try:
+        return _table_of_rows(path, _json_rows(path, text))
+    except RecursionError:
+        raise DataError(f"{path}: this is not JSON Lines, one object a line (it is nested too deeply)") from None
+
+
+def _json_rows(path: Path, text: str, parse_float: Callable[[str], float] | None = None) -> list[dict[str, Any]]:
+    try:
+        value = json.loads(text, parse_float=parse_float)
+    except json.JSONDecodeError:
+        value = None
+    if isinstance(value, list):
+        rows = value
+    elif isinstance(value, dict) and {"images", "annotations"} <= value.keys():
+        raise DataError(f"{path}: this is a file of COCO annotations, not a table; write a table of images and labels")
+    elif isinstance(value, dict):
+        rows = _rows_of_columns(value)
+    else:
+        rows = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line, parse_float=parse_float))
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path} line {number}: this is not JSON Lines, one object a line ({error.msg} in column "
+                    f"{error.colno})"
+                ) from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path} entry {number}: this is a {type(row).__name__}, where JSON Lines has an object with the "
+                "columns' names"
+            )
+    return rows
+
+
+def _rows_of_columns(value: dict[str, Any]) -> list[Any]:
+    """The rows of an object of columns, as pandas and others write it; or of one row."""
+    columns, data = value.get("columns"), value.get("data")
+    if isinstance(columns, list) and isinstance(data, list):  # pandas, orient="split"
+        return [dict(zip(map(str, columns), row, strict=False)) for row in data]
+    if len(value) == 1 and isinstance(inner := next(iter(value.values())), list) and inner[:1]:
+        return inner if isinstance(inner[0], dict) else [value]  # {"data": [{...}, ...]}
+    if isinstance(data, list) and data and isinstance(data[0], dict):  # pandas, orient="table"
+        return data
+    if value and all(isinstance(column, dict) for column in value.values()):  # pandas, orient="columns"
+        keys = list(dict.fromkeys(key for column in value.values() for key in column))
+        return [{name: column.get(key) for name, column in value.items()} for key in keys]
+    scalars = any(not isinstance(column, list) for column in value.values())
+    lengths = {len(column) for column in value.values() if isinstance(column, list)}
+    if scalars or len(lengths) != 1:
+        return [value]
+    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+
+
+def _table_of_rows(name: str | Path, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The table of rows that may lack some columns; a column of values of several types is text."""
+    names = list(dict.fromkeys(str(key) for row in rows for key in row))
+    columns = {key: _array(str(name), key, [row.get(key) for row in rows]) for key in names}
+    return pa.table(columns)
+
+
+def _array(name: str, column: str, values: Sequence[Any]) -> pa.Array:
+    """The values as an Arrow array; None and NaN are null."""
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        try:
+            return pa.array([label_text(value) for value in values], pa.string())
+        except ValueError:
+            # Lists and objects of several forms are no column of images; the metadata of an index is read apart.
+            if column not in COLUMNS and all(isinstance(value, (list, dict, type(None))) for value in values):
+                return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+            raise DataError(f"{name}: the column {column!r} cannot be read ({first_line(error)})") from None
 
 
 def _header(path: Path) -> list[str]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             records = csv.reader(file, delimiter=delimiter(path))
-            return next((record for record in records if record), [])
+            return next(
+                itertools.islice((record for record in records if record), _lines_before_header(path), None), []
+            )
     except UnicodeDecodeError as error:
         raise DataError(_what_is_wrong(path, error)) from None
     except csv.Error as error:
         raise DataError(f"{path}: this is not a CSV ({error}); {_MIXED_UP}") from None
 
 
+_SEPARATOR_LINE = re.compile(r"(?i)\"?sep=(.)\"?")
+"""The first line in which Excel says what separates the columns."""
+
+
+def _first_lines(path: Path) -> list[str]:
+    """The first two lines that are not empty."""
+    with open_text(path, "replace") as file:
+        return list(itertools.islice((line.strip("\r\n") for line in file if line.strip()), 2))
+
+
+def _lines_before_header(path: Path) -> int:
+    """1 where the first line only says what separates the columns, else 0."""
+    lines = _first_lines(path)
+    return int(bool(lines) and _SEPARATOR_LINE.fullmatch(lines[0].strip()) is not None)
+
+
 def delimiter(path: Path) -> str:
-    """Comma, semicolon or tab: the one that is most frequent in the header."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = next((line for line in file if line.strip()), "")
-    return max(",;\t", key=header.count)
+    """Comma, semicolon, tab or bar: what the first line says (``sep=;``), or is most frequent in the header."""
+    lines = _first_lines(path) or [""]
+    said = _SEPARATOR_LINE.fullmatch(lines[0].strip(" "))
+    return said[1] if said else max(",;\t|", key=lines[0].count)
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
     """Where and why a CSV cannot be read; Arrow's own message does not have the line."""
-    content = path.read_bytes()
+    with open_bytes(path) as file:
+        content = file.read()
     try:
         content.decode("utf-8-sig")
     except UnicodeDecodeError as bad:
         line = content.count(b"\n", 0, bad.start) + 1
-        return f"{path} line {line}: this is not UTF-8 (byte 0x{content[bad.start]:02x}); save the file as UTF-8"
+        return (
+            f"{path} line {line}: this is not UTF-8 (byte 0x{content[bad.start]:02x}), but an older encoding such as "
+            "Windows-1252; save the file as UTF-8"
+        )
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             reader = csv.reader(file, delimiter=delimiter(path), strict=True)
             records = (record for record in reader if record)
-            width = len(next(records, []))
+            width = len(next(itertools.islice(records, _lines_before_header(path), None), []))
             for record in records:
                 if len(record) != width:
                     return (
@@ -298,26 +562,36 @@ class SourceName(str):
         return source
 
 
+def is_in_memory(source: str) -> bool:
+    """Whether it names columns in memory, and no file."""
+    return isinstance(source, SourceName) and source.in_memory
+
+
 def where_in(source: str, row: int) -> str:
     """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet or of columns in
     memory, nothing of a folder."""
     tables = source.tables if isinstance(source, SourceName) else ()
-    if isinstance(source, SourceName) and source.in_memory:
+    if is_in_memory(source):
         return f"{source} row {row}: "
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
-    suffix = Path(source).suffix.lower()
-    if suffix in CSV_SUFFIXES:
+    if (not is_table(source) and table_suffix(source) not in ROW_SUFFIXES) or Path(source).is_dir():
+        return ""
+    kind = format_of(source) if is_table(source) else ""
+    if kind == "csv":
         return f"{source} line {csv_line(source, row)}: "
-    if suffix in JSON_SUFFIXES:
-        return f"{source} line {json_line(source, row)}: "
-    if suffix in PARQUET_SUFFIXES:
-        return f"{source} row {row}: "
-    return ""
+    if kind == "json":
+        line = json_line(source, row)
+        return f"{source} line {line}: " if line is not None else f"{source} entry {row + 1}: "
+    return f"{source} row {row}: "
 
 
-Kind = Literal["files", "encoded", "vectors"]
+ROW_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
+"""The endings of files of vectors, whose rows are numbered."""
+
+
+TableKind = Literal["files", "encoded", "vectors"]
 
 
 @dataclass(frozen=True)
@@ -329,6 +603,8 @@ class TableFile:
     """The split of its rows, if it has no column ``split``."""
     folder: str = ""
     """The folder that its relative paths start from, relative to the common root."""
+    constants: tuple[tuple[str, str | None], ...] = ()
+    """Columns that the file's folder says, as ``label=cat`` of Spark, with the value of all its rows."""
 
 
 @dataclass(frozen=True)
@@ -338,62 +614,137 @@ class Tables:
     name: str
     source: SourceName
     files: tuple[Path, ...]
-    kind: Kind
+    kind: TableKind
     """Whether rows name files, or hold encoded images (``image``) or vectors (``embedding``)."""
     rows: pa.Table
     """The columns among COLUMNS."""
     columns: tuple[frozenset[str], ...]
-    """The names of each file's columns."""
+    """The names of each file's columns among COLUMNS."""
     root: str
     """The folder that relative paths start from."""
+    present: tuple[tuple[str, ...], ...] = ()
+    """The names of all columns of each file, or of the table in memory."""
     in_memory: pa.Table | None = None
-    """The table itself, if it comes from no file."""
+    """The column of images or vectors (IMAGE_COLUMN or VECTOR_COLUMN), where it is not read from parquet files (of
+    columns in memory, beside all the others); empty for names of files."""
+    untyped: bool = False
+    """Whether all files are of a format that has text alone (CSV)."""
+    value_column: str = ""
+    """The name of the column of images or vectors in the parquet files."""
+    guessed: frozenset[str] = frozenset()
+    """The columns among COLUMNS that were guessed from a name other than divcon's."""
+    roles: tuple[Roles, ...] = ()
+    """Of each file, or of the table in memory."""
+    misnamed: tuple[str, ...] = ()
+    """Notes of files that hold another format than their names say."""
+
+    def notes(self) -> list[str]:
+        """What a person should know of how the tables were read, each note once."""
+        return list(
+            dict.fromkeys([*(note for roles in self.roles for note in roles.notes(self.guessed)), *self.misnamed])
+        )
 
     def require(self, names: Iterable[str], hint: str) -> None:
         """Raise DataError if a table lacks a column, naming those it has."""
-        if self.in_memory is not None:
-            require_columns(self.name, self.in_memory.column_names, names, hint, self.in_memory.column_names)
-        for path, columns in zip(self.files, self.columns, strict=True):
-            require_columns(path, columns, names, hint)
+        for where, columns, present in zip(self.files or (self.name,), self.columns, self.present, strict=True):
+            require_columns(where, columns, names, hint, present)
 
 
-def load_tables(name: str, source: str, files: Sequence[TableFile], root: str) -> Tables:
+def load_tables(
+    name: str,
+    source: str,
+    files: Sequence[TableFile],
+    root: str,
+    chosen: Columns = GUESS,
+    *,
+    unknown_is_missing: bool = False,
+) -> Tables:
     """Load several files as one table.
 
     Raises:
-        DataError: as in ``load_table``; or the files are of several kinds.
+        DataError, ConfigError: as in ``load_file``; or the files are of several kinds.
     """
-    tables, kinds, starts, start = [], [], [], 0
+    loaded, tables, starts, start = [], [], [], 0
     for file in files:
-        table = load_table(file.path)
-        kinds.append(_kind_of(file.path))
+        one = load_file(file.path, chosen, unknown_is_missing=unknown_is_missing)
+        loaded.append(one)
         starts.append((str(file.path), start))
-        start += len(table)
-        if len(files) > 1 or file.split or file.folder:
-            table = _as_one_of_several(table, file)
-        tables.append(table)
-    for file, kind in zip(files, kinds, strict=True):
-        if kind != kinds[0]:
+        start += len(one.rows)
+        several = len(files) > 1 or file.split or file.folder or file.constants
+        tables.append(_as_one_of_several(one.rows, file) if several else one.rows)
+    first = loaded[0]
+    for one in loaded:
+        if one.roles.kind != first.roles.kind:
             raise DataError(
-                f"{source}: {files[0].path.name} holds {_IN_WORDS[kinds[0]]}, and {file.path.name} {_IN_WORDS[kind]}; "
-                "use files of one kind"
+                f"{source}: {first.path.name} holds {_IN_WORDS[first.roles.kind]}, and {one.path.name} "
+                f"{_IN_WORDS[one.roles.kind]}; use files of one kind"
             )
+    guessed = frozenset(role for one in loaded for role in one.roles.guessed)
+    misnamed = [
+        f"{one.path}: holds {_FORMATS[one.format]}, whatever its name says" for one in loaded if not one.as_said
+    ]
+    values, value_column = _values_of(loaded)
     return Tables(
         name=name,
         source=SourceName(source, tuple(starts) if len(files) > 1 or str(files[0].path) != source else ()),
         files=tuple(file.path for file in files),
-        kind=kinds[0],
+        kind=first.roles.kind,
         rows=tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default"),
         columns=tuple(frozenset(table.column_names) for table in tables),
         root=root,
+        present=tuple(one.present for one in loaded),
+        in_memory=values,
+        untyped=all(one.format == "csv" for one in loaded),
+        value_column=value_column,
+        guessed=guessed,
+        roles=tuple(one.roles for one in loaded),
+        misnamed=tuple(misnamed),
     )
 
 
-def tables_in_memory(name: str, columns: Any, root: str) -> Tables:
+_FORMATS = {"csv": "a CSV", "json": "JSON", "parquet": "a parquet", "arrow": "an Arrow file"}
+
+
+def _values_of(loaded: Sequence[Loaded]) -> tuple[pa.Table | None, str]:
+    """The column of images or vectors of all files, in memory, unless it can be read from parquet files later; and its
+    name in these."""
+    kind = loaded[0].roles.kind
+    if kind == "files":
+        return None, ""
+    role, column = ("embedding", VECTOR_COLUMN) if kind == "vectors" else ("image", IMAGE_COLUMN)
+    names = {one.roles.names[role] for one in loaded}
+    if len(names) == 1 and all(one.whole is None for one in loaded):
+        return None, names.pop()
+    chunks = []
+    for one in loaded:
+        whole = one.whole if one.whole is not None else pq.read_table(one.path, columns=[one.roles.names[role]])
+        chunks += whole[one.roles.names[role]].chunks
+    kinds = {chunk.type for chunk in chunks}
+    if len(kinds) > 1 and kind == "vectors":
+        chunks = [_plain_lists(chunk) for chunk in chunks]
+    elif len(kinds) > 1:
+        raise DataError(f"{loaded[0].path.parent}: its files hold images in two kinds of columns; write them alike")
+    return pa.table({column: pa.chunked_array(chunks)}), column
+
+
+def _plain_lists(chunk: pa.Array) -> pa.Array:
+    storage = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
+    return storage.cast(pa.list_(pa.float64()))
+
+
+def tables_in_memory(
+    name: str,
+    columns: Any,
+    root: str,
+    chosen: Columns = GUESS,
+    *,
+    unknown_is_missing: bool = False,
+) -> Tables:
     """Use columns in memory as loaded tables: a mapping of lists or arrays, a pyarrow table, a data frame.
 
     Raises:
         DataError: no rows, columns of several lengths, or values that are no column.
+        ConfigError: there is no column of a chosen name.
     """
     if isinstance(columns, Mapping):
         columns = {str(key): _column(name, str(key), values) for key, values in columns.items()}
@@ -403,46 +754,62 @@ def tables_in_memory(name: str, columns: Any, root: str) -> Tables:
         raise DataError(f"{name}: is no table of columns of one length ({first_line(error)})") from None
     if not len(table):
         raise DataError(f"{name}: the table has no rows")
-    if FILE_NAME in table.column_names and "path" not in table.column_names:
-        table = table.rename_columns({FILE_NAME: "path"})
-    rows = table.select(_wanted(table.column_names))
-    for column_name, column in zip(rows.column_names, rows.columns, strict=True):
-        if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-            raise DataError(f"{name}: the column {column_name!r} holds {column.type}; give it one text or number a row")
-    kind = "vectors" if VECTOR_COLUMN in table.column_names else "files"
+    roles = roles_of(name, list(zip(table.column_names, _kinds(table), strict=True)), chosen)
+    rows = _renamed(table, roles)
+    if "label" in roles.names:
+        names = class_names(table.schema, roles.names["label"])
+        labels = named_labels(name, rows["label"], names, unknown_is_missing=unknown_is_missing)
+        rows = rows.set_column(rows.column_names.index("label"), "label", labels)
+    _check_columns(name, rows, roles)
+    whole = table
+    if roles.kind != "files":
+        role, column = ("embedding", VECTOR_COLUMN) if roles.kind == "vectors" else ("image", IMAGE_COLUMN)
+        values = table[roles.names[role]]
+        if column in whole.column_names:
+            whole = whole.drop_columns([column])
+        whole = whole.append_column(column, values)
     return Tables(
         name=name,
         source=SourceName(name, in_memory=True),
         files=(),
-        kind="encoded" if kind == "files" and IMAGE_COLUMN in table.column_names else kind,
+        kind=roles.kind,
         rows=rows,
-        columns=(),
+        columns=(frozenset(rows.column_names),),
         root=root,
-        in_memory=table,
+        present=(tuple(table.column_names),),
+        in_memory=whole,
+        guessed=frozenset(roles.guessed),
+        roles=(roles,),
     )
+
+
+def _kinds(table: pa.Table) -> list[Kind]:
+    return [kind_of(kind) for kind in table.schema.types]
 
 
 def _column(name: str, column_name: str, values: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
+    if hasattr(values, "detach"):  # a tensor
+        values = values.detach().cpu().numpy()
     try:
         if hasattr(values, "__array__") and (array := np.asarray(values)).ndim == 2:
             return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
-        if column_name in ("path", FILE_NAME):
-            return pa.array([None if value is None else os.fspath(value) for value in values], pa.string())
-        return pa.array(np.asarray(values) if hasattr(values, "__array__") else list(values))
+        if hasattr(values, "__array__") and np.asarray(values).dtype != object:
+            return pa.array(np.asarray(values), from_pandas=True)
+        items: list[Any] = list(values)
+        if items and all(value is None or isinstance(value, os.PathLike) for value in items):
+            items = [None if value is None else os.fspath(value) for value in items]
+        if items and all(hasattr(value, "detach") for value in items):
+            items = [value.detach().cpu().numpy() for value in items]
+        if items and all(isinstance(value, np.ndarray) and value.ndim == 0 for value in items):
+            items = [value.item() for value in items]
+        return _array(name, column_name, items)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(f"{name}: the column {column_name!r} cannot be read ({first_line(error)})") from None
 
 
 _IN_WORDS = {"files": "names of files", "encoded": "encoded images", "vectors": "vectors"}
-
-
-def _kind_of(path: Path) -> Kind:
-    columns = column_names(path)
-    if is_parquet(path) and VECTOR_COLUMN in columns:
-        return "vectors"
-    return "encoded" if IMAGE_COLUMN in columns else "files"
 
 
 def _as_one_of_several(table: pa.Table, file: TableFile) -> pa.Table:
@@ -451,6 +818,11 @@ def _as_one_of_several(table: pa.Table, file: TableFile) -> pa.Table:
         column = table[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if name == "label" and not pa.types.is_string(column.type):
+            read = read_labels(column)
+            column = pa.chunked_array(
+                [pa.array(read.names, pa.string()).take(pa.array(read.codes, mask=read.codes < 0))]
+            )
         column = column.cast(pa.string())
         if name == "path" and file.folder:
             below = pc.binary_join_element_wise(file.folder, column, "/")
@@ -493,7 +865,7 @@ def metadata_of(source: str) -> list[tuple[Path, pa.Table | dict[str, list[Any]]
     """
     files = [Path(name) for name, _ in source.tables] if isinstance(source, SourceName) else []
     files = files or [Path(source)]
-    if not all(file.suffix.lower() in TABLE_SUFFIXES and file.is_file() for file in files):
+    if not all(is_table(file) and file.is_file() for file in files):
         return None
     try:
         return [(file, _read(file)) for file in files]
@@ -507,10 +879,14 @@ def _others(names: Sequence[str]) -> list[str]:
 
 
 def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
-    suffix = file.suffix.lower()
-    if suffix in JSON_SUFFIXES:
+    kind = format_of(file)
+    if kind == "json":
         return _read_objects(file)
-    if suffix not in CSV_SUFFIXES:
+    if kind == "arrow":
+        table = _read_arrow(file)
+        _no_twins(file, table.column_names)
+        return table.select(_others(table.column_names))
+    if kind == "parquet":
         with pq.ParquetFile(file) as parquet:
             names = _others(parquet.schema_arrow.names)
             _no_twins(file, names)
@@ -518,7 +894,8 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
     header = _header(file)
     _no_twins(file, header)
     table = pyarrow.csv.read_csv(
-        file,
+        source_for_arrow(file),
+        read_options=pyarrow.csv.ReadOptions(skip_rows=_lines_before_header(file)),
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(file), newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(header, pa.string()),
@@ -527,6 +904,11 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
             quoted_strings_can_be_null=False,
         ),
     )
+    roles = roles_of(str(file), _kinds_in_csv(file, header), GUESS, text_alone=True)
+    if (vectors := roles.names.get("embedding")) is not None:
+        table = table.drop_columns([vectors])
+    if _is_padded(header):
+        table = pa.table({name.strip(): pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
     schema = pa.schema([pa.field(name, pa.string(), metadata=UNTYPED) for name in table.column_names])
     return table.cast(schema).select(_others(table.column_names))
 
@@ -538,8 +920,9 @@ def _no_twins(file: Path, names: Sequence[str]) -> None:
 
 
 def _read_objects(file: Path) -> dict[str, list[Any]]:
-    """The columns of JSON Lines as Python reads them: Arrow would make dates of text, and floats of large integers."""
-    with file.open(encoding="utf-8-sig") as lines:
-        rows = [json.loads(line, parse_float=NumberText) for line in lines if line.strip()]
+    """The columns of JSON as Python reads them: Arrow would make dates of text, and floats of large integers."""
+    with open_bytes(file) as opened:
+        text = opened.read().decode("utf-8-sig")
+    rows = _json_rows(file, text, NumberText)
     names = _others(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
     return {name: [row.get(name) for row in rows] for name in names}

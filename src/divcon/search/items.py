@@ -19,10 +19,11 @@ import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.finite import unusable
+from divcon.data.image_files import check_name
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
 from divcon.data.read import is_dataset_name, read
-from divcon.data.readers.folder import SPLIT_FOLDERS, images_of
+from divcon.data.readers.folder import images_of, label_in
 from divcon.errors import ConfigError, DataError, ImageError, unknown
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
@@ -163,7 +164,7 @@ def set_of(data: Data, root: str | Path | None = None, context: Context = DEFAUL
     if isinstance(data, str | Path) or (
         isinstance(data, Sequence) and all(isinstance(path, str | Path) for path in data)
     ):
-        return images_of(data, root)
+        return images_of(data, root, context=context)
     raise DataError(
         f"`data` is of type {type(data).__name__}: pass a file, folder or table, a list of them, a set, a benchmark, "
         "an array of vectors, or (vectors, labels)"
@@ -180,7 +181,7 @@ def items_of(
     and box).
 
     Labels are the set's. If it has none and its images are in folders below one, the name of the first of these folders
-    (below train, test or validation) is the label.
+    (below those of splits, and one called ``images`` or the like) is the label.
 
     Args:
         columns: the user's columns, one row per image: an Arrow table, a data frame, or names and lists; None: those of
@@ -245,6 +246,8 @@ def read_listing(listing: str, root: str = "") -> Iterator[Items]:
 def _chunks(paths: Iterable[str], root: str) -> Iterator[Items]:
     paths = iter(paths)
     while some := list(itertools.islice(paths, CHUNK)):
+        for path in some:
+            check_name(path)
         images = LabeledSet(
             labels=np.zeros(len(some), np.int64),
             label_names=("",),
@@ -276,19 +279,10 @@ def _names(images: LabeledSet) -> list[str]:
 
 def _labels(images: LabeledSet) -> list[str | None]:
     if images.label_names != ("",):
-        return [images.label_names[label] for label in images.labels]
+        return [images.label_names[label] or None for label in images.labels]  # a row of a table may have no label
     if not images.root or images.encoded is not None or images.vectors is not None:
         return [None] * len(images)
-    return [_folder(path) for path in images.paths.to_pylist()]
-
-
-def _folder(path: str) -> str | None:
-    folders = [part for part in Path(path).parts[:-1] if part not in ("/", ".", "..")]
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        return None
-    if len(folders) > 1 and folders[0] in SPLIT_FOLDERS:
-        folders = folders[1:]
-    return folders[0] if folders else None
+    return [label_in(path) for path in images.paths.to_pylist()]
 
 
 def _box(box: np.ndarray | None) -> str | None:

@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from divcon.data.finite import unusable
+from divcon.data.image_files import printable
 from divcon.data.in_memory import ImageLike, is_image, set_of_images
 from divcon.data.loading import needed_pixels
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
@@ -69,7 +70,7 @@ def embeddings_of(
             path = os.fspath(query)
             item = _item_of(path, store)
             if item is None:
-                images[i] = (path, _read(path, store))
+                images[i] = (printable(path), _read(path, store))
             else:
                 items[i] = item
         elif isinstance(query, (int, np.integer)) and not isinstance(query, bool):
@@ -106,9 +107,9 @@ def _read(path: str, store: Store) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file, and no item of this path in {store.uri}") from None
+        raise DataError(f"{printable(path)}: there is no such file, and no item of this path in {store.uri}") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ImageError(f"{printable(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:

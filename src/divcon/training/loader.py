@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from divcon.config.image_size import ImageSize, height_width
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Decoded, Key, Pixels, batches_of, begin_worker, collate, end_workers, kept_workers
@@ -102,6 +103,8 @@ def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainC
         interpolation=model.preprocessing.interpolation,
         min_scale=config.crop_scale,
         flip=images.flip if config.flip is None else config.flip,
+        fit=model.fit,
+        fill=model.preprocessing.fill,
     )
 
 
@@ -122,9 +125,10 @@ class _BatchSampler:
 class _PixelCache:
     """Decoded images with the evaluation transform. Its memory is allocated by the system only as it is filled."""
 
-    def __init__(self, num_images: int, size: int) -> None:
-        fits = num_images * 3 * size**2 <= CACHE_BYTES
-        self._pixels = torch.empty((num_images if fits else 0, 3, size, size), dtype=torch.uint8)
+    def __init__(self, num_images: int, size: ImageSize) -> None:
+        height, width = height_width(size)
+        fits = num_images * 3 * height * width <= CACHE_BYTES
+        self._pixels = torch.empty((num_images if fits else 0, 3, height, width), dtype=torch.uint8)
         self._cached = np.zeros(num_images, bool)
 
     def has(self, images: np.ndarray) -> bool:
@@ -142,8 +146,8 @@ class _PixelCache:
 
 @final
 class ImageLoader(TrainLoader):
-    """Decodes images in worker processes, and augments those of training batches. Batches are normalised (B, 3, size,
-    size) float32. To divide, images are decoded once if they fit into `CACHE_BYTES`."""
+    """Decodes images in worker processes, and augments those of training batches. Batches are normalised (B, 3, H,
+    W) float32. To divide, images are decoded once if they fit into `CACHE_BYTES`."""
 
     def __init__(
         self,

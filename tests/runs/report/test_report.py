@@ -92,7 +92,7 @@ def test_the_numbers_of_each_epoch_are_those_of_the_metrics(report_run: Path, re
     rows = report_of.rows("Numbers of each epoch")
     assert len(rows) == len(lines) == 5
     for row, line in zip(rows, lines, strict=True):
-        epoch, phase, loss, each, full, recall, pairs, *seconds = row
+        epoch, phase, loss, each, full, recall, precision, pairs, *seconds = row
         assert epoch.numbers == [line["epoch"]]
         assert ("kept" in epoch.text) == (line["epoch"] == kept_epoch(lines))
         assert phase.text == line["phase"]
@@ -101,6 +101,7 @@ def test_the_numbers_of_each_epoch_are_those_of_the_metrics(report_run: Path, re
         assert full.numbers == ([] if line["full_loss"] is None else [line["full_loss"]])
         assert recall.numbers == [line["validation"]["recall_at_1"]]
         assert recall.text == f"{100 * line['validation']['recall_at_1']:.1f}\u00a0%"
+        assert precision.numbers == [line["validation"]["map_at_r"]]
         assert pairs.numbers == [line["kept_pairs"]]
         names = ("seconds_dividing", "seconds_training", "seconds_evaluating")
         assert [cell.numbers for cell in seconds] == [[line[name]] for name in names]

@@ -8,28 +8,38 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.config.settings import TEST_FRACTION, Protocol
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
+from divcon.data.columns import GUESS, Columns
 from divcon.data.encoded import encoded_in, read_encoded
+from divcon.data.image_files import is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
+from divcon.data.labels import read_labels
+from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.splitting import Splitting, classes_in_groups
+from divcon.data.table_format import stem_of
 from divcon.data.tables import (
     BOX_COLUMNS,
+    CSV_SUFFIXES,
     PARQUET_SUFFIXES,
-    TABLE_SUFFIXES,
     TableFile,
     Tables,
     first_line,
+    is_in_memory,
     load_tables,
+    metadata_of,
     tables_in_memory,
     where_in,
 )
-from divcon.errors import DataError
+from divcon.errors import ConfigError, DataError
+from divcon.runtime.context import DEFAULT, Context
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -38,6 +48,8 @@ _TRUE = ("true", "1", "1.0")
 _FALSE = ("false", "0", "0.0")
 _NONE = ("", "none", "nan", "null", "<na>")
 """How tables write an empty number or flag."""
+OnMissingLabel = Literal["stop", "skip"]
+"""What to do with a row without a label: stop and name it, or leave it out."""
 _MOST_BYTES = 1 << 30
 """The most bytes of text that are stored as Arrow's type `string`, which can hold twice as many."""
 
@@ -163,19 +175,17 @@ SPLITS = ("train", "test", "validation", "val", "query", "gallery")
 _TRAIN, _TEST, _VALIDATION, _VAL, _QUERY, _GALLERY = range(len(SPLITS))
 
 
+def has_split(tables: Tables) -> bool:
+    """Whether the table says which rows are train, and which are test."""
+    return bool({"split", "is_query", "is_gallery"} & set(tables.rows.column_names))
+
+
 def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Whether each row is train, validation, query and gallery, (N,) bool each; and notes."""
+    """Whether each row of a table with a split is train, validation, query and gallery, (N,) bool each; and notes."""
     source, columns = tables.source, tables.rows.column_names
     flags = {"is_query", "is_gallery"} & set(columns)
     if flags:
         tables.require(["is_query", "is_gallery"], "give both is_query and is_gallery, or neither")
-    if "split" not in columns and not flags:
-        train = first_half(labels, source)
-        counts = f"{np.count_nonzero(np.bincount(labels[train])):,} train, the other "
-        counts += f"{np.count_nonzero(np.bincount(labels[~train])):,} test"
-        note = f"the table has no split: the first half of the sorted classes, {counts}"
-        return train, np.zeros_like(train), ~train, ~train, [note]
-
     query = gallery = known = np.zeros(len(labels), bool)
     if flags:
         query, query_known = flags_of(tables, "is_query")
@@ -192,8 +202,8 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
         test, validation = validation, np.zeros_like(validation)
     if not test.any():
         raise DataError(
-            f"{source}: all rows are train, so there is no test set; mark rows as test, or remove the "
-            "column split to test on half of the classes"
+            f"{source}: all rows are train, so there is no test set; mark rows as test, or draw test classes with "
+            "`ignore_split=True`"
         )
     plain = test & (split != _QUERY) & (split != _GALLERY)
     notes = []
@@ -271,13 +281,23 @@ def read_table(
     *,
     check_files: bool = True,
     flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
 
     - ``split``: train, test, validation (or val), query, gallery. Validation rows are for model selection; in a table
       without test rows they are the test set, as in open-metric-learning. Without ``split``, rows that are query or
-      gallery are the test set; without those columns, the first half of the sorted classes is train, the rest test.
+      gallery are the test set; without those columns, a fifth of the classes is test, drawn by a hash of their names.
+      Where train has every class of test, they are a closed set.
     - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. If all are both, the protocol is leave-one-out.
     - ``x_1,y_1,x_2,y_2``: the crop of the image to use: left, top, right, bottom in pixels; empty: all of it.
     - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and camera.
@@ -290,11 +310,22 @@ def read_table(
         root: the folder that relative paths start from, instead of the table's own.
         check_files: look for every file now, not when it is first used.
         flip: whether a mirrored image is still of its class, so that training may mirror images.
+        on_missing_label: what to do with a row without a label: ``"stop"`` and name it, or ``"skip"`` and count it.
+        image_column, label_column, split_column, vector_column: the names of these columns; None: guessed from the
+            usual names (see `divcon.data.columns`), and a note says which.
+        test_fraction, group, protocol, ignore_split: as in `divcon.read`.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the table's name and line.
+        ConfigError: an option has an unknown value, there is no column of a chosen name, or ``test_fraction`` is set,
+            and the table has a split.
     """
-    return benchmark_of(_one(path, root), check_files=check_files, flip=flip)
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
+    tables = _one(path, root, chosen, on_missing_label)
+    return benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
 
 
 def read_columns(
@@ -304,6 +335,15 @@ def read_columns(
     name: str = "table",
     check_files: bool = True,
     flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Make a benchmark of columns in memory, with the names and meaning as in ``read_table``: for readers of your own.
 
@@ -312,41 +352,97 @@ def read_columns(
             bytes of encoded images, ``embedding`` an (N, F) array or a list of numbers per row.
         root: the folder that relative paths start from; None: the current one.
         name: of the benchmark, in results and messages.
-        check_files, flip: as in ``read_table``.
+        check_files, flip, on_missing_label, image_column, label_column, split_column, vector_column: as in
+            ``read_table``.
+        test_fraction, group, protocol, ignore_split: as in `divcon.read`.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the row.
+        ConfigError: ``test_fraction`` is set, and the table has a split.
     """
-    tables = tables_in_memory(name, columns, "" if root is None else os.fspath(root))
-    return benchmark_of(tables, check_files=check_files, flip=flip)
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
+    tables = tables_in_memory(
+        name, columns, "" if root is None else os.fspath(root), chosen, unknown_is_missing=on_missing_label == "skip"
+    )
+    return benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
 
 
 def images_in_table(
-    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, check_files: bool = True
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    check_files: bool = True,
+    chosen: Columns = GUESS,
+    context: Context = DEFAULT,
 ) -> LabeledSet:
-    """All images or vectors of a table, with their labels if it has any; the split is ignored.
+    """All images or vectors of a table, with their labels if it has any; the split is ignored. A row without a label is
+    of the class without a name.
+
+    Args:
+        context: warned of what was guessed.
 
     Raises:
-        DataError: as ``read_table``.
+        DataError, ConfigError: as ``read_table``.
     """
-    return images_of_tables(_one(path, root), check_files=check_files)
+    return images_of_tables(_one(path, root, chosen, "none"), check_files=check_files, context=context)
 
 
-def _one(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Tables:
+def _one(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None,
+    chosen: Columns,
+    on_missing_label: str,
+) -> Tables:
     path = Path(path)
-    return load_tables(path.stem, str(path), [TableFile(path)], str(path.parent if root is None else root))
+    return load_tables(
+        stem_of(path),
+        str(path),
+        [TableFile(path)],
+        str(path.parent if root is None else root),
+        chosen,
+        unknown_is_missing=on_missing_label != "stop",
+    )
 
 
-def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True) -> Benchmark:
-    """``read_table`` for loaded tables."""
+def benchmark_of(
+    tables: Tables,
+    *,
+    check_files: bool = True,
+    flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    splitting: Splitting | None = None,
+) -> Benchmark:
+    """``read_table`` for loaded tables.
+
+    Raises:
+        DataError, ConfigError: as of ``read_table``.
+    """
+    splitting = splitting or Splitting()
+    if on_missing_label not in get_args(OnMissingLabel):
+        raise ConfigError(f"`on_missing_label` {on_missing_label!r}: must be stop or skip", field="on_missing_label")
     need = ["path", "label"] if tables.kind == "files" else ["label"]
     tables.require(need, "a table needs the columns path and label")
-    images = replace(_image_set(tables), flip=flip)
+    tables = _without_odd_split(tables)
+    images, missing = _image_set(tables, on_missing_label)
+    images = replace(images, flip=flip)
     if check_files:
-        check_paths(images)
-    name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
+        check_paths(images.subset(~missing) if missing.any() else images)
+    group_names = None
+    if splitting.group is not None:
+        images, group_names = _with_groups(tables, images, splitting.group)
+    name, own = tables.name, has_split(tables) and not splitting.ignore_split
+    if own:
+        splitting.check_own(tables.source, _split_columns(tables))
+    (*parts, more) = parts_of(tables, images.labels) if own else (np.ones(len(images), bool), [])
+    notes = [*tables.notes(), *more]
     # Free the rows: there may be ten million.
     del tables
+    if missing.any():
+        notes.append(f"left out: {counted(missing.sum(), 'row')} without a label")
+        images, parts = images.subset(~missing), [part[~missing] for part in parts]
     if images.encoded is None:
         first = first_rows(images)
         kept = [once(part, first) for part in parts]
@@ -355,7 +451,9 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
             what = "image" if images.vectors is None else "path"
             notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
         # An image that is a query in one row and in the gallery in another must not retrieve itself.
-        parts, images = kept, replace(images, rows=first)
+        parts, images = kept, replace(images, rows=images.rows[first])
+    if not own:
+        return drawn_benchmark(name, images.subset(parts[0]), splitting, notes, "the table has no split", group_names)
     train, validation, query, gallery = parts
     query_set = images.subset(query)
     gallery_set = query_set if (query == gallery).all() else images.subset(gallery)
@@ -365,15 +463,79 @@ def benchmark_of(tables: Tables, *, check_files: bool = True, flip: bool = True)
         query_set,
         gallery_set,
         validation=images.subset(validation) if validation.any() else None,
-        notes=notes,
+        notes=[*notes, *_divided_groups(images, group_names, (train | validation, query | gallery))],
+        protocol=splitting.protocol,
     )
 
 
-def images_of_tables(tables: Tables, *, check_files: bool = True) -> LabeledSet:
+def _split_columns(tables: Tables) -> str:
+    names = [name for name in ("split", "is_query", "is_gallery") if name in tables.rows.column_names]
+    files = not tables.columns or all("split" not in columns for columns in tables.columns)
+    return "its files" if names == ["split"] and files and not is_in_memory(tables.source) else f"the column {names[0]}"
+
+
+def _with_groups(tables: Tables, images: LabeledSet, group: str) -> tuple[LabeledSet, list[str]]:
+    """The images with the groups of their classes, by a column; and the name of each class's group: the first of the
+    column's values that it is joined by, or of a class without a value, its own.
+
+    Raises:
+        DataError: there is no such column, or it has no value in any row.
+    """
+    if is_in_memory(tables.source):
+        table = tables.in_memory
+    elif group in tables.rows.column_names:
+        table = tables.rows
+    else:
+        table = metadata_of(tables.source)
+    names = [] if table is None else table.column_names
+    kind = None if table is None or group not in names else table[group].type
+    if table is None or kind is None or pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        known = ", ".join(name for name in names if name not in ("split", "is_query", "is_gallery")) or "none"
+        raise DataError(
+            f"{tables.source}: `group` {group}: there is no such column of texts or numbers; there are: {known}"
+        )
+    codes, texts = coded_texts(table[group])
+    empty = np.array([not text.strip() for text in texts.to_pylist()] + [True])
+    codes = np.where(empty[codes], -1, codes)
+    if (codes < 0).all():
+        raise DataError(f"{tables.source}: `group` {group}: the column is empty in all rows")
+    groups = classes_in_groups(images.labels, codes, len(images.label_names))
+    values, first = texts.to_pylist(), {}
+    some = codes >= 0
+    for component, code in set(zip(groups[images.labels[some]].tolist(), codes[some].tolist(), strict=True)):
+        first[component] = min(values[code], first.get(component, values[code]))
+    names = [first.get(component, name) for component, name in zip(groups.tolist(), images.label_names, strict=True)]
+    return replace(images, class_groups=groups), names
+
+
+def _divided_groups(images: LabeledSet, names: Sequence[str] | None, sides: tuple[np.ndarray, np.ndarray]) -> list[str]:
+    """A note on groups that the table's own split divides."""
+    if images.class_groups is None or names is None:
+        return []
+    here, there = (np.unique(images.class_groups[images.labels[side]]) for side in sides)
+    both = np.intersect1d(here, there)
+    if not len(both):
+        return []
+    name = names[int(np.flatnonzero(images.class_groups == both[0])[0])]
+    return [f"the split divides {counted(len(both), 'group')} between train and test, for example {name!r}"]
+
+
+def _without_odd_split(tables: Tables) -> Tables:
+    """The tables without a column that was taken for the split by its name, and holds other words than splits."""
+    if "split" not in tables.guessed or places_among(tables.rows["split"], SPLITS)[1] is None:
+        return tables
+    columns = tuple(names - {"split"} for names in tables.columns)
+    guessed = tables.guessed - {"split"}
+    return replace(tables, rows=tables.rows.drop_columns(["split"]), columns=columns, guessed=guessed)
+
+
+def images_of_tables(tables: Tables, *, check_files: bool = True, context: Context = DEFAULT) -> LabeledSet:
     """``images_in_table`` for loaded tables."""
+    for note in tables.notes():
+        context.warn(note)
     if tables.kind == "files":
         tables.require(["path"], "a table of images needs the column path")
-    images = _image_set(tables)
+    images, _ = _image_set(tables, "none")
     if check_files:
         check_paths(images)
     return images
@@ -398,18 +560,20 @@ def check_paths(images: LabeledSet) -> None:
         )
 
 
-def _image_set(tables: Tables) -> LabeledSet:
+def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"]) -> tuple[LabeledSet, np.ndarray]:
+    """All rows, and which of them have no label and are to be left out, (N,) bool. ``none``: the rows without a label
+    are of a class without a name."""
     source, rows, n = tables.source, tables.rows, len(tables.rows)
     try:
-        vectors, (encoded, inner) = None, (None, None)
+        vectors = encoded = inner = None
         if tables.in_memory is not None and tables.kind == "vectors":
             vectors = vectors_in(tables.in_memory, source)
         elif tables.in_memory is not None and tables.kind == "encoded":
-            encoded = encoded_in(tables.in_memory, source)
+            encoded, inner = encoded_in(tables.in_memory, source)
         elif tables.kind == "vectors":
-            vectors = read_vectors(tables.files, source, n)
+            vectors = read_vectors(tables.files, source, n, tables.value_column)
         elif tables.kind == "encoded":
-            encoded, inner = read_encoded(tables.files, source)
+            encoded, inner = read_encoded(tables.files, source, tables.value_column)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{source}: a column is damaged ({first_line(error)}); make the file again") from None
     if tables.kind == "files":
@@ -424,9 +588,17 @@ def _image_set(tables: Tables) -> LabeledSet:
         paths = _paths_or_rows(paths)
     elif tables.kind == "encoded":
         paths = pc.fill_null(paths, NO_PATH)
-    label_names, labels = ("",), np.zeros(n, np.int64)
+    label_names, labels, missing = ("",), np.zeros(n, np.int64), np.zeros(n, bool)
+    spellings: tuple[tuple[str, ...], ...] = ()
     if "label" in rows.column_names:
-        label_names, labels = _labels(rows["label"], source)
+        label_names, labels, spellings = _labels(tables)
+        missing = labels < 0
+        if missing.any() and (on_missing_label == "stop" or missing.all()):
+            advice = "give the row a label, take it out, or leave such rows out (`on_missing_label=skip`)"
+            reject(source, missing, "the label is empty", advice)
+        if missing.any() and on_missing_label == "none":
+            label_names, labels = (*label_names, ""), np.where(missing, len(label_names), labels)
+            missing[:] = False
     groups = cameras = None
     if "sequence" in rows.column_names:
         groups = codes_of(rows["sequence"])
@@ -434,8 +606,8 @@ def _image_set(tables: Tables) -> LabeledSet:
         cameras = codes_of(rows["camera"])
         # An unknown camera is not the same as another unknown one.
         cameras = np.where(cameras < 0, -1 - np.arange(n), cameras)
-    return LabeledSet(
-        labels=labels,
+    images = LabeledSet(
+        labels=np.maximum(labels, 0),
         label_names=label_names,
         paths=paths,
         rows=np.arange(n, dtype=np.int64),
@@ -446,16 +618,19 @@ def _image_set(tables: Tables) -> LabeledSet:
         boxes=boxes_of(tables),
         cameras=cameras,
         groups=groups,
+        spellings=spellings,
     )
+    return images, missing
 
 
-def _labels(column: pa.ChunkedArray, source: str) -> tuple[tuple[str, ...], np.ndarray]:
-    codes, texts = coded_texts(column)
-    names = texts.to_pylist()
-    empty = np.array([not name.strip() for name in names] + [True])[codes]
-    reject(source, empty, "the label is empty", "give the row a label or take it out")
-    label_names, labels = labelled(names)
-    return label_names, labels[codes]
+def _labels(tables: Tables) -> tuple[tuple[str, ...], np.ndarray, tuple[tuple[str, ...], ...]]:
+    """The classes, the class of each row, (N,) int64, -1 where the label is missing, and the classes' spellings."""
+    try:
+        labels = read_labels(tables.rows["label"], untyped=tables.untyped)
+    except ValueError as error:
+        raise DataError(f"{tables.source}: the column 'label' cannot be read ({error})") from None
+    label_names, places = labelled(labels.names)
+    return label_names, np.append(places, -1)[labels.codes], labels.spellings
 
 
 def _paths_or_rows(paths: pa.Array) -> pa.Array:
@@ -505,11 +680,11 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
         train=parts["train"],
         validation=parts.get("validation"),
         query=query,
-        gallery=parts.get("gallery", query),
+        gallery=parts.get("gallery", parts["train"] if packed.closed else query),
     )
 
 
-_METADATA = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
+_METADATA = tuple(f"metadata{suffix}" for suffix in (*CSV_SUFFIXES, *PARQUET_SUFFIXES, ".jsonl", ".ndjson"))
 _SHARD = re.compile(
     rf"(?P<split>{'|'.join(SPLITS)})(-(?P<number>\d+)-of-(?P<count>\d+))?(-[0-9a-f]+)?({'|'.join(PARQUET_SUFFIXES)})"
 )
@@ -537,30 +712,63 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     return files
 
 
-def read_table_folder(root: str | os.PathLike[str], *, check_files: bool = True, flip: bool = True) -> Benchmark:
+def read_table_folder(
+    root: str | os.PathLike[str],
+    *,
+    check_files: bool = True,
+    flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
+) -> Benchmark:
     """Read the tables in a folder (``table_files``), with the columns as in ``read_table``; paths start from the folder
     of the table that names them.
 
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
+        ConfigError: as ``read_table``.
     """
-    return as_packed(benchmark_of(_loaded(root), check_files=check_files, flip=flip), Path(root))
+    chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, packed_protocol(Path(root), protocol), ignore_split)
+    tables = _loaded(root, chosen, on_missing_label)
+    benchmark = benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
+    return benchmark if ignore_split else as_packed(benchmark, Path(root))
 
 
-def images_in_table_folder(root: str | os.PathLike[str]) -> LabeledSet:
+def packed_protocol(folder: Path, protocol: Protocol) -> Protocol:
+    """The protocol to read a folder of tables under: of a packed closed set, that."""
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        return "closed" if protocol == "auto" and about.get("closed") is True else protocol
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return protocol  # there is none, or it is damaged, which `as_packed` reports
+
+
+def images_in_table_folder(
+    root: str | os.PathLike[str], *, chosen: Columns = GUESS, context: Context = DEFAULT
+) -> LabeledSet:
     """All images or vectors of the tables in a folder, with their labels if they have any.
 
     Raises:
-        DataError: as ``read_table_folder``.
+        DataError, ConfigError: as ``read_table_folder``.
     """
-    return images_of_tables(_loaded(root))
+    return images_of_tables(_loaded(root, chosen, "none"), context=context)
 
 
-def _loaded(root: str | os.PathLike[str]) -> Tables:
+def _loaded(root: str | os.PathLike[str], chosen: Columns, on_missing_label: str) -> Tables:
     files = table_files(root)
     if not files:
         raise DataError(f"{root}: there are no tables in it ({', '.join(_METADATA)}, or parquet files of each split)")
-    return load_tables(Path(root).resolve().name, str(root), files, str(root))
+    missing = on_missing_label != "stop"
+    return load_tables(Path(root).resolve().name, str(root), files, str(root), chosen, unknown_is_missing=missing)
 
 
 def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:
@@ -584,7 +792,7 @@ def _shards_in(folder: Path, below: str = "") -> list[TableFile]:
     if not folder.is_dir():
         return []
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    if any(entry.is_dir() and not entry.name.startswith(".") and entry.name != "data" for entry in entries):
+    if any(entry.is_dir() and not is_system_folder(entry.name) and entry.name != "data" for entry in entries):
         # Folders of classes, beside which a table may lie.
         return []
     names = [match for entry in entries if (match := _SHARD.fullmatch(entry.name))]

@@ -112,7 +112,7 @@ def table_parts(data: Benchmark) -> Iterator[TablePart]:
             yield TablePart(name, images, np.arange(len(images)), name, *names_of([images]))
     query, gallery = data.query, data.gallery
     every = np.arange(len(query))
-    if query is gallery:
+    if "test" in data.parts:  # leave-one-out, or a closed set whose gallery is the training images
         yield TablePart("query", query, every, "test", *names_of([query]))
         return
     query_names, gallery_names = names_of([query, gallery])
@@ -165,7 +165,9 @@ def _write(path: str | Path, table: pa.Table, blocks: Iterable[np.ndarray], widt
 
 
 def _labels(images: LabeledSet) -> pa.Array:
-    return pa.array(images.label_names, pa.string()).take(pa.array(images.labels))
+    # The class without a name is of rows without a label.
+    names = pa.array([name or None for name in images.label_names], pa.string())
+    return names.take(pa.array(images.labels))
 
 
 def _under(root: str, paths: pa.Array) -> pa.Array:
@@ -188,8 +190,8 @@ def _numbered(paths: pa.Array, sets: Iterable[LabeledSet]) -> pa.Array:
 _WANTED = "the column 'embedding' needs a list of numbers per row"
 
 
-def read_vectors(files: Sequence[Path], source: str, num_rows: int) -> np.ndarray:
-    """The column ``embedding`` of the rows of one parquet or several, (N, F) float32.
+def read_vectors(files: Sequence[Path], source: str, num_rows: int, name: str = VECTOR_COLUMN) -> np.ndarray:
+    """The column of that name of the rows of one parquet or several, (N, F) float32.
 
     It may be a list, large list, fixed-size list, or one-dimensional tensor, of floats or integers of any width. It is
     read some thousand rows at a time, so that little more than the array is in memory.
@@ -201,7 +203,7 @@ def read_vectors(files: Sequence[Path], source: str, num_rows: int) -> np.ndarra
         DataError: a vector is missing, empty, of another length than the first, or not finite in float32 (the message
             has the row); or the column holds something else, or has another number of rows.
     """
-    return _stacked(itertools.chain.from_iterable(map(_columns, files)), source, num_rows)
+    return _stacked(itertools.chain.from_iterable(_columns(file, name) for file in files), source, num_rows)
 
 
 def vectors_in(table: pa.Table, source: str) -> np.ndarray:
@@ -211,7 +213,7 @@ def vectors_in(table: pa.Table, source: str) -> np.ndarray:
         DataError: as of `read_vectors`.
     """
     column = table[VECTOR_COLUMN]
-    _check_type(column.type, source)
+    _check_type(column.type, source, VECTOR_COLUMN)
     chunks = (chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in column.chunks)
     return _stacked((chunk for chunk in chunks if len(chunk)), source, len(table))
 
@@ -240,22 +242,22 @@ def _stacked(columns: Iterable[pa.Array], source: str, num_rows: int) -> np.ndar
     raise DataError(f"{source}: the column 'embedding' is damaged: it has another number of rows than the others")
 
 
-def _columns(file: Path) -> Iterator[pa.Array]:
+def _columns(file: Path, name: str) -> Iterator[pa.Array]:
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
-        _check_type(parquet.schema_arrow.field(VECTOR_COLUMN).type, file)
-        for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=[VECTOR_COLUMN]):
+        _check_type(parquet.schema_arrow.field(name).type, file, name)
+        for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=[name]):
             column = batch.column(0)
             if len(column):
                 yield column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
-def _check_type(kind: pa.DataType, file: str | Path) -> None:
+def _check_type(kind: pa.DataType, file: str | Path, name: str) -> None:
     storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     if pa.types.is_list(storage) or pa.types.is_large_list(storage) or pa.types.is_fixed_size_list(storage):
         value, tensor = storage.value_type, getattr(kind, "shape", [1])
         if (pa.types.is_floating(value) or pa.types.is_integer(value)) and len(tensor) == 1:
             return
-    raise DataError(f"{file}: the column 'embedding' holds {kind}, not vectors; {_WANTED}")
+    raise DataError(f"{file}: the column {name!r} holds {kind}, not vectors; {_WANTED.replace(VECTOR_COLUMN, name)}")
 
 
 def _lengths(column: pa.Array) -> np.ndarray:

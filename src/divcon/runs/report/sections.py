@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from divcon.config.image_size import saved_size
 from divcon.config.settings import RunConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
@@ -177,7 +178,7 @@ def overview(contents: Contents) -> Html:
     validation = next((line["validation"] for line in lines if "validation" in line), None)
     network: Child = model.backbone
     if not contents.of_vectors:
-        network = f"{model.backbone} at {model.image_size} px, pooling {model.pooling}"
+        network = f"{model.backbone} at {saved_size(model.image_size)} px, fit {model.fit}, pooling {model.pooling}"
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     facts: list[tuple[str, Child]] = [
         (
@@ -371,7 +372,7 @@ def _score(score: Score, value: float) -> Child:
 
 
 def curves(contents: Contents) -> Html:
-    """Charts by epoch: loss, Recall@1 on validation classes, share of positive pairs that the division keeps."""
+    """Charts by epoch: loss, Recall@1 and MAP@R on validation classes, share of positive pairs that divisions keep."""
     lines = contents.lines
     marks = [
         (float(line["epoch"]), line["phase"])
@@ -424,9 +425,17 @@ def _recall_chart(contents: Contents, marks: list[tuple[float, str]]) -> list[Ht
         f"{points[0][1]:.1f} % in epoch {points[0][0]:g}, {100 * kept['validation']['recall_at_1']:.1f} % in epoch "
         f"{kept['epoch']}, which is kept, {points[-1][1]:.1f} % in epoch {points[-1][0]:g}."
     )
-    line = Line("Recall@1", points, "var(--c0)", band=band)  # type: ignore[arg-type]
+    drawn = [Line("Recall@1", points, "var(--c0)", band=band)]  # type: ignore[arg-type]
     title = "Recall@1 on validation classes"
-    return [line_chart(title, about, [line], y_label="%", marks=marks, kept=float(kept["epoch"]))]
+    precisions = [(float(line["epoch"]), line["validation"].get("map_at_r")) for line in validated]
+    if all(value is not None for _, value in precisions):
+        drawn.append(Line("MAP@R", [(epoch, 100 * value) for epoch, value in precisions], "var(--c1)", "6 3"))
+        title = "Recall@1 and MAP@R on validation classes"
+        about += (
+            f" MAP@R: {drawn[1].points[0][1]:.1f} %, {100 * kept['validation']['map_at_r']:.1f} % and "
+            f"{drawn[1].points[-1][1]:.1f} %."
+        )
+    return [line_chart(title, about, drawn, y_label="%", marks=marks, kept=float(kept["epoch"]))]
 
 
 def _pairs_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]) -> list[Html]:
@@ -465,7 +474,7 @@ def epochs(contents: Contents) -> Html:
     rows = []
     for line in shown:
         mark = " (kept)" if line is kept else ""
-        score = line.get("validation", {}).get("recall_at_1")
+        validation = line.get("validation", {})
         took = [number(line.get(f"seconds_{name}"), f"{line.get(f'seconds_{name}') or 0:.1f}") for name in _SECONDS]
         rows.append(
             (
@@ -474,12 +483,22 @@ def epochs(contents: Contents) -> Html:
                 number(line["loss"], short(line["loss"])),
                 numbers(line["learner_loss"], lambda value: short(value) or ""),
                 number(line.get("full_loss"), short(line.get("full_loss"))),
-                percent(score),
+                percent(validation.get("recall_at_1")),
+                percent(validation.get("map_at_r")),
                 percent(line["kept_pairs"]),
                 *took,
             )
         )
-    head = ("epoch", "phase", "loss", "loss of each learner", "of the full embedding", "Recall@1", "pairs kept")
+    head = (
+        "epoch",
+        "phase",
+        "loss",
+        "loss of each learner",
+        "of the full embedding",
+        "Recall@1",
+        "MAP@R",
+        "pairs kept",
+    )
     cells = table("Numbers of each epoch", (*head, *(f"s {name}" for name in _SECONDS)), rows, class_="numbers")
     some = "" if len(shown) == len(contents.lines) else f"{len(shown)} of "
     return fold(f"Numbers of {some}{len(contents.lines):,} epochs", cells)

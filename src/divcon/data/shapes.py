@@ -1,0 +1,64 @@
+"""The shapes of a set's images, from the heads of a few hundred files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from divcon.config.settings import ModelConfig
+from divcon.data.decode import lies_on_its_side
+from divcon.data.encoded import RowGroups
+from divcon.data.labeled_set import LabeledSet
+
+MOST = 256
+"""Images whose shapes are read at most."""
+_RUN = 16
+"""Images in a row that are read of a parquet's row groups, each of which is read as a whole."""
+
+
+def image_shapes(images: LabeledSet, most: int = MOST) -> np.ndarray:
+    """Heights and widths of up to ``most`` images, evenly over the set: upright, and of those with a box the box's.
+
+    Only the head of each file is decoded. Images that cannot be read are left out; whoever loads them says so.
+
+    Returns:
+        (n, 2) int64; empty for vectors.
+    """
+    if images.vectors is not None:
+        return np.empty((0, 2), np.int64)
+    shapes = [_shape(images, int(index)) for index in _spread(images, most)]
+    return np.array([shape for shape in shapes if shape is not None], np.int64).reshape(-1, 2)
+
+
+def open_shapes(config: ModelConfig, images: LabeledSet) -> np.ndarray | None:
+    """The shapes from which `divcon.config.from_data` chooses; None where it has nothing to choose, or no images."""
+    is_open = config.image_size == 0 or config.fit == "auto"
+    return image_shapes(images) if is_open and images.vectors is None else None
+
+
+def _spread(images: LabeledSet, most: int) -> np.ndarray:
+    """The indices to read."""
+    count = len(images)
+    if count <= most:
+        return np.arange(count)
+    if isinstance(images.encoded, RowGroups):
+        starts = np.linspace(0, count - _RUN, max(1, most // _RUN)).astype(np.int64)
+        return np.unique(starts[:, None] + np.arange(_RUN))
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+
+
+def _shape(images: LabeledSet, index: int) -> tuple[int, int] | None:
+    try:
+        file = Path(images.root, images.path(index)) if images.encoded is None else io.BytesIO(images.content(index))
+        with Image.open(file) as image:
+            (width, height), turned = image.size, lies_on_its_side(image)
+    except Exception:  # broken bytes raise whatever a format's reader did not expect; decoding names the image
+        return None
+    if images.boxes is not None and images.boxes[index][0] >= 0:
+        left, top, right, bottom = images.boxes[index].tolist()
+        width, height = right - left, bottom - top
+    height, width = (width, height) if turned else (height, width)
+    return (height, width) if min(width, height) > 0 else None
