@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divcon.config.from_data import MAX_EPOCHS, MIN_EPOCHS, fit, fit_data, fit_images, with_choices_of
+from divcon.config.from_data import MAX_EPOCHS, MIN_EPOCHS, ImageFacts, fit, fit_data, fit_images, with_choices_of
 from divcon.config.image_size import ImageSize, height_width
 from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
 
@@ -83,8 +83,8 @@ def test_any_data_gives_settings_that_work(sizes: list[int], each: int, by: str)
     assert 1 <= learners <= len(sizes)
 
 
-def shapes_of(*shapes: tuple[int, int]) -> np.ndarray:
-    return np.array(shapes)
+def shapes_of(*shapes: tuple[int, int]) -> ImageFacts:
+    return ImageFacts(np.array(shapes))
 
 
 PEOPLE, PHOTOS, WIDE = (128, 64), (400, 600), (720, 1280)

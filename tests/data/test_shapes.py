@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 import divcon as dc
 from divcon.config.settings import ModelConfig
 from divcon.data.encoded import RowGroups
-from divcon.data.shapes import MOST, image_shapes, open_shapes
+from divcon.data.shapes import MOST, facts_to_choose_by, image_shapes
 
 
 def saved(path: Path, width: int, height: int, orientation: int = 1, **options: Any) -> Path:
@@ -76,8 +76,8 @@ def test_row_groups_are_read_in_few_runs(few: Any, tmp_path: Path, monkeypatch: 
 
 
 def test_nothing_is_read_where_nothing_is_open(few: Any) -> None:
-    assert open_shapes(ModelConfig(image_size=32, fit="crop"), few.train) is None
-    shapes = open_shapes(ModelConfig(image_size=32), few.train)
-    assert shapes is not None and len(shapes) == min(MOST, len(few.train))
+    assert facts_to_choose_by(ModelConfig(image_size=32, fit="crop", pixel_range="full"), few.train) is None
+    facts = facts_to_choose_by(ModelConfig(image_size=32), few.train)
+    assert facts is not None and len(facts.shapes) == min(MOST, len(few.train)) and facts.extremes is None
     vectors = dataclasses.replace(few.train, vectors=np.zeros((len(few.train), 4), np.float32), encoded=None)
-    assert open_shapes(ModelConfig(), vectors) is None and image_shapes(vectors).shape == (0, 2)
+    assert facts_to_choose_by(ModelConfig(), vectors) is None and image_shapes(vectors).shape == (0, 2)

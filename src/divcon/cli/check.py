@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from divcon.cli.app import DATA, Workers, app, console, note, notes, read_data
+from divcon.config.settings import Fit
+from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
@@ -27,6 +30,11 @@ def check(
     fix: Path | None = None,
     near: bool = True,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    show_augmented: Path | None = None,
+    config: Path | None = None,
+    size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
+    fit: Fit | None = None,
+    augment: str | None = None,
     workers: Workers = 2,
 ) -> None:
     """Check a data set: count its classes and images, and find what would break training or make a score dishonest.
@@ -34,6 +42,8 @@ def check(
     divcon check products.csv --fix clean.csv
 
     divcon check cub data/CUB_200_2011
+
+    divcon check people --show-augmented sheet.png --size 256x128 --augment color_jitter,erasing
 
     The counts of a published data set (cub, cars, sop, inshop, vehicleid-small, -medium, -large, market1501) are
     compared with the published ones.
@@ -60,6 +70,17 @@ def check(
         Look for near duplicates too.
     json_file
         Write all findings to this file, and the names of all files that are not read.
+    show_augmented
+        Only write a sheet of what the network sees to this file (.png, .jpg or .webp): some training images, each as it
+        is embedded and then as training draws it. Takes the settings of --config, --size, --fit and --augment.
+    config
+        For --show-augmented: the settings of this file, a run's config.json, for example.
+    size
+        For --show-augmented: as in train.
+    fit
+        For --show-augmented: as in train.
+    augment
+        For --show-augmented: as in train.
     """
     from rich.progress import Progress
 
@@ -70,6 +91,13 @@ def check(
     from divcon.runtime.context import Context
     from divcon.runtime.context import Progress as Step
 
+    settings = {"--config": config, "--size": size, "--fit": fit, "--augment": augment}
+    if show_augmented is not None:
+        _show_augmented(data, root, show_augmented, config, size, fit, augment)
+        return
+    for name, value in settings.items():
+        if value is not None:
+            raise ConfigError(f"{name} {value}: belongs to --show-augmented FILE; leave it out, or add that")
     for path in (fix, json_file):
         if path is not None:
             check_writable(path)
@@ -97,6 +125,48 @@ def check(
         _fix(benchmark, result, fix)
     if not result.ok:
         raise SystemExit(1)
+
+
+def _show_augmented(
+    data: str,
+    root: Path | None,
+    out: Path,
+    config: Path | None,
+    size: str | None,
+    fit: Fit | None,
+    augment: str | None,
+) -> None:
+    from divcon.config.from_data import fit_images
+    from divcon.config.image_size import saved_size
+    from divcon.config.settings import RunConfig
+    from divcon.data.shapes import facts_to_choose_by
+    from divcon.models import EmbeddingModel
+    from divcon.models.backbone import resolve_backbone, takes_any_size
+    from divcon.training.sheet import augmented_sheet
+
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ConfigError(f"--show-augmented {out}: is an image; use a name that ends in .png, .jpg or .webp")
+    check_writable(out)
+    settings = RunConfig.load(config) if config is not None else RunConfig()
+    changes: dict[str, Any] = {"image_size": size, "fit": fit}
+    model = replace(settings.model, **{name: value for name, value in changes.items() if value is not None})
+    train = settings.train if augment is None else replace(settings.train, augment=augment)  # type: ignore[arg-type]
+    benchmark = read_data(data, root)
+    images = benchmark.train if len(benchmark.train) else benchmark.query
+    if images.vectors is not None:
+        raise ConfigError(f"--show-augmented: {data} holds vectors, which are not augmented")
+    backbone = resolve_backbone(model.backbone, None, None)
+    if (shapes := facts_to_choose_by(model, images)) is not None:
+        model, _ = fit_images(model, shapes, any_size=takes_any_size(backbone))
+    options = {**model.network, "backbone": backbone, "pretrained": False, "weights": None}
+    options |= {"method": "single", "num_learners": 1, "head_options": {}}  # not of the picture
+    sheet = augmented_sheet(EmbeddingModel(**options), images, train)
+    with atomic_write(out) as beside, beside.open("wb") as file:
+        sheet.save(file, {".png": "PNG", ".webp": "WEBP"}.get(out.suffix.lower(), "JPEG"))
+    console.print(
+        f"{out}: a row for each image, first as it is embedded ({saved_size(model.image_size)} pixels, "
+        f"fit {model.fit}), then as training draws it"
+    )
 
 
 def _read(data: str, root: Path | None) -> Benchmark:

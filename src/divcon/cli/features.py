@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from divcon.cli.app import DATA, BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
 from divcon.config.image_size import saved_size
+from divcon.config.pixel_range import saved_pixel_range
 from divcon.config.settings import Fit, ModelConfig
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
@@ -115,17 +116,18 @@ def features(
 def _pretrained(settings: ModelConfig, data: Benchmark) -> EmbeddingModel:
     """The backbone with its pretrained weights; a size and fit that are left out as training chooses them."""
     from divcon.config.from_data import fit_images
-    from divcon.data.shapes import open_shapes
+    from divcon.data.shapes import facts_to_choose_by
     from divcon.models import EmbeddingModel
     from divcon.models.backbone import resolve_backbone, takes_any_size
 
     images = data.train if len(data.train) else data.query
     any_size = takes_any_size(resolve_backbone(settings.backbone, None, settings.weights))
-    shapes = open_shapes(settings, images)
+    shapes = facts_to_choose_by(settings, images)
     if shapes is not None:
         settings, reasons = fit_images(settings, shapes, any_size=any_size)
         if reasons:
             chosen = {**vars(settings), "image_size": saved_size(settings.image_size)}
+            chosen["pixel_range"] = saved_pixel_range(settings.pixel_range)
             note("; ".join(f"`{name}={chosen[name]}` ({why})" for name, why in reasons.items()))
-    options = {name: settings.network[name] for name in ("backbone", "weights", "image_size", "fit")}
+    options = {name: settings.network[name] for name in ("backbone", "weights", "image_size", "fit", "pixel_range")}
     return EmbeddingModel(embedding_dim=1, **options)

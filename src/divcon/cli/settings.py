@@ -75,7 +75,8 @@ def _settings_class() -> type:
                 choices = typing.get_args(hint)
                 hint = Literal[(*choices, *old)]
                 options |= {"show_choices": False, "help": f"{options['help']} [choices: {', '.join(choices)}]"}
-            default = field(default_factory=dict) if each.name in OPTIONS_OF else each.default
+            is_factory = each.default_factory is not dataclasses.MISSING
+            default = field(default_factory=each.default_factory) if is_factory else each.default
             fields.append((each.name, Annotated[hint, Parameter(**options)], default))
     settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
     settings.__module__ = __name__  # Python 3.11 says `types`, whose classes cyclopts takes for built-in ones
@@ -209,9 +210,10 @@ def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | Non
     for name, section in SECTION_OF.items():
         place = origins.places.get((name,), "default")
         comments[(section, name)] = f"{place}: {meanings[name]}" if name in meanings else place
-        for key in value if isinstance(value := tree[section][name], dict) else ():
-            comments[(section, name, key)] = origins.places.get((name, key), "default")
-        if tree[section][name] and isinstance(value, dict):
+        value, is_options = tree[section][name], name in OPTIONS_OF
+        for key in value if isinstance(value, dict) else ():
+            comments[(section, name, key)] = origins.places.get((name, key) if is_options else (name,), "default")
+        if isinstance(value, dict) and value:
             del comments[(section, name)]
     return as_yaml(tree, {keys: text for keys, text in comments.items() if text})
 
@@ -229,7 +231,7 @@ def _put(layer: _Layer, settings: dict[str, Argument], origins: Origins) -> None
             continue
         origins.in_layers.add(name)
         origins.places.setdefault((name,), layer.place(name))
-        pairs = [((key,), inner) for key, inner in value.items()] if isinstance(value, dict) else [((), value)]
+        pairs = [((key,), inner) for key, inner in value.items()] if name in OPTIONS_OF else [((), value)]
         for keys, inner in pairs:
             if keys not in there:
                 argument.append(Token(keyword=name, keys=keys, implicit_value=inner, source=layer.place(name, *keys)))

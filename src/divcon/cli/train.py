@@ -65,8 +65,8 @@ def train(
     preset
         Take all settings that decide what is trained from a recipe: cvpr2019 (as in the paper), cvpr2019-released (as
         in its code), tpami2021-fixed, tpami2021-learned, single (one metric at the budget of cvpr2019); or ours, not
-        measured yet: modern-vit, modern-dinov2, modern-convnext. They depend on the data set; --show-config prints
-        them.
+        measured yet: modern-vit, modern-dinov2, modern-convnext, people (256 x 128), vehicles (256 x 256). They depend
+        on the data set; --show-config prints them.
     config
         Read settings from this file (.yaml, .toml, .json). A run's config.json repeats that run, on the same data.
     show_config

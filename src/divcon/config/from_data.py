@@ -14,8 +14,11 @@
 - ``fit``: crop, where the input is square and at most half of the images are more than `LONG` times as long as wide:
   a centre crop of the others loses less than half of each image. Else squash: on people of 2:1 and a square input
   pretrained features gave a Recall@1 of 30.2 with squash and 19.7 with crop.
+- ``pixel_range``: full, unless images have more than 8 bits a channel. Then 0 and the highest number of the fewest bits
+  (8, 10, 12, 14 or 16) that hold all their values; for fractions 0 and 1, or else the lowest and the highest value.
 
-The shapes of the images are read from the heads of a few hundred files (`divcon.data.shapes`).
+The shapes of the images are read from the heads of a few hundred files, and values of some that have more than 8 bits
+(`divcon.data.shapes`).
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ LEARNERS, IMAGES_PER_LEARNER, BATCHES_TO_DIVIDE = 4, 500, 3_000
 VALIDATION, VALIDATION_IMAGES = 0.1, 10_000
 LONG, LONGEST, STRIDE = 1.6, 4.0, 32
 """Images up to 1.6 are common photographs, 4:3 and 3:2; 16:9 and people, 2:1, are beyond."""
+BITS = (8, 10, 12, 14, 16)
 
 
 @dataclass(frozen=True)
@@ -110,16 +114,26 @@ def fit_data(config: DataConfig, images: int) -> tuple[DataConfig, Mapping[str, 
     return replace(config, validation_fraction=share), reasons
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the rules look at in images."""
+
+    shapes: np.ndarray
+    """(n, 2), heights and widths; of none, the size is square and the fit is crop."""
+    extremes: tuple[float, float] | None = None
+    """The lowest and the highest value of images with more than 8 bits a channel; None: there are none."""
+
+
 def fit_images(
-    config: ModelConfig, shapes: np.ndarray, *, any_size: bool = False
+    config: ModelConfig, images: ImageFacts, *, any_size: bool = False
 ) -> tuple[ModelConfig, Mapping[str, str]]:
-    """As `fit_training`, of ``image_size`` and ``fit``.
+    """As `fit_training`, of ``image_size``, ``fit`` and ``pixel_range``.
 
     Args:
-        shapes: (n, 2), heights and widths of training images; of none, the sizes are square and the fit is crop.
         any_size: whether the backbone takes images of any height and width.
     """
-    reasons: dict[str, str] = {}
+    shapes, reasons = images.shapes, {}
+    config, of_values = fit_pixel_range(config, images.extremes)
     ratios = shapes[:, 0] / shapes[:, 1] if len(shapes) else np.ones(1)
     median = float(np.median(ratios))
     size = config.image_size
@@ -139,7 +153,30 @@ def fit_images(
             reasons["fit"] = f"the input is {size_in_words(size)}"
         elif len(shapes):
             reasons["fit"] = f"the longer side of the median image is {longer:.3g} times the shorter"
-    return replace(config, image_size=size, fit=fit), reasons
+    return replace(config, image_size=size, fit=fit), {**reasons, **of_values}
+
+
+def fit_pixel_range(config: ModelConfig, extremes: tuple[float, float] | None) -> tuple[ModelConfig, Mapping[str, str]]:
+    """As `fit_training`, of ``pixel_range``.
+
+    Args:
+        extremes: the lowest and the highest value of training images with more than 8 bits a channel; None: there are
+            none.
+    """
+    if config.pixel_range != "auto":
+        return config, {}
+    if extremes is None:
+        return replace(config, pixel_range="full"), {}
+    low, high = extremes
+    reason = f"images of more than 8 bits, with values from {low:.6g} to {high:.6g}"
+    bits = next((bits for bits in BITS if high < 2**bits), None)
+    if low < 0 or bits is None:
+        chosen = (low, high if high > low else low + 1)
+    elif high <= 1 and not (low == high == 0):
+        chosen = (0.0, 1.0)
+    else:
+        chosen = (0.0, 2.0**bits - 1)
+    return replace(config, pixel_range=chosen), {"pixel_range": reason}
 
 
 def _in_shape(ratio: float) -> tuple[int, int]:
@@ -156,7 +193,7 @@ def _shape_in_words(ratio: float, count: int) -> str:
 
 
 CHOSEN = {
-    "model": ("num_learners", "image_size", "fit"),
+    "model": ("num_learners", "image_size", "fit", "pixel_range"),
     "train": ("epochs", "batch_size", "images_per_class"),
     "data": ("validation_fraction",),
 }
@@ -180,12 +217,16 @@ OPEN = (0, "auto")
 
 
 def fit(
-    config: RunConfig, labels: np.ndarray, shapes: np.ndarray | None = None, *, any_size: bool = False
+    config: RunConfig,
+    labels: np.ndarray,
+    images: ImageFacts | None = None,
+    *,
+    any_size: bool = False,
 ) -> tuple[RunConfig, dict[str, str]]:
-    """As `fit_training`, of all settings of a run; without ``shapes``, for vectors, those of images stay open."""
+    """As `fit_training`, of all settings of a run; without ``images``, for vectors, those of images stay open."""
     train, reasons = fit_training(config.train, labels)
     model, more = fit_model(config.model, train, labels)
     of_images: Mapping[str, str] = {}
-    if shapes is not None:
-        model, of_images = fit_images(model, shapes, any_size=any_size)
+    if images is not None:
+        model, of_images = fit_images(model, images, any_size=any_size)
     return replace(config, model=model, train=train), {**more, **of_images, **reasons}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from divcon.config.augment import Augment, read_augment
 from divcon.config.fields import (
     Part,
     at_least,
@@ -27,6 +28,7 @@ from divcon.config.fields import (
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
 from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.errors import ConfigError
 from divcon.runtime.environment import started_by_torchrun
 from divcon.runtime.files import atomic_write
@@ -39,6 +41,7 @@ __all__ = [
     "SECTION_OF",
     "SPLITTING",
     "TEST_FRACTION",
+    "Augment",
     "DataConfig",
     "DataSource",
     "Device",
@@ -105,6 +108,11 @@ class ModelConfig:
     the mean colour. Training crops at random in the same way. auto: squash where `image_size` is not square, or half of
     the training images are more than 1.6 times as long as wide, else crop. It is saved with the model. Not used for
     vectors."""
+    pixel_range: PixelRange = setting("auto", before="full", read=read_pixel_range, write=saved_pixel_range)
+    """For images of more than 8 bits a channel (12-bit data in 16-bit files, floating-point TIFF), the values that
+    become black and white: full (0 and 65535), own (the lowest and the highest value of each image), or two numbers, as
+    in `pixel_range=0,4095`. auto: from the training images; 0,4095 where their values need 12 bits, for example. It is
+    saved with the model. Other images are not changed by it."""
     pooling: Pooling = "auto"
     """How the backbone's feature map becomes one vector: auto (the backbone's own pooling), avg, max, gem (generalised
     mean, Radenovic et al., TPAMI 2018: p is learned and starts at 3; negative values count as zero), or token (a vision
@@ -153,7 +161,8 @@ class ModelConfig:
         and a fit that were not chosen from data are those of `divcon.EmbeddingModel`."""
         values = {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
         fit = "crop" if self.fit == "auto" else self.fit
-        return {**values, "image_size": self.image_size or IMAGE_SIZE, "fit": fit}
+        pixel_range = "full" if self.pixel_range == "auto" else self.pixel_range
+        return {**values, "image_size": self.image_size or IMAGE_SIZE, "fit": fit, "pixel_range": pixel_range}
 
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]
@@ -272,10 +281,19 @@ class TrainConfig:
     """Smallest share of an image's area that a random training crop keeps; not used for vectors."""
     flip: bool | None = None
     """Mirror half of the training images. None: as the data set says (icons: no; all others: yes)."""
+    augment: Augment = setting(default_factory=dict, read=read_augment)
+    """More augmentation of training images, after the random crop and mirroring, by name and in this order, as in
+    `augment=color_jitter,erasing`: color_jitter, photometric_distort, grayscale, autocontrast, equalize, invert,
+    posterize, solarize, sharpness, gaussian_blur, gaussian_noise, jpeg, rotation, affine, perspective, elastic,
+    vertical_flip, erasing, rand_augment, trivial_augment, auto_augment, augmix; none: no more. Each takes the
+    arguments of its class of torchvision.transforms.v2, and p, the share of images that it is applied to, in
+    parentheses, as in "rotation(degrees=10), erasing(p=0.3)"; in a file a mapping of names to arguments. Not used for
+    vectors."""
     train_transform: Part | None = setting(None, door=True)
-    """A transform of your own for training images, in place of the random crop and mirroring: any callable on a PIL
-    image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates one and may
-    take image_size. It returns image_size x image_size pixels, which are not normalised. Not used for vectors."""
+    """A transform of your own for training images, in place of the random crop, mirroring and `augment`: any callable
+    on a PIL image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates
+    one and may take image_size. It returns pixels of the height and width of `image_size`, which are not normalised.
+    Not used for vectors."""
     ema_decay: float = setting(0.8, before=0.0)
     """Decay of an exponential moving average of the weights, updated after each epoch, which is evaluated and saved in
     place of the weights; training goes on from the weights themselves. 0: none, as in both papers."""
@@ -375,10 +393,11 @@ class TrainConfig:
                 field=("freeze_backbone_epochs", "redivide_every"),
             )
         own = self.train_transform is not None
-        if own and (self.flip is not None or self.crop_scale != type(self).crop_scale):
-            name = "crop_scale" if self.flip is None else "flip"
+        if own and (self.flip is not None or self.crop_scale != type(self).crop_scale or self.augment):
+            name = "augment" if self.augment else "crop_scale" if self.flip is None else "flip"
+            value = ",".join(self.augment) if name == "augment" else getattr(self, name)
             raise ConfigError(
-                f"`{name}` {getattr(self, name)}: belongs to the built-in transform, and `train_transform` replaces "
+                f"`{name}` {value}: belongs to the built-in transform, and `train_transform` replaces "
                 "it; leave one of them out",
                 field=(name, "train_transform"),
             )

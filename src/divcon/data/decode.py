@@ -9,12 +9,13 @@ import os
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, features
 from PIL.JpegImagePlugin import JpegImageFile
 
+from divcon.config.pixel_range import PixelRange
 from divcon.errors import ImageError
 
 _NEVER = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
@@ -67,13 +68,17 @@ _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def decode(
-    source: str | os.PathLike[str] | bytes, box: tuple[int, int, int, int] | None = None, needs: int | None = None
+    source: str | os.PathLike[str] | bytes,
+    box: tuple[int, int, int, int] | None = None,
+    needs: int | None = None,
+    pixel_range: PixelRange = "full",
 ) -> Image.Image:
     """Decode the image in a file, or in the bytes of one, as RGB.
 
-    Transparent pixels become white, 16-bit channels keep their upper 8 bits, CMYK and LAB are converted, and colour
-    profiles are not applied. Of an animation or a document it is the first frame or page. The format is detected from
-    the content, not from the file's name. The image is turned upright as its EXIF orientation says.
+    Transparent pixels become white, channels of more than 8 bits are scaled by ``pixel_range``, CMYK and LAB are
+    converted, and colour profiles are not applied. Of an animation or a document it is the first frame or page. The
+    format is detected from the content, not from the file's name. The image is turned upright as its EXIF orientation
+    says.
 
     A JPEG of more pixels than Pillow takes (179 million, unless ``PIL.Image.MAX_IMAGE_PIXELS`` says otherwise) is
     decoded at a half, quarter or eighth of its width and height.
@@ -83,6 +88,9 @@ def decode(
             open-metric-learning. (For TIFF, after: Pillow turns those itself.)
         needs: the pixels that the shorter side must have; a JPEG without a box is decoded at a half, quarter or eighth
             of its width and height, if that leaves as many.
+        pixel_range: what becomes black and white, of images with more than 8 bits a channel. ``full``: 16-bit channels
+            keep their upper 8 bits; floating-point numbers and values beyond 16 bits are refused. Of colours in 16 bits
+            the others are read from PNG; other formats keep the upper 8 bits.
 
     Raises:
         ImageError: the file is missing or empty, does not decode, has too many pixels, or the box is outside of it. The
@@ -90,9 +98,9 @@ def decode(
     """
     try:
         if isinstance(source, bytes):
-            return _decode(io.BytesIO(source), box, needs)
+            return _decode(io.BytesIO(source), box, needs, pixel_range)
         with Path(source).open("rb") as file:
-            return _decode(file, box, needs)
+            return _decode(file, box, needs, pixel_range)
     except MemoryError:
         raise
     except FileNotFoundError:
@@ -108,7 +116,9 @@ def decode(
     raise ImageError(f"this image does not decode ({problem})")
 
 
-def _decode(file: IO[bytes], box: tuple[int, int, int, int] | None, needs: int | None) -> Image.Image:
+def _decode(
+    file: IO[bytes], box: tuple[int, int, int, int] | None, needs: int | None, pixel_range: PixelRange
+) -> Image.Image:
     try:
         image = Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
@@ -116,12 +126,17 @@ def _decode(file: IO[bytes], box: tuple[int, int, int, int] | None, needs: int |
     except Image.UnidentifiedImageError:
         raise ValueError(_unidentified(file)) from None
     with image:
+        # Before EXIF is read, for which Pillow decodes a PNG.
+        is_deep_png = pixel_range != "full" and _is_deep_png(image)
         # Before the pixels are read: Pillow turns a TIFF itself, and only then removes its orientation.
         turn = _turn(image)
         if needs is not None and box is None and image.format == "JPEG" and min(image.size) >= 2 * needs:
             image.draft(None, (needs, needs))
-        image.load()
-        pixels = to_rgb(image if box is None else _cropped(image, box))
+        if is_deep_png:
+            pixels = _deep_png(file, box, pixel_range)
+        else:
+            image.load()
+            pixels = to_rgb(image if box is None else _cropped(image, box), pixel_range)
     return pixels if turn is None else pixels.transpose(turn)
 
 
@@ -140,19 +155,31 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return None if image.format == "TIFF" else _TURNS.get(_orientation(image))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB: transparent pixels become white, 16-bit channels 8-bit.
+def to_rgb(image: Image.Image, pixel_range: PixelRange = "full") -> Image.Image:
+    """Convert to RGB: transparent pixels become white, channels of more than 8 bits are scaled by ``pixel_range``.
 
     Raises:
-        ValueError: the pixels are floating-point numbers, or whole numbers beyond 16 bits.
+        ValueError: the pixels are floating-point numbers, or whole numbers beyond 16 bits, and the range is ``full``.
     """
+    if is_deep(image) and pixel_range not in ("full", "auto"):
+        values = np.asarray(image)
+        grey = scaled(values, pixel_range)
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[values == clear] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; save it as PNG, JPEG or WebP")
+        raise ValueError(
+            "its pixels are floating-point numbers; set `pixel_range` (own, or the values that become black and "
+            "white), or save it as PNG, JPEG or WebP"
+        )
     if image.mode.startswith("I"):
         # Pillow would cut these values off at 255.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its pixels are whole numbers beyond 0 to 65,535; save it as PNG, JPEG or WebP")
+            raise ValueError(
+                "its pixels are whole numbers beyond 0 to 65,535; set `pixel_range` (own, or the values that become "
+                "black and white), or save it as PNG, JPEG or WebP"
+            )
         grey = (values >> 8).astype(np.uint8)
         if isinstance(clear := image.info.get("transparency"), int):
             grey[values == clear] = 255
@@ -162,6 +189,65 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image).convert("RGB")
     return image.convert("RGB")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image of one channel has more than 8 bits a pixel."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def scaled(values: np.ndarray, pixel_range: PixelRange) -> np.ndarray:
+    """Values of any type as uint8: the lower end of the range and what is below becomes 0, the upper end and what is
+    above 255. NaN becomes 0."""
+    numbers = values.astype(np.float64)
+    if isinstance(pixel_range, str):
+        finite = numbers[np.isfinite(numbers)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    else:
+        low, high = pixel_range
+    shares = (numbers - low) / (high - low) if high > low else np.zeros_like(numbers)
+    return np.rint(255 * np.clip(np.nan_to_num(shares, nan=0.0), 0, 1)).astype(np.uint8)
+
+
+def deep_values(source: str | os.PathLike[str] | bytes) -> np.ndarray | None:
+    """The values of an image with more than 8 bits a channel; None for any other.
+
+    Raises:
+        Exception: of any kind, where the image cannot be read.
+    """
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    with Image.open(io.BytesIO(content), formats=_formats()) as image:
+        if _is_deep_png(image):
+            values = _png_values(content)
+            return values[..., : 3 if values.shape[2] > 2 else 1]  # without alpha
+        return np.asarray(image) if is_deep(image) else None
+
+
+def _is_deep_png(image: Image.Image) -> bool:
+    """Whether it is a PNG of 16-bit colours, or of grey and alpha, of which Pillow reads the upper 8 bits alone."""
+    tiles: Any = getattr(image, "tile", None)
+    tile = tiles[0] if image.format == "PNG" and tiles else None
+    return tile is not None and image.mode in ("RGB", "RGBA", "LA") and ";16" in str(tile[3])
+
+
+def _png_values(content: bytes) -> np.ndarray:
+    """The (H, W, C) uint16 values of a PNG."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return decode_png(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).contiguous().numpy()
+
+
+def _deep_png(file: IO[bytes], box: tuple[int, int, int, int] | None, pixel_range: PixelRange) -> Image.Image:
+    file.seek(0)
+    values = _png_values(file.read())
+    colours = values[..., : 3 if values.shape[2] > 2 else 1]
+    pixels = scaled(colours, pixel_range)
+    if values.shape[2] in (2, 4):  # alpha, whose range is always that of the format
+        pixels = np.concatenate([pixels, (values[..., -1:] >> 8).astype(np.uint8)], axis=2)
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    return to_rgb(image if box is None else _cropped(image, box))
 
 
 @cache
@@ -179,6 +265,11 @@ def _formats() -> tuple[str, ...]:
                 continue
     lacking = {name for name, feature in _IN_SOME_PILLOWS.items() if name in Image.OPEN and not features.check(feature)}
     return (*_COMMON, *(name for name in Image.ID if name not in {*_NEVER, *_COMMON, *lacking}))
+
+
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that decode here, for ``PIL.Image.open``; installed plug-ins are registered."""
+    return _formats()
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageFile
 
-from divcon.data.decode import to_rgb, upright
+from divcon.data.decode import is_deep, to_rgb, upright
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ImageError
 
@@ -78,11 +78,19 @@ def encoded(image: ImageLike, needs: int | None = None) -> bytes:
         return bytes(image)
     if (content := _its_file(image)) is not None:
         return content
+    if is_deep(image):  # of any range, which the model has
+        return _tiff(upright(image, image))
     pixels = upright(to_rgb(image), image)
     if needs is not None and (getattr(image, "format", None) == "JPEG" or any(key in image.info for key in _OF_JPEG)):
         factor = next((k for k in (8, 4, 2) if min(pixels.size) // k >= needs), 1)
         pixels = pixels.reduce(factor) if factor > 1 else pixels
     return _png(pixels)
+
+
+def _tiff(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(file, "TIFF")
+    return file.getvalue()
 
 
 def _png(image: Image.Image) -> bytes:

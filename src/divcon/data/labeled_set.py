@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from divcon.config.pixel_range import PixelRange
 from divcon.data.decode import decode
 from divcon.data.digests import SPELLINGS, digest_of, from_root
 from divcon.data.encoded import Encoded
+from divcon.data.image_files import printable
 from divcon.data.tables import where_in
 from divcon.errors import ImageError
 
@@ -157,7 +159,7 @@ class LabeledSet:
         table = where_in(self.source, row)
         if self.vectors is not None and path == row_name(row):
             return table.removesuffix(": ") or path
-        return f"{table}{path}" if table else str(Path(self.root, path))
+        return f"{table}{printable(path)}" if table else printable(str(Path(self.root, path)))
 
     def content(self, i: int) -> bytes:
         """The encoded bytes of image i, without cropping.
@@ -174,11 +176,12 @@ class LabeledSet:
         except OSError as error:
             raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
-    def open(self, i: int, needs: int | None = None) -> Image.Image:
+    def open(self, i: int, needs: int | None = None, pixel_range: PixelRange = "full") -> Image.Image:
         """Decode image i, cropped to its box, as RGB (see `divcon.data.decode.decode`).
 
         Args:
             needs: pixels that its shorter side must have at least: a JPEG may be decoded at a smaller scale.
+            pixel_range: what becomes black and white, of images with more than 8 bits a channel.
 
         Raises:
             ImageError: the file is missing or does not decode (the message names it), or the set is of vectors.
@@ -192,8 +195,8 @@ class LabeledSet:
         encoded = self.encoded
         try:
             if encoded is None:
-                return decode(Path(self.root, self.path(i)), box, needs)
-            return decode(encoded[int(self.rows[i])].as_py(), box, needs)
+                return decode(Path(self.root, self.path(i)), box, needs, pixel_range)
+            return decode(encoded[int(self.rows[i])].as_py(), box, needs, pixel_range)
         except ImageError as error:
             raise ImageError(f"{self.where(i)}: {error}") from None
 

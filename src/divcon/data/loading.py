@@ -140,7 +140,7 @@ class Decoded(Dataset):
         if transform is None:
             raise ValueError("Decoded: a training key, and no training transform")
         try:
-            image = self.images.open(index, needed_pixels(transform))
+            image = self.images.open(index, needed_pixels(transform), getattr(transform, "pixel_range", "full"))
             return self._transformed(transform, image, draw), index
         except ImageError as error:
             return error
@@ -284,14 +284,15 @@ def each(
 def each_image(
     images: LabeledSet, function: Callable[[Image.Image], T], *, context: Context = DEFAULT
 ) -> Iterator[T | str]:
-    """Call a function with each decoded image in turn, in worker processes if there are any.
+    """Call a function with each decoded image in turn, in worker processes if there are any. Images of more than 8 bits
+    a channel are scaled by their own range, so that they can be looked at.
 
     Yields its results; for an image that does not decode, the message."""
     return each(images, partial(_of_opened, function), context=context)
 
 
 def _of_opened(function: Callable[[Image.Image], T], images: LabeledSet, index: int) -> T:
-    return function(images.open(index))
+    return function(images.open(index, pixel_range="own"))
 
 
 def _decodes(image: Image.Image) -> None:

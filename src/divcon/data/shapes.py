@@ -1,4 +1,4 @@
-"""The shapes of a set's images, from the heads of a few hundred files."""
+"""The shapes of a set's images, from the heads of a few hundred files, and their values where these have many bits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from divcon.config.from_data import ImageFacts
 from divcon.config.settings import ModelConfig
-from divcon.data.decode import lies_on_its_side
+from divcon.data.decode import deep_values, lies_on_its_side
 from divcon.data.encoded import RowGroups
 from divcon.data.labeled_set import LabeledSet
 
 MOST = 256
 """Images whose shapes are read at most."""
+MOST_VALUES = 64
+"""Images whose values are read at most."""
 _RUN = 16
 """Images in a row that are read of a parquet's row groups, each of which is read as a whole."""
 
@@ -33,10 +36,32 @@ def image_shapes(images: LabeledSet, most: int = MOST) -> np.ndarray:
     return np.array([shape for shape in shapes if shape is not None], np.int64).reshape(-1, 2)
 
 
-def open_shapes(config: ModelConfig, images: LabeledSet) -> np.ndarray | None:
-    """The shapes from which `divcon.config.from_data` chooses; None where it has nothing to choose, or no images."""
-    is_open = config.image_size == 0 or config.fit == "auto"
-    return image_shapes(images) if is_open and images.vectors is None else None
+def image_extremes(images: LabeledSet, most: int = MOST_VALUES) -> tuple[float, float] | None:
+    """The lowest and the highest value of images with more than 8 bits a channel, among up to ``most`` images evenly
+    over the set; None if none of these has.
+    """
+    if images.vectors is not None:
+        return None
+    lows, highs = [], []
+    for index in _spread(images, most):
+        try:
+            values = deep_values(images.content(int(index)))
+        except Exception:  # as in `image_shapes`
+            continue
+        finite = None if values is None else values[np.isfinite(values)]
+        if finite is not None and finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+    return (min(lows), max(highs)) if lows else None
+
+
+def facts_to_choose_by(config: ModelConfig, images: LabeledSet) -> ImageFacts | None:
+    """What `divcon.config.from_data` chooses by; None where it has nothing to choose, or no images."""
+    of_shapes, of_values = config.image_size == 0 or config.fit == "auto", config.pixel_range == "auto"
+    if images.vectors is not None or not (of_shapes or of_values):
+        return None
+    shapes = image_shapes(images) if of_shapes else np.empty((0, 2), np.int64)
+    return ImageFacts(shapes, image_extremes(images) if of_values else None)
 
 
 def _spread(images: LabeledSet, most: int) -> np.ndarray:

@@ -884,8 +884,9 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
         return _read_objects(file)
     if kind == "arrow":
         table = _read_arrow(file)
-        _no_twins(file, table.column_names)
-        return table.select(_others(table.column_names))
+        names = _others(table.column_names)
+        _no_twins(file, names)
+        return table.select(names)
     if kind == "parquet":
         with pq.ParquetFile(file) as parquet:
             names = _others(parquet.schema_arrow.names)
@@ -921,8 +922,8 @@ def _no_twins(file: Path, names: Sequence[str]) -> None:
 
 def _read_objects(file: Path) -> dict[str, list[Any]]:
     """The columns of JSON as Python reads them: Arrow would make dates of text, and floats of large integers."""
-    with open_bytes(file) as opened:
-        text = opened.read().decode("utf-8-sig")
-    rows = _json_rows(file, text, NumberText)
+    with open_bytes(file) as content:
+        text = content.read().decode("utf-8-sig")
+    rows = _json_rows(file, text, parse_float=NumberText)
     names = _others(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
     return {name: [row.get(name) for row in rows] for name in names}

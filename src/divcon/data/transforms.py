@@ -24,7 +24,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional
 
+from divcon.config.augment import Augment
 from divcon.config.image_size import ImageSize, height_width, size_in_words
+from divcon.config.pixel_range import PixelRange
+from divcon.data.augmentation import Augmented
 from divcon.errors import ConfigError
 from divcon.runtime.importing import load_part, name_of
 
@@ -55,6 +58,11 @@ class TrainTransform:
             to 4/3; with ``squash``, the shape of the image, times 3/4 to 4/3; with ``pad``, it is cropped from the
             image with its border.
         fill: the colour of that border, red, green, blue.
+        augment: what is done to a crop after that (see `divcon.data.augmentation`).
+        pixel_range: with which images are decoded (see `divcon.data.decode.decode`).
+
+    Raises:
+        ConfigError: an augmentation does not take its arguments.
     """
 
     def __init__(
@@ -66,7 +74,10 @@ class TrainTransform:
         flip: bool = True,
         fit: Fit = "crop",
         fill: tuple[int, ...] = _MEAN,
+        augment: Augment | None = None,
+        pixel_range: PixelRange = "full",
     ) -> None:
+        self.pixel_range = pixel_range
         self._size = height, width = height_width(size)
         self._interpolation = InterpolationMode(interpolation)
         self._scale = (min_scale, 1.0)
@@ -77,7 +88,11 @@ class TrainTransform:
         self._crop = v2.RandomResizedCrop(
             [height, width], scale=self._scale, ratio=self._ratio, interpolation=self._interpolation
         )
-        self._after = v2.Compose([*([v2.RandomHorizontalFlip()] if flip else []), v2.PILToTensor()])
+        steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if flip else []
+        steps.append(v2.PILToTensor())
+        if augment:
+            steps.append(Augmented(augment, fill))
+        self._after = v2.Compose(steps)
         self.needs = math.ceil(max(height, width) / math.sqrt(min_scale * _RATIO[0]))
         """The pixels that the shorter side must have for the smallest crop to have the size in each direction."""
 
@@ -122,6 +137,8 @@ class EvalTransform:
     interpolation: str = field(default="bilinear", kw_only=True)
     fit: Fit = field(default="crop", kw_only=True)
     fill: tuple[int, ...] = field(default=_MEAN, kw_only=True)
+    pixel_range: PixelRange = field(default="full", kw_only=True)
+    """With which images are decoded."""
 
     @property
     def needs(self) -> int:
@@ -181,13 +198,16 @@ Own = str | Callable[..., Any]
 """A transform of your own: ``module:Name``, or the object itself."""
 
 
-def create_transform(transform: Own, image_size: ImageSize, setting: Setting) -> OwnTransform:
+def create_transform(
+    transform: Own, image_size: ImageSize, setting: Setting, pixel_range: PixelRange = "full"
+) -> OwnTransform:
     """A transform of your own, ready to be called on decoded images.
 
     Args:
         transform: the callable, or its ``module:Name``. A class, or a function whose first parameter is
             ``image_size`` or that has none, is a factory: it is called, with ``image_size`` (a number, or where height
             and width differ both) if it takes it, and returns the transform.
+        pixel_range: with which images are decoded (see `divcon.data.decode.decode`).
 
     Raises:
         ConfigError: there is no such name, or it cannot be called; or the factory fails or returns no callable.
@@ -214,7 +234,9 @@ def create_transform(transform: Own, image_size: ImageSize, setting: Setting) ->
             raise ConfigError(
                 f"`{setting}` {name}: returned {type(own).__name__}, which is not callable", field=setting
             )
-    return OwnTransform(own, name, image_size, setting)
+    created = OwnTransform(own, name, image_size, setting)
+    created.pixel_range = pixel_range
+    return created
 
 
 class OwnTransform:
@@ -229,6 +251,7 @@ class OwnTransform:
         self.name = name
         self.size = size
         self.setting = setting
+        self.pixel_range: PixelRange = "full"
         self.needs: int | None = getattr(own, "needs", None)
         """Pixels that the shorter side must have; None: images are decoded in full."""
         self._takes_keywords = "image" in (getattr(own, "available_keys", None) or ())

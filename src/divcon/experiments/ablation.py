@@ -17,7 +17,7 @@ from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable
-from divcon.data.shapes import open_shapes
+from divcon.data.shapes import facts_to_choose_by
 from divcon.errors import ConfigError, DataError, NonFiniteError, RunError, WeightsError
 from divcon.evaluation.baselines import METRICS, starting_weights
 from divcon.evaluation.protocol import evaluate
@@ -191,7 +191,7 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
     backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
     train = data.without_validation().train
-    base, _ = fit(base, train.labels, open_shapes(base.model, train), any_size=takes_any_size(backbone))
+    base, _ = fit(base, train.labels, facts_to_choose_by(base.model, train), any_size=takes_any_size(backbone))
     if base.model.num_learners < 2:
         why = "of `method=single` " if base.model.method == "single" else ""
         raise ConfigError(

@@ -200,6 +200,9 @@ def _introduction(model: EmbeddingModel, about: dict[str, Any]) -> str:
     crop = ""
     if preprocessing := about["preprocessing"]:
         crop = f" {_input(preprocessing)}"
+        if (values := preprocessing.get("pixel_range")) is not None:
+            ends = f"{values[0]:g} and {values[1]:g}" if isinstance(values, list) else "its lowest and highest value"
+            crop += f" Of an image with more than 8 bits a channel, {ends} first become 0 and 255."
         if "transform" not in preprocessing and _processor(preprocessing) is None:
             crop += (
                 " No image processor of transformers does this, so that there is no preprocessor_config.json: use "

@@ -127,7 +127,9 @@ def about_model(model: EmbeddingModel, learner: int | None, run: str | Path | No
     of exactly that size is used as it is. ``fit`` crop: it is resized in its own shape until it just covers ``resize``
     (where ``size`` is one number: until its shorter side is ``resize``), and its middle cropped; squash: it is resized
     to exactly ``size``; pad: it is resized in its own shape to fit within ``size``, in the middle of a border of the
-    colour ``fill``. ``mean`` and ``std`` are of each channel, on a scale of 0 to 1.
+    colour ``fill``. ``pixel_range``, where it is there: the values that become 0 and 255 of images with more than 8
+    bits a channel, or own, the lowest and the highest of each image. ``mean`` and ``std`` are of each channel, on a
+    scale of 0 to 1.
     """
     origin = None if run is None else RunFolder(run).origin()
     record = origin[1] if origin else {}
@@ -158,10 +160,13 @@ def _preprocessing(model: EmbeddingModel) -> dict[str, Any] | None:
     )
     of_fit: dict[str, Any] = {"crop": {"resize": resize}, "squash": {}, "pad": {"fill": list(preprocessing.fill)}}
     built_in = {"fit": model.fit, **of_fit[model.fit], "interpolation": preprocessing.interpolation}
+    values = model.pixel_range
+    of_values = {} if values == "full" else {"pixel_range": values if isinstance(values, str) else list(values)}
     own = model.config.get("eval_transform")
     return {
         "size": size,
         **({"transform": own} if own else built_in),
+        **of_values,
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
     }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from divcon.config.fields import saved_value
 from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Pixels, needed_pixels
 from divcon.data.transforms import FITS, EvalTransform, Fit, Own, OwnTransform, Transform, create_transform
@@ -69,6 +70,8 @@ class EmbeddingModel(nn.Module):
         fit: how an image comes into that size: ``crop`` (the middle of it), ``squash`` (all of it, resized to exactly
             that height and width) or ``pad`` (all of it in its own shape, with a border in the backbone's mean colour).
             The model's files keep it. `divcon.run` chooses it from the training images.
+        pixel_range: of images with more than 8 bits a channel, the values that become black and white: ``full`` (0 and
+            65,535), ``own`` (the lowest and highest of each image), or two numbers.
         pooling: how the backbone's features become one vector: ``auto`` (its own), ``avg``, ``max``, ``gem``, or
             ``token`` (see `divcon.models.pooling`).
         dropout: share of the pooled features that is dropped in training.
@@ -91,6 +94,7 @@ class EmbeddingModel(nn.Module):
     """The input that the backbone was trained on; only of models of images, as ``image_size`` and `eval_transform`."""
     image_size: ImageSize
     fit: Fit
+    pixel_range: PixelRange
     start: Start
     """The weights that its training started from."""
     _mean: Tensor
@@ -108,6 +112,7 @@ class EmbeddingModel(nn.Module):
         weights: str | Path | None = None,
         image_size: ImageSize | str = 224,
         fit: str = "crop",
+        pixel_range: PixelRange | str = "full",
         pooling: str = "auto",
         dropout: float = 0.01,
         vector_dim: int | None = None,
@@ -142,7 +147,7 @@ class EmbeddingModel(nn.Module):
         if vector_dim is None:
             if own:
                 self.preprocessing = preprocessing_of(self.backbone, name=name)
-            self.image_size, self.fit = image_size, cast("Fit", fit)
+            self.image_size, self.fit, self.pixel_range = image_size, cast("Fit", fit), _checked_range(pixel_range)
             channels = (1, -1, 1, 1)
             self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
             self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
@@ -150,7 +155,7 @@ class EmbeddingModel(nn.Module):
         if eval_transform is not None:
             if vector_dim is not None:
                 raise ConfigError("`eval_transform`: vectors are not transformed; leave it out", field="eval_transform")
-            self._own_transform = create_transform(eval_transform, image_size, "eval_transform")
+            self._own_transform = create_transform(eval_transform, image_size, "eval_transform", self.pixel_range)
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
         self.freeze_batch_norm = weights is not None or (pretrained and vector_dim is None and not own)
         self.start = Start(pretrained, None if weights is None else Path(weights))
@@ -164,6 +169,8 @@ class EmbeddingModel(nn.Module):
             ),
             "dropout": dropout,
         }
+        if vector_dim is None and self.pixel_range != "full":
+            self.config["pixel_range"] = saved_pixel_range(self.pixel_range)
         if eval_transform is not None:
             self.config["eval_transform"] = saved_value(eval_transform)
         if own and (parameter := next(self.backbone.parameters(), None)) is not None:
@@ -190,7 +197,11 @@ class EmbeddingModel(nn.Module):
     def eval_transform(self) -> Transform:
         """From a decoded image to (3, H, W) uint8 pixels."""
         return self._own_transform or EvalTransform(
-            self.image_size, interpolation=self.preprocessing.interpolation, fit=self.fit, fill=self.preprocessing.fill
+            self.image_size,
+            interpolation=self.preprocessing.interpolation,
+            fit=self.fit,
+            fill=self.preprocessing.fill,
+            pixel_range=self.pixel_range,
         )
 
     def forward(
@@ -441,6 +452,22 @@ def _checked_size(size: ImageSize | str) -> ImageSize:
         raise ConfigError(f"`image_size`: {error}", field="image_size") from None
     if min(height_width(read)) < 1:
         raise ConfigError(f"`image_size` {saved_size(read)}: height and width must be at least 1", field="image_size")
+    return read
+
+
+def _checked_range(pixel_range: PixelRange | str) -> PixelRange:
+    """
+    Raises:
+        ConfigError: it is no range, or none that a model can use.
+    """
+    try:
+        read = read_pixel_range(pixel_range)
+    except ValueError as error:
+        raise ConfigError(f"`pixel_range`: {error}", field="pixel_range") from None
+    if read == "auto":
+        raise ConfigError(
+            "`pixel_range` auto: a model has no data to choose by; use full, own or two numbers", field="pixel_range"
+        )
     return read
 
 

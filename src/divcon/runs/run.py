@@ -24,7 +24,7 @@ from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name
-from divcon.data.shapes import open_shapes
+from divcon.data.shapes import facts_to_choose_by
 from divcon.errors import DataError, RunError, Stopped
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.subspaces import MAX_MONITORED, learner_similarity, sample_of
@@ -188,7 +188,8 @@ class _Job:
         data, held_out = fit_data(config.data, len(self.data.train))
         config = dataclasses.replace(config, data=data)
         train = _split(self.data, config).train
-        config, reasons = fit(config, train.labels, open_shapes(config.model, train), any_size=takes_any_size(backbone))
+        facts = facts_to_choose_by(config.model, train)
+        config, reasons = fit(config, train.labels, facts, any_size=takes_any_size(backbone))
         if config.data.validation and config.data.validation_folds is None and self.data.validation is None:
             reasons |= held_out
         if reasons and not self.is_fold and self.over_folds is None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from divcon.data.decode import decode
+from divcon.data.decode import decode, image_formats
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DivconError, ImageError
 from divcon.search import Index
@@ -118,7 +118,7 @@ def check_pixels(content: bytes | Path, most: int, *, known_only: bool = False) 
         Refusal: it has more pixels.
         ImageError: it is no image, or has another format.
     """
-    formats = _FORMATS if known_only else None
+    formats = _FORMATS if known_only else image_formats()
     size = None
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats) as image:
@@ -139,7 +139,7 @@ def check_pixels(content: bytes | Path, most: int, *, known_only: bool = False) 
 
 def _opens(content: bytes | Path) -> bool:
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content):
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=image_formats()):
             return True
     except Exception:
         return False
@@ -182,7 +182,7 @@ class Pictures:
             raise Refusal(404, f"item {row.id}: its image is not on this machine (any more)")
         try:
             check_pixels(source, self._limits.pixels)
-            image = decode(source, row.box)
+            image = decode(source, row.box, pixel_range="own")
         except (DivconError, OSError) as error:
             raise Refusal(404, f"item {row.id}: {error}") from None
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -91,13 +91,14 @@ def create_loader(
 
 
 def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> Transform:
-    """The transform of training images: a random crop and mirroring, or the user's own.
+    """The transform of training images: a random crop, mirroring and `augment`, or the user's own.
 
     Raises:
-        ConfigError: there is no such transform, or it cannot be created.
+        ConfigError: there is no such transform, or it cannot be created; or an augmentation does not take its
+            arguments.
     """
     if config.train_transform is not None:
-        return create_transform(config.train_transform, model.image_size, "train_transform")
+        return create_transform(config.train_transform, model.image_size, "train_transform", model.pixel_range)
     return TrainTransform(
         model.image_size,
         interpolation=model.preprocessing.interpolation,
@@ -105,6 +106,8 @@ def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainC
         flip=images.flip if config.flip is None else config.flip,
         fit=model.fit,
         fill=model.preprocessing.fill,
+        augment=config.augment,
+        pixel_range=model.pixel_range,
     )
 
 
@@ -162,7 +165,8 @@ class ImageLoader(TrainLoader):
         self._sampler = _BatchSampler()
         self._cache = _PixelCache(len(images), model.image_size)
         decoded = Decoded(images, model.eval_transform, training_transform(model, images, config), config.seed)
-        if config.train_transform is not None and isinstance(error := decoded[0, 0, 0], ConfigError):
+        tried = config.train_transform is not None or config.augment
+        if tried and isinstance(error := decoded[0, 0, 0], ConfigError):
             raise error  # before all images are embedded to be divided
         self._loader: DataLoader | None = DataLoader(
             decoded,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from divcon.config.fields import doors
 from divcon.config.settings import TrainConfig
+from divcon.data.augmentation import create_augmentation
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.transforms import create_transform
 from divcon.division import Division
@@ -57,6 +58,10 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
         if images.vectors is not None:
             raise ConfigError("`train_transform`: vectors are not transformed; leave it out", field="train_transform")
         create_transform(config.train_transform, model.image_size, "train_transform")
+    if config.augment:
+        if images.vectors is not None:
+            raise ConfigError("`augment`: vectors are not transformed; leave it out", field="augment")
+        create_augmentation(config.augment, model.preprocessing.fill)
     device = resolve_device(config.device)
     if config.precision == "fp16" and device != "cuda":
         raise ConfigError(

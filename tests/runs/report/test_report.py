@@ -134,7 +134,7 @@ def test_it_says_what_the_run_was(report_run: Path, report_of: Any) -> None:
     assert facts["Method"].text == "masks"
     assert facts["Learners (K)"].text == "3"
     assert facts["Dimensions (D)"].text == "18"
-    assert facts["Backbone"].text == "test_resnet at 32 px, pooling auto"
+    assert facts["Backbone"].text == "test_resnet at 32 px, fit crop, pooling auto"
     assert facts["Epochs"].text == "5 of 5, numbered from 0: 3 subspace, 1 joint, 1 finetune"
     assert facts["Machine"].text == record["machine"]
     assert all(f"{name} {number}" in facts["Versions"].text for name, number in record["versions"].items())

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from divcon.config.image_size import saved_size
-from divcon.config.settings import RunConfig
+from divcon.config.settings import RunConfig, TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, RunError
@@ -27,7 +28,7 @@ from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.notes import EpochNotes, learners_are_one
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
-from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
+from divcon.runs.report.thumbnails import Thumbnails, as_tag, image_words, sampled
 from divcon.runs.selection import ended_by_patience, notes, patience_note, reason
 
 _FINETUNE = "finetune"
@@ -166,6 +167,21 @@ def _count_of_learners(config: RunConfig) -> str:
     """``1 learner``, ``4 learners``."""
     count = config.model.num_learners
     return f"{count} learner{'s' * (count > 1)}"
+
+
+def augmented(config: TrainConfig, sheet: Image.Image) -> Html:
+    """The sheet of `divcon.training.sheet.augmented_sheet`, and what it shows."""
+    if config.train_transform is not None:
+        how = f"your own transform, {config.train_transform}"
+    else:
+        flipped = "" if config.flip is False else ", mirroring"
+        how = f"a random crop of {config.crop_scale:g} to all of the area{flipped}"
+        how += "".join(f", {name}" for name in config.augment)
+    words = (
+        f"A row for each of some training images: first as the model embeds it, then as training draws it anew in each "
+        f"epoch ({how})."
+    )
+    return joined(element("p", words), as_tag(sheet, "training images, embedded and augmented"))
 
 
 def overview(contents: Contents) -> Html:
