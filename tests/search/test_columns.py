@@ -20,7 +20,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, NonFiniteError, StoreError
 from divcon.search import Changes, Store
 from divcon.search.about import About, about_of
-from divcon.search.columns import TYPES, Unfit, convert, python_value, stored_value
+from divcon.search.columns import TYPES, Unfit, columns_of_source, convert, python_value, stored_value
 from divcon.search.filters import conditions_of
 from divcon.search.items import Items, chunks_of, items_of
 from divcon.search.update import Embedder, read_shards, write_shard
@@ -267,9 +267,9 @@ def test_filters_of_dates_times_and_decimals(uri: Any, model: dc.EmbeddingModel,
 
 
 JSON_LINES = [
-    '{"path": "%s", "id": 9007199254740993, "when": "2024-05-01T00:00:00Z", "tags": ["a", "1.5"], "price": 1}',
+    '{"path": "%s", "id": 9007199254740993, "when": "2024-05-01T00:00:00Z", "tags": ["a", 1.5], "price": 1}',
     '{"path": "%s", "id": -1, "when": "NA", "tags": null, "price": 2.5, "sold": true}',
-    '{"path": "%s", "when": "", "tags": ["9007199254740993"], "price": null, "sold": false}',
+    '{"path": "%s", "when": "", "tags": {"a": [9007199254740993]}, "price": null, "sold": false}',
 ]
 
 
@@ -279,13 +279,15 @@ def test_json_lines_keep_their_types(tiny_model: Any, images: list[Path], tmp_pa
     index = dc.Index.build(tiny_model(), data, tmp_path / "store")
     assert index.column_types == {"id": "int", "when": "text", "tags": "json", "price": "float", "sold": "bool"}
     assert stored(index) == [
-        {"id": 2**53 + 1, "when": "2024-05-01T00:00:00Z", "tags": ["a", "1.5"], "price": 1.0, "sold": None},
+        {"id": 2**53 + 1, "when": "2024-05-01T00:00:00Z", "tags": ["a", 1.5], "price": 1.0, "sold": None},
         {"id": -1, "when": "NA", "tags": None, "price": 2.5, "sold": True},
-        {"id": None, "when": "", "tags": ["9007199254740993"], "price": None, "sold": False},
+        {"id": None, "when": "", "tags": {"a": [2**53 + 1]}, "price": None, "sold": False},
     ]
     lines = [line % path for line, path in zip(JSON_LINES, images, strict=False)]
     exact = data.with_name("exact.jsonl")
-    exact.write_text("\n".join(lines).replace("2.5", "2.50000000000000000001").replace("-1", "18446744073709551616"))
+    exact.write_text(
+        "\n".join(lines).replace("2.5", "2.50000000000000000001").replace(": -1,", ": 18446744073709551616,")
+    )
     with pytest.raises(DataError, match=r"exact\.jsonl line 2: the column 'id': 18446744073709551616 is larger"):
         dc.Index.build(tiny_model(), exact, tmp_path / "other")
     types = {"id": "text", "price": "decimal"}
@@ -361,6 +363,12 @@ def test_columns_that_are_no_metadata_are_left_out_and_named(
     assert index.column_types == {"name": "text"}
     assert [text.split("'")[1] for text in said] == ["clip", "thumbnail", "nested", "span"]
     assert "declare it json to keep it" in said[0]
+    said.clear()
+    lines = tmp_path / "t.jsonl"
+    lines.write_text('{"path": "a", "clip": [0.5, 1], "sizes": [1, 2]}\n{"path": "b", "clip": null}\n')
+    columns = columns_of_source(str(lines), warn=said.append)
+    assert columns is not None and columns.column_names == ["sizes"]
+    assert said == ["left out: the column 'clip', which holds vectors; declare it json to keep it"]
     other = dc.Index.build(model, data, tmp_path / "t", column_types={"clip": "json"})
     assert stored(other)[0] == {"clip": [0.5, 1.0], "name": "a"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,6 +74,23 @@ def test_text_of_a_csv_is_kept_to_the_character(tmp_path: Path) -> None:
     columns = columns_of_source(str(tmp_path / "t.csv"))
     assert columns is not None
     assert columns["note"].to_pylist() == texts
+
+
+def test_columns_of_files_in_other_forms(tmp_path: Path) -> None:
+    padded = tmp_path / "padded.csv"
+    padded.write_text("path, sku, label\nx, 003, l\n")
+    utf16 = tmp_path / "utf16.csv"
+    utf16.write_bytes("sep=;\npath;sku\nx;003\n".encode("utf-16"))
+    packed = tmp_path / "packed.csv.gz"
+    packed.write_bytes(gzip.compress(b"path,sku\nx,003\n"))
+    vectors = tmp_path / "vectors.csv"
+    vectors.write_text('path,sku,embedding\nx,003,"[0.5, 1.0]"\n')
+    listed = tmp_path / "listed.json"
+    listed.write_text('[{"path": "x", "sku": "003"}]')
+    for path in (padded, utf16, packed, vectors, listed):
+        columns = columns_of_source(str(path))
+        assert columns is not None, path
+        assert columns.to_pylist() == [{"sku": "003"}], path
 
 
 def test_tables_of_a_folder_are_one(tmp_path: Path) -> None:

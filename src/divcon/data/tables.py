@@ -544,6 +544,9 @@ def _array(name: str, column: str, values: Sequence[Any]) -> pa.Array:
         try:
             return pa.array([label_text(value) for value in values], pa.string())
         except ValueError:
+            # Lists and objects of several forms are no column of images; the metadata of an index is read apart.
+            if column not in COLUMNS and all(isinstance(value, (list, dict, type(None))) for value in values):
+                return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
             raise DataError(f"{name}: the column {column!r} cannot be read ({first_line(error)})") from None
 
 
@@ -990,6 +993,11 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
             quoted_strings_can_be_null=False,
         ),
     )
+    roles = roles_of(str(file), _kinds_in_csv(file, header), GUESS, text_alone=True)
+    if (vectors := roles.names.get("embedding")) is not None:
+        table = table.drop_columns([vectors])
+    if _is_padded(header):
+        table = pa.table({name.strip(): pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
     schema = pa.schema([pa.field(name, pa.string(), metadata=UNTYPED) for name in table.column_names])
     return table.cast(schema).select(_others(table.column_names))
 

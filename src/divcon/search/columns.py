@@ -402,6 +402,10 @@ def columns_of(
         raise DataError(f"`columns` is of type {kind}: pass names and lists, or a table of columns") from None
     fields, arrays = [], []
     for key, values in columns.items():
+        if str(key) not in (declared or {}) and _are_vectors(values):
+            if (warn := options.get("warn")) is not None:
+                warn(f"left out: the column {str(key)!r}, which holds vectors; declare it json to keep it")
+            continue
         field, array = _column_of(values, str(key), where, (declared or {}).get(str(key)))
         fields.append(field)
         arrays.append(array)
@@ -411,6 +415,20 @@ def columns_of(
     if not fields:
         return pa.table({})
     return typed(pa.table(arrays, schema=pa.schema(fields)), where, declared, **options)
+
+
+def _are_vectors(values: Any) -> bool:
+    """Whether all values are lists of numbers, with a float among them."""
+    if not isinstance(values, (list, tuple)):
+        return False
+    there = [value for value in values if value is not None]
+    numbers = (float, int)
+    return (
+        bool(there)
+        and all(isinstance(value, (list, tuple)) and value for value in there)
+        and all(isinstance(one, numbers) and not isinstance(one, bool) for value in there for one in value)
+        and any(isinstance(one, float) for value in there for one in value)
+    )
 
 
 def _argument_row(row: int) -> str:

@@ -44,7 +44,8 @@ class Store(ABC):
     A store of your own implements `read_about`, `write_about`, `read`, `write` and `delete`. Everything else works on
     top of these five: searches are exact and compare every row, and filters are evaluated in Python. Override what your
     database does better: `lookup`, `rows`, `embeddings`, `ids` and `scan` for speed, `writing` if several processes
-    write, and `optimize`, `efforts` and `approximate` if it has an approximate index.
+    write, `write_values` and `drop_columns` for changes of a column's type, and `optimize`, `efforts` and `approximate`
+    if it has an approximate index.
 
     Several threads may read at once. Only one writes at a time, inside `writing`. Raise
     `divcon.errors.StoreError` where the data cannot be read or written.
