@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 import divcon as dc
-from divcon.config.from_data import fit, fit_images
+from divcon.config.from_data import ImageFacts, fit, fit_data, fit_images
 from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
 from divcon.data.shapes import image_shapes
 from divcon.evaluation.bootstrap import bootstrap_runs_difference
@@ -136,7 +136,7 @@ def pretrained(spec: Set, data: dc.Benchmark) -> dict[str, Any]:
 def fit_of(spec: Set, data: dc.Benchmark) -> Any:
     """How the default fits images into the square input, as `divcon train` derives it from their shapes."""
     model = config_of(spec, data, "default", 0).model
-    return fit_images(model, image_shapes(data.train))[0].fit
+    return fit_images(model, ImageFacts(image_shapes(data.train)))[0].fit
 
 
 def config_of(spec: Set, data: dc.Benchmark, arm: str, seed: int) -> RunConfig:
@@ -151,7 +151,7 @@ def config_of(spec: Set, data: dc.Benchmark, arm: str, seed: int) -> RunConfig:
 
 def is_single(config: RunConfig, data: dc.Benchmark) -> bool:
     """Whether the data give the default one learner, so that it trains what ``single`` does."""
-    held = data.with_validation(config.data.validation_fraction, config.train.seed)
+    held = data.with_validation(fit_data(config.data, len(data.train))[0].validation_fraction, config.train.seed)
     return fit(config, held.train.labels)[0].model.num_learners == 1
 
 

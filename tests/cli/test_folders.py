@@ -44,7 +44,7 @@ def test_names_that_look_like_markup_are_printed_as_they_are(run: Run, image_fol
     odd = image_folder.rename(tmp_path / "photos[" / "b]")  # a path of photos[/b]
     code, printed = run("train", odd, *SMALL, *QUICK, "--out", tmp_path / "run[i]")
     assert code == 0
-    assert "b]: 20 images" in printed
+    assert "b]: 30 images" in printed
     assert "run[i]/model" in printed
     (odd / "class0" / "0.png").write_text("no image")
     code, printed = run("train", odd, *SMALL, *QUICK, "--out", tmp_path / "again")
@@ -95,14 +95,21 @@ def test_a_resume_refuses_other_settings(run: Run, tmp_path: Path, trained: Path
 
 
 def test_a_folder_that_has_grown_is_not_scored_as_if_unseen(run: Run, image_folder: Path, trained: Path) -> None:
-    for number in range(4):
-        shutil.copytree(image_folder / "class7", image_folder / f"a{number}")
+    shutil.copytree(image_folder / "class7", image_folder / "a0")  # by its hash a train class
+    code, printed = run("evaluate", trained, "--no-clustering", "--workers", 0)
+    assert code == 0, printed
+    for number in (8, 9):  # by their hashes test classes
+        shutil.copytree(image_folder / "class7", image_folder / f"class{number}")
     code, printed = run("evaluate", trained)
     assert code == 2
     assert "its data has changed since it was trained" in printed
     code, printed = run("evaluate", trained, image_folder, "--no-clustering", "--workers", 0)
+    assert code == 0 and "of the test classes" not in printed
+    options = ("--test-fraction", "none", "--no-clustering", "--workers", 0)
+    code, printed = run("evaluate", trained, image_folder, *options)
     assert code == 0
-    assert "2 of the test classes have names of classes that the model was trained on ('class2', for one)" in printed
+    words = "3 of the test classes have names of classes that the model was trained on ('class5', for one)"
+    assert f"{words}; the run split its data with --test-fraction 0.2" in printed
 
 
 def test_sixteen_bit_images_keep_their_greys(tmp_path: Path) -> None:
@@ -159,6 +166,7 @@ def test_odd_names_from_check_to_search(run: Run, command: Callable[..., tuple[i
         "hidden or system folders": ["@eaDir/"],
         "folders without images": ["none/"],
     }
+    assert [kind["count"] for kind in written["skipped"]] == [1, 1, 1, 1]
     assert any("Thumbs.db" in note for note in written["notes"]) and len(written["unreadable"]) == 2
 
     for table in ("clean.csv", "again.parquet"):
@@ -166,7 +174,7 @@ def test_odd_names_from_check_to_search(run: Run, command: Callable[..., tuple[i
         code, printed = run("check", tmp_path / table, "--no-near", "--workers", 0, *fixed)
         assert code == 0, printed
         data = dc.read(tmp_path / table)
-        read = [f"{images.path(i)}" for images in (data.train, data.query) for i in range(len(images))]
+        read = {path for images in data.parts.values() for path in images.paths.to_pylist()}
         assert sorted(read) == sorted(f"odd/{path}" for path in paths)
         run_folder = tmp_path / f"run of {table}"
         code, printed = run("train", tmp_path / table, *SMALL, *QUICK, "--out", run_folder)
@@ -224,9 +232,10 @@ def test_a_pack_with_a_folder_of_the_system_is_a_pack(run: Run, image_folder: Pa
     for number in range(8):
         image = image_folder / f"class{number}" / "0.png"
         image.rename(image.with_suffix(""))  # without an ending
+    (tmp_path / "packed" / "@eaDir").mkdir(parents=True)
+    (tmp_path / "packed" / ".DS_Store").write_bytes(b"x")
     code, printed = run("pack", image_folder, "--out", tmp_path / "packed", "--workers", 0)
     assert code == 0, printed
-    (tmp_path / "packed" / "@eaDir").mkdir()
     packed = dc.read(tmp_path / "packed")
     assert packed.packed and packed.split_hash == dc.read(image_folder).split_hash
-    assert "class0/0" in packed.train.paths.to_pylist()
+    assert "class0/0" in [path for images in packed.parts.values() for path in images.paths.to_pylist()]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divcon.config.from_data import MAX_EPOCHS, MIN_EPOCHS, ImageFacts, fit, fit_images, with_choices_of
+from divcon.config.from_data import MAX_EPOCHS, MIN_EPOCHS, ImageFacts, fit, fit_data, fit_images, with_choices_of
 from divcon.config.image_size import ImageSize, height_width
-from divcon.config.settings import ModelConfig, RunConfig, TrainConfig
+from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
 
 
 def labels_of(classes: int, each: int) -> np.ndarray:
@@ -38,6 +38,16 @@ def test_the_rules(classes: int, each: int, learners: int, batch: int, images_pe
         epochs,
     )
     assert set(reasons) == {"num_learners", "batch_size", "images_per_class", "epochs"}
+
+
+@pytest.mark.parametrize(
+    ("images", "share"), [(0, 0.1), (250, 0.1), (100_000, 0.1), (250_000, 0.04), (1_000_000, 0.01)]
+)
+def test_the_share_for_validation(images: int, share: float) -> None:
+    config, reasons = fit_data(DataConfig(), images)
+    assert config.validation_fraction == share
+    assert reasons == {"validation_fraction": f"about {share * images:,.0f} of {images:,} images"}
+    assert fit_data(DataConfig(validation_fraction=0.3), images) == (DataConfig(validation_fraction=0.3), {})
 
 
 def test_what_is_set_stays() -> None:

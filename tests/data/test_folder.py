@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -125,6 +126,21 @@ class TestReadFolder:
         assert "4 classes; without a split" in message and "and 2 have them" in message
 
 
+def everything(data) -> list[str]:
+    """The paths of all images, on whichever side a split has them."""
+    return sorted({path for images in data.parts.values() for path in names(images)})
+
+
+def labels_of(data) -> set[str]:
+    """The labels of all images, without spaces at their ends."""
+    return {images.label_names[c].strip() for images in data.parts.values() for c in images.classes}
+
+
+def find(data, path: str):
+    """The set that has the image of this path, and its index there."""
+    return next((images, names(images).index(path)) for images in data.parts.values() if path in names(images))
+
+
 def split(make_images, folder: str = "images", **parts: str):
     """``split(make_images, Training="ab", Testing="cd")``: two images of each class in each folder of a split."""
     return make_images([f"{part}/{c}/{i}.png" for part, names in parts.items() for c in names for i in (1, 2)], folder)
@@ -161,6 +177,7 @@ class TestSplitFolders:
             ({"my-photos/v2/train": "ab"} | {"my-photos/v2/test": "cd"}, None),
             ({"v2/train": "ab", "v2/test": "cd"}, {"train": "ab", "test": "cd"}),
             ({"train/images": "ab", "test/images": "cd"}, {"train": "ab", "test": "cd"}),
+            ({"train/train": "ab", "test1/test1": "cd"}, {"train": "ab", "test": "cd"}),
         ],
     )  # fmt: skip
     def test_names_of_splits(self, make_images, parts, expected):
@@ -205,9 +222,8 @@ class TestSplitFolders:
     def test_a_split_beside_classes_of_images_is_refused_unless_it_may_be_a_railway_train(self, make_images):
         paths = [f"{c}/{i}.png" for c in ("a", "b", "c", "test") for i in (1, 2)]
         assert "'test' is the name of a split, and 'a', 'b' and 'c' are not" in error_of(make_images(paths))
-        root = make_images([path.replace("test", "train") for path in paths], folder="vehicles")
-        data = read_folder(root, test_fraction=None)
-        assert sides(data)["test"] == "ctrain"
+        data = read_folder(make_images([path.replace("test", "train") for path in paths], folder="vehicles"))
+        assert labels_of(data) == {"a", "b", "c", "train"}
         assert "'train' is read as a class: it has images in it, as the other folders have" in data.notes
 
     def test_folders_without_images_beside_splits_are_skipped(self, make_images):
@@ -224,7 +240,12 @@ class TestSplitFolders:
         assert "all images are in 'train', and there are no images in 'test'" in error_of(root)
 
     @pytest.mark.parametrize(
-        "paths", [["images/train/1.png", "images/val/2.png"], ["train/images/1.png", "val/images/2.png"]]
+        "paths",
+        [
+            ["images/train/1.png", "images/val/2.png"],
+            ["train/images/1.png", "val/images/2.png"],
+            ["train/train/1.png", "test1/test1/2.png"],
+        ],
     )
     def test_splits_of_images_without_classes(self, make_images, paths):
         assert "1 image, but no labels" in error_of(make_images(paths))
@@ -237,12 +258,19 @@ class TestSplitFolders:
 
     def test_splits_below_the_classes_are_none(self, make_images):
         data = read_folder(make_images([f"{c}/{part}/1.png" for c in "abcd" for part in ("train", "test")]))
-        assert sides(data) == {"train": "ab", "test": "cd"}
+        assert labels_of(data) == set("abcd") and len(everything(data)) == 8
         assert any("the folders 'test' and 'train' below the classes are no splits here" in note for note in data.notes)
+
+    def test_too_few_folders_of_folders_may_be_something_else(self, make_images):
+        root = split(make_images, entrenamiento="ab", prueba="cd")
+        assert "2 classes; without a split" in (text := error_of(root))
+        assert "if 'entrenamiento' and 'prueba' are splits, rename them: a split is called train, test" in text
+        root = split(make_images, "outer", CUB="abcd")
+        assert f"if the folders in it are the classes, pass {root}/CUB" in error_of(root)
 
     def test_classes_in_one_folder_called_images(self, make_images):
         data = read_folder(make_images([f"images/{path}" for path in FOUR]))
-        assert sides(data) == {"train": "ab", "test": "cd"} and names(data.train)[0] == "images/a/1.png"
+        assert labels_of(data) == set("abcd") and everything(data)[0] == "images/a/1.png"
         assert "2 images, but no labels" in error_of(make_images(["images/1.png", "images/2.png"], folder="flat"))
 
 
@@ -276,13 +304,14 @@ class TestFiles:
                     continue
             saved[f"a/x{ending.upper()}"] = kind
         data = read_folder(root)
-        read = {path for path in names(data.train) if path.startswith("a/x")}
+        read = {path for path in everything(data) if path.startswith("a/x")}
         documents = {path for path, kind in saved.items() if kind in ("PDF", "EPS", "PALM", "WMF")}
         assert read == saved.keys() - documents and len(read) > 40
         assert {f"a/x{e}" for e in (".JFIF", ".JPE", ".PGM", ".PPM", ".JP2", ".MPO", ".TGA", ".BMP")} <= read
-        for i, path in enumerate(names(data.train)):
-            if path in read and "1" not in Image.open(root / path).mode:
-                pixels = np.asarray(data.train.open(i)).astype(int)
+        for path in read:
+            images, i = find(data, path)
+            if "1" not in Image.open(root / path).mode:
+                pixels = np.asarray(images.open(i)).astype(int)
                 assert np.abs(pixels - colour).max() <= (255 if saved[path] in ("GIF", "BLP", "SPIDER") else 12), path
         assert {path for skipped in data.skipped for path in skipped.paths} >= documents
 
@@ -297,7 +326,7 @@ class TestFiles:
         (root / "a" / "board.gbr").write_text("G04 #@! TF.GenerationSoftware*\n")
         Image.new("RGB", (8, 8)).save(root / "a" / "x.rgb", "SGI")
         data = read_folder(root)
-        assert "a/x.rgb" in names(data.train)
+        assert "a/x.rgb" in everything(data)
         assert "skipped: 2 files that are no images ('a/board.gbr', 'a/cloud.pcd')" in data.notes
 
     def test_names_without_an_ending_or_with_another(self, make_images, colour_of):
@@ -306,9 +335,10 @@ class TestFiles:
             shutil.copy(root / "a" / "1.png", root / "a" / name)
         (root / "a" / "README").write_text("mine")
         data = read_folder(root)
-        a = [path for path in names(data.train) if path.startswith("a/")]
+        a = [path for path in everything(data) if path.startswith("a/")]
         assert a == ["a/0001", "a/1.png", "a/2.png", "a/photo.png.", "a/photo2.png ", "a/x.jpg"]
-        assert data.train.open(a.index("a/x.jpg")).getpixel((0, 0)) == colour_of("a/1.png")
+        images, i = find(data, "a/x.jpg")
+        assert images.open(i).getpixel((0, 0)) == colour_of("a/1.png")
         assert "skipped: 1 file that is no image ('a/README')" in data.notes
         assert (
             "skipped: 2 images whose names end as no image's do ('a/photo.png?w=200', 'a/photo.png~'); rename them to "
@@ -321,8 +351,7 @@ class TestFiles:
         (root / "a" / "0.png").write_bytes(b"")
         (root / "a" / "0.pgm").write_bytes(b"P5 ")
         (root / "a" / "gone.jpg").symlink_to(root / "nowhere.jpg")
-        assert names(read_folder(root).train)[:3] == ["a/0.pgm", "a/0.png", "a/1.png"]
-        assert "a/gone.jpg" in names(read_folder(root).train)
+        assert everything(read_folder(root)) == sorted(["a/0.pgm", "a/0.png", "a/gone.jpg", *FOUR])
 
     def test_folders_and_files_of_the_system_are_no_classes(self, make_images):
         junk = [
@@ -339,7 +368,7 @@ class TestFiles:
         for name in ("Thumbs.db", "desktop.ini", "._1.png", ".DS_Store", "ehthumbs.db"):
             (root / "a" / name).write_bytes(b"x")
         data = read_folder(root)
-        assert data.train.label_names == ("a", "b", "c", "d") and len(data.train) == 4
+        assert data.train.label_names == ("a", "b", "c", "d") and everything(data) == FOUR
         skipped = {skipped.kind: skipped.paths for skipped in data.skipped}
         assert sorted(skipped["hidden or system folders"]) == sorted(f"{folder}/" for folder in junk[:-1])
         assert sorted(path[2:] for path in skipped["hidden or system files"]) == [
@@ -361,7 +390,7 @@ class TestFiles:
         for name in ("x.svg", "x.pdf", "x.mp4", "x.CR2"):
             (root / "b" / name).write_bytes(b"x")
         data = read_folder(root)
-        assert names(data.train) == FOUR[:4]
+        assert everything(data) == FOUR
         assert (
             "skipped: 4 HEIC images ('a/1.HEIC', 'a/2.heif', 'a/3.heic', ...); `pip install pillow-heif` to read them, "
             "or convert them to JPEG" in data.notes
@@ -385,10 +414,23 @@ class TestFiles:
         exif[0x0112] = 6
         pillow_heif.from_pillow(Image.fromarray(pixels)).save(root / "a" / "0.HEIC", quality=100, exif=exif.tobytes())
         data = read_folder(root)
-        assert names(data.train)[0] == "a/0.HEIC"
+        images, i = find(data, "a/0.HEIC")
         with Image.open(root / "a" / "0.HEIC") as stored:
             upright = ImageOps.exif_transpose(stored).convert("RGB")
-        assert data.train.open(0).tobytes() == upright.tobytes() and data.skipped == ()
+        assert images.open(i).tobytes() == upright.tobytes() and data.skipped == ()
+
+    @pytest.mark.heavy
+    def test_the_server_shows_heic(self, tmp_path):
+        """In a process that has not decoded anything yet, the plug-in must be registered before the header is read."""
+        pillow_heif = pytest.importorskip("pillow_heif")
+        pytest.importorskip("starlette")
+        pillow_heif.from_pillow(Image.new("RGB", (64, 48))).save(tmp_path / "0.heic")
+        code = (
+            "from pathlib import Path; from divcon.serve.items import check_pixels; check_pixels(Path('0.heic'), 4000)"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+        with pytest.raises(subprocess.CalledProcessError):
+            subprocess.run([sys.executable, "-c", code.replace("4000", "3000")], cwd=tmp_path, check=True)
 
     def test_a_name_that_is_not_utf8_is_named(self, make_images):
         root = make_images(FOUR)
@@ -399,7 +441,7 @@ class TestFiles:
             pytest.skip("this file system has UTF-8 names alone")
         (root / os.fsdecode(b"th\xe9") / "1.png").write_bytes((root / "a" / "1.png").read_bytes())
         data = read_folder(root)
-        assert names(data.train) == FOUR[:4] and data.train.num_classes == 2
+        assert everything(data) == FOUR and labels_of(data) == set("abcd")
         assert (
             "skipped: 2 names that are not UTF-8 ('th\\xe9/', 'a/caf\\xe9.png'); rename them to use them; convmv "
             "renames whole folders" in data.notes
@@ -411,18 +453,30 @@ class TestFiles:
             with pytest.raises(DataError, match=r"th\\xe9: this name is not UTF-8; rename it"):
                 read(root / os.fsdecode(b"th\xe9"))
 
+    def test_a_line_break_in_a_name_is_written_in_one_line(self, make_images):
+        root = make_images([*FOUR, "a/0\n.png"])
+        (root / "a" / "0\n.png").write_bytes(b"")
+        (root / "a" / "\x1b[31m.txt").write_text("")
+        data = read_folder(root)
+        images, i = find(data, "a/0\n.png")
+        assert images.where(i) == f"{root}/a/0\\n.png"
+        assert r"skipped: 1 file that is no image ('a/\x1b[31m.txt')" in data.notes
+        with pytest.raises(ImageError, match=r"a/0\\n\.png: this image does not decode \(the file is empty"):
+            images.open(i)
+
     def test_odd_names_are_read(self, make_images):
         odd = ['comma, "quote"', "line\nbreak", " lead", "trail ", "dots..", "ünïcode", "[b]", "007", "{x}'"]
         root = make_images([f"{c}/{name}{i}.png" for c in odd for name in odd[:6] for i in (1, 2)])
         data = read_folder(root)
-        assert sorted(data.train.label_names) == sorted(name.strip() for name in odd)
-        assert len(data.train) + len(data.query) == 2 * 6 * 9
-        data.train.open(0)
+        assert labels_of(data) == {name.strip() for name in odd} and len(everything(data)) == 2 * 6 * 9
+        for images in data.parts.values():
+            assert all(images.open(i).size == (8, 8) for i in range(len(images)))
 
     def test_a_folder_called_like_a_table(self, make_images):
         root = make_images(FOUR, folder="photos.csv")
         data = dc.read(root)
-        assert data.train.where(0) == str(root / "a/1.png")
+        images, i = find(data, "a/1.png")
+        assert images.where(i) == str(root / "a/1.png")
         assert names(images_of(root)) == FOUR
 
     def test_links_that_lead_back_end(self, make_images):
@@ -431,17 +485,20 @@ class TestFiles:
         (root / "self").symlink_to(root)
         (root / "b" / "above").symlink_to(root.parent)
         (root / "c" / "round").symlink_to(root / "c" / "round")
+        (root / "e").symlink_to(root.parent / "not mounted")
         data = read_folder(root)
-        assert data.train.label_names == ("a", "b", "c", "d") and len(data.train) == len(data.query) == 4
-        (skipped,) = (skipped for skipped in data.skipped if skipped.kind.startswith("links"))
+        assert data.train.label_names == ("a", "b", "c", "d") and everything(data) == FOUR
+        (skipped,) = (skipped for skipped in data.skipped if skipped.kind.startswith("links to"))
         assert sorted(skipped.paths) == ["a/up/", "b/above/", "self/"]
+        assert "skipped: 2 links that lead nowhere ('e', 'c/round')" in data.notes
         assert names(images_of(root)) == FOUR
 
     def test_links_between_classes_end(self, make_images):
         root = make_images(FOUR)
         (root / "a" / "to_b").symlink_to(root / "b")
         (root / "b" / "to_a").symlink_to(root / "a")
-        assert len(read_folder(root).train) == 8
+        linked = ["a/to_b/1.png", "a/to_b/2.png", "b/to_a/1.png", "b/to_a/2.png"]
+        assert everything(read_folder(root)) == sorted(FOUR + linked)
 
     def test_a_folder_that_cannot_be_read_stops(self, make_images, monkeypatch):
         root, scandir = make_images(FOUR), os.scandir

@@ -64,7 +64,7 @@ def test_arrays_of_vectors_and_labels(labels: list) -> None:
         ((), "an empty tuple"),
         ((np.zeros((3, 2)), [1, 2]), "3 vectors need as many labels, and there are 2"),
         ((np.zeros((3, 2, 4)), [1, 2, 3]), "vectors come as"),
-        ((np.full((3, 2), np.nan), [1, 2, 3]), "NaN"),
+        ((np.full((3, 2), np.nan), [1, 2, 3]), "row 0: the vector has nan in place 0"),
     ],
 )
 def test_what_is_no_labelled_data_says_what_is(data: object, message: str) -> None:

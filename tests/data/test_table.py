@@ -286,11 +286,20 @@ class TestErrors:
         rows = ['a1.png,"two\nlines"', "", 'a2.png,"two\nlines"', *PAIRS[2:], "d3.png,"]
         assert "table.csv line 13: the label is empty" in error_of(make_csv(csv("path,label", *rows)))
 
-    @pytest.mark.parametrize(("value", "said"), [("training", "the split is 'training'"), ("", "the split is empty")])
+    @pytest.mark.parametrize(("value", "said"), [("practice", "the split is 'practice'"), ("", "the split is empty")])
     def test_an_unknown_split(self, make_csv, value, said):
         rows = [f"{row},test" for row in PAIRS]
         message = error_of(make_csv(csv("path,label,split", *rows, f"a3.png,a,{value}")))
         assert f"table.csv line 10: {said}" in message and "train, test, validation" in message
+
+    def test_other_names_of_splits(self, make_csv):
+        split = {"a": "Training", "b": "train2017", "c": "valid", "d": "holdout"}
+        rows = [f"{row},{split[row[0]]}" for row in PAIRS]
+        data = read_table(make_csv(csv("path,label,split", *rows, "c3.png,c,VAL", "a3.png,e,test", "b3.png,e,Test")))
+        parts = {part: {images.label_name(i) for i in range(len(images))} for part, images in data.parts.items()}
+        assert parts == {"train": {"a", "b"}, "validation": {"c"}, "test": {"d", "e"}}
+        note = "splits: 'Training' is train, 'train2017' is train, 'valid' is validation, 'holdout' is test"
+        assert note in data.notes
 
     def test_a_class_in_two_splits(self, make_csv):
         rows = [f"{row},{'train' if row[0] in 'ab' else 'test'}" for row in PAIRS]
@@ -311,6 +320,22 @@ class TestErrors:
     def test_a_missing_column(self, make_csv, header, column, advice):
         message = error_of(make_csv(csv(header, *PAIRS)))
         assert f"there is no column {column!r}" in message and advice in message
+
+    @pytest.mark.parametrize("prefix", ["https://shop.example/", "s3://bucket/"])
+    def test_addresses_are_no_files(self, make_csv, prefix):
+        message = error_of(make_csv(csv("path,label", *(prefix + row for row in PAIRS))))
+        assert f"line 2: {prefix}a1.png: this is an address, not a file; download the images first" in message
+
+    def test_paths_without_an_ending(self, make_csv):
+        message = error_of(make_csv(csv("image_id,label", *(row.replace(".png", "") for row in PAIRS))))
+        assert "a1: there is no such file" in message and "the path has no ending such as .jpg" in message
+
+    def test_paths_of_windows_and_file_addresses(self, make_csv, make_images, colour_of):
+        root = make_images([row[:6] for row in PAIRS], folder="sub dir")
+        for prefix in ("..\\sub dir\\", f"file://{str(root).replace(' ', '%20')}/"):
+            rows = [f"{prefix}{row},{'train' if row[0] in 'ab' else 'test'}" for row in PAIRS]
+            data = read_table(make_csv(csv("path,label,split", *rows)))
+            assert data.train.open(1).getpixel((0, 0)) == colour_of("a2.png")
 
     def test_one_flag_alone(self, make_csv):
         message = error_of(make_csv(csv("path,label,is_query", *(f"{row},1" for row in PAIRS))))

@@ -52,6 +52,23 @@ def pushed(tmp_path, encoded):
     return root
 
 
+def test_metadata_in_folders_with_other_names_of_splits(tmp_path, encoded):
+    for folder, labels in (("Training", "ab"), ("Valid", "cd"), ("TEST", "ef")):
+        (tmp_path / folder).mkdir()
+        lines = ["file_name,label"]
+        for label in labels:
+            for i in (1, 2):
+                (tmp_path / folder / f"{label}{i}.png").write_bytes(encoded(f"{label}{i}"))
+                lines.append(f"{label}{i}.png,{label}")
+        (tmp_path / folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    data = read(tmp_path)
+    parts = {part: images.paths.to_pylist() for part, images in data.parts.items()}
+    assert parts["train"] == [f"Training/{name}.png" for name in ("a1", "a2", "b1", "b2")]
+    assert parts["validation"][0] == "Valid/c1.png" and parts["test"][0] == "TEST/e1.png"
+    (tmp_path / "Valid" / "metadata.csv").unlink()
+    assert f"{tmp_path}/Valid: there is no metadata file" in error_of(tmp_path)
+
+
 class TestDatasets:
     def test_labels_have_their_names(self, encoded, tmp_path, colour_of):
         images = [encoded(letter) for letter in "abcdefgh"]

@@ -6,6 +6,8 @@
 - ``num_learners``: 4 where the training is long enough for dividing to pay, `BATCHES_TO_DIVIDE` batches in all: one
   metric is better for as long as it still improves (docs/results.md). Else 1, as for fewer images than
   `IMAGES_PER_LEARNER` a learner, or fewer classes than two batches have.
+- ``validation_fraction``: `VALIDATION` of the training classes; less where these would be more than
+  `VALIDATION_IMAGES` images: what chooses an epoch among 10,000 images also does among more, and they teach instead.
 - ``image_size``: 224. Where three quarters of the images are more than `LONG` times as tall as wide (or as wide as
   tall), as many pixels in the median image's shape, of at most 1:4, each side a multiple of `STRIDE`: 320 x 160 for
   images of 2:1. A backbone that is made for one size (a vision transformer, or one of your own) keeps the square.
@@ -27,15 +29,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from divcon.config.image_size import height_width, size_in_words
-from divcon.config.settings import IMAGE_SIZE, ModelConfig, RunConfig, TrainConfig
+from divcon.config.settings import IMAGE_SIZE, DataConfig, ModelConfig, RunConfig, TrainConfig
 
 STEPS = 10_000
 MIN_EPOCHS, MAX_EPOCHS = 20, 60
 BATCH_SIZE, IMAGES_PER_CLASS = 80, 4
 LEARNERS, IMAGES_PER_LEARNER, BATCHES_TO_DIVIDE = 4, 500, 3_000
+VALIDATION, VALIDATION_IMAGES = 0.1, 10_000
 LONG, LONGEST, STRIDE = 1.6, 4.0, 32
-BITS = (8, 10, 12, 14, 16)
 """Images up to 1.6 are common photographs, 4:3 and 3:2; 16:9 and people, 2:1, are beyond."""
+BITS = (8, 10, 12, 14, 16)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,19 @@ def fit_model(config: ModelConfig, train: TrainConfig, labels: np.ndarray) -> tu
     learners = min(LEARNERS, config.embedding_dim) if divides else 1
     reason = f"{counts.images:,} images of {counts.classes:,} classes, {batches:,} batches in all"
     return replace(config, num_learners=learners), {"num_learners": reason}
+
+
+def fit_data(config: DataConfig, images: int) -> tuple[DataConfig, Mapping[str, str]]:
+    """As `fit_training`, of the share of the classes to hold out, where there is one to choose.
+
+    Args:
+        images: number of training images, with those to hold out.
+    """
+    if config.validation_fraction:
+        return config, {}
+    share = round(min(VALIDATION, VALIDATION_IMAGES / max(1, images)), 4)
+    reasons = {"validation_fraction": f"about {share * images:,.0f} of {images:,} images"}
+    return replace(config, validation_fraction=share), reasons
 
 
 @dataclass(frozen=True)
@@ -179,6 +195,7 @@ def _shape_in_words(ratio: float, count: int) -> str:
 CHOSEN = {
     "model": ("num_learners", "image_size", "fit", "pixel_range"),
     "train": ("epochs", "batch_size", "images_per_class"),
+    "data": ("validation_fraction",),
 }
 """The settings that these rules choose, by section."""
 

@@ -31,11 +31,18 @@ YOURS = frozenset(
         "weights",
         "channels_last",
         "workers",
+        "num_threads",
         "device",
         "seed",
         "validation_fraction",
         "evaluate_every",
         "on_bad_image",
+        "test_fraction",
+        "group",
+        "protocol",
+        "ignore_split",
+        "train_on",
+        "end_epoch",
     }
 )
 """Settings that no preset decides."""

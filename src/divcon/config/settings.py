@@ -313,6 +313,10 @@ class TrainConfig:
     workers: int = 2
     """Number of processes that decode and augment images; results do not depend on it. 0: decode in the main
     process."""
+    num_threads: int | None = None
+    """Number of CPU threads that PyTorch computes with; `devices` on the CPU share them. Another number sums in another
+    order, so that weights differ in the last bits: a run records its number, and says so where it is resumed with
+    another. None: PyTorch's own choice, one per core or OMP_NUM_THREADS."""
     devices: int | None = setting(None, before=1)
     """Number of processes that train together, each on a device of its own, or on its share of the CPU cores. It does
     not change what is computed; the other settings decide that. None: as many as torchrun has started, or 1."""
@@ -349,6 +353,8 @@ class TrainConfig:
             workers=0,
             seed=0,
         )
+        if self.num_threads is not None:
+            at_least(self, num_threads=1)
         if self.distill_temperature == 0:
             raise ConfigError("`distill_temperature` 0: must be above 0", field="distill_temperature")
         if self.batches_per_step < sharing:
@@ -516,8 +522,10 @@ class DataConfig:
     """Hold out validation classes from the training classes, and keep the epoch that is best on them (see
     `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
     the last epoch, as the papers do."""
-    validation_fraction: float = 0.1
-    """Share of the training classes to hold out, where the data does not mark validation classes."""
+    validation_fraction: float = setting(0.0, before=0.1)
+    """Share of the training classes to hold out, where the data does not mark validation classes; in a closed set, of
+    the training images. 0: a tenth, or less where that would be more than 10,000 images (see
+    `divcon.config.from_data`)."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
     select_by: SelectBy = setting("auto", before="recall_at_1")
@@ -570,9 +578,9 @@ class DataConfig:
                 "and `select_by=last` chooses none; leave out one of the two",
                 field=("validation_folds", "select_by"),
             )
-        if not 0 < self.validation_fraction < 1:
+        if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
-                f"`validation_fraction` {self.validation_fraction}: must be between 0 and 1",
+                f"`validation_fraction` {self.validation_fraction}: must be at least 0 and below 1",
                 field="validation_fraction",
             )
 
@@ -610,6 +618,8 @@ class DataSource:
     root: Path | None = None
     fingerprint: str | None = None
     """The fingerprint of the training data, so that a run is repeated on the same data."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """More arguments of `divcon.read`, such as ``label_column``."""
 
 
 @dataclass(frozen=True)
@@ -626,6 +636,12 @@ class RunConfig:
                 raise ConfigError(
                     f"`{name}`: expected a {kind.__name__}, not {type(getattr(self, name)).__name__}", field=name
                 )
+        end, epochs = self.data.end_epoch, self.train.epochs
+        if end is not None and epochs and end >= epochs:
+            raise ConfigError(
+                f"`end_epoch` {end}: the epochs are 0 to {epochs - 1} (`epochs` {epochs})",
+                field=("end_epoch", "epochs"),
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, by section; parts of the user's own by name (see `divcon.config.fields`)."""

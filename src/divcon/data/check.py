@@ -189,9 +189,11 @@ class CheckResult:
         return not any(finding.fails for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain values for JSON, with ``ok`` and the kinds of findings that fail."""
+        """The result as plain values for JSON, with ``ok``, the kinds of findings that fail, and the number of skipped
+        files and folders of each kind."""
         fails = list(dict.fromkeys(finding.kind for finding in self.findings if finding.fails))
-        return {"ok": self.ok, "fails": fails, **asdict(self)}
+        skipped = [{"count": len(kind.paths), **asdict(kind)} for kind in self.skipped]
+        return {"ok": self.ok, "fails": fails, **asdict(self), "skipped": skipped}
 
 
 def _is_across(group: Group) -> bool:

@@ -343,6 +343,11 @@ def _formats() -> tuple[str, ...]:
     return (*_COMMON, *(name for name in Image.ID if name not in {*_NEVER, *_COMMON, *lacking}))
 
 
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that decode here, for ``PIL.Image.open``; installed plug-ins are registered."""
+    return _formats()
+
+
 @cache
 def image_endings() -> dict[str, str]:
     """The endings of files that decode here, in lower case with their dot, and Pillow's name of the format of each:

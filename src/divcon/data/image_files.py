@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ _OTHER = "files that are no images"
 _MISNAMED = "images whose names end as no image's do"
 _NO_TEXT = "names that are not UTF-8"
 _LOOPS = "links to a folder that they are in"
+_BROKEN = "links that lead nowhere"
 
 _ONE = {
     HIDDEN: "hidden or system file",
@@ -28,6 +30,7 @@ _ONE = {
     _MISNAMED: "image whose name ends as no image's does",
     _NO_TEXT: "name that is not UTF-8",
     _LOOPS: "link to a folder that it is in",
+    _BROKEN: "link that leads nowhere",
 }
 _ADVICE = {
     _MISNAMED: "rename them to .jpg, .png, ... to use them",
@@ -77,6 +80,7 @@ _NO_IMAGES = {
 }
 """Endings of files whose first bytes are not looked at."""
 _NAMED = 3
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class ImageFiles:
         num_empty = len(empty)
         self._real[below] = chain[-1]
         folders = []
-        for entry in _entries(os.path.join(self.root, below) if below else self.root):  # noqa: PTH118
+        for entry in entries_of(os.path.join(self.root, below) if below else self.root):  # noqa: PTH118
             path = f"{below}/{entry.name}" if below else entry.name
             if _is(entry.is_dir):
                 if self._takes_folder(entry, path, chain):
@@ -206,6 +210,11 @@ def is_system_folder(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
+def is_system(name: str) -> bool:
+    """Whether a file or folder is hidden, or one of the system's own."""
+    return is_system_folder(name) or name.casefold() in _SYSTEM_FILES
+
+
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether there is a folder of this path.
 
@@ -224,9 +233,10 @@ def is_text(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name with ``\\xe9`` for each byte that is no text, and without line breaks."""
+    """A name for messages, with ``\\xe9`` for each byte that is no text, and ``\\n`` and the like for characters that a
+    terminal obeys in place of printing."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return text.replace("\n", "\\n").replace("\r", "\\r")
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
@@ -235,7 +245,12 @@ def check_name(path: str | os.PathLike[str]) -> None:
         raise DataError(f"{printable(whole)}: this name is not UTF-8; rename it (convmv renames whole folders)")
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def entries_of(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -263,14 +278,15 @@ def _kind_of(entry: os.DirEntry[str]) -> str | None:
     # Windows drops dots and spaces at the end.
     ending = os.path.splitext(name.rstrip(". "))[1].lower()  # noqa: PTH122
     regular = _is(entry.is_file)
-    if not regular and not entry.is_symlink():
+    if not regular and os.path.exists(entry.path):  # noqa: PTH110
         return _OTHER  # a pipe or socket: opening it would wait for ever
-    if ending in image_endings() and not regular:
-        return None  # a link to nothing is reported where it is opened
-    if regular and is_image_file(entry.path, ending):
+    if not regular:
+        # A link to an image that is gone is reported where it is opened.
+        return None if ending in image_endings() else _BROKEN
+    if is_image_file(entry.path, ending):
         return None
     kind = next((kind for kind, _, endings in _UNREADABLE if ending in endings), None)
-    if kind is None and regular and ending and ending not in _NO_IMAGES and ending not in image_endings():
+    if kind is None and ending and ending not in _NO_IMAGES and ending not in image_endings():
         kind = _MISNAMED if begins_as_image(entry.path) else None
     return kind or _OTHER
 

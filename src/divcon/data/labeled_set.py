@@ -17,6 +17,7 @@ from divcon.config.pixel_range import PixelRange
 from divcon.data.decode import decode, decode_channels
 from divcon.data.digests import SPELLINGS, digest_of, from_root
 from divcon.data.encoded import Encoded
+from divcon.data.image_files import printable
 from divcon.data.tables import where_in
 from divcon.errors import ImageError
 
@@ -163,7 +164,7 @@ class LabeledSet:
         table = where_in(self.source, row)
         if self.vectors is not None and path == row_name(row):
             return table.removesuffix(": ") or path
-        return f"{table}{path}" if table else str(Path(self.root, path))
+        return f"{table}{printable(path)}" if table else printable(str(Path(self.root, path)))
 
     def content(self, i: int) -> bytes:
         """The encoded bytes of image i, without cropping.

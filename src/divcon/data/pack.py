@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.decode import deep_values
+from divcon.data.image_files import is_system
 from divcon.data.in_memory import encoded
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import each
@@ -202,7 +203,7 @@ class _File:
 def _check_mine(out: Path, files: list[Path]) -> None:
     names = {path.name for path in files}
     known = {*names, *(f"{name}.new" for name in names), ABOUT, f"{ABOUT}.new", LOCK_FILE}
-    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known and not is_system(entry.name))
     if foreign:
         raise RunError(f"{out}: holds {foreign[0]}, which is not of this pack; use another `out`")
 

@@ -9,8 +9,8 @@ import os
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -67,18 +67,20 @@ __all__ = [
     "PARQUET_SUFFIXES",
     "TABLE_SUFFIXES",
     "VECTOR_COLUMN",
+    "VECTOR_SUFFIXES",
     "Columns",
     "SourceName",
     "TableFile",
     "Tables",
+    "array_column",
     "first_line",
     "is_in_memory",
     "is_parquet",
     "is_table",
+    "load_file",
     "load_table",
     "load_tables",
     "metadata_of",
-    "plain",
     "require_columns",
     "tables_in_memory",
     "where_in",
@@ -165,12 +167,23 @@ def load_table(path: Path, chosen: Columns = GUESS) -> pa.Table:
     return load_file(path, chosen).rows
 
 
-def load_file(path: Path, chosen: Columns = GUESS, *, unknown_is_missing: bool = False) -> Loaded:
+def load_file(
+    path: Path,
+    chosen: Columns = GUESS,
+    *,
+    unknown_is_missing: bool = False,
+    constants: Sequence[tuple[str, str | None]] = (),
+    one_of_several: bool = False,
+) -> Loaded:
     """Load a file's columns that describe images (see `divcon.data.columns.roles_of`).
 
     The format is that of the content, whatever the name says; compressed files and text in UTF-16 are read. A CSV may
     be separated by commas, semicolons, tabs or bars, and start with a byte order mark. JSON may be one object a line, a
     list of objects, or an object of columns. Numbers of labels become names where the file has them (``ClassLabel``).
+
+    Args:
+        constants: more columns, with the one value of all rows.
+        one_of_several: a file without rows is no error.
 
     Raises:
         DataError: there is no such file, or it is no table (the message says what it is), has no rows, rows of unequal
@@ -181,15 +194,15 @@ def load_file(path: Path, chosen: Columns = GUESS, *, unknown_is_missing: bool =
         raise DataError(f"{path}: there is no such file")
     kind = content_of(path).format
     if kind == "csv":
-        loaded = _load_csv(path, chosen)
+        loaded = _load_csv(path, chosen, constants)
     elif kind == "parquet":
-        loaded = _load_parquet(path, chosen)
+        loaded = _load_parquet(path, chosen, constants)
     else:
-        whole = _read_json(path) if kind == "json" else _read_arrow(path)
+        whole = _with(_read_json(path) if kind == "json" else _read_arrow(path), constants)
         roles = roles_of(str(path), list(kinds_of(whole.schema).items()), chosen)
         loaded = Loaded(path, kind, _renamed(whole, roles), tuple(whole.column_names), roles, whole)
     rows = loaded.rows
-    if not len(rows):
+    if not len(rows) and not one_of_several:
         raise DataError(f"{path}: the table has no rows")
     if "label" in loaded.roles.names and loaded.format in ("parquet", "arrow"):
         schema = loaded.whole.schema if loaded.whole is not None else pq.read_schema(path)
@@ -197,7 +210,63 @@ def load_file(path: Path, chosen: Columns = GUESS, *, unknown_is_missing: bool =
         labels = named_labels(path, rows["label"], names, unknown_is_missing=unknown_is_missing)
         rows = rows.set_column(rows.column_names.index("label"), "label", labels)
     _check_columns(str(path), rows, loaded.roles)
-    return Loaded(loaded.path, loaded.format, rows, loaded.present, loaded.roles, loaded.whole)
+    loaded = replace(loaded, rows=rows)
+    if loaded.roles.kind == "encoded" and (paths := _paths_alone(loaded)) is not None:
+        rows, roles = _with_paths(rows, loaded.roles, paths)
+        loaded = replace(loaded, rows=rows, roles=roles)
+    return loaded
+
+
+def _paths_alone(loaded: Loaded) -> pa.ChunkedArray | None:
+    """The paths in a column of encoded images that has no bytes, as ``datasets`` writes it for images in files."""
+    name = loaded.roles.names["image"]
+    if loaded.whole is not None:
+        return paths_alone(loaded.whole[name])
+    with pq.ParquetFile(loaded.path) as parquet:
+        kind = parquet.schema_arrow.field(name).type
+        if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+            return None
+        about = parquet.metadata
+        sizes = [
+            about.row_group(g).column(i).total_uncompressed_size
+            for g in range(about.num_row_groups)
+            for i in range(about.num_columns)
+            if about.row_group(g).column(i).path_in_schema == f"{name}.bytes"
+        ]
+        # Nulls take next to nothing: images are not read to know that they are there.
+        if sum(sizes) > 200 * len(sizes) + about.num_rows:
+            return None
+        return paths_alone(parquet.read(columns=[name])[name])
+
+
+def paths_alone(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The paths in a column of structs of bytes and path, if all have a path and none has bytes."""
+    kind = column.type
+    if not pa.types.is_struct(kind) or min(kind.get_field_index("bytes"), kind.get_field_index("path")) < 0:
+        return None
+    if pc.struct_field(column, "bytes").null_count < len(column) or not len(column):
+        return None
+    paths = pc.struct_field(column, "path")
+    return None if paths.null_count else paths.cast(pa.string())
+
+
+def _with_paths(rows: pa.Table, roles: Roles, paths: pa.ChunkedArray) -> tuple[pa.Table, Roles]:
+    """The rows as names of files."""
+    names = {role: name for role, name in roles.names.items() if role != "image"}
+    names["path"] = roles.names["image"]
+    if "path" in rows.column_names:
+        rows = rows.drop_columns(["path"])
+    rows = rows.append_column("path", paths)
+    guessed = tuple(dict.fromkeys("path" if role == "image" else role for role in roles.guessed))
+    return rows, replace(roles, names=names, guessed=guessed)
+
+
+def _with(table: pa.Table, constants: Sequence[tuple[str, str | None]]) -> pa.Table:
+    """The table with more columns, each of one value, unless it has them."""
+    for name, value in constants:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * len(table), pa.string()))
+    return table
 
 
 def _check_columns(where: str, rows: pa.Table, roles: Roles) -> None:
@@ -273,10 +342,11 @@ def json_line(source: str | Path, row: int) -> int | None:
     return number if line.startswith(b"{") and line.endswith(b"}") else None
 
 
-def _load_csv(path: Path, chosen: Columns) -> Loaded:
+def _load_csv(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | None]]) -> Loaded:
     header = _header(path)
-    roles = roles_of(str(path), _kinds_in_csv(path, header), chosen, text_alone=True)
-    wanted = list(dict.fromkeys(roles.names.values()))
+    more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in header]
+    roles = roles_of(str(path), _kinds_in_csv(path, header) + more, chosen, text_alone=True)
+    wanted = [name for name in dict.fromkeys(roles.names.values()) if name in header]
     if not wanted:
         # Arrow reads every column when none is named.
         wanted = header
@@ -296,6 +366,7 @@ def _load_csv(path: Path, chosen: Columns) -> Loaded:
         raise DataError(_what_is_wrong(path, error)) from None
     if _is_padded(header):
         table = pa.table({name: pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
+    table = _with(table, constants)
     whole = None
     if (vectors := roles.names.get("embedding")) is not None:
         column = _vectors_in_text(path, table[vectors], vectors)
@@ -339,14 +410,15 @@ def _is_padded(header: Sequence[str]) -> bool:
     return len(header) > 1 and all(name.startswith(" ") for name in header[1:])
 
 
-def _load_parquet(path: Path, chosen: Columns) -> Loaded:
+def _load_parquet(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | None]]) -> Loaded:
     try:
         with pq.ParquetFile(path) as parquet:
             schema = parquet.schema_arrow
             kinds = kinds_of(schema)
-            roles = roles_of(str(path), [(name, kinds[name]) for name in schema.names], chosen)
+            more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in kinds]
+            roles = roles_of(str(path), [*((name, kinds[name]) for name in schema.names), *more], chosen)
             wanted = list(dict.fromkeys(roles.names[role] for role in COLUMNS if role in roles.names))
-            table = parquet.read(columns=wanted)
+            table = _with(parquet.read(columns=[name for name in wanted if name in kinds]), constants)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(_damaged_parquet(path, error)) from None
     return Loaded(path, "parquet", _renamed(table, roles), tuple(schema.names), roles)
@@ -406,9 +478,9 @@ def _json_by_python(path: Path) -> pa.Table:
         raise DataError(f"{path}: this is not JSON Lines, one object a line (it is nested too deeply)") from None
 
 
-def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
+def _json_rows(path: Path, text: str, parse_float: Callable[[str], float] | None = None) -> list[dict[str, Any]]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=parse_float)
     except json.JSONDecodeError:
         value = None
     if isinstance(value, list):
@@ -423,7 +495,7 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
+                rows.append(json.loads(line, parse_float=parse_float))
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{path} line {number}: this is not JSON Lines, one object a line ({error.msg} in column "
@@ -472,6 +544,9 @@ def _array(name: str, column: str, values: Sequence[Any]) -> pa.Array:
         try:
             return pa.array([label_text(value) for value in values], pa.string())
         except ValueError:
+            # Lists and objects of several forms are no column of images; the metadata of an index is read apart.
+            if column not in COLUMNS and all(isinstance(value, (list, dict, type(None))) for value in values):
+                return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
             raise DataError(f"{name}: the column {column!r} cannot be read ({first_line(error)})") from None
 
 
@@ -574,7 +649,7 @@ def where_in(source: str, row: int) -> str:
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
-    if (not is_table(source) and table_suffix(source) not in ROW_SUFFIXES) or Path(source).is_dir():
+    if (not is_table(source) and table_suffix(source) not in VECTOR_SUFFIXES) or Path(source).is_dir():
         return ""
     kind = format_of(source) if is_table(source) else ""
     if kind == "csv":
@@ -585,7 +660,7 @@ def where_in(source: str, row: int) -> str:
     return f"{source} row {row}: "
 
 
-ROW_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
+VECTOR_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 """The endings of files of vectors, whose rows are numbered."""
 
 
@@ -644,7 +719,7 @@ class Tables:
 
     def require(self, names: Iterable[str], hint: str) -> None:
         """Raise DataError if a table lacks a column, naming those it has."""
-        for where, columns, present in zip(self.files or (self.name,), self.columns, self.present, strict=True):
+        for where, columns, present in zip(self.files or (self.source,), self.columns, self.present, strict=True):
             require_columns(where, columns, names, hint, present)
 
 
@@ -664,12 +739,20 @@ def load_tables(
     """
     loaded, tables, starts, start = [], [], [], 0
     for file in files:
-        one = load_file(file.path, chosen, unknown_is_missing=unknown_is_missing)
+        one = load_file(
+            file.path,
+            chosen,
+            unknown_is_missing=unknown_is_missing,
+            constants=file.constants,
+            one_of_several=len(files) > 1,
+        )
         loaded.append(one)
         starts.append((str(file.path), start))
         start += len(one.rows)
         several = len(files) > 1 or file.split or file.folder or file.constants
         tables.append(_as_one_of_several(one.rows, file) if several else one.rows)
+    if not start:
+        raise DataError(f"{source}: the tables have no rows")
     first = loaded[0]
     for one in loaded:
         if one.roles.kind != first.roles.kind:
@@ -745,7 +828,7 @@ def tables_in_memory(
         ConfigError: there is no column of a chosen name.
     """
     if isinstance(columns, Mapping):
-        columns = {str(key): _column(name, str(key), values) for key, values in columns.items()}
+        columns = {str(key): array_column(name, str(key), values) for key, values in columns.items()}
     try:
         table = columns if isinstance(columns, pa.Table) else pa.table(columns)
     except (pa.ArrowException, TypeError, ValueError) as error:
@@ -759,6 +842,8 @@ def tables_in_memory(
         labels = named_labels(name, rows["label"], names, unknown_is_missing=unknown_is_missing)
         rows = rows.set_column(rows.column_names.index("label"), "label", labels)
     _check_columns(name, rows, roles)
+    if roles.kind == "encoded" and (paths := paths_alone(table[roles.names["image"]])) is not None:
+        rows, roles = _with_paths(rows, roles, paths)
     whole = table
     if roles.kind != "files":
         role, column = ("embedding", VECTOR_COLUMN) if roles.kind == "vectors" else ("image", IMAGE_COLUMN)
@@ -785,7 +870,12 @@ def _kinds(table: pa.Table) -> list[Kind]:
     return [kind_of(kind) for kind in table.schema.types]
 
 
-def _column(name: str, column_name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+def array_column(name: str, column_name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    """A list, an array or a tensor as a column; None and NaN are null.
+
+    Raises:
+        DataError: it is none.
+    """
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
     if hasattr(values, "detach"):  # a tensor
@@ -835,63 +925,93 @@ def _as_one_of_several(table: pa.Table, file: TableFile) -> pa.Table:
 
 _OWN = ("path", "label", FILE_NAME, IMAGE_COLUMN, VECTOR_COLUMN, *BOX_COLUMNS)
 
+UNTYPED = {b"divcon type": b"untyped"}
+"""The metadata of the Arrow fields of a CSV, whose values are text for want of a type."""
 
-def metadata_of(source: str) -> pa.Table | None:
-    """The columns of a table (or of the tables of a folder) beside path, label, box, image and embedding, row for row:
-    of type string, int64, float64 or bool. None where the source is no table, or has no such column.
+
+class NumberText(float):
+    """A number with the text that it was read from, which may have more digits."""
+
+    text: str
+
+    def __new__(cls, text: str) -> NumberText:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
+def metadata_of(source: str) -> list[tuple[Path, pa.Table | dict[str, list[Any]]]] | None:
+    """The columns of a table (or of each table of a folder) beside path, label, box, image and embedding, row for row.
+    None where the source is no table.
+
+    A parquet's columns have its types. A CSV's are text, with the metadata `UNTYPED`: an empty field is missing, a
+    quoted one (``""``) is an empty text, and nothing else is changed. Those of JSON Lines are Python values; a float
+    is a `NumberText`.
 
     Raises:
-        DataError: a column is whole numbers in one table and text in another.
+        DataError: a table cannot be read.
     """
     files = [Path(name) for name, _ in source.tables] if isinstance(source, SourceName) else []
     files = files or [Path(source)]
     if not all(is_table(file) and file.is_file() for file in files):
         return None
     try:
-        tables = [plain(_read(file)) for file in files]
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(f"{source}: its columns cannot be read ({str(error).splitlines()[0]})") from None
-    return table if table.num_columns else None
-
-
-def plain(table: pa.Table) -> pa.Table:
-    """The columns as string, int64, float64 or bool; those of lists, structs or bytes are left out, and the rest
-    (dates, decimals) become text."""
-    columns = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        kind = column.type
-        if pa.types.is_dictionary(kind):
-            column, kind = column.cast(kind.value_type), kind.value_type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            continue
-        if pa.types.is_integer(kind) and kind != pa.uint64():
-            columns[name] = column.cast(pa.int64())
-        elif pa.types.is_floating(kind):
-            columns[name] = column.cast(pa.float64())
-        elif pa.types.is_boolean(kind):
-            columns[name] = column
-        else:
-            columns[name] = column.cast(pa.string())
-    return pa.table(columns) if columns else table.select([])
+        return [(file, _read(file)) for file in files]
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{source}: its columns cannot be read ({first_line(error)})") from None
 
 
 def _others(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name not in _OWN]
+    own = [name for name in _OWN if name != FILE_NAME or "path" not in names]
+    return [name for name in names if name not in own]
 
 
-def _read(file: Path) -> pa.Table:
+def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
     kind = format_of(file)
-    if kind in ("json", "arrow"):
-        table = _read_json(file) if kind == "json" else _read_arrow(file)
-        return table.select(_others(table.column_names))
+    if kind == "json":
+        return _read_objects(file)
+    if kind == "arrow":
+        table = _read_arrow(file)
+        names = _others(table.column_names)
+        _no_twins(file, names)
+        return table.select(names)
     if kind == "parquet":
         with pq.ParquetFile(file) as parquet:
-            return parquet.read(columns=_others(parquet.schema_arrow.names))
+            names = _others(parquet.schema_arrow.names)
+            _no_twins(file, names)
+            return parquet.read(columns=names)
+    header = _header(file)
+    _no_twins(file, header)
     table = pyarrow.csv.read_csv(
         source_for_arrow(file),
         read_options=pyarrow.csv.ReadOptions(skip_rows=_lines_before_header(file)),
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(file), newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(header, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
     )
-    return table.select(_others(table.column_names))
+    roles = roles_of(str(file), _kinds_in_csv(file, header), GUESS, text_alone=True)
+    if (vectors := roles.names.get("embedding")) is not None:
+        table = table.drop_columns([vectors])
+    if _is_padded(header):
+        table = pa.table({name.strip(): pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
+    schema = pa.schema([pa.field(name, pa.string(), metadata=UNTYPED) for name in table.column_names])
+    return table.cast(schema).select(_others(table.column_names))
+
+
+def _no_twins(file: Path, names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: there are two columns {twice!r}; rename one")
+
+
+def _read_objects(file: Path) -> dict[str, list[Any]]:
+    """The columns of JSON as Python reads them: Arrow would make dates of text, and floats of large integers."""
+    with open_bytes(file) as content:
+        text = content.read().decode("utf-8-sig")
+    rows = _json_rows(file, text, parse_float=NumberText)
+    names = _others(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
+    return {name: [row.get(name) for row in rows] for name in names}

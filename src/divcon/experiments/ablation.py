@@ -262,7 +262,7 @@ def _recorded(base: RunConfig) -> dict[str, Any]:
     tree = base.to_dict()
     for section, names in {
         "model": ("method",),
-        "train": ("seed", "workers", "device"),
+        "train": ("seed", "workers", "num_threads", "device"),
         "data": ("validation", "validation_fraction", "validation_folds", "patience", "on_bad_image"),
     }.items():
         for name in names:

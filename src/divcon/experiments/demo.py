@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
+from divcon.config.settings import ModelConfig, RunConfig, TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.read import read
 from divcon.division import Division
@@ -215,7 +215,9 @@ def demo(
         divided = [line["epoch"] for line in lines[name] if line["redivided"] and line["phase"] != "finetune"]
         if divided:
             division = Division.load(out / name / "divisions" / f"epoch_{divided[-1]:04d}.safetensors")
-            held = data.with_validation(DataConfig().validation_fraction, seed)
+            saved = RunFolder(out / name).read()
+            assert saved is not None
+            held = data.with_validation(saved[0].data.validation_fraction, seed)
             cluster_sheet(out / "clusters.png", held.train, division)
     sizes = np.bincount(data.query.labels)
     enough = np.flatnonzero(sizes[data.query.labels] > 5)  # of their class to fill a row

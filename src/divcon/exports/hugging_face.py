@@ -267,22 +267,30 @@ def _data(about: dict[str, Any], run: RunFolder | None, trained: tuple[RunConfig
         return f"**{TO_FILL_IN}:** the data it was trained on."
     classes = json.loads(run.classes.read_text()) if run.classes.exists() else {}
     counts = [f"{len(classes[name]):,} {name} classes" for name in ("train", "validation") if classes.get(name)]
+    test = [("test protocol", _code(about["protocol"])), ("hash of the test split", _code(about["split_hash"]))]
+    if trained[0].data.train_on == "all":
+        counts, test = [f"all {len(classes.get('train', ())):,} classes, those of test too"], []
     return (
-        _table(
-            [
-                ("benchmark", _code(about["benchmark"])),
-                ("trained on", ", ".join(counts) or "unknown"),
-                ("test protocol", _code(about["protocol"])),
-                ("hash of the test split", _code(about["split_hash"])),
-            ]
-        )
+        _table([("benchmark", _code(about["benchmark"])), ("trained on", ", ".join(counts) or "unknown"), *test])
         + f"\n\n**{TO_FILL_IN}:** where the data comes from, and what it shows."
     )
 
 
 def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any] | None) -> str:
     texts = []
+    origin = None if run is None else run.origin()
+    for_use = origin is not None and origin[0].data.train_on == "all"
+    if for_use:
+        texts.append(
+            "Trained on all classes of its data, those of test too, for use: it has no test score of its own. It has "
+            "the settings and the length of another run, which was trained without the test classes: that run's score "
+            "says what to expect."
+            if origin is not None and origin[1].get("like")
+            else "Trained on all classes of its data, those of test too, for use: it has no test score of its own."
+        )
     if scores is not None:
+        if scores.get("trained_on_test"):
+            texts.append("The model was trained on these test classes, so that these are no scores of a test.")
         own = about["split_hash"]
         of = (
             ""
@@ -303,7 +311,7 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
             rows.append(("recall_at_1, 95 % interval", f"{low} to {high} % ({method})"))
         rows += _baseline_rows(scores)
         texts.append(_table(rows))
-    else:
+    elif not for_use:
         texts.append(
             f"**{TO_FILL_IN}:** scores on test classes. `divcon evaluate RUN --json scores.json`, and `--scores "
             "scores.json` to export again."

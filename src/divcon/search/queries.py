@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from divcon.data.finite import unusable
 from divcon.data.image_files import printable
-from divcon.data.in_memory import ImageLike, is_image, set_of_images
+from divcon.data.in_memory import ImageLike, is_image, is_tensor, set_of_images
 from divcon.data.loading import needed_pixels
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
 from divcon.models import EmbeddingModel
@@ -23,14 +24,14 @@ from divcon.search.items import absolute, key_of
 from divcon.search.stores.base import Store
 
 Query = Image.Image | str | Path | bytes | np.ndarray | Sequence[float] | int
-"""An image (PIL, or an array (H, W, 3) of uint8), the path or the bytes of one, a vector, or the id of an item. The
-path of an item stands for that item."""
+"""An image (`divcon.data.in_memory.ImageLike`: PIL, an array, a tensor, bytes), the path of one, a vector, or the id of
+an item. The path of an item stands for that item."""
 
 
 def is_batch(query: Any) -> bool:
-    """Whether it is several queries: a list of them, or an array (Q, D)."""
-    if isinstance(query, np.ndarray):
-        return query.ndim == 2
+    """Whether it is several queries: a list of them, an array or tensor (Q, D), or a batch of images."""
+    if isinstance(query, np.ndarray) or is_tensor(query):
+        return query.ndim in (2, 4)
     if isinstance(query, (list, tuple)):
         return not query or not all(isinstance(value, (int, float, np.number)) for value in query)
     return False
@@ -54,7 +55,7 @@ def embeddings_of(
 
     Raises:
         DataError: there is no such file or item, or a vector does not fit. ImageError: an image does not decode.
-        NonFiniteError: a vector holds NaN.
+        NonFiniteError: a vector holds NaN, or its squared length overflows float32.
     """
     embeddings = np.empty((len(queries), about.dims), np.float32)
     images: dict[int, tuple[str, ImageLike]] = {}
@@ -113,7 +114,7 @@ def _read(path: str, store: Store) -> bytes:
 
 def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
     try:
-        vector = np.asarray(query, np.float64)
+        vector = np.asarray(query.detach().cpu() if is_tensor(query) else query, np.float64)
     except (TypeError, ValueError, OverflowError):
         vector = np.empty(())
     if vector.ndim == 0:
@@ -123,12 +124,9 @@ def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
         )
     if vector.ndim != 1:
         raise DataError(f"{name}an array of shape {vector.shape}: pass one vector as (D,), several as (Q, D)")
-    with np.errstate(over="ignore"):
-        vector = vector.astype(np.float32)
-    if not np.isfinite(vector).all():
-        place = int(np.flatnonzero(~np.isfinite(vector))[0])
-        raise NonFiniteError(f"{name}the vector holds NaN or an infinite number (in float32) at index {place}")
-    return vector
+    if (found := unusable(vector[None])) is not None:
+        raise NonFiniteError(f"{name}the vector {found[1]}")
+    return vector.astype(np.float32)
 
 
 def _embed_vectors(
@@ -146,7 +144,7 @@ def _embed_vectors(
     stacked = np.stack(list(vectors.values()))
     if is_input:
         return model().encode(stacked)
-    # In float64: the squares of large numbers are infinite in float32.
+    # In float64: the squares of small numbers are zero in float32.
     lengths = np.linalg.norm(stacked.astype(np.float64), axis=1, keepdims=True)
     return np.where(np.abs(lengths - 1) < 1e-4, stacked, stacked / lengths).astype(np.float32)
 

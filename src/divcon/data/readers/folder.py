@@ -26,6 +26,7 @@ from divcon.data.image_files import (
 )
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.labels import spellings_in
+from divcon.data.readers.arrays import images_in_vector_file, is_vector_file
 from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
 from divcon.data.split_names import Role, is_fold, split_role
@@ -90,7 +91,13 @@ def read_folder(
     notes = [*map(str, skipped), *layout.notes]
     name = root.resolve().name
     if not layout.split or ignore_split:
-        return replace(drawn_benchmark(name, images, splitting, notes, "the folder has no split"), skipped=skipped)
+        try:
+            drawn = drawn_benchmark(name, images, splitting, notes, "the folder has no split")
+        except DataError as error:
+            raise DataError(f"{error}{layout.hint}") from None
+        return replace(drawn, skipped=skipped)
+    if layout.incomplete:
+        raise DataError(layout.incomplete)
     roles = np.array([role for role, _, _ in layout.files])
     splitting.check_own(str(root), f"the folders {', '.join(np.unique(roles).tolist())}")
     parts = {role: images.subset(roles == role) for role in np.unique(roles).tolist()}
@@ -140,6 +147,8 @@ def images_of(
             return _image_set(path, None, _all_under(path, context))
         if is_table(path):
             return images_in_table(source, root, chosen=chosen, context=context)
+        if is_vector_file(path):
+            return images_in_vector_file(path, chosen=chosen, context=context)
     paths: list[str] = []
     for item in [source] if isinstance(source, (str, os.PathLike)) else source:
         check_name(item)
@@ -210,6 +219,10 @@ class _Layout:
     """Split ("" if there is none), label and path of each image."""
     split: bool
     notes: list[str]
+    incomplete: str = ""
+    """What the splits lack, and what to do; "": nothing."""
+    hint: str = ""
+    """What the folders may be, if there are too few for classes."""
 
 
 def _layout(files: ImageFiles) -> _Layout:
@@ -233,7 +246,18 @@ def _layout(files: ImageFiles) -> _Layout:
             here, part = _unwrapped(part, files, here, splits=False)
         for label, folder in _classes(here, part, files):
             found += [(role, label, path) for path in files.once(sorted(folder.every()))]
-    return _Layout(found, bool(roles), notes)
+    if roles:
+        return _Layout(found, True, notes, incomplete=_lacking(where, roles, files))
+    return _Layout(found, False, notes, hint=_hint(where, top))
+
+
+def _hint(where: str, top: _Folder) -> str:
+    """What folders may be that are no classes, as all of them hold folders; "": nothing."""
+    if not top.folders or not all(folder.folders for folder in top.folders.values()):
+        return ""
+    if len(top.folders) == 1:
+        return f"; if the folders in it are the classes, pass {os.path.join(where, *top.folders)}"  # noqa: PTH118
+    return f"; if {_listed(sorted(top.folders))} are splits, rename them: {_SPLITS}"
 
 
 def _tree(paths: Sequence[str]) -> _Folder:
@@ -250,11 +274,11 @@ def _tree(paths: Sequence[str]) -> _Folder:
 
 def _unwrapped(folder: _Folder, files: ImageFiles, where: str, *, splits: bool) -> tuple[str, _Folder]:
     """The folder that holds the classes or splits: the one given, or the only one in it, if that is called ``images``
-    or the like, or holds folders of splits."""
+    or the like, or holds folders of splits, or is the folder of a split again (``train/train``)."""
     while len(folder.folders) == 1:
         (name, only), *_ = folder.folders.items()
-        is_wrapper = name.casefold() in _WRAPPERS or (splits and sum(map(_is_split, only.folders)) > 1)
-        if not only.folders or not is_wrapper:
+        is_wrapper = sum(map(_is_split, only.folders)) > 1 if splits else _is_split(name)
+        if not only.folders or not (is_wrapper or name.casefold() in _WRAPPERS):
             break
         _skip_loose(folder, files)
         where, folder = os.path.join(where, name), only  # noqa: PTH118
@@ -277,7 +301,8 @@ def _classes(where: str, folder: _Folder, files: ImageFiles) -> list[tuple[str, 
         DataError: there are images, but no class folders.
     """
     folders = sorted(folder.folders.items())
-    if len(folders) == 1 and folders[0][0].casefold() in _WRAPPERS and not folders[0][1].folders:
+    is_wrapper = len(folders) == 1 and (folders[0][0].casefold() in _WRAPPERS or _is_split(folders[0][0]))
+    if is_wrapper and not folders[0][1].folders:
         where, folder, folders = os.path.join(where, folders[0][0]), folders[0][1], []  # noqa: PTH118
     if folder.images and not folders:
         advice = f"{_LAYOUT}; or name each image's label in a table with the columns path and label"
@@ -310,40 +335,45 @@ def _roles(where: str, top: _Folder, files: ImageFiles, notes: list[str]) -> dic
         raise DataError(
             f"{where}: {_listed(strong)} {are_splits}, and "
             f"{_listed(others)} {'is' if len(others) == 1 else 'are'} not: move away what is no split, or rename what "
-            f"is a class; {_SPLITS}"
+            f"is a class ({_SPLITS}), or write a table, in which labels may have any name"
         )
-    if len(roles) > 1 or top.folders[names[0]].folders:
-        _check_roles(where, roles, files)
+    _check_distinct(where, roles)
     if any(name not in _AS_READ for name in roles):
         notes.append("splits: " + ", ".join(f"{name!r} is {role}" for name, role in roles.items()))
     return roles
 
 
-def _check_roles(where: str, roles: dict[str, Role], files: ImageFiles) -> None:
-    """Raise DataError if two folders are one split, or the splits are not complete."""
+def _check_distinct(where: str, roles: dict[str, Role]) -> None:
+    """Raise DataError if two folders are one split."""
     by_role: dict[str, list[str]] = {}
     for name, role in roles.items():
         by_role.setdefault(role, []).append(name)
     for role, names in by_role.items():
         if len(names) > 1:
             raise DataError(f"{where}: {_listed(names)} are both {role}; put their classes into one folder")
-    lone = {"query", "gallery"} & by_role.keys()
+
+
+def _lacking(where: str, roles: dict[str, Role], files: ImageFiles) -> str:
+    """What the splits lack for a test; "": nothing."""
+    names = {role: name for name, role in roles.items()}
+    lone = {"query", "gallery"} & names.keys()
     if len(lone) == 1:
-        other = "query" if "gallery" in lone else "gallery"
-        raise DataError(
-            f"{where}: {_listed(by_role[lone.pop()])} needs a folder {other!r} beside it; with one folder of test "
-            "images, call it 'test'"
+        (role,) = lone
+        other = "query" if role == "gallery" else "gallery"
+        return (
+            f"{where}: {names[role]!r} needs a folder {other!r} beside it; with one folder of test images, call it "
+            "'test'"
         )
-    if lone and "test" in by_role:
-        raise DataError(f"{where}: there are {_listed(roles)}; call the test images query and gallery, or test")
-    if by_role.keys() == {"train"}:
-        (name,) = by_role["train"]
+    if lone and "test" in names:
+        return f"{where}: there are {_listed(roles)}; call the test images query and gallery, or test"
+    if names.keys() == {"train"}:
         empty = [path for path in files.skipped_paths.get(EMPTY, ()) if split_role(path.rstrip("/").split("/")[-1])]
         there = f"there are no images in {_listed(path.rstrip('/') for path in empty)}" if empty else "there is no test"
-        raise DataError(
-            f"{where}: all images are in {name!r}, and {there}; add a folder 'test' with other classes, or pass "
-            f"{os.path.join(where, name)}, of which half of the classes are then for the test"  # noqa: PTH118
+        return (
+            f"{where}: all images are in {names['train']!r}, and {there}; add a folder 'test' with other classes, or "
+            f"pass {os.path.join(where, names['train'])}, of which some classes are then for the test"  # noqa: PTH118
         )
+    return ""
 
 
 def _check_no_splits(where: str, top: _Folder, notes: list[str]) -> None:

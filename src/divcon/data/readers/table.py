@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,14 @@ from divcon.config.settings import TEST_FRACTION, Protocol
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
 from divcon.data.columns import GUESS, Columns
 from divcon.data.encoded import encoded_in, read_encoded
-from divcon.data.image_files import is_system_folder
+from divcon.data.image_files import entries_of, is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
-from divcon.data.labels import read_labels
+from divcon.data.labels import label_text, read_labels
 from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.split_names import split_role
 from divcon.data.splitting import Splitting, classes_in_groups
+from divcon.data.table_folders import saved_files, tree_files
 from divcon.data.table_format import stem_of
 from divcon.data.tables import (
     BOX_COLUMNS,
@@ -195,7 +198,7 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
         test = query | gallery
         return ~test, np.zeros_like(test), query, gallery, []
 
-    split = _splits(tables)
+    split, notes = _splits(tables)
     train, validation = split == _TRAIN, (split == _VALIDATION) | (split == _VAL)
     test = ~train & ~validation
     if not test.any():
@@ -206,7 +209,6 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
             "`ignore_split=True`"
         )
     plain = test & (split != _QUERY) & (split != _GALLERY)
-    notes = []
     if flags:
         reject(source, plain & ~known, "is_query or is_gallery is empty in a test row", "write True or False")
         neither = plain & ~query & ~gallery
@@ -218,12 +220,27 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return train, validation, query, gallery, notes
 
 
-def _splits(tables: Tables) -> np.ndarray:
-    """The index of every row's split in SPLITS, (N,) int8."""
-    places, unknown = places_among(tables.rows["split"], SPLITS)
+_MOST_NAMES = 1000
+"""The most names of splits that are compared one by one: a column of more is no split."""
+
+
+def _splits(tables: Tables) -> tuple[np.ndarray, list[str]]:
+    """The index of every row's split in SPLITS, (N,) int8; and a note on other names that are read as these."""
+    column, notes = tables.rows["split"], []
+    places, unknown = places_among(column, SPLITS)
+    if unknown is not None:
+        codes, texts = coded_texts(column)
+        names = texts.to_pylist() if len(texts) <= _MOST_NAMES else []
+        roles = {name: role for name in names if (role := split_role(name, weak=True))}
+        by_code = [SPLITS.index(roles[name]) if name in roles else -1 for name in names] or [-1] * len(texts)
+        places = np.where(places < 0, np.array([*by_code, -1], np.int8)[codes], places)
+        others = (f"{name!r} is {role}" for name, role in roles.items() if name.strip().casefold() not in SPLITS)
+        notes = [f"splits: {', '.join(others)}"]
+        bad = codes[places < 0][:1]
+        unknown = texts[int(bad[0])].as_py() if len(bad) and bad[0] >= 0 else ""
     what = f"the split is {unknown!r}" if (unknown or "").strip() else "the split is empty"
     reject(tables.source, places < 0, what, f"write one of {', '.join(SPLITS)}")
-    return places
+    return places, notes
 
 
 def first_rows(images: LabeledSet) -> np.ndarray:
@@ -294,10 +311,10 @@ def read_table(
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
 
-    - ``split``: train, test, validation (or val), query, gallery. Validation rows are for model selection; in a table
-      without test rows they are the test set, as in open-metric-learning. Without ``split``, rows that are query or
-      gallery are the test set; without those columns, a fifth of the classes is test, drawn by a hash of their names.
-      Where train has every class of test, they are a closed set.
+    - ``split``: train, test, validation (val, and other names as of ``read_folder``), query, gallery. Validation rows
+      are for model selection; in a table without test rows they are the test set, as in open-metric-learning. Without
+      ``split``, rows that are query or gallery are the test set; without those columns, a fifth of the classes is test,
+      drawn by a hash of their names. Where train has every class of test, they are a closed set.
     - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. If all are both, the protocol is leave-one-out.
     - ``x_1,y_1,x_2,y_2``: the crop of the image to use: left, top, right, bottom in pixels; empty: all of it.
     - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and camera.
@@ -368,6 +385,24 @@ def read_columns(
     return benchmark_of(
         tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
     )
+
+
+def set_of_columns(
+    columns: Any, *, name: str = "table", need_labels: bool = True, context: Context = DEFAULT
+) -> LabeledSet:
+    """All rows of columns in memory, whatever their split.
+
+    Args:
+        columns: as in ``read_columns``.
+        need_labels: raise for a table or row without a label.
+
+    Raises:
+        DataError: as of ``read_columns``.
+    """
+    tables = tables_in_memory(name, columns, "", unknown_is_missing=not need_labels)
+    if need_labels:
+        tables.require(["label"], "labels are in the column label")
+    return images_of_tables(tables, need_labels=need_labels, context=context)
 
 
 def images_in_table(
@@ -474,6 +509,42 @@ def _split_columns(tables: Tables) -> str:
     return "its files" if names == ["split"] and files and not is_in_memory(tables.source) else f"the column {names[0]}"
 
 
+def _column_of_texts(tables: Tables, name: str) -> tuple[pa.ChunkedArray | None, list[str]]:
+    """A column as text, row for row, null where a table lacks it, and the names of all columns; None where there is no
+    such column, or it holds lists, objects or bytes."""
+    if is_in_memory(tables.source):
+        parts: list[Any] = [tables.in_memory]
+    elif name in tables.rows.column_names:
+        parts = [tables.rows]
+    else:
+        parts = [columns for _, columns in metadata_of(tables.source) or []]
+    names = list(dict.fromkeys(each for part in parts for each in _names_in(part)))
+    if name not in names:
+        return None, names
+    texts = []
+    for part in parts:
+        if isinstance(part, pa.Table) and name in part.column_names:
+            kind = part[name].type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return None, names
+            codes, values = coded_texts(part[name])
+            texts.append(values.take(pa.array(codes, mask=codes < 0)))
+        elif name in _names_in(part):
+            try:
+                values = [label_text(value) for value in part[name]]
+            except ValueError:
+                return None, names
+            texts.append(pa.array(values, pa.string()))
+        else:
+            rows = len(part) if isinstance(part, pa.Table) else len(next(iter(part.values()), []))
+            texts.append(pa.nulls(rows, pa.string()))
+    return pa.chunked_array([chunk.cast(pa.string()) for chunk in texts], pa.string()), names
+
+
+def _names_in(columns: Any) -> list[str]:
+    return columns.column_names if isinstance(columns, pa.Table) else list(columns)
+
+
 def _with_groups(tables: Tables, images: LabeledSet, group: str) -> tuple[LabeledSet, list[str]]:
     """The images with the groups of their classes, by a column; and the name of each class's group: the first of the
     column's values that it is joined by, or of a class without a value, its own.
@@ -481,20 +552,13 @@ def _with_groups(tables: Tables, images: LabeledSet, group: str) -> tuple[Labele
     Raises:
         DataError: there is no such column, or it has no value in any row.
     """
-    if is_in_memory(tables.source):
-        table = tables.in_memory
-    elif group in tables.rows.column_names:
-        table = tables.rows
-    else:
-        table = metadata_of(tables.source)
-    names = [] if table is None else table.column_names
-    kind = None if table is None or group not in names else table[group].type
-    if table is None or kind is None or pa.types.is_nested(kind) or pa.types.is_binary(kind):
+    column, names = _column_of_texts(tables, group)
+    if column is None:
         known = ", ".join(name for name in names if name not in ("split", "is_query", "is_gallery")) or "none"
         raise DataError(
             f"{tables.source}: `group` {group}: there is no such column of texts or numbers; there are: {known}"
         )
-    codes, texts = coded_texts(table[group])
+    codes, texts = coded_texts(column)
     empty = np.array([not text.strip() for text in texts.to_pylist()] + [True])
     codes = np.where(empty[codes], -1, codes)
     if (codes < 0).all():
@@ -529,13 +593,15 @@ def _without_odd_split(tables: Tables) -> Tables:
     return replace(tables, rows=tables.rows.drop_columns(["split"]), columns=columns, guessed=guessed)
 
 
-def images_of_tables(tables: Tables, *, check_files: bool = True, context: Context = DEFAULT) -> LabeledSet:
+def images_of_tables(
+    tables: Tables, *, check_files: bool = True, need_labels: bool = False, context: Context = DEFAULT
+) -> LabeledSet:
     """``images_in_table`` for loaded tables."""
     for note in tables.notes():
         context.warn(note)
     if tables.kind == "files":
         tables.require(["path"], "a table of images needs the column path")
-    images, _ = _image_set(tables, "none")
+    images, _ = _image_set(tables, "stop" if need_labels else "none")
     if check_files:
         check_paths(images)
     return images
@@ -554,9 +620,13 @@ def check_paths(images: LabeledSet) -> None:
             first = gone[0]
         missing += len(gone)
     if missing:
+        path = images.path(first)
+        if re.match(r"(?i)[a-z0-9+]{2,}://", path):
+            raise DataError(f"{images.where(first)}: this is an address, not a file; download the images first")
+        ending = "" if Path(path).suffix else "; the path has no ending such as .jpg"
         raise DataError(
             f"{images.where(first)}: there is no such file ({missing:,} of {len(images):,} are "
-            f"missing); relative paths start from {images.root or '.'}: `root` sets another folder"
+            f"missing); relative paths start from {images.root or '.'}: `root` sets another folder{ending}"
         )
 
 
@@ -579,6 +649,8 @@ def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"
     if tables.kind == "files":
         reject(source, is_empty(rows["path"]), "the path is empty", "name the image's file")
     paths = texts_of(rows["path"]) if "path" in rows.column_names else inner
+    if paths is not None and tables.kind == "files":
+        paths = _local(paths, tables.root)
     if paths is None:
         paths = pa.nulls(n, pa.string())
     if len(paths) != n:  # the end of a parquet file says how many rows each column has, and may be damaged
@@ -621,6 +693,20 @@ def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"
         spellings=spellings,
     )
     return images, missing
+
+
+def _local(paths: pa.Array, root: str) -> pa.Array:
+    """The paths, those of ``file:`` addresses and of Windows as this system writes them."""
+    first = paths[0].as_py() if len(paths) else ""
+    if first.lower().startswith("file:"):
+        return pa.array(
+            [unquote(urlparse(path).path) if path.lower().startswith("file:") else path for path in paths.to_pylist()],
+            paths.type,
+        )
+    if os.sep == "/" and "\\" in first and not Path(root, first).exists():
+        others = pc.replace_substring(paths, "\\", "/")
+        return others if Path(root, others[0].as_py()).exists() else paths
+    return paths
 
 
 def _labels(tables: Tables) -> tuple[tuple[str, ...], np.ndarray, tuple[tuple[str, ...], ...]]:
@@ -694,21 +780,25 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     """The tables that a folder is read from; none for a folder of images alone.
 
     - ``metadata.csv`` (or .tsv, .parquet, .pq, .jsonl, .ndjson) in it, or one in each of its folders ``train``,
-      ``test``, ``validation``, ``val``, ``query``, ``gallery``, which names its split;
+      ``test``, ``validation``, ``query``, ``gallery`` (or another name of a split, see ``read_folder``);
     - parquet files named by their split, ``train.parquet`` or ``train-00000-of-00002.parquet``, in it or in its
-      folder ``data``.
+      folder ``data``;
+    - what ``save_to_disk`` of ``datasets`` writes;
+    - tables and no images, in folders of any depth: as Spark writes them, ``label=cat/part-00000.parquet``, where
+      ``label`` is a column; or by split, ``train/0000.parquet``.
 
     A file's own column ``split`` overrides its name. If all files are of one split, they have no split.
 
     Raises:
         DataError: two metadata files in one folder; one split's folder has one, and another's has none; of files
-            numbered "of N" one is missing.
+            numbered "of N" one is missing; several data sets, or one that is not written to its end.
     """
     root = Path(folder)
-    files = _metadata_in(root) or _metadata_by_split(root) or _shards_in(root) or _shards_in(root / "data", "data")
+    files = saved_files(root) or _metadata_in(root) or _metadata_by_split(root)
+    files = files or _shards_in(root) or _shards_in(root / "data", "data") or tree_files(root, SPLITS)
     splits = {file.split for file in files}
     if len(splits) == 1:
-        files = [TableFile(file.path, None, file.folder) for file in files]
+        files = [replace(file, split=None) for file in files]
     return files
 
 
@@ -779,10 +869,14 @@ def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:
 
 
 def _metadata_by_split(root: Path) -> list[TableFile]:
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    by_split = [_metadata_in(root / split, split) for split in splits]
+    folders = [entry.name for entry in entries_of(root) if entry.is_dir()] if root.is_dir() else []
+    roles = {name: name if name in SPLITS else role for name in folders if (role := split_role(name))}
+    names = sorted(roles, key=lambda name: SPLITS.index(roles[name]))
+    by_split = [
+        [replace(file, split=roles[name], folder=name) for file in _metadata_in(root / name, name)] for name in names
+    ]
     if any(by_split) and not all(by_split):
-        without = splits[[bool(files) for files in by_split].index(False)]
+        without = names[[bool(files) for files in by_split].index(False)]
         raise DataError(f"{root / without}: there is no metadata file, and another split has one; write it here too")
     return [file for files in by_split for file in files]
 
@@ -791,7 +885,7 @@ def _shards_in(folder: Path, below: str = "") -> list[TableFile]:
     """The files named by their split, in order; none if there are other folders than ``data``, which may be classes."""
     if not folder.is_dir():
         return []
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    entries = entries_of(folder)
     if any(entry.is_dir() and not is_system_folder(entry.name) and entry.name != "data" for entry in entries):
         # Folders of classes, beside which a table may lie.
         return []
