@@ -113,6 +113,10 @@ class ModelConfig:
     become black and white: full (0 and 65535), own (the lowest and the highest value of each image), or two numbers, as
     in `pixel_range=0,4095`. auto: from the training images; 0,4095 where their values need 12 bits, for example. It is
     saved with the model. Other images are not changed by it."""
+    channels: int = 3
+    """Number of channels of the images: 3 (colours, of any file), 1 (grey, of any file), or another, of arrays in .npy
+    files, of TIFF with several bands, or of images with alpha. timm adapts pretrained weights to it. Not used for
+    vectors."""
     pooling: Pooling = "auto"
     """How the backbone's feature map becomes one vector: auto (the backbone's own pooling), avg, max, gem (generalised
     mean, Radenovic et al., TPAMI 2018: p is learned and starts at 3; negative values count as zero), or token (a vision
@@ -141,7 +145,7 @@ class ModelConfig:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", Path(self.weights).absolute())
-        at_least(self, num_learners=0, embedding_dim=1)
+        at_least(self, num_learners=0, embedding_dim=1, channels=1)
         if min(height_width(self.image_size)) < 1 and self.image_size != 0:
             raise ConfigError(
                 f"`image_size` {saved_size(self.image_size)}: height and width must be at least 1", field="image_size"

@@ -65,6 +65,25 @@ def set_of_images(images: Sequence[ImageLike], names: Sequence[str], needs: int 
     )
 
 
+def arrays_as_files(inputs: Any) -> Any:
+    """Inputs of a model whose images have another number of channels than three: arrays (H, W), (H, W, C) or (C, H, W),
+    alone, in a list, or an array (N, H, W, C) or (N, C, H, W), as the bytes of ``.npy`` files; others as they are."""
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
+        return [npy_bytes(image) for image in inputs]
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 3:
+        return npy_bytes(inputs)
+    if isinstance(inputs, (list, tuple)):
+        return [npy_bytes(value) if isinstance(value, np.ndarray) else value for value in inputs]
+    return inputs
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The bytes of a ``.npy`` file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
 def encoded(image: ImageLike, needs: int | None = None) -> bytes:
     """The bytes of a file that decodes to the image, as if it were read from one.
 

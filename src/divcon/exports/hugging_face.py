@@ -82,7 +82,7 @@ def _processor(preprocessing: dict[str, Any] | None) -> dict[str, Any] | None:
     """``preprocessor_config.json``, in the format of transformers' image processors: of the one that resizes the
     shorter side and crops, or the one that resizes to a height and width. None where no processor does what the model
     needs: for vectors, a transform of one's own, a border, and a crop that is not square."""
-    if preprocessing is None or "transform" in preprocessing:
+    if preprocessing is None or "transform" in preprocessing or "channels" in preprocessing:
         return None
     square = isinstance(preprocessing["size"], int)
     height, width = (preprocessing["size"],) * 2 if square else preprocessing["size"]
@@ -200,6 +200,8 @@ def _introduction(model: EmbeddingModel, about: dict[str, Any]) -> str:
     crop = ""
     if preprocessing := about["preprocessing"]:
         crop = f" {_input(preprocessing)}"
+        if (channels := preprocessing.get("channels")) is not None:
+            crop += f" The image has {channels} channel{'s' * (channels > 1)}."
         if (values := preprocessing.get("pixel_range")) is not None:
             ends = f"{values[0]:g} and {values[1]:g}" if isinstance(values, list) else "its lowest and highest value"
             crop += f" Of an image with more than 8 bits a channel, {ends} first become 0 and 255."
