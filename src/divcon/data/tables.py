@@ -226,17 +226,17 @@ def _paths_alone(loaded: Loaded) -> pa.ChunkedArray | None:
         kind = parquet.schema_arrow.field(name).type
         if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
             return None
-        about = parquet.metadata
-        sizes = [
-            about.row_group(g).column(i).total_uncompressed_size
-            for g in range(about.num_row_groups)
-            for i in range(about.num_columns)
-            if about.row_group(g).column(i).path_in_schema == f"{name}.bytes"
-        ]
-        # Nulls take next to nothing: images are not read to know that they are there.
-        if sum(sizes) > 200 * len(sizes) + about.num_rows:
-            return None
-        return paths_alone(parquet.read(columns=[name])[name])
+        # Stops at the first image, so that images are not read to know that they are there. The sizes in the metadata
+        # would say it too, but PyArrow aborts on damaged statistics, where a read raises.
+        batches = []
+        try:
+            for batch in parquet.iter_batches(batch_size=64, columns=[name]):
+                if paths_alone(column := pa.chunked_array([batch.column(0)])) is None:
+                    return None
+                batches += column.chunks
+        except (pa.ArrowException, OSError):
+            return None  # which the reader of images reports
+        return paths_alone(pa.chunked_array(batches, kind))
 
 
 def paths_alone(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
