@@ -44,7 +44,7 @@ def test_names_that_look_like_markup_are_printed_as_they_are(run: Run, image_fol
     odd = image_folder.rename(tmp_path / "photos[" / "b]")  # a path of photos[/b]
     code, printed = run("train", odd, *SMALL, *QUICK, "--out", tmp_path / "run[i]")
     assert code == 0
-    assert "b]: 20 images" in printed
+    assert "b]: 30 images" in printed
     assert "run[i]/model" in printed
     (odd / "class0" / "0.png").write_text("no image")
     code, printed = run("train", odd, *SMALL, *QUICK, "--out", tmp_path / "again")
@@ -95,14 +95,21 @@ def test_a_resume_refuses_other_settings(run: Run, tmp_path: Path, trained: Path
 
 
 def test_a_folder_that_has_grown_is_not_scored_as_if_unseen(run: Run, image_folder: Path, trained: Path) -> None:
-    for number in range(4):
-        shutil.copytree(image_folder / "class7", image_folder / f"a{number}")
+    shutil.copytree(image_folder / "class7", image_folder / "a0")  # by its hash a train class
+    code, printed = run("evaluate", trained, "--no-clustering", "--workers", 0)
+    assert code == 0, printed
+    for number in (8, 9):  # by their hashes test classes
+        shutil.copytree(image_folder / "class7", image_folder / f"class{number}")
     code, printed = run("evaluate", trained)
     assert code == 2
     assert "its data has changed since it was trained" in printed
     code, printed = run("evaluate", trained, image_folder, "--no-clustering", "--workers", 0)
+    assert code == 0 and "of the test classes" not in printed
+    options = ("--test-fraction", "none", "--no-clustering", "--workers", 0)
+    code, printed = run("evaluate", trained, image_folder, *options)
     assert code == 0
-    assert "2 of the test classes have names of classes that the model was trained on ('class2', for one)" in printed
+    words = "3 of the test classes have names of classes that the model was trained on ('class5', for one)"
+    assert f"{words}; the run split its data with --test-fraction 0.2" in printed
 
 
 def test_sixteen_bit_images_keep_their_greys(tmp_path: Path) -> None:

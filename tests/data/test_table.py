@@ -321,6 +321,22 @@ class TestErrors:
         message = error_of(make_csv(csv(header, *PAIRS)))
         assert f"there is no column {column!r}" in message and advice in message
 
+    @pytest.mark.parametrize("prefix", ["https://shop.example/", "s3://bucket/"])
+    def test_addresses_are_no_files(self, make_csv, prefix):
+        message = error_of(make_csv(csv("path,label", *(prefix + row for row in PAIRS))))
+        assert f"line 2: {prefix}a1.png: this is an address, not a file; download the images first" in message
+
+    def test_paths_without_an_ending(self, make_csv):
+        message = error_of(make_csv(csv("image_id,label", *(row.replace(".png", "") for row in PAIRS))))
+        assert "a1: there is no such file" in message and "the path has no ending such as .jpg" in message
+
+    def test_paths_of_windows_and_file_addresses(self, make_csv, make_images, colour_of):
+        root = make_images([row[:6] for row in PAIRS], folder="sub dir")
+        for prefix in ("..\\sub dir\\", f"file://{str(root).replace(' ', '%20')}/"):
+            rows = [f"{prefix}{row},{'train' if row[0] in 'ab' else 'test'}" for row in PAIRS]
+            data = read_table(make_csv(csv("path,label,split", *rows)))
+            assert data.train.open(1).getpixel((0, 0)) == colour_of("a2.png")
+
     def test_one_flag_alone(self, make_csv):
         message = error_of(make_csv(csv("path,label,is_query", *(f"{row},1" for row in PAIRS))))
         assert "there is no column 'is_gallery'" in message

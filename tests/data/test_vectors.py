@@ -110,9 +110,13 @@ class TestColumn:
         values[row] = bad
         assert f"t.parquet row {row}: {said}" in error_of(table(tmp_path / "t.parquet", pa.array(values, kind)))
 
-    def test_finite_numbers_whose_sum_is_not(self, tmp_path):
-        values = np.full((8, 4), 3e38, np.float32)
-        np.testing.assert_array_equal(read(table(tmp_path / "t.parquet", fixed(values))).train.vectors, values[:4])
+    def test_squares_that_overflow(self, tmp_path):
+        values = numbers(8, 4)
+        values[5] = 1.5e19
+        said = "t.parquet row 5: the vector has numbers up to 1.5e+19, whose squares overflow float32; divide"
+        assert said in error_of(table(tmp_path / "t.parquet", fixed(values)))
+        values[5] = 9e18  # the sum of the squares is 3.2e38
+        assert len(read(table(tmp_path / "t.parquet", fixed(values))).train) == 4
 
     def test_lengths(self, tmp_path):
         values = [[1.0, 2.0]] * 8

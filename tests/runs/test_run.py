@@ -350,8 +350,8 @@ def test_validation_classes_have_pairs_and_no_validation_takes_them_all(few: Ben
 def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
     image_folder: Path, broken_png: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    data = dc.read(image_folder, test_fraction=None)
-    broken_png(image_folder / "class1" / "0.png")
+    data = dc.read(image_folder)
+    broken_png(image_folder / "class0" / "0.png")
     warned: list[str] = []
 
     class Hears(NullDisplay):
@@ -364,7 +364,7 @@ def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
     dc.run(data, tmp_path / "run", config, display=Hears())
     warned = [message for message in warned if "learners are one" not in message]
     assert len(warned) == 1
-    assert "class1/0.png" in warned[0]
+    assert "class0/0.png" in warned[0]
     line = lines_of(tmp_path / "run")[0]
     assert sum(line["sizes"]) + line["left_out"] == len(data.train) - 1
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import TRAIN, app, console, note, notes, read_data
+from divcon.cli.app import READING, TRAIN, Reading, app, console, note, notes, read_data
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, current_origins, gather, run_config
 from divcon.errors import ConfigError, Stopped
@@ -19,6 +19,8 @@ _NOT_OF_THE_BASE = {
     "validation_fraction": "use --folds",
     "validation_folds": "use --folds",
     "patience": "all runs have the same epochs",
+    "end_epoch": "all runs have the same epochs",
+    "train_on": "all arms are compared on the test classes",
 }
 
 
@@ -36,6 +38,7 @@ def ablate(
     reference: str | None = None,
     keep_models: Annotated[bool, Parameter(negative=())] = False,
     config: Path | None = None,
+    reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:
     """Compare methods at the same budget: the same images, the same number of trials, several seeds.
@@ -106,7 +109,7 @@ def ablate(
     own, searched = read_space(space) if space is not None else ({}, {})
     arms = arms_of(DEFAULT_ARMS if names is None else names, own)
     numbers = DEFAULT_SEEDS if numbers is None else numbers
-    benchmark = read_data(data, root)
+    benchmark = read_data(data, root, **reading.options(), **base.data.splitting)
     with Bar(notes, in_flags) as bar:
         try:
             results = run_ablation(

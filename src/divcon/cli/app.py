@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
@@ -12,10 +13,12 @@ from rich.console import Console
 from divcon import __version__
 from divcon.cli.imports import import_modules, look_in_current_folder
 from divcon.cli.messages import in_flags
-from divcon.config.settings import Device, OnBadImage
+from divcon.config.fields import field_docs
+from divcon.config.settings import SPLITTING, TEST_FRACTION, DataConfig, Device, OnBadImage, Protocol
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
+    from divcon.data.columns import Columns
 
 app = App(
     name="divcon",
@@ -76,6 +79,84 @@ BadImage = Annotated[
     OnBadImage,
     Parameter(help="What to do with an image that does not decode: stop and name it, or skip it.", group=COMPUTING),
 ]
+
+
+_SPLIT = Group("Split of the data", sort_key=60)
+_DOCS = {name: in_flags(text) for name, text in field_docs(DataConfig).items()}
+_TABLES = Group("Columns of a table", sort_key=10)
+
+
+def _column(text: str) -> Any:
+    return Parameter(help=f"{text} Default: guessed from the usual names, and printed.", group=_TABLES)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ColumnChoice:
+    """Which columns of a table are what: options of every command that reads images or vectors."""
+
+    image_column: Annotated[str | None, _column("The column of the images: their paths, or encoded images.")] = None
+    label_column: Annotated[str | None, _column("The column of the labels.")] = None
+    split_column: Annotated[str | None, _column("The column of the splits.")] = None
+    vector_column: Annotated[str | None, _column("The column of vectors, in place of images.")] = None
+
+    def columns(self) -> Columns:
+        """The columns that are chosen."""
+        from divcon.data.columns import Columns
+
+        return Columns(self.image_column, self.label_column, self.split_column, self.vector_column)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Reading(ColumnChoice):
+    """How labelled data is read: options of `divcon.read` that every command with DATA takes."""
+
+    on_missing_label: Annotated[
+        Literal["stop", "skip"] | None,
+        Parameter(
+            help="What to do with a row without a label: stop and name it, or skip it. Default: stop.", group=_TABLES
+        ),
+    ] = None
+
+    labels_file: Annotated[
+        Path | None,
+        Parameter(
+            help="The labels of a file of vectors (.npy, .npz, .pt, .safetensors), row for row: a .npy, a text with "
+            "one a line, or a table. Default: in the file itself, or beside it.",
+            group=_TABLES,
+        ),
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """The options that are set, by their names in Python."""
+        options = {name: value for name, value in vars(self).items() if value is not None}
+        if self.labels_file is not None:
+            options["labels_file"] = str(self.labels_file.absolute())  # it is recorded with a run
+        return options
+
+
+READING = Reading()
+COLUMNS = ColumnChoice()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Split:
+    """How the data is split, where a command reads data that no run has read."""
+
+    test_fraction: Annotated[float | None, Parameter(group=_SPLIT, help=_DOCS["test_fraction"])] = TEST_FRACTION
+    group: Annotated[str | None, Parameter(group=_SPLIT, help=_DOCS["group"])] = None
+    protocol: Annotated[Protocol, Parameter(group=_SPLIT, help=_DOCS["protocol"])] = "auto"
+    ignore_split: Annotated[bool, Parameter(group=_SPLIT, negative=(), help=_DOCS["ignore_split"])] = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `divcon.read`, those that are not at their defaults."""
+        return {name: value for name, default in SPLITTING.items() if (value := getattr(self, name)) != default}
+
+
+AS_IT_IS = Split()
 
 
 def note(message: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import DATA, Workers, app, console, note, notes, read_data
+from divcon.cli.app import AS_IT_IS, DATA, READING, Reading, Split, Workers, app, console, note, notes, read_data
 from divcon.config.settings import Fit
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
@@ -35,7 +35,9 @@ def check(
     size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
     fit: Fit | None = None,
     augment: str | None = None,
+    reading: Reading = READING,
     workers: Workers = 2,
+    split: Split = AS_IT_IS,
 ) -> None:
     """Check a data set: count its classes and images, and find what would break training or make a score dishonest.
 
@@ -101,7 +103,7 @@ def check(
     for path in (fix, json_file):
         if path is not None:
             check_writable(path)
-    benchmark = _read(data, root)
+    benchmark = _read(data, root, reading, split)
     if fix is not None:
         check_suffix(fix, benchmark)
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
@@ -169,12 +171,12 @@ def _show_augmented(
     )
 
 
-def _read(data: str, root: Path | None) -> Benchmark:
+def _read(data: str, root: Path | None, reading: Reading, split: Split) -> Benchmark:
     """The data; files that are missing are for the check to report."""
     from divcon.data.read import takes_option
 
     options: dict[str, Any] = {"check_files": False} if takes_option(data, "check_files") else {}
-    return read_data(data, root, **options)
+    return read_data(data, root, **options, **reading.options(), **split.options)
 
 
 def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:

@@ -5,13 +5,29 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note, read_data
-from divcon.cli.messages import in_flags
+from divcon.cli.app import (
+    AS_IT_IS,
+    COLUMNS,
+    EVALUATE,
+    READING,
+    BadImage,
+    BatchSize,
+    ColumnChoice,
+    DeviceOption,
+    Reading,
+    Split,
+    Workers,
+    app,
+    console,
+    note,
+    read_data,
+)
+from divcon.cli.messages import flag, in_flags
 from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
@@ -34,25 +50,67 @@ Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 _RERANKING = Group("Re-ranking", sort_key=50)
 
 
-def test_data(run: Path, data: str | None = None, root: Path | None = None) -> Benchmark:
+def test_data(
+    run: Path,
+    data: str | None = None,
+    root: Path | None = None,
+    reading: Reading = READING,
+    split: Split = AS_IT_IS,
+) -> Benchmark:
     """The data to evaluate a run's model on: ``data``, or the run's own, which must be unchanged. Prints a note if the
-    model was trained on some of the test classes."""
+    model was trained on some of the test classes, and which columns were guessed.
+
+    The run's own data is read and split as the run has done, also where it is passed.
+    """
+    from divcon.data.read import splitting_for
     from divcon.runs.folder import RunFolder
 
     folder = RunFolder(run)
+    origin = folder.origin()
+    source = (origin[1].get("source") if origin else None) or {}
+    as_trained = splitting_for(source["data"], origin[0].data.splitting) if origin and _exists(source) else {}
     if data is not None:
-        benchmark = read_data(data, root)
+        same = _names_same(data, source.get("data"))
+        own = {**(source.get("options") or {}), **as_trained} if same else {}
+        benchmark = read_data(data, root, **{**own, **reading.options(), **split.options})
+        for text in benchmark.notes:
+            if text.startswith("columns: "):
+                note(text)
+    elif options := {**reading.options(), **split.options}:
+        raise ConfigError(
+            f"{flag(next(iter(options)))} is for DATA: the run's own data is read and split as the run has done; give "
+            "DATA too"
+        )
     else:
-        origin = folder.origin()
-        source = origin[1].get("source") if origin else None
-        if source is None:
+        if not source:
             raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
         check_trusted(source["data"], str(folder.config))
-        benchmark = read_data(source["data"], source["root"])
+        benchmark = read_data(source["data"], source["root"], **{**(source.get("options") or {}), **as_trained})
     warning = folder.check_test_classes(benchmark, own=data is None)
     if warning:
         note(warning)
     return benchmark
+
+
+def read_own_data(run: Path, data: str, root: Path | None) -> Benchmark:
+    """A run's own data, from where it is now, split as the run has split it."""
+    from divcon.data.read import splitting_for
+    from divcon.runs.folder import RunFolder
+
+    origin = RunFolder(run).origin()
+    return read_data(data, root, **(splitting_for(data, origin[0].data.splitting) if origin else {}))
+
+
+def _exists(source: dict[str, Any]) -> bool:
+    from divcon.data.read import is_dataset_name
+
+    data = source.get("data")
+    return data is not None and not is_dataset_name(data) and Path(data).exists()
+
+
+def _names_same(data: str, other: str | None) -> bool:
+    """Whether two names or paths of data are the same."""
+    return other is not None and (data == other or Path(data).absolute() == Path(other).absolute())
 
 
 @app.command(group=EVALUATE)
@@ -67,6 +125,7 @@ def evaluate(
     parts: Annotated[bool, Parameter(negative=())] = False,
     mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
     metric: Metrics = (),
+    reading: Reading = READING,
     cmc: Rank | None = None,
     rerank: Annotated[bool, Parameter(negative=(), group=_RERANKING)] = False,
     rerank_k1: Annotated[Rank | None, Parameter(group=_RERANKING)] = None,
@@ -76,6 +135,7 @@ def evaluate(
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
+    split: Split = AS_IT_IS,
 ) -> None:
     """Evaluate a run's model on the test classes of a data set.
 
@@ -85,12 +145,16 @@ def evaluate(
 
     divcon evaluate runs/cub --parts --rerank
 
+    The threshold that the run has chosen on its validation classes (RUN/model/threshold.json) is reported with its
+    precision and recall: a nearest neighbour of less similarity is of no known class. They are computed with half of
+    the test classes in the gallery, and then with the other half.
+
     Parameters
     ----------
     run
         A run folder, or a model folder such as RUN/last.
     data
-        As in train. Default: the data of the run.
+        As in train. Default: the data of the run, split as the run has split it.
     root
         As in train.
     json_file
@@ -123,9 +187,10 @@ def evaluate(
 
     from divcon.data.loading import only_decodable
     from divcon.evaluation.protocol import evaluate as evaluate_model
+    from divcon.evaluation.threshold import read_threshold
     from divcon.models import EmbeddingModel
     from divcon.runs.display import print_scores
-    from divcon.runs.folder import own_benchmark
+    from divcon.runs.folder import RunFolder, own_benchmark
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
@@ -133,7 +198,7 @@ def evaluate(
     if json_file is not None:
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    benchmark = test_data(run, data, root)
+    benchmark = test_data(run, data, root, reading, split)
     context = Context(workers, on_warning=note)
     order_by = None
     if parts and len(model.head.dimensions()) > 1:
@@ -148,6 +213,7 @@ def evaluate(
     result = evaluate_model(
         model,
         benchmark,
+        threshold=(read_threshold(run) or {}).get("min_score"),
         clustering=clustering,
         parts=parts,
         baselines=baselines,
@@ -160,6 +226,8 @@ def evaluate(
         batch_size=batch_size,
         context=context,
     )
+    if RunFolder(run).trained_on_test(benchmark):
+        result["trained_on_test"] = True
     print_scores(result, console, in_flags)
     if json_file is not None:
         with atomic_write(json_file) as beside:
@@ -183,6 +251,7 @@ def encode(
     *,
     out: Path,
     learner: int | None = None,
+    columns: ColumnChoice = COLUMNS,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
@@ -218,7 +287,7 @@ def encode(
     if learner is not None and not 0 <= learner < model.num_learners:
         raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
     context = Context(workers, on_warning=note)
-    image_set = images_of(images[0] if len(images) == 1 else images, context=context)
+    image_set = images_of(images[0] if len(images) == 1 else images, chosen=columns.columns(), context=context)
     if on_bad_image == "skip":
         image_set = decodable(image_set, context)
     embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)

@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import DATA, BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
+from divcon.cli.app import (
+    AS_IT_IS,
+    DATA,
+    READING,
+    BadImage,
+    BatchSize,
+    DeviceOption,
+    Reading,
+    Split,
+    Workers,
+    app,
+    console,
+    note,
+    notes,
+    read_data,
+)
 from divcon.config.image_size import saved_size
 from divcon.config.pixel_range import saved_pixel_range
 from divcon.config.settings import Fit, ModelConfig
@@ -31,10 +46,12 @@ def features(
     fit: Fit | None = None,
     weights: Path | None = None,
     run: Path | None = None,
+    reading: Reading = READING,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
+    split: Split = AS_IT_IS,
 ) -> None:
     """Compute the pooled features of a pretrained backbone for a whole data set, to train on them instead of its
     images. The parquet file is the same benchmark, with the same split.
@@ -85,7 +102,7 @@ def features(
     where = resolve_device(device)
     settings = ModelConfig(backbone=backbone or "auto", image_size=size or 0, fit=fit or "auto", weights=weights)  # type: ignore[arg-type]
     model = EmbeddingModel.load(run, device=where) if run is not None else None
-    benchmark = read_data(data, root)
+    benchmark = read_data(data, root, **reading.options(), **split.options)
     if model is None:
         model = _pretrained(settings, benchmark).to(where)
     context = Context(workers, on_warning=note)

@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import SEARCH, BadImage, BatchSize, DeviceOption, Workers, app, console, note, notes, read_data
+from divcon.cli.app import (
+    COLUMNS,
+    SEARCH,
+    BadImage,
+    BatchSize,
+    ColumnChoice,
+    DeviceOption,
+    Workers,
+    app,
+    console,
+    note,
+    notes,
+    read_data,
+)
 from divcon.cli.messages import flag
 from divcon.errors import ConfigError, StoreError
 
@@ -42,6 +55,7 @@ def index(
     check: str | None = None,
     info: str | None = None,
     change_types: str | None = None,
+    columns: ColumnChoice = COLUMNS,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
@@ -135,7 +149,7 @@ def index(
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
-    items, total = _items(images or [], root, stream, types)
+    items, total = _items(images or [], root, stream, types, columns)
     if parts is not None:
         from divcon.search.items import chunks_of
 
@@ -176,7 +190,11 @@ def _column_types(words: list[str] | None) -> dict[str, str]:
 
 
 def _items(
-    images: list[str], root: Path | None, stream: str | None, column_types: dict[str, str]
+    images: list[str],
+    root: Path | None,
+    stream: str | None,
+    column_types: dict[str, str],
+    columns: ColumnChoice,
 ) -> tuple[Any, int | None]:
     """The items to index, and their number; of a listing, which is read as it is indexed, an iterator of chunks and
     None."""
@@ -192,7 +210,12 @@ def _items(
     if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
         image_set = read_data(images[0], root).gallery
     else:
-        image_set = images_of(images[0] if len(images) == 1 else images, root, context=Context(on_warning=note))
+        image_set = images_of(
+            images[0] if len(images) == 1 else images,
+            root,
+            chosen=columns.columns(),
+            context=Context(on_warning=note),
+        )
     items, repeated = items_of(image_set, column_types=column_types, context=Context(on_warning=note))
     if repeated:
         note(f"left out {repeated:,} rows with the same image as an earlier row")

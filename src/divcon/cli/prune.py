@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note, read_data
+from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.evaluate import read_own_data
 from divcon.errors import OutputError
 
 
@@ -69,7 +70,7 @@ def prune(
     context = Context(workers, on_warning=note)
     benchmark = own_benchmark(
         run,
-        None if data is None else read_data(data, root),
+        None if data is None else read_own_data(run, data, root),
         must_be_own=True,
         whole=by == "whitening",  # fitted to more images than the others choose by
         context=context,

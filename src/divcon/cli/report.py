@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note, read_data
-from divcon.cli.evaluate import Metrics, test_data
+from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.evaluate import Metrics, read_own_data, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -79,7 +79,7 @@ def report(
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
         test_scores = evaluate_model(model, benchmark, clustering=False, **options)
     elif data is not None:
-        benchmark = read_data(data, root)
+        benchmark = read_own_data(run, data, root)
     path = write_report(
         run, benchmark, out=out, scores=test_scores, batch_size=batch_size, device=where, context=context
     )

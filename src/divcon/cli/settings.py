@@ -176,12 +176,15 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
     layers = []
     if "config" in options and (path := _word(options["config"])) is not None:
         layers.append(_file_layer(Path(path), options, origins))
+        _put_reading(origins, settings)
     # By now the options hold the data and init that the file names.
     words = {name: _word(argument) for name, argument in options.items()}
-    resume, out, init = (words.get(name) for name in ("resume", "out", "init"))
+    resume, out, init, like = (words.get(name) for name in ("resume", "out", "init", "like"))
     run = _run_layer(Path(out)) if resume and out else None
     if run is not None:
         layers.append(run)
+    if like is not None and not resume:
+        layers.append(_like_layer(Path(like)))
     preset = words.get("preset") or (options["preset"].field_info.default if "preset" in options else None)
     if run is not None and preset is not None:
         raise ConfigError(f"--preset {preset}: the run in {out} is resumed with its own settings; leave it out")
@@ -200,6 +203,8 @@ def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | Non
     tree: dict[str, Any] = {}
     if source is not None:
         tree["source"] = {name: source[name] for name in ("data", "root")}
+        if source.get("options"):
+            tree["source"]["options"] = dict(source["options"])
     if init is not None:
         tree["init"] = str(init.absolute())
     comments: dict[tuple[str, ...], str] = {}
@@ -260,6 +265,18 @@ def _file_layer(path: Path, options: dict[str, Argument], origins: Origins) -> _
     return _Layer(values, lambda name, *keys: file.where(SECTION_OF[name], name, *keys), file=True)
 
 
+def _put_reading(origins: Origins, settings: dict[str, Argument]) -> None:
+    """Take how the data is read from the file, where the data is the file's."""
+    file = origins.file
+    if file is None or "data" not in origins.in_file:
+        return
+    for name, value in (file.values["source"].get("options") or {}).items():
+        if name in settings and not settings[name].tokens:
+            place = file.where("source", "options", name)
+            settings[name].append(Token(keyword=name, implicit_value=value, source=place))
+            origins.places[(name,)] = place
+
+
 def _data(file: ConfigFile, data: str) -> str:
     """The name of a data set, or of a reader that the user has allowed, as it is; a path, from the file's folder."""
     from divcon.data.read import NAMED
@@ -286,6 +303,15 @@ def _run_layer(out: Path) -> _Layer | None:
         check_doors(kind, vars(getattr(config, section)), str(RunFolder(out).config))
     values = {name: getattr(getattr(config, section), name) for name, section in SECTION_OF.items()}
     return _Layer(values, lambda *_: f"run {out}")
+
+
+def _like_layer(like: Path) -> _Layer:
+    from divcon.runs.like import NOT_LIKE
+
+    layer = _run_layer(like)
+    if layer is None:
+        raise ConfigError(f"--like {like}: holds no run; give the folder of a run that is complete")
+    return _Layer({name: value for name, value in layer.values.items() if name not in NOT_LIKE}, layer.place)
 
 
 def _preset_layer(name: str, data: str | None) -> _Layer:

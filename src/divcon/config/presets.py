@@ -37,6 +37,12 @@ YOURS = frozenset(
         "validation_fraction",
         "evaluate_every",
         "on_bad_image",
+        "test_fraction",
+        "group",
+        "protocol",
+        "ignore_split",
+        "train_on",
+        "end_epoch",
     }
 )
 """Settings that no preset decides."""

@@ -113,6 +113,10 @@ class ModelConfig:
     become black and white: full (0 and 65535), own (the lowest and the highest value of each image), or two numbers, as
     in `pixel_range=0,4095`. auto: from the training images; 0,4095 where their values need 12 bits, for example. It is
     saved with the model. Other images are not changed by it."""
+    channels: int = 3
+    """Number of channels of the images: 3 (colours, of any file), 1 (grey, of any file), or another, of arrays in .npy
+    files, of TIFF with several bands, or of images with alpha. timm adapts pretrained weights to it. Not used for
+    vectors."""
     pooling: Pooling = "auto"
     """How the backbone's feature map becomes one vector: auto (the backbone's own pooling), avg, max, gem (generalised
     mean, Radenovic et al., TPAMI 2018: p is learned and starts at 3; negative values count as zero), or token (a vision
@@ -141,7 +145,7 @@ class ModelConfig:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", Path(self.weights).absolute())
-        at_least(self, num_learners=0, embedding_dim=1)
+        at_least(self, num_learners=0, embedding_dim=1, channels=1)
         if min(height_width(self.image_size)) < 1 and self.image_size != 0:
             raise ConfigError(
                 f"`image_size` {saved_size(self.image_size)}: height and width must be at least 1", field="image_size"
@@ -519,8 +523,9 @@ class DataConfig:
     `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
     the last epoch, as the papers do."""
     validation_fraction: float = setting(0.0, before=0.1)
-    """Share of the training classes to hold out, where the data does not mark validation classes. 0: a tenth, or less
-    where that would be more than 10,000 images (see `divcon.config.from_data`)."""
+    """Share of the training classes to hold out, where the data does not mark validation classes; in a closed set, of
+    the training images. 0: a tenth, or less where that would be more than 10,000 images (see
+    `divcon.config.from_data`)."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
     select_by: SelectBy = setting("auto", before="recall_at_1")
@@ -613,6 +618,8 @@ class DataSource:
     root: Path | None = None
     fingerprint: str | None = None
     """The fingerprint of the training data, so that a run is repeated on the same data."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """More arguments of `divcon.read`, such as ``label_column``."""
 
 
 @dataclass(frozen=True)
@@ -629,6 +636,12 @@ class RunConfig:
                 raise ConfigError(
                     f"`{name}`: expected a {kind.__name__}, not {type(getattr(self, name)).__name__}", field=name
                 )
+        end, epochs = self.data.end_epoch, self.train.epochs
+        if end is not None and epochs and end >= epochs:
+            raise ConfigError(
+                f"`end_epoch` {end}: the epochs are 0 to {epochs - 1} (`epochs` {epochs})",
+                field=("end_epoch", "epochs"),
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, by section; parts of the user's own by name (see `divcon.config.fields`)."""

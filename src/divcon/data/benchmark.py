@@ -143,7 +143,7 @@ def _closed_note(train: LabeledSet, query: LabeledSet, *, whole: bool) -> str:
     gallery = f"{counted(len(train), 'training image')}" if whole else "its gallery images"
     return (
         f"a closed set: train and test have the same classes; {counted(len(query), 'test image')} search among "
-        f"{gallery}, and scores do not compare with those on classes that are not trained on (`protocol=open`)"
+        f"{gallery}, and scores do not compare with those on classes that are not trained on"
     )
 
 

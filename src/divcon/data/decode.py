@@ -6,16 +6,19 @@ import importlib
 import importlib.util
 import io
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from divcon.config.pixel_range import PixelRange
+from divcon.data.channels import NPY, TIFF, array_in, as_picture, is_npy_image
+from divcon.data.channels import decode_channels as read_channels
 from divcon.errors import ImageError
 
 _NEVER = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
@@ -72,8 +75,11 @@ def decode(
     box: tuple[int, int, int, int] | None = None,
     needs: int | None = None,
     pixel_range: PixelRange = "full",
+    *,
+    any_channels: bool = False,
 ) -> Image.Image:
-    """Decode the image in a file, or in the bytes of one, as RGB.
+    """Decode the image in a file, or in the bytes of one, as RGB. A ``.npy`` file holds an array (H, W), (H, W, C) or
+    (C, H, W).
 
     Transparent pixels become white, channels of more than 8 bits are scaled by ``pixel_range``, CMYK and LAB are
     converted, and colour profiles are not applied. Of an animation or a document it is the first frame or page. The
@@ -91,16 +97,63 @@ def decode(
         pixel_range: what becomes black and white, of images with more than 8 bits a channel. ``full``: 16-bit channels
             keep their upper 8 bits; floating-point numbers and values beyond 16 bits are refused. Of colours in 16 bits
             the others are read from PNG; other formats keep the upper 8 bits.
+        any_channels: of an array of other than one or three channels, which is refused, take the first ones, to look
+            at it.
 
     Raises:
         ImageError: the file is missing or empty, does not decode, has too many pixels, or the box is outside of it. The
             message does not name the file.
     """
+    return _decoded(source, lambda file: _decode(file, box, needs, pixel_range, any_channels))
+
+
+def decode_channels(
+    source: str | os.PathLike[str] | bytes,
+    channels: int,
+    box: tuple[int, int, int, int] | None = None,
+    pixel_range: PixelRange = "full",
+) -> torch.Tensor:
+    """As `decode`, of images of another number of channels than three: (C, H, W) uint8.
+
+    One channel is grey, of any image; two and four are those of images with alpha or of CMYK, as they are stored; any
+    number is of arrays in ``.npy`` files and of TIFF (with tifffile).
+
+    Raises:
+        ImageError: as `decode`, or the image has another number of channels.
+    """
+
+    def pixels(file: IO[bytes]) -> torch.Tensor:
+        content = file.read()
+
+        def opened() -> Image.Image:
+            try:
+                image = Image.open(io.BytesIO(content), formats=_formats())
+            except Image.UnidentifiedImageError:
+                raise ValueError(_unidentified(io.BytesIO(content))) from None
+            turn = _turn(image)
+            image.load()
+            cropped = image if box is None else _cropped(image, box)
+            return cropped if turn is None else cropped.transpose(turn)
+
+        return read_channels(content, channels, box, pixel_range, opened)
+
+    return _decoded(source, pixels)
+
+
+T = TypeVar("T")
+
+
+def _decoded(source: str | os.PathLike[str] | bytes, function: Callable[[IO[bytes]], T]) -> T:
+    """Call a function with an open file.
+
+    Raises:
+        ImageError: whatever it raises, in words.
+    """
     try:
         if isinstance(source, bytes):
-            return _decode(io.BytesIO(source), box, needs, pixel_range)
+            return function(io.BytesIO(source))
         with Path(source).open("rb") as file:
-            return _decode(file, box, needs, pixel_range)
+            return function(file)
     except MemoryError:
         raise
     except FileNotFoundError:
@@ -117,13 +170,24 @@ def decode(
 
 
 def _decode(
-    file: IO[bytes], box: tuple[int, int, int, int] | None, needs: int | None, pixel_range: PixelRange
+    file: IO[bytes],
+    box: tuple[int, int, int, int] | None,
+    needs: int | None,
+    pixel_range: PixelRange,
+    any_channels: bool,
 ) -> Image.Image:
+    start = file.read(len(NPY))
+    file.seek(0)
+    if start == NPY:
+        return _of_array(file.read(), box, pixel_range, any_channels)
     try:
         image = Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
         image = _reduced(file, str(error), box)
     except Image.UnidentifiedImageError:
+        if start.startswith(TIFF):
+            file.seek(0)
+            return _of_array(file.read(), box, pixel_range, any_channels)
         raise ValueError(_unidentified(file)) from None
     with image:
         # Before EXIF is read, for which Pillow decodes a PNG.
@@ -216,6 +280,9 @@ def deep_values(source: str | os.PathLike[str] | bytes) -> np.ndarray | None:
         Exception: of any kind, where the image cannot be read.
     """
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if content.startswith(NPY):
+        array = array_in(content)
+        return None if array is None or array.dtype in (np.uint8, np.bool_) else array
     with Image.open(io.BytesIO(content), formats=_formats()) as image:
         if _is_deep_png(image):
             values = _png_values(content)
@@ -232,7 +299,6 @@ def _is_deep_png(image: Image.Image) -> bool:
 
 def _png_values(content: bytes) -> np.ndarray:
     """The (H, W, C) uint16 values of a PNG."""
-    import torch
     from torchvision.io import ImageReadMode, decode_png
 
     data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -248,6 +314,16 @@ def _deep_png(file: IO[bytes], box: tuple[int, int, int, int] | None, pixel_rang
         pixels = np.concatenate([pixels, (values[..., -1:] >> 8).astype(np.uint8)], axis=2)
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     return to_rgb(image if box is None else _cropped(image, box))
+
+
+def _of_array(
+    content: bytes, box: tuple[int, int, int, int] | None, pixel_range: PixelRange, any_channels: bool
+) -> Image.Image:
+    array = array_in(content)
+    if array is None:
+        raise ValueError(_unidentified(io.BytesIO(content)))
+    picture = as_picture(array, pixel_range, any_channels=any_channels)
+    return picture if box is None else _cropped(picture, box)
 
 
 @cache
@@ -287,6 +363,8 @@ def is_image_file(path: str | os.PathLike[str], ending: str) -> bool:
     The ending decides, so that a damaged image is one. Where the ending is also that of other files, or there is none,
     the first bytes of the file decide.
     """
+    if ending == ".npy":
+        return is_npy_image(path)
     kind = image_endings().get(ending)
     if kind is not None and ending not in _SHARED_ENDINGS:
         return True

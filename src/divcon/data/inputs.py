@@ -13,13 +13,16 @@ from divcon.data.benchmark import Benchmark, labelled
 from divcon.data.finite import unusable
 from divcon.data.labeled_set import LabeledSet, row_name
 from divcon.data.labels import read_labels
+from divcon.data.python_values import columns_of, has_split, is_batch, is_value
 from divcon.data.read import read
+from divcon.data.readers.table import read_columns, set_of_columns
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
 
-LabeledData = Benchmark | LabeledSet | str | os.PathLike[str] | tuple[Any, Any]
-"""A benchmark, a labelled set, a path or name that `divcon.read` takes, or ``(vectors, labels)``: arrays or tensors of
-shape (N, F) and (N,)."""
+LabeledData = Benchmark | LabeledSet | str | os.PathLike[str] | tuple[Any, Any] | Any
+"""A benchmark, a labelled set, a path or name that `divcon.read` takes, ``(vectors, labels)``: arrays or tensors of
+shape (N, F) and (N,), or another Python value that `divcon.read` takes: a frame, a list, a dict, a Dataset. Of values
+without a column ``split`` all rows are used."""
 
 
 def as_labeled_set(data: LabeledData, context: Context = DEFAULT) -> LabeledSet:
@@ -29,7 +32,9 @@ def as_labeled_set(data: LabeledData, context: Context = DEFAULT) -> LabeledSet:
         DataError: it is nothing of that kind; it cannot be read; or the benchmark has nothing to train on.
     """
     if not isinstance(data, (str, os.PathLike, Benchmark)):
-        return _as_set(data)
+        data = _as_set(data, context)
+        if isinstance(data, LabeledSet):
+            return data
     benchmark = as_benchmark(data, context)
     if not len(benchmark.train):
         raise DataError(f"{benchmark.train.source}: has no train images; it can be evaluated on, not trained on")
@@ -53,19 +58,29 @@ def as_benchmark(data: LabeledData, context: Context = DEFAULT, **options: Any) 
     if isinstance(data, Benchmark):
         return data
     if isinstance(data, (str, os.PathLike)):
-        return read(data, context=context, **options)
-    images = _as_set(data)
+        benchmark = read(data, context=context, **options)
+        for note in benchmark.notes:
+            if note.startswith("columns: "):
+                context.warn(note)
+        return benchmark
+    images = _as_set(data, context)
+    if isinstance(images, Benchmark):
+        return images
     return Benchmark(images.source, images.subset(np.empty(0, np.int64)), images, images)
 
 
-def _as_set(data: Any) -> LabeledSet:
+def _as_set(data: Any, context: Context) -> LabeledSet | Benchmark:
+    """The set; of columns with a split, the benchmark."""
     if isinstance(data, LabeledSet):
         return data
-    if not (isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape")):
-        raise DataError(
-            f"`data` is {_shown(data)}: pass what `divcon.read` returns, one of its labelled sets, a path or name that "
-            "it takes, or (vectors, labels) as arrays"
-        )
+    if not (isinstance(data, (tuple, list)) and len(data) == 2 and _is_vectors(data[0])):
+        if not is_value(data) or _is_list_of_paths(data):
+            raise DataError(
+                f"`data` is {_shown(data)}: pass what `divcon.read` returns, one of its labelled sets, a path or name "
+                "that it takes, (vectors, labels) as arrays, a frame, a list of rows, or a Dataset"
+            )
+        columns = columns_of(data)
+        return read_columns(columns) if has_split(columns) else set_of_columns(columns, context=context)
     vectors, labels = _array(data[0]), read_labels(_array(data[1]) if hasattr(data[1], "shape") else data[1])
     check_vectors(vectors)
     if len(labels.codes) != len(vectors):
@@ -81,6 +96,16 @@ def _as_set(data: Any) -> LabeledSet:
         source="arrays",
         vectors=np.ascontiguousarray(vectors, np.float32),
         spellings=labels.spellings,
+    )
+
+
+def _is_vectors(value: Any) -> bool:
+    return hasattr(value, "shape") and not is_batch(value)
+
+
+def _is_list_of_paths(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and (
+        not data or all(isinstance(item, (str, os.PathLike)) or item is None for item in data)
     )
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 
 from divcon.config.pixel_range import PixelRange
-from divcon.data.decode import decode
+from divcon.data.decode import decode, decode_channels
 from divcon.data.digests import SPELLINGS, digest_of, from_root
 from divcon.data.encoded import Encoded
 from divcon.data.image_files import printable
 from divcon.data.tables import where_in
 from divcon.errors import ImageError
+
+T = TypeVar("T")
 
 NO_PATH = "(no path)"
 """The path of an encoded image that has none."""
@@ -176,16 +181,31 @@ class LabeledSet:
         except OSError as error:
             raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
-    def open(self, i: int, needs: int | None = None, pixel_range: PixelRange = "full") -> Image.Image:
+    def open(
+        self, i: int, needs: int | None = None, pixel_range: PixelRange = "full", *, any_channels: bool = False
+    ) -> Image.Image:
         """Decode image i, cropped to its box, as RGB (see `divcon.data.decode.decode`).
 
         Args:
             needs: pixels that its shorter side must have at least: a JPEG may be decoded at a smaller scale.
             pixel_range: what becomes black and white, of images with more than 8 bits a channel.
+            any_channels: show arrays of any number of channels.
 
         Raises:
             ImageError: the file is missing or does not decode (the message names it), or the set is of vectors.
         """
+        return self._decoded(i, lambda source, box: decode(source, box, needs, pixel_range, any_channels=any_channels))
+
+    def open_channels(self, i: int, channels: int, pixel_range: PixelRange = "full") -> torch.Tensor:
+        """Decode image i, cropped to its box, with another number of channels than three: (C, H, W) uint8 (see
+        `divcon.data.decode.decode_channels`).
+
+        Raises:
+            ImageError: as of `open`, or the image has another number of channels.
+        """
+        return self._decoded(i, lambda source, box: decode_channels(source, channels, box, pixel_range))
+
+    def _decoded(self, i: int, function: Callable[[Any, tuple[int, int, int, int] | None], T]) -> T:
         if self.vectors is not None:
             raise ImageError(f"{self.where(i)}: this is a vector, not an image; vectors are not opened")
         box = None
@@ -195,8 +215,8 @@ class LabeledSet:
         encoded = self.encoded
         try:
             if encoded is None:
-                return decode(Path(self.root, self.path(i)), box, needs, pixel_range)
-            return decode(encoded[int(self.rows[i])].as_py(), box, needs, pixel_range)
+                return function(Path(self.root, self.path(i)), box)
+            return function(encoded[int(self.rows[i])].as_py(), box)
         except ImageError as error:
             raise ImageError(f"{self.where(i)}: {error}") from None
 

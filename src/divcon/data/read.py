@@ -21,6 +21,8 @@ from divcon.data.image_files import check_name, is_folder
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.vehicleid import vehicleid_of
+from divcon.data.python_values import columns_of, is_value
+from divcon.data.readers.arrays import is_vector_file, read_vector_file
 from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
 from divcon.data.readers.table import read_columns, read_table, read_table_folder, table_files
@@ -35,7 +37,7 @@ Reader = Callable[..., Any]
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
-Readable = str | os.PathLike[str] | Reader | Mapping[str, Any] | pa.Table
+Readable = str | os.PathLike[str] | Reader | Mapping[str, Any] | pa.Table | Any
 
 
 def read(
@@ -56,16 +58,20 @@ def read(
             - a folder with one folder per class (``read_folder``);
             - a CSV, parquet or JSON Lines file (``read_table``), or a folder of tables: one parquet per split, or
               images beside a metadata.csv (``read_table_folder``);
-            - columns in memory: a dict of lists, a pyarrow table, or a data frame of pandas or polars
-              (``read_columns``);
+            - a file of vectors: .npy, .npz, .pt or .safetensors (``read_vector_file``);
+            - columns in memory: a dict of lists, a list of dicts or of pairs (image, label), a pair (images or vectors,
+              labels), a pyarrow table, a data frame of pandas or polars, a `datasets.Dataset` or `DatasetDict`, a torch
+              `Dataset` (`divcon.data.python_values.columns_of`, ``read_columns``);
             - a reader of your own: a function that returns a `Benchmark`, or its name, ``"my_module:my_reader"``.
         root: the folder of a named data set, or the folder that a table's relative paths start from. For a published
             data set it may be the downloaded archive, which is unpacked beside itself. A reader of your own is passed
             it if it takes ``root``.
         context: reports how much of an archive is unpacked. A reader of your own is passed it if it takes ``context``.
         options: of the reader. Tables and folders take ``flip=False``, for data in which a mirrored image is of another
-            class; tables and published data sets take ``check_files=False``, to not look for every file now. Tables and
-            folders also take
+            class; tables and published data sets take ``check_files=False``, to not look for every file now. Tables
+            take ``image_column``, ``label_column``, ``split_column`` and ``vector_column``, the names of these columns
+            (None: guessed from the usual names, and `Benchmark.notes` says which), and ``on_missing_label="skip"``;
+            files of vectors take ``labels_file``. Tables and folders also take
 
             - ``test_fraction``: share of the classes to test on, where the data has no split (0.2). They are drawn by a
               hash of each class's name, so that a class stays on its side when others are added. None: the last half of
@@ -111,7 +117,7 @@ def splitting_for(data: Readable, splitting: Mapping[str, Any]) -> dict[str, Any
 
 
 def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **options: Any) -> Benchmark:
-    """Read the data that a file says a run was trained on: ``{"data": ..., "root": ...}``.
+    """Read the data that a file says a run was trained on: ``{"data": ..., "root": ..., "options": ...}``.
 
     Args:
         where: the file, for the message.
@@ -123,7 +129,8 @@ def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **o
         DataError, ConfigError, OutputError: as of `read`.
     """
     check_trusted(source["data"], where, trust)
-    return read(source["data"], source.get("root"), **splitting_for(source["data"], options))
+    options = {**(source.get("options") or {}), **splitting_for(source["data"], options)}
+    return read(source["data"], source.get("root"), **options)
 
 
 def takes_option(data: Readable, option: str) -> bool:
@@ -173,13 +180,13 @@ NAMED: dict[str, Reader] = {
 def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader, str, tuple[Any, ...]]:
     """The reader of the data, its name for messages, and the positional arguments it is called with."""
     if not isinstance(data, (str, os.PathLike)):
-        if isinstance(data, Mapping) or hasattr(data, "__arrow_c_stream__"):
-            return read_columns, "the table", (data, root)
+        if is_value(data):
+            return read_columns, "the table", (columns_of(data), root)
         if callable(data):
             return data, f"reader {name_of(data)}", ()
         raise DataError(
             f"{type(data).__name__} cannot be read: pass the name of a data set, a folder, a table, a dict of columns, "
-            "or a function that returns a Benchmark"
+            "a list of rows, a data frame, a Dataset, or a function that returns a Benchmark"
         )
     name = os.fspath(data)
     if root is not None:
@@ -194,12 +201,17 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
         return (read_table_folder if table_files(path) else read_folder), name, (path,)
     if is_table(path):
         return read_table, name, (path, root)
+    if is_vector_file(path):
+        if root is not None:
+            raise ConfigError(f"{name}: a file of vectors takes no `root`", field="root")
+        return read_vector_file, name, (path,)
     if path.is_file():
         if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".zip", ".pkl", ".pickle", ".html", ".h5", ".hdf5", ".txt"):
             content_of(path)  # says what it is, if it is no table by its content either
         raise DataError(
             f"{name}: labelled images come as a folder with one folder per class, or as a table "
             f"({', '.join(TABLE_SUFFIXES)}) with the columns path and label"
+            f"{'; if it is a table, give it the ending .csv' if path.suffix.lower() == '.txt' else ''}"
         )
     if is_named(name):
         reader = load_part(name, "reader")
@@ -214,10 +226,16 @@ def _check_options(reader: Reader, name: str, options: Mapping[str, Any], num_ar
     if known is None:
         return
     for option in options:
+        if option not in known[num_arguments:] and option in _OF_TABLES:
+            what = "files of vectors (.npy, .npz, .pt, .safetensors)" if option == "labels_file" else "tables"
+            raise ConfigError(f"{name}: `{option}` is for {what}, and this is none", field=option)
         if option not in known[num_arguments:]:
             rest = [known_name for known_name in known[num_arguments:] if known_name != "context"]
             what = unknown("option", option, rest) if rest else f"takes no `{option}`"
             raise ConfigError(f"{name}: {what}", field=option)
+
+
+_OF_TABLES = ("image_column", "label_column", "split_column", "vector_column", "on_missing_label", "labels_file")
 
 
 def _takes(reader: Reader, option: str) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from divcon.config.from_data import ImageFacts
 from divcon.config.settings import ModelConfig
+from divcon.data.channels import channels_last
 from divcon.data.decode import deep_values, lies_on_its_side
 from divcon.data.encoded import RowGroups
 from divcon.data.labeled_set import LabeledSet
@@ -75,8 +76,22 @@ def _spread(images: LabeledSet, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
+def _npy_shape(images: LabeledSet, index: int) -> tuple[int, int] | None:
+    """Height and width of an image in a ``.npy`` file without a box; None of other files."""
+    if images.encoded is not None or not images.path(index).lower().endswith(".npy"):
+        return None
+    if images.boxes is not None and images.boxes[index][0] >= 0:
+        left, top, right, bottom = images.boxes[index].tolist()
+        return bottom - top, right - left
+    array = np.load(Path(images.root, images.path(index)), mmap_mode="r", allow_pickle=False)
+    height, width = channels_last(array).shape[:2]
+    return height, width
+
+
 def _shape(images: LabeledSet, index: int) -> tuple[int, int] | None:
     try:
+        if (shape := _npy_shape(images, index)) is not None:
+            return shape
         file = Path(images.root, images.path(index)) if images.encoded is None else io.BytesIO(images.content(index))
         with Image.open(file) as image:
             (width, height), turned = image.size, lies_on_its_side(image)

@@ -10,7 +10,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -67,14 +67,17 @@ __all__ = [
     "PARQUET_SUFFIXES",
     "TABLE_SUFFIXES",
     "VECTOR_COLUMN",
+    "VECTOR_SUFFIXES",
     "Columns",
     "SourceName",
     "TableFile",
     "Tables",
+    "array_column",
     "first_line",
     "is_in_memory",
     "is_parquet",
     "is_table",
+    "load_file",
     "load_table",
     "load_tables",
     "metadata_of",
@@ -164,12 +167,23 @@ def load_table(path: Path, chosen: Columns = GUESS) -> pa.Table:
     return load_file(path, chosen).rows
 
 
-def load_file(path: Path, chosen: Columns = GUESS, *, unknown_is_missing: bool = False) -> Loaded:
+def load_file(
+    path: Path,
+    chosen: Columns = GUESS,
+    *,
+    unknown_is_missing: bool = False,
+    constants: Sequence[tuple[str, str | None]] = (),
+    one_of_several: bool = False,
+) -> Loaded:
     """Load a file's columns that describe images (see `divcon.data.columns.roles_of`).
 
     The format is that of the content, whatever the name says; compressed files and text in UTF-16 are read. A CSV may
     be separated by commas, semicolons, tabs or bars, and start with a byte order mark. JSON may be one object a line, a
     list of objects, or an object of columns. Numbers of labels become names where the file has them (``ClassLabel``).
+
+    Args:
+        constants: more columns, with the one value of all rows.
+        one_of_several: a file without rows is no error.
 
     Raises:
         DataError: there is no such file, or it is no table (the message says what it is), has no rows, rows of unequal
@@ -180,15 +194,15 @@ def load_file(path: Path, chosen: Columns = GUESS, *, unknown_is_missing: bool =
         raise DataError(f"{path}: there is no such file")
     kind = content_of(path).format
     if kind == "csv":
-        loaded = _load_csv(path, chosen)
+        loaded = _load_csv(path, chosen, constants)
     elif kind == "parquet":
-        loaded = _load_parquet(path, chosen)
+        loaded = _load_parquet(path, chosen, constants)
     else:
-        whole = _read_json(path) if kind == "json" else _read_arrow(path)
+        whole = _with(_read_json(path) if kind == "json" else _read_arrow(path), constants)
         roles = roles_of(str(path), list(kinds_of(whole.schema).items()), chosen)
         loaded = Loaded(path, kind, _renamed(whole, roles), tuple(whole.column_names), roles, whole)
     rows = loaded.rows
-    if not len(rows):
+    if not len(rows) and not one_of_several:
         raise DataError(f"{path}: the table has no rows")
     if "label" in loaded.roles.names and loaded.format in ("parquet", "arrow"):
         schema = loaded.whole.schema if loaded.whole is not None else pq.read_schema(path)
@@ -196,7 +210,63 @@ def load_file(path: Path, chosen: Columns = GUESS, *, unknown_is_missing: bool =
         labels = named_labels(path, rows["label"], names, unknown_is_missing=unknown_is_missing)
         rows = rows.set_column(rows.column_names.index("label"), "label", labels)
     _check_columns(str(path), rows, loaded.roles)
-    return Loaded(loaded.path, loaded.format, rows, loaded.present, loaded.roles, loaded.whole)
+    loaded = replace(loaded, rows=rows)
+    if loaded.roles.kind == "encoded" and (paths := _paths_alone(loaded)) is not None:
+        rows, roles = _with_paths(rows, loaded.roles, paths)
+        loaded = replace(loaded, rows=rows, roles=roles)
+    return loaded
+
+
+def _paths_alone(loaded: Loaded) -> pa.ChunkedArray | None:
+    """The paths in a column of encoded images that has no bytes, as ``datasets`` writes it for images in files."""
+    name = loaded.roles.names["image"]
+    if loaded.whole is not None:
+        return paths_alone(loaded.whole[name])
+    with pq.ParquetFile(loaded.path) as parquet:
+        kind = parquet.schema_arrow.field(name).type
+        if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+            return None
+        about = parquet.metadata
+        sizes = [
+            about.row_group(g).column(i).total_uncompressed_size
+            for g in range(about.num_row_groups)
+            for i in range(about.num_columns)
+            if about.row_group(g).column(i).path_in_schema == f"{name}.bytes"
+        ]
+        # Nulls take next to nothing: images are not read to know that they are there.
+        if sum(sizes) > 200 * len(sizes) + about.num_rows:
+            return None
+        return paths_alone(parquet.read(columns=[name])[name])
+
+
+def paths_alone(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The paths in a column of structs of bytes and path, if all have a path and none has bytes."""
+    kind = column.type
+    if not pa.types.is_struct(kind) or min(kind.get_field_index("bytes"), kind.get_field_index("path")) < 0:
+        return None
+    if pc.struct_field(column, "bytes").null_count < len(column) or not len(column):
+        return None
+    paths = pc.struct_field(column, "path")
+    return None if paths.null_count else paths.cast(pa.string())
+
+
+def _with_paths(rows: pa.Table, roles: Roles, paths: pa.ChunkedArray) -> tuple[pa.Table, Roles]:
+    """The rows as names of files."""
+    names = {role: name for role, name in roles.names.items() if role != "image"}
+    names["path"] = roles.names["image"]
+    if "path" in rows.column_names:
+        rows = rows.drop_columns(["path"])
+    rows = rows.append_column("path", paths)
+    guessed = tuple(dict.fromkeys("path" if role == "image" else role for role in roles.guessed))
+    return rows, replace(roles, names=names, guessed=guessed)
+
+
+def _with(table: pa.Table, constants: Sequence[tuple[str, str | None]]) -> pa.Table:
+    """The table with more columns, each of one value, unless it has them."""
+    for name, value in constants:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * len(table), pa.string()))
+    return table
 
 
 def _check_columns(where: str, rows: pa.Table, roles: Roles) -> None:
@@ -272,10 +342,11 @@ def json_line(source: str | Path, row: int) -> int | None:
     return number if line.startswith(b"{") and line.endswith(b"}") else None
 
 
-def _load_csv(path: Path, chosen: Columns) -> Loaded:
+def _load_csv(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | None]]) -> Loaded:
     header = _header(path)
-    roles = roles_of(str(path), _kinds_in_csv(path, header), chosen, text_alone=True)
-    wanted = list(dict.fromkeys(roles.names.values()))
+    more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in header]
+    roles = roles_of(str(path), _kinds_in_csv(path, header) + more, chosen, text_alone=True)
+    wanted = [name for name in dict.fromkeys(roles.names.values()) if name in header]
     if not wanted:
         # Arrow reads every column when none is named.
         wanted = header
@@ -295,6 +366,7 @@ def _load_csv(path: Path, chosen: Columns) -> Loaded:
         raise DataError(_what_is_wrong(path, error)) from None
     if _is_padded(header):
         table = pa.table({name: pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
+    table = _with(table, constants)
     whole = None
     if (vectors := roles.names.get("embedding")) is not None:
         column = _vectors_in_text(path, table[vectors], vectors)
@@ -338,14 +410,15 @@ def _is_padded(header: Sequence[str]) -> bool:
     return len(header) > 1 and all(name.startswith(" ") for name in header[1:])
 
 
-def _load_parquet(path: Path, chosen: Columns) -> Loaded:
+def _load_parquet(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | None]]) -> Loaded:
     try:
         with pq.ParquetFile(path) as parquet:
             schema = parquet.schema_arrow
             kinds = kinds_of(schema)
-            roles = roles_of(str(path), [(name, kinds[name]) for name in schema.names], chosen)
+            more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in kinds]
+            roles = roles_of(str(path), [*((name, kinds[name]) for name in schema.names), *more], chosen)
             wanted = list(dict.fromkeys(roles.names[role] for role in COLUMNS if role in roles.names))
-            table = parquet.read(columns=wanted)
+            table = _with(parquet.read(columns=[name for name in wanted if name in kinds]), constants)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(_damaged_parquet(path, error)) from None
     return Loaded(path, "parquet", _renamed(table, roles), tuple(schema.names), roles)
@@ -379,9 +452,8 @@ def _read_json(path: Path) -> pa.Table:
         try:
             table = pyarrow.json.read_json(source_for_arrow(path))
             table.column_names  # noqa: B018 — raises where a name is not UTF-8
-            columns_of_lists = len(table) == 1 and any(map(pa.types.is_nested, table.schema.types))
-            # Arrow takes text for a time where it looks like one.
-            if not columns_of_lists and not any(map(pa.types.is_temporal, table.schema.types)):
+            # Arrow takes text for a time where it looks like one; and one object may hold all columns.
+            if len(table) != 1 and not any(map(pa.types.is_temporal, table.schema.types)):
                 return table
         except (pa.ArrowException, UnicodeDecodeError):
             pass  # Python's reader takes more, and says in which line it stops
@@ -414,6 +486,10 @@ def _json_rows(path: Path, text: str, parse_float: Callable[[str], float] | None
         rows = value
     elif isinstance(value, dict) and {"images", "annotations"} <= value.keys():
         raise DataError(f"{path}: this is a file of COCO annotations, not a table; write a table of images and labels")
+    elif isinstance(value, dict) and _is_answer(value):
+        raise DataError(
+            f"{path}: this is a server's answer, not a table: {text.strip()[:120]!r}; download the file again"
+        )
     elif isinstance(value, dict):
         rows = _rows_of_columns(value)
     else:
@@ -437,8 +513,25 @@ def _json_rows(path: Path, text: str, parse_float: Callable[[str], float] | None
     return rows
 
 
+def _is_answer(value: dict[str, Any]) -> bool:
+    """Whether it is what servers say where they do not send a file."""
+    plain = all(isinstance(held, (str, int, bool, type(None))) for held in value.values())
+    return plain and bool({"error", "detail", "message", "Error", "Message"} & value.keys())
+
+
+_IMAGE = re.compile(r"(?i).*\.(jpe?g|png|gif|bmp|webp|tiff?|jfif|avif)")
+
+
+def _is_image_name(value: Any) -> bool:
+    return isinstance(value, str) and _IMAGE.fullmatch(value) is not None
+
+
 def _rows_of_columns(value: dict[str, Any]) -> list[Any]:
     """The rows of an object of columns, as pandas and others write it; or of one row."""
+    if len(value) > 1 and all(map(_is_image_name, value)):  # the label of each file
+        return [{"path": name, "label": label} for name, label in value.items()]
+    if len(value) > 1 and all(isinstance(names, list) and all(map(_is_image_name, names)) for names in value.values()):
+        return [{"path": name, "label": label} for label, names in value.items() for name in names]  # files of each
     columns, data = value.get("columns"), value.get("data")
     if isinstance(columns, list) and isinstance(data, list):  # pandas, orient="split"
         return [dict(zip(map(str, columns), row, strict=False)) for row in data]
@@ -586,7 +679,7 @@ def where_in(source: str, row: int) -> str:
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
-    if (not is_table(source) and table_suffix(source) not in ROW_SUFFIXES) or Path(source).is_dir():
+    if (not is_table(source) and table_suffix(source) not in VECTOR_SUFFIXES) or Path(source).is_dir():
         return ""
     kind = format_of(source) if is_table(source) else ""
     if kind == "csv":
@@ -597,7 +690,7 @@ def where_in(source: str, row: int) -> str:
     return f"{source} row {row}: "
 
 
-ROW_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
+VECTOR_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 """The endings of files of vectors, whose rows are numbered."""
 
 
@@ -656,7 +749,7 @@ class Tables:
 
     def require(self, names: Iterable[str], hint: str) -> None:
         """Raise DataError if a table lacks a column, naming those it has."""
-        for where, columns, present in zip(self.files or (self.name,), self.columns, self.present, strict=True):
+        for where, columns, present in zip(self.files or (self.source,), self.columns, self.present, strict=True):
             require_columns(where, columns, names, hint, present)
 
 
@@ -676,12 +769,20 @@ def load_tables(
     """
     loaded, tables, starts, start = [], [], [], 0
     for file in files:
-        one = load_file(file.path, chosen, unknown_is_missing=unknown_is_missing)
+        one = load_file(
+            file.path,
+            chosen,
+            unknown_is_missing=unknown_is_missing,
+            constants=file.constants,
+            one_of_several=len(files) > 1,
+        )
         loaded.append(one)
         starts.append((str(file.path), start))
         start += len(one.rows)
         several = len(files) > 1 or file.split or file.folder or file.constants
         tables.append(_as_one_of_several(one.rows, file) if several else one.rows)
+    if not start:
+        raise DataError(f"{source}: the tables have no rows")
     first = loaded[0]
     for one in loaded:
         if one.roles.kind != first.roles.kind:
@@ -757,7 +858,7 @@ def tables_in_memory(
         ConfigError: there is no column of a chosen name.
     """
     if isinstance(columns, Mapping):
-        columns = {str(key): _column(name, str(key), values) for key, values in columns.items()}
+        columns = {str(key): array_column(name, str(key), values) for key, values in columns.items()}
     try:
         table = columns if isinstance(columns, pa.Table) else pa.table(columns)
     except (pa.ArrowException, TypeError, ValueError) as error:
@@ -771,6 +872,8 @@ def tables_in_memory(
         labels = named_labels(name, rows["label"], names, unknown_is_missing=unknown_is_missing)
         rows = rows.set_column(rows.column_names.index("label"), "label", labels)
     _check_columns(name, rows, roles)
+    if roles.kind == "encoded" and (paths := paths_alone(table[roles.names["image"]])) is not None:
+        rows, roles = _with_paths(rows, roles, paths)
     whole = table
     if roles.kind != "files":
         role, column = ("embedding", VECTOR_COLUMN) if roles.kind == "vectors" else ("image", IMAGE_COLUMN)
@@ -797,7 +900,12 @@ def _kinds(table: pa.Table) -> list[Kind]:
     return [kind_of(kind) for kind in table.schema.types]
 
 
-def _column(name: str, column_name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+def array_column(name: str, column_name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    """A list, an array or a tensor as a column; None and NaN are null.
+
+    Raises:
+        DataError: it is none.
+    """
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
     if hasattr(values, "detach"):  # a tensor

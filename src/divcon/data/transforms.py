@@ -31,7 +31,10 @@ from divcon.data.augmentation import Augmented
 from divcon.errors import ConfigError
 from divcon.runtime.importing import load_part, name_of
 
-Transform = Callable[[Image.Image], torch.Tensor]
+Transform = Callable[[Any], torch.Tensor]
+"""From a `Picture` to (C, H, W) uint8 pixels."""
+Picture = Image.Image | torch.Tensor
+"""A decoded image: of three channels a PIL image, of other numbers (C, H, W) uint8."""
 
 EVAL_RESIZE = 256 / 224
 """The ratio of the resized shorter side to the crop (2019: 256 for crops of 224)."""
@@ -59,7 +62,7 @@ class TrainTransform:
             image with its border.
         fill: the colour of that border, red, green, blue.
         augment: what is done to a crop after that (see `divcon.data.augmentation`).
-        pixel_range: with which images are decoded (see `divcon.data.decode.decode`).
+        pixel_range, channels: with which images are decoded (see `divcon.data.decode`).
 
     Raises:
         ConfigError: an augmentation does not take its arguments.
@@ -76,8 +79,10 @@ class TrainTransform:
         fill: tuple[int, ...] = _MEAN,
         augment: Augment | None = None,
         pixel_range: PixelRange = "full",
+        channels: int = 3,
     ) -> None:
         self.pixel_range = pixel_range
+        self.channels = channels
         self._size = height, width = height_width(size)
         self._interpolation = InterpolationMode(interpolation)
         self._scale = (min_scale, 1.0)
@@ -96,11 +101,12 @@ class TrainTransform:
         self.needs = math.ceil(max(height, width) / math.sqrt(min_scale * _RATIO[0]))
         """The pixels that the shorter side must have for the smallest crop to have the size in each direction."""
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Picture) -> torch.Tensor:
         if self._fit == "squash":
             # Any: torchvision's types say that only tensors come out.
             whole: Any = image
-            ratio = [of_size * image.width / image.height for of_size in self._ratio]
+            height, width = sides_of(image)
+            ratio = [of_size * width / height for of_size in self._ratio]
             top, left, height, width = RandomResizedCrop.get_params(whole, list(self._scale), ratio)
             return self._after(
                 functional.resized_crop(
@@ -111,14 +117,15 @@ class TrainTransform:
             image = self._padded(image)
         return self._after(self._crop(image))
 
-    def _padded(self, image: Image.Image) -> Image.Image:
+    def _padded(self, image: Picture) -> Picture:
         """The image with a border that gives it the shape of the size; made smaller first where that would be larger
         than any crop needs."""
         height, width = self._size
-        scale = max(image.height / height, image.width / width)
+        high, wide = sides_of(image)
+        scale = max(high / height, wide / width)
         most = 1 / math.sqrt(self._scale[0] * _RATIO[0])
         if scale > most:
-            sides = [max(1, round(image.height * most / scale)), max(1, round(image.width * most / scale))]
+            sides = [max(1, round(high * most / scale)), max(1, round(wide * most / scale))]
             resized: Any = functional.resize(image, sides, interpolation=self._interpolation)  # type: ignore[arg-type]
             image, scale = resized, most
         return _on_canvas(image, (max(1, round(height * scale)), max(1, round(width * scale))), self._fill)
@@ -138,7 +145,8 @@ class EvalTransform:
     fit: Fit = field(default="crop", kw_only=True)
     fill: tuple[int, ...] = field(default=_MEAN, kw_only=True)
     pixel_range: PixelRange = field(default="full", kw_only=True)
-    """With which images are decoded."""
+    channels: int = field(default=3, kw_only=True)
+    """With which images are decoded, as ``pixel_range``."""
 
     @property
     def needs(self) -> int:
@@ -146,29 +154,39 @@ class EvalTransform:
         longer = max(height_width(self.size))
         return 2 * (round(longer * EVAL_RESIZE) if self.fit == "crop" else longer)
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Picture) -> torch.Tensor:
         # Any: torchvision's types say that only tensors come out.
         result: Any = image
         height, width = height_width(self.size)
         interpolation = InterpolationMode(self.interpolation)
-        if image.size == (width, height):
-            return functional.pil_to_tensor(result)
+        high, wide = sides_of(image)
+        if (high, wide) == (height, width):
+            return _as_tensor(result)
         if self.fit == "squash":
             result = functional.resize(result, [height, width], interpolation=interpolation)
         elif self.fit == "pad":
-            scale = min(height / image.height, width / image.width)
-            sides = [min(height, max(1, round(image.height * scale))), min(width, max(1, round(image.width * scale)))]
+            scale = min(height / high, width / wide)
+            sides = [min(height, max(1, round(high * scale))), min(width, max(1, round(wide * scale)))]
             result = functional.resize(result, sides, interpolation=interpolation)
             result = _on_canvas(result, (height, width), self.fill)
         else:
-            short, long = min(image.size), max(image.size)
+            short, long = min(high, wide), max(high, wide)
             if long > _LONG * short:
                 # Resizing a line of pixels would take gigabytes, of which the crop keeps the middle.
-                sides = (min(image.height, _LONG * short), min(image.width, _LONG * short))
+                sides = (min(high, _LONG * short), min(wide, _LONG * short))
                 result = functional.center_crop(result, list(sides))
             result = functional.resize(result, _covering(result, resize_sides(self.size)), interpolation=interpolation)
             result = functional.center_crop(result, [height, width])
-        return functional.pil_to_tensor(result)
+        return _as_tensor(result)
+
+
+def sides_of(image: Picture) -> tuple[int, int]:
+    """Height and width."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[1], image.shape[2])
+
+
+def _as_tensor(image: Picture) -> torch.Tensor:
+    return functional.pil_to_tensor(image) if isinstance(image, Image.Image) else image
 
 
 def resize_sides(size: ImageSize) -> tuple[int, int]:
@@ -177,17 +195,23 @@ def resize_sides(size: ImageSize) -> tuple[int, int]:
     return round(height * EVAL_RESIZE), round(width * EVAL_RESIZE)
 
 
-def _covering(image: Image.Image, sides: tuple[int, int]) -> list[int]:
+def _covering(image: Picture, sides: tuple[int, int]) -> list[int]:
     """The height and width to resize an image to, in its own shape, so that it just covers ``sides``."""
     height, width = sides
-    if height * image.width > width * image.height:
-        return [height, int(height * image.width / image.height)]
-    return [int(width * image.height / image.width), width]
+    high, wide = sides_of(image)
+    if height * wide > width * high:
+        return [height, int(height * wide / high)]
+    return [int(width * high / wide), width]
 
 
-def _on_canvas(image: Image.Image, sides: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+def _on_canvas(image: Picture, sides: tuple[int, int], fill: tuple[int, ...]) -> Picture:
     """The image in the middle of a canvas of ``sides``, height and width."""
     height, width = sides
+    if isinstance(image, torch.Tensor):
+        pixels = torch.tensor(fill, dtype=torch.uint8).view(-1, 1, 1).repeat(1, height, width)
+        top, left = (height - image.shape[1]) // 2, (width - image.shape[2]) // 2
+        pixels[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+        return pixels
     canvas = Image.new(image.mode, (width, height), fill)
     canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas

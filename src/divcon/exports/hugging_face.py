@@ -82,7 +82,7 @@ def _processor(preprocessing: dict[str, Any] | None) -> dict[str, Any] | None:
     """``preprocessor_config.json``, in the format of transformers' image processors: of the one that resizes the
     shorter side and crops, or the one that resizes to a height and width. None where no processor does what the model
     needs: for vectors, a transform of one's own, a border, and a crop that is not square."""
-    if preprocessing is None or "transform" in preprocessing:
+    if preprocessing is None or "transform" in preprocessing or "channels" in preprocessing:
         return None
     square = isinstance(preprocessing["size"], int)
     height, width = (preprocessing["size"],) * 2 if square else preprocessing["size"]
@@ -200,6 +200,8 @@ def _introduction(model: EmbeddingModel, about: dict[str, Any]) -> str:
     crop = ""
     if preprocessing := about["preprocessing"]:
         crop = f" {_input(preprocessing)}"
+        if (channels := preprocessing.get("channels")) is not None:
+            crop += f" The image has {channels} channel{'s' * (channels > 1)}."
         if (values := preprocessing.get("pixel_range")) is not None:
             ends = f"{values[0]:g} and {values[1]:g}" if isinstance(values, list) else "its lowest and highest value"
             crop += f" Of an image with more than 8 bits a channel, {ends} first become 0 and 255."
@@ -265,22 +267,30 @@ def _data(about: dict[str, Any], run: RunFolder | None, trained: tuple[RunConfig
         return f"**{TO_FILL_IN}:** the data it was trained on."
     classes = json.loads(run.classes.read_text()) if run.classes.exists() else {}
     counts = [f"{len(classes[name]):,} {name} classes" for name in ("train", "validation") if classes.get(name)]
+    test = [("test protocol", _code(about["protocol"])), ("hash of the test split", _code(about["split_hash"]))]
+    if trained[0].data.train_on == "all":
+        counts, test = [f"all {len(classes.get('train', ())):,} classes, those of test too"], []
     return (
-        _table(
-            [
-                ("benchmark", _code(about["benchmark"])),
-                ("trained on", ", ".join(counts) or "unknown"),
-                ("test protocol", _code(about["protocol"])),
-                ("hash of the test split", _code(about["split_hash"])),
-            ]
-        )
+        _table([("benchmark", _code(about["benchmark"])), ("trained on", ", ".join(counts) or "unknown"), *test])
         + f"\n\n**{TO_FILL_IN}:** where the data comes from, and what it shows."
     )
 
 
 def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any] | None) -> str:
     texts = []
+    origin = None if run is None else run.origin()
+    for_use = origin is not None and origin[0].data.train_on == "all"
+    if for_use:
+        texts.append(
+            "Trained on all classes of its data, those of test too, for use: it has no test score of its own. It has "
+            "the settings and the length of another run, which was trained without the test classes: that run's score "
+            "says what to expect."
+            if origin is not None and origin[1].get("like")
+            else "Trained on all classes of its data, those of test too, for use: it has no test score of its own."
+        )
     if scores is not None:
+        if scores.get("trained_on_test"):
+            texts.append("The model was trained on these test classes, so that these are no scores of a test.")
         own = about["split_hash"]
         of = (
             ""
@@ -301,7 +311,7 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
             rows.append(("recall_at_1, 95 % interval", f"{low} to {high} % ({method})"))
         rows += _baseline_rows(scores)
         texts.append(_table(rows))
-    else:
+    elif not for_use:
         texts.append(
             f"**{TO_FILL_IN}:** scores on test classes. `divcon evaluate RUN --json scores.json`, and `--scores "
             "scores.json` to export again."

@@ -50,7 +50,7 @@ def example(model: EmbeddingModel, count: int) -> Tensor:
     rng = torch.Generator().manual_seed(count)
     if model.vector_dim is not None:
         return torch.randn(count, model.vector_dim, generator=rng)
-    patches = torch.rand(count, 3, 4, 4, generator=rng)
+    patches = torch.rand(count, model.channels, 4, 4, generator=rng)
     images = F.interpolate(patches, size=height_width(model.image_size), mode="bilinear")
     noise = 0.2 * torch.randn(images.shape, generator=rng)
     return ((images + noise).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -136,7 +136,11 @@ def about_model(model: EmbeddingModel, learner: int | None, run: str | Path | No
     width = model.embedding_dim if learner is None else model.head.subspace_dim(learner)
     inputs: dict[str, Any]
     if model.vector_dim is None:
-        inputs = {"name": "images", "dtype": "uint8", "shape": ["batch", 3, *height_width(model.image_size)]}
+        inputs = {
+            "name": "images",
+            "dtype": "uint8",
+            "shape": ["batch", model.channels, *height_width(model.image_size)],
+        }
     else:
         inputs = {"name": "vectors", "dtype": "float32", "shape": ["batch", model.vector_dim]}
     return {
@@ -165,6 +169,7 @@ def _preprocessing(model: EmbeddingModel) -> dict[str, Any] | None:
     own = model.config.get("eval_transform")
     return {
         "size": size,
+        **({} if model.channels == 3 else {"channels": model.channels}),
         **({"transform": own} if own else built_in),
         **of_values,
         "mean": list(preprocessing.mean),

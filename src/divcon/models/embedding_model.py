@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from divcon.config.fields import saved_value
 from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
+from divcon.data.in_memory import arrays_as_files
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Pixels, needed_pixels
 from divcon.data.transforms import FITS, EvalTransform, Fit, Own, OwnTransform, Transform, create_transform
@@ -72,6 +73,8 @@ class EmbeddingModel(nn.Module):
             The model's files keep it. `divcon.run` chooses it from the training images.
         pixel_range: of images with more than 8 bits a channel, the values that become black and white: ``full`` (0 and
             65,535), ``own`` (the lowest and highest of each image), or two numbers.
+        channels: C of the images: 3 (colours), 1 (grey), or another, of ``.npy`` files, for example; timm adapts its
+            weights to it, and the mean and deviation of the colours stand for those of each channel.
         pooling: how the backbone's features become one vector: ``auto`` (its own), ``avg``, ``max``, ``gem``, or
             ``token`` (see `divcon.models.pooling`).
         dropout: share of the pooled features that is dropped in training.
@@ -95,6 +98,7 @@ class EmbeddingModel(nn.Module):
     image_size: ImageSize
     fit: Fit
     pixel_range: PixelRange
+    channels: int
     start: Start
     """The weights that its training started from."""
     _mean: Tensor
@@ -113,6 +117,7 @@ class EmbeddingModel(nn.Module):
         image_size: ImageSize | str = 224,
         fit: str = "crop",
         pixel_range: PixelRange | str = "full",
+        channels: int = 3,
         pooling: str = "auto",
         dropout: float = 0.01,
         vector_dim: int | None = None,
@@ -120,6 +125,13 @@ class EmbeddingModel(nn.Module):
     ) -> None:
         super().__init__()
         image_size = _checked_size(image_size)
+        if channels < 1:
+            raise ConfigError(f"`channels` {channels}: must be at least 1", field="channels")
+        if channels != 3 and eval_transform is not None:
+            raise ConfigError(
+                f"`channels` {channels}: a transform of your own takes colour images; leave out one of the two",
+                field=("channels", "eval_transform"),
+            )
         if fit not in FITS:
             raise ConfigError(unknown("`fit`", fit, FITS), field="fit")
         method = method or ("single" if num_learners == 1 else "masks")
@@ -130,27 +142,31 @@ class EmbeddingModel(nn.Module):
         if vector_dim is not None and pooling != "auto":
             raise ConfigError(f"`pooling` {pooling}: vectors are pooled already; leave it out", field="pooling")
         if own:
-            sizes: Any = {"image_size": image_size} if vector_dim is None else {"vector_dim": vector_dim}
+            images = {"image_size": image_size, "channels": channels}
+            sizes: Any = images if vector_dim is None else {"vector_dim": vector_dim}
             self.backbone = create_own_backbone(backbone, weights=weights, **sizes)
             pixels = height_width(image_size)
-            example = torch.zeros(1, 3, *pixels) if vector_dim is None else torch.zeros(1, vector_dim)
+            example = torch.zeros(1, channels, *pixels) if vector_dim is None else torch.zeros(1, vector_dim)
             output = output_of(self.backbone, example, name=name)
             self.pooling, self._num_features = create_pooling_of(output, self.backbone, pooling, name=name)
         elif vector_dim is None:
             self.backbone, self.preprocessing = create_backbone(
-                name, pretrained=pretrained, weights=weights, image_size=image_size
+                name, pretrained=pretrained, weights=weights, image_size=image_size, channels=channels
             )
-            self.pooling, self._num_features = create_pooling(self.backbone, pooling, name=name, image_size=image_size)
+            self.pooling, self._num_features = create_pooling(
+                self.backbone, pooling, name=name, image_size=image_size, channels=channels
+            )
         else:
             self.backbone = create_vector_backbone(name, vector_dim)
             self.pooling, self._num_features = nn.Identity(), vector_dim
         if vector_dim is None:
             if own:
-                self.preprocessing = preprocessing_of(self.backbone, name=name)
+                self.preprocessing = preprocessing_of(self.backbone, name=name, channels=channels)
+            self.channels = channels
             self.image_size, self.fit, self.pixel_range = image_size, cast("Fit", fit), _checked_range(pixel_range)
-            channels = (1, -1, 1, 1)
-            self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
-            self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
+            of_channels = (1, -1, 1, 1)
+            self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(of_channels), persistent=False)
+            self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(of_channels), persistent=False)
         self._own_transform: OwnTransform | None = None
         if eval_transform is not None:
             if vector_dim is not None:
@@ -169,6 +185,8 @@ class EmbeddingModel(nn.Module):
             ),
             "dropout": dropout,
         }
+        if vector_dim is None and channels != 3:
+            self.config["channels"] = channels
         if vector_dim is None and self.pixel_range != "full":
             self.config["pixel_range"] = saved_pixel_range(self.pixel_range)
         if eval_transform is not None:
@@ -202,6 +220,7 @@ class EmbeddingModel(nn.Module):
             fit=self.fit,
             fill=self.preprocessing.fill,
             pixel_range=self.pixel_range,
+            channels=self.channels,
         )
 
     def forward(
@@ -255,6 +274,8 @@ class EmbeddingModel(nn.Module):
             ImageError: an image does not decode; the message names it.
             DataError: the model takes other input.
         """
+        if self.vector_dim is None and self.channels != 3 and not isinstance(images, LabeledSet):
+            images = arrays_as_files(images)
         images = as_set(images, None if self.vector_dim is not None else needed_pixels(self.eval_transform), context)
         check_input(images, self.vector_dim)
         batches = input_batches(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from divcon.data.in_memory import ImageLike, is_image, set_of_images
+from divcon.data.in_memory import ImageLike, is_image, is_tensor, set_of_images
 from divcon.data.inputs import check_vectors
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Pixels, evaluation_batches
+from divcon.data.python_values import columns_of, is_batch, is_value
 from divcon.data.readers.folder import images_of
+from divcon.data.readers.table import set_of_columns
 from divcon.data.transforms import Transform
 from divcon.errors import DataError, NonFiniteError
 from divcon.runtime.context import DEFAULT, Context
 
-Inputs = LabeledSet | np.ndarray | str | Path | ImageLike | Sequence[str | Path | ImageLike]
-"""Images or vectors: a set, an (N, F0) array of vectors, a file, a folder, an image in memory (a PIL image, an array
-(H, W, 3) of uint8, the bytes of a file), or several files, folders or images."""
+Inputs = LabeledSet | np.ndarray | str | Path | ImageLike | Sequence[str | Path | ImageLike] | Any
+"""Images or vectors: a set, an (N, F0) array or tensor of vectors, a file, a folder, an image in memory
+(`divcon.data.in_memory.ImageLike`: a PIL image, an array or tensor, the bytes of a file), several files, folders,
+images or vectors, a batch of images (N, H, W, C) or (N, C, H, W), or what `divcon.read` takes as columns: a frame, a
+dict, a list of dicts, a Dataset."""
 
 
 def as_set(inputs: Inputs, needs: int | None = None, context: Context = DEFAULT) -> LabeledSet:
@@ -39,26 +43,62 @@ def as_set(inputs: Inputs, needs: int | None = None, context: Context = DEFAULT)
         return inputs
     if is_image(inputs):
         return set_of_images([inputs], ["the image"], needs)
-    several: Any = list(inputs) if isinstance(inputs, np.ndarray) and inputs.ndim == 4 else inputs
-    if isinstance(several, (list, tuple)) and any(map(is_image, several)):
+    value: Any = inputs
+    array = isinstance(value, np.ndarray) or is_tensor(value)
+    several: Any = list(value) if array and is_batch(value) and not is_image(value) else value
+    if isinstance(several, (list, tuple)) and any(map(_is_pixels, several)):
         return _images_in_memory(several, needs)
-    if not isinstance(inputs, np.ndarray):
+    if isinstance(several, (list, tuple)) and several and all(map(_is_vector, several)):
+        value = _stacked(several)
+        array = True
+    if not array:
+        if _is_columns(value):
+            return set_of_columns(columns_of(value), need_labels=False, context=context)
         return images_of(several, context=context)
-    check_vectors(inputs)
-    n = len(inputs)
+    vectors: Any = value
+    if is_tensor(value):
+        vectors = vectors.detach().float().cpu().numpy()
+    check_vectors(vectors)
+    n = len(vectors)
     return LabeledSet(
         labels=np.zeros(n, np.int64),
         label_names=("",),
         paths=pa.array([str(i) for i in range(n)], pa.string()),
         rows=np.arange(n, dtype=np.int64),
         source="",
-        vectors=np.asarray(inputs, np.float32),
+        vectors=np.asarray(vectors, np.float32),
     )
 
 
+def _is_pixels(value: Any) -> bool:
+    """Whether an item of a list is an image in memory; there, an (H, W) array is a grey one."""
+    return is_image(value) or (hasattr(value, "dtype") and getattr(value, "ndim", 0) == 2)
+
+
+def _is_vector(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(isinstance(number, (int, float, np.number)) for number in value)
+    return hasattr(value, "dtype") and getattr(value, "ndim", 0) == 1
+
+
+def _stacked(vectors: Sequence[Any]) -> np.ndarray:
+    rows = [np.asarray(v.detach().float().cpu() if is_tensor(v) else v) for v in vectors]
+    lengths = [len(row) for row in rows]
+    if len(set(lengths)) > 1:
+        i = next(i for i, length in enumerate(lengths) if length != lengths[0])
+        raise DataError(f"vector {i} has {lengths[i]:,} numbers, where the first has {lengths[0]:,}")
+    return np.stack(rows)
+
+
+def _is_columns(inputs: Any) -> bool:
+    if isinstance(inputs, (list, tuple)):
+        return bool(inputs) and all(isinstance(row, Mapping) for row in inputs)
+    return not isinstance(inputs, (str, Path)) and is_value(inputs)
+
+
 def _images_in_memory(inputs: Sequence[Any], needs: int | None) -> LabeledSet:
-    names = [f"image {i}" if is_image(value) else str(value) for i, value in enumerate(inputs)]
-    files = [None if is_image(value) else images_of([value]) for value in inputs]
+    names = [f"image {i}" if _is_pixels(value) else str(value) for i, value in enumerate(inputs)]
+    files = [None if _is_pixels(value) else images_of([value]) for value in inputs]
     for name, file in zip(names, files, strict=True):
         if file is not None and len(file) != 1:
             raise DataError(f"{name}: is a folder; pass it alone, or its files beside the images")

@@ -326,15 +326,25 @@ class RunFolder:
                 f"{self.path}: was trained on all classes of its data, those of test too (`train_on=all`), so that it "
                 f"has no test score of its own{of}; to evaluate it on other data, pass that"
             )
-        if data.closed and (own or data.has_split(split)):
+        if self.trained_on_test(data):
+            return (
+                "the model was trained on all classes of this data, those of test too (`train_on=all`), so that these "
+                "are no scores of a test"
+            )
+        if data.closed and data.has_split(split):
             return None
         shared = self.used_classes() & {data.query.label_names[c] for c in data.query.classes}
         if not shared:
             return None
         return (
             f"{len(shared)} of the test classes have names of classes that the model was trained on "
-            f"({min(shared)!r}, for one)"
+            f"({min(shared)!r}, for one){_read_as(origin[0], data)}"
         )
+
+    def trained_on_test(self, data: Benchmark) -> bool:
+        """Whether the model was trained on all classes of this data (``train_on=all``), the test classes too."""
+        origin = self.origin()
+        return origin is not None and origin[0].data.train_on == "all" and data.has_split(origin[1].get("split_hash"))
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, without a last one that was cut short.

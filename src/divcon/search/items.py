@@ -20,8 +20,10 @@ import pyarrow as pa
 from divcon.data.benchmark import Benchmark
 from divcon.data.finite import unusable
 from divcon.data.image_files import check_name
+from divcon.data.in_memory import is_image
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
+from divcon.data.python_values import is_value
 from divcon.data.read import is_dataset_name, read
 from divcon.data.readers.folder import images_of, label_in
 from divcon.errors import ConfigError, DataError, ImageError, unknown
@@ -134,9 +136,10 @@ def absolute(root: str, path: str) -> str:
     return os.path.abspath(os.path.join(root, path))  # noqa: PTH100, PTH118
 
 
-Data = LabeledSet | Benchmark | np.ndarray | tuple[Any, Any] | str | Path | Sequence[str | Path]
+Data = LabeledSet | Benchmark | np.ndarray | tuple[Any, Any] | str | Path | Sequence[str | Path] | Any
 """Images or vectors: a set, a benchmark (its gallery), an (N, F) array, ``(vectors, labels)``, a name that
-`divcon.read` takes (its gallery), a file, folder or table, or a list of files and folders."""
+`divcon.read` takes (its gallery), a file, folder or table, a list of files and folders, or what `EmbeddingModel.encode`
+takes: images in memory, a frame, a dict, a Dataset."""
 
 
 def set_of(data: Data, root: str | Path | None = None, context: Context = DEFAULT) -> LabeledSet:
@@ -157,7 +160,7 @@ def set_of(data: Data, root: str | Path | None = None, context: Context = DEFAUL
     if isinstance(data, str) and is_dataset_name(data) and not Path(data).exists():
         return read(data, root, context=context).gallery
     if isinstance(data, np.ndarray) or hasattr(data, "detach"):
-        return as_set(np.asarray(data.detach().cpu() if hasattr(data, "detach") else data))  # type: ignore[union-attr]
+        return as_set(data)
     if isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape"):
         images = as_benchmark(data).gallery
         return replace(images, paths=pa.array([str(i) for i in range(len(images))], pa.string()), source="")
@@ -165,6 +168,8 @@ def set_of(data: Data, root: str | Path | None = None, context: Context = DEFAUL
         isinstance(data, Sequence) and all(isinstance(path, str | Path) for path in data)
     ):
         return images_of(data, root, context=context)
+    if is_value(data) or is_image(data):
+        return as_set(data)
     raise DataError(
         f"`data` is of type {type(data).__name__}: pass a file, folder or table, a list of them, a set, a benchmark, "
         "an array of vectors, or (vectors, labels)"

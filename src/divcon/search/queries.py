@@ -13,7 +13,7 @@ from PIL import Image
 
 from divcon.data.finite import unusable
 from divcon.data.image_files import printable
-from divcon.data.in_memory import ImageLike, is_image, set_of_images
+from divcon.data.in_memory import ImageLike, is_image, is_tensor, set_of_images
 from divcon.data.loading import needed_pixels
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
 from divcon.models import EmbeddingModel
@@ -24,14 +24,14 @@ from divcon.search.items import absolute, key_of
 from divcon.search.stores.base import Store
 
 Query = Image.Image | str | Path | bytes | np.ndarray | Sequence[float] | int
-"""An image (PIL, or an array (H, W, 3) of uint8), the path or the bytes of one, a vector, or the id of an item. The
-path of an item stands for that item."""
+"""An image (`divcon.data.in_memory.ImageLike`: PIL, an array, a tensor, bytes), the path of one, a vector, or the id of
+an item. The path of an item stands for that item."""
 
 
 def is_batch(query: Any) -> bool:
-    """Whether it is several queries: a list of them, or an array (Q, D)."""
-    if isinstance(query, np.ndarray):
-        return query.ndim == 2
+    """Whether it is several queries: a list of them, an array or tensor (Q, D), or a batch of images."""
+    if isinstance(query, np.ndarray) or is_tensor(query):
+        return query.ndim in (2, 4)
     if isinstance(query, (list, tuple)):
         return not query or not all(isinstance(value, (int, float, np.number)) for value in query)
     return False
@@ -114,7 +114,7 @@ def _read(path: str, store: Store) -> bytes:
 
 def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
     try:
-        vector = np.asarray(query, np.float64)
+        vector = np.asarray(query.detach().cpu() if is_tensor(query) else query, np.float64)
     except (TypeError, ValueError, OverflowError):
         vector = np.empty(())
     if vector.ndim == 0:

@@ -182,7 +182,7 @@ class Pictures:
             raise Refusal(404, f"item {row.id}: its image is not on this machine (any more)")
         try:
             check_pixels(source, self._limits.pixels)
-            image = decode(source, row.box, pixel_range="own")
+            image = decode(source, row.box, pixel_range="own", any_channels=True)
         except (DivconError, OSError) as error:
             raise Refusal(404, f"item {row.id}: {error}") from None
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -108,6 +108,7 @@ def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainC
         fill=model.preprocessing.fill,
         augment=config.augment,
         pixel_range=model.pixel_range,
+        channels=model.channels,
     )
 
 
@@ -128,10 +129,10 @@ class _BatchSampler:
 class _PixelCache:
     """Decoded images with the evaluation transform. Its memory is allocated by the system only as it is filled."""
 
-    def __init__(self, num_images: int, size: ImageSize) -> None:
+    def __init__(self, num_images: int, size: ImageSize, channels: int = 3) -> None:
         height, width = height_width(size)
-        fits = num_images * 3 * height * width <= CACHE_BYTES
-        self._pixels = torch.empty((num_images if fits else 0, 3, height, width), dtype=torch.uint8)
+        fits = num_images * channels * height * width <= CACHE_BYTES
+        self._pixels = torch.empty((num_images if fits else 0, channels, height, width), dtype=torch.uint8)
         self._cached = np.zeros(num_images, bool)
 
     def has(self, images: np.ndarray) -> bool:
@@ -149,7 +150,7 @@ class _PixelCache:
 
 @final
 class ImageLoader(TrainLoader):
-    """Decodes images in worker processes, and augments those of training batches. Batches are normalised (B, 3, H,
+    """Decodes images in worker processes, and augments those of training batches. Batches are normalised (B, C, H,
     W) float32. To divide, images are decoded once if they fit into `CACHE_BYTES`."""
 
     def __init__(
@@ -163,7 +164,7 @@ class ImageLoader(TrainLoader):
         super().__init__(images, config, device, context)
         self._model = model
         self._sampler = _BatchSampler()
-        self._cache = _PixelCache(len(images), model.image_size)
+        self._cache = _PixelCache(len(images), model.image_size, model.channels)
         decoded = Decoded(images, model.eval_transform, training_transform(model, images, config), config.seed)
         tried = config.train_transform is not None or config.augment
         if tried and isinstance(error := decoded[0, 0, 0], ConfigError):

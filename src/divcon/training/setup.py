@@ -57,6 +57,12 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
     if config.train_transform is not None:
         if images.vectors is not None:
             raise ConfigError("`train_transform`: vectors are not transformed; leave it out", field="train_transform")
+        if model.channels != 3:
+            raise ConfigError(
+                f"`train_transform`: takes colour images, and the model's have {model.channels} channels (`channels`); "
+                "leave it out",
+                field=("train_transform", "channels"),
+            )
         create_transform(config.train_transform, model.image_size, "train_transform")
     if config.augment:
         if images.vectors is not None:

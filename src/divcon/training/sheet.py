@@ -60,6 +60,7 @@ def _of(decoded: Decoded, key: int | tuple[int, int, int]) -> Image.Image:
     if isinstance(item, DivconError):
         raise item
     pixels: torch.Tensor = item[0]
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    shown = pixels if len(pixels) == 3 else pixels[: 3 if len(pixels) > 3 else 1].expand(3, -1, -1)
+    image = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((_SIDE, _SIDE))
     return image

@@ -387,11 +387,11 @@ def test_a_run_that_was_stopped_is_reported_as_far_as_it_is(
 def test_images_left_out_are_in_the_notes(
     image_folder: Path, broken_png: Callable[[Path], None], tmp_path: Path, parse: Parse
 ) -> None:
-    broken_png(image_folder / "class1" / "0.png")
+    broken_png(image_folder / "class0" / "0.png")
     config = replace(TINY, data=dc.DataConfig(validation=False, on_bad_image="skip"))
     dc.run(dc.read(image_folder), tmp_path / "run", config)
     page = parse(tmp_path / "run" / "report.html")
-    assert "class1/0.png" in page.section("warnings").text
+    assert "class0/0.png" in page.section("warnings").text
     assert "No validation classes were scored" in page.section("scores").text
 
 

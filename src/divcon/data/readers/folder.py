@@ -26,6 +26,7 @@ from divcon.data.image_files import (
 )
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.labels import spellings_in
+from divcon.data.readers.arrays import images_in_vector_file, is_vector_file
 from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
 from divcon.data.split_names import Role, is_fold, split_role
@@ -146,6 +147,8 @@ def images_of(
             return _image_set(path, None, _all_under(path, context))
         if is_table(path):
             return images_in_table(source, root, chosen=chosen, context=context)
+        if is_vector_file(path):
+            return images_in_vector_file(path, chosen=chosen, context=context)
     paths: list[str] = []
     for item in [source] if isinstance(source, (str, os.PathLike)) else source:
         check_name(item)

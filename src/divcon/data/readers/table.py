@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.vectors import read_vectors, vectors_in
 from divcon.data.split_names import split_role
 from divcon.data.splitting import Splitting, classes_in_groups
+from divcon.data.table_folders import saved_files, tree_files
 from divcon.data.table_format import stem_of
 from divcon.data.tables import (
     BOX_COLUMNS,
@@ -385,6 +387,24 @@ def read_columns(
     )
 
 
+def set_of_columns(
+    columns: Any, *, name: str = "table", need_labels: bool = True, context: Context = DEFAULT
+) -> LabeledSet:
+    """All rows of columns in memory, whatever their split.
+
+    Args:
+        columns: as in ``read_columns``.
+        need_labels: raise for a table or row without a label.
+
+    Raises:
+        DataError: as of ``read_columns``.
+    """
+    tables = tables_in_memory(name, columns, "", unknown_is_missing=not need_labels)
+    if need_labels:
+        tables.require(["label"], "labels are in the column label")
+    return images_of_tables(tables, need_labels=need_labels, context=context)
+
+
 def images_in_table(
     path: str | os.PathLike[str],
     root: str | os.PathLike[str] | None = None,
@@ -573,13 +593,15 @@ def _without_odd_split(tables: Tables) -> Tables:
     return replace(tables, rows=tables.rows.drop_columns(["split"]), columns=columns, guessed=guessed)
 
 
-def images_of_tables(tables: Tables, *, check_files: bool = True, context: Context = DEFAULT) -> LabeledSet:
+def images_of_tables(
+    tables: Tables, *, check_files: bool = True, need_labels: bool = False, context: Context = DEFAULT
+) -> LabeledSet:
     """``images_in_table`` for loaded tables."""
     for note in tables.notes():
         context.warn(note)
     if tables.kind == "files":
         tables.require(["path"], "a table of images needs the column path")
-    images, _ = _image_set(tables, "none")
+    images, _ = _image_set(tables, "stop" if need_labels else "none")
     if check_files:
         check_paths(images)
     return images
@@ -598,9 +620,13 @@ def check_paths(images: LabeledSet) -> None:
             first = gone[0]
         missing += len(gone)
     if missing:
+        path = images.path(first)
+        if re.match(r"(?i)[a-z0-9+]{2,}://", path):
+            raise DataError(f"{images.where(first)}: this is an address, not a file; download the images first")
+        ending = "" if Path(path).suffix else "; the path has no ending such as .jpg"
         raise DataError(
             f"{images.where(first)}: there is no such file ({missing:,} of {len(images):,} are "
-            f"missing); relative paths start from {images.root or '.'}: `root` sets another folder"
+            f"missing); relative paths start from {images.root or '.'}: `root` sets another folder{ending}"
         )
 
 
@@ -623,6 +649,8 @@ def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"
     if tables.kind == "files":
         reject(source, is_empty(rows["path"]), "the path is empty", "name the image's file")
     paths = texts_of(rows["path"]) if "path" in rows.column_names else inner
+    if paths is not None and tables.kind == "files":
+        paths = _local(paths, tables.root)
     if paths is None:
         paths = pa.nulls(n, pa.string())
     if len(paths) != n:  # the end of a parquet file says how many rows each column has, and may be damaged
@@ -665,6 +693,20 @@ def _image_set(tables: Tables, on_missing_label: OnMissingLabel | Literal["none"
         spellings=spellings,
     )
     return images, missing
+
+
+def _local(paths: pa.Array, root: str) -> pa.Array:
+    """The paths, those of ``file:`` addresses and of Windows as this system writes them."""
+    first = paths[0].as_py() if len(paths) else ""
+    if first.lower().startswith("file:"):
+        return pa.array(
+            [unquote(urlparse(path).path) if path.lower().startswith("file:") else path for path in paths.to_pylist()],
+            paths.type,
+        )
+    if os.sep == "/" and "\\" in first and not Path(root, first).exists():
+        others = pc.replace_substring(paths, "\\", "/")
+        return others if Path(root, others[0].as_py()).exists() else paths
+    return paths
 
 
 def _labels(tables: Tables) -> tuple[tuple[str, ...], np.ndarray, tuple[tuple[str, ...], ...]]:
@@ -740,19 +782,23 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     - ``metadata.csv`` (or .tsv, .parquet, .pq, .jsonl, .ndjson) in it, or one in each of its folders ``train``,
       ``test``, ``validation``, ``query``, ``gallery`` (or another name of a split, see ``read_folder``);
     - parquet files named by their split, ``train.parquet`` or ``train-00000-of-00002.parquet``, in it or in its
-      folder ``data``.
+      folder ``data``;
+    - what ``save_to_disk`` of ``datasets`` writes;
+    - tables and no images, in folders of any depth: as Spark writes them, ``label=cat/part-00000.parquet``, where
+      ``label`` is a column; or by split, ``train/0000.parquet``.
 
     A file's own column ``split`` overrides its name. If all files are of one split, they have no split.
 
     Raises:
         DataError: two metadata files in one folder; one split's folder has one, and another's has none; of files
-            numbered "of N" one is missing.
+            numbered "of N" one is missing; several data sets, or one that is not written to its end.
     """
     root = Path(folder)
-    files = _metadata_in(root) or _metadata_by_split(root) or _shards_in(root) or _shards_in(root / "data", "data")
+    files = saved_files(root) or _metadata_in(root) or _metadata_by_split(root)
+    files = files or _shards_in(root) or _shards_in(root / "data", "data") or tree_files(root, SPLITS)
     splits = {file.split for file in files}
     if len(splits) == 1:
-        files = [TableFile(file.path, None, file.folder) for file in files]
+        files = [replace(file, split=None) for file in files]
     return files
 
 

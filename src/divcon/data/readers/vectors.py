@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.digests import names_of
+from divcon.data.finite import unusable
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.tables import BOX_COLUMNS, VECTOR_COLUMN, where_in
 from divcon.errors import DataError
@@ -277,16 +278,13 @@ def _fill(block: np.ndarray, values: pa.Array, source: str, row: int) -> None:
     numbers = values.to_numpy(zero_copy_only=False).reshape(block.shape)
     with np.errstate(over="ignore"):
         block[:] = numbers
-    # The sum of finite numbers is finite unless it overflows; only then is every number checked.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(block.sum()):
-            return
-    bad = ~np.isfinite(block)
-    if bad.any():
-        i, place = (int(at) for at in np.argwhere(bad)[0])
-        value = values[i * block.shape[1] + place].as_py()
-        what = "no number" if value is None else f"{value:g}"
-        raise DataError(
-            f"{where_in(source, row + i)}the vector has {what} in place {place}; every number must be finite in "
-            "float32: remove such rows, or compute their vectors again"
-        )
+    if (found := unusable(block)) is None:
+        return
+    i, why = found
+    here = values.slice(i * block.shape[1], block.shape[1])
+    if here.null_count:
+        place = int(np.argmax(here.is_null().to_numpy(zero_copy_only=False)))
+        why = f"has no number in place {place}; every number must be finite in float32"
+    elif (again := unusable(numbers[i : i + 1])) is not None:
+        why = again[1]  # with the number as it was
+    raise DataError(f"{where_in(source, row + i)}the vector {why}: remove such rows, or compute their vectors again")

@@ -29,7 +29,7 @@ from divcon.runs.notes import EpochNotes, learners_are_one
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, as_tag, image_words, sampled
-from divcon.runs.selection import ended_by_patience, notes, patience_note, reason
+from divcon.runs.selection import ended_by_patience, last_epoch, notes, patience_note, reason
 
 _FINETUNE = "finetune"
 _SECONDS = ("dividing", "training", "evaluating")
@@ -105,7 +105,7 @@ class Contents:
     @property
     def complete(self) -> bool:
         """Whether all epochs are done."""
-        return self.lines[-1]["epoch"] + 1 >= self.config.train.epochs
+        return self.lines[-1]["epoch"] >= last_epoch(self.config)
 
     @property
     def last_divided(self) -> tuple[int, Division] | None:
@@ -209,10 +209,20 @@ def overview(contents: Contents) -> Html:
             [number(validation["num_queries"]), f" {what} of ", number(validation["num_classes"]), " classes held out"]
             if validation
             else "not scored yet"
-            if config.data.validation
+            if config.data.validates
+            else "none: all classes train, those of test too, and the last epoch is kept"
+            if config.data.train_on == "all"
             else "none: all train classes train, and the last epoch is kept",
         ),
-        ("Test split", [f"{record.get('protocol')}, hash ", element("code", str(record.get("split_hash")))]),
+        (
+            "Test split",
+            "none: its images are trained on (`train_on=all`), so that this model has no test score of its own".replace(
+                "`", ""
+            )
+            if config.data.train_on == "all"
+            else [f"{record.get('protocol')}, hash ", element("code", str(record.get("split_hash")))],
+        ),
+        ("Settings and length as in", record.get("like")),
         ("Method", model.method + (", hierarchy" if config.train.hierarchy else "")),
         ("Learners (K)", number(model.num_learners)),
         ("Dimensions (D)", number(model.embedding_dim)),
@@ -258,6 +268,9 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
         parts.append(element("p", f"Epoch {kept['epoch']} is kept: {contents.reason.replace('`', '')}."))
     if (embedding := _embedding(contents)) is not None:
         parts.append(embedding)
+    if contents.config.data.train_on == "all" and test is None:
+        parts.append(element("p", "The run has trained on the test classes, so that it has no test score of its own."))
+        return joined(parts)
     if test is None:
         words: list[Child] = ["The run has not used the test classes. "]
         if contents.record.get("source"):
