@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -345,6 +346,23 @@ def test_columns_of_arrays_and_tables(model: dc.EmbeddingModel, vectors: Vectors
     fine = pa.table({"t": pa.array([1, None, 3], pa.timestamp("ns"))})
     with pytest.raises(DataError, match=r"row 0: the column 't': .* is finer than microseconds"):
         dc.Index.build(model, vectors(3), tmp_path / "d", columns=fine)
+
+
+def test_columns_of_a_table_in_memory_are_kept(model: dc.EmbeddingModel, vectors: Vectors, tmp_path: Path) -> None:
+    data = vectors(10)
+    table = {
+        "embedding": data.vectors,
+        "label": [f"l{i % 5}" for i in range(10)],
+        "sku": [f"{i:05}" if i else None for i in range(10)],
+        "day": [date(2024, 5, 1 + i) for i in range(10)],
+    }
+    gallery = dc.read(table).gallery
+    assert 0 < len(gallery) < 10
+    index = dc.Index.build(model, gallery, tmp_path / "s")
+    assert index.column_types == {"sku": "text", "day": "date"}
+    expected = [{"sku": table["sku"][i], "day": table["day"][i]} for i in gallery.rows]
+    assert stored(index) == expected
+    assert stored(dc.Index.build(model, pickle.loads(pickle.dumps(gallery)), tmp_path / "t")) == expected
 
 
 def test_columns_that_are_no_metadata_are_left_out_and_named(

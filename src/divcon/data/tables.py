@@ -647,11 +647,21 @@ class SourceName(str):
     """Each table, and the number of its first row."""
     in_memory: bool
     """Whether it names columns in memory."""
+    columns: pa.Table | None
+    """Of columns in memory those that `metadata_of` returns."""
 
-    def __new__(cls, name: str, tables: tuple[tuple[str, int], ...] = (), *, in_memory: bool = False) -> SourceName:
+    def __new__(
+        cls,
+        name: str,
+        tables: tuple[tuple[str, int], ...] = (),
+        *,
+        in_memory: bool = False,
+        columns: pa.Table | None = None,
+    ) -> SourceName:
         source = super().__new__(cls, name)
         source.tables = tables
         source.in_memory = in_memory
+        source.columns = columns
         return source
 
 
@@ -873,7 +883,7 @@ def tables_in_memory(
         whole = whole.append_column(column, values)
     return Tables(
         name=name,
-        source=SourceName(name, in_memory=True),
+        source=SourceName(name, in_memory=True, columns=_metadata_in(table, roles)),
         files=(),
         kind=roles.kind,
         rows=rows,
@@ -961,8 +971,8 @@ class NumberText(float):
 
 
 def metadata_of(source: str) -> list[tuple[Path, pa.Table | dict[str, list[Any]]]] | None:
-    """The columns of a table (or of each table of a folder) beside path, label, box, image and embedding, row for row.
-    None where the source is no table.
+    """The columns of a table (or of each table of a folder, or in memory) beside path, label, box, image and embedding,
+    row for row. None where the source is no table.
 
     A parquet's columns have its types. A CSV's are text, with the metadata `UNTYPED`: an empty field is missing, a
     quoted one (``""``) is an empty text, and nothing else is changed. Those of JSON Lines are Python values; a float
@@ -971,6 +981,8 @@ def metadata_of(source: str) -> list[tuple[Path, pa.Table | dict[str, list[Any]]
     Raises:
         DataError: a table cannot be read.
     """
+    if isinstance(source, SourceName) and source.columns is not None:
+        return [(Path(source), source.columns)]
     files = [Path(name) for name, _ in source.tables] if isinstance(source, SourceName) else []
     files = files or [Path(source)]
     if not all(is_table(file) and file.is_file() for file in files):
@@ -979,6 +991,13 @@ def metadata_of(source: str) -> list[tuple[Path, pa.Table | dict[str, list[Any]]
         return [(file, _read(file)) for file in files]
     except (pa.ArrowException, ValueError, OSError) as error:
         raise DataError(f"{source}: its columns cannot be read ({first_line(error)})") from None
+
+
+def _metadata_in(table: pa.Table, roles: Roles) -> pa.Table:
+    """The columns in memory that are metadata."""
+    used = {roles.names.get(role) for role in ("path", "image", "embedding")}
+    others = set(_others(table.column_names)) - used
+    return table.select([i for i, name in enumerate(table.column_names) if name in others])
 
 
 def _others(names: Sequence[str]) -> list[str]:
