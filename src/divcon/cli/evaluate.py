@@ -76,6 +76,18 @@ def test_data(run: Path, data: str | None = None, root: Path | None = None, read
     return benchmark
 
 
+def moved(run: Path, data: str | None, reading: Reading) -> Reading:
+    """How to read the run's data from where it is now: as the command line says, else as the run read it."""
+    from divcon.runs.folder import RunFolder
+
+    origin = RunFolder(run).origin()
+    options = ((origin[1].get("source") or {}) if origin else {}).get("options") or {}
+    if data is None or reading.options() or not options:
+        return reading
+    file = options.get("labels_file")
+    return Reading(**{**options, "labels_file": None if file is None else Path(file)})
+
+
 @app.command(group=EVALUATE)
 def evaluate(
     run: Path,

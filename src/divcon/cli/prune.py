@@ -8,7 +8,19 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note, read_data
+from divcon.cli.app import (
+    EVALUATE,
+    READING,
+    BatchSize,
+    DeviceOption,
+    Reading,
+    Workers,
+    app,
+    console,
+    note,
+    read_data,
+)
+from divcon.cli.evaluate import moved
 from divcon.errors import OutputError
 
 
@@ -21,6 +33,7 @@ def prune(
     dims: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     out: Path,
     by: Literal["pca", "subspaces", "features", "whitening", "head"] = "pca",
+    reading: Reading = READING,
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
@@ -69,7 +82,7 @@ def prune(
     context = Context(workers, on_warning=note)
     benchmark = own_benchmark(
         run,
-        None if data is None else read_data(data, root),
+        None if data is None else read_data(data, root, **moved(run, data, reading).options()),
         must_be_own=True,
         whole=by == "whitening",  # fitted to more images than the others choose by
         context=context,
