@@ -25,8 +25,9 @@ from torch import nn
 
 from divcon.cli.app import app as command_line
 from divcon.cli.messages import flag, in_flags
+from divcon.config.augment import Augment
 from divcon.config.fields import Part, field_docs
-from divcon.config.presets import PRESETS, PUBLISHED_RESULTS
+from divcon.config.presets import PRESETS, PUBLISHED_RESULTS, RE_IDENTIFICATION
 from divcon.config.settings import AUTO_MINERS, SECTIONS, TrainConfig
 from divcon.errors import ConfigError
 from divcon.models import SubspaceHead, create_head
@@ -140,7 +141,7 @@ def published_results() -> str:
         ours.setdefault((result["benchmark"], made["preset"]), []).append(words)
     lines = ["| data | preset | published | source | ours |", "|---|---|---:|---|---|"]
     for data in _BENCHMARKS:
-        for name in PRESETS:
+        for name in (name for name in PRESETS if name not in RE_IDENTIFICATION):
             known = PUBLISHED_RESULTS.get(name, {}).get(data)
             score, source = (f"{100 * known.recall_at_1:.2f}".removesuffix("0"), known.source) if known else ("", "")
             runs = ", ".join(ours.get((data, name), ["not run: needs the data and a GPU"]))
@@ -171,12 +172,16 @@ def _kind(hint: Any) -> str:
     if hint == Part:
         return "text, or a part of your own"
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint == Augment:
+        return "names, with arguments"
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in inner)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_kind(option) for option in inner)
     if origin is dict:
         return "names and values"
+    if origin is tuple:
+        return "height x width" if inner == (int, int) else "two numbers"
     names = {int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path"}
     return names.get(hint, "none")
 

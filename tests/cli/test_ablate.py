@@ -111,7 +111,7 @@ def test_a_stop_says_how_to_resume(
         (("--seed", "3"), "--seed is not a setting of the base"),
         (("--no-validation",), "--validation is not a setting of the base"),
         (("--space", "none.yaml"), "none.yaml: there is no such file"),
-        (("--folds", "9"), "too few for 9 folds"),
+        (("--folds", "13"), "too few for 13 folds"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -49,8 +49,8 @@ def test_a_clean_folder(check: Run, image_folder: Path) -> None:
     assert code == 0, err
     assert f"photos: leave-one-out, split {dc.read(image_folder).split_hash}" in printed
     rows = [line.split() for line in printed.splitlines()]
-    assert ["train", "20", "4", "5", "5", "5", "0"] in rows
-    assert ["test", "20", "4", "5", "5", "5", "0"] in rows
+    assert ["train", "30", "6", "5", "5", "5", "0"] in rows
+    assert ["test", "10", "2", "5", "5", "5", "0"] in rows
     assert "ok: nothing would break training" in printed
     assert "note: the folder has no split" in err
 
@@ -261,7 +261,7 @@ def publish(
         (["products.csv", "--fix", "products.csv"], "this is the table that is read"),
         (["products.csv", "--fix", "photos"], "is a folder; give the name of a file"),
         (["products.csv", "--json", "photos"], "is a folder; give the name of a file"),
-        (["shared.csv"], "1 class is both in train and in query"),
+        (["shared.csv"], "1 class is both in train and in test"),
     ],
 )
 def test_what_cannot_be_checked(

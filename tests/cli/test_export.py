@@ -86,7 +86,10 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
     assert {"map_at_r", "nmi"} < set(metrics)
     for said in (
         f"| recall_at_1 | {100 * scores['recall_at_1']:.1f} % |",
-        f"split `{scores['split_hash']}`, that of its run: {scores['num_queries']} queries of 20 classes",
+        "| recall_at_1 of the pretrained features, the vectors themselves | "
+        f"{100 * scores['baselines']['pretrained_features']['recall_at_1']:.1f} % |",
+        f"split `{scores['split_hash']}`, that of its run: {scores['num_queries']} queries of "
+        f"{scores['num_classes']} classes",
         "| trained on | 18 train classes, 2 validation classes |",
         f"| hash of the test split | `{record['split_hash']}` |",
         "| `num_learners` | `4` |\n| `embedding_dim` | `16` |",

@@ -74,7 +74,8 @@ def test_a_table_s_columns_are_kept(command: Command, run: Path, image_folder: P
     images = sorted(image_folder.rglob("*.png"))[:6]
     lines = [f"{path.relative_to(image_folder)},l{i % 2},{i},a{i}" for i, path in enumerate(images)]
     (tmp_path / "t.csv").write_text("path,label,price,colour\n" + "\n".join(lines) + "\n")
-    code, _, err = index(command, run, tmp_path / "t.csv", "--root", image_folder, "--store", tmp_path / "store")
+    options = ["--root", image_folder, "--store", tmp_path / "store", "--column-type", "price=int"]
+    code, _, err = index(command, run, tmp_path / "t.csv", *options)
     assert code == 0, err
     output = command("search", tmp_path / "store", images[0], "--where", "price>=2", "--where", "label=l0", "--json")
     hits = [json.loads(line) for line in output[1].splitlines()]
@@ -99,6 +100,85 @@ def test_vectors_and_a_named_data_set(command: Command, tmp_path: Path) -> None:
     code, out, err = index(command, tmp_path / "vectors", "demo", "--store", tmp_path / "demo")
     assert code == 2
     assert "holds images, and the model takes vectors of 6 dimensions" in err
+
+
+def test_types_of_columns_are_declared_shown_and_changed(
+    command: Command, run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    images, store, table = sorted(image_folder.rglob("*.png"))[:4], tmp_path / "store", tmp_path / "t.csv"
+    rows = [("00003", "NA", "1.50"), ("00004", "", "10"), ("x", '""', "9"), ("5", "null", "")]
+    lines = [f"{path},{','.join(row)}" for path, row in zip(images, rows, strict=True)]
+    table.write_text("path,sku,country,price\n" + "\n".join(lines) + "\n")
+    assert index(command, run, table, "--store", store)[0] == 0
+    code, out, err = command("index", "--info", store)
+    assert code == 0, err
+    assert out.splitlines()[0] == f"{store}: 4 items, 16 dimensions"
+    assert [line.split() for line in out.splitlines()[3:]] == [
+        ["path", "text"],
+        ["label", "text"],
+        ["sku", "text", "0"],
+        ["country", "text", "1"],
+        ["price", "text", "1"],
+    ]
+    found = command("search", store, images[0], "--json")[1].splitlines()
+    values = {json.loads(line)["id"]: json.loads(line)["metadata"] for line in found}
+    assert [values[i]["sku"] for i in range(4)] == ["00003", "00004", "x", "5"]
+    assert [values[i]["country"] for i in range(4)] == ["NA", None, "", "null"]
+    code, out, err = command("search", store, images[0], "--where", "price<10")
+    assert (code, out) == (2, "")
+    assert "column 'price' holds text values" in err
+    assert "(--change-types, --column-type price=float)" in err
+
+    code, out, err = command("index", "--change-types", store, "--column-type", "sku=int")
+    assert (code, out) == (2, "")
+    assert f"{images[0]} (id 0): '00003' would become 3; {images[1]} (id 1): '00004' would become 4" in err
+    assert "3 of 4 rows" in err
+    code, out, err = command("index", "--change-types", store, "--column-type", "price=float")
+    assert (code, out) == (0, f"4 items rewritten in {store}\n"), err
+    assert command("index", "--change-types", store, "--column-type", "price=float")[1] == (
+        "the columns have these types\n"
+    )
+    found = command("search", store, images[0], "--where", "price<10", "--json")[1].splitlines()
+    assert sorted(json.loads(line)["metadata"]["price"] for line in found) == [1.5, 9.0]
+    assert index(command, run, table, "--store", store)[1].startswith("0 added, 0 changed, 0 removed, 4 kept")
+
+    code, out, err = index(command, run, table, "--store", store, "--column-type", "price=text")
+    assert (code, out) == (2, "")
+    assert "'price' is float in the index, and text in this data" in err
+    assert "(--column-type price=float), or change the index first (--change-types, --column-type price=text)" in err
+    code, out, err = index(command, run, table, "--store", tmp_path / "new", "--column-type", "sku=float")
+    assert code == 2
+    assert f"{table} line 4: the column 'sku': 'x' is no float" in err
+    code, out, err = index(command, run, table, "--store", tmp_path / "new", "--column-type", "price=decimal")
+    assert code == 0, err
+    assert "decimal  1" in command("index", "--info", tmp_path / "new")[1]
+
+
+def test_types_go_into_shards(command: Command, run: Path, image_folder: Path, tmp_path: Path) -> None:
+    images, table = sorted(image_folder.rglob("*.png"))[:2], tmp_path / "t.csv"
+    table.write_text(f"path,day\n{images[0]},2024-05-01\n{images[1]},\n")
+    options = ["--parts", tmp_path / "parts", "--column-type", "day=date"]
+    assert index(command, run, table, *options)[0] == 0
+    assert command("index", "--load", tmp_path / "parts", "--store", tmp_path / "store")[0] == 0
+    out = command("index", "--info", tmp_path / "store")[1]
+    assert out.splitlines()[-1].split() == ["day", "date", "1"]
+    hits = command("search", tmp_path / "store", images[0], "--where", "day<2025-01-01", "--json")[1]
+    assert json.loads(hits)["metadata"] == {"day": "2024-05-01"}
+
+
+def test_a_search_shows_what_is_similar_enough(command: Command, run: Path, image_folder: Path) -> None:
+    assert index(command, run, image_folder)[0] == 0
+    image = sorted(image_folder.rglob("*.png"))[3]
+    scores = [float(line.split()[0]) for line in command("search", run, image, "-k", 40)[1].splitlines()]
+    least = (scores[4] + scores[5]) / 2
+    code, out, err = command("search", run, image, "-k", 40, "--min-score", least)
+    assert (code, len(out.splitlines()), err) == (0, 5, "")
+    code, out, err = command("search", run, image, "--min-score", "1", "--where", "label=nobody")
+    assert (code, out) == (0, "")
+    assert f"{image}: no item has a cosine similarity of 1 or more" in err
+    code, out, err = command("search", run, image, "--min-score", "80")
+    assert (code, out) == (2, "")
+    assert "--min-score 80.0: pass a cosine similarity, -1 to 1" in err
 
 
 def test_shards_a_listing_and_what_is_loaded(
@@ -138,6 +218,17 @@ def test_shards_a_listing_and_what_is_loaded(
         (["--load", "P", "--store", "S"], "there is no complete shard"),
         (["RUN", "--check", "S"], "--check S does not go with RUN"),
         (["--check", "S"], "S: there is no index here"),
+        (["--info", "S", "--check", "S"], "--check S does not go with --info"),
+        (["RUN", "--info", "S"], "--info S does not go with RUN"),
+        (["--info", "S", "--column-type", "a=int"], "--info S does not go with --column-type"),
+        (["--info", "S"], "S: there is no index here"),
+        (["--change-types", "S"], "add --column-type NAME=TYPE"),
+        (["--change-types", "S", "--store", "T"], "--change-types S does not go with --store"),
+        (["--change-types", "S", "--column-type", "price"], "--column-type price: write NAME=TYPE"),
+        (["RUN", "PHOTOS", "--column-type", "a=int"], "--column-type: this data has no columns"),
+        (["RUN", "PHOTOS", "--column-type", "a=int", "--column-type", "a=text"], "a is int and text"),
+        (["RUN", "--stream", "x", "--column-type", "a=int"], "a listing of paths (--stream) has no columns"),
+        (["--load", "P", "--store", "S", "--column-type", "a=int"], "--load P does not go with --column-type"),
         (["RUN", "gone/"], "there is no such file or folder"),
         (["RUN", "PHOTOS", "--ann-from", "0"], "Must be >= 1"),
     ],

@@ -63,7 +63,7 @@ def test_from_a_run_to_a_model_that_is_used_like_any_other(
     code, printed, err = prune(command, runs / "slices", "--by", "subspaces", "--dims", 10, "--out", out)
     assert code == 0, err
     assert "of 4, chosen on validation classes; no other whole subspace fits into 10 dimensions" in printed
-    assert "vectors of 6 validation classes" in printed
+    assert "vectors of 10 validation classes" in printed
     assert f"model of 8 dimensions in {out}" in printed
     model, small = dc.EmbeddingModel.load(runs / "slices"), dc.EmbeddingModel.load(out)
     assert (small.embedding_dim, small.num_learners, small.config["method"]) == (8, 2, "slices")
@@ -116,7 +116,8 @@ def test_a_pruned_model_knows_which_classes_it_was_trained_on(
     pq.write_table(table.append_column("split", [swapped]), tmp_path / "swapped.parquet")
     code, _, err = command("evaluate", out, tmp_path / "swapped.parquet", "--no-clustering", "--workers", 0)
     assert code == 0
-    assert "20 of the test classes have names of classes that the model was trained on" in err
+    shared = sum(int(name[1:]) < 20 for name in RunFolder(out).used_classes())
+    assert shared > 10 and f"{shared} of the test classes have names of classes that the model was trained on" in err
     # And a run cannot be begun in its place, or gone on with.
     code, _, err = command("train", parquet, "--out", out)
     assert (code, "is not empty and holds no run" in err) == (2, True)
@@ -209,7 +210,7 @@ def test_from_python(runs: Path, parquet: Path) -> None:
     np.testing.assert_array_equal(small.encode(data.query), images.encode(data.query))
     assert [about.evaluated_on for about in reports] == ["train", "given"]
     assert reports[0].learners is not None
-    assert (reports[0].dims, len(reports[0].learners), reports[0].num_classes) == (8, 2, 20)
+    assert (reports[0].dims, len(reports[0].learners), reports[0].num_classes) == (8, 2, data.train.num_classes)
     after = dc.evaluate(small, data.train, clustering=False)["recall_at_1"]
     assert reports[0].recall_after == pytest.approx(after)
     assert reports[0].recall_before == pytest.approx(dc.evaluate(model, data.train, clustering=False)["recall_at_1"])

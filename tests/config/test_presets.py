@@ -13,6 +13,7 @@ import pytest
 import divcon as dc
 from divcon.config import presets
 from divcon.config.presets import PUBLISHED_RESULTS
+from divcon.data.augmentation import create_augmentation
 from divcon.data.published import PUBLISHED_COUNTS as DATA
 from divcon.errors import ConfigError
 from divcon.models.heads import create_head
@@ -30,7 +31,7 @@ def test_every_preset_is_a_run_that_can_be_on_every_data_set(name: str, data: st
     create_head(config.model.method, 16, config.model.embedding_dim, learners, options=config.model.head_options)
     last = phase_at(config.train.epochs - 1, config.train, learners)
     assert last is (Phase.JOINT if name.startswith("tpami2021") else Phase.FINETUNE)
-    assert (config.train.full_weight > 0) == name.startswith("modern")  # neither paper has it
+    assert (config.train.full_weight > 0) == name.startswith(("modern", "people", "vehicles"))  # neither paper has it
     assert dc.RunConfig.from_dict(config.to_dict()) == config
 
 
@@ -59,6 +60,22 @@ def test_what_the_papers_and_their_code_say() -> None:
         "num_learners": (4, 1),
         "rounds": ("longest", "epoch"),
     }
+
+
+def test_people_and_vehicles() -> None:
+    """The numbers of the strong baseline's configuration: 256x128, bs16x4, warmup10, erase0_5; 256x256 for vehicles."""
+    people, vehicles = presets.people("market1501"), presets.vehicles("vehicleid-large")
+    assert (people.model.image_size, people.model.fit) == ((256, 128), "squash")
+    assert (vehicles.model.image_size, vehicles.model.fit) == (256, "squash")
+    for config in (people, vehicles):
+        train = config.train
+        assert (train.batch_size, train.images_per_class, train.warmup_epochs) == (64, 4, 10)
+        assert (train.augment["erasing"]["p"], train.crop_scale) == (0.5, 1.0)
+        create_augmentation(train.augment, (0, 0, 0))
+    # Shifts of 10 pixels each way.
+    across, down = people.train.augment["affine"]["translate"]
+    assert (round(across * 128), round(down * 256)) == (10, 10)
+    assert set(presets.changed(vehicles, "people", "market1501")) == {"image_size", "augment"}
 
 
 def test_published_results_are_those_in_the_docstrings() -> None:

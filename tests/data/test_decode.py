@@ -331,7 +331,7 @@ NO_IMAGE = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "PostScript"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "zip": (b"PK\x03\x04\x14\0", "a zip archive"),
-    "heic": (b"\0\0\0\x24ftypheic\0\0\0\0", "a HEIC image; convert it to JPEG"),
+    "heic": (b"\0\0\0\x24ftypheic\0\0\0\0", "a HEIC image; `pip install pillow-heif`"),
     "video": (b"\0\0\0\x20ftypisom\0\0\0\0", "a video"),
     "zeros": (bytes(4096), "zeros"),
     "text": (b"Access denied,\ncome again", "text, beginning 'Access denied, come again'"),

@@ -107,7 +107,10 @@ def test_whatever_is_an_image_becomes_pixels(own, image):
             r"returned floats from \S+ to \d+ \(torch.float32\)",
         ),
         (lambda image: torch.full((3, 8, 8), torch.nan), "returned floats from nan to nan"),
-        (lambda image: image, r"returned 16 x 12 pixels, and the model takes 8 x 8: end it with a crop or resize"),
+        (
+            lambda image: image,
+            r"returned 12 x 16 \(height x width\) pixels, and the model takes 8 x 8: end it with a crop or resize",
+        ),
         (lambda image: np.array(image.convert("L")), r"returned an array of shape \(12, 16\); return \(H, W, 3\)"),
         (lambda image: torch.zeros(1, 3, 8, 8), r"returned a tensor of shape \(1, 3, 8, 8\); return \(3, 8, 8\)"),
         (lambda image: torch.zeros(3, 8, 8, dtype=torch.int64), r"returned values of torch\.int64"),
@@ -118,7 +121,9 @@ def test_whatever_is_an_image_becomes_pixels(own, image):
 def test_what_is_no_image_is_an_error(own, message, image):
     with pytest.raises(ConfigError, match=message) as error:
         create(own)(image)
-    assert error.value.field == "train_transform" and "for an image of 16 x 12 pixels" in str(error.value)
+    assert error.value.field == "train_transform" and "for an image of 12 x 16 (height x width) pixels" in str(
+        error.value
+    )
 
 
 class TestNames:
@@ -222,7 +227,9 @@ class TestRandomNumbers:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_error_names_the_image(workers, images):
     own = create_transform(lambda image: image, SIZE, "eval_transform")
-    with pytest.raises(ConfigError, match=r"images/0\.png: `eval_transform` .*: returned 12 x 10 pixels") as error:
+    with pytest.raises(
+        ConfigError, match=r"images/0\.png: `eval_transform` .*: returned 10 x 12 \(height x width\) pixels"
+    ) as error:
         list(evaluation_batches(images, own, batch_size=2, context=Context(workers=workers)))
     assert error.value.field == "eval_transform"
 

@@ -148,7 +148,7 @@ def test_workers_read_it_at_random(kept_in_memory: int, photos: Path, tmp_path: 
 @pytest.mark.heavy
 def test_stopped_it_goes_on(workers: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack_module, "IMAGES_A_FILE", 8)
-    data = dc.read(photos)
+    data = dc.read(photos, test_fraction=None)
     whole = pack(data, tmp_path / "whole")
     out, reported = tmp_path / "packed", []
 

@@ -252,6 +252,20 @@ def test_market_has_cameras_distractors_and_junk(write: Write) -> None:
     assert [group == 0 for group in data.gallery.groups] == [name == "-1" for name in labels(data.gallery)]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_thumbnails_of_a_storage_device_are_no_images(write: Write, name: str) -> None:
+    """Synology's lie in a folder beside the images, in folders that are called as the images are."""
+    root = write(name)
+    named = "vehicleid-small" if name == "vehicleid" else name.removesuffix("_devkit")
+    before = read(named, root)
+    image = next(path for path in sorted(root.rglob("*.*")) if path.suffix.lower() == ".jpg")
+    thumb = image.parent / "@eaDir" / image.name / "SYNOPHOTO_THUMB_M.jpg"
+    thumb.parent.mkdir(parents=True)
+    shutil.copy(image, thumb)
+    after = read(named, root)
+    assert after.split_hash == before.split_hash and after.notes == before.notes
+
+
 def test_images_that_no_list_names_are_reported(write: Write, trees: ModuleType) -> None:
     root = write("cub")
     trees.draw(root / "images" / "001.Bird_1" / "mine.jpg", 1)

@@ -34,9 +34,9 @@ def names(images) -> list[str]:
 
 
 class TestSplits:
-    def test_without_a_split_the_first_half_of_the_sorted_classes_trains(self, make_csv):
+    def test_without_a_test_fraction_the_first_half_of_the_sorted_classes_trains(self, make_csv):
         rows = [f"{c}{i}.png,{label}" for c, label in zip("abcd", "dcba", strict=True) for i in (1, 2)]
-        data = read_table(make_csv(csv("path,label", *rows)))
+        data = read_table(make_csv(csv("path,label", *rows)), test_fraction=None)
         assert names(data.train) == ["c1.png", "c2.png", "d1.png", "d2.png"]
         assert names(data.query) == ["a1.png", "a2.png", "b1.png", "b2.png"]
         assert data.query is data.gallery and data.protocol == "leave-one-out"
@@ -45,12 +45,12 @@ class TestSplits:
 
     def test_an_odd_class_is_train(self, make_csv):
         rows = [f"{c}{i}.png,{label}" for c, label in zip("abcd", "wxyz", strict=True) for i in (1, 2)]
-        data = read_table(make_csv(csv("path,label", *rows, "a3.png,v", "b3.png,v")))
+        data = read_table(make_csv(csv("path,label", *rows, "a3.png,v", "b3.png,v")), test_fraction=None)
         assert data.train.num_classes == 3 and data.query.num_classes == 2
 
     def test_whole_numbers_sort_by_value(self, make_csv):
         rows = [f"{c}{i}.png,{label}" for c, label in zip("abcd", ("10", "9", "100", "1"), strict=True) for i in (1, 2)]
-        data = read_table(make_csv(csv("path,label", *rows)))
+        data = read_table(make_csv(csv("path,label", *rows)), test_fraction=None)
         assert data.train.label_names == ("1", "9", "10", "100")
         assert {data.train.label_name(i) for i in range(4)} == {"1", "9"}
 
@@ -201,7 +201,7 @@ class TestEncoded:
     def test_images_inside_the_parquet(self, encoded, colour_of, tmp_path, as_struct):
         # Several row groups: the column comes in chunks, and rows count through them.
         pq.write_table(self.table(encoded, as_struct), tmp_path / "t.parquet", row_group_size=3)
-        data = read_table(tmp_path / "t.parquet")
+        data = read_table(tmp_path / "t.parquet", test_fraction=None)
         assert data.query.rows.tolist() == [4, 5, 6, 7]
         assert [data.query.open(i).getpixel((0, 0)) for i in range(4)] == [colour_of(r[:6]) for r in PAIRS[4:]]
         assert data.query.path(0) == ("c1.png" if as_struct else "(no path)")
@@ -226,7 +226,7 @@ class TestEncoded:
         images[5] = b"no image"
         pq.write_table(table.set_column(0, "image", pa.array(images)), tmp_path / "t.parquet")
         with pytest.raises(ImageError, match=r"t\.parquet row 5: .*does not decode"):
-            read_table(tmp_path / "t.parquet").query.open(1)
+            read_table(tmp_path / "t.parquet", test_fraction=None).query.open(1)
 
     def test_a_row_without_bytes(self, encoded, tmp_path):
         table = self.table(encoded, True)
@@ -286,17 +286,27 @@ class TestErrors:
         rows = ['a1.png,"two\nlines"', "", 'a2.png,"two\nlines"', *PAIRS[2:], "d3.png,"]
         assert "table.csv line 13: the label is empty" in error_of(make_csv(csv("path,label", *rows)))
 
-    @pytest.mark.parametrize(("value", "said"), [("training", "the split is 'training'"), ("", "the split is empty")])
+    @pytest.mark.parametrize(("value", "said"), [("practice", "the split is 'practice'"), ("", "the split is empty")])
     def test_an_unknown_split(self, make_csv, value, said):
         rows = [f"{row},test" for row in PAIRS]
         message = error_of(make_csv(csv("path,label,split", *rows, f"a3.png,a,{value}")))
         assert f"table.csv line 10: {said}" in message and "train, test, validation" in message
 
+    def test_other_names_of_splits(self, make_csv):
+        split = {"a": "Training", "b": "train2017", "c": "valid", "d": "holdout"}
+        rows = [f"{row},{split[row[0]]}" for row in PAIRS]
+        data = read_table(make_csv(csv("path,label,split", *rows, "c3.png,c,VAL", "a3.png,e,test", "b3.png,e,Test")))
+        parts = {part: {images.label_name(i) for i in range(len(images))} for part, images in data.parts.items()}
+        assert parts == {"train": {"a", "b"}, "validation": {"c"}, "test": {"d", "e"}}
+        note = "splits: 'Training' is train, 'train2017' is train, 'valid' is validation, 'holdout' is test"
+        assert note in data.notes
+
     def test_a_class_in_two_splits(self, make_csv):
         rows = [f"{row},{'train' if row[0] in 'ab' else 'test'}" for row in PAIRS]
         message = error_of(make_csv(csv("path,label,split", *rows, "d3.png,d,train")))
-        assert "1 class is both in train and in query, for example 'd'" in message
+        assert "1 class is both in train and in test, of 2 test classes and 3 train classes, for example 'd'" in message
         assert "line 10: d3.png" in message and "line 8: d1.png" in message
+        assert "`protocol=open`" in message and "`protocol=closed`" in message
 
     @pytest.mark.parametrize(
         ("header", "column", "advice"),
@@ -379,7 +389,7 @@ class TestErrors:
         assert "all rows are train" in message
 
     def test_classes_of_one_image_are_noted(self, make_csv):
-        data = read_table(make_csv(csv("path,label", *PAIRS, "a3.png,aa", "d3.png,dd")))
+        data = read_table(make_csv(csv("path,label", *PAIRS, "a3.png,aa", "d3.png,dd")), test_fraction=None)
         assert any("train: 1 class of one image ('aa') have no positive pair" in note for note in data.notes)
         assert any("test: 1 class of one image ('dd')" in note for note in data.notes)
 

@@ -52,10 +52,27 @@ def pushed(tmp_path, encoded):
     return root
 
 
+def test_metadata_in_folders_with_other_names_of_splits(tmp_path, encoded):
+    for folder, labels in (("Training", "ab"), ("Valid", "cd"), ("TEST", "ef")):
+        (tmp_path / folder).mkdir()
+        lines = ["file_name,label"]
+        for label in labels:
+            for i in (1, 2):
+                (tmp_path / folder / f"{label}{i}.png").write_bytes(encoded(f"{label}{i}"))
+                lines.append(f"{label}{i}.png,{label}")
+        (tmp_path / folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    data = read(tmp_path)
+    parts = {part: images.paths.to_pylist() for part, images in data.parts.items()}
+    assert parts["train"] == [f"Training/{name}.png" for name in ("a1", "a2", "b1", "b2")]
+    assert parts["validation"][0] == "Valid/c1.png" and parts["test"][0] == "TEST/e1.png"
+    (tmp_path / "Valid" / "metadata.csv").unlink()
+    assert f"{tmp_path}/Valid: there is no metadata file" in error_of(tmp_path)
+
+
 class TestDatasets:
     def test_labels_have_their_names(self, encoded, tmp_path, colour_of):
         images = [encoded(letter) for letter in "abcdefgh"]
-        data = read(write_like_datasets(tmp_path / "t.parquet", images, [0, 0, 1, 1, 2, 2, 3, 3]))
+        data = read(write_like_datasets(tmp_path / "t.parquet", images, [0, 0, 1, 1, 2, 2, 3, 3]), test_fraction=None)
         # The first half of the sorted names, not of the numbers.
         assert [data.train.label_name(i) for i in range(4)] == ["ant", "ant", "bee", "bee"]
         assert data.train.open(0).getpixel((0, 0)) == colour_of("c")
@@ -108,7 +125,7 @@ class TestDatasets:
     def test_a_class_in_two_files_of_two_splits(self, pushed, encoded):
         write_like_datasets(pushed / "data" / "test-00000-of-00001.parquet", [encoded("x")] * 4, [1, 1, 2, 2])
         message = error_of(pushed)
-        assert "both in train and in query, for example 'ant'" in message
+        assert "both in train and in test, of 2 test classes and 2 train classes, for example 'ant'" in message
         assert "train-00001-of-00002.parquet row 0" in message and "test-00000-of-00001.parquet row 0" in message
 
     def test_files_of_other_columns_are_named(self, pushed, encoded):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,30 @@ def test_the_difference_is_of_the_same_drawn_classes() -> None:
     assert second.interval == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.03)
     same = dc.compare({"one": one, "again": copy.deepcopy(one)})[1]
     assert (same.difference, same.interval) == (0, (0, 0))
+
+
+def test_baselines_are_beside_the_models_that_have_them(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = result(0), result(1)
+    one["baselines"] = {
+        "pooled_features": {"recall_at_1": 0.625, "map_at_r": 0.5},
+        "pretrained_features": {"recall_at_1": 0.375, "map_at_r": 0.125},
+    }
+    first, second = dc.compare({"one": one, "two": two})
+    assert first.baselines == one["baselines"]
+    assert second.baselines == {}
+    for name, scores in (("one", one), ("two", two)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(scores))
+    monkeypatch.chdir(tmp_path)
+    code, printed, err = command("compare", "one.json", "two.json")
+    assert code == 0, err
+    assert re.findall(r"^(p\w+ features, \S+) +(\S+ %) +(\S+)", printed, re.MULTILINE) == [
+        ("pooled features, Recall@1", "62.5 %", "-"),
+        ("pooled features, MAP@R", "50.0 %", "-"),
+        ("pretrained features, Recall@1", "37.5 %", "-"),
+        ("pretrained features, MAP@R", "12.5 %", "-"),
+    ]
 
 
 def test_a_query_that_is_left_out_is_left_out_of_the_interval() -> None:
@@ -121,7 +146,7 @@ def test_from_run_folders_and_from_files(command: Command, tmp_path: Path) -> No
     assert code == 0, err
     scores = [dc.evaluate(dc.EmbeddingModel.load(run), dc.read(data), clustering=False)["recall_at_1"] for run in runs]
     assert f"- {runs[0]}: recall_at_1 {100 * (scores[1] - scores[0]):+.1f} [" in printed
-    assert "72 queries of 12 classes" in printed
+    assert "36 queries of 6 classes" in printed
     saved = json.loads(compared.read_text())
     assert [row["scores"]["recall_at_1"] for row in saved["compared"]] == pytest.approx(scores)
 
@@ -145,7 +170,7 @@ def test_a_test_image_that_does_not_decode(
         settings = (*how, "--workers", 0, "--no-validation", "--seed", seed)
         code, _, err = command("train", image_folder, *settings, "--out", run)
         assert code == 0, err
-    broken_png(image_folder / "class7" / "3.png")
+    broken_png(image_folder / "class3" / "3.png")
     code, _, err = command("compare", *runs, "--workers", 0)
     assert code == 2
     assert "3.png" in err

@@ -86,6 +86,16 @@ def test_a_row_is_an_arm_against_the_reference(results: dict[str, Any]) -> None:
     assert "made (leave-one-out, split 0123, 4 queries of 2 classes), at the last epoch" in text
 
 
+def test_what_no_training_gives_is_a_row_and_what_the_head_gives_a_column(results: dict[str, Any]) -> None:
+    assert "pooled features" not in rows(table(results))["single"]
+    results["untrained"] = {"of": "timm's resnet18", "recall_at_1": 0.125, "map_at_r": 0.1}
+    for each, pooled in zip(results["runs"], (0.5, 0.75, 0.25, 0.5), strict=False):
+        each["pooled_recall_at_1"] = pooled
+    shown = rows(table(results))
+    assert shown["pretrained features"]["mean ± std"] == "12.5"
+    assert [shown[arm]["pooled features"] for arm in ("single", "slices", "masks")] == ["62.5", "37.5", "–"]
+
+
 def test_arms_seeds_and_reference_are_what_is_asked_for(results: dict[str, Any]) -> None:
     cells = rows(table(results, arms=["masks", "slices"], seeds=[0], reference="slices"))
     assert list(cells) == ["masks", "slices"]

@@ -19,6 +19,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import divcon as dc
+from divcon.config.image_size import height_width
 from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError, OutputError
@@ -56,6 +57,9 @@ MODELS: dict[str, tuple[dict[str, Any], int | None]] = {
         {"backbone": "test_vit", "pooling": "gem", "image_size": 64, "method": "masks"},
         1,
     ),
+    "tall, squash": ({"backbone": "test_resnet", "image_size": (64, 32), "fit": "squash", "method": "slices"}, None),
+    "tall, crop": ({"backbone": "test_vit", "image_size": (64, 32), "method": "slices"}, None),
+    "wide, pad": ({"backbone": "test_resnet", "image_size": (32, 48), "fit": "pad", "method": "masks"}, 1),
     "vectors, single": ({"backbone": "none", "method": "single", "num_learners": 1}, None),
     "mlp, masks": ({"backbone": "mlp", "method": "masks", "head_options": {"full": "masked"}}, None),
     "vectors, a learner of slices": ({"backbone": "none", "method": "slices"}, 2),
@@ -71,15 +75,25 @@ def icons(demo: Benchmark) -> list[Image.Image]:
     return [image.crop((0, 0, *size)) for image, size in zip(opened, sizes, strict=True)]
 
 
-def pixels_by_pillow(image: Image.Image, size: int, resize: int, interpolation: str) -> np.ndarray:
-    """What the metadata says to do, by Pillow: (3, size, size) uint8."""
-    if image.size != (size, size):
-        scale = resize / min(image.size)
-        image = image.resize(
-            (int(scale * image.width), int(scale * image.height)), Image.Resampling[interpolation.upper()]
-        )
-        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
+def pixels_by_pillow(image: Image.Image, how: dict[str, Any]) -> np.ndarray:
+    """What the metadata says to do, by Pillow: (3, H, W) uint8."""
+    by = Image.Resampling[how["interpolation"].upper()]
+    height, width = (how["size"],) * 2 if isinstance(how["size"], int) else how["size"]
+    if image.size == (width, height):
+        pass
+    elif how["fit"] == "squash":
+        image = image.resize((width, height), by)
+    elif how["fit"] == "pad":
+        scale = min(height / image.height, width / image.width)
+        small = image.resize((round(scale * image.width), round(scale * image.height)), by)
+        image = Image.new("RGB", (width, height), tuple(how["fill"]))
+        image.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
+    else:
+        tall, wide = (how["resize"],) * 2 if isinstance(how["resize"], int) else how["resize"]
+        scale = max(tall / image.height, wide / image.width)
+        image = image.resize((int(scale * image.width + 1e-9), int(scale * image.height + 1e-9)), by)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
@@ -87,8 +101,7 @@ def inputs_of(about: dict[str, Any], icons: list[Image.Image]) -> np.ndarray:
     """Inputs of an exported model: the icons, or some vectors."""
     if about["preprocessing"] is None:
         return np.random.default_rng(0).normal(size=(7, DIM)).astype(np.float32)
-    how = {name: about["preprocessing"][name] for name in ("size", "resize", "interpolation")}
-    return np.stack([pixels_by_pillow(image, **how) for image in icons])
+    return np.stack([pixels_by_pillow(image, about["preprocessing"]) for image in icons])
 
 
 def own_embeddings(
@@ -119,7 +132,11 @@ def test_onnx_gives_the_models_embeddings(
     assert (output.name, output.shape, output.type) == ("embeddings", ["batch", width], "tensor(float)")
     if model.vector_dim is None:
         size = model.image_size
-        assert (input_.name, input_.shape, input_.type) == ("images", ["batch", 3, size, size], "tensor(uint8)")
+        assert (input_.name, input_.shape, input_.type) == (
+            "images",
+            ["batch", 3, *height_width(size)],
+            "tensor(uint8)",
+        )
     else:
         assert (input_.name, input_.shape, input_.type) == ("vectors", ["batch", DIM], "tensor(float)")
 
@@ -208,13 +225,25 @@ def test_a_folder_is_loaded_as_it_was(
     card = ModelCard.load(done.path / "README.md")
     assert card.data.library_name == "divcon"
     assert (done.path / "README.md").read_text().count("TO FILL IN") == done.to_fill_in > 4
+    introduction = (done.path / "README.md").read_text()
+    if model.vector_dim is None and model.fit != "squash" and isinstance(model.image_size, tuple):
+        # No image processor of transformers pads so, or covers a height and width: the card says so.
+        assert "preprocessor_config.json" not in names
+        assert "there is no preprocessor_config.json" in introduction
+        assert ("of a border of the colour (" if model.fit == "pad" else "until it covers 73 x 37") in introduction
+        return
     assert (model.vector_dim is None) == ("preprocessor_config.json" in names)
+    assert "there is no preprocessor_config.json" not in introduction
     if model.vector_dim is None:
         said = json.loads((done.path / "preprocessor_config.json").read_text())
-        shape = (said["crop_size"]["height"], said["size"]["shortest_edge"])
-        assert said["crop_size"]["width"] == shape[0]
-        way = Image.Resampling(said["resample"]).name
-        cut = np.stack([pixels_by_pillow(image, *shape, way) for image in icons])
+        how = {"interpolation": Image.Resampling(said["resample"]).name, "fit": model.fit}
+        if model.fit == "squash":
+            assert said["image_processor_type"] == "ViTImageProcessor"
+            how["size"] = (said["size"]["height"], said["size"]["width"])
+        else:
+            how |= {"size": said["crop_size"]["height"], "resize": said["size"]["shortest_edge"]}
+            assert said["crop_size"]["width"] == how["size"]
+        cut = np.stack([pixels_by_pillow(image, how) for image in icons])
         mean, std = (np.array(said[name]).reshape(3, 1, 1) for name in ("image_mean", "image_std"))
         by_numbers = torch.from_numpy((cut * said["rescale_factor"] - mean) / std).float()
         torch.testing.assert_close(by_numbers, model.normalize(torch.from_numpy(cut)), atol=1e-5, rtol=0)

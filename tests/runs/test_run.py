@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +25,11 @@ from divcon.runtime.environment import not_repeatable
 pytestmark = pytest.mark.heavy
 
 MODEL = dc.ModelConfig(
-    num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32, embed="head"
+    num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32, fit="crop", embed="head"
 )
 TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0, ema_decay=0.0)
-CONFIG = dc.RunConfig(MODEL, TRAIN)
-WITHOUT = replace(CONFIG, data=dc.DataConfig(validation=False))
+CONFIG = dc.RunConfig(MODEL, TRAIN, dc.DataConfig(validation_fraction=0.1))
+WITHOUT = replace(CONFIG, data=replace(CONFIG.data, validation=False))
 
 
 def lines_of(out: Path) -> list[dict]:
@@ -350,7 +351,7 @@ def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
     image_folder: Path, broken_png: Callable[[Path], None], tmp_path: Path
 ) -> None:
     data = dc.read(image_folder)
-    broken_png(image_folder / "class1" / "0.png")
+    broken_png(image_folder / "class0" / "0.png")
     warned: list[str] = []
 
     class Hears(NullDisplay):
@@ -358,12 +359,12 @@ def test_images_that_do_not_decode_are_skipped_and_named_where_asked(
             warned.append(message)
 
     config = replace(
-        WITHOUT, train=replace(TRAIN, epochs=1, batch_size=8), data=dc.DataConfig(validation=False, on_bad_image="skip")
+        WITHOUT, train=replace(TRAIN, epochs=1, batch_size=8), data=replace(WITHOUT.data, on_bad_image="skip")
     )
     dc.run(data, tmp_path / "run", config, display=Hears())
     warned = [message for message in warned if "learners are one" not in message]
     assert len(warned) == 1
-    assert "class1/0.png" in warned[0]
+    assert "class0/0.png" in warned[0]
     line = lines_of(tmp_path / "run")[0]
     assert sum(line["sizes"]) + line["left_out"] == len(data.train) - 1
 
@@ -482,3 +483,46 @@ def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_the_same(few: Benchmar
     assert "an abacus then, " in message
     assert "on cuda two runs with the same seed" in not_repeatable("cuda", None)[0]
     assert not_repeatable("cpu", None) == []
+
+
+def test_a_run_records_its_threads_and_says_where_another_number_goes_on(few: Benchmark, tmp_path: Path) -> None:
+    class Hears(Stop):
+        def __init__(self, epoch: int) -> None:
+            super().__init__(epoch)
+            self.warnings: list[str] = []
+
+        def warn(self, message: str) -> None:
+            self.warnings.append(message)
+
+    def threads(number: int | None, stop: int, **options: object) -> tuple[list[int], list[str]]:
+        used: list[int] = []
+        display = Hears(stop)
+        config = replace(CONFIG, train=replace(TRAIN, num_threads=number))
+        observe = lambda model, epoch: used.append(torch.get_num_threads()) or {}  # noqa: E731
+        with suppress(KeyboardInterrupt):
+            dc.run(few, tmp_path / "run", config, display=display, observe=observe, report=False, **options)
+        return used, [text for text in display.warnings if "bit for bit" in text]
+
+    before = torch.get_num_threads()
+    assert threads(before + 2, 1) == ([before + 2], [])
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["train"]["num_threads"] == before + 2
+    assert record["machine"].endswith(f", {before + 2} threads")
+    assert threads(before + 2, 2, resume=True) == ([before + 2], [])
+    used, (message,) = threads(before + 1, 9, resume=True)
+    assert used == [before + 1]
+    assert f"{before + 2} threads then, " in message and message.endswith(f"{before + 1} threads now")
+    assert torch.get_num_threads() == before
+
+
+def test_a_run_from_before_threads_were_a_setting_is_resumed(few: Benchmark, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        dc.run(few, out, CONFIG, display=Stop(1))
+    record = json.loads((out / "config.json").read_text())
+    del record["train"]["num_threads"]
+    (out / "config.json").write_text(json.dumps(record))
+    dc.run(few, out, CONFIG, resume=True)
+    assert len(lines_of(out)) == 3
+    with pytest.raises(ConfigError, match="`num_threads` 0: must be at least 1"):
+        replace(TRAIN, num_threads=0)

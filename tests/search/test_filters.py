@@ -156,11 +156,11 @@ def test_a_value_is_never_parsed(
     [
         ("label", "write COLUMN=VALUE"),
         ("lable=a", "unknown column 'lable'; did you mean 'label'"),
-        ({"price": "cheap"}, "'cheap' cannot be a value of column 'price', which holds integer values"),
+        ({"price": "cheap"}, "'cheap' cannot be a value of column 'price', which holds int values; pass a number"),
         ({"price": None}, "None cannot be a value"),
         ({"price": 2**80}, "cannot be a value"),
         ({"share": float("nan")}, "cannot be a value"),
-        ({"flag": "maybe"}, "which holds boolean values"),
+        ({"flag": "maybe"}, "which holds bool values"),
         ({"label": []}, "no value to compare 'label' with"),
         ({"price": ("like", 3)}, "is not \\(operator, value\\)"),
         ({"label": "a\0b"}, "cannot be a value"),
@@ -186,5 +186,5 @@ def test_names_of_columns_are_stored_under_names_that_every_store_takes() -> Non
     assert len(set(stored)) == len(names)
     assert all(name.isascii() and name.isidentifier() and len(name) < 60 for name in stored)
     assert conditions_of("price.eur=3", about) == (Condition("meta_price_eur_2", "text", "=", ("3",)),)
-    assert conditions_of("Price (EUR)<=3", about)[0].stored == "meta_price_eur"
+    assert conditions_of("Price (EUR)!=3", about)[0].stored == "meta_price_eur"
     np.testing.assert_equal(about.with_columns(pa.schema([("цена", pa.string())])), about)

@@ -88,8 +88,11 @@ def _cut_off() -> bytes:
         (np.ones(15), DataError, "the vector has 15 numbers; an embedding has 16"),
         ([1.0] * 17, DataError, "the vector has 17 numbers; an embedding has 16"),
         (np.zeros(16), DataError, "all zeros"),
-        (np.full(16, np.nan), NonFiniteError, "NaN or an infinite number .* at index 0"),
-        (np.full(16, 1e300), NonFiniteError, "at index 0"),
+        (np.full(16, np.nan), NonFiniteError, "the vector has nan in place 0"),
+        (np.full(16, -np.inf), NonFiniteError, "the vector has -inf in place 0"),
+        (np.full(16, 1e300), NonFiniteError, "the vector has 1e\\+300 in place 0"),
+        (np.full(16, 1e19), NonFiniteError, "whose squares overflow float32"),
+        ([np.ones(16), np.full(16, 2e19)], NonFiniteError, "query 2: the vector has numbers up to 2e\\+19, whose"),
         (np.ones((2, 3, 16)), DataError, r"an array of shape \(2, 3, 16\)"),
         (10**30, DataError, "there is no item"),
         (-1, DataError, "there is no item -1"),
@@ -141,7 +144,10 @@ def test_images_for_a_model_of_vectors_and_huge_vectors(
     with pytest.raises(DataError, match="input is vectors of 12 dimensions, not images"):
         index.search(b"1234")
     embedding = model.encode(vectors(5))[2]
-    assert index.search(embedding * 1e30, k=1, embedded=True)[0].score == pytest.approx(1)
+    assert index.search(embedding * 1e18, k=1, embedded=True)[0].score == pytest.approx(1)
+    assert index.search(embedding * 1e-30, k=1, embedded=True)[0].score == pytest.approx(1)
+    with pytest.raises(NonFiniteError, match="squares overflow float32"):
+        index.search(embedding * 1e30, embedded=True)
     assert index.search("item00002", k=1)[0].id == 2
 
 

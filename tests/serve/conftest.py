@@ -61,7 +61,7 @@ def scores(run: Path, photos: Path) -> dict[str, Any]:
 def store(run: Path, photos: Path) -> Path:
     """A store of the images, where ``divcon index`` puts it."""
     with Index.create(run, run / "index") as index:
-        index.update(photos / "items.csv")
+        index.update(photos / "items.csv", column_types={"price": "float"})
     return run / "index"
 
 

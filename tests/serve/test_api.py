@@ -8,6 +8,8 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,56 @@ def test_filters_are_columns_and_values(client: TestClient, photos: Path) -> Non
     assert listed["total"] == 5 and [item["id"] for item in listed["items"]] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"colour": 3}, "3 cannot be a value of column 'colour', which holds text values"),
+        ({"price": "3"}, "'3' cannot be a value of column 'price', which holds float values"),
+        (["colour<3"], "column 'colour' holds text values"),
+        ({"label": {"<": 3.5}}, "which holds text values"),
+    ],
+)
+def test_a_comparison_of_unlike_types_is_refused(client: TestClient, where: Any, said: str) -> None:
+    answer = client.post("/search", json={"id": 1, "where": where})
+    assert answer.status_code == 400 and said in answer.json()["error"]
+
+
+def test_hits_below_the_smallest_score_are_left_out(client: TestClient, index: Index, photos: Path) -> None:
+    hits = index.search(4, 40)
+    least = (hits[6].score + hits[7].score) / 2
+    query = {"id": 4, "k": 40, "min_score": least, "learner": "each", "each_k": 40}
+    answer = client.post("/search", json=query).json()
+    assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in hits[:7]]
+    for row in answer["learners"]:
+        expected = [hit.id for hit in index.search(4, 40, learner=row["learner"]) if hit.score >= least]
+        assert [hit["id"] for hit in row["hits"]] == expected
+    content = (photos / "3-1.png").read_bytes()
+    assert [hit["path"] for hit in upload(client, content, min_score=0.9999).json()["hits"]] == [
+        str(photos / "3-1.png")
+    ]
+    for wrong in (1.5, -2, "high", "nan"):
+        assert client.post("/search", json={"id": 4, "min_score": wrong}).status_code == 422
+    assert "min_score" in client.get("/openapi.json").json()["components"]["schemas"]["SearchRequest"]["properties"]
+
+
+def test_values_that_json_has_no_type_for(index: Index, photos: Path, tmp_path: Path) -> None:
+    columns = {
+        "day": [date(2024, 5, 1 + i % 28) for i in range(40)],
+        "price": [Decimal("1.10") if i else None for i in range(40)],
+        "tags": [["a", {"b": i}] for i in range(40)],
+        "share": [math.inf if i == 3 else 0.5 for i in range(40)],
+    }
+    own = Index.build(index.model, photos, tmp_path / "store", columns=columns)
+    with client_of(own) as client:
+        text = client.get("/items/3").text
+        assert '"metadata":{"day":"2024-05-04","price":"1.10","tags":["a",{"b":3}],"share":"inf"}' in text
+        assert client.get("/items/0").json()["metadata"]["price"] is None
+        for where in ({"day": {"<": "2024-05-03"}, "price": {">": 1}}, {"day": "2024-05-02", "price": "1.1"}):
+            answer = client.post("/search", json={"id": 3, "where": where, "k": 40})
+            assert {hit["id"] for hit in answer.json()["hits"]} <= {1, 28, 29}
+            assert 1 in {hit["id"] for hit in answer.json()["hits"]}
+
+
 def test_items_come_a_page_at_a_time(client: TestClient, index: Index) -> None:
     pages = [client.get("/items", params={"offset": at, "limit": 15}).json() for at in (0, 15, 30, 45)]
     assert [page["total"] for page in pages] == [40] * 4
@@ -156,7 +208,8 @@ def test_the_schema_and_what_it_is_about(client: TestClient) -> None:
     ].keys()
     about = client.get("/about").json()
     assert (about["items"], about["dims"], about["learners"]) == (40, 16, 2)
-    assert [column["name"] for column in about["columns"]][:2] == ["label", "path"]
+    texts = [{"name": name, "type": "text"} for name in ("label", "path", "split", "colour")]
+    assert about["columns"] == [*texts, {"name": "price", "type": "float"}]
     assert client.get("/health").json() == {"status": "ok"}
 
 
@@ -194,8 +247,8 @@ BAD_QUERIES = [
     ({"path": "\ud800"}, 404, "no item"),
     ({"vector": [1.0] * 15}, 400, "15 numbers"),
     ({"vector": [0.0] * 16}, 400, "zeros"),
-    ({"vector": [math.nan] * 16}, 400, "NaN"),
-    ({"vector": [math.inf] * 16}, 400, "NaN or an infinite"),
+    ({"vector": [math.nan] * 16}, 400, "has nan in place 0"),
+    ({"vector": [math.inf] * 16}, 400, "has inf in place 0"),
     ({"vector": "abc"}, 422, "vector"),
     ({"id": 1, "unknown": 2}, 422, "unknown"),
     ([1, 2], 422, "the body"),

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+
+from divcon.search import Index
+from divcon.serve import create_app
+from tests.serve.conftest import serving
 
 pytestmark = pytest.mark.heavy
 
@@ -120,7 +125,51 @@ def test_a_filter_holds_for_all(opened: Opened) -> None:
     page.select_option("#column", "price")
     page.fill("#value", "cheap")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("number values")
+    expect(page.get_by_role("alert")).to_contain_text("holds float values")
+    page.get_by_role("button", name="Remove the filter price = cheap").click()
+    page.select_option("#column", "colour")
+    page.select_option("#operator", "<")
+    page.fill("#value", "3")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("column 'colour' holds text values")
+
+
+def test_a_smallest_similarity_holds_for_all(opened: Opened, index: Index) -> None:
+    scores = [hit.score for hit in index.search(2, 24)]
+    page = opened("/?id=2")
+    expect(page.locator("#status")).to_contain_text("24 items found")
+    page.get_by_label("Smallest similarity").fill(f"{(scores[4] + scores[5]) / 2:.6f}")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("5 items found")
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("5 items found")
+    page.get_by_label("Smallest similarity").fill("")
+    page.keyboard.press("Tab")
+    expect(page.locator("#status")).to_contain_text("24 items found")
+
+
+def test_columns_have_their_types_and_values_their_digits(
+    index: Index, photos: Path, opened: Opened, tmp_path: Path
+) -> None:
+    numbers = [2**53 + 1 + i for i in range(40)]
+    columns = {"number": numbers, "day": [date(2024, 5, 1 + i % 28) for i in range(40)]}
+    own = Index.build(index.model, photos, tmp_path / "store", columns=columns)
+    with serving(create_app(own)) as url:
+        page = opened("/?id=1", url=url)
+        expect(page.locator("#status")).to_contain_text("24 items found")
+        options = page.locator("#column option").all_inner_texts()
+        assert options == ["label (text)", "path (text)", "number (int)", "day (date)"]
+        # A number of JavaScript would be rounded to 9007199254740992.
+        assert own.item(1).metadata["number"] == 9007199254740994
+        page.goto(url + "/?id=2")
+        expect(page.locator("#query")).to_contain_text("number: 9007199254740995")
+        expect(page.locator("#query")).to_contain_text("day: 2024-05-03")
+        for value, count in (("9007199254740995", 1), ("9007199254740994", 1)):
+            page.select_option("#column", "number")
+            page.fill("#value", value)
+            page.keyboard.press("Enter")
+            expect(page.locator("#conditions")).to_contain_text(value)
+            expect(page.locator("#status")).to_contain_text(f"{count} items found")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

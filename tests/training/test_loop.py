@@ -325,3 +325,11 @@ def test_progress_is_reported_after_each_batch(few: Benchmark, tiny_model: Make)
     assert training[-1].loss == pytest.approx(report.loss)
     assert [p.done for p in training] == [16 * (i + 1) for i in range(report.batches)]
     assert reported[0].total == len(few.train)
+
+
+def test_a_training_uses_its_number_of_threads(few: Benchmark) -> None:
+    before = torch.get_num_threads()
+    model = dc.EmbeddingModel("test_resnet", 16, 2, pretrained=False, image_size=32)
+    config = replace(CONFIG, epochs=1, joint_epoch=None, finetune_epoch=None, num_threads=before + 1)
+    assert [torch.get_num_threads() for _ in dc.train(model, few.train, config)] == [before + 1]
+    assert torch.get_num_threads() == before

@@ -19,6 +19,8 @@ _NOT_OF_THE_BASE = {
     "validation_fraction": "use --folds",
     "validation_folds": "use --folds",
     "patience": "all runs have the same epochs",
+    "end_epoch": "all runs have the same epochs",
+    "train_on": "all arms are compared on the test classes",
 }
 
 
@@ -107,7 +109,7 @@ def ablate(
     own, searched = read_space(space) if space is not None else ({}, {})
     arms = arms_of(DEFAULT_ARMS if names is None else names, own)
     numbers = DEFAULT_SEEDS if numbers is None else numbers
-    benchmark = read_data(data, root, **reading.options())
+    benchmark = read_data(data, root, **reading.options(), **base.data.splitting)
     with Bar(notes, in_flags) as bar:
         try:
             results = run_ablation(

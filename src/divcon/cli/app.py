@@ -13,7 +13,8 @@ from rich.console import Console
 from divcon import __version__
 from divcon.cli.imports import import_modules, look_in_current_folder
 from divcon.cli.messages import in_flags
-from divcon.config.settings import Device, OnBadImage
+from divcon.config.fields import field_docs
+from divcon.config.settings import SPLITTING, TEST_FRACTION, DataConfig, Device, OnBadImage, Protocol
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -80,6 +81,8 @@ BadImage = Annotated[
 ]
 
 
+_SPLIT = Group("Split of the data", sort_key=60)
+_DOCS = {name: in_flags(text) for name, text in field_docs(DataConfig).items()}
 _TABLES = Group("Columns of a table", sort_key=10)
 
 
@@ -135,6 +138,25 @@ class Reading(ColumnChoice):
 
 READING = Reading()
 COLUMNS = ColumnChoice()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Split:
+    """How the data is split, where a command reads data that no run has read."""
+
+    test_fraction: Annotated[float | None, Parameter(group=_SPLIT, help=_DOCS["test_fraction"])] = TEST_FRACTION
+    group: Annotated[str | None, Parameter(group=_SPLIT, help=_DOCS["group"])] = None
+    protocol: Annotated[Protocol, Parameter(group=_SPLIT, help=_DOCS["protocol"])] = "auto"
+    ignore_split: Annotated[bool, Parameter(group=_SPLIT, negative=(), help=_DOCS["ignore_split"])] = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `divcon.read`, those that are not at their defaults."""
+        return {name: value for name, default in SPLITTING.items() if (value := getattr(self, name)) != default}
+
+
+AS_IT_IS = Split()
 
 
 def note(message: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import DATA, READING, Reading, Workers, app, console, note, notes, read_data
+from divcon.cli.app import AS_IT_IS, DATA, READING, Reading, Split, Workers, app, console, note, notes, read_data
+from divcon.config.settings import Fit
+from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
@@ -27,8 +30,14 @@ def check(
     fix: Path | None = None,
     near: bool = True,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    show_augmented: Path | None = None,
+    config: Path | None = None,
+    size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
+    fit: Fit | None = None,
+    augment: str | None = None,
     reading: Reading = READING,
     workers: Workers = 2,
+    split: Split = AS_IT_IS,
 ) -> None:
     """Check a data set: count its classes and images, and find what would break training or make a score dishonest.
 
@@ -36,8 +45,12 @@ def check(
 
     divcon check cub data/CUB_200_2011
 
+    divcon check people --show-augmented sheet.png --size 256x128 --augment color_jitter,erasing
+
     The counts of a published data set (cub, cars, sop, inshop, vehicleid-small, -medium, -large, market1501) are
     compared with the published ones.
+
+    The files and folders that are not read (hidden files, what is no image, HEIC without its plug-in ...) are notes.
 
     Exit code 1: some images do not decode; images with the same pixels are in two of train, validation and test, or
     under two labels; vectors are zero; or counts are not the published ones (those of vehicleid's images vary, and are
@@ -58,7 +71,18 @@ def check(
     near
         Look for near duplicates too.
     json_file
-        Write all findings to this file.
+        Write all findings to this file, and the names of all files that are not read.
+    show_augmented
+        Only write a sheet of what the network sees to this file (.png, .jpg or .webp): some training images, each as it
+        is embedded and then as training draws it. Takes the settings of --config, --size, --fit and --augment.
+    config
+        For --show-augmented: the settings of this file, a run's config.json, for example.
+    size
+        For --show-augmented: as in train.
+    fit
+        For --show-augmented: as in train.
+    augment
+        For --show-augmented: as in train.
     """
     from rich.progress import Progress
 
@@ -69,10 +93,17 @@ def check(
     from divcon.runtime.context import Context
     from divcon.runtime.context import Progress as Step
 
+    settings = {"--config": config, "--size": size, "--fit": fit, "--augment": augment}
+    if show_augmented is not None:
+        _show_augmented(data, root, show_augmented, config, size, fit, augment)
+        return
+    for name, value in settings.items():
+        if value is not None:
+            raise ConfigError(f"{name} {value}: belongs to --show-augmented FILE; leave it out, or add that")
     for path in (fix, json_file):
         if path is not None:
             check_writable(path)
-    benchmark = _read(data, root, reading)
+    benchmark = _read(data, root, reading, split)
     if fix is not None:
         check_suffix(fix, benchmark)
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
@@ -98,12 +129,54 @@ def check(
         raise SystemExit(1)
 
 
-def _read(data: str, root: Path | None, reading: Reading) -> Benchmark:
+def _show_augmented(
+    data: str,
+    root: Path | None,
+    out: Path,
+    config: Path | None,
+    size: str | None,
+    fit: Fit | None,
+    augment: str | None,
+) -> None:
+    from divcon.config.from_data import fit_images
+    from divcon.config.image_size import saved_size
+    from divcon.config.settings import RunConfig
+    from divcon.data.shapes import facts_to_choose_by
+    from divcon.models import EmbeddingModel
+    from divcon.models.backbone import resolve_backbone, takes_any_size
+    from divcon.training.sheet import augmented_sheet
+
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ConfigError(f"--show-augmented {out}: is an image; use a name that ends in .png, .jpg or .webp")
+    check_writable(out)
+    settings = RunConfig.load(config) if config is not None else RunConfig()
+    changes: dict[str, Any] = {"image_size": size, "fit": fit}
+    model = replace(settings.model, **{name: value for name, value in changes.items() if value is not None})
+    train = settings.train if augment is None else replace(settings.train, augment=augment)  # type: ignore[arg-type]
+    benchmark = read_data(data, root)
+    images = benchmark.train if len(benchmark.train) else benchmark.query
+    if images.vectors is not None:
+        raise ConfigError(f"--show-augmented: {data} holds vectors, which are not augmented")
+    backbone = resolve_backbone(model.backbone, None, None)
+    if (shapes := facts_to_choose_by(model, images)) is not None:
+        model, _ = fit_images(model, shapes, any_size=takes_any_size(backbone))
+    options = {**model.network, "backbone": backbone, "pretrained": False, "weights": None}
+    options |= {"method": "single", "num_learners": 1, "head_options": {}}  # not of the picture
+    sheet = augmented_sheet(EmbeddingModel(**options), images, train)
+    with atomic_write(out) as beside, beside.open("wb") as file:
+        sheet.save(file, {".png": "PNG", ".webp": "WEBP"}.get(out.suffix.lower(), "JPEG"))
+    console.print(
+        f"{out}: a row for each image, first as it is embedded ({saved_size(model.image_size)} pixels, "
+        f"fit {model.fit}), then as training draws it"
+    )
+
+
+def _read(data: str, root: Path | None, reading: Reading, split: Split) -> Benchmark:
     """The data; files that are missing are for the check to report."""
     from divcon.data.read import takes_option
 
     options: dict[str, Any] = {"check_files": False} if takes_option(data, "check_files") else {}
-    return read_data(data, root, **options, **reading.options())
+    return read_data(data, root, **options, **reading.options(), **split.options)
 
 
 def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from divcon.cli.app import (
+    AS_IT_IS,
     COLUMNS,
     EVALUATE,
     READING,
@@ -19,6 +20,7 @@ from divcon.cli.app import (
     ColumnChoice,
     DeviceOption,
     Reading,
+    Split,
     Workers,
     app,
     console,
@@ -48,28 +50,42 @@ Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 _RERANKING = Group("Re-ranking", sort_key=50)
 
 
-def test_data(run: Path, data: str | None = None, root: Path | None = None, reading: Reading = READING) -> Benchmark:
+def test_data(
+    run: Path,
+    data: str | None = None,
+    root: Path | None = None,
+    reading: Reading = READING,
+    split: Split = AS_IT_IS,
+) -> Benchmark:
     """The data to evaluate a run's model on: ``data``, or the run's own, which must be unchanged. Prints a note if the
-    model was trained on some of the test classes, and which columns were guessed."""
+    model was trained on some of the test classes, and which columns were guessed.
+
+    The run's own data is read and split as the run has done, also where it is passed.
+    """
+    from divcon.data.read import splitting_for
     from divcon.runs.folder import RunFolder
 
     folder = RunFolder(run)
+    origin = folder.origin()
+    source = (origin[1].get("source") if origin else None) or {}
+    as_trained = splitting_for(source["data"], origin[0].data.splitting) if origin and _exists(source) else {}
     if data is not None:
-        benchmark = read_data(data, root, **reading.options())
+        same = _names_same(data, source.get("data"))
+        own = {**(source.get("options") or {}), **as_trained} if same else {}
+        benchmark = read_data(data, root, **{**own, **reading.options(), **split.options})
         for text in benchmark.notes:
             if text.startswith("columns: "):
                 note(text)
-    elif reading.options():
+    elif options := {**reading.options(), **split.options}:
         raise ConfigError(
-            f"{flag(next(iter(reading.options())))} is for DATA: give DATA too; the run's own data is read as it was"
+            f"{flag(next(iter(options)))} is for DATA: the run's own data is read and split as the run has done; give "
+            "DATA too"
         )
     else:
-        origin = folder.origin()
-        source = origin[1].get("source") if origin else None
-        if source is None:
+        if not source:
             raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
         check_trusted(source["data"], str(folder.config))
-        benchmark = read_data(source["data"], source["root"], **(source.get("options") or {}))
+        benchmark = read_data(source["data"], source["root"], **{**(source.get("options") or {}), **as_trained})
     warning = folder.check_test_classes(benchmark, own=data is None)
     if warning:
         note(warning)
@@ -86,6 +102,28 @@ def moved(run: Path, data: str | None, reading: Reading) -> Reading:
         return reading
     file = options.get("labels_file")
     return Reading(**{**options, "labels_file": None if file is None else Path(file)})
+
+
+def read_own_data(run: Path, data: str, root: Path | None, reading: Reading = READING) -> Benchmark:
+    """A run's own data, from where it is now, with the columns and the split that the run has read."""
+    from divcon.data.read import splitting_for
+    from divcon.runs.folder import RunFolder
+
+    origin = RunFolder(run).origin()
+    splitting = splitting_for(data, origin[0].data.splitting) if origin else {}
+    return read_data(data, root, **{**splitting, **moved(run, data, reading).options()})
+
+
+def _exists(source: dict[str, Any]) -> bool:
+    from divcon.data.read import is_dataset_name
+
+    data = source.get("data")
+    return data is not None and not is_dataset_name(data) and Path(data).exists()
+
+
+def _names_same(data: str, other: str | None) -> bool:
+    """Whether two names or paths of data are the same."""
+    return other is not None and (data == other or Path(data).absolute() == Path(other).absolute())
 
 
 @app.command(group=EVALUATE)
@@ -110,6 +148,7 @@ def evaluate(
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
+    split: Split = AS_IT_IS,
 ) -> None:
     """Evaluate a run's model on the test classes of a data set.
 
@@ -119,12 +158,16 @@ def evaluate(
 
     divcon evaluate runs/cub --parts --rerank
 
+    The threshold that the run has chosen on its validation classes (RUN/model/threshold.json) is reported with its
+    precision and recall: a nearest neighbour of less similarity is of no known class. They are computed with half of
+    the test classes in the gallery, and then with the other half.
+
     Parameters
     ----------
     run
         A run folder, or a model folder such as RUN/last.
     data
-        As in train. Default: the data of the run.
+        As in train. Default: the data of the run, split as the run has split it.
     root
         As in train.
     json_file
@@ -157,9 +200,10 @@ def evaluate(
 
     from divcon.data.loading import only_decodable
     from divcon.evaluation.protocol import evaluate as evaluate_model
+    from divcon.evaluation.threshold import read_threshold
     from divcon.models import EmbeddingModel
     from divcon.runs.display import print_scores
-    from divcon.runs.folder import own_benchmark
+    from divcon.runs.folder import RunFolder, own_benchmark
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
@@ -167,7 +211,7 @@ def evaluate(
     if json_file is not None:
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    benchmark = test_data(run, data, root, reading)
+    benchmark = test_data(run, data, root, reading, split)
     context = Context(workers, on_warning=note)
     order_by = None
     if parts and len(model.head.dimensions()) > 1:
@@ -182,6 +226,7 @@ def evaluate(
     result = evaluate_model(
         model,
         benchmark,
+        threshold=(read_threshold(run) or {}).get("min_score"),
         clustering=clustering,
         parts=parts,
         baselines=baselines,
@@ -194,6 +239,8 @@ def evaluate(
         batch_size=batch_size,
         context=context,
     )
+    if RunFolder(run).trained_on_test(benchmark):
+        result["trained_on_test"] = True
     print_scores(result, console, in_flags)
     if json_file is not None:
         with atomic_write(json_file) as beside:

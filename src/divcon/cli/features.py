@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from divcon.cli.app import (
+    AS_IT_IS,
     DATA,
     READING,
     BadImage,
     BatchSize,
     DeviceOption,
     Reading,
+    Split,
     Workers,
     app,
     console,
@@ -23,8 +24,15 @@ from divcon.cli.app import (
     notes,
     read_data,
 )
+from divcon.config.image_size import saved_size
+from divcon.config.pixel_range import saved_pixel_range
+from divcon.config.settings import Fit, ModelConfig
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
+
+if TYPE_CHECKING:
+    from divcon.data.benchmark import Benchmark
+    from divcon.models import EmbeddingModel
 
 
 @app.command(group=DATA)
@@ -34,7 +42,8 @@ def features(
     *,
     out: Path,
     backbone: str | None = None,
-    size: Annotated[int | None, Parameter(name=("--size", "--image-size"), validator=Number(gte=1))] = None,
+    size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
+    fit: Fit | None = None,
     weights: Path | None = None,
     run: Path | None = None,
     reading: Reading = READING,
@@ -42,6 +51,7 @@ def features(
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
+    split: Split = AS_IT_IS,
 ) -> None:
     """Compute the pooled features of a pretrained backbone for a whole data set, to train on them instead of its
     images. The parquet file is the same benchmark, with the same split.
@@ -62,7 +72,10 @@ def features(
     backbone
         Any timm model by name, with its pretrained weights. Default: resnet50.tv_in1k.
     size
-        Height and width, in pixels, of the backbone's input. Default: 224.
+        Height and width, in pixels, of the backbone's input: one number, or height x width, as in 256x128. Default: as
+        train chooses it.
+    fit
+        How an image comes into that size: crop, squash or pad. Default (auto): as train chooses it.
     weights
         Load the backbone's weights from this file (.safetensors, or .pth with tensors only) instead of timm's.
     run
@@ -82,16 +95,16 @@ def features(
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: vectors are written as parquet; use a name that ends in .parquet")
     if run is not None:
-        for name, value in (("--backbone", backbone), ("--size", size), ("--weights", weights)):
+        for name, value in (("--backbone", backbone), ("--size", size), ("--fit", fit), ("--weights", weights)):
             if value is not None:
                 raise ConfigError(f"{name} {value} does not go with --run {run}, whose model has its own")
     check_writable(out)
     where = resolve_device(device)
-    if run is not None:
-        model = EmbeddingModel.load(run, device=where)
-    else:
-        model = EmbeddingModel(backbone or "auto", 1, weights=weights, image_size=size or 224).to(where)
-    benchmark = read_data(data, root, **reading.options())
+    settings = ModelConfig(backbone=backbone or "auto", image_size=size or 0, fit=fit or "auto", weights=weights)  # type: ignore[arg-type]
+    model = EmbeddingModel.load(run, device=where) if run is not None else None
+    benchmark = read_data(data, root, **reading.options(), **split.options)
+    if model is None:
+        model = _pretrained(settings, benchmark).to(where)
     context = Context(workers, on_warning=note)
     for text in benchmark.notes:
         note(text)
@@ -115,3 +128,23 @@ def features(
         f"{done:,} vectors of {model.num_features:,} dimensions in {out}\n"
         f"train with: divcon train {out} --out runs/{out.stem}"
     )
+
+
+def _pretrained(settings: ModelConfig, data: Benchmark) -> EmbeddingModel:
+    """The backbone with its pretrained weights; a size and fit that are left out as training chooses them."""
+    from divcon.config.from_data import fit_images
+    from divcon.data.shapes import facts_to_choose_by
+    from divcon.models import EmbeddingModel
+    from divcon.models.backbone import resolve_backbone, takes_any_size
+
+    images = data.train if len(data.train) else data.query
+    any_size = takes_any_size(resolve_backbone(settings.backbone, None, settings.weights))
+    shapes = facts_to_choose_by(settings, images)
+    if shapes is not None:
+        settings, reasons = fit_images(settings, shapes, any_size=any_size)
+        if reasons:
+            chosen = {**vars(settings), "image_size": saved_size(settings.image_size)}
+            chosen["pixel_range"] = saved_pixel_range(settings.pixel_range)
+            note("; ".join(f"`{name}={chosen[name]}` ({why})" for name, why in reasons.items()))
+    options = {name: settings.network[name] for name in ("backbone", "weights", "image_size", "fit", "pixel_range")}
+    return EmbeddingModel(embedding_dim=1, **options)

@@ -27,6 +27,7 @@ from divcon.cli.app import (
     notes,
     read_data,
 )
+from divcon.cli.messages import flag
 from divcon.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -46,11 +47,14 @@ def index(
     root: Path | None = None,
     stream: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     delete_missing: Annotated[bool, Yes] = False,
+    column_type: Annotated[list[str] | None, Yes] = None,
     ann_from: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     parts: Path | None = None,
     shard: str | None = None,
     load: Path | None = None,
     check: str | None = None,
+    info: str | None = None,
+    change_types: str | None = None,
     columns: ColumnChoice = COLUMNS,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
@@ -64,7 +68,11 @@ def index(
 
     divcon index runs/products photos/ --store postgresql://me@localhost/shop --delete-missing
 
-    divcon index --check runs/products/index
+    divcon index runs/products products.csv --column-type price=float --column-type added=date
+
+    divcon index --info runs/products
+
+    divcon index --change-types runs/products --column-type price=decimal
 
     Parameters
     ----------
@@ -83,6 +91,10 @@ def index(
         Instead of images: a text file with a path per line, of any length; - reads standard input.
     delete_missing
         Remove items from the store that are not among these images. Without it nothing is removed.
+    column_type
+        The type of a column, as NAME=TYPE: text, int, float, bool, date, datetime, datetime-utc, decimal or json.
+        Repeat it for several columns. Without it a column has the type of the table; those of a CSV are text, or what
+        they are in the index.
     ann_from
         Number of items from which the store builds and uses an approximate index. Default: 100,000.
     parts
@@ -93,15 +105,35 @@ def index(
         Instead of a run and images: update --store with the parquet files that --parts wrote.
     check
         Compare the approximate index of this store with exact search, and print its recall@10.
+    info
+        Print the number of items of this store, its model, and its columns with their types.
+    change_types
+        Give columns of this store other types (--column-type), and convert all their values. If a value would be lost
+        or changed, nothing is, and the items are named.
     """
     from divcon.search import Index
 
+    types = _column_types(column_type)
+    others = {"run": run, "store": store, "load": load, "parts": parts, "stream": stream}
     if check is not None:
-        _check_alone(check=check, run=run, store=store, load=load, parts=parts, stream=stream)
+        _check_alone(check=check, **others, info=info, change_types=change_types, column_type=column_type)
         _print_check(Index.open(check))
         return
+    if info is not None:
+        _check_alone(info=info, **others, change_types=change_types, column_type=column_type)
+        _print_info(Index.open(info))
+        return
+    if change_types is not None:
+        _check_alone(change_types=change_types, **others)
+        if not types:
+            raise ConfigError(f"--change-types {change_types} needs a type: add --column-type NAME=TYPE")
+        rewritten = Index.open(change_types).change_types(types)
+        console.print(
+            f"{rewritten:,} items rewritten in {change_types}" if rewritten else "the columns have these types"
+        )
+        return
     if load is not None:
-        _check_alone(load=load, run=run, parts=parts, stream=stream)
+        _check_alone(load=load, run=run, parts=parts, stream=stream, column_type=column_type)
         if store is None:
             raise ConfigError("--load needs a store to write to: add --store")
         _load_parts(load, store, ann_from)
@@ -117,14 +149,17 @@ def index(
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
-    chunks, total = _chunks(images or [], root, stream, columns)
+    items, total = _items(images or [], root, stream, types, columns)
     if parts is not None:
+        from divcon.search.items import chunks_of
+
+        chunks = items if stream is not None else chunks_of(items)
         _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
         return
     opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
     with _progress(total) as on_progress:
         changes = opened.update(
-            chunks,
+            items,
             delete_missing=delete_missing,
             batch_size=batch_size,
             on_bad_image=on_bad_image,
@@ -136,21 +171,41 @@ def index(
 def _check_alone(**options: Any) -> None:
     """Raise ConfigError if any option beside the first has a value."""
     first, *others = options
-    wrong = ["RUN" if name == "run" else f"--{name}" for name in others if options[name] is not None]
+    wrong = ["RUN" if name == "run" else flag(name) for name in others if options[name] is not None]
     if wrong:
-        raise ConfigError(f"--{first} {options[first]} does not go with {' and '.join(wrong)}")
+        raise ConfigError(f"{flag(first)} {options[first]} does not go with {' and '.join(wrong)}")
 
 
-def _chunks(
-    images: list[str], root: Path | None, stream: str | None, columns: ColumnChoice
-) -> tuple[Iterator[Items], int | None]:
-    """The items to index, in chunks, and their number; None for a listing, which is read as it is indexed."""
+def _column_types(words: list[str] | None) -> dict[str, str]:
+    """The types of ``NAME=TYPE`` words."""
+    types: dict[str, str] = {}
+    for word in words or []:
+        name, equals, type_ = word.rpartition("=")
+        if not equals or not name:
+            raise ConfigError(f"--column-type {word}: write NAME=TYPE, such as price=float")
+        if types.get(name, type_) != type_:
+            raise ConfigError(f"--column-type: {name} is {types[name]} and {type_}; give one of them")
+        types[name] = type_
+    return types
+
+
+def _items(
+    images: list[str],
+    root: Path | None,
+    stream: str | None,
+    column_types: dict[str, str],
+    columns: ColumnChoice,
+) -> tuple[Any, int | None]:
+    """The items to index, and their number; of a listing, which is read as it is indexed, an iterator of chunks and
+    None."""
     from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
     from divcon.runtime.context import Context
-    from divcon.search.items import chunks_of, items_of, read_listing
+    from divcon.search.items import items_of, read_listing
 
     if stream is not None:
+        if column_types:
+            raise ConfigError("--column-type: a listing of paths (--stream) has no columns")
         return read_listing(stream, str(root or "")), None
     if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
         image_set = read_data(images[0], root).gallery
@@ -161,10 +216,10 @@ def _chunks(
             chosen=columns.columns(),
             context=Context(on_warning=note),
         )
-    items, repeated = items_of(image_set)
+    items, repeated = items_of(image_set, column_types=column_types, context=Context(on_warning=note))
     if repeated:
         note(f"left out {repeated:,} rows with the same image as an earlier row")
-    return chunks_of(items), len(items)
+    return items, len(items)
 
 
 def _write_parts(
@@ -254,6 +309,21 @@ def _print_changes(index: Index, changes: Changes) -> None:
     about = index.about
     if about.effort is not None and about.recall is not None:
         console.print(f"approximate index: recall@10 {100 * about.recall:.1f} %")
+
+
+def _print_info(index: Index) -> None:
+    from rich.table import Table
+
+    about = index.about
+    console.print(f"{index.uri}: {len(index):,} items, {about.dims} dimensions")
+    console.print(f"model: {about.model or 'not named'} (fingerprint {about.fingerprint})")
+    missing = index.missing_values()
+    table = Table("column", "type", "without a value", box=None, pad_edge=False, header_style="")
+    for name in ("path", "label"):
+        table.add_row(name, "text", "")
+    for name, type_ in index.column_types.items():
+        table.add_row(name, type_, f"{missing[name]:,}")
+    console.print(table)
 
 
 def _print_check(index: Index) -> None:

@@ -6,7 +6,9 @@ import re
 
 from divcon.config.fields import SHORT_NAMES
 
-_FLAGS = {**{name: f"--{short}" for short, name in SHORT_NAMES.items()}, "trust": "--import", "arms": "--methods"}
+_FLAGS = {**{name: f"--{short}" for short, name in SHORT_NAMES.items()}, "trust": "--import", "arms": "--methods"} | {
+    "column_types": "--column-type"
+}
 _SETTING = re.compile(r"`(?!divcon\b|dc\.)([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)?)(?:=([^`]+))?`")
 
 

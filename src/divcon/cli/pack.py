@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from divcon.cli.app import DATA, READING, BadImage, Reading, Workers, app, console, note, notes, read_data
+from divcon.cli.app import (
+    AS_IT_IS,
+    DATA,
+    READING,
+    BadImage,
+    Reading,
+    Split,
+    Workers,
+    app,
+    console,
+    note,
+    notes,
+    read_data,
+)
 
 
 @app.command(group=DATA)
@@ -23,6 +36,7 @@ def pack(
     reading: Reading = READING,
     on_bad_image: BadImage = "stop",
     workers: Workers = 2,
+    split: Split = AS_IT_IS,
 ) -> None:
     """Decode and resize the images of a data set once, into parquet files that load faster. The folder is the same
     benchmark, with the same split.
@@ -69,7 +83,7 @@ def pack(
     from divcon.runtime.context import Context
 
     packing = Packing(short_side, lossless, quality, interpolation)
-    benchmark = read_data(data, root, **reading.options())
+    benchmark = read_data(data, root, **reading.options(), **split.options)
     for text in benchmark.notes:
         note(text)
     if on_bad_image == "skip":

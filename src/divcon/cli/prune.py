@@ -18,9 +18,8 @@ from divcon.cli.app import (
     app,
     console,
     note,
-    read_data,
 )
-from divcon.cli.evaluate import moved
+from divcon.cli.evaluate import read_own_data
 from divcon.errors import OutputError
 
 
@@ -82,7 +81,7 @@ def prune(
     context = Context(workers, on_warning=note)
     benchmark = own_benchmark(
         run,
-        None if data is None else read_data(data, root, **moved(run, data, reading).options()),
+        None if data is None else read_own_data(run, data, root, reading),
         must_be_own=True,
         whole=by == "whitening",  # fitted to more images than the others choose by
         context=context,

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import EVALUATE, READING, BatchSize, DeviceOption, Reading, Workers, app, console, note, read_data
-from divcon.cli.evaluate import Metrics, moved, test_data
+from divcon.cli.app import EVALUATE, READING, BatchSize, DeviceOption, Reading, Workers, app, console, note
+from divcon.cli.evaluate import Metrics, moved, read_own_data, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -80,7 +80,7 @@ def report(
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
         test_scores = evaluate_model(model, benchmark, clustering=False, **options)
     elif data is not None:
-        benchmark = read_data(data, root, **moved(run, data, reading).options())
+        benchmark = read_own_data(run, data, root, reading)
     path = write_report(
         run, benchmark, out=out, scores=test_scores, batch_size=batch_size, device=where, context=context
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import SEARCH, BatchSize, DeviceOption, app, console
+from divcon.cli.app import SEARCH, BatchSize, DeviceOption, app, console, note
 
 
 @app.command(group=SEARCH)
@@ -20,6 +19,7 @@ def search(
     *,
     k: Annotated[int, Parameter(name=("--k", "-k"))] = 10,
     where: Annotated[list[str] | None, Parameter(negative=())] = None,
+    min_score: float | None = None,
     learner: int | None = None,
     exact: Annotated[bool, Parameter(negative=())] = False,
     model: Path | None = None,
@@ -32,6 +32,8 @@ def search(
     divcon search runs/products query.jpg -k 5
 
     divcon search runs/products query.jpg --where colour=red --where "price<10"
+
+    divcon search runs/products query.jpg --min-score 0.8
 
     divcon search runs/products query.jpg --learner 2 --json
 
@@ -47,7 +49,9 @@ def search(
         Number of neighbours, 1 to 10,000.
     where
         Search only items whose column has this value: COLUMN=VALUE, or with !=, <, <=, > or >=. Columns are label,
-        path, and those of the indexed table; repeat it for several conditions.
+        path, and those of the indexed table (divcon index --info shows their types); repeat it for several conditions.
+    min_score
+        Show only items whose cosine similarity is this or more, -1 to 1: fewer than k then, or none.
     learner
         Search by this learner's subspace only.
     exact
@@ -61,13 +65,17 @@ def search(
     from divcon.search import Index
 
     with Index.open(store, model, device=resolve_device(device)) as index:
-        neighbours = index.search(queries, k, where=where, learner=learner, exact=exact, batch_size=batch_size)
+        neighbours = index.search(
+            queries, k, where=where, learner=learner, exact=exact, min_score=min_score, batch_size=batch_size
+        )
     for query, hits in zip(queries, neighbours, strict=True):
         if json_lines:
             for rank, hit in enumerate(hits, 1):
-                console.print(json.dumps({"query": query, "rank": rank, **asdict(hit)}, ensure_ascii=False))
+                console.print(json.dumps({"query": query, "rank": rank, **hit.to_dict()}, ensure_ascii=False))
             continue
         if len(queries) > 1:
             console.print(query)
         for hit in hits:
             console.print(f"{hit.score:7.4f}  {hit.label or '-'}  {hit.path}")
+        if not hits and min_score is not None:
+            note(f"{query}: no item has a cosine similarity of {min_score:g} or more")

@@ -50,6 +50,13 @@ def option_value(hint: Any, tokens: Any) -> Any:
     return {"true": True, "false": False}.get(word.lower(), word)
 
 
+def unread(hint: Any, tokens: Any) -> Any:
+    """A word of the command line as it is typed, or the value of a file, a run or a preset as it is."""
+    if isinstance(tokens, str):
+        return tokens
+    return tokens[0].value if tokens[0].implicit_value is UNSET else tokens[0].implicit_value
+
+
 def _settings_class() -> type:
     """A flat dataclass of the settings of all sections, each with its flag, its help and the group of its section."""
     fields: list[tuple[str, Any, Any]] = []
@@ -60,13 +67,16 @@ def _settings_class() -> type:
             hint = types[each.name]
             if each.name in OPTIONS_OF:
                 hint = dict[str, Annotated[float | int | bool | str, Parameter(converter=option_value)]]
-            elif flag(each.name) != (by_name := "--" + each.name.replace("_", "-")):
+            elif each.metadata.get("read"):  # checked where the section is made, with the other settings
+                hint = Annotated[Any, Parameter(converter=unread)]
+            if each.name not in OPTIONS_OF and flag(each.name) != (by_name := "--" + each.name.replace("_", "-")):
                 options["name"] = (flag(each.name), by_name)
             if old := each.metadata.get("old_values"):  # accepted, but not shown
                 choices = typing.get_args(hint)
                 hint = Literal[(*choices, *old)]
                 options |= {"show_choices": False, "help": f"{options['help']} [choices: {', '.join(choices)}]"}
-            default = field(default_factory=dict) if each.name in OPTIONS_OF else each.default
+            is_factory = each.default_factory is not dataclasses.MISSING
+            default = field(default_factory=each.default_factory) if is_factory else each.default
             fields.append((each.name, Annotated[hint, Parameter(**options)], default))
     settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
     settings.__module__ = __name__  # Python 3.11 says `types`, whose classes cyclopts takes for built-in ones
@@ -169,10 +179,12 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
         _put_reading(origins, settings)
     # By now the options hold the data and init that the file names.
     words = {name: _word(argument) for name, argument in options.items()}
-    resume, out, init = (words.get(name) for name in ("resume", "out", "init"))
+    resume, out, init, like = (words.get(name) for name in ("resume", "out", "init", "like"))
     run = _run_layer(Path(out)) if resume and out else None
     if run is not None:
         layers.append(run)
+    if like is not None and not resume:
+        layers.append(_like_layer(Path(like)))
     preset = words.get("preset") or (options["preset"].field_info.default if "preset" in options else None)
     if run is not None and preset is not None:
         raise ConfigError(f"--preset {preset}: the run in {out} is resumed with its own settings; leave it out")
@@ -203,9 +215,10 @@ def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | Non
     for name, section in SECTION_OF.items():
         place = origins.places.get((name,), "default")
         comments[(section, name)] = f"{place}: {meanings[name]}" if name in meanings else place
-        for key in value if isinstance(value := tree[section][name], dict) else ():
-            comments[(section, name, key)] = origins.places.get((name, key), "default")
-        if tree[section][name] and isinstance(value, dict):
+        value, is_options = tree[section][name], name in OPTIONS_OF
+        for key in value if isinstance(value, dict) else ():
+            comments[(section, name, key)] = origins.places.get((name, key) if is_options else (name,), "default")
+        if isinstance(value, dict) and value:
             del comments[(section, name)]
     return as_yaml(tree, {keys: text for keys, text in comments.items() if text})
 
@@ -223,7 +236,7 @@ def _put(layer: _Layer, settings: dict[str, Argument], origins: Origins) -> None
             continue
         origins.in_layers.add(name)
         origins.places.setdefault((name,), layer.place(name))
-        pairs = [((key,), inner) for key, inner in value.items()] if isinstance(value, dict) else [((), value)]
+        pairs = [((key,), inner) for key, inner in value.items()] if name in OPTIONS_OF else [((), value)]
         for keys, inner in pairs:
             if keys not in there:
                 argument.append(Token(keyword=name, keys=keys, implicit_value=inner, source=layer.place(name, *keys)))
@@ -296,6 +309,15 @@ def _run_layer(out: Path) -> _Layer | None:
         check_doors(kind, vars(getattr(config, section)), str(RunFolder(out).config))
     values = {name: getattr(getattr(config, section), name) for name, section in SECTION_OF.items()}
     return _Layer(values, lambda *_: f"run {out}")
+
+
+def _like_layer(like: Path) -> _Layer:
+    from divcon.runs.like import NOT_LIKE
+
+    layer = _run_layer(like)
+    if layer is None:
+        raise ConfigError(f"--like {like}: holds no run; give the folder of a run that is complete")
+    return _Layer({name: value for name, value in layer.values.items() if name not in NOT_LIKE}, layer.place)
 
 
 def _preset_layer(name: str, data: str | None) -> _Layer:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from divcon.cli.app import READING, TRAIN, Reading, app, console, notes, read_data
+from divcon.cli.app import READING, TRAIN, Reading, app, console, note, notes, read_data
 from divcon.cli.messages import in_flags
 from divcon.cli.settings import DEFAULTS, Settings, as_file, current_origins, gather, run_config
 from divcon.config.settings import RunConfig
@@ -30,6 +30,7 @@ def train(
     show_config: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
     init: Path | None = None,
+    like: Path | None = None,
     reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:
@@ -44,6 +45,8 @@ def train(
     divcon train --out runs/products --resume --epochs 120
 
     divcon train --config runs/products/config.json --seed 1 --out runs/again
+
+    divcon train --like runs/products --train-on all --out runs/for-use
 
     A settings file (--config) is YAML, TOML or JSON, in the layout that --show-config prints and that a run's
     config.json has: the sections model, train and data with the settings' names as keys; source (data and root) says
@@ -66,8 +69,8 @@ def train(
     preset
         Take all settings that decide what is trained from a recipe: cvpr2019 (as in the paper), cvpr2019-released (as
         in its code), tpami2021-fixed, tpami2021-learned, single (one metric at the budget of cvpr2019); or ours, not
-        measured yet: modern-vit, modern-dinov2, modern-convnext. They depend on the data set; --show-config prints
-        them.
+        measured yet: modern-vit, modern-dinov2, modern-convnext, people (256 x 128), vehicles (256 x 256). They depend
+        on the data set; --show-config prints them.
     config
         Read settings from this file (.yaml, .toml, .json). A run's config.json repeats that run, on the same data.
     show_config
@@ -78,6 +81,10 @@ def train(
     init
         Start from the model in this run folder, or model folder such as RUN/last, and take its backbone, size and head
         where no setting says otherwise.
+    like
+        With --train-on all: the folder of a complete run. Take its settings and data where nothing else says otherwise,
+        train on all of its classes with as many batches as it had trained when it kept its model, and embed as it has
+        chosen: a model for use, which has no test score of its own; that of its settings is this run's.
     """
     source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
     if source is not None and (options := reading.options()):
@@ -85,6 +92,8 @@ def train(
     if out is None and (resume or not show_config):
         raise ConfigError("--out is missing: give a folder for the run, as in --out runs/first")
     chosen = run_config(settings)
+    if like is not None:
+        source = _check_like(chosen, like, source, resume=resume)
     if out is not None and resume:
         chosen, source, init = _resumed(out, chosen, source, init)
     if show_config:
@@ -100,10 +109,15 @@ def train(
     from divcon.runs.run import run as train_run
     from divcon.runtime.launch import is_main_process
 
-    benchmark, source = _read(source)
+    benchmark, source = _read(source, chosen)
+    if like is not None:
+        from divcon.runs.like import settings_like
+
+        chosen, length = settings_like(like, benchmark, chosen, current_origins().explicit)
+        note(length)
     with Bar(notes if is_main_process() else Console(quiet=True), in_flags) as bar:
         try:
-            train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar)
+            train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar, like=like)
         except KeyboardInterrupt as stopped:
             bar.__exit__()
             where = str(stopped) or "stopped at once; the last checkpoint is complete"
@@ -111,6 +125,23 @@ def train(
             advice = f"Resume with: divcon train --out {out} --resume" if has_run else "Nothing was written"
             notes.print(f"{where}. {advice}", markup=False)
             raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
+
+
+def _check_like(
+    settings: RunConfig, like: Path, source: dict[str, Any] | None, *, resume: bool
+) -> dict[str, Any] | None:
+    """The data to train on: ``source``, or that of the run in ``like``."""
+    from divcon.runs.folder import RunFolder
+    from divcon.runs.like import check_like
+
+    if resume:
+        raise ConfigError(f"--like {like}: the run in --out is resumed with its own settings; leave it out")
+    check_like(settings, like)
+    saved = RunFolder(like).read()
+    if source is not None or saved is None or saved[1].get("source") is None:
+        return source
+    check_trusted(saved[1]["source"]["data"], str(RunFolder(like).config))
+    return {name: saved[1]["source"].get(name) for name in ("data", "root")}
 
 
 def _resumed(
@@ -133,9 +164,12 @@ def _resumed(
     return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
 
 
-def _read(source: dict[str, Any]) -> tuple[Benchmark, dict[str, Any]]:
+def _read(source: dict[str, Any], settings: RunConfig) -> tuple[Benchmark, dict[str, Any]]:
     """Read the data, and add its fingerprint to the source; the data of a repeated run must be unchanged."""
-    benchmark = read_data(source["data"], source["root"], **(source.get("options") or {}))
+    from divcon.data.read import splitting_for
+
+    options = {**(source.get("options") or {}), **splitting_for(source["data"], settings.data.splitting)}
+    benchmark = read_data(source["data"], source["root"], **options)
     origins = current_origins()
     if origins.file is not None and "data" in origins.in_file:
         record = origins.file.values

@@ -31,7 +31,7 @@ import itertools
 import textwrap
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -60,6 +60,8 @@ def setting(
     before: Any = _UNSET,
     old_names: tuple[str, ...] = (),
     old_values: Mapping[Any, Any] | None = None,
+    read: Callable[[Any], Any] | None = None,
+    write: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field of a config section; one with only a type and a default needs no such declaration.
 
@@ -70,6 +72,8 @@ def setting(
         before: the value that runs used before the setting existed; its default where left out.
         old_names: its names in earlier versions.
         old_values: maps values of earlier versions to today's.
+        read: makes the value of what Python, a file or the command line (as text) sets; raises ValueError.
+        write: makes of the value what files keep; ``read`` takes it.
     """
     meta = {
         "door": door,
@@ -77,6 +81,8 @@ def setting(
         "options_of": options_of,
         "old_names": old_names,
         "old_values": old_values or {},
+        "read": read,
+        "write": write,
     }
     if before is not _UNSET:
         meta["before"] = before
@@ -87,7 +93,10 @@ def setting(
 
 def saved(config: Any) -> dict[str, Any]:
     """A section's settings as files keep them: plain values, doors by name."""
-    return {field.name: saved_value(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {
+        field.name: saved_value((field.metadata.get("write") or (lambda value: value))(getattr(config, field.name)))
+        for field in dataclasses.fields(config)
+    }
 
 
 def saved_value(value: Any) -> Any:
@@ -195,6 +204,11 @@ def _converted(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise _wrong(field.name, "a dict of argument names to values", value)
         return dict(value)
+    if (read := field.metadata.get("read")) is not None:
+        try:
+            return read(value)
+        except ValueError as error:
+            raise ConfigError(f"`{field.name}`: {error}", field=field.name) from None
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         value = value.item()
     from pydantic import ValidationError

@@ -216,6 +216,7 @@ def typed(
         raise ConfigError(f"{where(section)}: {section}: expected a mapping of names to values, not {_shown(values)}")
     types = file_types(kind)
     old_values = {field.name: field.metadata.get("old_values", {}) for field in fields(kind)}
+    read = {field.name: field.metadata.get("read") for field in fields(kind)}
     for name in values:
         if name not in types:
             raise ConfigError(f"{where(section, str(name))}: {unknown_key(str(name), section, types, section_of)}")
@@ -225,7 +226,7 @@ def typed(
     return {
         name: value
         if isinstance(value, str) and value in old_values[name]  # the section converts it to today's
-        else typed_value(types[name], value, (section, name), where, folder)
+        else typed_value(types[name], value, (section, name), where, folder, read[name])
         for name, value in values.items()
     }
 
@@ -261,12 +262,27 @@ def unknown_key(name: str, section: str, known: Collection[str], section_of: Map
     return f"{name!r} is a setting of {section_of[meant]}: move it into that section{called}"
 
 
-def typed_value(hint: Any, value: Any, keys: tuple[str, ...], where: Where, folder: Path | None) -> Any:
+def typed_value(
+    hint: Any,
+    value: Any,
+    keys: tuple[str, ...],
+    where: Where,
+    folder: Path | None,
+    read: Callable[[Any], Any] | None = None,
+) -> Any:
     """The value under ``keys``, of the type ``hint``.
+
+    Args:
+        read: see `divcon.config.fields.setting`; it makes the value where the setting has one.
 
     Raises:
         ConfigError: it is of another type; the message has its place and what is expected.
     """
+    if read is not None:
+        try:
+            return read(value)
+        except ValueError as error:
+            raise ConfigError(f"{where(*keys)}: {'.'.join(keys)}: {error}") from None
     from pydantic import ValidationError
 
     try:

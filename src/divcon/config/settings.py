@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from divcon.config.augment import Augment, read_augment
 from divcon.config.fields import (
     Part,
     at_least,
@@ -26,6 +27,8 @@ from divcon.config.fields import (
     setting,
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
+from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.errors import ConfigError
 from divcon.runtime.environment import started_by_torchrun
 from divcon.runtime.files import atomic_write
@@ -36,28 +39,40 @@ __all__ = [
     "OPTIONS_OF",
     "SECTIONS",
     "SECTION_OF",
+    "SPLITTING",
+    "TEST_FRACTION",
+    "Augment",
     "DataConfig",
     "DataSource",
     "Device",
     "DivideBy",
     "DivideOn",
     "Embed",
+    "Fit",
     "HeadInit",
+    "ImageSize",
     "ModelConfig",
     "OnBadImage",
     "Pooling",
     "Precision",
+    "Protocol",
     "Rounds",
     "RunConfig",
     "SelectBy",
     "SmallClasses",
     "TrainConfig",
+    "TrainOn",
+    "check_splitting",
     "sections_in",
 ]
 
 Pooling = Literal["auto", "avg", "max", "gem", "token"]
 Embed = Literal["auto", "head", "features", "pca"]
 HeadInit = Literal["auto", "random", "pca"]
+Fit = Literal["auto", "crop", "squash", "pad"]
+
+IMAGE_SIZE = 224
+"""Height and width of the backbone's input where neither the user nor the data says more."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class ModelConfig:
     slices (CVPR 2019: K consecutive slices of the one embedding), or masks (TPAMI 2021: K masks over all of it)."""
     num_learners: int = 0
     """K, the number of learners, and of clusters that the training images are divided into; 1 for single. 0: 4
-    where the training has 5,000 batches or more, else 1 (see `divcon.config.from_data`)."""
+    where the training has 3,000 batches or more, else 1 (see `divcon.config.from_data`)."""
     embedding_dim: int = 512
     """D, the length of the embedding."""
     head_options: dict[str, Any] = setting(default_factory=dict, options_of="method")
@@ -82,9 +97,26 @@ class ModelConfig:
     """Start from the backbone's pretrained weights."""
     weights: Path | None = None
     """Start the backbone from this file (.safetensors, or .pth with tensors only) instead of timm's weights."""
-    image_size: int = 224
-    """Height and width, in pixels, of the backbone's input; not used for vectors. For a vision transformer, a multiple
-    of its patch size (14 or 16, for example); its position embeddings are resampled to it."""
+    image_size: ImageSize = setting(0, before=IMAGE_SIZE, read=read_size, write=saved_size)
+    """Height and width, in pixels, of the backbone's input: one number for both, or height x width, as in
+    `image_size=256x128` for people. For a vision transformer, multiples of its patch size (14 or 16, for example); its
+    position embeddings are resampled to it. 0: 224; or as many pixels in the shape of the training images, where these
+    are tall or wide and the backbone takes any size (see `divcon.config.from_data`). Not used for vectors."""
+    fit: Fit = setting("auto", before="crop")
+    """How an image comes into `image_size`. crop: its middle, after resizing; what is outside is lost. squash: all of
+    it, resized to exactly that height and width, whatever its shape. pad: all of it in its own shape, with a border in
+    the mean colour. Training crops at random in the same way. auto: squash where `image_size` is not square, or half of
+    the training images are more than 1.6 times as long as wide, else crop. It is saved with the model. Not used for
+    vectors."""
+    pixel_range: PixelRange = setting("auto", before="full", read=read_pixel_range, write=saved_pixel_range)
+    """For images of more than 8 bits a channel (12-bit data in 16-bit files, floating-point TIFF), the values that
+    become black and white: full (0 and 65535), own (the lowest and the highest value of each image), or two numbers, as
+    in `pixel_range=0,4095`. auto: from the training images; 0,4095 where their values need 12 bits, for example. It is
+    saved with the model. Other images are not changed by it."""
+    channels: int = 3
+    """Number of channels of the images: 3 (colours, of any file), 1 (grey, of any file), or another, of arrays in .npy
+    files, of TIFF with several bands, or of images with alpha. timm adapts pretrained weights to it. Not used for
+    vectors."""
     pooling: Pooling = "auto"
     """How the backbone's feature map becomes one vector: auto (the backbone's own pooling), avg, max, gem (generalised
     mean, Radenovic et al., TPAMI 2018: p is learned and starts at 3; negative values count as zero), or token (a vision
@@ -113,7 +145,11 @@ class ModelConfig:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", Path(self.weights).absolute())
-        at_least(self, num_learners=0, embedding_dim=1, image_size=1)
+        at_least(self, num_learners=0, embedding_dim=1, channels=1)
+        if min(height_width(self.image_size)) < 1 and self.image_size != 0:
+            raise ConfigError(
+                f"`image_size` {saved_size(self.image_size)}: height and width must be at least 1", field="image_size"
+            )
         if self.embedding_dim < self.num_learners:
             raise ConfigError(
                 f"`embedding_dim` {self.embedding_dim} cannot be divided among `num_learners` {self.num_learners}: "
@@ -125,8 +161,12 @@ class ModelConfig:
 
     @property
     def network(self) -> dict[str, Any]:
-        """The settings that are arguments of `divcon.EmbeddingModel`; the others say what a run does with it."""
-        return {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
+        """The settings that are arguments of `divcon.EmbeddingModel`; the others say what a run does with it. A size
+        and a fit that were not chosen from data are those of `divcon.EmbeddingModel`."""
+        values = {name: value for name, value in vars(self).items() if name not in ("head_init", "embed")}
+        fit = "crop" if self.fit == "auto" else self.fit
+        pixel_range = "full" if self.pixel_range == "auto" else self.pixel_range
+        return {**values, "image_size": self.image_size or IMAGE_SIZE, "fit": fit, "pixel_range": pixel_range}
 
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]
@@ -152,7 +192,7 @@ class TrainConfig:
 
     epochs: int = 0
     """Number of epochs; each has N // `batch_size` batches (N: training images), for any method and number of
-    learners. 0: from a budget of 10,000 batches, 20 to 100 epochs (see `divcon.config.from_data`)."""
+    learners. 0: from a budget of 10,000 batches, 20 to 60 epochs (see `divcon.config.from_data`)."""
     batch_size: int = 0
     """B, images per batch; a multiple of `images_per_class`. 0: 80, or fewer where there are few images."""
     images_per_class: int = 0
@@ -245,10 +285,19 @@ class TrainConfig:
     """Smallest share of an image's area that a random training crop keeps; not used for vectors."""
     flip: bool | None = None
     """Mirror half of the training images. None: as the data set says (icons: no; all others: yes)."""
+    augment: Augment = setting(default_factory=dict, read=read_augment)
+    """More augmentation of training images, after the random crop and mirroring, by name and in this order, as in
+    `augment=color_jitter,erasing`: color_jitter, photometric_distort, grayscale, autocontrast, equalize, invert,
+    posterize, solarize, sharpness, gaussian_blur, gaussian_noise, jpeg, rotation, affine, perspective, elastic,
+    vertical_flip, erasing, rand_augment, trivial_augment, auto_augment, augmix; none: no more. Each takes the
+    arguments of its class of torchvision.transforms.v2, and p, the share of images that it is applied to, in
+    parentheses, as in "rotation(degrees=10), erasing(p=0.3)"; in a file a mapping of names to arguments. Not used for
+    vectors."""
     train_transform: Part | None = setting(None, door=True)
-    """A transform of your own for training images, in place of the random crop and mirroring: any callable on a PIL
-    image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates one and may
-    take image_size. It returns image_size x image_size pixels, which are not normalised. Not used for vectors."""
+    """A transform of your own for training images, in place of the random crop, mirroring and `augment`: any callable
+    on a PIL image, a pipeline of torchvision.transforms.v2 or of albumentations, or a class or function that creates
+    one and may take image_size. It returns pixels of the height and width of `image_size`, which are not normalised.
+    Not used for vectors."""
     ema_decay: float = setting(0.8, before=0.0)
     """Decay of an exponential moving average of the weights, updated after each epoch, which is evaluated and saved in
     place of the weights; training goes on from the weights themselves. 0: none, as in both papers."""
@@ -264,6 +313,10 @@ class TrainConfig:
     workers: int = 2
     """Number of processes that decode and augment images; results do not depend on it. 0: decode in the main
     process."""
+    num_threads: int | None = None
+    """Number of CPU threads that PyTorch computes with; `devices` on the CPU share them. Another number sums in another
+    order, so that weights differ in the last bits: a run records its number, and says so where it is resumed with
+    another. None: PyTorch's own choice, one per core or OMP_NUM_THREADS."""
     devices: int | None = setting(None, before=1)
     """Number of processes that train together, each on a device of its own, or on its share of the CPU cores. It does
     not change what is computed; the other settings decide that. None: as many as torchrun has started, or 1."""
@@ -300,6 +353,8 @@ class TrainConfig:
             workers=0,
             seed=0,
         )
+        if self.num_threads is not None:
+            at_least(self, num_threads=1)
         if self.distill_temperature == 0:
             raise ConfigError("`distill_temperature` 0: must be above 0", field="distill_temperature")
         if self.batches_per_step < sharing:
@@ -342,10 +397,11 @@ class TrainConfig:
                 field=("freeze_backbone_epochs", "redivide_every"),
             )
         own = self.train_transform is not None
-        if own and (self.flip is not None or self.crop_scale != type(self).crop_scale):
-            name = "crop_scale" if self.flip is None else "flip"
+        if own and (self.flip is not None or self.crop_scale != type(self).crop_scale or self.augment):
+            name = "augment" if self.augment else "crop_scale" if self.flip is None else "flip"
+            value = ",".join(self.augment) if name == "augment" else getattr(self, name)
             raise ConfigError(
-                f"`{name}` {getattr(self, name)}: belongs to the built-in transform, and `train_transform` replaces "
+                f"`{name}` {value}: belongs to the built-in transform, and `train_transform` replaces "
                 "it; leave one of them out",
                 field=(name, "train_transform"),
             )
@@ -405,18 +461,71 @@ class TrainConfig:
 
 OnBadImage = Literal["stop", "skip"]
 SelectBy = Literal["auto", "map_at_r", "recall_at_1", "last"]
+Protocol = Literal["auto", "open", "closed"]
+TrainOn = Literal["train", "all"]
+
+TEST_FRACTION = 0.2
+"""Share of the classes to test on, where neither the data nor the user says: enough for a test, and four of five
+classes teach."""
+
+SPLITTING = {"test_fraction": TEST_FRACTION, "group": None, "protocol": "auto", "ignore_split": False}
+"""The settings of `DataConfig` that say how data is split when it is read, and their defaults."""
+
+
+def check_splitting(test_fraction: float | None, group: str | None, protocol: str) -> None:
+    """
+    Raises:
+        ConfigError: the fraction is out of bounds; or the settings do not go together.
+    """
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise ConfigError(f"`test_fraction` {test_fraction:g}: must be between 0 and 1", field="test_fraction")
+    if protocol not in ("auto", "open", "closed"):
+        raise ConfigError(f"`protocol` {protocol!r}: must be auto, open or closed", field="protocol")
+    if protocol == "closed" and group is not None:
+        raise ConfigError(
+            f"`group` {group} with `protocol=closed`: a group keeps whole classes together, and a closed set divides "
+            "the images of each class; leave out one of the two",
+            field=("group", "protocol"),
+        )
+    if protocol == "closed" and test_fraction is None:
+        raise ConfigError(
+            "`test_fraction=None` with `protocol=closed`: the sorted halves are of classes, and a closed set divides "
+            "the images of each class; give a number",
+            field=("test_fraction", "protocol"),
+        )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """How the training data is split and checked."""
 
+    test_fraction: float | None = setting(TEST_FRACTION, before=None)
+    """Share of the classes to test on, where the data has no split; drawn by a hash of each class's name, so that a
+    class stays on its side when others are added. In a closed set (`protocol`), share of each class's images. None:
+    the last half of the sorted classes."""
+    group: str | None = None
+    """A column of the table: classes that have a value of it in common, such as the variants of one product, stay on
+    one side, in the draws of test and of validation classes."""
+    protocol: Protocol = "auto"
+    """open: test on classes that are not trained on; test images of classes that train are left out. closed: test on
+    other images of the classes that train (queries are test images, the gallery is the training images). auto: closed
+    where train has every test class, else open; where they share some of the classes, you choose."""
+    ignore_split: bool = False
+    """Draw a split of all images, as `test_fraction`, `group` and `protocol` say, though the data has one."""
+    train_on: TrainOn = "train"
+    """all: train on every class, the test classes too, without validation: a model for use, which has no test score of
+    its own. `like` takes the settings and the length that validation has chosen, from a run with validation."""
+    end_epoch: int | None = None
+    """Last epoch to train, counted from 0: the run ends after it, on the schedule of all `epochs`, and without
+    validation keeps it. None: the last of `epochs`."""
     validation: bool = True
     """Hold out validation classes from the training classes, and keep the epoch that is best on them (see
     `select_by`). `validation=False` trains on all classes, also on those that the data marks for validation, and keeps
     the last epoch, as the papers do."""
-    validation_fraction: float = 0.1
-    """Share of the training classes to hold out, where the data does not mark validation classes."""
+    validation_fraction: float = setting(0.0, before=0.1)
+    """Share of the training classes to hold out, where the data does not mark validation classes; in a closed set, of
+    the training images. 0: a tenth, or less where that would be more than 10,000 images (see
+    `divcon.config.from_data`)."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
     select_by: SelectBy = setting("auto", before="recall_at_1")
@@ -438,11 +547,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_splitting(self.test_fraction, self.group, self.protocol)
         at_least(self, evaluate_every=1)
+        if self.end_epoch is not None:
+            at_least(self, end_epoch=0)
         for name, bound in (("patience", 1), ("validation_folds", 2)):
             if (value := getattr(self, name)) is None:
                 continue
             at_least(self, **{name: bound})
+            if self.train_on == "all":
+                raise ConfigError(
+                    f"`{name}` {value} with `train_on=all`: all classes train, so that none are left to validate on; "
+                    f"leave out `{name}`",
+                    field=(name, "train_on"),
+                )
             if not self.validation:
                 raise ConfigError(
                     f"`{name}` {value}: needs validation classes; leave out `validation=False`, or `{name}`",
@@ -460,11 +578,21 @@ class DataConfig:
                 "and `select_by=last` chooses none; leave out one of the two",
                 field=("validation_folds", "select_by"),
             )
-        if not 0 < self.validation_fraction < 1:
+        if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
-                f"`validation_fraction` {self.validation_fraction}: must be between 0 and 1",
+                f"`validation_fraction` {self.validation_fraction}: must be at least 0 and below 1",
                 field="validation_fraction",
             )
+
+    @property
+    def splitting(self) -> dict[str, Any]:
+        """The options of `divcon.read` that say how the data is split, those that are not at their defaults."""
+        return {name: value for name, default in SPLITTING.items() if (value := getattr(self, name)) != default}
+
+    @property
+    def validates(self) -> bool:
+        """Whether a run holds images out for validation, once, or those of folds."""
+        return self.validation and self.train_on == "train"
 
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
@@ -508,6 +636,12 @@ class RunConfig:
                 raise ConfigError(
                     f"`{name}`: expected a {kind.__name__}, not {type(getattr(self, name)).__name__}", field=name
                 )
+        end, epochs = self.data.end_epoch, self.train.epochs
+        if end is not None and epochs and end >= epochs:
+            raise ConfigError(
+                f"`end_epoch` {end}: the epochs are 0 to {epochs - 1} (`epochs` {epochs})",
+                field=("end_epoch", "epochs"),
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, by section; parts of the user's own by name (see `divcon.config.fields`)."""
@@ -582,7 +716,7 @@ class RunConfig:
         return {name: values for section in pairs for name, values in section.items()}
 
 
-RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine", "pinned")
+RECORDED = ("benchmark", "protocol", "split_hash", "packed", "versions", "machine", "pinned", "like")
 """The keys of a run's ``config.json`` beside settings, source and init; a file with any of them is a run's."""
 
 

@@ -15,6 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from divcon.data.benchmark import Benchmark, counted
+from divcon.data.image_files import Skipped
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.labels import alike
 from divcon.data.loading import each_image
@@ -93,6 +94,10 @@ class CheckResult:
     """Vectors that are all zeros, which have no direction."""
     differences: tuple[Difference, ...] = ()
     """Numbers of classes and images that differ from the published ones."""
+    notes: tuple[str, ...] = ()
+    """Those of the benchmark."""
+    skipped: tuple[Skipped, ...] = ()
+    """The files and folders of the data's folder that are not read, by kind."""
     alike: tuple[Group, ...] = ()
     """Groups of classes whose names look alike (see `divcon.data.labels.alike`), each by its first image."""
     joined: tuple[tuple[str, ...], ...] = ()
@@ -184,9 +189,11 @@ class CheckResult:
         return not any(finding.fails for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain values for JSON, with ``ok`` and the kinds of findings that fail."""
+        """The result as plain values for JSON, with ``ok``, the kinds of findings that fail, and the number of skipped
+        files and folders of each kind."""
         fails = list(dict.fromkeys(finding.kind for finding in self.findings if finding.fails))
-        return {"ok": self.ok, "fails": fails, **asdict(self)}
+        skipped = [{"count": len(kind.paths), **asdict(kind)} for kind in self.skipped]
+        return {"ok": self.ok, "fails": fails, **asdict(self), "skipped": skipped}
 
 
 def _is_across(group: Group) -> bool:
@@ -354,6 +361,8 @@ def check(
         groups,
         tuple(zeros),
         () if published is None else differences(benchmark, published),
+        benchmark.notes,
+        benchmark.skipped,
         tuple(every.groups([np.array([first[name] for name in group]) for group in alike(list(first))])),
         benchmark.query.spellings,
     )

@@ -82,7 +82,13 @@ def cleaned(benchmark: Benchmark, result: CheckResult) -> tuple[Benchmark, tuple
     if query is not gallery:
         query, gallery = _with_roles(query, gallery, "query", roles), _with_roles(gallery, query, "gallery", roles)
     clean = checked_benchmark(
-        benchmark.name, left["train"], query, gallery, validation=left.get("validation"), notes=notes
+        benchmark.name,
+        left["train"],
+        query,
+        gallery,
+        validation=left.get("validation"),
+        notes=notes,
+        protocol="closed" if benchmark.closed else None,
     )
     return replace(clean, recall_at=benchmark.recall_at), tuple(out.values())
 

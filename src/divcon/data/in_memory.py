@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageFile
 
-from divcon.data.decode import to_rgb, upright
+from divcon.data.decode import is_deep, to_rgb, upright
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ImageError
 
@@ -65,6 +65,25 @@ def set_of_images(images: Sequence[ImageLike], names: Sequence[str], needs: int 
     )
 
 
+def arrays_as_files(inputs: Any) -> Any:
+    """Inputs of a model whose images have another number of channels than three: arrays (H, W), (H, W, C) or (C, H, W),
+    alone, in a list, or an array (N, H, W, C) or (N, C, H, W), as the bytes of ``.npy`` files; others as they are."""
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
+        return [npy_bytes(image) for image in inputs]
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 3:
+        return npy_bytes(inputs)
+    if isinstance(inputs, (list, tuple)):
+        return [npy_bytes(value) if isinstance(value, np.ndarray) else value for value in inputs]
+    return inputs
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The bytes of a ``.npy`` file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
 def encoded(image: ImageLike, needs: int | None = None) -> bytes:
     """The bytes of a file that decodes to the image, as if it were read from one.
 
@@ -82,7 +101,8 @@ def encoded(image: ImageLike, needs: int | None = None) -> bytes:
         ValueError, OSError: the pixels are not colours, or cannot be read.
     """
     if isinstance(image, np.ndarray) or is_tensor(image):
-        return _png(_of_array(image))
+        pixels = _of_array(image)
+        return _tiff(pixels) if is_deep(pixels) else _png(pixels)
     if isinstance(image, (io.BytesIO, io.BufferedReader)):
         image.seek(0)
         return image.read()
@@ -90,11 +110,19 @@ def encoded(image: ImageLike, needs: int | None = None) -> bytes:
         return bytes(image)
     if (content := _its_file(image)) is not None:
         return content
+    if is_deep(image):  # of any range, which the model has
+        return _tiff(upright(image, image))
     pixels = upright(to_rgb(image), image)
     if needs is not None and (getattr(image, "format", None) == "JPEG" or any(key in image.info for key in _OF_JPEG)):
         factor = next((k for k in (8, 4, 2) if min(pixels.size) // k >= needs), 1)
         pixels = pixels.reduce(factor) if factor > 1 else pixels
     return _png(pixels)
+
+
+def _tiff(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(file, "TIFF")
+    return file.getvalue()
 
 
 _CHANNELS = (1, 3, 4)
@@ -121,6 +149,8 @@ def _of_array(array: Any) -> Image.Image:
         pixels = pixels.transpose(1, 2, 0)
     elif not last:
         raise ValueError(f"an array of shape {pixels.shape} has no 1, 3 or 4 channels")
+    if pixels.dtype == np.uint16 and pixels.shape[2] == 1:
+        return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0]))  # of any range, which the model has
     pixels = _bytes_of(pixels)
     return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
 

@@ -46,8 +46,11 @@ def as_labeled_set(data: LabeledData, context: Context = DEFAULT) -> LabeledSet:
     return benchmark.train
 
 
-def as_benchmark(data: LabeledData, context: Context = DEFAULT) -> Benchmark:
+def as_benchmark(data: LabeledData, context: Context = DEFAULT, **options: Any) -> Benchmark:
     """The benchmark to evaluate on; in a labelled set, or vectors with labels, each item searches among all the others.
+
+    Args:
+        options: of `divcon.read`, for a path or name.
 
     Raises:
         DataError: it is nothing of that kind, or it cannot be read.
@@ -55,7 +58,7 @@ def as_benchmark(data: LabeledData, context: Context = DEFAULT) -> Benchmark:
     if isinstance(data, Benchmark):
         return data
     if isinstance(data, (str, os.PathLike)):
-        benchmark = read(data, context=context)
+        benchmark = read(data, context=context, **options)
         for note in benchmark.notes:
             if note.startswith("columns: "):
                 context.warn(note)

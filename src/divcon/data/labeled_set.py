@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 
-from divcon.data.decode import decode
+from divcon.config.pixel_range import PixelRange
+from divcon.data.decode import decode, decode_channels
 from divcon.data.digests import SPELLINGS, digest_of, from_root
 from divcon.data.encoded import Encoded
+from divcon.data.image_files import printable
 from divcon.data.tables import where_in
 from divcon.errors import ImageError
+
+T = TypeVar("T")
 
 NO_PATH = "(no path)"
 """The path of an encoded image that has none."""
@@ -52,6 +59,9 @@ class LabeledSet:
     """(N,) int64. A query ignores gallery images of its own label and camera."""
     groups: np.ndarray | None = None
     """(N,) int64. A query ignores gallery images of its own group (of a video sequence, for example); -1: no group."""
+    class_groups: np.ndarray | None = None
+    """(C,) int64, a number for each of ``label_names``: classes with the same number are never divided among train,
+    validation and test, such as the variants of one product."""
     flip: bool = True
     """Whether a mirrored image is still of its class, so that training may mirror images."""
     spellings: tuple[tuple[str, ...], ...] = ()
@@ -63,6 +73,10 @@ class LabeledSet:
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"LabeledSet: {name} has {len(value)} entries for {n} labels")
+        if self.class_groups is not None and len(self.class_groups) != len(self.label_names):
+            raise ValueError(
+                f"LabeledSet: class_groups has {len(self.class_groups)} entries for {len(self.label_names)} label names"
+            )
         if n and (self.labels.min() < 0 or self.labels.max() >= len(self.label_names)):
             raise ValueError("LabeledSet: a label is outside label_names")
         if self.vectors is not None and (self.vectors.ndim != 2 or self.vectors.dtype != np.float32):
@@ -150,7 +164,7 @@ class LabeledSet:
         table = where_in(self.source, row)
         if self.vectors is not None and path == row_name(row):
             return table.removesuffix(": ") or path
-        return f"{table}{path}" if table else str(Path(self.root, path))
+        return f"{table}{printable(path)}" if table else printable(str(Path(self.root, path)))
 
     def content(self, i: int) -> bytes:
         """The encoded bytes of image i, without cropping.
@@ -167,15 +181,31 @@ class LabeledSet:
         except OSError as error:
             raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
-    def open(self, i: int, needs: int | None = None) -> Image.Image:
+    def open(
+        self, i: int, needs: int | None = None, pixel_range: PixelRange = "full", *, any_channels: bool = False
+    ) -> Image.Image:
         """Decode image i, cropped to its box, as RGB (see `divcon.data.decode.decode`).
 
         Args:
             needs: pixels that its shorter side must have at least: a JPEG may be decoded at a smaller scale.
+            pixel_range: what becomes black and white, of images with more than 8 bits a channel.
+            any_channels: show arrays of any number of channels.
 
         Raises:
             ImageError: the file is missing or does not decode (the message names it), or the set is of vectors.
         """
+        return self._decoded(i, lambda source, box: decode(source, box, needs, pixel_range, any_channels=any_channels))
+
+    def open_channels(self, i: int, channels: int, pixel_range: PixelRange = "full") -> torch.Tensor:
+        """Decode image i, cropped to its box, with another number of channels than three: (C, H, W) uint8 (see
+        `divcon.data.decode.decode_channels`).
+
+        Raises:
+            ImageError: as of `open`, or the image has another number of channels.
+        """
+        return self._decoded(i, lambda source, box: decode_channels(source, channels, box, pixel_range))
+
+    def _decoded(self, i: int, function: Callable[[Any, tuple[int, int, int, int] | None], T]) -> T:
         if self.vectors is not None:
             raise ImageError(f"{self.where(i)}: this is a vector, not an image; vectors are not opened")
         box = None
@@ -185,8 +215,8 @@ class LabeledSet:
         encoded = self.encoded
         try:
             if encoded is None:
-                return decode(Path(self.root, self.path(i)), box, needs)
-            return decode(encoded[int(self.rows[i])].as_py(), box, needs)
+                return function(Path(self.root, self.path(i)), box)
+            return function(encoded[int(self.rows[i])].as_py(), box)
         except ImageError as error:
             raise ImageError(f"{self.where(i)}: {error}") from None
 

@@ -111,7 +111,7 @@ Key = int | tuple[int, int, int]
 """An image to transform as for evaluation (its index), or as for training: (index, epoch, position in the epoch)."""
 
 Pixels = tuple[torch.Tensor, torch.Tensor]
-"""(B, 3, size, size) uint8, and the (B,) int64 indices of the images."""
+"""(B, C, H, W) uint8, and the (B,) int64 indices of the images."""
 
 
 class Decoded(Dataset):
@@ -140,7 +140,13 @@ class Decoded(Dataset):
         if transform is None:
             raise ValueError("Decoded: a training key, and no training transform")
         try:
-            image = self.images.open(index, needed_pixels(transform))
+            pixel_range: Any = getattr(transform, "pixel_range", "full")
+            channels = getattr(transform, "channels", 3)
+            image: Any
+            if channels == 3:
+                image = self.images.open(index, needed_pixels(transform), pixel_range)
+            else:
+                image = self.images.open_channels(index, channels, pixel_range)
             return self._transformed(transform, image, draw), index
         except ImageError as error:
             return error
@@ -148,7 +154,7 @@ class Decoded(Dataset):
             error.args = (f"{self.images.where(index)}: {error}",)
             return error
 
-    def _transformed(self, transform: Transform, image: Image.Image, draw: list[int]) -> torch.Tensor:
+    def _transformed(self, transform: Transform, image: Any, draw: list[int]) -> torch.Tensor:
         seed = 0
         if draw:
             seed = int(np.random.SeedSequence([self.seed, *draw]).generate_state(1, np.uint64)[0])
@@ -284,14 +290,15 @@ def each(
 def each_image(
     images: LabeledSet, function: Callable[[Image.Image], T], *, context: Context = DEFAULT
 ) -> Iterator[T | str]:
-    """Call a function with each decoded image in turn, in worker processes if there are any.
+    """Call a function with each decoded image in turn, in worker processes if there are any. Images of more than 8 bits
+    a channel are scaled by their own range, so that they can be looked at.
 
     Yields its results; for an image that does not decode, the message."""
     return each(images, partial(_of_opened, function), context=context)
 
 
 def _of_opened(function: Callable[[Image.Image], T], images: LabeledSet, index: int) -> T:
-    return function(images.open(index))
+    return function(images.open(index, pixel_range="own", any_channels=True))
 
 
 def _decodes(image: Image.Image) -> None:

@@ -18,10 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.decode import deep_values
+from divcon.data.image_files import is_system
+from divcon.data.in_memory import encoded
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import each
 from divcon.data.readers.table import ABOUT
@@ -67,6 +71,8 @@ class Packing:
         Raises:
             ImageError: it does not decode.
         """
+        if (deep := _deep_content(images, index)) is not None:
+            return deep
         image = images.open(index, 2 * self.short_side)
         if min(image.size) <= self.short_side and (images.boxes is None or images.boxes[index][0] < 0):
             return images.content(index)
@@ -80,6 +86,26 @@ class Packing:
         else:
             resized.save(out, "JPEG", quality=self.quality, subsampling=0)
         return out.getvalue()
+
+
+def _deep_content(images: LabeledSet, index: int) -> bytes | None:
+    """The bytes of an image with more than 8 bits a channel, cut to its box and not resized: resizing needs the range
+    of values that becomes black and white, which is the model's. None for other images.
+
+    Raises:
+        ImageError: its file cannot be read, or it has a box and colours.
+    """
+    content = images.content(index)
+    try:
+        values = deep_values(content)
+    except Exception:  # decoding names what is wrong
+        return None
+    if values is None or images.boxes is None or images.boxes[index][0] < 0:
+        return None if values is None else content
+    if values.ndim > 2:
+        raise ImageError(f"{images.where(index)}: has 16-bit colours and a box, which cannot be packed; crop it first")
+    left, top, right, bottom = images.boxes[index].tolist()
+    return encoded(Image.fromarray(values[top:bottom, left:right]))
 
 
 def pack(
@@ -122,6 +148,7 @@ def pack(
             "flip": data.train.flip,
             "notes": list(data.notes),
             "split_hash": data.split_hash,
+            "closed": data.closed,
         }
         with atomic_write(out / ABOUT) as beside:
             beside.write_text(json.dumps(about, indent=2) + "\n")
@@ -176,7 +203,7 @@ class _File:
 def _check_mine(out: Path, files: list[Path]) -> None:
     names = {path.name for path in files}
     known = {*names, *(f"{name}.new" for name in names), ABOUT, f"{ABOUT}.new", LOCK_FILE}
-    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known and not is_system(entry.name))
     if foreign:
         raise RunError(f"{out}: holds {foreign[0]}, which is not of this pack; use another `out`")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from divcon.config.settings import SPLITTING
 from divcon.data.benchmark import Benchmark
+from divcon.data.image_files import check_name, is_folder
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.vehicleid import vehicleid_of
@@ -68,7 +71,17 @@ def read(
             class; tables and published data sets take ``check_files=False``, to not look for every file now. Tables
             take ``image_column``, ``label_column``, ``split_column`` and ``vector_column``, the names of these columns
             (None: guessed from the usual names, and `Benchmark.notes` says which), and ``on_missing_label="skip"``;
-            files of vectors take ``labels_file``.
+            files of vectors take ``labels_file``. Tables and folders also take
+
+            - ``test_fraction``: share of the classes to test on, where the data has no split (0.2). They are drawn by a
+              hash of each class's name, so that a class stays on its side when others are added. None: the last half of
+              the sorted classes;
+            - ``group``: a column of a table. Classes that have a value of it in common, such as the variants of one
+              product, stay on one side, also when validation classes are drawn;
+            - ``protocol``: ``"open"``, to test on classes that are not trained on: test images of train classes are
+              left out; or ``"closed"``, to test on other images of the classes that are: queries are test images, and
+              the gallery is the training images. ``"auto"``: closed where train has every class of test;
+            - ``ignore_split=True``: draw a split, though the data has one.
 
     Raises:
         DataError: no such name or path, or the data cannot be used: the message says what is wrong, where, and what to
@@ -83,9 +96,24 @@ def read(
     _check_options(reader, name, options, len(arguments))
     if _takes(reader, "context"):
         options["context"] = context
-    if reader in NAMED.values() or arguments:
-        return reader(*arguments, **options)
-    return _from_own(reader, name, options)
+    own = not (reader in NAMED.values() or arguments)
+    benchmark = _from_own(reader, name, options) if own else reader(*arguments, **options)
+    names = [name for name in SPLITTING if name != "test_fraction" and options.get(name) not in (None, SPLITTING[name])]
+    splitting = {**benchmark.splitting, **{name: options[name] for name in names}}
+    return replace(benchmark, splitting=splitting) if names else benchmark
+
+
+def splitting_for(data: Readable, splitting: Mapping[str, Any]) -> dict[str, Any]:
+    """The options to read data with, of those that a run was trained with (`DataConfig.splitting`): without
+    ``test_fraction=None``, which older runs have all, where the data has a split of its own by what it is.
+
+    Raises:
+        DataError, ConfigError: there is no such data.
+    """
+    options = dict(splitting)
+    if "test_fraction" in options and options["test_fraction"] is None and not _reader(data, None)[2]:
+        del options["test_fraction"]
+    return options
 
 
 def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **options: Any) -> Benchmark:
@@ -94,13 +122,15 @@ def read_source(source: Mapping[str, Any], where: str, *, trust: Trust = (), **o
     Args:
         where: the file, for the message.
         trust: modules of readers that the file may name: True for all, or their names.
+        options: of `read`; those of the split as in `splitting_for`.
 
     Raises:
         TrustError: the data is a reader whose module the user has not allowed.
         DataError, ConfigError, OutputError: as of `read`.
     """
     check_trusted(source["data"], where, trust)
-    return read(source["data"], source.get("root"), **{**(source.get("options") or {}), **options})
+    options = {**(source.get("options") or {}), **splitting_for(source["data"], options)}
+    return read(source["data"], source.get("root"), **options)
 
 
 def takes_option(data: Readable, option: str) -> bool:
@@ -159,10 +189,13 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
             "a list of rows, a data frame, a Dataset, or a function that returns a Benchmark"
         )
     name = os.fspath(data)
+    if root is not None:
+        check_name(root)
     if name in NAMED:
         return NAMED[name], name, ()
+    check_name(name)
     path = Path(name)
-    if path.is_dir():
+    if is_folder(path):
         if root is not None:
             raise ConfigError(f"{name}: a folder takes no `root`; its own path says where it is", field="root")
         return (read_table_folder if table_files(path) else read_folder), name, (path,)

@@ -9,7 +9,7 @@ import os
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -74,13 +74,13 @@ __all__ = [
     "Tables",
     "array_column",
     "first_line",
+    "is_in_memory",
     "is_parquet",
     "is_table",
     "load_file",
     "load_table",
     "load_tables",
     "metadata_of",
-    "plain",
     "require_columns",
     "tables_in_memory",
     "where_in",
@@ -477,9 +477,9 @@ def _json_by_python(path: Path) -> pa.Table:
         raise DataError(f"{path}: this is not JSON Lines, one object a line (it is nested too deeply)") from None
 
 
-def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
+def _json_rows(path: Path, text: str, parse_float: Callable[[str], float] | None = None) -> list[dict[str, Any]]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=parse_float)
     except json.JSONDecodeError:
         value = None
     if isinstance(value, list):
@@ -498,7 +498,7 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
+                rows.append(json.loads(line, parse_float=parse_float))
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{path} line {number}: this is not JSON Lines, one object a line ({error.msg} in column "
@@ -564,6 +564,9 @@ def _array(name: str, column: str, values: Sequence[Any]) -> pa.Array:
         try:
             return pa.array([label_text(value) for value in values], pa.string())
         except ValueError:
+            # Lists and objects of several forms are no column of images; the metadata of an index is read apart.
+            if column not in COLUMNS and all(isinstance(value, (list, dict, type(None))) for value in values):
+                return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
             raise DataError(f"{name}: the column {column!r} cannot be read ({first_line(error)})") from None
 
 
@@ -652,16 +655,21 @@ class SourceName(str):
         return source
 
 
+def is_in_memory(source: str) -> bool:
+    """Whether it names columns in memory, and no file."""
+    return isinstance(source, SourceName) and source.in_memory
+
+
 def where_in(source: str, row: int) -> str:
     """``products.csv line 17: `` for a row of a CSV, ``products.parquet row 15: `` of a parquet or of columns in
     memory, nothing of a folder."""
     tables = source.tables if isinstance(source, SourceName) else ()
-    if isinstance(source, SourceName) and source.in_memory:
+    if is_in_memory(source):
         return f"{source} row {row}: "
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
-    if not is_table(source) and table_suffix(source) not in VECTOR_SUFFIXES:
+    if (not is_table(source) and table_suffix(source) not in VECTOR_SUFFIXES) or Path(source).is_dir():
         return ""
     kind = format_of(source) if is_table(source) else ""
     if kind == "csv":
@@ -710,8 +718,8 @@ class Tables:
     present: tuple[tuple[str, ...], ...] = ()
     """The names of all columns of each file, or of the table in memory."""
     in_memory: pa.Table | None = None
-    """The column of images or vectors (IMAGE_COLUMN or VECTOR_COLUMN), where it is not read from parquet files; empty
-    for names of files."""
+    """The column of images or vectors (IMAGE_COLUMN or VECTOR_COLUMN), where it is not read from parquet files (of
+    columns in memory, beside all the others); empty for names of files."""
     untyped: bool = False
     """Whether all files are of a format that has text alone (CSV)."""
     value_column: str = ""
@@ -856,10 +864,13 @@ def tables_in_memory(
     _check_columns(name, rows, roles)
     if roles.kind == "encoded" and (paths := paths_alone(table[roles.names["image"]])) is not None:
         rows, roles = _with_paths(rows, roles, paths)
-    values = None
+    whole = table
     if roles.kind != "files":
         role, column = ("embedding", VECTOR_COLUMN) if roles.kind == "vectors" else ("image", IMAGE_COLUMN)
-        values = pa.table({column: table[roles.names[role]]})
+        values = table[roles.names[role]]
+        if column in whole.column_names:
+            whole = whole.drop_columns([column])
+        whole = whole.append_column(column, values)
     return Tables(
         name=name,
         source=SourceName(name, in_memory=True),
@@ -869,7 +880,7 @@ def tables_in_memory(
         columns=(frozenset(rows.column_names),),
         root=root,
         present=(tuple(table.column_names),),
-        in_memory=values,
+        in_memory=whole,
         guessed=frozenset(roles.guessed),
         roles=(roles,),
     )
@@ -934,63 +945,93 @@ def _as_one_of_several(table: pa.Table, file: TableFile) -> pa.Table:
 
 _OWN = ("path", "label", FILE_NAME, IMAGE_COLUMN, VECTOR_COLUMN, *BOX_COLUMNS)
 
+UNTYPED = {b"divcon type": b"untyped"}
+"""The metadata of the Arrow fields of a CSV, whose values are text for want of a type."""
 
-def metadata_of(source: str) -> pa.Table | None:
-    """The columns of a table (or of the tables of a folder) beside path, label, box, image and embedding, row for row:
-    of type string, int64, float64 or bool. None where the source is no table, or has no such column.
+
+class NumberText(float):
+    """A number with the text that it was read from, which may have more digits."""
+
+    text: str
+
+    def __new__(cls, text: str) -> NumberText:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
+def metadata_of(source: str) -> list[tuple[Path, pa.Table | dict[str, list[Any]]]] | None:
+    """The columns of a table (or of each table of a folder) beside path, label, box, image and embedding, row for row.
+    None where the source is no table.
+
+    A parquet's columns have its types. A CSV's are text, with the metadata `UNTYPED`: an empty field is missing, a
+    quoted one (``""``) is an empty text, and nothing else is changed. Those of JSON Lines are Python values; a float
+    is a `NumberText`.
 
     Raises:
-        DataError: a column is whole numbers in one table and text in another.
+        DataError: a table cannot be read.
     """
     files = [Path(name) for name, _ in source.tables] if isinstance(source, SourceName) else []
     files = files or [Path(source)]
     if not all(is_table(file) and file.is_file() for file in files):
         return None
     try:
-        tables = [plain(_read(file)) for file in files]
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(f"{source}: its columns cannot be read ({str(error).splitlines()[0]})") from None
-    return table if table.num_columns else None
-
-
-def plain(table: pa.Table) -> pa.Table:
-    """The columns as string, int64, float64 or bool; those of lists, structs or bytes are left out, and the rest
-    (dates, decimals) become text."""
-    columns = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        kind = column.type
-        if pa.types.is_dictionary(kind):
-            column, kind = column.cast(kind.value_type), kind.value_type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            continue
-        if pa.types.is_integer(kind) and kind != pa.uint64():
-            columns[name] = column.cast(pa.int64())
-        elif pa.types.is_floating(kind):
-            columns[name] = column.cast(pa.float64())
-        elif pa.types.is_boolean(kind):
-            columns[name] = column
-        else:
-            columns[name] = column.cast(pa.string())
-    return pa.table(columns) if columns else table.select([])
+        return [(file, _read(file)) for file in files]
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{source}: its columns cannot be read ({first_line(error)})") from None
 
 
 def _others(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name not in _OWN]
+    own = [name for name in _OWN if name != FILE_NAME or "path" not in names]
+    return [name for name in names if name not in own]
 
 
-def _read(file: Path) -> pa.Table:
+def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
     kind = format_of(file)
-    if kind in ("json", "arrow"):
-        table = _read_json(file) if kind == "json" else _read_arrow(file)
-        return table.select(_others(table.column_names))
+    if kind == "json":
+        return _read_objects(file)
+    if kind == "arrow":
+        table = _read_arrow(file)
+        names = _others(table.column_names)
+        _no_twins(file, names)
+        return table.select(names)
     if kind == "parquet":
         with pq.ParquetFile(file) as parquet:
-            return parquet.read(columns=_others(parquet.schema_arrow.names))
+            names = _others(parquet.schema_arrow.names)
+            _no_twins(file, names)
+            return parquet.read(columns=names)
+    header = _header(file)
+    _no_twins(file, header)
     table = pyarrow.csv.read_csv(
         source_for_arrow(file),
         read_options=pyarrow.csv.ReadOptions(skip_rows=_lines_before_header(file)),
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(file), newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(header, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
     )
-    return table.select(_others(table.column_names))
+    roles = roles_of(str(file), _kinds_in_csv(file, header), GUESS, text_alone=True)
+    if (vectors := roles.names.get("embedding")) is not None:
+        table = table.drop_columns([vectors])
+    if _is_padded(header):
+        table = pa.table({name.strip(): pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
+    schema = pa.schema([pa.field(name, pa.string(), metadata=UNTYPED) for name in table.column_names])
+    return table.cast(schema).select(_others(table.column_names))
+
+
+def _no_twins(file: Path, names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: there are two columns {twice!r}; rename one")
+
+
+def _read_objects(file: Path) -> dict[str, list[Any]]:
+    """The columns of JSON as Python reads them: Arrow would make dates of text, and floats of large integers."""
+    with open_bytes(file) as content:
+        text = content.read().decode("utf-8-sig")
+    rows = _json_rows(file, text, parse_float=NumberText)
+    names = _others(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
+    return {name: [row.get(name) for row in rows] for name in names}

@@ -1,4 +1,4 @@
-"""Transforms from a decoded image to (3, size, size) uint8 pixels, which the model normalises: those of the papers, and
+"""Transforms from a decoded image to (3, H, W) uint8 pixels, which the model normalises: those of the papers, and
 your own.
 
 A transform of your own (`create_transform`) is any callable on a PIL image, on a uint8 tensor (3, H, W) or on an array
@@ -21,17 +21,30 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional
 
+from divcon.config.augment import Augment
+from divcon.config.image_size import ImageSize, height_width, size_in_words
+from divcon.config.pixel_range import PixelRange
+from divcon.data.augmentation import Augmented
 from divcon.errors import ConfigError
 from divcon.runtime.importing import load_part, name_of
 
-Transform = Callable[[Image.Image], torch.Tensor]
+Transform = Callable[[Any], torch.Tensor]
+"""From a `Picture` to (C, H, W) uint8 pixels."""
+Picture = Image.Image | torch.Tensor
+"""A decoded image: of three channels a PIL image, of other numbers (C, H, W) uint8."""
 
 EVAL_RESIZE = 256 / 224
 """The ratio of the resized shorter side to the crop (2019: 256 for crops of 224)."""
 
+FITS = ("crop", "squash", "pad")
+"""How an image comes into the size of the backbone's input; see `divcon.ModelConfig.fit`."""
+Fit = Literal["crop", "squash", "pad"]
+
+_MEAN = (124, 116, 104)
+"""ImageNet's mean colour."""
 _RATIO = (3 / 4, 4 / 3)
 """The range of a training crop's aspect ratio."""
 _LONG = 32
@@ -40,52 +53,168 @@ _LONG = 32
 
 class TrainTransform:
     """A random crop of ``min_scale`` to all of the area, resized, and mirrored half of the time if ``flip``; draws from
-    torch's global generator."""
+    torch's global generator.
+
+    Args:
+        size: height and width of the result, or (height, width).
+        fit: how the whole image would come into that size. With ``crop``, a crop has the shape of the size, times 3/4
+            to 4/3; with ``squash``, the shape of the image, times 3/4 to 4/3; with ``pad``, it is cropped from the
+            image with its border.
+        fill: the colour of that border, red, green, blue.
+        augment: what is done to a crop after that (see `divcon.data.augmentation`).
+        pixel_range, channels: with which images are decoded (see `divcon.data.decode`).
+
+    Raises:
+        ConfigError: an augmentation does not take its arguments.
+    """
 
     def __init__(
-        self, size: int, *, interpolation: str = "bilinear", min_scale: float = 0.08, flip: bool = True
+        self,
+        size: ImageSize,
+        *,
+        interpolation: str = "bilinear",
+        min_scale: float = 0.08,
+        flip: bool = True,
+        fit: Fit = "crop",
+        fill: tuple[int, ...] = _MEAN,
+        augment: Augment | None = None,
+        pixel_range: PixelRange = "full",
+        channels: int = 3,
     ) -> None:
-        steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(
-                size, scale=(min_scale, 1.0), ratio=_RATIO, interpolation=InterpolationMode(interpolation)
-            )
-        ]
-        if flip:
-            steps.append(v2.RandomHorizontalFlip())
-        self._steps = v2.Compose([*steps, v2.PILToTensor()])
-        self.needs = math.ceil(size / math.sqrt(min_scale * _RATIO[0]))
-        """The pixels that the shorter side must have for the smallest crop to have ``size`` in each direction."""
+        self.pixel_range = pixel_range
+        self.channels = channels
+        self._size = height, width = height_width(size)
+        self._interpolation = InterpolationMode(interpolation)
+        self._scale = (min_scale, 1.0)
+        self._fit = fit
+        self._fill = fill
+        of_size = width / height if fit != "squash" else 1.0
+        self._ratio = (_RATIO[0] * of_size, _RATIO[1] * of_size)
+        self._crop = v2.RandomResizedCrop(
+            [height, width], scale=self._scale, ratio=self._ratio, interpolation=self._interpolation
+        )
+        steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if flip else []
+        steps.append(v2.PILToTensor())
+        if augment:
+            steps.append(Augmented(augment, fill))
+        self._after = v2.Compose(steps)
+        self.needs = math.ceil(max(height, width) / math.sqrt(min_scale * _RATIO[0]))
+        """The pixels that the shorter side must have for the smallest crop to have the size in each direction."""
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self._steps(image)
+    def __call__(self, image: Picture) -> torch.Tensor:
+        if self._fit == "squash":
+            # Any: torchvision's types say that only tensors come out.
+            whole: Any = image
+            height, width = sides_of(image)
+            ratio = [of_size * width / height for of_size in self._ratio]
+            top, left, height, width = RandomResizedCrop.get_params(whole, list(self._scale), ratio)
+            return self._after(
+                functional.resized_crop(
+                    whole, top, left, height, width, size=list(self._size), interpolation=self._interpolation
+                )
+            )
+        if self._fit == "pad":
+            image = self._padded(image)
+        return self._after(self._crop(image))
+
+    def _padded(self, image: Picture) -> Picture:
+        """The image with a border that gives it the shape of the size; made smaller first where that would be larger
+        than any crop needs."""
+        height, width = self._size
+        high, wide = sides_of(image)
+        scale = max(high / height, wide / width)
+        most = 1 / math.sqrt(self._scale[0] * _RATIO[0])
+        if scale > most:
+            sides = [max(1, round(high * most / scale)), max(1, round(wide * most / scale))]
+            resized: Any = functional.resize(image, sides, interpolation=self._interpolation)  # type: ignore[arg-type]
+            image, scale = resized, most
+        return _on_canvas(image, (max(1, round(height * scale)), max(1, round(width * scale))), self._fill)
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the shorter side to 256/224 of ``size``, then crop the centre. An image of exactly ``size`` x ``size`` is
-    used as it is, since cropping would only lose its border."""
+    """An image to exactly ``size``, height and width or (height, width), by its ``fit``.
 
-    size: int
+    ``crop``: resize until height and width are at least 256/224 of ``size``, then crop the centre. ``squash``: resize
+    to ``size``. ``pad``: resize to fit within ``size``, and add a border of the colour ``fill`` around it. An image of
+    exactly ``size`` is used as it is, since cropping would only lose its border.
+    """
+
+    size: ImageSize
     interpolation: str = field(default="bilinear", kw_only=True)
+    fit: Fit = field(default="crop", kw_only=True)
+    fill: tuple[int, ...] = field(default=_MEAN, kw_only=True)
+    pixel_range: PixelRange = field(default="full", kw_only=True)
+    channels: int = field(default=3, kw_only=True)
+    """With which images are decoded, as ``pixel_range``."""
 
     @property
     def needs(self) -> int:
         """The pixels that the shorter side must have, so that decoding at a smaller scale loses no detail."""
-        return 2 * round(self.size * EVAL_RESIZE)
+        longer = max(height_width(self.size))
+        return 2 * (round(longer * EVAL_RESIZE) if self.fit == "crop" else longer)
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Picture) -> torch.Tensor:
         # Any: torchvision's types say that only tensors come out.
-        centre: Any = image
-        if image.size != (self.size, self.size):
-            short, long = min(image.size), max(image.size)
+        result: Any = image
+        height, width = height_width(self.size)
+        interpolation = InterpolationMode(self.interpolation)
+        high, wide = sides_of(image)
+        if (high, wide) == (height, width):
+            return _as_tensor(result)
+        if self.fit == "squash":
+            result = functional.resize(result, [height, width], interpolation=interpolation)
+        elif self.fit == "pad":
+            scale = min(height / high, width / wide)
+            sides = [min(height, max(1, round(high * scale))), min(width, max(1, round(wide * scale)))]
+            result = functional.resize(result, sides, interpolation=interpolation)
+            result = _on_canvas(result, (height, width), self.fill)
+        else:
+            short, long = min(high, wide), max(high, wide)
             if long > _LONG * short:
                 # Resizing a line of pixels would take gigabytes, of which the crop keeps the middle.
-                sides = (min(image.height, _LONG * short), min(image.width, _LONG * short))
-                centre = functional.center_crop(centre, list(sides))
-            interpolation = InterpolationMode(self.interpolation)
-            centre = functional.resize(centre, [round(self.size * EVAL_RESIZE)], interpolation=interpolation)
-            centre = functional.center_crop(centre, [self.size, self.size])
-        return functional.pil_to_tensor(centre)
+                sides = (min(high, _LONG * short), min(wide, _LONG * short))
+                result = functional.center_crop(result, list(sides))
+            result = functional.resize(result, _covering(result, resize_sides(self.size)), interpolation=interpolation)
+            result = functional.center_crop(result, [height, width])
+        return _as_tensor(result)
+
+
+def sides_of(image: Picture) -> tuple[int, int]:
+    """Height and width."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[1], image.shape[2])
+
+
+def _as_tensor(image: Picture) -> torch.Tensor:
+    return functional.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+
+
+def resize_sides(size: ImageSize) -> tuple[int, int]:
+    """The height and width that an image covers before its centre is cropped."""
+    height, width = height_width(size)
+    return round(height * EVAL_RESIZE), round(width * EVAL_RESIZE)
+
+
+def _covering(image: Picture, sides: tuple[int, int]) -> list[int]:
+    """The height and width to resize an image to, in its own shape, so that it just covers ``sides``."""
+    height, width = sides
+    high, wide = sides_of(image)
+    if height * wide > width * high:
+        return [height, int(height * wide / high)]
+    return [int(width * high / wide), width]
+
+
+def _on_canvas(image: Picture, sides: tuple[int, int], fill: tuple[int, ...]) -> Picture:
+    """The image in the middle of a canvas of ``sides``, height and width."""
+    height, width = sides
+    if isinstance(image, torch.Tensor):
+        pixels = torch.tensor(fill, dtype=torch.uint8).view(-1, 1, 1).repeat(1, height, width)
+        top, left = (height - image.shape[1]) // 2, (width - image.shape[2]) // 2
+        pixels[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+        return pixels
+    canvas = Image.new(image.mode, (width, height), fill)
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
 
 
 Setting = Literal["train_transform", "eval_transform"]
@@ -93,13 +222,16 @@ Own = str | Callable[..., Any]
 """A transform of your own: ``module:Name``, or the object itself."""
 
 
-def create_transform(transform: Own, image_size: int, setting: Setting) -> OwnTransform:
+def create_transform(
+    transform: Own, image_size: ImageSize, setting: Setting, pixel_range: PixelRange = "full"
+) -> OwnTransform:
     """A transform of your own, ready to be called on decoded images.
 
     Args:
         transform: the callable, or its ``module:Name``. A class, or a function whose first parameter is
-            ``image_size`` or that has none, is a factory: it is called, with ``image_size`` if it takes it, and returns
-            the transform.
+            ``image_size`` or that has none, is a factory: it is called, with ``image_size`` (a number, or where height
+            and width differ both) if it takes it, and returns the transform.
+        pixel_range: with which images are decoded (see `divcon.data.decode.decode`).
 
     Raises:
         ConfigError: there is no such name, or it cannot be called; or the factory fails or returns no callable.
@@ -126,21 +258,24 @@ def create_transform(transform: Own, image_size: int, setting: Setting) -> OwnTr
             raise ConfigError(
                 f"`{setting}` {name}: returned {type(own).__name__}, which is not callable", field=setting
             )
-    return OwnTransform(own, name, image_size, setting)
+    created = OwnTransform(own, name, image_size, setting)
+    created.pixel_range = pixel_range
+    return created
 
 
 class OwnTransform:
-    """Calls a transform of your own as it expects, and checks and converts its result to (3, size, size) uint8.
+    """Calls a transform of your own as it expects, and checks and converts its result to (3, H, W) uint8.
 
     Its random numbers depend only on ``seed``: torch's, Python's and NumPy's global generators are seeded for each call
     and restored after it, and so are its own generators if it has ``set_random_seed`` (albumentations).
     """
 
-    def __init__(self, own: Callable[..., Any], name: str, size: int, setting: Setting) -> None:
+    def __init__(self, own: Callable[..., Any], name: str, size: ImageSize, setting: Setting) -> None:
         self.own = own
         self.name = name
         self.size = size
         self.setting = setting
+        self.pixel_range: PixelRange = "full"
         self.needs: int | None = getattr(own, "needs", None)
         """Pixels that the shorter side must have; None: images are decoded in full."""
         self._takes_keywords = "image" in (getattr(own, "available_keys", None) or ())
@@ -170,12 +305,12 @@ class OwnTransform:
             raise self._error(str(error), image) from None
 
     def _error(self, problem: str, image: Image.Image) -> ConfigError:
-        size = f"{image.width} x {image.height} pixels"
+        size = f"{size_in_words((image.height, image.width))} pixels"
         return ConfigError(f"`{self.setting}` {self.name}: {problem} (for an image of {size})", field=self.setting)
 
 
-def _pixels(result: Any, size: int) -> torch.Tensor:
-    """The result of the user's own transform as (3, size, size) uint8.
+def _pixels(result: Any, size: ImageSize) -> torch.Tensor:
+    """The result of the user's own transform as (3, H, W) uint8.
 
     Raises:
         ValueError: it is not an image, has another size, or has values that are not pixels.
@@ -193,13 +328,13 @@ def _pixels(result: Any, size: int) -> torch.Tensor:
             f"returned {type(result).__name__}; return a PIL image, an array (H, W, 3) or a tensor (3, H, W)"
         )
     pixels = result.detach().as_subclass(torch.Tensor)
-    shape = tuple(pixels.shape)
+    shape, (height, width) = tuple(pixels.shape), height_width(size)
     if len(shape) != 3 or shape[0] != 3:
-        raise ValueError(f"returned a tensor of shape {shape}; return (3, {size}, {size})")
-    if shape[1:] != (size, size):
+        raise ValueError(f"returned a tensor of shape {shape}; return (3, {height}, {width})")
+    if shape[1:] != (height, width):
         raise ValueError(
-            f"returned {shape[2]} x {shape[1]} pixels, and the model takes {size} x {size}: end it with a crop or "
-            "resize to that size, or set `image_size`"
+            f"returned {size_in_words((shape[1], shape[2]))} pixels, and the model takes {size_in_words(size)}: end it "
+            "with a crop or resize to that size, or set `image_size`"
         )
     if pixels.dtype == torch.uint8:
         return pixels.cpu()

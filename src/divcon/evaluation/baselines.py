@@ -39,7 +39,9 @@ def untrained_model(model: EmbeddingModel) -> EmbeddingModel:
     """
     config, start = model.config, model.start
     options: dict[str, Any] = {
-        name: config[name] for name in ("backbone", "image_size", "pooling", "vector_dim") if name in config
+        name: config[name]
+        for name in ("backbone", "image_size", "fit", "pixel_range", "channels", "pooling", "vector_dim")
+        if name in config
     }
     options |= {"method": "single", "eval_transform": own_transform(model)}
     started_from_file = start.weights is not None or start.init is not None

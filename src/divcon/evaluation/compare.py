@@ -137,6 +137,11 @@ def _check(name: str, result: Mapping[str, Any]) -> None:
     missing = [key for key in (*_SAME, "recall_at_1") if key not in result]
     if missing:
         raise DataError(f"{name}: holds no {' and no '.join(missing)}; pass the JSON of divcon evaluate")
+    if result.get("trained_on_test"):
+        raise DataError(
+            f"{name}: was trained on the test classes (`train_on=all`), so that its scores are not of a test and do "
+            "not compare; compare the run whose settings it has"
+        )
     each = result.get("per_query")
     if not isinstance(each, Mapping) or not {"path", "label", "recall_at_1"} <= set(each):
         raise DataError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from divcon.data.benchmark import Benchmark
+from divcon.data.benchmark import Benchmark, ignored_by_all
 from divcon.data.inputs import LabeledData, as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, unknown
@@ -30,6 +30,7 @@ from divcon.evaluation.subspaces import (
     subspace_order,
     subspace_scores,
 )
+from divcon.evaluation.threshold import NearestItems, nearest_items, read_threshold
 from divcon.models import EmbeddingModel, as_model
 from divcon.models.embedding_model import shared_features
 from divcon.models.inputs import check_finite
@@ -51,6 +52,7 @@ def evaluate(
     rerank: ReRanking | None = None,
     recall_at: Sequence[int] | None = None,
     metrics: Sequence[str | Metric] = (),
+    threshold: float | None = None,
     batch_size: int = 128,
     context: Context = DEFAULT,
 ) -> dict[str, Any]:
@@ -90,6 +92,10 @@ def evaluate(
         metrics: more metrics of the ranking, beside the built-in ones: ``"module:Name"`` or `divcon.evaluation.Metric`
             objects of your own, or names of built-in ones (``"recall_at_100"``). They are added wherever scores are:
             to ``per_query``, ``learners`` and ``reranked``, to the report and to `divcon.compare`.
+        threshold: add ``threshold``, how well a nearest neighbour of this similarity (cosine) or more is of the query's
+            class, where half of the classes are not in the gallery: ``min_score``, ``precision``, ``recall``, ``f1``,
+            ``unknown_rejected``, ``num_known``, ``num_unknown`` (see `divcon.evaluation.threshold`). None: that of the
+            folder, where ``model`` is one and its run has chosen one on validation classes.
         batch_size: images that are embedded at once.
         context: the processes of its group call this at once and share the images; only rank 0 gets the scores, the
             others an empty dict.
@@ -109,6 +115,8 @@ def evaluate(
         WeightsError: there is no model in the folder.
     """
     rows = metrics_of(metrics)
+    if threshold is None and isinstance(model, (str, Path)):
+        threshold = (read_threshold(model) or {}).get("min_score")
     embedder, data = as_model(model), as_benchmark(data, context)
     search = _Search.of(data, sorted({1, *(recall_at or data.recall_at)}), rows, embedder.device)
     divided = parts and len(embedder.head.dimensions()) > 1
@@ -130,6 +138,8 @@ def evaluate(
     each = result.pop("per_query")
     *interval, method = share_interval(each["recall_at_1"], search.query.labels)
     result |= {"recall_at_1_interval": interval, "recall_at_1_interval_method": method}
+    if threshold is not None and (found := search.nearest_items(embeddings)) is not None:
+        result["threshold"] = found.at(threshold)
     if data.random_galleries:
         result["random_gallery"] = random_gallery_metrics(
             embeddings[0],
@@ -177,6 +187,26 @@ def evaluate(
     return result
 
 
+def chosen_threshold(
+    model: EmbeddingModel, data: LabeledData, *, batch_size: int = 128, context: Context = DEFAULT
+) -> dict[str, Any] | None:
+    """The threshold with the highest F1 on validation images, and the scores at it (see `divcon.evaluation.threshold`);
+    None where there are too few classes.
+
+    Args:
+        data: as of `evaluate`; no test classes.
+
+    Raises:
+        DataError: there are no images.
+        ImageError: an image does not decode; the message names it.
+    """
+    data = as_benchmark(data, context)
+    search = _Search.of(data, (1,), (), model.device)
+    embeddings = [model.encode(side, batch_size=batch_size, context=context) for side in search.sides]
+    found = search.nearest_items(embeddings)
+    return None if found is None else found.at(found.best())
+
+
 @dataclass(frozen=True)
 class _Search:
     """The queries and the gallery of a benchmark, and the metrics of their rankings."""
@@ -198,7 +228,7 @@ class _Search:
         if not len(query) or not len(gallery):
             raise DataError(f"{query.source}: there are no test images to evaluate on")
         # Junk is neither hit nor miss for any query: rankings are the same without it, and it is no cluster.
-        junk = _ignored_by_all(query, gallery)
+        junk = ignored_by_all(query, gallery)
         if junk.any() and not junk.all():
             gallery = gallery.subset(~junk)
         return cls(query, gallery, recall_at, rows, device)
@@ -237,6 +267,21 @@ class _Search:
             **more,
         )
 
+    def nearest_items(self, embeddings: Sequence[np.ndarray]) -> NearestItems | None:
+        """The nearest neighbour of each query where half of the classes are in the gallery; None where there are too
+        few classes."""
+        queries, *items = embeddings
+        try:
+            return nearest_items(
+                queries,
+                self.query_labels,
+                **({"gallery_embeddings": items[0], "gallery_labels": self.gallery_labels} if items else {}),
+                **self._excluded,
+                device=self.device,
+            )
+        except DataError:
+            return None
+
     @cached_property
     def _excluded(self) -> dict[str, Any]:
         """What a query must not retrieve: itself, by its row in a common source; its own camera and group."""
@@ -249,14 +294,6 @@ class _Search:
                 if not self.leave_one_out:
                     columns[f"gallery_{name}"] = getattr(gallery, name)
         return columns
-
-
-def _ignored_by_all(query: LabeledSet, gallery: LabeledSet) -> np.ndarray:
-    """(G,) bool: the gallery images that every query ignores, as all queries are of one group and these are too."""
-    if gallery is query or query.groups is None or gallery.groups is None:
-        return np.zeros(len(gallery), bool)
-    group = query.groups[0]
-    return (gallery.groups == group) & bool(group >= 0 and (query.groups == group).all())
 
 
 def _features(

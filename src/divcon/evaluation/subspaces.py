@@ -107,11 +107,21 @@ def subspace_order(
     return greedy_order([len(subspace) for subspace in subspaces], score, dims)
 
 
-def scores_among(embeddings: np.ndarray, images: LabeledSet, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Leave-one-out retrieval metrics of images, from their (N, d) embeddings."""
-    return retrieval_metrics(
-        embeddings, images.labels, recall_at=(1,), cameras=images.cameras, groups=images.groups, device=device
-    )
+def scores_among(
+    embeddings: np.ndarray,
+    images: LabeledSet,
+    device: str | torch.device = "cpu",
+    gallery: tuple[LabeledSet, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Leave-one-out retrieval metrics of images, from their (N, d) embeddings; or of their search in a gallery of other
+    images of the same source, with its embeddings."""
+    columns: dict[str, Any] = {"cameras": images.cameras, "groups": images.groups}
+    if gallery is not None:
+        items, of_items = gallery
+        columns = {name: values for name, values in columns.items() if getattr(items, name) is not None}
+        columns |= {f"gallery_{name}": getattr(items, name) for name in columns}
+        columns |= {"gallery_embeddings": of_items, "gallery_labels": items.labels}
+    return retrieval_metrics(embeddings, images.labels, recall_at=(1,), device=device, **columns)
 
 
 def greedy_order(

@@ -17,6 +17,7 @@ from divcon.config.settings import ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable
+from divcon.data.shapes import facts_to_choose_by
 from divcon.errors import ConfigError, DataError, NonFiniteError, RunError, WeightsError
 from divcon.evaluation.baselines import METRICS, starting_weights
 from divcon.evaluation.protocol import evaluate
@@ -33,7 +34,7 @@ from divcon.experiments.arms import (
 )
 from divcon.experiments.results import Results, ResultsFile, draw, tabulate
 from divcon.models import EmbeddingModel
-from divcon.models.backbone import resolve_backbone
+from divcon.models.backbone import resolve_backbone, takes_any_size
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder
 from divcon.runs.notes import template
@@ -187,7 +188,10 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
         raise DataError(f"{data.train.source}: has no train images; it can be evaluated on, not trained on")
     if not base.model.num_learners:  # few images are a reason for one learner, not for an ablation without several
         base = dataclasses.replace(base, model=dataclasses.replace(base.model, num_learners=LEARNERS))
-    base, _ = fit(base, data.without_validation().train.labels)
+    vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
+    backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
+    train = data.without_validation().train
+    base, _ = fit(base, train.labels, facts_to_choose_by(base.model, train), any_size=takes_any_size(backbone))
     if base.model.num_learners < 2:
         why = "of `method=single` " if base.model.method == "single" else ""
         raise ConfigError(
@@ -200,8 +204,6 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
         data = only_decodable(data, splits, Context(base.train.workers, display.progress, display.warn))
     for note in data.notes:
         display.warn(note)
-    vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
-    backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
     # The last epoch of each arm is compared, as it was trained: there are no validation classes to choose by.
     embed = "head" if base.model.embed == "auto" else base.model.embed
     base = RunConfig(  # older results may have arms without a method, which trained slices
@@ -260,7 +262,7 @@ def _recorded(base: RunConfig) -> dict[str, Any]:
     tree = base.to_dict()
     for section, names in {
         "model": ("method",),
-        "train": ("seed", "workers", "device"),
+        "train": ("seed", "workers", "num_threads", "device"),
         "data": ("validation", "validation_fraction", "validation_folds", "patience", "on_bad_image"),
     }.items():
         for name in names:

@@ -1,8 +1,8 @@
-"""The demo: ordinary metric learning and divide and conquer on the bundled icons, compared."""
+"""The demo: the default settings on the bundled icons, and four learners beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,18 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
+from divcon.config.settings import ModelConfig, RunConfig, TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.read import read
 from divcon.division import Division
 from divcon.errors import ConfigError
+from divcon.evaluation.baselines import pretrained_features
 from divcon.evaluation.bootstrap import bootstrap_difference
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.protocol import evaluate
+from divcon.evaluation.subspaces import normalized
 from divcon.evaluation.task import Exclusion
+from divcon.models import EmbeddingModel
 from divcon.runs.display import Bar
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.run import run
@@ -44,21 +47,34 @@ def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrai
         raise ConfigError('the curve is drawn with matplotlib: pip install "divcon[demo]"') from None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
+    axes.set_title("On validation classes, as training goes on", loc="left", fontsize=11)
+    label: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    last = max((line["epoch"] for lines in runs.values() for line in lines), default=0)
     if untrained is not None:
-        axes.axhline(100 * untrained, color="0.5", linestyle="--", label="untrained features")
-    for color, (name, lines) in zip(("#1f6fb4", "#d9541e", "#2a9d5c", "#8e44ad"), runs.items(), strict=False):
+        axes.plot([0, last], [100 * untrained] * 2, color="0.45", linestyle=(0, (1, 2)))
+        axes.annotate("pretrained\nfeatures", (last, 100 * untrained), color="0.45", **label)
+    styles = (("#1f6fb4", "-"), ("#d9541e", "--"), ("#2a9d5c", "-."), ("#8e44ad", (0, (5, 1, 1, 1, 1, 1))))
+    for (color, style), (name, lines) in zip(styles, runs.items(), strict=False):
         validated = [line for line in lines if "validation" in line]
+        if not validated:
+            continue
         epochs = [line["epoch"] for line in validated]
         scores = [100 * line["validation"]["recall_at_1"] for line in validated]
-        axes.plot(epochs, scores, "o-", color=color, label=name)
+        axes.plot(epochs, scores, color=color, linestyle=style)
+        axes.annotate(name, (epochs[-1], scores[-1]), color=color, **label)
         conquered = [line["epoch"] for line in lines if line["phase"] == "finetune"]
         if conquered and conquered[0] > 0:
-            axes.axvline(conquered[0] - 0.5, color=color, linestyle=":", label=f"{name} conquers")
+            axes.axvline(conquered[0] - 0.5, color=color, linestyle=":", linewidth=1)
+            axes.annotate(
+                f"{name} conquers", (conquered[0] - 0.5, 0.02), xycoords=("data", "axes fraction"), color=color,
+                xytext=(4, 0), textcoords="offset points",
+            )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("Recall@1 on validation classes, %")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.set_ylabel("Recall@1, %")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(alpha=0.25)
     figure.savefig(path, dpi=140)
 
 
@@ -86,38 +102,51 @@ def cluster_sheet(
 def neighbour_sheet(
     path: str | Path,
     images: LabeledSet,
-    embeddings: np.ndarray,
+    embeddings: Mapping[str, np.ndarray],
     queries: Sequence[int],
     *,
-    neighbours: int = 8,
-    tile: int = 64,
+    neighbours: int = 5,
+    tile: int = 56,
 ) -> None:
-    """Draw queries, a row each, with their nearest neighbours among all other images: green frames for those of the
-    query's class, red for the others.
+    """Draw queries, a row each, and beside each its nearest neighbours among all other images, a block of columns for
+    each embedding: those of the query's class have a green frame and a tick, the others a red frame and a cross.
 
     Args:
-        embeddings: (N, D) float32, of ``images``.
+        embeddings: by the title of its block, (N, D) float32, of ``images``.
         queries: indices into ``images``.
     """
     rows = np.asarray(queries)
     exclude = Exclusion.itself(len(images)).take(rows)
-    indices, _ = nearest(embeddings[rows], embeddings, neighbours, exclude=exclude)
-    label_width, frame = 150, 3
-    sheet = Image.new("RGB", (label_width + (neighbours + 1) * tile + 10, len(queries) * tile), "white")
+    label_width, top, gap, frame = 130, 24, 16, 2
+    block = neighbours * tile + gap
+    sheet = Image.new("RGB", (label_width + tile + len(embeddings) * block, top + len(queries) * tile), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
+    font, bold = ImageFont.load_default(12), ImageFont.load_default(14)
+
+    def paste(index: int, left: int, row: int, mark: bool | None) -> None:
+        color = QUERY if mark is None else RIGHT if mark else WRONG
+        upper = top + row * tile
+        draw.rectangle((left + 1, upper + 1, left + tile - 2, upper + tile - 2), outline=color, width=frame)
+        sheet.paste(_thumbnail(images, index, tile - 12), (left + 6, upper + 6))
+        if mark is not None:  # a shape beside the colour, for those who see no difference between the colours
+            x, y = left + tile - 15, upper + 3
+            draw.rectangle((x, y, x + 11, y + 11), fill=color)
+            shape = [(x + 2, y + 6), (x + 5, y + 9), (x + 9, y + 2)] if mark else [(x + 2, y + 2), (x + 9, y + 9)]
+            draw.line(shape, "white", 2)
+            if not mark:
+                draw.line([(x + 9, y + 2), (x + 2, y + 9)], "white", 2)
+
     for row, query in enumerate(queries):
-        draw.text((6, row * tile + tile // 2 - 7), images.label_name(query)[:22], "black", font)
-        for column, index in enumerate([query, *indices[row].tolist()]):
-            if index < 0:
-                continue
-            left = label_width + column * tile + (10 if column else 0)
-            right = images.labels[index] == images.labels[query]
-            color = QUERY if column == 0 else RIGHT if right else WRONG
-            draw.rectangle(
-                (left + 1, row * tile + 1, left + tile - 2, row * tile + tile - 2), outline=color, width=frame
-            )
-            sheet.paste(_thumbnail(images, index, tile - 12), (left + 6, row * tile + 6))
+        draw.text((6, top + row * tile + tile // 2 - 7), images.label_name(query)[:19], "black", font)
+        paste(query, label_width, row, None)
+    for number, (title, vectors) in enumerate(embeddings.items()):
+        left = label_width + tile + number * block + gap
+        draw.text((left + 1, 4), title, "black", bold)
+        indices, _ = nearest(vectors[rows], vectors, neighbours, exclude=exclude)
+        for row, query in enumerate(queries):
+            for column, index in enumerate(indices[row].tolist()):
+                if index >= 0:
+                    paste(index, left + column * tile, row, bool(images.labels[index] == images.labels[query]))
     sheet.save(path)
 
 
@@ -129,18 +158,33 @@ def _thumbnail(images: LabeledSet, index: int, size: int) -> Image.Image:
     return square
 
 
-BACKBONE = "tf_efficientnet_lite0"
-METHODS = {"single": 1, "slices": 4}
-"""The methods that are compared, and the number of learners of each."""
+BACKBONE, SIZE = "tf_efficientnet_lite0", 32
+TRAINED, DIVIDED = "trained", "divided"
+ARMS: dict[str, dict[str, Any]] = {TRAINED: {}, DIVIDED: {"method": "slices", "num_learners": 4}}
+"""The runs, by name of their folders, with the settings of the model that are not left to the default."""
 
 
-def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> dict[str, Any]:
-    """Train both methods for ``epochs``, keep the best epoch of each on validation classes, and evaluate both and the
-    untrained features on the test classes; pictures go to ``out``. A demo that was stopped resumes.
+def demo(
+    out: Path,
+    *,
+    epochs: int = 0,
+    seed: int = 0,
+    compare: bool = False,
+    workers: int = 0,
+    notes: Console,
+    reword: Callable[[str], str] = str,
+) -> dict[str, Any]:
+    """Train with the default settings, evaluate on the test classes, and draw pictures to ``out``. A demo that was
+    stopped resumes.
+
+    Args:
+        epochs: 0: as many as the data give, as in `divcon train`.
+        compare: also train four learners, at the same budget.
+        reword: applied to each line about settings before it is printed.
 
     Returns:
-        By name, ``recall_at_1``, ``recall_at_1_interval`` (95 %), ``r_precision``, ``map_at_r``; and under
-        ``difference`` the 95 % interval of Recall@1 of slices minus single, over the same classes.
+        By name, ``recall_at_1``, ``recall_at_1_interval`` (95 %), ``r_precision``, ``map_at_r``; with ``compare`` also
+        under ``difference`` the 95 % interval of Recall@1 of the four learners less the default, over the same classes.
 
     Raises:
         RunError: ``out`` holds something else, or a demo with other settings.
@@ -148,40 +192,47 @@ def demo(out: Path, *, epochs: int, seed: int, workers: int, notes: Console) -> 
     """
     data = read("demo")
     out.mkdir(parents=True, exist_ok=True)
+    arms = {name: settings for name, settings in ARMS.items() if compare or name == TRAINED}
     scores: dict[str, dict[str, Any]] = {}
-    for method, learners in METHODS.items():
+    models: dict[str, EmbeddingModel] = {}
+    for name, settings in arms.items():
         config = RunConfig(
-            ModelConfig(method=method, num_learners=learners, backbone=BACKBONE, image_size=64),  # type: ignore[arg-type]
+            ModelConfig(**settings, backbone=BACKBONE, image_size=SIZE),
             TrainConfig(epochs=epochs, seed=seed, workers=workers),
-            DataConfig(validation_fraction=0.2),
         )
-        notes.rule(f"{method}: {learners} learner{'s' * (learners > 1)}")
-        with Bar(notes) as bar:
-            model = run(data, out / method, config, resume=True, source={"data": "demo", "root": None}, display=bar)
-        scores[method] = evaluate(model, data, clustering=False, per_query=True, baselines=not scores)
-        # The same for both methods, before training.
-        scores.setdefault("untrained features", scores[method].get("baselines", {}).get("pretrained_features"))
+        notes.rule("the default settings" if name == TRAINED else "four learners, at the same budget")
+        source = {"data": "demo", "root": None}
+        with Bar(notes, reword) as bar:
+            models[name] = run(data, out / name, config, resume=True, source=source, display=bar)
+        scores[name] = evaluate(models[name], data, clustering=False, per_query=True, baselines=name == TRAINED)
+    scores = {"pretrained features": scores[TRAINED]["baselines"]["pretrained_features"], **scores}
 
-    held = data.with_validation(0.2, seed)
-    lines = {method: RunFolder(out / method).lines() for method in METHODS}
-    validated = RunFolder(out / "single").baselines_of(kept_epoch(lines["single"])) or {}
+    lines = {name: RunFolder(out / name).lines() for name in arms}
+    validated = RunFolder(out / TRAINED).baselines_of(kept_epoch(lines[TRAINED])) or {}
     pretrained = validated.get("baselines", {}).get("pretrained_features", {})
     recall_curve(out / "recall_by_epoch.png", lines, pretrained.get("recall_at_1"))
-    divided = [line["epoch"] for line in lines["slices"] if line["redivided"] and line["phase"] != "finetune"]
-    if divided:
-        division = Division.load(out / "slices" / "divisions" / f"epoch_{divided[-1]:04d}.safetensors")
-        cluster_sheet(out / "clusters.png", held.train, division)
-    shown = np.random.default_rng(seed).choice(len(data.query), 12, replace=False)
-    # The last of the methods is slices.
-    neighbour_sheet(out / "neighbours.png", data.query, model.encode(data.query), shown.tolist())
+    for name in arms:
+        divided = [line["epoch"] for line in lines[name] if line["redivided"] and line["phase"] != "finetune"]
+        if divided:
+            division = Division.load(out / name / "divisions" / f"epoch_{divided[-1]:04d}.safetensors")
+            saved = RunFolder(out / name).read()
+            assert saved is not None
+            held = data.with_validation(saved[0].data.validation_fraction, seed)
+            cluster_sheet(out / "clusters.png", held.train, division)
+    sizes = np.bincount(data.query.labels)
+    enough = np.flatnonzero(sizes[data.query.labels] > 5)  # of their class to fill a row
+    shown = np.random.default_rng(seed).choice(enough, 12, replace=False)
+    before = pretrained_features(models[TRAINED], [data.query])[0]
+    after = models[TRAINED].encode(data.query)
+    sheets = {"before training": normalized(before), "after training": after}
+    neighbour_sheet(out / "neighbours.png", data.query, sheets, shown.tolist())
 
-    hits = {method: np.array(scores[method]["per_query"]["recall_at_1"]) for method in METHODS}
-    low, high = bootstrap_difference(hits["slices"], hits["single"], data.query.labels)
     shown_of = ("recall_at_1", "recall_at_1_interval", "r_precision", "map_at_r")
-    return {
-        **{name: {score: scores[name][score] for score in shown_of} for name in ("untrained features", *METHODS)},
-        "difference": [low, high],
-    }
+    result: dict[str, Any] = {name: {score: of[score] for score in shown_of} for name, of in scores.items()}
+    if compare:
+        hits = {name: np.array(scores[name]["per_query"]["recall_at_1"]) for name in arms}
+        result["difference"] = list(bootstrap_difference(hits[DIVIDED], hits[TRAINED], data.query.labels))
+    return result
 
 
 def print_scores(result: dict[str, Any], out: Path, console: Console) -> None:
@@ -201,9 +252,10 @@ def print_scores(result: dict[str, Any], out: Path, console: Console) -> None:
                 f"{100 * scores['map_at_r']:.1f}",
             )
     console.print(table)
-    low, high = result["difference"]
-    console.print(
-        f"Recall@1 of slices less single: {100 * low:+.1f} to {100 * high:+.1f} points (95 % interval over the test "
-        "classes, one seed)"
-    )
+    if "difference" in result:
+        low, high = result["difference"]
+        console.print(
+            f"Recall@1 of divided less trained: {100 * low:+.1f} to {100 * high:+.1f} points (95 % interval over the "
+            "test classes, one seed)"
+        )
     console.print(f"pictures: {', '.join(str(path) for path in sorted(out.glob('*.png')))}")

@@ -13,6 +13,7 @@ import timm
 from PIL import Image
 
 from divcon.config.files import as_yaml
+from divcon.config.image_size import size_in_words
 from divcon.config.settings import SECTION_OF, RunConfig
 from divcon.errors import ConfigError, DataError, OutputError
 from divcon.evaluation.baselines import BASELINES, METRICS
@@ -59,9 +60,8 @@ def write_folder(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
             new = Path(beside, target.name)
             exported.save(new)
-            if about["preprocessing"] is not None and "transform" not in about["preprocessing"]:
-                text = json.dumps(_processor(about["preprocessing"]), indent=2) + "\n"
-                (new / "preprocessor_config.json").write_text(text)
+            if (processor := _processor(about["preprocessing"])) is not None:
+                (new / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
             (new / "README.md").write_text(card, encoding="utf-8")
             difference = check_equal(model, learner, Embedder(_loaded(new, exported), None), out)
             if target.exists():
@@ -78,17 +78,29 @@ def _loaded(folder: Path, model: EmbeddingModel) -> EmbeddingModel:
     return EmbeddingModel.load(folder, trust=True, **own)
 
 
-def _processor(preprocessing: dict[str, Any]) -> dict[str, Any]:
-    """``preprocessor_config.json``, in the format of transformers' image processor that resizes the shorter side and
-    crops."""
+def _processor(preprocessing: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``preprocessor_config.json``, in the format of transformers' image processors: of the one that resizes the
+    shorter side and crops, or the one that resizes to a height and width. None where no processor does what the model
+    needs: for vectors, a transform of one's own, a border, and a crop that is not square."""
+    if preprocessing is None or "transform" in preprocessing or "channels" in preprocessing:
+        return None
+    square = isinstance(preprocessing["size"], int)
+    height, width = (preprocessing["size"],) * 2 if square else preprocessing["size"]
+    if preprocessing["fit"] == "squash":
+        kind = "ViTImageProcessor"
+        sizes = {"size": {"height": height, "width": width}}
+    elif preprocessing["fit"] == "crop" and square:
+        kind = "BitImageProcessor"
+        crop_size = {"height": height, "width": width}
+        sizes = {"size": {"shortest_edge": preprocessing["resize"]}, "do_center_crop": True, "crop_size": crop_size}
+    else:
+        return None
     return {
-        "image_processor_type": "BitImageProcessor",
+        "image_processor_type": kind,
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": preprocessing["resize"]},
+        **sizes,
         "resample": Image.Resampling[preprocessing["interpolation"].upper()].value,
-        "do_center_crop": True,
-        "crop_size": {"height": preprocessing["size"], "width": preprocessing["size"]},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -187,17 +199,46 @@ def _introduction(model: EmbeddingModel, about: dict[str, Any]) -> str:
     pooled = "" if config.get("pooling", "auto") == "auto" else f", pooling {config['pooling']}"
     crop = ""
     if preprocessing := about["preprocessing"]:
-        size, resize = preprocessing["size"], preprocessing.get("resize")
-        own = preprocessing.get("transform")
-        crop = (
-            f" Its input is {size} x {size} pixels, which `{own}` makes of an image."
-            if own
-            else f" Its input is the middle {size} x {size} pixels of an image whose shorter side is resized to "
-            f"{resize} ({preprocessing['interpolation']}); an image of exactly {size} x {size} is used as it is."
-        )
+        crop = f" {_input(preprocessing)}"
+        if (channels := preprocessing.get("channels")) is not None:
+            crop += f" The image has {channels} channel{'s' * (channels > 1)}."
+        if (values := preprocessing.get("pixel_range")) is not None:
+            ends = f"{values[0]:g} and {values[1]:g}" if isinstance(values, list) else "its lowest and highest value"
+            crop += f" Of an image with more than 8 bits a channel, {ends} first become 0 and 255."
+        if "transform" not in preprocessing and _processor(preprocessing) is None:
+            crop += (
+                " No image processor of transformers does this, so that there is no preprocessor_config.json: use "
+                "divcon's `EmbeddingModel.encode`, or prepare images as said here."
+            )
     return (
         f"Embeds {what} in {length}. Trained {by} with divcon {about['divcon']}{source}; backbone "
         f"`{config['backbone']}`{pooled}.{subspace}{crop}"
+    )
+
+
+def _input(preprocessing: dict[str, Any]) -> str:
+    """How an image becomes the model's input."""
+    sides = preprocessing["size"]
+    size = size_in_words(sides if isinstance(sides, int) else (sides[0], sides[1]))
+    if own := preprocessing.get("transform"):
+        return f"Its input is {size} pixels, which `{own}` makes of an image."
+    by = preprocessing["interpolation"]
+    if preprocessing["fit"] == "squash":
+        return f"Its input is a whole image, resized to {size} pixels whatever its shape ({by})."
+    if preprocessing["fit"] == "pad":
+        return (
+            f"Its input is a whole image, resized in its own shape to fit within {size} pixels ({by}), in the middle "
+            f"of a border of the colour {tuple(preprocessing['fill'])}."
+        )
+    resize = preprocessing["resize"]
+    if isinstance(resize, int):
+        return (
+            f"Its input is the middle {size} pixels of an image whose shorter side is resized to {resize} ({by}); an "
+            f"image of exactly {size} is used as it is."
+        )
+    return (
+        f"Its input is the middle {size} pixels of an image that is resized in its own shape until it covers "
+        f"{resize[0]} x {resize[1]} ({by}); an image of exactly {size} is used as it is."
     )
 
 
@@ -226,22 +267,30 @@ def _data(about: dict[str, Any], run: RunFolder | None, trained: tuple[RunConfig
         return f"**{TO_FILL_IN}:** the data it was trained on."
     classes = json.loads(run.classes.read_text()) if run.classes.exists() else {}
     counts = [f"{len(classes[name]):,} {name} classes" for name in ("train", "validation") if classes.get(name)]
+    test = [("test protocol", _code(about["protocol"])), ("hash of the test split", _code(about["split_hash"]))]
+    if trained[0].data.train_on == "all":
+        counts, test = [f"all {len(classes.get('train', ())):,} classes, those of test too"], []
     return (
-        _table(
-            [
-                ("benchmark", _code(about["benchmark"])),
-                ("trained on", ", ".join(counts) or "unknown"),
-                ("test protocol", _code(about["protocol"])),
-                ("hash of the test split", _code(about["split_hash"])),
-            ]
-        )
+        _table([("benchmark", _code(about["benchmark"])), ("trained on", ", ".join(counts) or "unknown"), *test])
         + f"\n\n**{TO_FILL_IN}:** where the data comes from, and what it shows."
     )
 
 
 def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any] | None) -> str:
     texts = []
+    origin = None if run is None else run.origin()
+    for_use = origin is not None and origin[0].data.train_on == "all"
+    if for_use:
+        texts.append(
+            "Trained on all classes of its data, those of test too, for use: it has no test score of its own. It has "
+            "the settings and the length of another run, which was trained without the test classes: that run's score "
+            "says what to expect."
+            if origin is not None and origin[1].get("like")
+            else "Trained on all classes of its data, those of test too, for use: it has no test score of its own."
+        )
     if scores is not None:
+        if scores.get("trained_on_test"):
+            texts.append("The model was trained on these test classes, so that these are no scores of a test.")
         own = about["split_hash"]
         of = (
             ""
@@ -262,7 +311,7 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
             rows.append(("recall_at_1, 95 % interval", f"{low} to {high} % ({method})"))
         rows += _baseline_rows(scores)
         texts.append(_table(rows))
-    else:
+    elif not for_use:
         texts.append(
             f"**{TO_FILL_IN}:** scores on test classes. `divcon evaluate RUN --json scores.json`, and `--scores "
             "scores.json` to export again."

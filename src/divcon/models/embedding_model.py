@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from divcon.config.fields import saved_value
+from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
+from divcon.data.in_memory import arrays_as_files
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Pixels, needed_pixels
-from divcon.data.transforms import EvalTransform, Own, OwnTransform, Transform, create_transform
-from divcon.errors import ConfigError, WeightsError
+from divcon.data.transforms import FITS, EvalTransform, Fit, Own, OwnTransform, Transform, create_transform
+from divcon.errors import ConfigError, WeightsError, unknown
 from divcon.models.backbone import (
     Backbone,
     Preprocessing,
@@ -63,8 +66,15 @@ class EmbeddingModel(nn.Module):
         pretrained: start from timm's weights; then BatchNorm's running statistics stay fixed. Nothing is loaded into a
             backbone of your own.
         weights: a file of backbone weights to start from instead.
-        image_size: height and width of the backbone's input, in pixels; a vision transformer's position embeddings are
-            resampled to it.
+        image_size: of the backbone's input, in pixels: height and width both, or (height, width); a vision
+            transformer's position embeddings are resampled to it.
+        fit: how an image comes into that size: ``crop`` (the middle of it), ``squash`` (all of it, resized to exactly
+            that height and width) or ``pad`` (all of it in its own shape, with a border in the backbone's mean colour).
+            The model's files keep it. `divcon.run` chooses it from the training images.
+        pixel_range: of images with more than 8 bits a channel, the values that become black and white: ``full`` (0 and
+            65,535), ``own`` (the lowest and highest of each image), or two numbers.
+        channels: C of the images: 3 (colours), 1 (grey), or another, of ``.npy`` files, for example; timm adapts its
+            weights to it, and the mean and deviation of the colours stand for those of each channel.
         pooling: how the backbone's features become one vector: ``auto`` (its own), ``avg``, ``max``, ``gem``, or
             ``token`` (see `divcon.models.pooling`).
         dropout: share of the pooled features that is dropped in training.
@@ -85,7 +95,10 @@ class EmbeddingModel(nn.Module):
     """The arguments that create a model like this one, as its files hold them."""
     preprocessing: Preprocessing
     """The input that the backbone was trained on; only of models of images, as ``image_size`` and `eval_transform`."""
-    image_size: int
+    image_size: ImageSize
+    fit: Fit
+    pixel_range: PixelRange
+    channels: int
     start: Start
     """The weights that its training started from."""
     _mean: Tensor
@@ -101,13 +114,26 @@ class EmbeddingModel(nn.Module):
         head_options: Mapping[str, Any] | None = None,
         pretrained: bool = True,
         weights: str | Path | None = None,
-        image_size: int = 224,
+        image_size: ImageSize | str = 224,
+        fit: str = "crop",
+        pixel_range: PixelRange | str = "full",
+        channels: int = 3,
         pooling: str = "auto",
         dropout: float = 0.01,
         vector_dim: int | None = None,
         eval_transform: Own | None = None,
     ) -> None:
         super().__init__()
+        image_size = _checked_size(image_size)
+        if channels < 1:
+            raise ConfigError(f"`channels` {channels}: must be at least 1", field="channels")
+        if channels != 3 and eval_transform is not None:
+            raise ConfigError(
+                f"`channels` {channels}: a transform of your own takes colour images; leave out one of the two",
+                field=("channels", "eval_transform"),
+            )
+        if fit not in FITS:
+            raise ConfigError(unknown("`fit`", fit, FITS), field="fit")
         method = method or ("single" if num_learners == 1 else "masks")
         head_class(method, num_learners, head_options)  # before weights are downloaded for nothing
         backbone = resolve_backbone(backbone, vector_dim, weights)
@@ -116,40 +142,53 @@ class EmbeddingModel(nn.Module):
         if vector_dim is not None and pooling != "auto":
             raise ConfigError(f"`pooling` {pooling}: vectors are pooled already; leave it out", field="pooling")
         if own:
-            sizes = {"image_size": image_size} if vector_dim is None else {"vector_dim": vector_dim}
+            images = {"image_size": image_size, "channels": channels}
+            sizes: Any = images if vector_dim is None else {"vector_dim": vector_dim}
             self.backbone = create_own_backbone(backbone, weights=weights, **sizes)
-            example = torch.zeros(1, 3, image_size, image_size) if vector_dim is None else torch.zeros(1, vector_dim)
+            pixels = height_width(image_size)
+            example = torch.zeros(1, channels, *pixels) if vector_dim is None else torch.zeros(1, vector_dim)
             output = output_of(self.backbone, example, name=name)
             self.pooling, self._num_features = create_pooling_of(output, self.backbone, pooling, name=name)
         elif vector_dim is None:
             self.backbone, self.preprocessing = create_backbone(
-                name, pretrained=pretrained, weights=weights, image_size=image_size
+                name, pretrained=pretrained, weights=weights, image_size=image_size, channels=channels
             )
-            self.pooling, self._num_features = create_pooling(self.backbone, pooling, name=name, image_size=image_size)
+            self.pooling, self._num_features = create_pooling(
+                self.backbone, pooling, name=name, image_size=image_size, channels=channels
+            )
         else:
             self.backbone = create_vector_backbone(name, vector_dim)
             self.pooling, self._num_features = nn.Identity(), vector_dim
         if vector_dim is None:
             if own:
-                self.preprocessing = preprocessing_of(self.backbone, name=name)
-            self.image_size = image_size
-            channels = (1, -1, 1, 1)
-            self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(channels), persistent=False)
-            self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(channels), persistent=False)
+                self.preprocessing = preprocessing_of(self.backbone, name=name, channels=channels)
+            self.channels = channels
+            self.image_size, self.fit, self.pixel_range = image_size, cast("Fit", fit), _checked_range(pixel_range)
+            of_channels = (1, -1, 1, 1)
+            self.register_buffer("_mean", torch.tensor(self.preprocessing.mean).view(of_channels), persistent=False)
+            self.register_buffer("_std", torch.tensor(self.preprocessing.std).view(of_channels), persistent=False)
         self._own_transform: OwnTransform | None = None
         if eval_transform is not None:
             if vector_dim is not None:
                 raise ConfigError("`eval_transform`: vectors are not transformed; leave it out", field="eval_transform")
-            self._own_transform = create_transform(eval_transform, image_size, "eval_transform")
+            self._own_transform = create_transform(eval_transform, image_size, "eval_transform", self.pixel_range)
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
         self.freeze_batch_norm = weights is not None or (pretrained and vector_dim is None and not own)
         self.start = Start(pretrained, None if weights is None else Path(weights))
         self.config = {
             "backbone": name,
             **self.head.config,
-            **({"image_size": image_size, "pooling": pooling} if vector_dim is None else {"vector_dim": vector_dim}),
+            **(
+                {"image_size": saved_size(image_size), "fit": fit, "pooling": pooling}
+                if vector_dim is None
+                else {"vector_dim": vector_dim}
+            ),
             "dropout": dropout,
         }
+        if vector_dim is None and channels != 3:
+            self.config["channels"] = channels
+        if vector_dim is None and self.pixel_range != "full":
+            self.config["pixel_range"] = saved_pixel_range(self.pixel_range)
         if eval_transform is not None:
             self.config["eval_transform"] = saved_value(eval_transform)
         if own and (parameter := next(self.backbone.parameters(), None)) is not None:
@@ -174,8 +213,15 @@ class EmbeddingModel(nn.Module):
 
     @property
     def eval_transform(self) -> Transform:
-        """From a decoded image to (3, size, size) uint8 pixels."""
-        return self._own_transform or EvalTransform(self.image_size, interpolation=self.preprocessing.interpolation)
+        """From a decoded image to (3, H, W) uint8 pixels."""
+        return self._own_transform or EvalTransform(
+            self.image_size,
+            interpolation=self.preprocessing.interpolation,
+            fit=self.fit,
+            fill=self.preprocessing.fill,
+            pixel_range=self.pixel_range,
+            channels=self.channels,
+        )
 
     def forward(
         self, images: Float[Tensor, "b *input"], learner: int | None = None, *, with_all: bool = False
@@ -228,7 +274,9 @@ class EmbeddingModel(nn.Module):
             ImageError: an image does not decode; the message names it.
             DataError: the model takes other input.
         """
-        images = as_set(images, None if self.vector_dim is not None else needed_pixels(self.eval_transform))
+        if self.vector_dim is None and self.channels != 3 and not isinstance(images, LabeledSet):
+            images = arrays_as_files(images)
+        images = as_set(images, None if self.vector_dim is not None else needed_pixels(self.eval_transform), context)
         check_input(images, self.vector_dim)
         batches = input_batches(
             images,
@@ -412,6 +460,36 @@ class EmbeddingModel(nn.Module):
         self.freeze_batch_norm = self.vector_dim is None
         self.start = Start(False, recorded=False)
         return same
+
+
+def _checked_size(size: ImageSize | str) -> ImageSize:
+    """
+    Raises:
+        ConfigError: it is no size.
+    """
+    try:
+        read = read_size(size)
+    except ValueError as error:
+        raise ConfigError(f"`image_size`: {error}", field="image_size") from None
+    if min(height_width(read)) < 1:
+        raise ConfigError(f"`image_size` {saved_size(read)}: height and width must be at least 1", field="image_size")
+    return read
+
+
+def _checked_range(pixel_range: PixelRange | str) -> PixelRange:
+    """
+    Raises:
+        ConfigError: it is no range, or none that a model can use.
+    """
+    try:
+        read = read_pixel_range(pixel_range)
+    except ValueError as error:
+        raise ConfigError(f"`pixel_range`: {error}", field="pixel_range") from None
+    if read == "auto":
+        raise ConfigError(
+            "`pixel_range` auto: a model has no data to choose by; use full, own or two numbers", field="pixel_range"
+        )
+    return read
 
 
 def as_model(model: object) -> EmbeddingModel:

@@ -19,7 +19,7 @@ from divcon.data.readers.folder import images_of
 from divcon.data.readers.table import set_of_columns
 from divcon.data.transforms import Transform
 from divcon.errors import DataError, NonFiniteError
-from divcon.runtime.context import Context
+from divcon.runtime.context import DEFAULT, Context
 
 Inputs = LabeledSet | np.ndarray | str | Path | ImageLike | Sequence[str | Path | ImageLike] | Any
 """Images or vectors: a set, an (N, F0) array or tensor of vectors, a file, a folder, an image in memory
@@ -28,11 +28,12 @@ images or vectors, a batch of images (N, H, W, C) or (N, C, H, W), or what `divc
 dict, a list of dicts, a Dataset."""
 
 
-def as_set(inputs: Inputs, needs: int | None = None) -> LabeledSet:
+def as_set(inputs: Inputs, needs: int | None = None, context: Context = DEFAULT) -> LabeledSet:
     """The inputs as a set.
 
     Args:
         needs: see `divcon.data.in_memory.encoded`.
+        context: reports what is skipped in a folder.
 
     Raises:
         DataError: there is no such file or folder, or no image in it; an array is not (N, F0) of finite numbers.
@@ -52,8 +53,8 @@ def as_set(inputs: Inputs, needs: int | None = None) -> LabeledSet:
         array = True
     if not array:
         if _is_columns(value):
-            return set_of_columns(columns_of(value), need_labels=False)
-        return images_of(several)
+            return set_of_columns(columns_of(value), need_labels=False, context=context)
+        return images_of(several, context=context)
     vectors: Any = value
     if is_tensor(value):
         vectors = vectors.detach().float().cpu().numpy()

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from divcon.config.image_size import ImageSize, height_width
 from divcon.errors import ConfigError, unknown
 
 POOLINGS = ("auto", "avg", "max", "gem", "token")
@@ -77,7 +78,9 @@ def _places(features: Tensor, layout: str, num_prefix_tokens: int) -> Tensor:
     return features.flatten(1, -2)[:, num_prefix_tokens:]
 
 
-def create_pooling(backbone: nn.Module, pooling: str, *, name: str, image_size: int) -> tuple[nn.Module, int]:
+def create_pooling(
+    backbone: nn.Module, pooling: str, *, name: str, image_size: ImageSize, channels: int = 3
+) -> tuple[nn.Module, int]:
     """Set the pooling of a timm backbone, in place.
 
     Args:
@@ -85,7 +88,7 @@ def create_pooling(backbone: nn.Module, pooling: str, *, name: str, image_size: 
             ``token``: the class token alone; these are timm's. ``gem``: `GeM` over timm's unpooled features, after the
             backbone's last norm.
         name: the backbone's name, for messages.
-        image_size: height and width of the backbone's input, in pixels.
+        image_size: of the backbone's input, in pixels: height and width both, or (height, width).
 
     Returns:
         The module that comes after the backbone (it has weights under ``gem`` alone), and F, the number of pooled
@@ -99,7 +102,7 @@ def create_pooling(backbone: nn.Module, pooling: str, *, name: str, image_size: 
     if pooling != "auto":
         _reset(backbone, pooling, name)
     if pooling == "gem":
-        after = GeM(*_unpooled(backbone, name, image_size))
+        after = GeM(*_unpooled(backbone, name, image_size, channels))
     # MobileNetV3's head changes the number of features after the last map.
     return after, int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
@@ -173,10 +176,10 @@ def _cannot(name: str, pooling: str, reason: str = "") -> ConfigError:
 
 
 @torch.no_grad()
-def _unpooled(backbone: nn.Module, name: str, image_size: int) -> tuple[str, int]:
+def _unpooled(backbone: nn.Module, name: str, image_size: ImageSize, channels: int) -> tuple[str, int]:
     """The layout of the unpooled features, and the number of tokens before those of the patches."""
     training = backbone.training
-    output = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    output = backbone.eval()(torch.zeros(1, channels, *height_width(image_size)))
     backbone.train(training)
     if isinstance(output, Tensor) and output.ndim == 4:
         return getattr(backbone, "output_fmt", "NCHW"), 0

@@ -13,11 +13,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from divcon.config.image_size import saved_size
 from divcon.config.settings import RunConfig
-from divcon.data.benchmark import Benchmark
+from divcon.data.benchmark import CLOSED_SET, Benchmark
 from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.subspaces import mean_over_pairs
+from divcon.evaluation.threshold import in_words
 from divcon.runs.notes import EpochNotes
 from divcon.runtime.context import Progress as RunProgress
 
@@ -50,6 +52,9 @@ class Display(ABC):
     def baselines(self, scores: dict[str, Any]) -> None:  # noqa: B027
         """The kept model is compared with untrained features on the validation classes; ``scores`` is what
         `divcon.evaluate` returned with ``baselines=True``. Shows nothing unless a subclass does."""
+
+    def threshold(self, line: str) -> None:  # noqa: B027
+        """The run has chosen the similarity from which on a neighbour counts; ``line`` says so."""
 
     @abstractmethod
     def end(self, out: Path, kept_epoch: int | None) -> None:
@@ -136,12 +141,10 @@ class Bar(Display):
         what = "images" if vectors is None else f"vectors ({vectors.shape[1]:,} dimensions)"
         self.console.print(
             f"[bold]{escape(data.name)}[/]: {len(data.train):,} {what} of {data.train.num_classes:,} classes to train "
-            "on"
-            + (f", {data.validation.num_classes:,} classes held out for validation" if data.validation else "")
-            + f"; {model.method}, {model.num_learners} learner{'s' * (model.num_learners > 1)}, "
+            "on" + _held_out(data) + f"; {model.method}, {model.num_learners} learner{'s' * (model.num_learners > 1)}, "
             f"D {model.embedding_dim}, "
             + (
-                f"{escape(model.backbone)} at {model.image_size} px"
+                f"{escape(model.backbone)} at {saved_size(model.image_size)} px{_fit_in_words(model.fit)}"
                 if vectors is None
                 else f"backbone {model.backbone}"
             )
@@ -217,10 +220,14 @@ class Bar(Display):
         self.console.print(Text.assemble(("note: ", "yellow"), self._reword(message)))
 
     def baselines(self, scores: dict[str, Any]) -> None:
-        where = (
-            f"epoch {scores['epoch']} beside what needs no training, on {scores['num_classes']:,} validation classes:"
-        )
+        number = f"{scores['num_classes']:,} validation classes"
+        if scores["protocol"] == CLOSED_SET:
+            number = f"{scores['num_queries']:,} validation images"
+        where = f"epoch {scores['epoch']} beside what needs no training, on {number}:"
         print_baselines(scores, self.console, where)
+
+    def threshold(self, line: str) -> None:
+        self.console.print(line, markup=False)
 
     def end(self, out: Path, kept_epoch: int | None) -> None:
         for note in self._notes.repeated:
@@ -233,6 +240,13 @@ class Bar(Display):
         written = f"; report in {report}" if (report := out / "report.html").exists() else ""
         last = f", the last epoch's model in {out / 'last'}" if (out / "last").exists() else ""
         self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{last}{written}", markup=False, soft_wrap=True)
+
+
+def _held_out(data: Benchmark) -> str:
+    if data.validation is None:
+        return ""
+    number = f"{len(data.validation):,} more" if data.closed else f"{data.validation.num_classes:,} classes"
+    return f", {number} held out for validation"
 
 
 def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str], str] = str) -> None:
@@ -249,6 +263,10 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
     )
     console.print(_scores_table(result))
     _print_characteristic(result, console)
+    if "threshold" in result:
+        console.print(
+            f"{in_words(result['threshold'])}, where half of the classes are not in the gallery", markup=False
+        )
     if "baselines" in result:
         print_baselines(result, console)
         for advice in result.get("advice", []):
@@ -350,3 +368,8 @@ def _print_correlations(correlations: list[list[float | None]], console: Console
         for k, row in enumerate(correlations):
             table.add_row(f"learner {k}", *("-" if value is None else f"{value:.2f}" for value in row))
         console.print(table)
+
+
+def _fit_in_words(fit: str) -> str:
+    """Where it is not the usual crop."""
+    return "" if fit in ("auto", "crop") else f", {fit}"

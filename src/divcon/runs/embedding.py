@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from divcon.config.settings import Embed, ModelConfig
+from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, OutputError, RunError
 from divcon.evaluation.subspaces import scores_among
@@ -40,7 +41,7 @@ def check_embedding(config: ModelConfig, model: EmbeddingModel, train: LabeledSe
 def choose_embedding(
     model: EmbeddingModel,
     train: LabeledSet,
-    validation: LabeledSet | None,
+    validation: LabeledSet | Benchmark | None,
     kind: Embed = "auto",
     *,
     seed: int = 0,
@@ -55,7 +56,8 @@ def choose_embedding(
     Args:
         train: training images; the PCA is fitted to at most 20,000 of them.
         validation: images of other classes. ``auto`` chooses by MAP@R on them, each searching among all others: the
-            head, unless the features or the PCA are better by more than 0.1 points. Without them it is the head.
+            head, unless the features or the PCA are better by more than 0.1 points. Without them it is the head. Or of
+            a closed set, queries and a gallery of the train classes (`Benchmark.validation_task`).
         seed: draws the images of the PCA.
         context: the processes of its group call this at once and share the images; all get the same features, and
             compute the same.
@@ -97,12 +99,15 @@ def choose_embedding(
         return _changed(model, kind, kind, heads)
 
     assert validation is not None
-    features = features_of(validation)
+    alone = isinstance(validation, LabeledSet)
+    query, gallery = (validation, None) if alone else (validation.query, validation.gallery)
+    features, of_gallery = features_of(query), None if gallery is None else features_of(gallery)
     scores: dict[Embedding, dict[str, Any]] = {}
     queries = 0
     for name, head in heads.items():
-        embeddings = model.with_head(head, shared=True).embed(features)
-        scored = scores_among(embeddings, validation, model.device)
+        embedder = model.with_head(head, shared=True)
+        items = None if gallery is None or of_gallery is None else (gallery, embedder.embed(of_gallery))
+        scored = scores_among(embedder.embed(features), query, model.device, items)
         scores[name] = {"dims": head.embedding_dim, **{key: scored[key] for key in ("map_at_r", "recall_at_1")}}
         queries = scored["num_queries"]
     best = max(each["map_at_r"] for each in scores.values())
@@ -110,7 +115,9 @@ def choose_embedding(
     return _changed(model, kind, chosen, heads, scores=scores, num_queries=queries, left_out=left_out)
 
 
-def _has_matches(images: LabeledSet) -> bool:
+def _has_matches(images: LabeledSet | Benchmark) -> bool:
+    if isinstance(images, Benchmark):
+        return bool(np.isin(images.query.labels, images.gallery.labels).any())
     return bool((np.bincount(images.labels) >= 2).any()) if len(images) else False
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from divcon.config.fields import restored
-from divcon.config.settings import SECTION_OF, SECTIONS, RunConfig
+from divcon.config.settings import SECTION_OF, SECTIONS, SPLITTING, RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.loading import only_decodable
 from divcon.data.read import read_source
@@ -174,7 +174,7 @@ class RunFolder:
         if not data.has_split(record.get("split_hash")):
             raise RunError(
                 f"{self.path}: the data has changed since the run started (split {record.get('split_hash')} then, "
-                f"{data.split_hash} now); resume with the same data"
+                f"{data.split_hash} now); resume with the same data{_read_as(saved, data)}"
             )
         may_change = MAY_CHANGE | LENGTH
         if saved.train.epochs != config.train.epochs and saved.train.phase_starts == config.train.phase_starts:
@@ -224,9 +224,19 @@ class RunFolder:
         train = dataclasses.replace(train, finetune_epoch=saved.train.phase_starts[1])
         return dataclasses.replace(config, train=train)
 
-    def begin(self, config: RunConfig, data: Benchmark, source: dict[str, Any] | None, init: Path | None) -> None:
+    def begin(
+        self,
+        config: RunConfig,
+        data: Benchmark,
+        source: dict[str, Any] | None,
+        init: Path | None,
+        like: Path | None = None,
+    ) -> None:
         """Write the settings and classes of a run that starts; those of a run with a checkpoint stay, but for its
         length.
+
+        Args:
+            like: the run whose settings and length it has.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -242,6 +252,7 @@ class RunFolder:
             protocol=data.protocol,
             split_hash=data.split_hash,
             packed=data.packed or None,
+            like=None if like is None else str(like.absolute()),
             versions=run_versions(),
             machine=machine(),
         )
@@ -304,16 +315,36 @@ class RunFolder:
         split = origin[1].get("split_hash")
         if own and not data.has_split(split):
             raise RunError(
-                f"{self.path}: its data has changed since it was trained (split {split} then, {data.split_hash} now), "
-                "so that test classes may have been trained on; to evaluate on it anyway, pass the data"
+                f"{self.path}: its data has changed since it was trained (split {split} then, {data.split_hash} now"
+                f"{_read_as(origin[0], data)}), so that test classes may have been trained on; to evaluate on it "
+                "anyway, pass the data"
             )
+        if own and origin[0].data.train_on == "all":
+            like = origin[1].get("like")
+            of = f"; that of its settings is the score of {like}" if like else ""
+            raise RunError(
+                f"{self.path}: was trained on all classes of its data, those of test too (`train_on=all`), so that it "
+                f"has no test score of its own{of}; to evaluate it on other data, pass that"
+            )
+        if self.trained_on_test(data):
+            return (
+                "the model was trained on all classes of this data, those of test too (`train_on=all`), so that these "
+                "are no scores of a test"
+            )
+        if data.closed and data.has_split(split):
+            return None
         shared = self.used_classes() & {data.query.label_names[c] for c in data.query.classes}
         if not shared:
             return None
         return (
             f"{len(shared)} of the test classes have names of classes that the model was trained on "
-            f"({min(shared)!r}, for one)"
+            f"({min(shared)!r}, for one){_read_as(origin[0], data)}"
         )
+
+    def trained_on_test(self, data: Benchmark) -> bool:
+        """Whether the model was trained on all classes of this data (``train_on=all``), the test classes too."""
+        origin = self.origin()
+        return origin is not None and origin[0].data.train_on == "all" and data.has_split(origin[1].get("split_hash"))
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, without a last one that was cut short.
@@ -508,7 +539,7 @@ def own_benchmark(
         if source is None:
             raise RunError(f"{run}: does not say what it was trained on; pass the data")
         try:
-            data = read_source(source, str(folder.config), trust=trust)
+            data = read_source(source, str(folder.config), trust=trust, **config.data.splitting)
         except DataError as error:
             raise RunError(
                 f"{run}: the data it was trained on cannot be read ({error}); pass it from where it is now"
@@ -518,7 +549,7 @@ def own_benchmark(
                 f"{run}: its data has changed since it was trained ({changed}), so that its test classes may be in it; "
                 "pass the data as it was"
             )
-    data = _split_as_trained(data, set(folder.classes_of("validation")))
+    data = _split_as_trained(data, set(folder.classes_of("validation")), config)
     if not whole:
         data = _sampled(data)
     if config.data.on_bad_image == "skip":
@@ -538,8 +569,26 @@ def _changed(record: dict[str, Any], data: Benchmark) -> str:
     return ", ".join(changes)
 
 
-def _split_as_trained(data: Benchmark, validation_classes: set[str]) -> Benchmark:
-    """The benchmark with the train and validation classes of the run."""
+def _read_as(config: RunConfig, data: Benchmark) -> str:
+    """How to read the data as a run did, where it was split in another way; else empty."""
+    drawn = "test_fraction" in data.splitting
+    names = [name for name in SPLITTING if name != "test_fraction" or drawn]
+    then = {name: getattr(config.data, name) for name in names}
+    if then == {name: data.splitting.get(name, SPLITTING[name]) for name in names}:
+        return ""
+    words = ", ".join(f"`{name}={value}`" for name, value in then.items() if name in data.splitting or value)
+    return f"; the run split its data with {words}"
+
+
+def _split_as_trained(data: Benchmark, validation_classes: set[str], config: RunConfig) -> Benchmark:
+    """The benchmark with the train and validation classes of the run; in a closed set, with the images."""
+    if config.data.train_on == "all":
+        return data.on_all()
+    if data.closed:
+        folds = config.data.validation_folds is not None
+        if not config.data.validation or folds:
+            return data.without_validation()
+        return data.with_validation(config.data.validation_fraction, config.train.seed)
     data = data.without_validation()
     held_out = np.array([name in validation_classes for name in data.train.label_names])[data.train.labels]
     if not held_out.any():

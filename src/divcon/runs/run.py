@@ -17,18 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from divcon.config.from_data import fit, with_choices_of
-from divcon.config.settings import SECTION_OF, ModelConfig, RunConfig
+from divcon.config.from_data import fit, fit_data, with_choices_of
+from divcon.config.settings import SECTION_OF, SPLITTING, DataConfig, ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
-from divcon.data.read import is_dataset_name, read
-from divcon.errors import DataError, RunError, Stopped
-from divcon.evaluation.protocol import evaluate
+from divcon.data.read import is_dataset_name, read, splitting_for
+from divcon.data.shapes import facts_to_choose_by
+from divcon.errors import ConfigError, DataError, RunError, Stopped
+from divcon.evaluation.protocol import chosen_threshold, evaluate
 from divcon.evaluation.subspaces import MAX_MONITORED, learner_similarity, sample_of
+from divcon.evaluation.threshold import forget_threshold, read_threshold, write_threshold
+from divcon.evaluation.threshold import in_words as in_words_of
 from divcon.models import EmbeddingModel, can_start_as_pca, start_as_pca
-from divcon.models.backbone import resolve_backbone
+from divcon.models.backbone import resolve_backbone, takes_any_size
 from divcon.models.embedding_model import own_backbone, own_transform
 from divcon.models.pruning import embedding_head
 from divcon.runs import selection
@@ -43,10 +46,11 @@ from divcon.runs.embedding import (
     save_with_record,
 )
 from divcon.runs.folder import RunFolder, kept_epoch, trained_model
+from divcon.runs.like import check_like, settings_like
 from divcon.runs.notes import learners_are_one
 from divcon.runs.report import write_report
 from divcon.runtime.context import Context
-from divcon.runtime.device import resolve_device
+from divcon.runtime.device import resolve_device, torch_threads
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
 from divcon.runtime.importing import Trust
@@ -76,6 +80,7 @@ def run(
     observe: Observe | None = None,
     report: bool = True,
     trust: Trust = (),
+    like: str | Path | None = None,
 ) -> EmbeddingModel:
     """Train a model on a benchmark's train classes, in a run folder (see `divcon.runs.folder`).
 
@@ -97,6 +102,9 @@ def run(
             An epoch that was interrupted is observed again.
         report: write ``report.html`` at the end (see `divcon.report`). If that fails, it is a warning.
         trust: modules of your own that ``init`` may import code from (see `divcon.EmbeddingModel.load`).
+        like: the folder of a complete run: train a model for use, on all classes, those of test and validation too,
+            with that run's settings (or ``config``'s, where passed) and with as many batches as its kept epoch had
+            seen; see `divcon.runs.like.settings_like`. The model has no test score of its own.
 
     Returns:
         The model that is kept, in evaluation mode.
@@ -113,15 +121,27 @@ def run(
         WorkerError: a process that decodes images or trains was killed; what the checkpoint holds stays.
         NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """
-    config, display = config or RunConfig(), display or NullDisplay()
-    context = Context(config.train.workers, display.progress, display.warn)
+    display, length = display or NullDisplay(), ""
+    asked = config or _config_of(like) or RunConfig()
+    options = splitting_for(data, asked.data.splitting) if isinstance(data, (str, os.PathLike)) else {}
+    context = Context(asked.train.workers, display.progress, display.warn)
     # A value that is no set has a test too: `read` splits its classes.
-    benchmark = as_benchmark(data) if isinstance(data, (Benchmark, LabeledSet)) else read(data, context=context)
+    own = isinstance(data, (Benchmark, LabeledSet))
+    benchmark = as_benchmark(data) if own else read(data, context=context, **options)
+    if like is not None:
+        check_like(config or RunConfig(data=DataConfig(train_on="all")), like)
+        if config is None:
+            config, length = settings_like(like, benchmark)
+    config = _with_splitting(config or asked, benchmark)
     if source is None and isinstance(data, (str, os.PathLike)):
         source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
     folder = RunFolder(out)
     folder.check_usable()
-    return _start(_Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report))
+    like = None if like is None else Path(like)
+    job = _Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report, like=like)
+    if length:
+        display.warn(length)
+    return _start(job)
 
 
 def _start(job: _Job) -> EmbeddingModel:
@@ -138,6 +158,7 @@ def _start(job: _Job) -> EmbeddingModel:
                     finish_replacing(saved)
             if config.data.validation_folds is not None:
                 job = dataclasses.replace(job, over_folds=_train_folds(job, config.data.validation_folds))
+            stack.enter_context(torch_threads(options.num_threads, options.num_devices))
             group = launch(options.num_devices, options.across, device, _train_in_worker, job.for_worker())
             group = stack.enter_context(group)
             stop = stack.enter_context(SignalHandler())
@@ -152,6 +173,31 @@ def source_of(data: str | os.PathLike[str], root: str | os.PathLike[str] | None 
     if not is_dataset_name(name) and Path(name).exists():
         name = str(Path(name).absolute())
     return {"data": name, "root": None if root is None else str(Path(root).absolute())}
+
+
+def _config_of(like: str | Path | None) -> RunConfig | None:
+    """The settings of the run in a folder; None where there is none, which is reported later."""
+    saved = None if like is None else RunFolder(like).read()
+    return None if saved is None else saved[0]
+
+
+def _with_splitting(config: RunConfig, data: Benchmark) -> RunConfig:
+    """The settings, with those of the split as the benchmark was read.
+
+    Raises:
+        ConfigError: they say that it is split in another way.
+    """
+    for name, default in SPLITTING.items():
+        asked = getattr(config.data, name)
+        if name == "test_fraction" and name not in data.splitting and asked is None:
+            continue  # as all runs of earlier versions have it, those on data with a split too
+        if asked not in (default, was := data.splitting.get(name, default)):
+            raise ConfigError(
+                f"`{name}={asked}`: the data was read with `{name}={was}`; pass `{name}` to divcon.read, or pass the "
+                "path of the data in place of what was read",
+                field=name,
+            )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data.splitting))
 
 
 @dataclass(frozen=True)
@@ -173,6 +219,8 @@ class _Job:
     """What `divcon.runs.selection.select_over_folds` returned; None without folds."""
     is_fold: bool = False
     """Whether the run is of a fold, in which no epoch is chosen."""
+    like: Path | None = None
+    """The run whose settings and length it has."""
 
     def config_for(self, folder: RunFolder) -> RunConfig:
         """The settings, with the backbone resolved, those left at 0 chosen from the data (or as the run that is resumed
@@ -185,9 +233,15 @@ class _Job:
         saved = folder.read() if self.resume and folder.checkpoint.exists() else None
         if saved is not None:
             return folder.settled(with_choices_of(config, saved[0]))
-        config, reasons = fit(config, _split(self.data, config).train.labels)
+        data, held_out = fit_data(config.data, len(self.data.train))
+        config = dataclasses.replace(config, data=data)
+        train = _split(self.data, config).train
+        facts = facts_to_choose_by(config.model, train)
+        config, reasons = fit(config, train.labels, facts, any_size=takes_any_size(backbone))
+        if config.data.validation and config.data.validation_folds is None and self.data.validation is None:
+            reasons |= held_out
         if reasons and not self.is_fold and self.over_folds is None:
-            values = {name: getattr(getattr(config, SECTION_OF[name]), name) for name in reasons}
+            values = {name: config.to_dict()[SECTION_OF[name]][name] for name in reasons}
             self.display.chosen({name: (value, reasons[name]) for name, value in values.items()})
         return folder.settled(config)
 
@@ -258,14 +312,14 @@ class _Run:
         """Train, evaluate and save each epoch, and return the model that is kept."""
         self.group.barrier()  # rank 0 has recovered the folder
         epochs = self._prepare()
-        if self._ends_by_patience():
+        if self._ends_early():
             epochs.close()
             self.model.load_state_dict(weights_in(read_checkpoint(self.folder.checkpoint)))
         for epoch in epochs:
             try:
                 self._end_epoch(epoch)
                 self.trained = True
-                ends = self._ends_by_patience()
+                ends = self._ends_early()
             except (Exception, Stopped) as error:
                 epochs.throw(worker_death(error) or error)  # so that the loop saves a checkpoint
             else:
@@ -296,10 +350,10 @@ class _Run:
         model, record = choose_embedding(
             self._load(folder),
             self.data.train,
-            self.data.validation,
+            self.data.validation_task,
             embed,
             seed=self.config.train.seed,
-            context=self.context.subtask("evaluate", epoch=self.config.train.epochs - 1),
+            context=self.context.subtask("evaluate", epoch=selection.last_epoch(self.config)),
         )
         self.group.barrier()  # all ranks have read the folder
         if self.group.is_main:
@@ -319,6 +373,7 @@ class _Run:
         epochs_done = folder.check(config, job.data, job.resume)
         saved = folder.read()
         record = saved[1] if saved is not None else {}
+        self.like = job.like or (Path(record["like"]) if job.resume and record.get("like") else None)
         init = job.init_for(folder)
         self.data = _with_validation(job.data, config, self.context)
         torch.manual_seed(config.train.seed)
@@ -341,8 +396,13 @@ class _Run:
         if starts and new_head and not folder.checkpoint.exists():
             self.model.to(device)
             start_as_pca(self.model, self.data.train, seed=config.train.seed, context=self.context)
+        if self.data.for_use:
+            self._warn(
+                "trained on all classes, those of test too, without validation: this model has no test score of its own"
+                + (f"; {self.like} has that of its settings" if self.like else " (`like` takes a validated length)")
+            )
         if self.group.is_main:
-            folder.begin(config, self.data, job.source, None if init is None else Path(init))
+            folder.begin(config, self.data, job.source, None if init is None else Path(init), self.like)
             kept = kept_epoch(folder.lines())
             self.lines = folder.drop_lines_from(epochs_done)
             self.kept_is_lost = kept is not None and kept_epoch(self.lines) != kept
@@ -352,26 +412,26 @@ class _Run:
         return epochs
 
     def _shown(self, epochs_done: int) -> RunConfig:
-        """The settings to show: of a run that `patience` has ended, with the epochs that it has."""
-        if not (self.group.is_main and selection.ended_by_patience(self.lines, self.config)):
+        """The settings to show: of a run that has ended early, with the epochs that it has."""
+        if not (self.group.is_main and selection.ended_early(self.lines, self.config)):
             return self.config
         phase = self.config.train.phase_starts[1]
         train = dataclasses.replace(self.config.train, epochs=epochs_done, finetune_epoch=phase)
         return dataclasses.replace(self.config, train=train)
 
-    def _ends_by_patience(self) -> bool:
-        """Whether the run ends now; the same on all ranks, of which only rank 0 has the scores."""
-        if self.config.data.patience is None:
+    def _ends_early(self) -> bool:
+        """Whether the run ends now; the same on all ranks, of which only rank 0 has the lines."""
+        if self.config.data.patience is None and self.config.data.end_epoch is None:
             return False
-        ends = selection.ended_by_patience(self.lines, self.config)
+        ends = selection.ended_early(self.lines, self.config)
         return bool(self.group.broadcast(np.array([ends], np.int64))[0])
 
     def _end_epoch(self, epoch: EpochReport) -> None:
         """Evaluate the epoch, keep its model where it is the best, and write its line."""
         line = epoch.to_dict()
-        last = epoch.number == self.config.train.epochs - 1
+        last = epoch.number == selection.last_epoch(self.config)
         started = time.perf_counter()
-        validation = self.data.validation
+        validation = self.data.validation_task
         due = last or (epoch.number + 1) % self.config.data.evaluate_every == 0
         within = self.context.subtask("evaluate", epoch=epoch.number)
         if validation is not None and due:
@@ -398,6 +458,7 @@ class _Run:
         self.lines.append(line)
         if line["kept"]:
             forget_record(self.folder.model)
+            forget_threshold(self.folder.model)
             self.model.save(self.folder.model)
         self.display.epoch(line)
 
@@ -405,7 +466,7 @@ class _Run:
         if self.job.over_folds is not None:
             return line["epoch"] == self.job.over_folds["epoch"]
         if self.data.validation is None:
-            return line["epoch"] == self.config.train.epochs - 1
+            return line["epoch"] == selection.last_epoch(self.config)
         lost = self.kept_is_lost and "validation" in line
         self.kept_is_lost = self.kept_is_lost and not lost
         return lost or selection.is_better(line, self.lines, self.config)
@@ -426,9 +487,11 @@ class _Run:
         self.folder.write_origin(folder, last_epoch={"epoch": line["epoch"], "validation": line.get("validation")})
         record = read_record(self.folder.model)
         if record is not None and kept_epoch(self.lines) == line["epoch"]:
+            forget_threshold(folder)
             save_with_record(self._load(self.folder.model), folder, record)  # chosen once, for both
             return
         forget_record(folder)
+        forget_threshold(folder)
         self.model.save(folder)
 
     @cached_property
@@ -448,11 +511,16 @@ class _Run:
         within = self.context.alone().subtask("evaluate", epoch=last)
         if (note := learners_are_one(self.config.model, self.lines, kept)) is not None:
             self.display.warn(note)  # the report has it of its own
-        if (validation := self.data.validation) is not None and not self.job.is_fold:
+        if (validation := self.data.validation_task) is not None and not self.job.is_fold:
             try:
                 self._compare_with_baselines(model, validation, kept, within)
             except Exception as error:  # the run is done, and nothing that fails from here on may lose it
                 self.display.warn(f"the kept model was not compared with untrained features ({error!r})")
+        if not self.job.is_fold:
+            try:
+                self._choose_thresholds(within)
+            except Exception as error:
+                self.display.warn(f"no threshold was chosen ({error!r})")
         if self.job.report:
             try:
                 write_report(folder, self.data, model, notes=[*self.data.notes, *self.warnings], context=within)
@@ -463,7 +531,7 @@ class _Run:
         self.display.end(folder.path, kept)
 
     def _compare_with_baselines(
-        self, model: EmbeddingModel, validation: LabeledSet, kept: int | None, context: Context
+        self, model: EmbeddingModel, validation: LabeledSet | Benchmark, kept: int | None, context: Context
     ) -> None:
         """Score the kept model's pooled features, and those of the network before training, on the validation
         classes."""
@@ -475,6 +543,31 @@ class _Run:
         self.display.baselines(scores)
         for advice in scores.get("advice", []):
             self.display.warn(advice)
+
+    def _choose_thresholds(self, context: Context) -> None:
+        """Choose the similarity from which on a neighbour counts as known, of the kept and of the last model, on the
+        validation classes; a model for use has that of the run that it is like."""
+        task, kept = self.data.validation_task, kept_epoch(self.lines)
+        for folder in (self.folder.model, self.folder.last):
+            if read_threshold(folder) is not None:
+                continue
+            record = None
+            if task is not None:
+                same = folder == self.folder.last and kept == self.lines[-1]["epoch"]
+                scores = (
+                    read_threshold(self.folder.model)
+                    if same
+                    else chosen_threshold(self._load(folder), task, context=context)
+                )
+                record = None if scores is None else scores | {"chosen_on": "validation"}
+            elif self.like is not None and (of_run := read_threshold(self.like)) is not None:
+                record = of_run | {"of_run": str(self.like)}
+            if record is None:
+                return
+            write_threshold(folder, record)
+            if folder == self.folder.model:
+                where = "on validation" if task is not None else f"of {self.like}"
+                self.display.threshold(f"{in_words_of(record)} ({where})")
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -495,12 +588,16 @@ def _how_to_train_on(config: RunConfig) -> str:
 
 def _with_validation(data: Benchmark, config: RunConfig, context: Context) -> Benchmark:
     """The benchmark with validation classes, or with all of them in train; without images that do not decode."""
-    if config.data.on_bad_image == "skip":
+    skip = config.data.on_bad_image == "skip"
+    if skip and config.data.train_on != "all":
         data = only_decodable(data, ("train", "validation"), context)
-    return _split(data, config)
+    data = _split(data, config)
+    return only_decodable(data, ("train",), context) if skip and data.for_use else data
 
 
 def _split(data: Benchmark, config: RunConfig) -> Benchmark:
+    if config.data.train_on == "all":
+        return data.on_all()
     if config.data.validation and config.data.validation_folds is None:
         return data.with_validation(config.data.validation_fraction, config.train.seed)
     return data.without_validation()

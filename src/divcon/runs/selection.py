@@ -91,11 +91,22 @@ def is_better(line: dict[str, Any], lines: Sequence[dict[str, Any]], config: Run
 def ended_by_patience(lines: Sequence[dict[str, Any]], config: RunConfig) -> bool:
     """Whether a run ends before its last epoch, because its score has not risen in `patience` evaluations."""
     patience = config.data.patience
-    if patience is None or not lines or lines[-1]["epoch"] + 1 >= config.train.epochs:
+    if patience is None or not lines or lines[-1]["epoch"] >= last_epoch(config):
         return False
     by = "recall_at_1" if config.data.select_by == "recall_at_1" else "map_at_r"
     scores = [getattr(point, by) for point in points_of(lines, config) if point.trains_full]
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
+
+
+def ended_early(lines: Sequence[dict[str, Any]], config: RunConfig) -> bool:
+    """Whether a run has ended before the last of its `epochs`, by `end_epoch` or `patience`."""
+    end = config.data.end_epoch
+    return (end is not None and bool(lines) and lines[-1]["epoch"] >= end) or ended_by_patience(lines, config)
+
+
+def last_epoch(config: RunConfig) -> int:
+    """The last epoch that a run trains, from 0, unless `patience` ends it."""
+    return config.train.epochs - 1 if config.data.end_epoch is None else config.data.end_epoch
 
 
 def patience_note(lines: Sequence[dict[str, Any]], config: RunConfig) -> str:
@@ -155,6 +166,8 @@ def reason(lines: Sequence[dict[str, Any]], config: RunConfig, over_folds: dict[
         by = over_folds["select_by"]
         return f"the best mean {_TITLES[by]} {of}: {100 * point[by]:.1f} %"
     validated = [line for line in lines if "validation" in line]
+    if not validated and config.data.train_on == "all":
+        return "the last; all classes train"
     if not validated:
         return "the last; there are no validation classes"
     queries = validated[-1]["validation"]["num_queries"]

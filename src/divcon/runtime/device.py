@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from divcon.errors import ConfigError
+from divcon.runtime.environment import started_by_torchrun
 
 
 def resolve_device(device: str) -> str:
@@ -23,6 +27,22 @@ def resolve_device(device: str) -> str:
         names = ", ".join(name for name, is_available in available.items() if is_available)
         raise ConfigError(f"`device` {device}: PyTorch finds no such device here; available: {names}", field="device")
     return device
+
+
+@contextmanager
+def torch_threads(number: int | None, devices: int = 1) -> Iterator[None]:
+    """Let PyTorch use this number of CPU threads inside the block; None: as many as before.
+
+    Args:
+        devices: the number of processes that share them; those that torchrun has started each enter this block.
+    """
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(max(1, number // devices if started_by_torchrun() else number))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -18,13 +18,15 @@ from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.importing import Trust
 from divcon.search.about import ANN_FROM, About, about_of
+from divcon.search.columns import json_value, python_value
 from divcon.search.filters import Where, conditions_of
 from divcon.search.items import Data, Items, chunks_of, items_of, key_of, set_of
-from divcon.search.neighbours import CHECK_QUERIES, Neighbours, Recall, TopK, measure_recall
+from divcon.search.neighbours import CHECK_QUERIES, Neighbours, Recall, TopK, at_least, measure_recall
 from divcon.search.queries import embeddings_of, is_batch, subspace_weights
+from divcon.search.retype import change_types
 from divcon.search.stores import Address, open_store
 from divcon.search.stores.base import Store
-from divcon.search.update import Changes, EmbeddedItems, Embedder, Update, update_store
+from divcon.search.update import Changes, EmbeddedItems, Embedder, Update, checked_items, update_store
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,14 @@ class Hit:
     path: str
     """Its file; for encoded images and vectors, its name in their table."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """The user's columns by name."""
+    """The user's columns by name, of their types (see `divcon.search.columns`); None is a missing value."""
     box: tuple[int, int, int, int] | None = None
     """The crop of the image: left, top, right, bottom in pixels; None: the whole image."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a dictionary for JSON: dates, times and decimals are text."""
+        metadata = {name: json_value(value) for name, value in self.metadata.items()}
+        return dataclasses.asdict(self) | {"metadata": metadata}
 
 
 def hits_of(store: Store, about: About, neighbours: list[TopK]) -> list[list[Hit]]:
@@ -59,8 +66,12 @@ def _hit(row: dict[str, Any], score: float, about: About) -> Hit:
     if row["box"]:
         left, top, right, bottom = map(int, row["box"].split(","))
         box = (left, top, right, bottom)
-    columns = {column.name: row.get(column.stored) for column in about.columns}
-    return Hit(row["id"], score, row["label"], row["path"], columns, box)
+    return Hit(row["id"], score, row["label"], row["path"], metadata_in(row, about), box)
+
+
+def metadata_in(row: Mapping[str, Any], about: About) -> dict[str, Any]:
+    """The user's columns of a stored row, by name."""
+    return {column.name: python_value(row.get(column.stored), column.type) for column in about.user_columns}
 
 
 class StoreModel:
@@ -103,6 +114,12 @@ def _folder(model: object) -> Path:
     return Path(model)
 
 
+def _check_score(score: object) -> None:
+    is_number = isinstance(score, (int, float, np.integer, np.floating)) and not isinstance(score, bool)
+    if not is_number or not -1 <= score <= 1:  # type: ignore[operator]
+        raise ConfigError(f"`min_score` {score}: pass a cosine similarity, -1 to 1", field="min_score")
+
+
 MAX_K = 10_000
 """The largest k of a search."""
 
@@ -139,6 +156,37 @@ class Index:
     def about(self) -> About:
         """The fingerprint of the model, dimensions, columns and search settings."""
         return self.store.about()
+
+    @property
+    def column_types(self) -> dict[str, str]:
+        """The user's columns, and the type of each (see `divcon.search.columns`)."""
+        return {column.name: column.type for column in self.about.user_columns}
+
+    def missing_values(self) -> dict[str, int]:
+        """The number of items without a value, for each of the user's columns."""
+        columns = self.about.user_columns
+        missing = dict.fromkeys((column.name for column in columns), 0)
+        for block in self.store.read_columns(["id", *(column.stored for column in columns)]):
+            for column in columns:
+                missing[column.name] += block[column.stored].null_count
+        return missing
+
+    def change_types(self, types: Mapping[str, str]) -> int:
+        """Give columns other types, such as ``{"price": "float"}``, and convert all their values: all or none.
+
+        Args:
+            types: text, int, float, bool, date, datetime, datetime-utc, decimal or json by column.
+
+        Returns:
+            The number of items that were rewritten; 0 if the columns have these types.
+
+        Raises:
+            ConfigError: there is no such column or type.
+            DataError: a value would be lost or changed (``00003`` as an int, ``9.5`` as an int, ``cheap`` as a float);
+                the message names the items, and nothing is changed.
+            StoreError: another process is writing.
+        """
+        return change_types(self.store, types)
 
     def __len__(self) -> int:
         return self.store.count()
@@ -274,9 +322,10 @@ class Index:
 
     def update(
         self,
-        data: Data | Iterator[Items],
+        data: Data | Items | Iterator[Items],
         *,
         columns: pa.Table | Mapping[str, Sequence[Any]] | None = None,
+        column_types: Mapping[str, str] | None = None,
         delete_missing: bool = False,
         batch_size: int = 128,
         on_bad_image: Literal["stop", "skip"] = "stop",
@@ -289,8 +338,11 @@ class Index:
             data: images or vectors: a set, a benchmark or the name of one (its gallery), an (N, F) array, ``(vectors,
                 labels)``, a file, folder or table, or a list of files and folders. For data of any size, an iterator of
                 `divcon.search.items.Items`, some thousand at a time.
-            columns: columns to store and filter by, one row per image; None: those of the table that the data comes
-                from.
+            columns: columns to store and filter by, one row per image: names and lists, an Arrow table or a data frame;
+                None: those of the table that the data comes from.
+            column_types: the types of columns, such as ``{"price": "float"}``: text, int, float, bool, date, datetime,
+                datetime-utc, decimal or json. Others have the type of the data; those of a CSV, which has no types,
+                are text, or what they are in the index.
             delete_missing: delete items that are not in the data.
             batch_size: images per forward pass.
             on_bad_image: what to do with an image that does not decode.
@@ -298,15 +350,19 @@ class Index:
 
         Raises:
             StoreError: another process is writing, or the store is gone.
-            DataError: there are no images, or the model takes other input. ImageError: an image does not decode.
+            ConfigError: ``column_types`` has an unknown type or column.
+            DataError: there are no images; the model takes other input; a vector is not finite, or its squared length
+                overflows float32; a column is of another type in the index, or a value is not of its column's type.
+            ImageError: an image does not decode.
         """
         total: int | None = None
+        if isinstance(data, (Iterator, Items)) and (columns is not None or column_types):
+            raise ConfigError("items have their columns; pass them to `items_of`", field="column_types")
         if isinstance(data, Iterator):
             chunks = data
         else:
-            items, repeated = items_of(set_of(data, context=context), columns)
-            if repeated:
-                context.warn(f"left out: {repeated:,} rows with the image of an earlier row")
+            items = data if isinstance(data, Items) else self._items(data, columns, column_types, context)
+            items = checked_items(items, self.about)  # all of them, before any is embedded
             chunks, total = chunks_of(items), len(items)
 
         def write(update: Update) -> None:
@@ -315,6 +371,12 @@ class Index:
                 context.progress("index", done, total)
 
         return update_store(self.store, self._neighbours, write, delete_missing=delete_missing)
+
+    def _items(self, data: Data, columns: Any, column_types: Mapping[str, str] | None, context: Context) -> Items:
+        items, repeated = items_of(set_of(data, context=context), columns, column_types, context)
+        if repeated:
+            context.warn(f"left out: {repeated:,} rows with the image of an earlier row")
+        return items
 
     def load(self, chunks: Iterable[EmbeddedItems], *, context: Context = DEFAULT) -> Changes:
         """Bring the index up to date with items that other processes embedded, see `divcon.search.update.read_shards`.
@@ -341,6 +403,7 @@ class Index:
         learner: int | None = None,
         exact: bool = False,
         embedded: bool = False,
+        min_score: float | None = None,
         batch_size: int = 128,
         context: Context = DEFAULT,
     ) -> list[Any]:
@@ -357,6 +420,8 @@ class Index:
                 array (Q, D). A PIL image that `PIL.Image.open` opened is embedded as its file is, until it is loaded
                 or changed.
             k: 1 to 10,000; if there are fewer items, all are returned.
+            min_score: return only items whose score, the cosine similarity, is this or more: -1 to 1. There are fewer
+                than k then, or none. None: no limit.
             where: filters such as ``{"label": "mug", "price": ("<", 10)}`` or ``["label=mug", "price<10"]``, which must
                 all hold; see `divcon.search.filters.conditions_of`.
             learner: search in this learner's subspace: scores are cosines in it.
@@ -367,14 +432,17 @@ class Index:
             A list of hits; for several queries, one such list per query.
 
         Raises:
-            ConfigError: k, learner or a filter is invalid.
+            ConfigError: k, min_score, learner or a filter is invalid.
             DataError: there is no such file or item, or a vector has the wrong length.
             ImageError: an image does not decode.
-            NonFiniteError: a vector holds NaN.
+            NonFiniteError: a vector holds NaN or an infinite number, or its squared length overflows float32; the
+                message has its row in the batch.
             StoreError: the store no longer exists, or has an index of another model.
         """
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
             raise ConfigError(f"`k` {k}: a search returns 1 to {MAX_K:,} items", field="k")
+        if min_score is not None:
+            _check_score(min_score)
         about = self.about
         conditions = conditions_of(where, about)
         batch = is_batch(query)
@@ -389,6 +457,8 @@ class Index:
             neighbours = self._neighbours.exact(vectors, int(k), conditions, weights)
         else:
             neighbours = self._neighbours.approximate(vectors, int(k), about.effort)
+        if min_score is not None:
+            neighbours = [at_least(of_query, min_score) for of_query in neighbours]
         hits = hits_of(self.store, about, neighbours)
         return hits if batch else hits[0]
 

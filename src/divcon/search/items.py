@@ -18,16 +18,18 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.finite import unusable
+from divcon.data.image_files import check_name
 from divcon.data.in_memory import is_image
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
 from divcon.data.python_values import is_value
 from divcon.data.read import is_dataset_name, read
-from divcon.data.readers.folder import SPLIT_FOLDERS, images_of
-from divcon.data.tables import metadata_of, plain
-from divcon.errors import DataError, ImageError
+from divcon.data.readers.folder import images_of, label_in
+from divcon.errors import ConfigError, DataError, ImageError, unknown
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
+from divcon.search.columns import as_in_index, check_column_types, columns_of, columns_of_source, typed
 
 CHUNK = 1024
 """Items that are embedded and written at once: what an interruption can lose."""
@@ -42,7 +44,7 @@ class Items:
     """What identifies each: its path, and its box or row if several share a path."""
     labels: list[str | None]
     columns: pa.Table | None = None
-    """The user's columns, N rows of text, integers, floats or booleans."""
+    """The user's columns, N rows; of Arrow's types, or as `divcon.search.columns.typed` returns them."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,10 +74,28 @@ class Items:
         return [key_of(name) for name in self.names]
 
     def details(self) -> list[str]:
-        """A digest of each label and its columns."""
-        rows = self.columns.to_pylist() if self.columns is not None else [{}] * len(self)
-        texts = (json.dumps([label, sorted(row.items())]) for label, row in zip(self.labels, rows, strict=True))
-        return [key_of(text) for text in texts]
+        """A digest of each label and its columns, whose values are as in a store."""
+        return details_of(self.labels, self.columns)
+
+    def where(self, i: int) -> str:
+        """The name of item i for messages."""
+        return self.images.where(i)
+
+    def checked(self, columns: Mapping[str, tuple[str, bool]] | None = None) -> Items:
+        """The same with columns as an index has them (see `divcon.search.columns.as_in_index`).
+
+        Args:
+            columns: the columns of the index; None: there is no index yet.
+
+        Raises:
+            DataError: a value does not fit its column's type, or a vector is not finite.
+        """
+        if self.images.vectors is not None and (found := unusable(self.images.vectors)) is not None:
+            raise DataError(f"{self.where(found[0])}: the vector {found[1]}")
+        if self.columns is None:
+            return self
+        own = typed(self.columns, self.where)
+        return replace(self, columns=own if columns is None else as_in_index(own, columns, self.where))
 
     def content(self, i: int) -> str:
         """The digest of the bytes and box of image i, or of vector i.
@@ -97,6 +117,13 @@ class Items:
         if images.boxes is not None and images.boxes[i][0] >= 0:
             digest.update(_box(images.boxes[i]).encode())  # type: ignore[union-attr]
         return digest.hexdigest()
+
+
+def details_of(labels: Sequence[str | None], columns: pa.Table | None) -> list[str]:
+    """A digest of each label and its columns, whose values are as in a store."""
+    rows = columns.to_pylist() if columns is not None else [{}] * len(labels)
+    texts = (json.dumps([label, sorted(row.items())]) for label, row in zip(labels, rows, strict=True))
+    return [key_of(text) for text in texts]
 
 
 def key_of(text: str) -> str:
@@ -140,7 +167,7 @@ def set_of(data: Data, root: str | Path | None = None, context: Context = DEFAUL
     if isinstance(data, str | Path) or (
         isinstance(data, Sequence) and all(isinstance(path, str | Path) for path in data)
     ):
-        return images_of(data, root)
+        return images_of(data, root, context=context)
     if is_value(data) or is_image(data):
         return as_set(data)
     raise DataError(
@@ -149,31 +176,50 @@ def set_of(data: Data, root: str | Path | None = None, context: Context = DEFAUL
     )
 
 
-def items_of(images: LabeledSet, columns: pa.Table | Mapping[str, Sequence[Any]] | None = None) -> tuple[Items, int]:
+def items_of(
+    images: LabeledSet,
+    columns: Any = None,
+    column_types: Mapping[str, str] | None = None,
+    context: Context = DEFAULT,
+) -> tuple[Items, int]:
     """The items of a set, and the number of its rows that are left out because an earlier row has the same image (path
     and box).
 
     Labels are the set's. If it has none and its images are in folders below one, the name of the first of these folders
-    (below train, test or validation) is the label.
+    (below those of splits, and one called ``images`` or the like) is the label.
 
     Args:
-        columns: the user's columns, one row per image; None: those of the table that the set was read from.
+        columns: the user's columns, one row per image: an Arrow table, a data frame, or names and lists; None: those of
+            the table that the set was read from.
+        column_types: the types of columns by name, see `divcon.search.columns`; others have those of the table, and
+            text if it has none (CSV).
+        context: warns of each column that is left out.
 
     Raises:
-        DataError: the number of rows is not the number of images.
+        ConfigError: a type, or a name of ``column_types``, is unknown.
+        DataError: the number of rows is not the number of images; a value is not of its column's type; or a column
+            holds several types.
     """
+    declared = check_column_types(column_types)
     if columns is None:
-        table = metadata_of(images.source)
-        columns = None if table is None else table.take(pa.array(images.rows))
+        table = columns_of_source(images.source, declared, context.warn)
+        own = None if table is None else table.take(pa.array(images.rows))
     else:
-        columns = plain(columns if isinstance(columns, pa.Table) else pa.table(dict(columns)))
-    if columns is not None and len(columns) != len(images):
-        raise DataError(f"`columns` has {len(columns):,} rows for {len(images):,} images; pass one row per image")
-    items = Items(images, _names(images), _labels(images), columns)
+        own = columns_of(columns, declared, warn=context.warn)
+    if own is not None and len(own) != len(images):
+        raise DataError(f"`columns` has {len(own):,} rows for {len(images):,} images; pass one row per image")
+    for name in declared:
+        if own is None or name not in own.column_names:
+            there = unknown("column", name, [] if own is None else own.column_names)
+            raise ConfigError(f"`column_types`: {there}" if own is not None else _NO_COLUMNS, field="column_types")
+    items = Items(images, _names(images), _labels(images), own if own is not None and own.num_columns else None)
     first = {name: i for i, name in reversed(list(enumerate(items.names)))}
     if len(first) == len(items):
         return items, 0
     return items.take(np.sort(np.fromiter(first.values(), np.int64))), len(items) - len(first)
+
+
+_NO_COLUMNS = "`column_types`: this data has no columns; they come from a table, or from the argument `columns`"
 
 
 def chunks_of(items: Items, size: int = CHUNK) -> Iterator[Items]:
@@ -205,6 +251,8 @@ def read_listing(listing: str, root: str = "") -> Iterator[Items]:
 def _chunks(paths: Iterable[str], root: str) -> Iterator[Items]:
     paths = iter(paths)
     while some := list(itertools.islice(paths, CHUNK)):
+        for path in some:
+            check_name(path)
         images = LabeledSet(
             labels=np.zeros(len(some), np.int64),
             label_names=("",),
@@ -239,16 +287,7 @@ def _labels(images: LabeledSet) -> list[str | None]:
         return [images.label_names[label] or None for label in images.labels]  # a row of a table may have no label
     if not images.root or images.encoded is not None or images.vectors is not None:
         return [None] * len(images)
-    return [_folder(path) for path in images.paths.to_pylist()]
-
-
-def _folder(path: str) -> str | None:
-    folders = [part for part in Path(path).parts[:-1] if part not in ("/", ".", "..")]
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        return None
-    if len(folders) > 1 and folders[0] in SPLIT_FOLDERS:
-        folders = folders[1:]
-    return folders[0] if folders else None
+    return [label_in(path) for path in images.paths.to_pylist()]
 
 
 def _box(box: np.ndarray | None) -> str | None:

@@ -23,6 +23,13 @@ TopK = tuple[Int64[np.ndarray, " k"], Float32[np.ndarray, " k"]]
 """The ids and cosines of the nearest rows, nearest first; fewer than k if there are fewer rows."""
 
 
+def at_least(neighbours: TopK, score: float) -> TopK:
+    """The neighbours whose cosine is at least this number, as float32 has it."""
+    ids, cosines = neighbours
+    kept = cosines >= np.float32(score)
+    return ids[kept], cosines[kept]
+
+
 @dataclass(frozen=True, eq=False)
 class _Snapshot:
     version: str

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from divcon.data.finite import unusable
+from divcon.data.image_files import printable
 from divcon.data.in_memory import ImageLike, is_image, is_tensor, set_of_images
 from divcon.data.loading import needed_pixels
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
@@ -53,7 +55,7 @@ def embeddings_of(
 
     Raises:
         DataError: there is no such file or item, or a vector does not fit. ImageError: an image does not decode.
-        NonFiniteError: a vector holds NaN.
+        NonFiniteError: a vector holds NaN, or its squared length overflows float32.
     """
     embeddings = np.empty((len(queries), about.dims), np.float32)
     images: dict[int, tuple[str, ImageLike]] = {}
@@ -68,7 +70,7 @@ def embeddings_of(
             path = os.fspath(query)
             item = _item_of(path, store)
             if item is None:
-                images[i] = (path, _read(path, store))
+                images[i] = (printable(path), _read(path, store))
             else:
                 items[i] = item
         elif isinstance(query, (int, np.integer)) and not isinstance(query, bool):
@@ -105,9 +107,9 @@ def _read(path: str, store: Store) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file, and no item of this path in {store.uri}") from None
+        raise DataError(f"{printable(path)}: there is no such file, and no item of this path in {store.uri}") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ImageError(f"{printable(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
@@ -122,12 +124,9 @@ def _vector(query: Any, name: str) -> Float32[np.ndarray, " F"]:
         )
     if vector.ndim != 1:
         raise DataError(f"{name}an array of shape {vector.shape}: pass one vector as (D,), several as (Q, D)")
-    with np.errstate(over="ignore"):
-        vector = vector.astype(np.float32)
-    if not np.isfinite(vector).all():
-        place = int(np.flatnonzero(~np.isfinite(vector))[0])
-        raise NonFiniteError(f"{name}the vector holds NaN or an infinite number (in float32) at index {place}")
-    return vector
+    if (found := unusable(vector[None])) is not None:
+        raise NonFiniteError(f"{name}the vector {found[1]}")
+    return vector.astype(np.float32)
 
 
 def _embed_vectors(
@@ -145,7 +144,7 @@ def _embed_vectors(
     stacked = np.stack(list(vectors.values()))
     if is_input:
         return model().encode(stacked)
-    # In float64: the squares of large numbers are infinite in float32.
+    # In float64: the squares of small numbers are zero in float32.
     lengths = np.linalg.norm(stacked.astype(np.float64), axis=1, keepdims=True)
     return np.where(np.abs(lengths - 1) < 1e-4, stacked, stacked / lengths).astype(np.float32)
 

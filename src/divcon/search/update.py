@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from divcon.data.loading import decodable
-from divcon.data.readers.table import pc
 from divcon.errors import DataError, ImageError, StoreError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
-from divcon.search.about import KINDS, About
-from divcon.search.items import Items, key_of
+from divcon.search.about import About
+from divcon.search.columns import TYPES, as_in_index, typed, types_in
+from divcon.search.items import Items, details_of, key_of
 from divcon.search.neighbours import Neighbours, choose_effort
 from divcon.search.stores.base import FIXED_COLUMNS, Store, StoredItem, schema_of
 
@@ -66,18 +66,40 @@ def with_embeddings(items: Items, contents: list[str], embeddings: Float32[np.nd
     """Join items with their embeddings and the digests of their content."""
     width = embeddings.shape[1]
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
-    columns = {
-        "key": pa.array(items.keys(), pa.string()),
-        "path": pa.array(items.paths(), pa.string()),
-        "box": pa.array(items.boxes(), pa.string()),
-        "label": pa.array(items.labels, pa.string()),
-        "content": pa.array(contents, pa.string()),
-        "details": pa.array(items.details(), pa.string()),
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
-    }
+    table = pa.table(
+        {
+            "key": pa.array(items.keys(), pa.string()),
+            "path": pa.array(items.paths(), pa.string()),
+            "box": pa.array(items.boxes(), pa.string()),
+            "label": pa.array(items.labels, pa.string()),
+            "content": pa.array(contents, pa.string()),
+            "details": pa.array(items.details(), pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
+        }
+    )
     if items.columns is not None:
-        columns |= {f"meta {name}": items.columns[name] for name in items.columns.column_names}
-    return EmbeddedItems(pa.table(columns))
+        for field in items.columns.schema:
+            table = table.append_column(field.with_name(_META + field.name), items.columns[field.name])
+    return EmbeddedItems(table)
+
+
+_META = "meta "
+"""What the user's columns begin with in `EmbeddedItems.rows`."""
+
+
+def _user_columns(rows: pa.Table) -> pa.Table:
+    """The user's columns of embedded items, under their own names."""
+    own = rows.select([name for name in rows.column_names if name.startswith(_META)])
+    return own.rename_columns([name.removeprefix(_META) for name in own.column_names])
+
+
+def _with_user_columns(rows: pa.Table, columns: pa.Table) -> pa.Table:
+    """Embedded items with these columns in place of the user's, and the digests of them."""
+    rows = rows.select([name for name in rows.column_names if not name.startswith(_META)])
+    for field in columns.schema:
+        rows = rows.append_column(field.with_name(_META + field.name), columns[field.name])
+    details = pa.array(details_of(rows["label"].to_pylist(), columns if columns.num_columns else None), pa.string())
+    return rows.set_column(rows.column_names.index("details"), "details", details)
 
 
 class Update:
@@ -120,6 +142,7 @@ class Update:
             yield done
 
     def _embed(self, items: Items, embedder: Embedder) -> None:
+        items = checked_items(items, self.about)
         known = self._known(items.keys())
         contents = contents_of(items, embedder)
         keys, details = items.keys(), items.details()
@@ -144,6 +167,10 @@ class Update:
 
     def _load(self, chunk: EmbeddedItems) -> None:
         rows = chunk.rows
+        paths = rows["path"]
+        own = typed(_user_columns(rows), lambda row: paths[row].as_py())
+        about = self.about.with_columns(own.schema)
+        rows = _with_user_columns(rows, as_in_index(own, about.types, lambda row: paths[row].as_py()))
         keys = rows["key"].to_pylist()
         known = self._known(keys)
         pairs = zip(keys, rows["content"].to_pylist(), rows["details"].to_pylist(), strict=True)
@@ -187,9 +214,7 @@ class Update:
             self._count(missing=len(missing))
 
     def _with_columns(self, rows: pa.Table) -> About:
-        own = rows.select([name for name in rows.column_names if name.startswith("meta ")])
-        own = own.rename_columns([name.removeprefix("meta ") for name in own.column_names])
-        about = self.about.with_columns(own.schema)
+        about = self.about.with_columns(_user_columns(rows).schema)
         if about != self.about:
             self.store.set_about(about)
             self.about = about
@@ -219,6 +244,18 @@ def update_store(
             effort, recall = choose_effort(store, neighbours) if store.optimize(ann) and ann else (None, None)
             store.set_about(replace(about, effort=effort, recall=recall))
     return changes
+
+
+def checked_items(items: Items, about: About) -> Items:
+    """The items with their columns as the index has them, and those that it does not have yet.
+
+    Raises:
+        DataError: a column is of another type in the index, a value does not fit its type, or a vector is not finite.
+    """
+    items = items.checked()
+    if items.columns is None:
+        return items
+    return items.checked(about.with_columns(items.columns.schema).types)
 
 
 def contents_of(items: Items, embedder: Embedder) -> list[str | None]:
@@ -268,11 +305,9 @@ def _as_stored(rows: pa.Table, ids: np.ndarray, about: About) -> pa.Table:
     """The rows in the columns of the store; the user's columns that they lack are null."""
     columns = [pa.array(ids), *(rows[name] for name in FIXED_COLUMNS[1:]), rows["embedding"]]
     for column in about.columns:
-        name, kind = f"meta {column.name}", KINDS[column.kind]
-        values = rows[name].cast(kind) if name in rows.column_names else pa.nulls(len(rows), kind)
-        if column.kind == "number":
-            values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
-        columns.append(values)
+        name, kind = _META + column.name, TYPES[column.type]
+        there = name in rows.column_names and not column.unfinished
+        columns.append(rows[name] if there else pa.nulls(len(rows), kind))
     return pa.table(columns, schema=schema_of(about))
 
 
@@ -312,8 +347,9 @@ def write_shard(
         if number % shards != shard % shards:
             continue
         path = folder / f"part-{number - 1:08d}.parquet"
+        chunk = chunk.checked()
         contents = contents_of(chunk, embedder)
-        inputs = key_of(json.dumps([chunk.keys(), contents, chunk.details()]))
+        inputs = key_of(json.dumps([chunk.keys(), contents, chunk.details(), *_types_as_text(chunk)]))
         if _inputs_of(path, about) == inputs:
             kept += len(chunk)
         else:
@@ -332,6 +368,13 @@ def write_shard(
     with atomic_write(complete) as beside:
         beside.write_text(json.dumps({"parts": number}) + "\n")
     return embedded, kept
+
+
+def _types_as_text(chunk: Items) -> list[list[tuple[str, str]]]:
+    """The types of columns that are text in a store, and so the same in `Items.details`."""
+    types = types_in(chunk.columns) if chunk.columns is not None else {}
+    special = sorted((name, type_) for name, type_ in types.items() if type_ not in ("text", "int", "float", "bool"))
+    return [special] if special else []
 
 
 def _inputs_of(path: Path, about: About) -> str | None:

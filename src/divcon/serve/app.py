@@ -121,12 +121,12 @@ def create_app(
 
     @app.get("/about")
     async def about() -> dict[str, Any]:
-        """The index, its columns and learners, and this server's limits."""
+        """The index, its columns with their types, its learners, and this server's limits."""
 
         def describe() -> dict[str, Any]:
             about = index.about
-            columns = [{"name": name, "kind": "text"} for name in ("label", "path")]
-            columns += [{"name": column.name, "kind": column.kind} for column in about.columns]
+            columns = [{"name": name, "type": "text"} for name in ("label", "path")]
+            columns += [{"name": column.name, "type": column.type} for column in about.user_columns]
             return {
                 "items": len(index),
                 "dims": about.dims,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,10 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from divcon.data.decode import decode
+from divcon.data.decode import decode, image_formats
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DivconError, ImageError
 from divcon.search import Index
+from divcon.search.columns import json_value
+from divcon.search.index import metadata_in
 from divcon.serve.limits import Limits, Refusal
 from divcon.serve.run_data import RunData
 
@@ -74,6 +75,7 @@ class Row:
     box: tuple[int, int, int, int] | None
     content: str
     metadata: dict[str, Any]
+    """The user's columns, as JSON has them."""
 
     def to_dict(self, score: float | None = None) -> dict[str, Any]:
         """For JSON."""
@@ -84,17 +86,13 @@ class Row:
 
 def rows_of(index: Index, ids: Sequence[int] | np.ndarray) -> dict[int, Row]:
     """The items of these ids that are in the index, by id."""
-    columns = index.about.columns
+    about = index.about
     rows = {}
     for row in index.store.rows(np.array([i for i in ids if 0 <= i < 2**63], np.int64)).to_pylist():
         box = tuple(map(int, row["box"].split(","))) if row["box"] else None
-        own = {column.name: _in_json(row.get(column.stored)) for column in columns}
+        own = {name: json_value(value) for name, value in metadata_in(row, about).items()}
         rows[row["id"]] = Row(row["id"], row["path"], row["label"], box, row["content"], own)  # type: ignore[arg-type]
     return rows
-
-
-def _in_json(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def row_of(index: Index, item: int) -> Row:
@@ -120,7 +118,7 @@ def check_pixels(content: bytes | Path, most: int, *, known_only: bool = False) 
         Refusal: it has more pixels.
         ImageError: it is no image, or has another format.
     """
-    formats = _FORMATS if known_only else None
+    formats = _FORMATS if known_only else image_formats()
     size = None
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats) as image:
@@ -141,7 +139,7 @@ def check_pixels(content: bytes | Path, most: int, *, known_only: bool = False) 
 
 def _opens(content: bytes | Path) -> bool:
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content):
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=image_formats()):
             return True
     except Exception:
         return False
@@ -184,7 +182,7 @@ class Pictures:
             raise Refusal(404, f"item {row.id}: its image is not on this machine (any more)")
         try:
             check_pixels(source, self._limits.pixels)
-            image = decode(source, row.box)
+            image = decode(source, row.box, pixel_range="own", any_channels=True)
         except (DivconError, OSError) as error:
             raise Refusal(404, f"item {row.id}: {error}") from None
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -49,13 +49,14 @@ class RunData:
             source = origin[1].get("source") if origin else None
             if origin is None or source is None:
                 return cls(run, problem="the run does not say what it was trained on")
-            data = read_source(source, str(RunFolder(run).config))
             config = origin[0].data
-            data = (
-                data.with_validation(config.validation_fraction, origin[0].train.seed)
-                if config.validation and config.validation_folds is None
-                else data.without_validation()
-            )
+            data = read_source(source, str(RunFolder(run).config), **config.splitting)
+            if config.train_on == "all":
+                data = data.on_all()
+            elif config.validation and config.validation_folds is None:
+                data = data.with_validation(config.validation_fraction, origin[0].train.seed)
+            else:
+                data = data.without_validation()
         except DivconError as error:
             return cls(run, problem=f"the run's data cannot be read ({error})")
         splits = {name: _ids(images, index) for name, images in data.parts.items()}

@@ -32,7 +32,15 @@ class SearchRequest(BaseModel):
     k: int = Field(12, ge=1, description="The number of neighbours.")
     where: Filter = Field(
         default_factory=list,
-        description='Filters: {"label": "mug", "price": {"<": 10}} or ["label=mug", "price<10"]; all must hold.',
+        description='Filters: {"label": "mug", "price": {"<": 10}} or ["label=mug", "price<10"]; all must hold. '
+        "A value in an object is of the column's type: a number for int and float, text for dates and decimals.",
+    )
+    min_score: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        allow_inf_nan=False,
+        description="Return only items whose cosine is this or more; with `learner`, the cosine in its subspace.",
     )
     learner: int | Literal["each"] | None = Field(
         None, description="Search in the subspace of this learner; `each`: in the full embedding and in each subspace."
@@ -84,6 +92,7 @@ SCHEMA = {
                             "items": {"type": "string"},
                             "description": "COLUMN=VALUE, or a JSON object.",
                         },
+                        "min_score": {"type": "number", "minimum": -1, "maximum": 1},
                         "learner": {"type": "string", "description": "A learner's number, or `each`."},
                         "each_k": {"type": "integer"},
                     },
@@ -193,7 +202,7 @@ def search(index: Index, request: SearchRequest, image: bytes | None, learners: 
             raise Refusal(400, f"{name} {getattr(request, name)}: the maximum is {limits.most_k:,}")
     vector = _embedding(index, request, image, limits)
     learner = request.learner if isinstance(request.learner, int) else None
-    options = {"where": _where(request.where), "embedded": True}
+    options = {"where": _where(request.where), "min_score": request.min_score, "embedded": True}
     rankings = [index.search(vector, request.k, learner=learner, **options)]
     if request.learner == "each":
         rankings += [index.search(vector, request.each_k, learner=k, **options) for k in range(learners)]

@@ -35,8 +35,8 @@ from divcon.training.report import EpochReport, LossRecord
 from divcon.training.sampler import Batch, EpochPlan
 from divcon.training.schedule import difference_until
 
-MAY_CHANGE = {"workers", "device", "devices", "across", "checkpoint_minutes"}
-"""Settings that a resumed training may change: they do not change the result."""
+MAY_CHANGE = {"workers", "device", "devices", "across", "num_threads", "checkpoint_minutes"}
+"""Settings that a resumed training may change: they do not change what is computed, only the rounding."""
 
 
 class Checkpointer:

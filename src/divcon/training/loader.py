@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from divcon.config.image_size import ImageSize, height_width
 from divcon.config.settings import TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import Decoded, Key, Pixels, batches_of, begin_worker, collate, end_workers, kept_workers
@@ -90,18 +91,24 @@ def create_loader(
 
 
 def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> Transform:
-    """The transform of training images: a random crop and mirroring, or the user's own.
+    """The transform of training images: a random crop, mirroring and `augment`, or the user's own.
 
     Raises:
-        ConfigError: there is no such transform, or it cannot be created.
+        ConfigError: there is no such transform, or it cannot be created; or an augmentation does not take its
+            arguments.
     """
     if config.train_transform is not None:
-        return create_transform(config.train_transform, model.image_size, "train_transform")
+        return create_transform(config.train_transform, model.image_size, "train_transform", model.pixel_range)
     return TrainTransform(
         model.image_size,
         interpolation=model.preprocessing.interpolation,
         min_scale=config.crop_scale,
         flip=images.flip if config.flip is None else config.flip,
+        fit=model.fit,
+        fill=model.preprocessing.fill,
+        augment=config.augment,
+        pixel_range=model.pixel_range,
+        channels=model.channels,
     )
 
 
@@ -122,9 +129,10 @@ class _BatchSampler:
 class _PixelCache:
     """Decoded images with the evaluation transform. Its memory is allocated by the system only as it is filled."""
 
-    def __init__(self, num_images: int, size: int) -> None:
-        fits = num_images * 3 * size**2 <= CACHE_BYTES
-        self._pixels = torch.empty((num_images if fits else 0, 3, size, size), dtype=torch.uint8)
+    def __init__(self, num_images: int, size: ImageSize, channels: int = 3) -> None:
+        height, width = height_width(size)
+        fits = num_images * channels * height * width <= CACHE_BYTES
+        self._pixels = torch.empty((num_images if fits else 0, channels, height, width), dtype=torch.uint8)
         self._cached = np.zeros(num_images, bool)
 
     def has(self, images: np.ndarray) -> bool:
@@ -142,8 +150,8 @@ class _PixelCache:
 
 @final
 class ImageLoader(TrainLoader):
-    """Decodes images in worker processes, and augments those of training batches. Batches are normalised (B, 3, size,
-    size) float32. To divide, images are decoded once if they fit into `CACHE_BYTES`."""
+    """Decodes images in worker processes, and augments those of training batches. Batches are normalised (B, C, H,
+    W) float32. To divide, images are decoded once if they fit into `CACHE_BYTES`."""
 
     def __init__(
         self,
@@ -156,9 +164,10 @@ class ImageLoader(TrainLoader):
         super().__init__(images, config, device, context)
         self._model = model
         self._sampler = _BatchSampler()
-        self._cache = _PixelCache(len(images), model.image_size)
+        self._cache = _PixelCache(len(images), model.image_size, model.channels)
         decoded = Decoded(images, model.eval_transform, training_transform(model, images, config), config.seed)
-        if config.train_transform is not None and isinstance(error := decoded[0, 0, 0], ConfigError):
+        tried = config.train_transform is not None or config.augment
+        if tried and isinstance(error := decoded[0, 0, 0], ConfigError):
             raise error  # before all images are embedded to be divided
         self._loader: DataLoader | None = DataLoader(
             decoded,

@@ -24,7 +24,7 @@ from divcon.division import Division, divide
 from divcon.errors import ConfigError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
-from divcon.runtime.device import resolve_device
+from divcon.runtime.device import resolve_device, torch_threads
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.launch import launch
 from divcon.runtime.signals import SignalHandler
@@ -222,7 +222,10 @@ def _launch(
     """Launch ``config.devices`` processes, and train as their main process."""
     device = resolve_device(config.device)
     arguments = (model, images, config, checkpoint)
-    with launch(config.num_devices, config.across, device, _worker, *arguments) as processes:
+    with (
+        torch_threads(config.num_threads, config.num_devices),
+        launch(config.num_devices, config.across, device, _worker, *arguments) as processes,
+    ):
         context = replace(context, processes=processes)
         yield from divide_and_conquer(model, images, config, objectives, checkpoint, stop, context)
 

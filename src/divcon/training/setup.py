@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from divcon.config.fields import doors
 from divcon.config.settings import TrainConfig
+from divcon.data.augmentation import create_augmentation
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.transforms import create_transform
 from divcon.division import Division
@@ -56,7 +57,17 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
     if config.train_transform is not None:
         if images.vectors is not None:
             raise ConfigError("`train_transform`: vectors are not transformed; leave it out", field="train_transform")
+        if model.channels != 3:
+            raise ConfigError(
+                f"`train_transform`: takes colour images, and the model's have {model.channels} channels (`channels`); "
+                "leave it out",
+                field=("train_transform", "channels"),
+            )
         create_transform(config.train_transform, model.image_size, "train_transform")
+    if config.augment:
+        if images.vectors is not None:
+            raise ConfigError("`augment`: vectors are not transformed; leave it out", field="augment")
+        create_augmentation(config.augment, model.preprocessing.fill)
     device = resolve_device(config.device)
     if config.precision == "fp16" and device != "cuda":
         raise ConfigError(

@@ -92,7 +92,7 @@ def test_the_numbers_of_each_epoch_are_those_of_the_metrics(report_run: Path, re
     rows = report_of.rows("Numbers of each epoch")
     assert len(rows) == len(lines) == 5
     for row, line in zip(rows, lines, strict=True):
-        epoch, phase, loss, each, full, recall, pairs, *seconds = row
+        epoch, phase, loss, each, full, recall, precision, pairs, *seconds = row
         assert epoch.numbers == [line["epoch"]]
         assert ("kept" in epoch.text) == (line["epoch"] == kept_epoch(lines))
         assert phase.text == line["phase"]
@@ -101,6 +101,7 @@ def test_the_numbers_of_each_epoch_are_those_of_the_metrics(report_run: Path, re
         assert full.numbers == ([] if line["full_loss"] is None else [line["full_loss"]])
         assert recall.numbers == [line["validation"]["recall_at_1"]]
         assert recall.text == f"{100 * line['validation']['recall_at_1']:.1f}\u00a0%"
+        assert precision.numbers == [line["validation"]["map_at_r"]]
         assert pairs.numbers == [line["kept_pairs"]]
         names = ("seconds_dividing", "seconds_training", "seconds_evaluating")
         assert [cell.numbers for cell in seconds] == [[line[name]] for name in names]
@@ -133,7 +134,7 @@ def test_it_says_what_the_run_was(report_run: Path, report_of: Any) -> None:
     assert facts["Method"].text == "masks"
     assert facts["Learners (K)"].text == "3"
     assert facts["Dimensions (D)"].text == "18"
-    assert facts["Backbone"].text == "test_resnet at 32 px, pooling auto"
+    assert facts["Backbone"].text == "test_resnet at 32 px, fit crop, pooling auto"
     assert facts["Epochs"].text == "5 of 5, numbered from 0: 3 subspace, 1 joint, 1 finetune"
     assert facts["Machine"].text == record["machine"]
     assert all(f"{name} {number}" in facts["Versions"].text for name, number in record["versions"].items())
@@ -386,11 +387,11 @@ def test_a_run_that_was_stopped_is_reported_as_far_as_it_is(
 def test_images_left_out_are_in_the_notes(
     image_folder: Path, broken_png: Callable[[Path], None], tmp_path: Path, parse: Parse
 ) -> None:
-    broken_png(image_folder / "class1" / "0.png")
+    broken_png(image_folder / "class0" / "0.png")
     config = replace(TINY, data=dc.DataConfig(validation=False, on_bad_image="skip"))
     dc.run(dc.read(image_folder), tmp_path / "run", config)
     page = parse(tmp_path / "run" / "report.html")
-    assert "class1/0.png" in page.section("warnings").text
+    assert "class0/0.png" in page.section("warnings").text
     assert "No validation classes were scored" in page.section("scores").text
 
 

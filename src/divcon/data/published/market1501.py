@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def read_market1501(
         parts += [part] * len(named)
     label_names, labels = labelled(people)
     part_of, junk = np.array(parts), np.array(people) == JUNK
-    return build(
+    benchmark = build(
         "market1501",
         root,
         paths=paths,
@@ -73,6 +74,7 @@ def read_market1501(
         groups=np.where(junk | (part_of == "query"), 0, -1),
         check_files=check_files,
     )
+    return replace(benchmark, no_classes=(JUNK, DISTRACTOR))
 
 
 def _named_in(root: Path, folder: str) -> list[tuple[str, re.Match[str]]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from divcon.data.benchmark import counted
+from divcon.data.image_files import is_system_folder
 from divcon.data.published.archive import ARCHIVE_SUFFIXES, is_archive, unpacked
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
@@ -113,13 +114,13 @@ def compare_files(root: Path, folders: Iterable[str], paths: Sequence[str]) -> C
 
 def images_below(root: Path, folder: str) -> Iterator[str]:
     """The images in ``root/folder`` and below, relative to ``root`` with forward slashes, in any order, without hidden
-    files."""
+    files and what is in folders of the system."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()
         with os.scandir(root / here) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if is_system_folder(entry.name):
                     continue
                 path = f"{here}/{entry.name}"
                 if entry.name.lower().endswith(IMAGE_SUFFIXES):
@@ -155,7 +156,7 @@ def _marked_below(path: Path, marks: Sequence[str], levels: int = _LEVELS) -> It
 def _folders_in(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
+            names = [entry.name for entry in entries if not is_system_folder(entry.name) and entry.is_dir()]
     except OSError:  # no permission
         return []
     return [folder / name for name in sorted(names)]

@@ -15,12 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from divcon.data.benchmark import Benchmark, checked_benchmark, counted, first_half, labelled
+from divcon.config.settings import TEST_FRACTION, Protocol
+from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
 from divcon.data.columns import GUESS, Columns
 from divcon.data.encoded import encoded_in, read_encoded
+from divcon.data.image_files import entries_of, is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
-from divcon.data.labels import read_labels
+from divcon.data.labels import label_text, read_labels
+from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.vectors import read_vectors, vectors_in
+from divcon.data.split_names import split_role
+from divcon.data.splitting import Splitting, classes_in_groups
 from divcon.data.table_folders import saved_files, tree_files
 from divcon.data.table_format import stem_of
 from divcon.data.tables import (
@@ -30,7 +35,9 @@ from divcon.data.tables import (
     TableFile,
     Tables,
     first_line,
+    is_in_memory,
     load_tables,
+    metadata_of,
     tables_in_memory,
     where_in,
 )
@@ -171,19 +178,17 @@ SPLITS = ("train", "test", "validation", "val", "query", "gallery")
 _TRAIN, _TEST, _VALIDATION, _VAL, _QUERY, _GALLERY = range(len(SPLITS))
 
 
+def has_split(tables: Tables) -> bool:
+    """Whether the table says which rows are train, and which are test."""
+    return bool({"split", "is_query", "is_gallery"} & set(tables.rows.column_names))
+
+
 def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Whether each row is train, validation, query and gallery, (N,) bool each; and notes."""
+    """Whether each row of a table with a split is train, validation, query and gallery, (N,) bool each; and notes."""
     source, columns = tables.source, tables.rows.column_names
     flags = {"is_query", "is_gallery"} & set(columns)
     if flags:
         tables.require(["is_query", "is_gallery"], "give both is_query and is_gallery, or neither")
-    if "split" not in columns and not flags:
-        train = first_half(labels, source)
-        counts = f"{np.count_nonzero(np.bincount(labels[train])):,} train, the other "
-        counts += f"{np.count_nonzero(np.bincount(labels[~train])):,} test"
-        note = f"the table has no split: the first half of the sorted classes, {counts}"
-        return train, np.zeros_like(train), ~train, ~train, [note]
-
     query = gallery = known = np.zeros(len(labels), bool)
     if flags:
         query, query_known = flags_of(tables, "is_query")
@@ -193,18 +198,17 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
         test = query | gallery
         return ~test, np.zeros_like(test), query, gallery, []
 
-    split = _splits(tables)
+    split, notes = _splits(tables)
     train, validation = split == _TRAIN, (split == _VALIDATION) | (split == _VAL)
     test = ~train & ~validation
     if not test.any():
         test, validation = validation, np.zeros_like(validation)
     if not test.any():
         raise DataError(
-            f"{source}: all rows are train, so there is no test set; mark rows as test, or remove the "
-            "column split to test on half of the classes"
+            f"{source}: all rows are train, so there is no test set; mark rows as test, or draw test classes with "
+            "`ignore_split=True`"
         )
     plain = test & (split != _QUERY) & (split != _GALLERY)
-    notes = []
     if flags:
         reject(source, plain & ~known, "is_query or is_gallery is empty in a test row", "write True or False")
         neither = plain & ~query & ~gallery
@@ -216,12 +220,27 @@ def parts_of(tables: Tables, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return train, validation, query, gallery, notes
 
 
-def _splits(tables: Tables) -> np.ndarray:
-    """The index of every row's split in SPLITS, (N,) int8."""
-    places, unknown = places_among(tables.rows["split"], SPLITS)
+_MOST_NAMES = 1000
+"""The most names of splits that are compared one by one: a column of more is no split."""
+
+
+def _splits(tables: Tables) -> tuple[np.ndarray, list[str]]:
+    """The index of every row's split in SPLITS, (N,) int8; and a note on other names that are read as these."""
+    column, notes = tables.rows["split"], []
+    places, unknown = places_among(column, SPLITS)
+    if unknown is not None:
+        codes, texts = coded_texts(column)
+        names = texts.to_pylist() if len(texts) <= _MOST_NAMES else []
+        roles = {name: role for name in names if (role := split_role(name, weak=True))}
+        by_code = [SPLITS.index(roles[name]) if name in roles else -1 for name in names] or [-1] * len(texts)
+        places = np.where(places < 0, np.array([*by_code, -1], np.int8)[codes], places)
+        others = (f"{name!r} is {role}" for name, role in roles.items() if name.strip().casefold() not in SPLITS)
+        notes = [f"splits: {', '.join(others)}"]
+        bad = codes[places < 0][:1]
+        unknown = texts[int(bad[0])].as_py() if len(bad) and bad[0] >= 0 else ""
     what = f"the split is {unknown!r}" if (unknown or "").strip() else "the split is empty"
     reject(tables.source, places < 0, what, f"write one of {', '.join(SPLITS)}")
-    return places
+    return places, notes
 
 
 def first_rows(images: LabeledSet) -> np.ndarray:
@@ -284,13 +303,18 @@ def read_table(
     label_column: str | None = None,
     split_column: str | None = None,
     vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Read a CSV, parquet or JSON Lines file with the columns
     ``path,label[,split][,is_query,is_gallery][,camera]`` (or ``file_name`` instead of ``path``).
 
-    - ``split``: train, test, validation (or val), query, gallery. Validation rows are for model selection; in a table
-      without test rows they are the test set, as in open-metric-learning. Without ``split``, rows that are query or
-      gallery are the test set; without those columns, the first half of the sorted classes is train, the rest test.
+    - ``split``: train, test, validation (val, and other names as of ``read_folder``), query, gallery. Validation rows
+      are for model selection; in a table without test rows they are the test set, as in open-metric-learning. Without
+      ``split``, rows that are query or gallery are the test set; without those columns, a fifth of the classes is test,
+      drawn by a hash of their names. Where train has every class of test, they are a closed set.
     - ``is_query``, ``is_gallery``: true, false, 1 or 0, for test rows. If all are both, the protocol is leave-one-out.
     - ``x_1,y_1,x_2,y_2``: the crop of the image to use: left, top, right, bottom in pixels; empty: all of it.
     - ``sequence``: a query ignores gallery images of its own sequence; ``camera``: those of its own class and camera.
@@ -306,14 +330,19 @@ def read_table(
         on_missing_label: what to do with a row without a label: ``"stop"`` and name it, or ``"skip"`` and count it.
         image_column, label_column, split_column, vector_column: the names of these columns; None: guessed from the
             usual names (see `divcon.data.columns`), and a note says which.
+        test_fraction, group, protocol, ignore_split: as in `divcon.read`.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the table's name and line.
-        ConfigError: an option has an unknown value, or there is no column of a chosen name.
+        ConfigError: an option has an unknown value, there is no column of a chosen name, or ``test_fraction`` is set,
+            and the table has a split.
     """
     chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
     tables = _one(path, root, chosen, on_missing_label)
-    return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
+    return benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
 
 
 def read_columns(
@@ -328,6 +357,10 @@ def read_columns(
     label_column: str | None = None,
     split_column: str | None = None,
     vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Make a benchmark of columns in memory, with the names and meaning as in ``read_table``: for readers of your own.
 
@@ -338,15 +371,20 @@ def read_columns(
         name: of the benchmark, in results and messages.
         check_files, flip, on_missing_label, image_column, label_column, split_column, vector_column: as in
             ``read_table``.
+        test_fraction, group, protocol, ignore_split: as in `divcon.read`.
 
     Raises:
         DataError: something is missing, empty, unknown or contradictory; the message has the row.
+        ConfigError: ``test_fraction`` is set, and the table has a split.
     """
     chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, protocol, ignore_split)
     tables = tables_in_memory(
         name, columns, "" if root is None else os.fspath(root), chosen, unknown_is_missing=on_missing_label == "skip"
     )
-    return benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
+    return benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
 
 
 def set_of_columns(
@@ -405,13 +443,19 @@ def _one(
 
 
 def benchmark_of(
-    tables: Tables, *, check_files: bool = True, flip: bool = True, on_missing_label: OnMissingLabel = "stop"
+    tables: Tables,
+    *,
+    check_files: bool = True,
+    flip: bool = True,
+    on_missing_label: OnMissingLabel = "stop",
+    splitting: Splitting | None = None,
 ) -> Benchmark:
     """``read_table`` for loaded tables.
 
     Raises:
         DataError, ConfigError: as of ``read_table``.
     """
+    splitting = splitting or Splitting()
     if on_missing_label not in get_args(OnMissingLabel):
         raise ConfigError(f"`on_missing_label` {on_missing_label!r}: must be stop or skip", field="on_missing_label")
     need = ["path", "label"] if tables.kind == "files" else ["label"]
@@ -421,8 +465,14 @@ def benchmark_of(
     images = replace(images, flip=flip)
     if check_files:
         check_paths(images.subset(~missing) if missing.any() else images)
-    name, (*parts, notes) = tables.name, parts_of(tables, images.labels)
-    notes = [*tables.notes(), *notes]
+    group_names = None
+    if splitting.group is not None:
+        images, group_names = _with_groups(tables, images, splitting.group)
+    name, own = tables.name, has_split(tables) and not splitting.ignore_split
+    if own:
+        splitting.check_own(tables.source, _split_columns(tables))
+    (*parts, more) = parts_of(tables, images.labels) if own else (np.ones(len(images), bool), [])
+    notes = [*tables.notes(), *more]
     # Free the rows: there may be ten million.
     del tables
     if missing.any():
@@ -437,6 +487,8 @@ def benchmark_of(
             notes.append(f"left out: {counted(repeated, 'row')} with the {what} of an earlier row")
         # An image that is a query in one row and in the gallery in another must not retrieve itself.
         parts, images = kept, replace(images, rows=images.rows[first])
+    if not own:
+        return drawn_benchmark(name, images.subset(parts[0]), splitting, notes, "the table has no split", group_names)
     train, validation, query, gallery = parts
     query_set = images.subset(query)
     gallery_set = query_set if (query == gallery).all() else images.subset(gallery)
@@ -446,8 +498,90 @@ def benchmark_of(
         query_set,
         gallery_set,
         validation=images.subset(validation) if validation.any() else None,
-        notes=notes,
+        notes=[*notes, *_divided_groups(images, group_names, (train | validation, query | gallery))],
+        protocol=splitting.protocol,
     )
+
+
+def _split_columns(tables: Tables) -> str:
+    names = [name for name in ("split", "is_query", "is_gallery") if name in tables.rows.column_names]
+    files = not tables.columns or all("split" not in columns for columns in tables.columns)
+    return "its files" if names == ["split"] and files and not is_in_memory(tables.source) else f"the column {names[0]}"
+
+
+def _column_of_texts(tables: Tables, name: str) -> tuple[pa.ChunkedArray | None, list[str]]:
+    """A column as text, row for row, null where a table lacks it, and the names of all columns; None where there is no
+    such column, or it holds lists, objects or bytes."""
+    if is_in_memory(tables.source):
+        parts: list[Any] = [tables.in_memory]
+    elif name in tables.rows.column_names:
+        parts = [tables.rows]
+    else:
+        parts = [columns for _, columns in metadata_of(tables.source) or []]
+    names = list(dict.fromkeys(each for part in parts for each in _names_in(part)))
+    if name not in names:
+        return None, names
+    texts = []
+    for part in parts:
+        if isinstance(part, pa.Table) and name in part.column_names:
+            kind = part[name].type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return None, names
+            codes, values = coded_texts(part[name])
+            texts.append(values.take(pa.array(codes, mask=codes < 0)))
+        elif name in _names_in(part):
+            try:
+                values = [label_text(value) for value in part[name]]
+            except ValueError:
+                return None, names
+            texts.append(pa.array(values, pa.string()))
+        else:
+            rows = len(part) if isinstance(part, pa.Table) else len(next(iter(part.values()), []))
+            texts.append(pa.nulls(rows, pa.string()))
+    return pa.chunked_array([chunk.cast(pa.string()) for chunk in texts], pa.string()), names
+
+
+def _names_in(columns: Any) -> list[str]:
+    return columns.column_names if isinstance(columns, pa.Table) else list(columns)
+
+
+def _with_groups(tables: Tables, images: LabeledSet, group: str) -> tuple[LabeledSet, list[str]]:
+    """The images with the groups of their classes, by a column; and the name of each class's group: the first of the
+    column's values that it is joined by, or of a class without a value, its own.
+
+    Raises:
+        DataError: there is no such column, or it has no value in any row.
+    """
+    column, names = _column_of_texts(tables, group)
+    if column is None:
+        known = ", ".join(name for name in names if name not in ("split", "is_query", "is_gallery")) or "none"
+        raise DataError(
+            f"{tables.source}: `group` {group}: there is no such column of texts or numbers; there are: {known}"
+        )
+    codes, texts = coded_texts(column)
+    empty = np.array([not text.strip() for text in texts.to_pylist()] + [True])
+    codes = np.where(empty[codes], -1, codes)
+    if (codes < 0).all():
+        raise DataError(f"{tables.source}: `group` {group}: the column is empty in all rows")
+    groups = classes_in_groups(images.labels, codes, len(images.label_names))
+    values, first = texts.to_pylist(), {}
+    some = codes >= 0
+    for component, code in set(zip(groups[images.labels[some]].tolist(), codes[some].tolist(), strict=True)):
+        first[component] = min(values[code], first.get(component, values[code]))
+    names = [first.get(component, name) for component, name in zip(groups.tolist(), images.label_names, strict=True)]
+    return replace(images, class_groups=groups), names
+
+
+def _divided_groups(images: LabeledSet, names: Sequence[str] | None, sides: tuple[np.ndarray, np.ndarray]) -> list[str]:
+    """A note on groups that the table's own split divides."""
+    if images.class_groups is None or names is None:
+        return []
+    here, there = (np.unique(images.class_groups[images.labels[side]]) for side in sides)
+    both = np.intersect1d(here, there)
+    if not len(both):
+        return []
+    name = names[int(np.flatnonzero(images.class_groups == both[0])[0])]
+    return [f"the split divides {counted(len(both), 'group')} between train and test, for example {name!r}"]
 
 
 def _without_odd_split(tables: Tables) -> Tables:
@@ -632,7 +766,7 @@ def as_packed(benchmark: Benchmark, folder: Path) -> Benchmark:
         train=parts["train"],
         validation=parts.get("validation"),
         query=query,
-        gallery=parts.get("gallery", query),
+        gallery=parts.get("gallery", parts["train"] if packed.closed else query),
     )
 
 
@@ -646,7 +780,7 @@ def table_files(folder: str | os.PathLike[str]) -> list[TableFile]:
     """The tables that a folder is read from; none for a folder of images alone.
 
     - ``metadata.csv`` (or .tsv, .parquet, .pq, .jsonl, .ndjson) in it, or one in each of its folders ``train``,
-      ``test``, ``validation``, ``val``, ``query``, ``gallery``, which names its split;
+      ``test``, ``validation``, ``query``, ``gallery`` (or another name of a split, see ``read_folder``);
     - parquet files named by their split, ``train.parquet`` or ``train-00000-of-00002.parquet``, in it or in its
       folder ``data``;
     - what ``save_to_disk`` of ``datasets`` writes;
@@ -678,17 +812,34 @@ def read_table_folder(
     label_column: str | None = None,
     split_column: str | None = None,
     vector_column: str | None = None,
+    test_fraction: float | None = TEST_FRACTION,
+    group: str | None = None,
+    protocol: Protocol = "auto",
+    ignore_split: bool = False,
 ) -> Benchmark:
     """Read the tables in a folder (``table_files``), with the columns as in ``read_table``; paths start from the folder
     of the table that names them.
 
     Raises:
         DataError: as ``read_table`` and ``table_files``; there are none.
+        ConfigError: as ``read_table``.
     """
     chosen = Columns(image_column, label_column, split_column, vector_column)
+    splitting = Splitting(test_fraction, group, packed_protocol(Path(root), protocol), ignore_split)
     tables = _loaded(root, chosen, on_missing_label)
-    benchmark = benchmark_of(tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label)
-    return as_packed(benchmark, Path(root))
+    benchmark = benchmark_of(
+        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+    )
+    return benchmark if ignore_split else as_packed(benchmark, Path(root))
+
+
+def packed_protocol(folder: Path, protocol: Protocol) -> Protocol:
+    """The protocol to read a folder of tables under: of a packed closed set, that."""
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        return "closed" if protocol == "auto" and about.get("closed") is True else protocol
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return protocol  # there is none, or it is damaged, which `as_packed` reports
 
 
 def images_in_table_folder(
@@ -718,10 +869,14 @@ def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:
 
 
 def _metadata_by_split(root: Path) -> list[TableFile]:
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    by_split = [_metadata_in(root / split, split) for split in splits]
+    folders = [entry.name for entry in entries_of(root) if entry.is_dir()] if root.is_dir() else []
+    roles = {name: name if name in SPLITS else role for name in folders if (role := split_role(name))}
+    names = sorted(roles, key=lambda name: SPLITS.index(roles[name]))
+    by_split = [
+        [replace(file, split=roles[name], folder=name) for file in _metadata_in(root / name, name)] for name in names
+    ]
     if any(by_split) and not all(by_split):
-        without = splits[[bool(files) for files in by_split].index(False)]
+        without = names[[bool(files) for files in by_split].index(False)]
         raise DataError(f"{root / without}: there is no metadata file, and another split has one; write it here too")
     return [file for files in by_split for file in files]
 
@@ -730,8 +885,8 @@ def _shards_in(folder: Path, below: str = "") -> list[TableFile]:
     """The files named by their split, in order; none if there are other folders than ``data``, which may be classes."""
     if not folder.is_dir():
         return []
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    if any(entry.is_dir() and not entry.name.startswith(".") and entry.name != "data" for entry in entries):
+    entries = entries_of(folder)
+    if any(entry.is_dir() and not is_system_folder(entry.name) and entry.name != "data" for entry in entries):
         # Folders of classes, beside which a table may lie.
         return []
     names = [match for entry in entries if (match := _SHARD.fullmatch(entry.name))]

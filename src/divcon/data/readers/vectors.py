@@ -113,7 +113,7 @@ def table_parts(data: Benchmark) -> Iterator[TablePart]:
             yield TablePart(name, images, np.arange(len(images)), name, *names_of([images]))
     query, gallery = data.query, data.gallery
     every = np.arange(len(query))
-    if query is gallery:
+    if "test" in data.parts:  # leave-one-out, or a closed set whose gallery is the training images
         yield TablePart("query", query, every, "test", *names_of([query]))
         return
     query_names, gallery_names = names_of([query, gallery])

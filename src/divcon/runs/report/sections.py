@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from divcon.config.settings import RunConfig
+from divcon.config.image_size import saved_size
+from divcon.config.settings import RunConfig, TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, RunError
@@ -26,8 +28,8 @@ from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.notes import EpochNotes, learners_are_one
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
-from divcon.runs.report.thumbnails import Thumbnails, image_words, sampled
-from divcon.runs.selection import ended_by_patience, notes, patience_note, reason
+from divcon.runs.report.thumbnails import Thumbnails, as_tag, image_words, sampled
+from divcon.runs.selection import ended_by_patience, last_epoch, notes, patience_note, reason
 
 _FINETUNE = "finetune"
 _SECONDS = ("dividing", "training", "evaluating")
@@ -103,7 +105,7 @@ class Contents:
     @property
     def complete(self) -> bool:
         """Whether all epochs are done."""
-        return self.lines[-1]["epoch"] + 1 >= self.config.train.epochs
+        return self.lines[-1]["epoch"] >= last_epoch(self.config)
 
     @property
     def last_divided(self) -> tuple[int, Division] | None:
@@ -167,6 +169,21 @@ def _count_of_learners(config: RunConfig) -> str:
     return f"{count} learner{'s' * (count > 1)}"
 
 
+def augmented(config: TrainConfig, sheet: Image.Image) -> Html:
+    """The sheet of `divcon.training.sheet.augmented_sheet`, and what it shows."""
+    if config.train_transform is not None:
+        how = f"your own transform, {config.train_transform}"
+    else:
+        flipped = "" if config.flip is False else ", mirroring"
+        how = f"a random crop of {config.crop_scale:g} to all of the area{flipped}"
+        how += "".join(f", {name}" for name in config.augment)
+    words = (
+        f"A row for each of some training images: first as the model embeds it, then as training draws it anew in each "
+        f"epoch ({how})."
+    )
+    return joined(element("p", words), as_tag(sheet, "training images, embedded and augmented"))
+
+
 def overview(contents: Contents) -> Html:
     """Data, method, sizes, seed, time, machine and versions."""
     config, record, lines = contents.config, contents.record, contents.lines
@@ -177,7 +194,7 @@ def overview(contents: Contents) -> Html:
     validation = next((line["validation"] for line in lines if "validation" in line), None)
     network: Child = model.backbone
     if not contents.of_vectors:
-        network = f"{model.backbone} at {model.image_size} px, pooling {model.pooling}"
+        network = f"{model.backbone} at {saved_size(model.image_size)} px, fit {model.fit}, pooling {model.pooling}"
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     facts: list[tuple[str, Child]] = [
         (
@@ -192,10 +209,20 @@ def overview(contents: Contents) -> Html:
             [number(validation["num_queries"]), f" {what} of ", number(validation["num_classes"]), " classes held out"]
             if validation
             else "not scored yet"
-            if config.data.validation
+            if config.data.validates
+            else "none: all classes train, those of test too, and the last epoch is kept"
+            if config.data.train_on == "all"
             else "none: all train classes train, and the last epoch is kept",
         ),
-        ("Test split", [f"{record.get('protocol')}, hash ", element("code", str(record.get("split_hash")))]),
+        (
+            "Test split",
+            "none: its images are trained on (`train_on=all`), so that this model has no test score of its own".replace(
+                "`", ""
+            )
+            if config.data.train_on == "all"
+            else [f"{record.get('protocol')}, hash ", element("code", str(record.get("split_hash")))],
+        ),
+        ("Settings and length as in", record.get("like")),
         ("Method", model.method + (", hierarchy" if config.train.hierarchy else "")),
         ("Learners (K)", number(model.num_learners)),
         ("Dimensions (D)", number(model.embedding_dim)),
@@ -241,6 +268,9 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
         parts.append(element("p", f"Epoch {kept['epoch']} is kept: {contents.reason.replace('`', '')}."))
     if (embedding := _embedding(contents)) is not None:
         parts.append(embedding)
+    if contents.config.data.train_on == "all" and test is None:
+        parts.append(element("p", "The run has trained on the test classes, so that it has no test score of its own."))
+        return joined(parts)
     if test is None:
         words: list[Child] = ["The run has not used the test classes. "]
         if contents.record.get("source"):
@@ -371,7 +401,7 @@ def _score(score: Score, value: float) -> Child:
 
 
 def curves(contents: Contents) -> Html:
-    """Charts by epoch: loss, Recall@1 on validation classes, share of positive pairs that the division keeps."""
+    """Charts by epoch: loss, Recall@1 and MAP@R on validation classes, share of positive pairs that divisions keep."""
     lines = contents.lines
     marks = [
         (float(line["epoch"]), line["phase"])
@@ -424,9 +454,17 @@ def _recall_chart(contents: Contents, marks: list[tuple[float, str]]) -> list[Ht
         f"{points[0][1]:.1f} % in epoch {points[0][0]:g}, {100 * kept['validation']['recall_at_1']:.1f} % in epoch "
         f"{kept['epoch']}, which is kept, {points[-1][1]:.1f} % in epoch {points[-1][0]:g}."
     )
-    line = Line("Recall@1", points, "var(--c0)", band=band)  # type: ignore[arg-type]
+    drawn = [Line("Recall@1", points, "var(--c0)", band=band)]  # type: ignore[arg-type]
     title = "Recall@1 on validation classes"
-    return [line_chart(title, about, [line], y_label="%", marks=marks, kept=float(kept["epoch"]))]
+    precisions = [(float(line["epoch"]), line["validation"].get("map_at_r")) for line in validated]
+    if all(value is not None for _, value in precisions):
+        drawn.append(Line("MAP@R", [(epoch, 100 * value) for epoch, value in precisions], "var(--c1)", "6 3"))
+        title = "Recall@1 and MAP@R on validation classes"
+        about += (
+            f" MAP@R: {drawn[1].points[0][1]:.1f} %, {100 * kept['validation']['map_at_r']:.1f} % and "
+            f"{drawn[1].points[-1][1]:.1f} %."
+        )
+    return [line_chart(title, about, drawn, y_label="%", marks=marks, kept=float(kept["epoch"]))]
 
 
 def _pairs_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]) -> list[Html]:
@@ -465,7 +503,7 @@ def epochs(contents: Contents) -> Html:
     rows = []
     for line in shown:
         mark = " (kept)" if line is kept else ""
-        score = line.get("validation", {}).get("recall_at_1")
+        validation = line.get("validation", {})
         took = [number(line.get(f"seconds_{name}"), f"{line.get(f'seconds_{name}') or 0:.1f}") for name in _SECONDS]
         rows.append(
             (
@@ -474,12 +512,22 @@ def epochs(contents: Contents) -> Html:
                 number(line["loss"], short(line["loss"])),
                 numbers(line["learner_loss"], lambda value: short(value) or ""),
                 number(line.get("full_loss"), short(line.get("full_loss"))),
-                percent(score),
+                percent(validation.get("recall_at_1")),
+                percent(validation.get("map_at_r")),
                 percent(line["kept_pairs"]),
                 *took,
             )
         )
-    head = ("epoch", "phase", "loss", "loss of each learner", "of the full embedding", "Recall@1", "pairs kept")
+    head = (
+        "epoch",
+        "phase",
+        "loss",
+        "loss of each learner",
+        "of the full embedding",
+        "Recall@1",
+        "MAP@R",
+        "pairs kept",
+    )
     cells = table("Numbers of each epoch", (*head, *(f"s {name}" for name in _SECONDS)), rows, class_="numbers")
     some = "" if len(shown) == len(contents.lines) else f"{len(shown)} of "
     return fold(f"Numbers of {some}{len(contents.lines):,} epochs", cells)

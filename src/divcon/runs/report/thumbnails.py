@@ -48,6 +48,14 @@ class Thumbnails:
         return element("code", path)
 
 
+def as_tag(image: Image.Image, about: str) -> Html:
+    """An image as it is, with ``about`` as its alternative text."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=85, method=2)
+    source = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return element("img", src=source, alt=about, class_="augmented")
+
+
 def image_words(images: LabeledSet, index: int) -> str:
     """The name of an image's file, or the row of a vector that has no path."""
     path = images.path(index)

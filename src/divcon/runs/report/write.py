@@ -24,7 +24,8 @@ from divcon.runs.report.sections import Contents, best_and_worst
 from divcon.runs.report.thumbnails import Thumbnails
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write, check_writable
-from divcon.runtime.importing import Trust
+from divcon.runtime.importing import Trust, check_trusted
+from divcon.training.sheet import augmented_sheet
 
 MAX_SEARCHED = 1000
 """Validation images, at most, that are searched for the best and worst queries."""
@@ -92,12 +93,12 @@ def report(
         warn(f"this report has no pictures: {error}")
     if own is not None:
         notes = [*own.notes, *notes]
-        if contents.kept is not None and own.validation is not None:
+        if contents.kept is not None and (own.validation is not None or own.train.vectors is None):
             try:
                 model = EmbeddingModel.load(run, device=device, trust=trust)
             except DivconError as error:
                 warn(f"the best and worst queries are left out: {error}")
-    return _write(contents, own, model, path, scores, notes, batch_size, context)
+    return _write(contents, own, model, path, scores, notes, batch_size, trust, context)
 
 
 def write_report(
@@ -119,7 +120,7 @@ def write_report(
     Raises:
         RunError, OutputError: as `report`.
     """
-    return _write(Contents.of(folder), data, model, folder.report, None, list(notes), 128, context)
+    return _write(Contents.of(folder), data, model, folder.report, None, list(notes), 128, True, context)
 
 
 def _write(
@@ -130,6 +131,7 @@ def _write(
     scores: Mapping[str, Any] | None,
     notes: list[str],
     batch_size: int,
+    trust: Trust,
     context: Context,
 ) -> Path:
     def embed(images: LabeledSet) -> np.ndarray:
@@ -142,6 +144,7 @@ def _write(
         for anchor, heading, write in (
             ("learners", "Images of each learner", lambda: _sheets(contents, data.train, context)),
             ("queries", "Best and worst queries", lambda: _queries(searched, embed, context)),
+            ("augmented", "What the network sees", lambda: _augmented(contents, data.train, model, trust)),
         ):
             try:
                 content = write()
@@ -177,6 +180,17 @@ def _sheets(contents: Contents, images: LabeledSet, context: Context) -> Child:
     indices = sections.sheet_indices(contents)
     thumbnails = Thumbnails(images, np.concatenate(indices).tolist(), context=context)
     return sections.sheets(contents, images, thumbnails, indices)
+
+
+def _augmented(contents: Contents, images: LabeledSet, model: EmbeddingModel | None, trust: Trust) -> Child:
+    """Some training images as they are embedded and as they were augmented; None for vectors, and where the transform
+    was an object that files do not keep."""
+    config = contents.config.train
+    own = str(config.train_transform or "")
+    if images.vectors is not None or model is None or own.endswith("()"):
+        return None
+    check_trusted(own, str(contents.folder.config), trust)
+    return sections.augmented(config, augmented_sheet(model, images, config))
 
 
 def _queries(images: LabeledSet | None, embed: Callable[[LabeledSet], np.ndarray], context: Context) -> Child:

@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from divcon.data.readers.table import pc
 from divcon.errors import StoreError
-from divcon.search.about import KINDS, About, Column
+from divcon.search.about import About, Column
+from divcon.search.columns import TYPES
 from divcon.search.filters import Condition, matches
 
 BLOCK = 1 << 16
@@ -43,7 +44,8 @@ class Store(ABC):
     A store of your own implements `read_about`, `write_about`, `read`, `write` and `delete`. Everything else works on
     top of these five: searches are exact and compare every row, and filters are evaluated in Python. Override what your
     database does better: `lookup`, `rows`, `embeddings`, `ids` and `scan` for speed, `writing` if several processes
-    write, and `optimize`, `efforts` and `approximate` if it has an approximate index.
+    write, `write_values` and `drop_columns` for changes of a column's type, and `optimize`, `efforts` and `approximate`
+    if it has an approximate index.
 
     Several threads may read at once. Only one writes at a time, inside `writing`. Raise
     `divcon.errors.StoreError` where the data cannot be read or written.
@@ -83,7 +85,8 @@ class Store(ABC):
         Args:
             rows: the columns ``id`` (integer), ``embedding`` (D float32 numbers each), ``key``, ``path``, ``box``,
                 ``label``, ``content``, ``details`` (text or None), and one for each of the user's, which are text,
-                integers, floats or booleans, and may be None.
+                integers, floats or booleans, and may be None (dates, decimals and lists are text here, see
+                `divcon.search.columns`). A missing value is not an empty text.
         """
 
     @abstractmethod
@@ -174,6 +177,49 @@ class Store(ABC):
         """`write` for rows whose ids are all new."""
         self.write(rows)
 
+    def retype(self, types: Mapping[str, str], values: pa.Table) -> None:
+        """Give columns another type, with new values for all rows: as one change that a search sees at once, and that
+        leaves the old values where it is interrupted.
+
+        Args:
+            types: the new type of each column, by the user's name.
+            values: ``id`` and ``details``, and for each of these columns its values under its stored name.
+        """
+        before = self.about()
+        kept = tuple(column for column in before.columns if not column.unfinished)
+        about = replace(before, columns=kept)
+        renamed: dict[str, Column] = {}
+        for name, type_ in types.items():
+            # Also those that were interrupted keep their names: the store may have them with another type.
+            taken = [*before.columns, *renamed.values()]
+            renamed[name] = Column(name, about.free_name(name, taken), type_, unfinished=True)
+        self.set_about(replace(about, columns=(*kept, *renamed.values())))
+        old = {column.stored: renamed[column.name].stored for column in kept if column.name in renamed}
+        with self.changing():
+            self.write_values(values.rename_columns([old.get(name, name) for name in values.column_names]))
+        done = {name: replace(column, unfinished=False) for name, column in renamed.items()}
+        self.set_about(replace(about, columns=tuple(done.get(column.name, column) for column in kept)))
+        self.drop_columns([*old, *(column.stored for column in before.columns if column.unfinished)])
+
+    def write_values(self, rows: pa.Table) -> None:
+        """Write some columns of rows that are there.
+
+        Args:
+            rows: ``id``, and the columns to write.
+        """
+        order = np.argsort(rows["id"].to_numpy())
+        ids = rows["id"].to_numpy()[order]
+        for block in list(self.read_columns(self.schema().names)):  # all are read before any is written
+            there = np.isin(block["id"].to_numpy(), ids)
+            block = block.filter(pa.array(there))
+            new = rows.take(pa.array(order[np.searchsorted(ids, block["id"].to_numpy())]))
+            for name in rows.column_names:
+                block = block.set_column(block.column_names.index(name), block.schema.field(name), new[name])
+            self.write(block)
+
+    def drop_columns(self, names: Sequence[str]) -> None:  # noqa: B027
+        """Columns that are needed no more, by their stored names; a store may keep them."""
+
     # -------------------------------------------------------------------------------------------------------- reading
 
     def count(self) -> int:
@@ -215,14 +261,14 @@ class Store(ABC):
     def _having(self, column: str, values: pa.Array, columns: list[str]) -> Iterator[pa.Table]:
         """Blocks of the rows whose value in a column is one of these."""
         if len(values):
-            for block in self._blocks(columns):
+            for block in self.read_columns(columns):
                 yield block.filter(pc.is_in(block[column], values))
 
     def _matching(self, columns: list[str], conditions: Sequence[Condition]) -> Iterator[pa.Table]:
-        for block in self._blocks(list(dict.fromkeys([*columns, *(c.stored for c in conditions)]))):
+        for block in self.read_columns(list(dict.fromkeys([*columns, *(c.stored for c in conditions)]))):
             yield block.filter(matches(block, conditions)) if conditions else block
 
-    def _blocks(self, columns: list[str]) -> Iterator[pa.Table]:
+    def read_columns(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """What `read` yields, with exactly these columns, of the types that they have."""
         full = self.schema()
         schema = pa.schema([full.field(name) for name in columns])
@@ -265,7 +311,7 @@ def schema_of(about: About) -> pa.Schema:
 
 def field_of(column: Column) -> pa.Field:
     """The Arrow type of one of the user's columns."""
-    return pa.field(column.stored, KINDS[column.kind])
+    return pa.field(column.stored, TYPES[column.type])
 
 
 def ids_and_embeddings(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -129,6 +129,14 @@ class LanceStore(Store):
         if len(rows):
             self._run(merge)
 
+    def write_values(self, rows: pa.Table) -> None:
+        self._run(lambda: self._table().merge_insert("id").when_matched_update_all().execute(rows))
+
+    def drop_columns(self, names: Sequence[str]) -> None:
+        there = [name for name in names if name in set(self._run(lambda: self._table().schema.names))]
+        if there:
+            self._run(lambda: self._table().drop_columns(there))
+
     def delete(self, ids: np.ndarray) -> None:
         for expression in _any_of("id", ids):
             self._run(lambda expression=expression: self._table().delete(expression))
@@ -139,6 +147,8 @@ class LanceStore(Store):
         return self._run(lambda: self._table().count_rows())
 
     def ids(self, conditions: Sequence[Condition] = ()) -> np.ndarray:
+        if any(condition.type == "decimal" for condition in conditions):  # text to LanceDB, in another order
+            return super().ids(conditions)
         return np.sort(self._select(_expression(conditions), ["id"])["id"].to_numpy())
 
     def lookup(self, keys: Sequence[str]) -> dict[str, StoredItem]:
@@ -159,6 +169,9 @@ class LanceStore(Store):
         return joined([ids_and_embeddings(block) for block in blocks], self.about().dims)
 
     def scan(self, conditions: Sequence[Condition] = ()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if any(condition.type == "decimal" for condition in conditions):
+            yield from super().scan(conditions)
+            return
         yield from map(ids_and_embeddings, self._scan(_expression(conditions), ["id", "embedding"]))
 
     def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:

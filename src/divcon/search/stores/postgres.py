@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import queue
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.errors import ConfigError, StoreError
-from divcon.search.about import About
+from divcon.search.about import About, Column
 from divcon.search.filters import Condition
 from divcon.search.stores.base import (
     BLOCK,
@@ -27,7 +28,8 @@ from divcon.search.stores.base import (
     schema_of,
 )
 
-_TYPES = {"text": "text", "integer": "bigint", "number": "double precision", "boolean": "boolean"}
+_TYPES = {"int": "bigint", "float": "double precision", "bool": "boolean"}
+"""The types of columns that are not text in the table."""
 _TABLE_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 MAX_DIMS = 2000
 """The largest dimension of a vector that pgvector indexes."""
@@ -71,7 +73,7 @@ class PostgresStore(Store):
             "key": "text UNIQUE NOT NULL",
             "embedding": f"vector({int(about.dims)}) NOT NULL",
         }
-        columns |= {column.stored: _TYPES[column.kind] for column in about.columns}
+        columns |= {column.stored: _sql_type(column) for column in about.columns}
         pairs = [self._sql("{name} {kind}", name=name, kind=_Raw(kind)) for name, kind in columns.items()]
         with self._cursor() as cursor:
             cursor.execute(self._sql("DROP TABLE IF EXISTS {rows}, {about}"))
@@ -95,7 +97,7 @@ class PostgresStore(Store):
         with self._cursor() as cursor:
             for column in about.columns:
                 text = "ALTER TABLE {rows} ADD COLUMN IF NOT EXISTS {name} {kind}"
-                cursor.execute(self._sql(text, name=column.stored, kind=_Raw(_TYPES[column.kind])))
+                cursor.execute(self._sql(text, name=column.stored, kind=_Raw(_sql_type(column))))
         self.write_about(about.to_dict())
 
     # -------------------------------------------------------------------------------------------------------- writing
@@ -125,12 +127,12 @@ class PostgresStore(Store):
         return nullcontext()
 
     def append(self, rows: pa.Table) -> None:
-        self._insert(rows, replace=False)
+        self._insert(rows, replacing=False)
 
     def write(self, rows: pa.Table) -> None:
-        self._insert(rows, replace=True)
+        self._insert(rows, replacing=True)
 
-    def _insert(self, rows: pa.Table, replace: bool) -> None:
+    def _insert(self, rows: pa.Table, replacing: bool) -> None:
         sql = self._psycopg.sql
         names = rows.column_names
         columns = sql.SQL(", ").join(map(sql.Identifier, names))
@@ -138,6 +140,7 @@ class PostgresStore(Store):
         types = ["vector" if pa.types.is_fixed_size_list(field.type) else _pg(field.type) for field in rows.schema]
         vectors = as_array(rows["embedding"])
         plain = rows.drop_columns(["embedding"]).to_pylist()
+        self._check_texts(plain)
         with self._change() as cursor:
             cursor.execute(self._sql("CREATE TEMP TABLE incoming (LIKE {rows}) ON COMMIT DROP"))
             with cursor.copy(self._sql("COPY incoming ({c}) FROM STDIN (FORMAT BINARY)", c=columns)) as copy:
@@ -145,7 +148,42 @@ class PostgresStore(Store):
                 for row, vector in zip(plain, vectors, strict=True):
                     copy.write_row([vector if name == "embedding" else row[name] for name in names])
             insert = self._sql("INSERT INTO {rows} ({c}) SELECT {c} FROM incoming", c=columns)
-            cursor.execute(insert + sql.SQL(" ON CONFLICT (id) DO UPDATE SET ") + changes if replace else insert)
+            cursor.execute(insert + sql.SQL(" ON CONFLICT (id) DO UPDATE SET ") + changes if replacing else insert)
+
+    def _check_texts(self, rows: list[dict[str, Any]]) -> None:
+        """Raise StoreError for text that PostgreSQL cannot hold, with the item."""
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, str) and "\0" in value:
+                    raise StoreError(
+                        f"{self.uri}: {row['path']!r}: the column {name!r} holds {value!r}, with a character NUL, "
+                        "which PostgreSQL's text cannot have; take it out"
+                    )
+
+    def retype(self, types: Mapping[str, str], values: pa.Table) -> None:
+        # In one transaction, so that the columns keep their names.
+        about = self.about()
+        columns = [replace(c, type=types[c.name], guessed=False) if c.name in types else c for c in about.columns]
+        changed = [column for column in columns if column.name in types]
+        sql = self._psycopg.sql
+        names = sql.SQL(", ").join(map(sql.Identifier, values.column_names))
+        with self._change() as cursor:
+            for column in changed:
+                kind = _Raw(_sql_type(column))
+                cursor.execute(self._sql("ALTER TABLE {rows} DROP COLUMN {name}", name=column.stored))
+                cursor.execute(self._sql("ALTER TABLE {rows} ADD COLUMN {name} {kind}", name=column.stored, kind=kind))
+            cursor.execute(
+                self._sql("CREATE TEMP TABLE new_values ON COMMIT DROP AS SELECT {c} FROM {rows} WHERE false", c=names)
+            )
+            with cursor.copy(self._sql("COPY new_values ({c}) FROM STDIN (FORMAT BINARY)", c=names)) as copy:
+                copy.set_types([_pg(field.type) for field in values.schema])
+                for row in values.to_pylist():
+                    copy.write_row(list(row.values()))
+            pairs = [self._sql("{name} = new_values.{name}", name=name) for name in values.column_names if name != "id"]
+            update = self._sql("UPDATE {rows} SET ") + sql.SQL(", ").join(pairs)
+            cursor.execute(update + self._sql(" FROM new_values WHERE {rows}.id = new_values.id"))
+            saved = replace(about, columns=tuple(columns)).to_dict()
+            cursor.execute(self._sql("UPDATE {about} SET about = %s"), [json.dumps(saved)])
 
     def delete(self, ids: np.ndarray) -> None:
         with self._change() as cursor:
@@ -240,8 +278,9 @@ class PostgresStore(Store):
         """`` WHERE ...`` with placeholders, and the values for them, which psycopg sends apart from the text."""
         sql, clauses, values = self._psycopg.sql, [], []
         for condition in conditions:
-            text = condition.kind == "text"
-            column = self._sql('{name} COLLATE "C"' if text else "{name}", name=condition.stored)
+            as_text = "{name}" if condition.type in _TYPES else '{name} COLLATE "C"'
+            text = "{name}::numeric" if condition.type == "decimal" else as_text
+            column = self._sql(text, name=condition.stored)
             each = sql.SQL(f" {'<>' if condition.operator == '!=' else condition.operator} %s")
             clauses.append(sql.SQL("(") + sql.SQL(" OR ").join(column + each for _ in condition.values) + sql.SQL(")"))
             values += condition.values
@@ -352,6 +391,10 @@ class Connections:
         while not self._idle.empty():
             with suppress(queue.Empty):
                 self._idle.get_nowait().close()
+
+
+def _sql_type(column: Column) -> str:
+    return _TYPES.get(column.type, "text")
 
 
 def _numbers(ids: np.ndarray) -> list[int]:

@@ -19,6 +19,12 @@ export class Problem extends Error {}
 let login = async () => false;
 export const onUnauthorized = (act) => { login = act; };
 
+/** Keep integers that a number of JavaScript would round as the text that was sent. */
+function exactly(key, value, context) {
+  const rounded = Number.isInteger(value) && !Number.isSafeInteger(value);
+  return rounded && /^-?\d+$/.test(context?.source ?? "") ? context.source : value;
+}
+
 /** Fetch JSON from the server; while it answers 202, ask again. */
 export async function ask(path, options = {}) {
   for (;;) {
@@ -34,7 +40,8 @@ export async function ask(path, options = {}) {
       await new Promise((go) => setTimeout(go, 500));
       continue;
     }
-    const data = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+    const data = await response.text().then((text) => JSON.parse(text, exactly))
+      .catch(() => ({ error: `the server answered ${response.status}` }));
     if (!response.ok) throw new Problem(data.error);
     return data;
   }

@@ -15,13 +15,14 @@ const views = {
   divisions: { title: "Divisions", show: async (state) => (await import("/views.js")).divisions(state) },
 };
 
-// The state is the address: view, id or upload, k, and a `where` of COLUMN, OPERATOR and VALUE for each condition.
+// The state is the address: view, id or upload, k, the smallest score, and a `where` of COLUMN, OPERATOR and VALUE for each condition.
 
 function read() {
   const params = new URLSearchParams(location.search);
   const where = params.getAll("where").map((text) => JSON.parse(text)).filter((c) => Array.isArray(c) && c.length === 3);
   const view = params.get("view") in views ? params.get("view") : "search";
-  return { view, id: params.get("id"), upload: params.get("upload"), k: Number(params.get("k")) || 24, where };
+  const least = params.get("min_score") ?? "";
+  return { view, id: params.get("id"), upload: params.get("upload"), k: Number(params.get("k")) || 24, least, where };
 }
 
 function address(state) {
@@ -30,6 +31,7 @@ function address(state) {
   if (state.id !== null) params.set("id", state.id);
   if (state.upload !== null) params.set("upload", state.upload);
   if (state.k !== 24) params.set("k", state.k);
+  if (state.least !== "") params.set("min_score", state.least);
   for (const condition of state.where) params.append("where", JSON.stringify(condition));
   const text = params.toString();
   return text ? `/?${text}` : "/";
@@ -40,9 +42,9 @@ export function go(changes, focus = false) {
   return show(focus);
 }
 
-function asObject(where) {
-  return Object.fromEntries(where.map(([name, operator, value]) =>
-    [name, operator === "=" ? value : { [operator]: value }]));
+// Conditions as text, which the server reads by the column's type: here every value is a text.
+function asTexts(where) {
+  return where.map(([name, operator, value]) => `${name}${operator}${value}`);
 }
 
 function say(text) { $("status").textContent = text; }
@@ -83,14 +85,15 @@ async function showSearch(state) {
   if (state.upload !== null && !sent) throw new Problem("An uploaded image is lost when the page reloads. Choose it again.");
   if (state.id === null && !sent) return browse(state);
   say("Searching …");
-  const request = { k: Math.min(state.k, about.limits.most_k), where: asObject(state.where) };
+  const request = { k: Math.min(state.k, about.limits.most_k), where: asTexts(state.where) };
+  if (state.least !== "") request.min_score = Number(state.least);
   if (about.learners) Object.assign(request, { learner: "each", each_k: 8 });
   let answer;
   if (sent && !sent.embedding) {
     const form = new FormData();
     form.append("image", sent.file, sent.file.name || "pasted");
     for (const [name, value] of Object.entries(request)) {
-      form.append(name, name === "where" ? JSON.stringify(value) : value);
+      for (const each of name === "where" ? value : [value]) form.append(name, each);
     }
     answer = await ask("/search", { method: "POST", body: form });
     sent.embedding = answer.embedding;
@@ -106,7 +109,8 @@ async function showSearch(state) {
   $("results").replaceChildren(...answer.hits.map((hit) => el("li", {}, card(hit))));
   suggest(answer.hits);
   showLearners(answer.learners);
-  say(answer.hits.length ? `${answer.hits.length} items found, most similar first.` : "No item matches the filter.");
+  const none = state.least === "" ? "No item matches the filter." : `No item has a similarity of ${state.least} or more.`;
+  say(answer.hits.length ? `${answer.hits.length} items found, most similar first.` : none);
 }
 
 function showQuery(item, sent) {
@@ -135,7 +139,7 @@ function showLearners(rows) {
 
 async function browse(state) {
   say("Loading …");
-  const where = state.where.length ? `&where=${encodeURIComponent(JSON.stringify(asObject(state.where)))}` : "";
+  const where = asTexts(state.where).map((text) => `&where=${encodeURIComponent(text)}`).join("");
   const size = Math.min(PAGE, about.limits.most_k);
   const answer = await ask(`/items?offset=${offset}&limit=${size}${where}`);
   if (state.stale()) return;
@@ -157,6 +161,7 @@ async function browse(state) {
 
 function showFilter(state) {
   $("k").value = String(state.k);
+  $("least").value = state.least;
   $("conditions").replaceChildren(...state.where.map((condition, place) => {
     const text = condition.join(" ");
     const remove = el("button", { type: "button", "aria-label": `Remove the filter ${text}` }, `${text} ✕`);
@@ -180,8 +185,11 @@ function begin() {
   const limit = about.limits.most_k;
   $("k").replaceChildren(...[12, 24, 48, 96].filter((k) => k <= limit || k === 12).map((k) =>
     el("option", { value: String(k) }, String(k))));
-  $("column").replaceChildren(...about.columns.map(({ name }) => el("option", { value: name }, name)));
+  $("column").replaceChildren(...about.columns.map(({ name, type }) => el("option", { value: name }, `${name} (${type})`)));
   $("k").addEventListener("change", () => go({ k: Number($("k").value) }));
+  $("least").addEventListener("change", () => {
+    if ($("least").reportValidity()) go({ least: $("least").value });
+  });
   $("filter").addEventListener("submit", (event) => {
     event.preventDefault();
     const condition = [$("column").value, $("operator").value, $("value").value];
