@@ -67,6 +67,12 @@ def test_the_walk(run: Run, table: Path, tmp_path: Path) -> None:
     code, _, err = run("evaluate", out, "--label-column", "category")
     assert code == 2 and "--label-column is for DATA" in err
 
+    moved = tmp_path / "moved.parquet"
+    moved.write_bytes(table.read_bytes())
+    code, _, err = run("report", out, moved, "--evaluate")
+    assert code == 0, err
+    code, _, err = run("prune", out, moved, "--dims", 2, "--out", tmp_path / "pruned")
+    assert code == 0, err
     code, _, err = run("encode", out, table, "--vector-column", "vec", "--out", tmp_path / "e.parquet")
     assert code == 0, err
     labels = pq.read_table(tmp_path / "e.parquet")["label"].to_pylist()
@@ -84,6 +90,18 @@ def test_what_is_guessed_is_said(run: Run, table: Path, tmp_path: Path) -> None:
     assert "note: columns: vector 'vector', label 'class', split 'subset', by their names; --vector-column" in err
     code, _, err = run("train", table, *HOW, "--epochs", 1, "--out", tmp_path / "run")
     assert code == 0 and "columns: vector 'vector'" in err, err
+
+
+def test_options_of_a_file(run: Run, table: Path, tmp_path: Path) -> None:
+    lines = f"source:\n  data: {table}\n  options: {{vector_column: vec, label_column: fine, split_column: part}}\n"
+    (tmp_path / "settings.yaml").write_text(lines)
+    code, _, err = run("train", "--config", tmp_path / "settings.yaml", *HOW, "--epochs", 1, "--out", tmp_path / "run")
+    assert code == 0 and "8 classes to train on" in err, err
+    code, printed, _ = run("train", "--config", tmp_path / "settings.yaml", "--label-column", "x", "--show-config")
+    assert "label_column: x" in printed and "vector_column: vec" in printed
+    (tmp_path / "settings.yaml").write_text(lines.replace("label_column", "label_colum"))
+    code, _, err = run("train", "--config", tmp_path / "settings.yaml", "--out", tmp_path / "other")
+    assert code == 2 and "unknown option 'label_colum'; did you mean 'label_column'" in err
 
 
 def test_a_missing_label(run: Run, table: Path) -> None:

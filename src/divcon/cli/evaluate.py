@@ -92,13 +92,26 @@ def test_data(
     return benchmark
 
 
-def read_own_data(run: Path, data: str, root: Path | None) -> Benchmark:
-    """A run's own data, from where it is now, split as the run has split it."""
+def moved(run: Path, data: str | None, reading: Reading) -> Reading:
+    """How to read the run's data from where it is now: as the command line says, else as the run read it."""
+    from divcon.runs.folder import RunFolder
+
+    origin = RunFolder(run).origin()
+    options = ((origin[1].get("source") or {}) if origin else {}).get("options") or {}
+    if data is None or reading.options() or not options:
+        return reading
+    file = options.get("labels_file")
+    return Reading(**{**options, "labels_file": None if file is None else Path(file)})
+
+
+def read_own_data(run: Path, data: str, root: Path | None, reading: Reading = READING) -> Benchmark:
+    """A run's own data, from where it is now, with the columns and the split that the run has read."""
     from divcon.data.read import splitting_for
     from divcon.runs.folder import RunFolder
 
     origin = RunFolder(run).origin()
-    return read_data(data, root, **(splitting_for(data, origin[0].data.splitting) if origin else {}))
+    splitting = splitting_for(data, origin[0].data.splitting) if origin else {}
+    return read_data(data, root, **{**splitting, **moved(run, data, reading).options()})
 
 
 def _exists(source: dict[str, Any]) -> bool:

@@ -8,7 +8,17 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.app import (
+    EVALUATE,
+    READING,
+    BatchSize,
+    DeviceOption,
+    Reading,
+    Workers,
+    app,
+    console,
+    note,
+)
 from divcon.cli.evaluate import read_own_data
 from divcon.errors import OutputError
 
@@ -22,6 +32,7 @@ def prune(
     dims: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     out: Path,
     by: Literal["pca", "subspaces", "features", "whitening", "head"] = "pca",
+    reading: Reading = READING,
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
@@ -70,7 +81,7 @@ def prune(
     context = Context(workers, on_warning=note)
     benchmark = own_benchmark(
         run,
-        None if data is None else read_own_data(run, data, root),
+        None if data is None else read_own_data(run, data, root, reading),
         must_be_own=True,
         whole=by == "whitening",  # fitted to more images than the others choose by
         context=context,

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import EVALUATE, BatchSize, DeviceOption, Workers, app, console, note
-from divcon.cli.evaluate import Metrics, read_own_data, test_data
+from divcon.cli.app import EVALUATE, READING, BatchSize, DeviceOption, Reading, Workers, app, console, note
+from divcon.cli.evaluate import Metrics, moved, read_own_data, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -23,6 +23,7 @@ def report(
     scores: Path | None = None,
     evaluate: Annotated[bool, Parameter(negative=())] = False,
     metric: Metrics = (),
+    reading: Reading = READING,
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: DeviceOption = "auto",
@@ -74,12 +75,12 @@ def report(
     test_scores = None if scores is None else read_scores(scores)
     benchmark = None
     if evaluate:
-        benchmark = test_data(run, data, root)
+        benchmark = test_data(run, data, root, moved(run, data, reading))
         model = EmbeddingModel.load(run, device=where)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
         test_scores = evaluate_model(model, benchmark, clustering=False, **options)
     elif data is not None:
-        benchmark = read_own_data(run, data, root)
+        benchmark = read_own_data(run, data, root, reading)
     path = write_report(
         run, benchmark, out=out, scores=test_scores, batch_size=batch_size, device=where, context=context
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import UNSET, App, Argument, ArgumentCollection, Group, Parameter, Token
 
-from divcon.cli.app import note
+from divcon.cli.app import Reading, note
 from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag, in_flags
 from divcon.config.fields import check_doors, doors, field_docs, file_types
@@ -265,14 +265,20 @@ def _file_layer(path: Path, options: dict[str, Argument], origins: Origins) -> _
     return _Layer(values, lambda name, *keys: file.where(SECTION_OF[name], name, *keys), file=True)
 
 
+READING = tuple(each.name for each in dataclasses.fields(Reading))
+"""The options of `divcon.read` that a file may set, under ``source.options``."""
+
+
 def _put_reading(origins: Origins, settings: dict[str, Argument]) -> None:
     """Take how the data is read from the file, where the data is the file's."""
     file = origins.file
     if file is None or "data" not in origins.in_file:
         return
     for name, value in (file.values["source"].get("options") or {}).items():
-        if name in settings and not settings[name].tokens:
-            place = file.where("source", "options", name)
+        place = file.where("source", "options", str(name))
+        if name not in READING:
+            raise ConfigError(f"{place}: {unknown('option', str(name), READING)}")
+        if not settings[name].tokens:
             settings[name].append(Token(keyword=name, implicit_value=value, source=place))
             origins.places[(name,)] = place
 
