@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     path = options.out / "vectors.parquet"
     if not path.exists():
         vectors_of_icons(path, options.classes)
-    data = dc.read(path)  # the split is the table's, or the first half of the classes train
+    data = dc.read(path)  # the split is the table's, or a fifth of the classes is drawn for the test
     assert data.train.vectors is not None
 
     torch.manual_seed(0)
