@@ -119,6 +119,7 @@ class TestImages:
         pairs = [(Path(path), label) for path, label in zip(paths, LABELS, strict=True)]
         assert colours(as_labeled_set(pairs)) == [colour_of(name) for name in NAMES]
         assert as_labeled_set((paths, LABELS)).path(0) == paths[0]
+        assert_same(dc.read(list(zip(paths, LABELS, SPLIT, strict=True))), colour_of)
         with pytest.raises(DataError, match="row 1: the label is empty"):
             as_labeled_set([(paths[0], "a"), (paths[1], None)])
 

@@ -155,6 +155,15 @@ class TestJson:
         path = written(folder / "t.json", json.dumps(value, indent=indent))
         assert labels(path) == EXPECTED
 
+    @pytest.mark.parametrize("by_label", [False, True])
+    def test_files_and_their_labels(self, folder, by_label):
+        value = {row["path"]: row["label"] for row in ROWS}
+        if by_label:
+            value = {label: [row["path"] for row in ROWS if row["label"] == label] for label in "abcd"}
+        data = dc.read(written(folder / "t.json", json.dumps(value)))
+        found = {p.path(i): p.label_name(i) for p in (data.train, data.query) for i in range(len(p))}
+        assert found == {row["path"]: row["label"] for row in ROWS}
+
     def test_a_byte_order_mark(self, folder):
         content = "\ufeff" + "".join(json.dumps(row) + "\r\n" for row in ROWS)
         assert labels(written(folder / "t.jsonl", content)) == EXPECTED
@@ -282,6 +291,19 @@ WRONG = {
     "empty": (b"", "the file is empty"),
     "spaces": (b" \n \n", "the file is empty"),
 }
+
+
+def test_answers_of_servers(tmp_path):
+    said = "t.csv: holds one line, '404: Not Found', and no table: a download that was refused"
+    assert said in error_of(written(tmp_path / "t.csv", "404: Not Found\n"))
+    answer = '{"error": "Repository not found"}'
+    for suffix in (".csv", ".jsonl"):
+        assert "this is a server's answer, not a table" in error_of(written(tmp_path / f"t{suffix}", answer))
+
+
+def test_columns_separated_by_spaces(tmp_path):
+    assert "seem to be separated by spaces" in error_of(written(tmp_path / "t.csv", CSV.replace(",", " ")))
+    assert "if it is a table, give it the ending .csv" in error_of(written(tmp_path / "t.txt", CSV))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl", ".json"])

@@ -261,6 +261,8 @@ def missing_column(where: Any, role: str, present: Sequence[str], hint: str) -> 
     setting = {"path": "image_column", "label": "label_column", "split": "split_column"}.get(role)
     if any(re.search(r"(?i)\.(jpe?g|png|gif|bmp|webp|tiff?)$", name.strip()) for name in present):
         advice = "the first line seems to be a row, not the names of the columns: put the line path,label above it"
+    elif len(present) == 1 and len(present[0].split()) > 1:
+        advice = "the columns seem to be separated by spaces: separate them by commas or tabs"
     elif near:
         advice = f"rename {by_fold[near[0]]!r}, if that is it"
         advice += f", or choose it (`{setting}={by_fold[near[0]]}`)" if setting else ""

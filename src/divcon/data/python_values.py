@@ -27,7 +27,7 @@ def columns_of(data: Any) -> Columns:
     """The columns of a value, with images as the bytes of files.
 
     - a dict of lists or arrays, an Arrow table, a data frame of pandas or polars: its columns;
-    - a list of dicts: one a row; a list of pairs: ``(image, label)``;
+    - a list of dicts: one a row; a list of ``(image, label)`` or ``(image, label, split)``;
     - a pair ``(images or vectors, labels)``;
     - a `datasets.Dataset`, or a `DatasetDict`, whose keys are the splits;
     - a torch `Dataset` of ``(image, label)`` or of dicts; a torchvision `ImageFolder` is read by its paths, without its
@@ -130,6 +130,8 @@ def _of_rows(rows: Sequence[Any]) -> dict[str, Any]:
         return {name: _column(name, [row.get(name) for row in rows]) for name in names}
     if all(isinstance(row, (tuple, list)) and len(row) == 2 for row in rows):
         return _of_pair([row[0] for row in rows], [row[1] for row in rows])
+    if all(isinstance(row, (tuple, list)) and len(row) == 3 and isinstance(row[2], str) for row in rows):
+        return {**_of_pair([row[0] for row in rows], [row[1] for row in rows]), "split": [row[2] for row in rows]}
     shown = ", ".join(dict.fromkeys(type(row).__name__ for row in rows[:20]))
     raise DataError(f"a list of {shown}: rows are dicts of the columns, or pairs of an image and its label")
 

@@ -211,6 +211,7 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
         raise DataError(
             f"{name}: labelled images come as a folder with one folder per class, or as a table "
             f"({', '.join(TABLE_SUFFIXES)}) with the columns path and label"
+            f"{'; if it is a table, give it the ending .csv' if path.suffix.lower() == '.txt' else ''}"
         )
     if is_named(name):
         reader = load_part(name, "reader")

@@ -304,4 +304,7 @@ def _of_text(name: str, text: str, path: Path) -> Format:
         if suffix in JSON_SUFFIXES:
             raise DataError(f"{name}: this is not JSON Lines, one object a line: it starts with {shown}")
         raise DataError(f"{name}: this is not a parquet file, but text: {shown}; {_TABLES}")
+    is_sentence = not any(sign in line for sign in ",;\t|") and re.search(r"\w\W+\w", line)
+    if is_sentence and not text.partition("\n")[2].strip():
+        raise DataError(f"{name}: holds one line, {line[:80]!r}, and no table: a download that was refused, perhaps")
     return "csv"

@@ -452,9 +452,8 @@ def _read_json(path: Path) -> pa.Table:
         try:
             table = pyarrow.json.read_json(source_for_arrow(path))
             table.column_names  # noqa: B018 — raises where a name is not UTF-8
-            columns_of_lists = len(table) == 1 and any(map(pa.types.is_nested, table.schema.types))
-            # Arrow takes text for a time where it looks like one.
-            if not columns_of_lists and not any(map(pa.types.is_temporal, table.schema.types)):
+            # Arrow takes text for a time where it looks like one; and one object may hold all columns.
+            if len(table) != 1 and not any(map(pa.types.is_temporal, table.schema.types)):
                 return table
         except (pa.ArrowException, UnicodeDecodeError):
             pass  # Python's reader takes more, and says in which line it stops
@@ -487,6 +486,10 @@ def _json_rows(path: Path, text: str, parse_float: Callable[[str], float] | None
         rows = value
     elif isinstance(value, dict) and {"images", "annotations"} <= value.keys():
         raise DataError(f"{path}: this is a file of COCO annotations, not a table; write a table of images and labels")
+    elif isinstance(value, dict) and _is_answer(value):
+        raise DataError(
+            f"{path}: this is a server's answer, not a table: {text.strip()[:120]!r}; download the file again"
+        )
     elif isinstance(value, dict):
         rows = _rows_of_columns(value)
     else:
@@ -510,8 +513,25 @@ def _json_rows(path: Path, text: str, parse_float: Callable[[str], float] | None
     return rows
 
 
+def _is_answer(value: dict[str, Any]) -> bool:
+    """Whether it is what servers say where they do not send a file."""
+    plain = all(isinstance(held, (str, int, bool, type(None))) for held in value.values())
+    return plain and bool({"error", "detail", "message", "Error", "Message"} & value.keys())
+
+
+_IMAGE = re.compile(r"(?i).*\.(jpe?g|png|gif|bmp|webp|tiff?|jfif|avif)")
+
+
+def _is_image_name(value: Any) -> bool:
+    return isinstance(value, str) and _IMAGE.fullmatch(value) is not None
+
+
 def _rows_of_columns(value: dict[str, Any]) -> list[Any]:
     """The rows of an object of columns, as pandas and others write it; or of one row."""
+    if len(value) > 1 and all(map(_is_image_name, value)):  # the label of each file
+        return [{"path": name, "label": label} for name, label in value.items()]
+    if len(value) > 1 and all(isinstance(names, list) and all(map(_is_image_name, names)) for names in value.values()):
+        return [{"path": name, "label": label} for label, names in value.items() for name in names]  # files of each
     columns, data = value.get("columns"), value.get("data")
     if isinstance(columns, list) and isinstance(data, list):  # pandas, orient="split"
         return [dict(zip(map(str, columns), row, strict=False)) for row in data]

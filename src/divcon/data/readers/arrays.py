@@ -96,9 +96,8 @@ def _loaded(
     num_rows = len(next(iter(columns.values())))
     note = None
     labels = None if labels_file is None else Path(labels_file)
-    has_labels = (
-        "label" in roles_of(str(path), [(name, "plain") for name in columns], GUESS).names or chosen.label in columns
-    )
+    guessed = roles_of(str(path), [(name, "plain") for name in columns], GUESS).names
+    has_labels = "label" in guessed or chosen.label in columns
     if labels is None and not has_labels:
         try:
             beside = _beside(path)
