@@ -192,6 +192,8 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
     backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
     train = data.without_validation().train
     base, _ = fit(base, train.labels, facts_to_choose_by(base.model, train), any_size=takes_any_size(backbone))
+    closed = {name: base.model.network[name] for name in ("image_size", "fit", "pixel_range")}  # of vectors: unused
+    base = dataclasses.replace(base, model=dataclasses.replace(base.model, **closed))
     if base.model.num_learners < 2:
         why = "of `method=single` " if base.model.method == "single" else ""
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from divcon.config.settings import RunConfig
+from divcon.config.settings import ModelConfig, RunConfig
 from divcon.errors import ConfigError, RunError
 from divcon.evaluation.bootstrap import bootstrap_runs_difference
 from divcon.experiments.arms import settings_text
@@ -56,8 +56,8 @@ class ResultsFile:
         """
         saved = self.results["settings"]
         if saved:
-            # A setting that is newer than the file had its default.
-            defaults = RunConfig().to_dict()
+            # A setting that is newer than the file had its default, or for images what was done before it existed.
+            defaults = RunConfig(ModelConfig(fit="crop", pixel_range="full")).to_dict()
             base = {section: {k: defaults[section][k] for k in now} for section, now in settings["base"].items()}
             base = {section: {**values, **saved["base"].get(section, {})} for section, values in base.items()}
             saved = {**saved, "base": base}

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from divcon.config.settings import TEST_FRACTION, Protocol
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
+from divcon.data.channels import is_npy_image
 from divcon.data.columns import GUESS, Columns
 from divcon.data.image_files import (
     EMPTY,
@@ -147,7 +148,7 @@ def images_of(
             return _image_set(path, None, _all_under(path, context))
         if is_table(path):
             return images_in_table(source, root, chosen=chosen, context=context)
-        if is_vector_file(path):
+        if is_vector_file(path) and not is_npy_image(path):
             return images_in_vector_file(path, chosen=chosen, context=context)
     paths: list[str] = []
     for item in [source] if isinstance(source, (str, os.PathLike)) else source:
