@@ -80,6 +80,9 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
     marks = (out / "README.md").read_text().count("TO FILL IN")
     assert f"{out}/README.md: {marks} places are marked TO FILL IN" in printed
     scores, record = json.loads((folder / "scores.json").read_text()), record_of(folder)
+    trained_on = dc.read(folder / "vectors.parquet").with_validation(0.1, 0)
+    assert trained_on.validation is not None
+    train, validation = trained_on.train.num_classes, trained_on.validation.num_classes
     assert card.data.eval_results is not None
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert metrics["recall_at_1"] == scores["recall_at_1"]
@@ -90,7 +93,7 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
         f"{100 * scores['baselines']['pretrained_features']['recall_at_1']:.1f} % |",
         f"split `{scores['split_hash']}`, that of its run: {scores['num_queries']} queries of "
         f"{scores['num_classes']} classes",
-        "| trained on | 18 train classes, 2 validation classes |",
+        f"| trained on | {train} train classes, {validation} validation classes |",
         f"| hash of the test split | `{record['split_hash']}` |",
         "| `num_learners` | `4` |\n| `embedding_dim` | `16` |",
         f"Epoch {kept_epoch(RunFolder(folder / 'run').lines())} was kept: ",  # as the run numbers them

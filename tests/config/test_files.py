@@ -323,7 +323,7 @@ def test_a_config_of_an_earlier_version_loads() -> None:
         "versions": {"divcon": "0.1.0"},
     }
     config = RunConfig.from_dict(old)
-    then = {"head_init": "random", "embed": "head", "fit": "crop"}
+    then = {"head_init": "random", "embed": "head", "fit": "crop", "pixel_range": "full"}
     expected = ModelConfig("slices", 2, 16, backbone="test_resnet", pretrained=False, image_size=32, **then)
     assert config.model == expected
     off = {"full_weight": 0.0, "distill_weight": 0.0, "ema_decay": 0.0}

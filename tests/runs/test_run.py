@@ -25,7 +25,14 @@ from divcon.runtime.environment import not_repeatable
 pytestmark = pytest.mark.heavy
 
 MODEL = dc.ModelConfig(
-    num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32, fit="crop", embed="head"
+    num_learners=2,
+    embedding_dim=16,
+    backbone="test_resnet",
+    pretrained=False,
+    image_size=32,
+    fit="crop",
+    pixel_range="full",
+    embed="head",
 )
 TRAIN = dc.TrainConfig(epochs=3, batch_size=16, images_per_class=2, workers=0, ema_decay=0.0)
 CONFIG = dc.RunConfig(MODEL, TRAIN, dc.DataConfig(validation_fraction=0.1))

@@ -46,7 +46,7 @@ def test_tall_images_from_a_folder_to_an_index(tall: Path, tmp_path: Path, comma
     code, printed, err = command("train", tall, *BASICS, "--out", out)
     said = " ".join((printed + err).split())
     assert code == 0, err
-    assert "--size 320x160 (the median of 10 images is 2 times as tall as wide)" in said
+    assert "--size 320x160 (the median of 20 images is 2 times as tall as wide)" in said
     assert "--fit squash (the input is 320 x 160 (height x width))" in said
     assert "test_resnet at 320x160 px, squash" in said
     for file, section in ((out / "config.json", "model"), (out / "model" / "config.json", None)):

@@ -82,7 +82,7 @@ class TestDrawnSplits:
         code, _, err = command("train", open_set, "--out", run, "--resume", "--test-fraction", 0.3)
         assert code == 2 and "--test-fraction is 0.4 in the run, 0.3 now" in err
         code, _, err = command("evaluate", run, "--group", "product")
-        assert code == 2 and "--group: the run's own data is split as the run has split it" in err
+        assert code == 2 and "--group is for DATA: the run's own data is read and split as the run has done" in err
         other = ("--test-fraction", 0.9, "--no-clustering", "--workers", 0, "--json", scores)
         code, _, err = command("evaluate", run, open_set, *other)
         words = " ".join(err.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -165,12 +166,13 @@ def test_labels_in_all_scripts_and_lengths(tmp_path: Path, command: Callable[...
     data = dc.read(tmp_path / "all.parquet")
     assert {data.train.label_names[c] for c in data.train.classes} | {
         data.query.label_names[c] for c in data.query.classes
-    } == set(names)
+    } == {unicodedata.normalize("NFC", name) for name in names}
 
 
 @pytest.mark.parametrize("rows", [1_000_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
 def test_tables_of_many_rows(rows: int, tmp_path: Path) -> None:
     data = dc.read(write_table(tmp_path / "many.parquet", rows, 4, rows // 10))
     assert len(data.train) + len(data.query) == rows
-    assert data.train.num_classes == data.query.num_classes == rows // 20
+    assert data.train.num_classes + data.query.num_classes == rows // 10
+    assert data.query.num_classes == pytest.approx(rows // 50, rel=0.1)
     assert len(data.split_hash) == 16

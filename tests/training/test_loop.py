@@ -305,7 +305,7 @@ def test_what_cannot_be_trained_is_refused(few: Benchmark, tiny_model: Make) -> 
 def test_an_image_that_does_not_decode_stops_with_its_name(
     image_folder: Path, broken_png: Callable[[Path], None], tiny_model: Make
 ) -> None:
-    data = dc.read(image_folder)
+    data = dc.read(image_folder, test_fraction=None)
     broken_png(image_folder / "class1" / "0.png")
     for workers in (0, 2):
         with pytest.raises(ImageError, match=r"class1/0\.png") as raised:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from divcon.config.pixel_range import PixelRange
+
+if TYPE_CHECKING:
+    import torch
 
 NPY = b"\x93NUMPY"
 """The first bytes of a ``.npy`` file."""
@@ -141,7 +143,9 @@ def decode_channels(
             )
         else:
             pixels = np.asarray(image)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    import torch  # takes seconds, and reading data does without
+
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def cut(pixels: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:

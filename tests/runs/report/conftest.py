@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -150,9 +151,9 @@ def no_test_images(monkeypatch: pytest.MonkeyPatch, few: Benchmark) -> Iterator[
     tested = set(few.query.rows.tolist())
     opened = LabeledSet.open
 
-    def refusing(images: LabeledSet, i: int, needs: int | None = None) -> object:
+    def refusing(images: LabeledSet, i: int, *options: Any, **more: Any) -> object:
         assert int(images.rows[i]) not in tested, "a test image was opened"
-        return opened(images, i)
+        return opened(images, i, *options, **more)
 
     monkeypatch.setattr(LabeledSet, "open", refusing)
     yield

@@ -151,7 +151,11 @@ def images_of(
         if is_vector_file(path) and not is_npy_image(path):
             return images_in_vector_file(path, chosen=chosen, context=context)
     paths: list[str] = []
-    for item in [source] if isinstance(source, (str, os.PathLike)) else source:
+    for number, item in enumerate([source] if isinstance(source, (str, os.PathLike)) else source):
+        if not isinstance(item, (str, os.PathLike)):
+            raise DataError(
+                f"item {number} of the list is of type {type(item).__name__}: pass files, folders, images or vectors"
+            )
         check_name(item)
         if is_folder(item):
             paths += [str(Path(item, path)) for path in _all_under(Path(item), context)]
