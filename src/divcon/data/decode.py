@@ -9,10 +9,9 @@ import os
 from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, features
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -20,6 +19,9 @@ from divcon.config.pixel_range import PixelRange
 from divcon.data.channels import NPY, TIFF, array_in, as_picture, is_npy_image
 from divcon.data.channels import decode_channels as read_channels
 from divcon.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, and reading data does without
 
 _NEVER = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 """Drawings, which Pillow would run another program for; data and videos, which it recognises and does not decode."""
@@ -299,6 +301,7 @@ def _is_deep_png(image: Image.Image) -> bool:
 
 def _png_values(content: bytes) -> np.ndarray:
     """The (H, W, C) uint16 values of a PNG."""
+    import torch
     from torchvision.io import ImageReadMode, decode_png
 
     data = torch.frombuffer(bytearray(content), dtype=torch.uint8)

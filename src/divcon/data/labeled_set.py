@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from divcon.config.pixel_range import PixelRange
@@ -20,6 +19,9 @@ from divcon.data.encoded import Encoded
 from divcon.data.image_files import printable
 from divcon.data.tables import where_in
 from divcon.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
