@@ -95,7 +95,7 @@ def check(
 
     settings = {"--config": config, "--size": size, "--fit": fit, "--augment": augment}
     if show_augmented is not None:
-        _show_augmented(data, root, show_augmented, config, size, fit, augment)
+        _show_augmented(data, _read(data, root, reading, split), show_augmented, config, size, fit, augment)
         return
     for name, value in settings.items():
         if value is not None:
@@ -131,7 +131,7 @@ def check(
 
 def _show_augmented(
     data: str,
-    root: Path | None,
+    benchmark: Benchmark,
     out: Path,
     config: Path | None,
     size: str | None,
@@ -153,7 +153,6 @@ def _show_augmented(
     changes: dict[str, Any] = {"image_size": size, "fit": fit}
     model = replace(settings.model, **{name: value for name, value in changes.items() if value is not None})
     train = settings.train if augment is None else replace(settings.train, augment=augment)  # type: ignore[arg-type]
-    benchmark = read_data(data, root)
     images = benchmark.train if len(benchmark.train) else benchmark.query
     if images.vectors is not None:
         raise ConfigError(f"--show-augmented: {data} holds vectors, which are not augmented")
