@@ -187,6 +187,38 @@ def results(out: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     }
 
 
+def compared(runs: dict[tuple[str, str, int], dict[str, Any]]) -> dict[str, list[int]]:
+    """The sets of which both arms are done, with the seeds."""
+    seeds = {name: [seed for n, arm, seed in runs if (n, arm) == (name, "default")] for name in SETS}
+    both = {name: sorted(seed for seed in of if (name, "single", seed) in runs) for name, of in seeds.items()}
+    return {name: of for name, of in both.items() if of and (name, "pretrained", 0) in runs}
+
+
+def scores_of(
+    runs: dict[tuple[str, str, int], dict[str, Any]], name: str, arm: str, seeds: list[int], *keys: str
+) -> np.ndarray:
+    """`METRICS` in percent, means over the seeds."""
+    values = []
+    for seed in seeds:
+        value: Any = runs[name, arm, 0 if arm == "pretrained" else seed]
+        for key in keys:
+            value = value[key]
+        values.append([100 * value[metric] for metric in METRICS])
+    return np.mean(values, axis=0)
+
+
+def difference(
+    runs: dict[tuple[str, str, int], dict[str, Any]], name: str, seeds: list[int], metric: str, labels: np.ndarray
+) -> tuple[float, float, float]:
+    """The default less single, kept: the mean, and the ends of its interval, in points."""
+    both = [
+        np.array([runs[name, arm, seed]["kept"]["embedding"][f"each_{metric}"] for seed in seeds], float)
+        for arm in ("default", "single")
+    ]
+    low, high = bootstrap_runs_difference(both[0], both[1], labels)
+    return 100 * float(np.nanmean(both[0]) - np.nanmean(both[1])), 100 * low, 100 * high
+
+
 def table(runs: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[str], np.ndarray]) -> str:
     """Recall@1 / MAP@R in percent, means over seeds, as Markdown; and the difference of the default from single."""
     lines = [
@@ -194,30 +226,15 @@ def table(runs: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[st
         "default, last | default less single, Recall@1 | MAP@R | seconds |",
         "|---" * 12 + "|",
     ]
-    for name in SETS:
-        seeds = sorted({seed for n, arm, seed in runs if n == name and arm == "default"})
-        seeds = [seed for seed in seeds if (name, "single", seed) in runs]
-        if not seeds or (name, "pretrained", 0) not in runs:
-            continue
+    for name, seeds in compared(runs).items():
 
         def mean(arm: str, *keys: str, name: str = name, seeds: list[int] = seeds) -> str:
-            values = []
-            for seed in seeds:
-                value: Any = runs[name, arm, 0 if arm == "pretrained" else seed]
-                for key in keys:
-                    value = value[key]
-                values.append([100 * value[metric] for metric in METRICS])
-            return " / ".join(f"{score:.1f}" for score in np.mean(values, axis=0))
+            return " / ".join(f"{score:.1f}" for score in scores_of(runs, name, arm, seeds, *keys))
 
         differences = []
         for metric in METRICS:
-            both = [
-                np.array([runs[name, arm, seed]["kept"]["embedding"][f"each_{metric}"] for seed in seeds], float)
-                for arm in ("default", "single")
-            ]
-            low, high = bootstrap_runs_difference(both[0], both[1], labels(name))
-            value = 100 * float(np.nanmean(both[0]) - np.nanmean(both[1]))
-            differences.append(f"{value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+            value, low, high = difference(runs, name, seeds, metric, labels(name))
+            differences.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
         seconds = [np.mean([runs[name, arm, seed]["seconds"] for seed in seeds]) for arm in ("single", "default")]
         cells = [
             name,
@@ -238,21 +255,10 @@ def table(runs: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[st
 def goals(runs: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[str], np.ndarray]) -> str:
     """What the default should show, and what it shows: Recall@1 in points, means over seeds."""
     margins, differences, errors, after = {}, {}, {}, {}
-    for name in SETS:
-        seeds = sorted(
-            {seed for n, arm, seed in runs if n == name and arm == "default" and (n, "single", seed) in runs}
-        )
-        if not seeds or (name, "pretrained", 0) not in runs:
-            continue
+    for name, seeds in compared(runs).items():
 
         def mean(arm: str, *keys: str, name: str = name, seeds: list[int] = seeds) -> float:
-            values = []
-            for seed in seeds:
-                value: Any = runs[name, arm, 0 if arm == "pretrained" else seed]
-                for key in keys:
-                    value = value[key]
-                values.append(100 * value["recall_at_1"])
-            return float(np.mean(values))
+            return float(scores_of(runs, name, arm, seeds, *keys)[METRICS.index("recall_at_1")])
 
         default = mean("default", "kept", "embedding")
         others = {
@@ -262,12 +268,8 @@ def goals(runs: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[st
         }
         best = max(others, key=lambda other: others[other])
         margins[name] = (default - others[best], best)
-        both = [
-            np.array([runs[name, arm, seed]["kept"]["embedding"]["each_recall_at_1"] for seed in seeds], float)
-            for arm in ("default", "single")
-        ]
-        low, high = bootstrap_runs_difference(both[0], both[1], labels(name))
-        differences[name], errors[name] = default - others["single"], 100 * (high - low) / (2 * 1.96)
+        differences[name], low, high = difference(runs, name, seeds, "recall_at_1", labels(name))
+        errors[name] = (high - low) / (2 * 1.96)
         after[name] = mean("default", "last", "embedding") - default
     if not margins:
         return ""

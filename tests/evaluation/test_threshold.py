@@ -13,7 +13,8 @@ import pytest
 
 import divcon as dc
 from divcon.data.splitting import place_of
-from divcon.errors import DataError, RunError
+from divcon.errors import ConfigError, DataError, RunError
+from divcon.evaluation.protocol import chosen_threshold
 from divcon.evaluation.threshold import NearestItems, nearest_items, read_threshold
 from divcon.runs.folder import own_benchmark
 
@@ -177,6 +178,18 @@ def test_a_run_chooses_it_on_validation_and_evaluate_reports_it_on_test(
     (run / "model" / "threshold.json").write_text("[")
     with pytest.raises(RunError, match=r"threshold\.json: is damaged"):
         read_threshold(run)
+
+
+def test_evaluate_chooses_the_same_from_the_embeddings_that_it_scores(data: Path) -> None:
+    benchmark = dc.read(data)
+    model = dc.EmbeddingModel("none", 4, 1, method="single", vector_dim=benchmark.query.vectors.shape[1])  # type: ignore[union-attr]
+    chosen = chosen_threshold(model, benchmark)
+    assert chosen is not None
+    assert dc.evaluate(model, benchmark, clustering=False, threshold="best")["threshold"] == chosen
+    lower = dc.evaluate(model, benchmark, clustering=False, threshold=chosen["min_score"] - 0.3)["threshold"]
+    assert lower["f1"] < chosen["f1"]
+    with pytest.raises(ConfigError, match="must be a similarity"):
+        dc.evaluate(model, benchmark, threshold="high")  # type: ignore[arg-type]
 
 
 def test_without_validation_there_is_none(command: Command, data: Path, tmp_path: Path) -> None:

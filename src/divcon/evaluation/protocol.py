@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def evaluate(
     rerank: ReRanking | None = None,
     recall_at: Sequence[int] | None = None,
     metrics: Sequence[str | Metric] = (),
-    threshold: float | None = None,
+    threshold: float | Literal["best"] | None = None,
     batch_size: int = 128,
     context: Context = DEFAULT,
 ) -> dict[str, Any]:
@@ -94,8 +94,9 @@ def evaluate(
             to ``per_query``, ``learners`` and ``reranked``, to the report and to `divcon.compare`.
         threshold: add ``threshold``, how well a nearest neighbour of this similarity (cosine) or more is of the query's
             class, where half of the classes are not in the gallery: ``min_score``, ``precision``, ``recall``, ``f1``,
-            ``unknown_rejected``, ``num_known``, ``num_unknown`` (see `divcon.evaluation.threshold`). None: that of the
-            folder, where ``model`` is one and its run has chosen one on validation classes.
+            ``unknown_rejected``, ``num_known``, ``num_unknown`` (see `divcon.evaluation.threshold`). best: at the
+            one with the highest F1 on this data, which must be no test classes. None: that of the folder, where
+            ``model`` is one and its run has chosen one on validation classes.
         batch_size: images that are embedded at once.
         context: the processes of its group call this at once and share the images; only rank 0 gets the scores, the
             others an empty dict.
@@ -115,6 +116,8 @@ def evaluate(
         WeightsError: there is no model in the folder.
     """
     rows = metrics_of(metrics)
+    if isinstance(threshold, str) and threshold != "best":
+        raise ConfigError(f"`threshold` {threshold!r}: must be a similarity (cosine), or best", field="threshold")
     if threshold is None and isinstance(model, (str, Path)):
         threshold = (read_threshold(model) or {}).get("min_score")
     embedder, data = as_model(model), as_benchmark(data, context)
@@ -139,7 +142,7 @@ def evaluate(
     *interval, method = share_interval(each["recall_at_1"], search.query.labels)
     result |= {"recall_at_1_interval": interval, "recall_at_1_interval_method": method}
     if threshold is not None and (found := search.nearest_items(embeddings)) is not None:
-        result["threshold"] = found.at(threshold)
+        result["threshold"] = found.at(found.best() if threshold == "best" else threshold)
     if data.random_galleries:
         result["random_gallery"] = random_gallery_metrics(
             embeddings[0],

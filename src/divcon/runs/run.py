@@ -511,14 +511,15 @@ class _Run:
         within = self.context.alone().subtask("evaluate", epoch=last)
         if (note := learners_are_one(self.config.model, self.lines, kept)) is not None:
             self.display.warn(note)  # the report has it of its own
+        threshold = None
         if (validation := self.data.validation_task) is not None and not self.job.is_fold:
             try:
-                self._compare_with_baselines(model, validation, kept, within)
+                threshold = self._compare_with_baselines(model, validation, kept, within)
             except Exception as error:  # the run is done, and nothing that fails from here on may lose it
                 self.display.warn(f"the kept model was not compared with untrained features ({error!r})")
         if not self.job.is_fold:
             try:
-                self._choose_thresholds(within)
+                self._choose_thresholds(threshold, within)
             except Exception as error:
                 self.display.warn(f"no threshold was chosen ({error!r})")
         if self.job.report:
@@ -532,19 +533,21 @@ class _Run:
 
     def _compare_with_baselines(
         self, model: EmbeddingModel, validation: LabeledSet | Benchmark, kept: int | None, context: Context
-    ) -> None:
-        """Score the kept model's pooled features, and those of the network before training, on the validation
-        classes."""
-        options: dict[str, Any] = {"clustering": False, "baselines": True, "context": context}
+    ) -> dict[str, Any] | None:
+        """Score the kept model's pooled features, and those of the network before training, on the validation classes.
+        Returns the kept model's threshold, from the same embeddings; None where there are too few classes."""
+        options: dict[str, Any] = {"clustering": False, "baselines": True, "threshold": "best", "context": context}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of downloading weights were shown when the run started
             scores = {"epoch": kept, **evaluate(model, validation, **options)}
+        threshold = scores.pop("threshold", None)
         self.folder.write_baselines(scores)
         self.display.baselines(scores)
         for advice in scores.get("advice", []):
             self.display.warn(advice)
+        return threshold
 
-    def _choose_thresholds(self, context: Context) -> None:
+    def _choose_thresholds(self, of_kept: dict[str, Any] | None, context: Context) -> None:
         """Choose the similarity from which on a neighbour counts as known, of the kept and of the last model, on the
         validation classes; a model for use has that of the run that it is like."""
         task, kept = self.data.validation_task, kept_epoch(self.lines)
@@ -553,12 +556,13 @@ class _Run:
                 continue
             record = None
             if task is not None:
-                same = folder == self.folder.last and kept == self.lines[-1]["epoch"]
-                scores = (
-                    read_threshold(self.folder.model)
-                    if same
-                    else chosen_threshold(self._load(folder), task, context=context)
-                )
+                if folder == self.folder.model:
+                    scores = of_kept
+                elif kept == self.lines[-1]["epoch"]:
+                    scores = read_threshold(self.folder.model)
+                else:
+                    scores = None
+                scores = scores or chosen_threshold(self._load(folder), task, context=context)
                 record = None if scores is None else scores | {"chosen_on": "validation"}
             elif self.like is not None and (of_run := read_threshold(self.like)) is not None:
                 record = of_run | {"of_run": str(self.like)}
