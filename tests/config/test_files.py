@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from divcon.config.files import as_yaml, read_config_file
+from divcon.config.image_size import height_width
 from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
 from divcon.errors import ConfigError
 
@@ -275,11 +276,20 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         RunConfig().save(tmp_path / "a.toml")
 
 
+IMAGE_SIZE = [field.name for field in dataclasses.fields(ModelConfig)].index("image_size")
+
+
 @given(
     part=st.sampled_from(["model", "train", "data"]),
     place=st.integers(0, 100),
     value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), any_text, st.lists(st.integers())),
 )
+@example(part="model", place=IMAGE_SIZE, value=[0])
+@example(part="model", place=IMAGE_SIZE, value=[0, 0])
+@example(part="model", place=IMAGE_SIZE, value=[64])
+@example(part="model", place=IMAGE_SIZE, value=[64, 64])
+@example(part="model", place=IMAGE_SIZE, value=[64, 32])
+@example(part="model", place=IMAGE_SIZE, value=[64, 0])
 @settings(deadline=None, max_examples=100)
 def test_any_value_is_taken_as_it_is_or_refused_by_name(part: str, place: int, value: object) -> None:
     kinds = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
@@ -295,6 +305,9 @@ def test_any_value_is_taken_as_it_is_or_refused_by_name(part: str, place: int, v
     kept = getattr(getattr(config, part), name)
     if value is None and name in ("devices", "learners_per_step"):
         assert kept == 1  # as many as torchrun has started
+    elif name == "image_size" and isinstance(value, list):
+        assert height_width(kept) == tuple(value)
+        assert min(value) >= 1
     elif name != "weights":
         assert kept == value or (name == "num_learners" and kept == 1)
         assert type(kept) is type(value) or (type(kept), type(value)) == (float, int)

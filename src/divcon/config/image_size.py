@@ -23,10 +23,10 @@ def read_size(value: Any) -> ImageSize:
         sides = [int(side) for side in match.groups() if side is not None] if match else []
     else:
         sides = list(value) if isinstance(value, (tuple, list)) else [value]
-        if len(sides) not in (1, 2) or not all(_is_whole(side) for side in sides):
+        if len(sides) != (2 if isinstance(value, (tuple, list)) else 1) or not all(_is_whole(side) for side in sides):
             sides = []
         sides = [int(side) for side in sides]
-    if not sides:
+    if not sides or (len(sides) == 2 and min(sides) < 1):  # 0 alone is "from the data", a side of 0 is nothing
         raise ValueError(f"expected {EXPECTED}, not {value!r}")
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
 
