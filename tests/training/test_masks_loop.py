@@ -16,7 +16,7 @@ import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError
 from divcon.runtime.distributed import ALONE
-from divcon.training.checkpoint import read_checkpoint
+from divcon.training.checkpoint_file import read_checkpoint
 from divcon.training.setup import check, create_fabric, double_learners, set_up
 
 Make = Callable[..., dc.EmbeddingModel]

@@ -146,9 +146,10 @@ def index(
         raise ConfigError(f"--shard {shard} needs --parts, the folder that all shards write to")
     if parts is not None and (delete_missing or store is not None):
         raise ConfigError("--parts writes to no store: give --store and --delete-missing to divcon index --load")
+    from divcon.models.folder import check_model
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
 
+    check_model(run)
     items, total = _items(images or [], root, stream, types, columns)
     if parts is not None:
         from divcon.search.items import chunks_of
@@ -156,7 +157,7 @@ def index(
         chunks = items if stream is not None else chunks_of(items)
         _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
         return
-    opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
+    opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=device)
     with _progress(total) as on_progress:
         changes = opened.update(
             items,
@@ -234,13 +235,16 @@ def _write_parts(
     on_bad_image: str,
 ) -> None:
     """Embed one shard of the chunks into parquet files in a folder."""
-    from divcon.models import EmbeddingModel
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
+    from divcon.runtime.files import check_folder
     from divcon.search.about import about_of
     from divcon.search.update import Embedder, write_shard
 
     number, shards = _shard_number(shard)
+    check_folder(folder)
+    from divcon.models import EmbeddingModel
+    from divcon.runtime.device import resolve_device
+
     model = EmbeddingModel.load(run, device=resolve_device(device))
     with _progress(None if total is None else -(-total // shards)) as on_progress:
         about = about_of(model, str(run.absolute()))

@@ -21,6 +21,7 @@ from divcon.cli.app import (
     notes,
     read_data,
 )
+from divcon.runtime.files import check_folder
 
 
 @app.command(group=DATA)
@@ -77,16 +78,18 @@ def pack(
     )
     from rich.text import Text
 
-    from divcon.data.loading import only_decodable
     from divcon.data.pack import Packing
     from divcon.data.pack import pack as pack_images
     from divcon.runtime.context import Context
 
     packing = Packing(short_side, lossless, quality, interpolation)
+    check_folder(out)
     benchmark = read_data(data, root, **reading.options(), **split.options)
     for text in benchmark.notes:
         note(text)
     if on_bad_image == "skip":
+        from divcon.data.loading import only_decodable
+
         benchmark = only_decodable(
             benchmark, ("train", "validation", "query", "gallery"), Context(workers, on_warning=note)
         )

@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
 
-from divcon.data.loading import decodable
 from divcon.errors import DataError, ImageError, StoreError
-from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 from divcon.search.about import About
@@ -24,6 +22,11 @@ from divcon.search.columns import TYPES, as_in_index, typed, types_in
 from divcon.search.items import Items, details_of, key_of
 from divcon.search.neighbours import Neighbours, choose_effort
 from divcon.search.stores.base import FIXED_COLUMNS, Store, StoredItem, schema_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64
+
+    from divcon.models import EmbeddingModel
 
 
 @dataclass(frozen=True)
@@ -286,6 +289,8 @@ def embed(
     """
     model, context = embedder.model, embedder.context.silent()
     if embedder.skip and len(indices):
+        from divcon.data.loading import decodable
+
         try:
             rows = decodable(items.images.subset(indices), context).rows
         except DataError:

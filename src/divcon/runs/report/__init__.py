@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
-from divcon.runs.report.write import report, write_report
+from typing import TYPE_CHECKING
+
+from divcon.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from divcon.runs.report.write import report, write_report
 
 __all__ = ["report", "write_report"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "report": "write",
+        "write_report": "write",
+    },
+)

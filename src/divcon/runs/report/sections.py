@@ -16,15 +16,15 @@ from divcon.config.image_size import saved_size
 from divcon.config.settings import RunConfig, TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
-from divcon.errors import DataError, RunError
+from divcon.errors import DataError
 from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.task import Task
-from divcon.models.pruning import EMBEDDING_NAMES
+from divcon.models.names import EMBEDDING_NAMES
 from divcon.runs.embedding import read_record
-from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.folder import RunFolder, begun, kept_epoch
 from divcon.runs.notes import EpochNotes, learners_are_one
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
@@ -64,14 +64,9 @@ class Contents:
         Raises:
             RunError: the folder holds no run, none of its epochs is done, or its ``config.json`` is damaged.
         """
-        saved = folder.read()
-        if saved is None:
-            raise RunError(f"{folder.path}: holds no run (no config.json of a run); pass a run folder")
-        lines = folder.lines()
-        if not lines:
-            raise RunError(f"{folder.path}: no epoch of this run is done yet, so there is nothing to report")
+        config, record, lines = begun(folder.path)
         divisions, problems = _divisions(folder, lines)
-        return cls(folder, *saved, lines, divisions, problems, folder.selection_over_folds())
+        return cls(folder, config, record, lines, divisions, problems, folder.selection_over_folds())
 
     @property
     def of_vectors(self) -> bool:
