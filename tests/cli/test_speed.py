@@ -23,7 +23,10 @@ from divcon.training.miners import OWN_MINERS, miner_names
 
 pytestmark = pytest.mark.heavy
 
-SLOW = ["torch", "torchvision", "timm", "pytorch_metric_learning", "sklearn", "scipy", "faiss", "lancedb", "psycopg", "matplotlib", "fastapi", "uvicorn", "onnxruntime", "onnxscript", "tensorboard"]
+SLOW = [
+    *("torch", "torchvision", "timm", "pytorch_metric_learning", "sklearn", "scipy", "faiss", "lancedb", "psycopg"),
+    *("matplotlib", "fastapi", "uvicorn", "onnxruntime", "onnxscript", "tensorboard"),
+]
 """Packages that take long to import, and that neither help nor mistakes need."""
 NEVER_FOR_HELP = [*SLOW, "numpy", "pyarrow"]
 
