@@ -1,4 +1,4 @@
-"""Processor time of the commands, from their start to their end: what is wrong is said at once, a search takes a second.
+"""Processor time of the commands, from start to end: mistakes, help, look-ups and searches.
 
     python benchmarks/commands.py
     python benchmarks/commands.py --src before=../divcon-0.1/src --src now=src

@@ -308,6 +308,8 @@ class LanceStore(Store):
     def _table(self) -> Any:
         with self._opening:
             if self._open_table is None:
+                if not self.folder.is_dir():  # LanceDB would create it
+                    raise FileNotFoundError(self.folder)
                 self._open_table = self._connect().open_table(_TABLE)
             return self._open_table
 
