@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +27,7 @@ from divcon.cli.app import (
 )
 from divcon.cli.messages import flag
 from divcon.errors import ConfigError, StoreError
+from divcon.runtime.launchers import started_task
 
 if TYPE_CHECKING:
     from divcon.search import Changes, Index
@@ -99,7 +99,8 @@ def index(
     parts
         Embed into parquet files in this folder instead of a store, as one of several processes (--shard).
     shard
-        The number of this process and of all, such as 2/8. Default: torchrun's (RANK, WORLD_SIZE), or 1/1.
+        The number of this process and of all, such as 2/8. Default: as a launcher has started them (torchrun, srun,
+        mpirun), or 1/1.
     load
         Instead of a run and images: update --store with the parquet files that --parts wrote.
     check
@@ -249,10 +250,10 @@ def _write_parts(
 
 
 def _shard_number(shard: str | None) -> tuple[int, int]:
-    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or of torchrun's environment."""
+    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or as a launcher has started it."""
     if shard is None:
-        rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        shard = f"{int(rank) + 1}/{size}" if rank.isdigit() and size.isdigit() else f"{rank}/{size}"
+        number, count = started_task()
+        return number + 1, count
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--shard {shard}: write NUMBER/SHARDS, with a number from 1, such as 1/8")

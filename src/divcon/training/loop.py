@@ -37,7 +37,15 @@ from divcon.training.precision import Precision
 from divcon.training.report import EpochReport, LossRecord
 from divcon.training.sampler import plan_epoch
 from divcon.training.schedule import Phase, learning_rates, phase_at
-from divcon.training.setup import check, double_learners, seed_batch, set_classes, set_up, training_device
+from divcon.training.setup import (
+    check,
+    double_learners,
+    on_started_group,
+    seed_batch,
+    set_classes,
+    set_up,
+    training_device,
+)
 
 
 def train(
@@ -91,7 +99,7 @@ def train(
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"`config` must be a divcon.TrainConfig, not of type {type(config).__name__}")
     images = as_labeled_set(data, context)
-    config, _ = fit_training(config, images.labels)
+    config, _ = fit_training(config if context.processes else on_started_group(config), images.labels)
     objectives = check(model, images, config)
     context = replace(context, workers=config.workers)
     start = _launch if context.processes is None else divide_and_conquer

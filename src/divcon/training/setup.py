@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_input
 from divcon.runtime.device import resolve_device
-from divcon.runtime.environment import started_by_torchrun
+from divcon.runtime.launchers import started_size
 from divcon.training.instantiate import name_in_words
 from divcon.training.losses import create_objectives, keeps_state
 from divcon.training.optimizer import check_optimizer, create_optimizer
@@ -80,7 +81,7 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
     check_optimizer(config)
     objectives = create_objectives(config, model.head, images.num_classes)
     if config.num_devices > 1:
-        if started_by_torchrun() is None:
+        if started_size() is None:
             _check_importable(config)
         if config.across == "learners":
             _check_learners_across_devices(objectives[-1], model.embedding_dim, config)
@@ -137,6 +138,17 @@ def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
             "fewer `num_learners`",
             field=("epochs", "joint_epoch", "finetune_epoch", "redivide_every", "num_learners"),
         )
+
+
+def on_started_group(config: TrainConfig) -> TrainConfig:
+    """The settings with ``devices`` as a launcher has started them, where one has: a training that is resumed may have
+    more or fewer than before.
+
+    Raises:
+        ConfigError: the batches of a step cannot be shared out among so many.
+    """
+    size = started_size()
+    return config if size in (None, 1, config.num_devices) else replace(config, devices=size)
 
 
 def training_device(config: TrainConfig) -> torch.device:
