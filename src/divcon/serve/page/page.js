@@ -1,6 +1,6 @@
 // The views, the state in the address bar, and the search.
 
-import { $, Problem, ask, card, cards, el, onUnauthorized, picture } from "/dom.js";
+import { $, Problem, ask, at, card, cards, el, onUnauthorized, picture } from "./dom.js";
 
 const PAGE = 48;
 const uploads = new Map(); // uploaded images by number, which the address bar cannot hold
@@ -10,9 +10,9 @@ let offset = 0;
 
 const views = {
   search: { title: "Search", show: showSearch },
-  failures: { title: "Failures", show: async (state) => (await import("/views.js")).failures(state) },
-  map: { title: "Map", show: async (state) => (await import("/map.js")).map(state) },
-  divisions: { title: "Divisions", show: async (state) => (await import("/views.js")).divisions(state) },
+  failures: { title: "Failures", show: async (state) => (await import("./views.js")).failures(state) },
+  map: { title: "Map", show: async (state) => (await import("./map.js")).map(state) },
+  divisions: { title: "Divisions", show: async (state) => (await import("./views.js")).divisions(state) },
 };
 
 // The state is the address: view, id or upload, k, the smallest score, and a `where` of COLUMN, OPERATOR and VALUE for each condition.
@@ -34,7 +34,7 @@ function address(state) {
   if (state.least !== "") params.set("min_score", state.least);
   for (const condition of state.where) params.append("where", JSON.stringify(condition));
   const text = params.toString();
-  return text ? `/?${text}` : "/";
+  return at(text ? `/?${text}` : "/");
 }
 
 export function go(changes, focus = false) {
@@ -233,7 +233,7 @@ function send(file) {
 // The server's token, if it has one: from the address (#token=...), or typed. A cookie keeps it.
 
 async function enter(token) {
-  const answer = await fetch("/login", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
+  const answer = await fetch(at("/login"), { method: "POST", headers: { Authorization: `Bearer ${token}` } });
   return answer.ok;
 }
 
