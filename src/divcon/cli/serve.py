@@ -25,6 +25,7 @@ def serve(
     port: Annotated[int, Parameter(validator=Number(gte=1, lte=65535))] = 8000,
     scores: Path | None = None,
     run: Path | None = None,
+    compare: Annotated[list[str] | None, Parameter(negative=())] = None,
     token: Annotated[str | None, Parameter(env_var="DIVCON_TOKEN")] = None,
     root_path: Annotated[str, Parameter(group=_PROXY)] = "",
     allow_host: _Repeated = None,
@@ -43,6 +44,8 @@ def serve(
     divcon serve runs/products
 
     divcon serve runs/products --scores scores.json
+
+    divcon serve runs/products --compare runs/baseline
 
     divcon serve runs/products --host 0.0.0.0 --port 8080
 
@@ -69,6 +72,9 @@ def serve(
         Show the failures among these scores on the page: a file that evaluate --json wrote for the run.
     run
         The run whose data and divisions the page shows. Default: the one that the index names.
+    compare
+        Another run that was indexed, or another store: the page shows the results of both models for the same query
+        side by side. Repeat it for several.
     token
         At least 16 characters. Other users of this machine can see the options of a command; use the environment
         variable to hide it.
@@ -96,6 +102,7 @@ def serve(
         Most seconds per request, upload included.
     """
     import secrets
+    from contextlib import ExitStack
 
     from divcon.runs.folder import RunFolder
     from divcon.runtime.device import resolve_device
@@ -114,7 +121,9 @@ def serve(
     scores_of_run = None if scores is None else read_scores(scores)
     if run is not None and RunFolder(run).origin() is None:
         raise ConfigError(f"--run {run}: is not a run folder")
-    with Index.open(store, model, device=resolve_device(device)) as index:
+    with ExitStack() as opened:
+        index = opened.enter_context(Index.open(store, model, device=resolve_device(device)))
+        others = [opened.enter_context(Index.open(other, device=resolve_device(device))) for other in compare or ()]
         if run is None and index.about.model and RunFolder(index.about.model).origin() is not None:
             run = Path(index.about.model)
         server = create_app(
@@ -123,6 +132,7 @@ def serve(
             token=token,
             run=run,
             scores=scores_of_run,
+            compare=others,
             root_path=root_path,
             allow_host=allow_host or (),
             trust_proxy=trust_proxy or (),

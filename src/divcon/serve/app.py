@@ -13,10 +13,11 @@ from divcon.search import Index
 from divcon.search.filters import conditions_of
 from divcon.search.queries import subspace_weights
 from divcon.serve import search_request
+from divcon.serve.compare import CompareRequest, Comparison
 from divcon.serve.guard import COOKIE, Access, Guard, Metrics, location, route_path
-from divcon.serve.items import EncodedImages, Pictures, row_of, rows_of
+from divcon.serve.items import EncodedImages, Pictures, image_answer, row_of, rows_of
 from divcon.serve.limits import Limits, Refusal, Threads
-from divcon.serve.page_files import PAGE_FILES, is_unchanged
+from divcon.serve.page_files import PAGE_FILES
 from divcon.serve.views import Views
 
 try:
@@ -41,6 +42,7 @@ def create_app(
     token: str | None = None,
     run: str | Path | None = None,
     scores: dict[str, Any] | None = None,
+    compare: Index | Sequence[Index] = (),
     root_path: str = "",
     allow_host: Sequence[str] = (),
     trust_proxy: Sequence[str] = (),
@@ -54,6 +56,7 @@ def create_app(
         run: the run of the index's model; the page shows its data and divisions.
         scores: the scores that `divcon.evaluate` returns with ``per_query=True``, or ``divcon evaluate --json`` writes;
             the page shows the run's failures.
+        compare: indexes of other models; the page shows the results of the same query side by side.
         root_path: the path that a proxy serves the server under, such as ``/tools/divcon``; the proxy may strip it or
             not.
         allow_host: names of the server behind a proxy, such as ``shop.example``.
@@ -62,14 +65,16 @@ def create_app(
         cors_origin: origins such as ``https://shop.example`` whose pages may call the API.
 
     Raises:
-        StoreError: the store is gone.
-        ConfigError: one of the last four has another form.
+        StoreError: a store is gone.
+        ConfigError: an index is to be compared with itself, or one of the last four has another form.
     """
     limits = limits or Limits()
     access = Access(token, root_path, allow_host, trust_proxy, cors_origin)
     run = None if run is None else Path(run)
     threads, metrics, pictures = Threads(limits), Metrics(), Pictures(limits, EncodedImages(index, run))
     views = Views(index, threads, run, scores)
+    others = [compare] if isinstance(compare, Index) else list(compare)
+    comparison = Comparison(index, run, pictures, others, limits) if others else None
     learners = _learners(index)
 
     @asynccontextmanager
@@ -88,17 +93,14 @@ def create_app(
         redirect_slashes=False,  # its redirects name the host that the proxy sent
     )
     described = app.openapi
-    app.openapi = lambda: search_request.with_request_schema(described())  # type: ignore[method-assign]
+    requests = (search_request.SearchRequest, *([CompareRequest] if comparison else []))
+    app.openapi = lambda: search_request.with_request_schemas(described(), *requests)  # type: ignore[method-assign]
     _add_error_handlers(app)
 
     @app.post("/search", response_model=search_request.SearchResponse, openapi_extra=search_request.SCHEMA)
     async def search(request: Request) -> Any:
         """Find the items most similar to an uploaded image (as a form), or to an item or vector (as JSON)."""
-        if request.headers.get("content-type", "").partition(";")[0].strip() == "multipart/form-data":
-            async with request.form(max_files=1, max_fields=100) as form:
-                query, image = await search_request.from_form(form)
-        else:
-            query, image = search_request.from_json(await request.body()), None
+        query, image = await search_request.query_of(request, search_request.SearchRequest)
         return JSONResponse(await threads.run(search_request.search, index, query, image, learners, limits))
 
     @app.get("/items")
@@ -128,11 +130,7 @@ def create_app(
     @app.get("/items/{item}/image", response_class=Response, responses={200: {"content": {"image/webp": {}}}})
     async def image(request: Request, item: int, size: Annotated[int, Query(ge=1)] = 192) -> Response:
         """A thumbnail of an item, its longer side about `size` pixels and at most 768."""
-        row = await threads.run(row_of, index, item)
-        headers = {"Cache-Control": "private, max-age=300", "ETag": f'"{row.content}-{size}"'}
-        if is_unchanged(request, headers["ETag"]):
-            return Response(status_code=304, headers=headers)
-        return Response(await threads.run(pictures.get, row, size), media_type="image/webp", headers=headers)
+        return await image_answer(request, threads, index, pictures, item, size)
 
     @app.get("/about")
     async def about() -> dict[str, Any]:
@@ -151,7 +149,8 @@ def create_app(
                 "vector_dim": about.vector_dim,
                 "learners": learners,
                 "columns": columns,
-                "views": views.names,
+                "views": [*views.names, *(["compare"] if comparison else [])],
+                "compare": comparison.names if comparison else [],
             }
 
         limited = {"upload_bytes": limits.upload_bytes, "pixels": limits.pixels, "most_k": limits.most_k}
@@ -178,6 +177,8 @@ def create_app(
         return response
 
     views.add_to(app)
+    if comparison is not None:
+        comparison.add_to(app, views)
     for path, file in PAGE_FILES.items():
         app.get(path, include_in_schema=False)(file.answer)
     _check_root_path(app, access.root_path)
