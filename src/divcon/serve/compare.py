@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -352,7 +353,8 @@ class Comparison:
             "second": _ordered(judged & first[1] & ~first[0], gain),
         }
         counts = {name: len(places) for name, places in starts.items()}
-        starts = {name: places[:_STARTS] for name, places in starts.items()}
+        of_class = np.where(known, numbers, -1)[queries]
+        starts = {name: _varied(places, of_class)[:_STARTS] for name, places in starts.items()}
         rows = rows_of(self.own.index, ids[queries[np.unique(np.concatenate(list(starts.values())))]])
         summary = {
             "count": len(queries),
@@ -454,3 +456,17 @@ def _ordered(chosen: np.ndarray, by: np.ndarray) -> np.ndarray:
     """The places that are chosen, ascending by a number."""
     places = np.flatnonzero(chosen)
     return places[np.argsort(by[places], kind="stable")]
+
+
+def _varied(places: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The places with one of each class first, in their order, then a second of each, and so on.
+
+    Args:
+        classes: (Q,) the class at each place; -1: none, which is a class of its own.
+    """
+    seen: Counter[int] = Counter()
+    turns = []
+    for c in classes[places].tolist():
+        turns.append(seen[c])
+        seen[c] += c >= 0
+    return places[np.argsort(np.array(turns, np.int64), kind="stable")]

@@ -84,10 +84,10 @@ function heading(model, ...more) {
   return el("div", { className: "model" }, el("h3", {}, model.name), el("p", { className: "dim" }, facts(model).join(" · ")), ...more);
 }
 
-function mark(hit) {
+function mark(hit, name) {
   const right = hit.right === null ? null
     : el("span", { className: hit.right ? "hit" : "miss" }, hit.right ? "✓ right" : "✗ wrong");
-  const where = hit.shared ? "in both" : hit.indexed ? "only here" : "not in the other index";
+  const where = hit.shared ? "both" : `only ${name}${hit.indexed ? "" : ": not in the other index"}`;
   return [right, el("span", { className: `more ${hit.shared ? "" : "alone"}` }, where)].filter(Boolean);
 }
 
@@ -96,7 +96,7 @@ function column(state, model, hits) {
   const right = judged.length
     ? [el("p", {}, `${judged.filter((hit) => hit.right).length} of ${many(judged.length, "result")} of the query's class`)] : [];
   const list = el("ul", { className: "grid", "aria-label": `Most similar by ${model.name}` }, hits.map((hit) => {
-    const node = card(hit, ...mark(hit));
+    const node = card(hit, ...mark(hit, model.name));
     if (hit.shared) node.classList.add("shared");
     if (hit.own_id === null) { // it cannot be a query: the server's own index does not have it
       delete node.dataset.id;
@@ -119,14 +119,14 @@ function result(state, content, overview, answer, sent) {
     el("div", { className: "query" }, image, el("div", {}, el("p", {}, el("strong", {}, "Query")), lines)),
     el("p", { className: "overlap" }, line),
     el("div", { className: "versus" }, models.map((model, i) => column(state, overview.models[i], model.hits))));
-  state.say(line);
+  state.say("Results of both models shown. Click one to compare with it.");
 }
 
 function start(state, content, overview) {
   const { models, queries, starts } = overview;
   const [first, second] = models.map((model) => model.name);
   content.append(el("div", { className: "versus" }, models.map((model, i) => heading(model,
-    ...(queries?.right ? [el("p", {}, el("strong", {}, percent(queries.right[i])), " nearest items of the right class")] : [])))));
+    ...(queries?.right ? [el("p", {}, "Nearest item of the right class: ", el("strong", {}, percent(queries.right[i])))] : [])))));
   if (!queries) {
     state.say("The indexes have too few items in common to compare them.");
     return;
@@ -138,12 +138,12 @@ function start(state, content, overview) {
       ? ` ${many(queries.judged, "query has", "queries have")} a label and another item of it.` : "")));
   const kinds = [
     ["differ", "Results differ most", null],
-    ["first", `Right by ${first} alone`, queries.only_first],
-    ["second", `Right by ${second} alone`, queries.only_second],
+    ["first", `The nearest item is right by ${first} alone`, queries.only_first],
+    ["second", `The nearest item is right by ${second} alone`, queries.only_second],
   ];
   for (const [kind, title, count] of kinds) {
     if (!starts[kind].length) continue;
-    const of = count === null ? "" : `: the nearest item of ${many(count, "query", "queries")}`;
+    const of = count === null ? "" : ` (${many(count, "query", "queries")})`;
     const head = el("h3", { id: `compare-${kind}` }, `${title}${of}`);
     content.append(head, el("ul", { className: "row", "aria-labelledby": head.id }, starts[kind].map((item) =>
       el("li", {}, opens(state, card(item, el("span", { className: "more" }, `overlap ${percent(item.overlap)}`)), item.id)))));
