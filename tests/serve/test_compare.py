@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from playwright.sync_api import Browser, expect
 from starlette.testclient import TestClient
 
@@ -20,14 +19,6 @@ from divcon.serve import create_app
 from divcon.serve.compare import names_of
 from tests.serve.conftest import serving
 from tests.serve.test_page import fits, shot
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Index:
-    """The same images by another model, which is not trained."""
-    torch.manual_seed(1)
-    model = dc.EmbeddingModel("test_resnet", 8, 1, pretrained=False, image_size=32)
-    return Index.build(model, photos / "items.csv", tmp_path_factory.mktemp("other") / "untrained" / "index")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def proxy(url: str, *, strips: bool, host: str | None = None) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        pass
 
 
 def client_of(index: Index, **options: Any) -> TestClient:
@@ -237,6 +243,49 @@ def test_pages_of_other_sites(index: Index, monkeypatch: pytest.MonkeyPatch) -> 
         answer = client.get("/health", headers={"Origin": SHOP})
         assert answer.status_code == 500 and answer.json()["error"].startswith("internal server error")
         assert answer.headers["access-control-allow-origin"] == SHOP and "content-security-policy" in answer.headers
+
+
+@pytest.mark.heavy
+def test_a_page_of_another_site_in_a_browser(browser: Browser, index: Index, tmp_path: Path) -> None:
+    """It searches with the token, reads an error, and shows a picture; unless it is named, it cannot."""
+    (tmp_path / "index.html").write_text("<!doctype html><title>shop</title>")
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    shop = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=shop.serve_forever, daemon=True).start()
+    origin = f"http://127.0.0.1:{shop.server_port}"
+    script = """async ([url, token]) => {
+        const ask = async (body, headers) => {
+            try {
+                const answer = await fetch(`${url}/search`, { method: "POST", body: JSON.stringify(body),
+                    headers: { "Content-Type": "application/json", ...headers } });
+                const data = await answer.json();
+                return [answer.status, data.hits ? data.hits.length : data.error];
+            } catch (error) { return error.name; }
+        };
+        const shows = (crossOrigin) => new Promise((done) => {
+            const image = new Image();
+            if (crossOrigin) image.crossOrigin = "anonymous";
+            image.onload = () => done(true);
+            image.onerror = () => done(false);
+            image.src = `${url}/items/1/image`;
+        });
+        return [await ask({ id: 1, k: 3 }, token), await ask({ id: 999 }, token), await ask({ id: 1 }, {}),
+            await shows(true), await shows(false)];
+    }"""
+    page = browser.new_page()
+    page.goto(origin)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    with serving(create_app(index, token=TOKEN, cors_origin=[origin])) as url:
+        found, missing, refused, *_ = page.evaluate(script, [url, bearer])
+        assert found == [200, 3] and missing[0] == 404 and "no item 999" in missing[1] and refused[0] == 401
+    with serving(create_app(index, cors_origin=[origin])) as url:
+        *_, refused, named, plain = page.evaluate(script, [url, {}])
+        assert refused == [200, 12] and named and not plain
+    with serving(create_app(index)) as url:
+        assert page.evaluate(script, [url, {}]) == ["TypeError", "TypeError", "TypeError", False, False]
+    page.close()
+    shop.shutdown()
+    shop.server_close()
 
 
 def test_the_cookies_of_two_servers_on_one_host(index: Index) -> None:
