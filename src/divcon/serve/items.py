@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
 
 from divcon.data.decode import decode, image_formats
 from divcon.data.labeled_set import LabeledSet
@@ -19,7 +21,8 @@ from divcon.errors import DivconError, ImageError
 from divcon.search import Index
 from divcon.search.columns import json_value
 from divcon.search.index import metadata_in
-from divcon.serve.limits import Limits, Refusal
+from divcon.serve.limits import Limits, Refusal, Threads
+from divcon.serve.page_files import is_unchanged
 from divcon.serve.run_data import RunData
 
 
@@ -76,6 +79,8 @@ class Row:
     content: str
     metadata: dict[str, Any]
     """The user's columns, as JSON has them."""
+    key: str
+    """The digest of its name, which the same item has in every index."""
 
     def to_dict(self, score: float | None = None) -> dict[str, Any]:
         """For JSON."""
@@ -91,7 +96,7 @@ def rows_of(index: Index, ids: Sequence[int] | np.ndarray) -> dict[int, Row]:
     for row in index.store.rows(np.array([i for i in ids if 0 <= i < 2**63], np.int64)).to_pylist():
         box = tuple(map(int, row["box"].split(","))) if row["box"] else None
         own = {name: json_value(value) for name, value in metadata_in(row, about).items()}
-        rows[row["id"]] = Row(row["id"], row["path"], row["label"], box, row["content"], own)  # type: ignore[arg-type]
+        rows[row["id"]] = Row(row["id"], row["path"], row["label"], box, row["content"], own, row["key"])  # type: ignore[arg-type]
     return rows
 
 
@@ -175,9 +180,13 @@ class Pictures:
                 self._bytes -= len(self._cache.popitem(last=False)[1])
         return content
 
-    def _thumbnail(self, row: Row, side: int) -> bytes:
+    def source(self, row: Row) -> Path | bytes | None:
+        """The file of an item, or its encoded image; None if neither is on this machine."""
         path = Path(row.path)
-        source = path if path.is_absolute() and path.is_file() else self._encoded.get(row.id)
+        return path if path.is_absolute() and path.is_file() else self._encoded.get(row.id)
+
+    def _thumbnail(self, row: Row, side: int) -> bytes:
+        source = self.source(row)
         if source is None:
             raise Refusal(404, f"item {row.id}: its image is not on this machine (any more)")
         try:
@@ -189,3 +198,14 @@ class Pictures:
         file = io.BytesIO()
         image.save(file, "WEBP", quality=82, method=2)
         return file.getvalue()
+
+
+async def image_answer(
+    request: Request, threads: Threads, index: Index, pictures: Pictures, item: int, size: int
+) -> Response:
+    """The thumbnail of an item, or status 304 if the client has it."""
+    row = await threads.run(row_of, index, item)
+    headers = {"Cache-Control": "private, max-age=300", "ETag": f'"{row.content}-{size}"'}
+    if is_unchanged(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(await threads.run(pictures.get, row, size), media_type="image/webp", headers=headers)

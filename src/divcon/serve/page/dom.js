@@ -2,11 +2,18 @@
 
 export const $ = (id) => document.getElementById(id);
 
-/** Create an element. Strings among its children become text, never markup. */
+const BASE = new URL(".", import.meta.url); // a proxy may serve the page under a path of its own
+
+/** The address of a path of the server, such as `/items/3`. */
+export const at = (path) => new URL(path.slice(1), BASE).href;
+
+/** Create an element. Strings among its children become text, never markup; an `href` or `src` that begins with / is a
+ * path of the server. */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
+  for (let [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null || value === false) continue;
+    if ((name === "href" || name === "src") && value.startsWith("/")) value = at(value);
     if (name in node && name !== "list") node[name] = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
@@ -30,7 +37,7 @@ export async function ask(path, options = {}) {
   for (;;) {
     let response;
     try {
-      response = await fetch(path, options);
+      response = await fetch(at(path), options);
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Problem("The server does not answer; is it still running?");

@@ -1,18 +1,19 @@
 // The views, the state in the address bar, and the search.
 
-import { $, Problem, ask, card, cards, el, onUnauthorized, picture } from "/dom.js";
+import { $, Problem, ask, at, card, cards, el, onUnauthorized, picture } from "./dom.js";
 
 const PAGE = 48;
-const uploads = new Map(); // uploaded images by number, which the address bar cannot hold
+export const uploads = new Map(); // uploaded images by number, which the address bar cannot hold
 let about = null;
 let current = 0; // the number of the latest request: answers to earlier ones are dropped
 let offset = 0;
 
 const views = {
   search: { title: "Search", show: showSearch },
-  failures: { title: "Failures", show: async (state) => (await import("/views.js")).failures(state) },
-  map: { title: "Map", show: async (state) => (await import("/map.js")).map(state) },
-  divisions: { title: "Divisions", show: async (state) => (await import("/views.js")).divisions(state) },
+  compare: { title: "Compare", show: async (state) => (await import("./compare.js")).compare(state) },
+  failures: { title: "Failures", show: async (state) => (await import("./views.js")).failures(state) },
+  map: { title: "Map", show: async (state) => (await import("./map.js")).map(state) },
+  divisions: { title: "Divisions", show: async (state) => (await import("./views.js")).divisions(state) },
 };
 
 // The state is the address: view, id or upload, k, the smallest score, and a `where` of COLUMN, OPERATOR and VALUE for each condition.
@@ -34,7 +35,7 @@ function address(state) {
   if (state.least !== "") params.set("min_score", state.least);
   for (const condition of state.where) params.append("where", JSON.stringify(condition));
   const text = params.toString();
-  return text ? `/?${text}` : "/";
+  return at(text ? `/?${text}` : "/");
 }
 
 export function go(changes, focus = false) {
@@ -227,13 +228,13 @@ function send(file) {
   }
   const number = String(uploads.size);
   uploads.set(number, { file, url: URL.createObjectURL(file), embedding: null });
-  go({ view: "search", id: null, upload: number }, true);
+  go({ view: read().view === "compare" ? "compare" : "search", id: null, upload: number }, true);
 }
 
 // The server's token, if it has one: from the address (#token=...), or typed. A cookie keeps it.
 
 async function enter(token) {
-  const answer = await fetch("/login", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
+  const answer = await fetch(at("/login"), { method: "POST", headers: { Authorization: `Bearer ${token}` } });
   return answer.ok;
 }
 
