@@ -23,6 +23,7 @@ def serve(
     port: Annotated[int, Parameter(validator=Number(gte=1, lte=65535))] = 8000,
     scores: Path | None = None,
     run: Path | None = None,
+    labels: Path | None = None,
     token: Annotated[str | None, Parameter(env_var="DIVCON_TOKEN")] = None,
     upload_mb: Annotated[float, Parameter(group=_LIMITS)] = 20,
     megapixels: Annotated[float, Parameter(group=_LIMITS)] = 50,
@@ -61,6 +62,8 @@ def serve(
         Show the failures among these scores on the page: a file that evaluate --json wrote for the run.
     run
         The run whose data and divisions the page shows. Default: the one that the index names.
+    labels
+        The file that keeps the labels that are given on the page. Default: page-labels.csv in the store's folder.
     token
         At least 16 characters. Other users of this machine can see the options of a command; use the environment
         variable to hide it.
@@ -99,7 +102,7 @@ def serve(
     with Index.open(store, model, device=resolve_device(device)) as index:
         if run is None and index.about.model and RunFolder(index.about.model).origin() is not None:
             run = Path(index.about.model)
-        server = create_app(index, limits=limits, token=token, run=run, scores=scores_of_run)
+        server = create_app(index, limits=limits, token=token, run=run, scores=scores_of_run, labels=labels)
         url_host = f"[{host}]" if ":" in host else host
         console.print(f"{len(index):,} items of {index.uri} at http://{url_host}:{port}/")
         if create_token:

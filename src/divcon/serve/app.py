@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 from divcon import __version__
 from divcon.errors import ConfigError, DivconError, StoreError, WeightsError
+from divcon.evaluation.threshold import read_threshold
 from divcon.search import Index
 from divcon.search.filters import conditions_of
 from divcon.search.queries import subspace_weights
 from divcon.serve import search_request
 from divcon.serve.guard import COOKIE, Guard, Metrics
-from divcon.serve.items import EncodedImages, Pictures, row_of, rows_of
+from divcon.serve.items import Catalogue, EncodedImages, Pictures, page_of, row_of
+from divcon.serve.labels import Labelling
 from divcon.serve.limits import Limits, Refusal, Threads
 from divcon.serve.views import Views
 
@@ -37,6 +39,7 @@ def create_app(
     token: str | None = None,
     run: str | Path | None = None,
     scores: dict[str, Any] | None = None,
+    labels: str | Path | None = None,
 ) -> FastAPI:
     """The server over an index, as an ASGI application.
 
@@ -46,14 +49,18 @@ def create_app(
         run: the run of the index's model; the page shows its data and divisions.
         scores: the scores that `divcon.evaluate` returns with ``per_query=True``, or ``divcon evaluate --json`` writes;
             the page shows the run's failures.
+        labels: the file that keeps the labels given on the page; None: ``page-labels.csv`` in the store's folder.
 
     Raises:
         StoreError: the store is gone.
+        DataError: the file of labels is damaged.
     """
     limits = limits or Limits()
     run = None if run is None else Path(run)
     threads, metrics, pictures = Threads(limits), Metrics(), Pictures(limits, EncodedImages(index, run))
     views = Views(index, threads, run, scores)
+    catalogue = Catalogue(index)
+    labelling = Labelling(index, catalogue, threads, None if labels is None else Path(labels))
     learners = _learners(index)
 
     @asynccontextmanager
@@ -91,17 +98,16 @@ def create_app(
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1)] = 50,
         where: Annotated[list[str], Query()] = [],  # noqa: B006
+        sample: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     ) -> dict[str, Any]:
-        """List items in order of their ids, page by page; `where` as in a search."""
+        """List items page by page, in order of their ids or, with `sample` (a seed), in a mixed order that shows the
+        whole index early; `where` as in a search."""
         if limit > limits.most_k:
             raise Refusal(400, f"limit {limit}: the maximum is {limits.most_k:,}")
 
         def page() -> dict[str, Any]:
             conditions = conditions_of(search_request.where_of(where), index.about)
-            ids = index.store.ids(conditions)
-            wanted = ids[offset : offset + limit].tolist()
-            rows = rows_of(index, wanted)
-            return {"total": len(ids), "offset": offset, "items": [rows[i].to_dict() for i in wanted if i in rows]}
+            return page_of(index, catalogue, conditions, offset, limit, sample)
 
         return await threads.run(page)
 
@@ -137,6 +143,7 @@ def create_app(
                 "learners": learners,
                 "columns": columns,
                 "views": views.names,
+                "threshold": _threshold(about.model, run),
             }
 
         limited = {"upload_bytes": limits.upload_bytes, "pixels": limits.pixels, "most_k": limits.most_k}
@@ -162,6 +169,7 @@ def create_app(
         return response
 
     views.add_to(app)
+    labelling.add_to(app)
     for route, name in _PAGE_FILES.items():
         app.get(route, include_in_schema=False)(_file(PAGE / name))
     return app
@@ -183,6 +191,16 @@ def _learners(index: Index) -> int:
         return index.model.num_learners
     except (StoreError, WeightsError, ConfigError):
         return 0
+
+
+def _threshold(*models: str | Path | None) -> float | None:
+    """The similarity that the run chose as its threshold (see `divcon.evaluation.threshold`), of the first of these
+    models that has one."""
+    for model in models:
+        with suppress(DivconError):
+            if model is not None and (record := read_threshold(model)) is not None:
+                return record["min_score"]
+    return None
 
 
 def _add_error_handlers(app: FastAPI) -> None:
