@@ -41,6 +41,9 @@ PATHS = [
     "/map",
     "/failures",
     "/divisions",
+    "/labels",
+    "/labels/names",
+    "/labels.csv",
     "/{}",
     "/docs",
     "/metrics",
@@ -48,8 +51,11 @@ PATHS = [
 
 
 @pytest.fixture(scope="module")
-def client(index: Index) -> Iterator[TestClient]:
-    with TestClient(create_app(index), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+def client(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    labels = tmp_path_factory.mktemp("fuzz") / "labels.csv"
+    with TestClient(
+        create_app(index, labels=labels), base_url="http://127.0.0.1", raise_server_exceptions=False
+    ) as client:
         yield client
 
 
@@ -67,6 +73,23 @@ def test_searches_as_json(client: TestClient, fields: dict[str, Any]) -> None:
 
     content = json.dumps(fields).encode("utf-8", "surrogatepass")
     check(client, client.post("/search", content=content, headers={"content-type": "application/json"}))
+
+
+@FUZZ
+@given(
+    st.dictionaries(
+        st.sampled_from(["ids", "label", "hidden", "change"]) | TEXTS,
+        VALUES | st.lists(st.integers(0, 40), max_size=4),
+        max_size=4,
+    )
+)
+def test_changes_of_labels(client: TestClient, fields: dict[str, Any]) -> None:
+    import json
+
+    content = json.dumps(fields).encode("utf-8", "surrogatepass")
+    for path in ("/labels", "/labels/undo"):
+        check(client, client.post(path, content=content, headers={"content-type": "application/json"}))
+    check(client, client.get("/labels.csv"))
 
 
 @FUZZ
@@ -100,7 +123,7 @@ def test_uploads_that_are_broken(
     st.sampled_from(PATHS),
     TEXTS | st.integers().map(str),
     st.dictionaries(
-        st.sampled_from(["offset", "limit", "where", "learner", "size", "k", "epoch"]),
+        st.sampled_from(["offset", "limit", "where", "learner", "size", "k", "sample", "ids", "text", "own"]),
         TEXTS | st.integers().map(str),
         max_size=3,
     ),

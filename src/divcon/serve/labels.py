@@ -15,7 +15,7 @@ import threading
 import unicodedata
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +25,8 @@ from fastapi import FastAPI, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from divcon.data.labels import alike, clean_label, label_notes
 from divcon.data.columns import BOX_COLUMNS
+from divcon.data.labels import alike, clean_label, label_notes
 from divcon.errors import DataError, OutputError
 from divcon.runtime.files import atomic_write
 from divcon.search import Index
@@ -181,6 +181,7 @@ class Labelling:
         self._stamp: object = ()
         self._marks: dict[str, Mark] = {}
         self._ids: tuple[str, dict[str, int]] = ("", {})
+        self._own: tuple[np.ndarray | None, Counter[str]] = (None, Counter())
         self._start = secrets.token_hex(4)
         self._changes: OrderedDict[str, dict[str, tuple[Mark, Mark]]] = OrderedDict()
         self._count = 0
@@ -293,7 +294,9 @@ class Labelling:
         with self._lock:
             done = self._changes.get(undo.change)
             if done is None:
-                raise Refusal(404, "this change can no longer be undone: it is too long ago, or the server was restarted")
+                raise Refusal(
+                    404, "this change can no longer be undone: it is too long ago, or the server was restarted"
+                )
             with self._changing() as marks:
                 back = {
                     key: before
@@ -315,8 +318,8 @@ class Labelling:
         return sorted(found, key=lambda name: not name.casefold().startswith(wanted))[:_SUGGESTED]
 
     def table(self, *, own: bool) -> str:
-        """The CSV to train on: ``path,label``, and the sides of the boxes if an image has one. Hidden items, those without
-        a label, and those that have left the index are left out.
+        """The CSV to train on: ``path,label``, and the sides of the boxes if an image has one. Hidden items, those
+        without a label, and those that have left the index are left out.
 
         Args:
             own: also the items whose label is the index's own.
@@ -348,7 +351,10 @@ class Labelling:
         ids, codes, names = self.catalogue.labels()
         places = self._ids_of(marks)
         given: Counter[str] = Counter()
-        every = Counter(dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True)))
+        if self._own[0] is not ids:
+            numbers = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
+            self._own = (ids, Counter(dict(zip(names, numbers, strict=True))))
+        every = self._own[1].copy()
         keys = [key for key in marks if key in places]
         wanted = np.array([places[key] for key in keys], np.int64)
         at = np.minimum(np.searchsorted(ids, wanted), max(0, len(ids) - 1))
@@ -370,7 +376,13 @@ class Labelling:
             return {"images": sum(numbers), "classes": classes, "with_pairs": pairs}
 
         files = files and self.index.about.vector_dim is None
-        return {"given": counted(given), "all": counted(every), "hidden": hidden, "gone": len(marks) - len(own), "files": files}
+        return {
+            "given": counted(given),
+            "all": counted(every),
+            "hidden": hidden,
+            "gone": len(marks) - len(own),
+            "files": files,
+        }
 
     def _ids_of(self, marks: dict[str, Mark]) -> dict[str, int]:
         """The id of each marked item that is in the index, by its key."""
@@ -421,7 +433,9 @@ class Labelling:
             """The labelled items as a CSV for `divcon train`; with `own`, those with a label of the index too."""
             text = await self.threads.run(lambda: self.table(own=own))
             headers = {"Content-Disposition": 'attachment; filename="labels.csv"', "Cache-Control": "no-store"}
-            return Response(text.encode("utf-8", "surrogateescape"), media_type="text/csv; charset=utf-8", headers=headers)
+            return Response(
+                text.encode("utf-8", "surrogateescape"), media_type="text/csv; charset=utf-8", headers=headers
+            )
 
 
 def _apply(marks: dict[str, Mark], changes: dict[str, Mark]) -> None:
@@ -444,10 +458,8 @@ def _alone(file: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{file}: cannot be written ({error.strerror or error})") from error
     try:
-        try:
+        with suppress(OSError):  # some network file systems cannot
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # some network file systems cannot
-            pass
         yield
     finally:
         os.close(descriptor)

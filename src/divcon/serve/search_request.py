@@ -73,8 +73,8 @@ class SearchResponse(BaseModel):
     hits: list[SearchHit]
     learners: list[LearnerHits] = Field(description="With learner `each`, one entry per learner; else empty.")
     agreement: float | None = Field(
-        description="With learner `each`: the mean correlation of two learners' cosines to the query, over the items of "
-        "this response without the query's own; null where there are fewer than 3, or one learner."
+        description="With learner `each`: the mean correlation of two learners' cosines to the query, over the items "
+        "of this response without the query's own; null where there are fewer than 3, or one learner."
     )
     embedding: list[float] = Field(description="The embedding of the query; send it as `vector` to search again.")
 

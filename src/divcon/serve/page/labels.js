@@ -59,7 +59,7 @@ function take(answer) {
     if (node.id !== "undo") node.disabled = Boolean(answer.problem);
   }
   const own = counts.all.images > 0;
-  if (first) $("own").checked = own && !counts.given.images;
+  if (first) $("own").checked = own;
   $("own-label").hidden = !own;
   tell();
 }
@@ -106,7 +106,7 @@ export function count() {
   const number = chosen().length;
   $("chosen").textContent = `${number} selected`;
   const all = boxes().filter(open);
-  $("choose-all").textContent = all.length && all.every((each) => each.checked) ? "Select none" : "Select all shown";
+  $("choose-all").textContent = all.length && all.every((each) => each.checked) ? "Select none" : "Select all";
 }
 
 function choose(which, value) {

@@ -170,17 +170,20 @@ function showQuery(item, sent) {
     ? [["Label", item.label ?? "none"], ["Path", item.path], ...Object.entries(item.metadata)]
     : [["File", sent.file.name || "pasted"]];
   const rows = facts.filter(([, value]) => value !== null).map(([name, value]) =>
-    el("p", {}, el("span", { className: "dim" }, `${name}: `), text(value)));
+    el("p", { title: text(value) }, el("span", { className: "dim" }, `${name}: `), text(value)));
   const all = el("a", { href: "/", "data-clear": true }, "All items");
-  $("query").replaceChildren(image, el("div", {}, el("p", {}, el("strong", {}, "Query")), rows, all));
+  $("query").replaceChildren(image, el("div", {}, el("p", {}, el("strong", {}, "Query")),
+    el("div", { className: "facts" }, rows), all));
   $("query").hidden = false;
 }
+
+const signed = (value) => value.toFixed(2).replace("-", "−");
 
 function showLearners({ learners, agreement }) {
   $("learners").replaceChildren();
   if (!learners.length) return;
   const list = el("details", { id: "learner-rows", open: learnersOpen }, el("summary", {}, "Most similar for each learner",
-    agreement === null ? null : el("span", { className: "dim" }, ` (their similarities correlate by ${agreement.toFixed(2)})`)));
+    agreement === null ? null : el("span", { className: "dim" }, ` (their similarities correlate by ${signed(agreement)})`)));
   list.addEventListener("toggle", () => { learnersOpen = list.open; });
   for (const { learner, hits: own } of learners) {
     const title = el("h4", { id: `learner-${learner}` }, `Learner ${learner}`);
