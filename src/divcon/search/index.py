@@ -367,7 +367,7 @@ class Index:
 
         def write(update: Update) -> None:
             embedder = Embedder(self.model, batch_size, on_bad_image == "skip", context)
-            for done in update.embed(chunks, embedder):
+            for done in update.embed(chunks, embedder, total):
                 context.progress("index", done, total)
 
         return update_store(self.store, self._neighbours, write, delete_missing=delete_missing)
