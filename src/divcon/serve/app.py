@@ -12,6 +12,7 @@ from divcon.errors import ConfigError, DivconError, StoreError, WeightsError
 from divcon.search import Index
 from divcon.search.filters import conditions_of
 from divcon.search.queries import subspace_weights
+from divcon.search.untrained import training_of
 from divcon.serve import search_request
 from divcon.serve.guard import COOKIE, Guard, Metrics
 from divcon.serve.items import EncodedImages, Pictures, row_of, rows_of
@@ -121,12 +122,14 @@ def create_app(
 
     @app.get("/about")
     async def about() -> dict[str, Any]:
-        """The index, its columns with their types, its learners, and this server's limits."""
+        """The index, its columns with their types, its learners, and this server's limits. `untrained` is whether its
+        model is a pretrained backbone; `training` then says what training would need."""
 
         def describe() -> dict[str, Any]:
             about = index.about
             columns = [{"name": name, "type": "text"} for name in ("label", "path")]
             columns += [{"name": column.name, "type": column.type} for column in about.user_columns]
+            training = training_of(index)
             return {
                 "items": len(index),
                 "dims": about.dims,
@@ -137,6 +140,8 @@ def create_app(
                 "learners": learners,
                 "columns": columns,
                 "views": views.names,
+                "untrained": training is not None,
+                "training": training,
             }
 
         limited = {"upload_bytes": limits.upload_bytes, "pixels": limits.pixels, "most_k": limits.most_k}
