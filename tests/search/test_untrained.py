@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_a_backbone_indexes_photos_and_the_index_finds_its_model_again(image_folder: Path, weights: Path) -> None:
-    small = {"image_size": 32, "weights": weights}
+    small: Any = {"image_size": 32, "weights": weights}
     with dc.Index.build("test_resnet", image_folder, **small) as index:
         assert index.uri == str(image_folder.with_name("photos.divcon") / "index")
         assert len(index) == 40
@@ -41,7 +42,7 @@ def test_a_backbone_indexes_photos_and_the_index_finds_its_model_again(image_fol
         query = images[7].read_bytes()  # bytes are embedded, a path would be looked up
         hits = index.search(query, 5)
         expected = unit @ unit[7]
-        assert [hit.path for hit in hits][0] == str(images[7])
+        assert hits[0].path == str(images[7])
         assert [hit.score for hit in hits] == pytest.approx(sorted(expected, reverse=True)[:5], abs=1e-5)
         assert index.about.dims == backbone.num_features
 
@@ -51,7 +52,8 @@ def test_a_backbone_indexes_photos_and_the_index_finds_its_model_again(image_fol
         assert index.item(image_folder / "new.png").label is None
     with dc.Index.build("test_resnet", image_folder) as index:
         assert len(index) == 41
-    for options in ({"image_size": 64}, {"fit": "pad"}, {"weights": image_folder / "other.pth"}):
+    wrong: list[dict[str, Any]] = [{"image_size": 64}, {"fit": "pad"}, {"weights": image_folder / "other.pth"}]
+    for options in wrong:
         with pytest.raises(ConfigError, match=rf"`{next(iter(options))}` .*has an index with another"):
             dc.Index.build("test_resnet", image_folder, **options)
     with pytest.raises(ConfigError, match=r"`backbone` test_vit: .*photos\.divcon has an index with another \(test_r"):

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +31,7 @@ from divcon.cli.app import (
 from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag
 from divcon.config.settings import Fit, OnBadImage
-from divcon.errors import ConfigError, DataError, StoreError, WeightsError
+from divcon.errors import ConfigError, DataError, DivconError, StoreError, WeightsError
 from divcon.runtime.files import check_writable
 
 if TYPE_CHECKING:
@@ -136,10 +136,8 @@ def index(
     of_backbone = {"size": size, "fit": fit, "weights": weights}
     if backbone is not None:
         _check_alone(backbone=backbone, parts=parts, load=load, check=check, info=info, change_types=change_types)
-        from divcon.search.untrained import Untrained
-
         sources = [*([] if run is None else [str(run)]), *(images or [])]
-        if run is not None and Untrained.read(run) is None and is_model_folder(run):
+        if run is not None and is_model_folder(run):
             raise ConfigError(
                 f"--backbone {backbone} does not go with RUN {run}, which has a model of its own: leave one of them out"
             )
@@ -291,6 +289,7 @@ def index_by_backbone(
         raise WeightsError(f"{weights}: there is no such file of weights")
     allow_typed(backbone)
     folder, address = place_of(store, images)
+    is_new = not folder.exists()
     check_writable(folder / RECORD)
     note(f"the index is in {address if store else folder}" + ("" if store else "; --store chooses another place"))
 
@@ -299,25 +298,30 @@ def index_by_backbone(
     from divcon.search import Index
 
     where = resolve_device(device)
-    items, total = _items(images, root, stream, column_types, columns)
-    first: Any = items
-    if stream is not None:
-        first = next(items, None)
-        if first is None:
-            raise DataError(f"{stream}: has no paths of images")
-        items = itertools.chain([first], items)
-    of_read = {name: value for name, value in vars(columns).items() if value is not None}
-    prepare(
-        folder,
-        first.images,
-        backbone,
-        image_size=size,
-        fit=fit,
-        weights=weights,
-        data=images,
-        options=of_read,
-        context=Context(on_warning=note),
-    )
+    try:
+        items, total = _items(images, root, stream, column_types, columns)
+        first: Any = items
+        if stream is not None:
+            first = next(items, None)
+            if first is None:
+                raise DataError(f"{stream}: has no paths of images")
+            items = itertools.chain([first], items)
+        prepare(
+            folder,
+            first.images,
+            backbone,
+            image_size=size,
+            fit=fit,
+            weights=weights,
+            data=images,
+            options={name: value for name, value in vars(columns).items() if value is not None},
+            context=Context(on_warning=note),
+        )
+    except DivconError:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
     opened = Index.create(folder, address, ann_from=ann_from, device=where)
     with _progress(total) as on_progress:
         changes = opened.update(
