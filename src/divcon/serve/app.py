@@ -13,6 +13,7 @@ from divcon.evaluation.threshold import read_threshold
 from divcon.search import Index
 from divcon.search.filters import conditions_of
 from divcon.search.queries import subspace_weights
+from divcon.search.untrained import training_of
 from divcon.serve import search_request
 from divcon.serve.compare import CompareRequest, Comparison
 from divcon.serve.guard import COOKIE, Access, Guard, Metrics, location, route_path
@@ -141,12 +142,14 @@ def create_app(
 
     @app.get("/about")
     async def about() -> dict[str, Any]:
-        """The index, its columns with their types, its learners, and this server's limits."""
+        """The index, its columns with their types, its learners, and this server's limits. `untrained` is whether its
+        model is a pretrained backbone; `training` then says what training would need."""
 
         def describe() -> dict[str, Any]:
             about = index.about
             columns = [{"name": name, "type": "text"} for name in ("label", "path")]
             columns += [{"name": column.name, "type": column.type} for column in about.user_columns]
+            training = training_of(index)
             return {
                 "items": len(index),
                 "dims": about.dims,
@@ -159,6 +162,8 @@ def create_app(
                 "views": [*views.names, *(["compare"] if comparison else [])],
                 "compare": comparison.names if comparison else [],
                 "threshold": _threshold(about.model, run),
+                "untrained": training is not None,
+                "training": training,
             }
 
         limited = {"upload_bytes": limits.upload_bytes, "pixels": limits.pixels, "most_k": limits.most_k}
