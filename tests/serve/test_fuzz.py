@@ -43,6 +43,9 @@ PATHS = [
     "/map",
     "/failures",
     "/divisions",
+    "/labels",
+    "/labels/names",
+    "/labels.csv",
     "/{}",
     "/docs",
     "/metrics",
@@ -50,9 +53,11 @@ PATHS = [
 
 
 @pytest.fixture(scope="module")
-def client(index: Index, other: Index) -> Iterator[TestClient]:
+def client(index: Index, other: Index, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """With all options, behind a trusted proxy."""
-    app = create_app(index, compare=other, trust_proxy=["127.0.0.1"], cors_origin=["https://shop.example"])
+    labels = tmp_path_factory.mktemp("fuzz") / "labels.csv"
+    options: Any = {"trust_proxy": ["127.0.0.1"], "cors_origin": ["https://shop.example"]}
+    app = create_app(index, compare=other, labels=labels, **options)
     near: Any = {"client": ("127.0.0.1", 1), "raise_server_exceptions": False}
     with TestClient(app, base_url="http://127.0.0.1", **near) as client:
         yield client
@@ -73,6 +78,23 @@ def test_searches_as_json(client: TestClient, fields: dict[str, Any]) -> None:
     content = json.dumps(fields).encode("utf-8", "surrogatepass")
     for path in ("/search", "/compare"):
         check(client, client.post(path, content=content, headers={"content-type": "application/json"}))
+
+
+@FUZZ
+@given(
+    st.dictionaries(
+        st.sampled_from(["ids", "label", "hidden", "change"]) | TEXTS,
+        VALUES | st.lists(st.integers(0, 40), max_size=4),
+        max_size=4,
+    )
+)
+def test_changes_of_labels(client: TestClient, fields: dict[str, Any]) -> None:
+    import json
+
+    content = json.dumps(fields).encode("utf-8", "surrogatepass")
+    for path in ("/labels", "/labels/undo"):
+        check(client, client.post(path, content=content, headers={"content-type": "application/json"}))
+    check(client, client.get("/labels.csv"))
 
 
 @FUZZ
@@ -108,7 +130,9 @@ def test_uploads_that_are_broken(
     st.sampled_from(PATHS),
     TEXTS | st.integers().map(str),
     st.dictionaries(
-        st.sampled_from(["offset", "limit", "where", "learner", "size", "k", "epoch", "against"]),
+        st.sampled_from(
+            ["offset", "limit", "where", "learner", "size", "k", "epoch", "against", "sample", "ids", "text", "own"]
+        ),
         TEXTS | st.integers().map(str),
         max_size=3,
     ),

@@ -26,6 +26,7 @@ def serve(
     scores: Path | None = None,
     run: Path | None = None,
     compare: Annotated[list[str] | None, Parameter(negative=())] = None,
+    labels: Path | None = None,
     token: Annotated[str | None, Parameter(env_var="DIVCON_TOKEN")] = None,
     root_path: Annotated[str, Parameter(group=_PROXY)] = "",
     allow_host: _Repeated = None,
@@ -75,6 +76,8 @@ def serve(
     compare
         Another run that was indexed, or another store: the page shows the results of both models for the same query
         side by side. Repeat it for several.
+    labels
+        The file that keeps the labels that are given on the page. Default: page-labels.csv in the store's folder.
     token
         At least 16 characters. Other users of this machine can see the options of a command; use the environment
         variable to hide it.
@@ -137,6 +140,7 @@ def serve(
             allow_host=allow_host or (),
             trust_proxy=trust_proxy or (),
             cors_origin=cors_origin or (),
+            labels=labels,
         )
         url_host, path = f"[{host}]" if ":" in host else host, root_path.strip("/")
         url = f"http://{url_host}:{port}/{path}{'/' if path else ''}"

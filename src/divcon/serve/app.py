@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 from divcon import __version__
 from divcon.errors import ConfigError, DivconError, StoreError, WeightsError
+from divcon.evaluation.threshold import read_threshold
 from divcon.search import Index
 from divcon.search.filters import conditions_of
 from divcon.search.queries import subspace_weights
 from divcon.serve import search_request
 from divcon.serve.compare import CompareRequest, Comparison
 from divcon.serve.guard import COOKIE, Access, Guard, Metrics, location, route_path
-from divcon.serve.items import EncodedImages, Pictures, image_answer, row_of, rows_of
+from divcon.serve.items import Catalogue, EncodedImages, Pictures, image_answer, page_of, row_of
+from divcon.serve.labels import Labelling
 from divcon.serve.limits import Limits, Refusal, Threads
 from divcon.serve.page_files import PAGE_FILES
 from divcon.serve.views import Views
@@ -47,6 +49,7 @@ def create_app(
     allow_host: Sequence[str] = (),
     trust_proxy: Sequence[str] = (),
     cors_origin: Sequence[str] = (),
+    labels: str | Path | None = None,
 ) -> FastAPI:
     """The server over an index, as an ASGI application.
 
@@ -63,10 +66,13 @@ def create_app(
         trust_proxy: addresses or networks of proxies whose ``X-Forwarded-Host`` and ``X-Forwarded-Proto`` are believed;
             run uvicorn with ``proxy_headers=False`` then.
         cors_origin: origins such as ``https://shop.example`` whose pages may call the API.
+        labels: the file that keeps the labels given on the page; None: ``page-labels.csv`` in the store's folder.
 
     Raises:
         StoreError: a store is gone.
-        ConfigError: an index is to be compared with itself, or one of the last four has another form.
+        ConfigError: an index is to be compared with itself, or ``root_path``, ``allow_host``, ``trust_proxy`` or
+            ``cors_origin`` has another form.
+        DataError: the file of labels is damaged.
     """
     limits = limits or Limits()
     access = Access(token, root_path, allow_host, trust_proxy, cors_origin)
@@ -75,6 +81,8 @@ def create_app(
     views = Views(index, threads, run, scores)
     others = [compare] if isinstance(compare, Index) else list(compare)
     comparison = Comparison(index, run, pictures, others, limits) if others else None
+    catalogue = Catalogue(index)
+    labelling = Labelling(index, catalogue, threads, None if labels is None else Path(labels))
     learners = _learners(index)
 
     @asynccontextmanager
@@ -108,17 +116,16 @@ def create_app(
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1)] = 50,
         where: Annotated[list[str], Query()] = [],  # noqa: B006
+        sample: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     ) -> dict[str, Any]:
-        """List items in order of their ids, page by page; `where` as in a search."""
+        """List items page by page, in order of their ids or, with `sample` (a seed), in a mixed order that shows the
+        whole index early; `where` as in a search."""
         if limit > limits.most_k:
             raise Refusal(400, f"limit {limit}: the maximum is {limits.most_k:,}")
 
         def page() -> dict[str, Any]:
             conditions = conditions_of(search_request.where_of(where), index.about)
-            ids = index.store.ids(conditions)
-            wanted = ids[offset : offset + limit].tolist()
-            rows = rows_of(index, wanted)
-            return {"total": len(ids), "offset": offset, "items": [rows[i].to_dict() for i in wanted if i in rows]}
+            return page_of(index, catalogue, conditions, offset, limit, sample)
 
         return await threads.run(page)
 
@@ -151,6 +158,7 @@ def create_app(
                 "columns": columns,
                 "views": [*views.names, *(["compare"] if comparison else [])],
                 "compare": comparison.names if comparison else [],
+                "threshold": _threshold(about.model, run),
             }
 
         limited = {"upload_bytes": limits.upload_bytes, "pixels": limits.pixels, "most_k": limits.most_k}
@@ -177,6 +185,7 @@ def create_app(
         return response
 
     views.add_to(app)
+    labelling.add_to(app)
     if comparison is not None:
         comparison.add_to(app, views)
     for path, file in PAGE_FILES.items():
@@ -217,6 +226,16 @@ def _learners(index: Index) -> int:
         return index.model.num_learners
     except (StoreError, WeightsError, ConfigError):
         return 0
+
+
+def _threshold(*models: str | Path | None) -> float | None:
+    """The similarity that the run chose as its threshold (see `divcon.evaluation.threshold`), of the first of these
+    models that has one."""
+    for model in models:
+        with suppress(DivconError):
+            if model is not None and (record := read_threshold(model)) is not None:
+                return record["min_score"]
+    return None
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from divcon.runtime.context import DEFAULT
 from divcon.search import Index
 from divcon.search.items import key_of
-from divcon.search.queries import embeddings_of
+from divcon.search.queries import embeddings_of, subspace_weights
 from divcon.serve.items import check_pixels, rows_of
 from divcon.serve.limits import Limits, Refusal
 
@@ -74,6 +74,10 @@ class SearchResponse(BaseModel):
 
     hits: list[SearchHit]
     learners: list[LearnerHits] = Field(description="With learner `each`, one entry per learner; else empty.")
+    agreement: float | None = Field(
+        description="With learner `each`: the mean correlation of two learners' cosines to the query, over the items "
+        "of this response without the query's own; null where there are fewer than 3, or one learner."
+    )
     embedding: list[float] = Field(description="The embedding of the query; send it as `vector` to search again.")
 
 
@@ -233,10 +237,38 @@ def search(index: Index, request: SearchRequest, image: bytes | None, learners: 
     rankings = [index.search(vector, request.k, learner=learner, **options)]
     if request.learner == "each":
         rankings += [index.search(vector, request.each_k, learner=k, **options) for k in range(learners)]
-    rows = rows_of(index, list({hit.id for hits in rankings for hit in hits}))
+    found = list({hit.id for hits in rankings for hit in hits})
+    rows = rows_of(index, found)
     full, *each = [[rows[hit.id].to_dict(hit.score) for hit in hits if hit.id in rows] for hits in rankings]
     by_learner = [{"learner": k, "hits": hits} for k, hits in enumerate(each)]
-    return {"hits": full, "learners": by_learner, "embedding": [round(v, 7) for v in vector.tolist()]}
+    agreement = _agreement(index, vector, found, learners) if by_learner else None
+    embedding = [round(v, 7) for v in vector.tolist()]
+    return {"hits": full, "learners": by_learner, "agreement": agreement, "embedding": embedding}
+
+
+def _agreement(index: Index, query: np.ndarray, ids: list[int], learners: int) -> float | None:
+    """The agreement of the learners on a (D,) query, as in `SearchResponse`."""
+    _, embeddings = index.store.embeddings(np.array(ids, np.int64))
+    # The query's own item has a cosine of one for every learner, and would make strangers agree.
+    embeddings = embeddings[embeddings @ query < 1 - 1e-5]
+    weights = [subspace_weights(index.model, k) for k in range(learners)]
+    return agreement_of(np.stack([_cosines(query * w, embeddings * w) for w in weights]))
+
+
+def _cosines(query: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """(n,) float64, of a (D,) query with (n, D) embeddings; NaN where either is zero."""
+    query, embeddings = query.astype(np.float64), embeddings.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return embeddings @ query / (np.linalg.norm(embeddings, axis=1) * np.linalg.norm(query))
+
+
+def agreement_of(cosines: np.ndarray) -> float | None:
+    """The mean Pearson correlation of two rows of (K, n) cosines; None for one row, fewer than 3 columns, or a row
+    without variance."""
+    if min(len(cosines), cosines.shape[1] - 1) < 2 or not np.isfinite(cosines).all() or not np.ptp(cosines, 1).all():
+        return None
+    correlations = np.corrcoef(cosines)[np.triu_indices(len(cosines), 1)]
+    return round(float(correlations.mean()), 4)
 
 
 def _embedding(index: Index, request: SearchRequest, image: bytes | None, limits: Limits) -> np.ndarray:
