@@ -131,6 +131,8 @@ WRONG = {
         "RUN PHOTOS --parts OUT --shard 3/2",
         "RUN PHOTOS --parts OUT --delete-missing",
         "RUN PHOTOS --ann-from 0",
+        "/nope --backbone test_resnet",
+        "PHOTOS --backbone rensnet50 --store OUT",
         "--info /nope",
         "--check /nope",
         "--info RUN --store OUT",
@@ -138,6 +140,14 @@ WRONG = {
         "--change-types RUN",
         "--load /nope --store OUT",
         "--load /nope",
+    ],
+    "similar": [
+        "",
+        "/nope",
+        "PHOTOS --store OUT --backbone rensnet50",
+        "PHOTOS --store OUT --weights /nope.pth",
+        "PHOTOS --store OUT --size x",
+        "PHOTOS --store OUT --query /nope.png",
     ],
     "search": [
         "",
@@ -155,6 +165,7 @@ WRONG = {
         "RUN --token short",
         "RUN --port 0",
         "RUN --upload-mb 0",
+        "RUN --compare /nope",
         "RUN --model /nope",
     ],
     "check": [

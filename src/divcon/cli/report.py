@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from divcon.cli.app import EVALUATE, READING, BatchSize, DeviceOption, Reading, Workers, app, console, note
-from divcon.cli.evaluate import Metrics, moved, read_own_data, test_data
+from divcon.cli.evaluate import Metrics, keep_scores, moved, read_own_data, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -38,10 +38,10 @@ def report(
 
     divcon report runs/demo --scores scores.json
 
-    It shows the run's settings, scores, curves, divisions, some images of each learner, the best and worst validation
-    queries, and warnings. Every training ends by writing one, report.html in its folder, without scores of the test
-    classes, which are computed only when you ask for them. If the run's data has moved or changed, the report says so
-    and has no pictures.
+    It shows the run's settings, scores beside those of the pretrained features, curves, divisions, some images of each
+    learner, the best and worst validation queries, and warnings. Every training ends by writing one, report.html in its
+    folder, without scores of the test classes, which are computed only when you ask for them: divcon evaluate RUN adds
+    them to it. If the run's data has moved or changed, the report says so and has no pictures.
 
     Parameters
     ----------
@@ -54,12 +54,14 @@ def report(
     out
         The file. Default: report.html in the run folder.
     scores
-        Add the scores of the test classes from this file, which evaluate --json wrote.
+        Show the scores of the test classes from this file, which evaluate --json wrote. Default: those that divcon
+        evaluate RUN has kept in the run folder.
     evaluate
-        Evaluate on the test classes now and add the scores, without NMI and AMI (--scores has them).
+        Evaluate on the test classes now, as divcon evaluate RUN does, but without NMI and AMI.
     """
     from divcon.evaluation.compare import read_scores
     from divcon.evaluation.metrics import metrics_of
+    from divcon.evaluation.threshold import read_threshold
     from divcon.models.folder import check_model
     from divcon.runs.folder import begun
     from divcon.runtime.context import Context
@@ -90,7 +92,9 @@ def report(
     if evaluate and benchmark is not None:
         model = EmbeddingModel.load(run, device=where)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
-        test_scores = evaluate_model(model, benchmark, clustering=False, **options)
+        options["threshold"] = (read_threshold(run) or {}).get("min_score")
+        test_scores = evaluate_model(model, benchmark, clustering=False, baselines=True, **options)
+        keep_scores(run, test_scores)
     path = write_report(
         run, benchmark, out=out, scores=test_scores, batch_size=batch_size, device=where, context=context
     )

@@ -53,6 +53,8 @@ class LanceStore(Store):
 
     max_k = 10_000
 
+    folder: Path  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, folder: Path) -> None:
         if importlib.util.find_spec("lancedb") is None:
             raise ConfigError('an index in a folder needs LanceDB: pip install "divcon[search]"')
