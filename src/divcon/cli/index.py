@@ -31,7 +31,7 @@ from divcon.cli.app import (
 from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag
 from divcon.config.settings import Fit, OnBadImage
-from divcon.errors import ConfigError, DataError, DivconError, StoreError, WeightsError
+from divcon.errors import ConfigError, DataError, DivconError, StoreError
 from divcon.runtime.files import check_writable
 from divcon.runtime.launchers import started_task
 
