@@ -537,3 +537,19 @@ def test_a_run_of_an_earlier_version_has_a_report(name: str, tmp_path: Path, par
     text = page.section("scores").text
     assert "The pretrained features were not scored on validation classes" in text
     assert f"divcon evaluate {out}" in text
+
+
+def test_a_run_that_chose_its_epoch_over_folds_has_the_scores_of_the_folds(
+    report_run: Path, parse: Parse, tmp_path: Path
+) -> None:
+    contents = Contents.of(RunFolder(report_run))
+    lines = [{**line, "kept": line["epoch"] == 3} for line in contents.lines]
+    for line in lines:
+        del line["validation"]
+    curve = [{"epoch": e, "recall_at_1": 0.5 + e / 100, "map_at_r": 0.25, "trains_full": True} for e in range(5)]
+    folds = {"epoch": 3, "select_by": "map_at_r", "folds": 4, "num_queries": 1234, "curve": curve}
+    shown = sections.scores(replace(contents, lines=lines, over_folds=folds), None)
+    (tmp_path / "f.html").write_text(page_of("t", [("scores", "Scores", shown)], ""))
+    text = parse(tmp_path / "f.html").section("scores").text
+    assert "Mean over 4 folds of the train classes, 1,234 queries: Recall@1 53.0\u00a0%; MAP@R 25.0\u00a0%" in text
+    assert "Epoch 3 is kept" in text

@@ -479,9 +479,8 @@ def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
             spread = ["± ", _score(score, score.std)]
         elif score.interval is not None:
             low, high = score.interval
-            spread = element(
-                "span", _score(score, low), " to ", _score(score, high), title=f"95 %, {score.interval_method}"
-            )
+            first = number(low, f"{100 * low:.1f}") if score.percent else _score(score, low)
+            spread = element("span", first, " to ", _score(score, high), title=f"95 %, {score.interval_method}")
         shown: list[Child] = []
         for name in columns:
             value = baselines[name].get(score.name)
