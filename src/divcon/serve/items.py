@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
 
 from divcon.data.decode import decode, image_formats
 from divcon.data.labeled_set import LabeledSet
@@ -21,7 +23,8 @@ from divcon.search import Index
 from divcon.search.columns import json_value
 from divcon.search.filters import Condition
 from divcon.search.index import metadata_in
-from divcon.serve.limits import Limits, Refusal
+from divcon.serve.limits import Limits, Refusal, Threads
+from divcon.serve.page_files import is_unchanged
 from divcon.serve.run_data import RunData
 
 
@@ -262,9 +265,13 @@ class Pictures:
                 self._bytes -= len(self._cache.popitem(last=False)[1])
         return content
 
-    def _thumbnail(self, row: Row, side: int) -> bytes:
+    def source(self, row: Row) -> Path | bytes | None:
+        """The file of an item, or its encoded image; None if neither is on this machine."""
         path = Path(row.path)
-        source = path if path.is_absolute() and path.is_file() else self._encoded.get(row.id)
+        return path if path.is_absolute() and path.is_file() else self._encoded.get(row.id)
+
+    def _thumbnail(self, row: Row, side: int) -> bytes:
+        source = self.source(row)
         if source is None:
             raise Refusal(404, f"item {row.id}: its image is not on this machine (any more)")
         try:
@@ -276,3 +283,14 @@ class Pictures:
         file = io.BytesIO()
         image.save(file, "WEBP", quality=82, method=2)
         return file.getvalue()
+
+
+async def image_answer(
+    request: Request, threads: Threads, index: Index, pictures: Pictures, item: int, size: int
+) -> Response:
+    """The thumbnail of an item, or status 304 if the client has it."""
+    row = await threads.run(row_of, index, item)
+    headers = {"Cache-Control": "private, max-age=300", "ETag": f'"{row.content}-{size}"'}
+    if is_unchanged(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(await threads.run(pictures.get, row, size), media_type="image/webp", headers=headers)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
 
 from divcon.runtime.context import DEFAULT
 from divcon.search import Index
@@ -16,6 +17,7 @@ from divcon.search.queries import embeddings_of, subspace_weights
 from divcon.serve.items import check_pixels, rows_of
 from divcon.serve.limits import Limits, Refusal
 
+M = TypeVar("M", bound=BaseModel)
 Value = str | int | float | bool
 Compared = dict[Literal["=", "!=", "<", "<=", ">", ">="], Value]
 Filter = dict[str, Value | list[Value] | Compared] | list[str]
@@ -79,55 +81,79 @@ class SearchResponse(BaseModel):
     embedding: list[float] = Field(description="The embedding of the query; send it as `vector` to search again.")
 
 
-SCHEMA = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary"},
-                        "k": {"type": "integer"},
-                        "where": {
-                            "type": "array",
-                            "items": {"type": "string"},
-                            "description": "COLUMN=VALUE, or a JSON object.",
-                        },
-                        "min_score": {"type": "number", "minimum": -1, "maximum": 1},
-                        "learner": {"type": "string", "description": "A learner's number, or `each`."},
-                        "each_k": {"type": "integer"},
-                    },
-                }
+def schema_of(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI schema of a body that is JSON or a form with an image, which FastAPI cannot derive.
+
+    Args:
+        name: of the model of the JSON.
+        fields: those of the form, besides the image.
+    """
+    image = {"image": {"type": "string", "format": "binary"}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}},
+                "multipart/form-data": {
+                    "schema": {"type": "object", "required": ["image"], "properties": image | fields}
+                },
             },
-        },
+        }
     }
-}
-"""The OpenAPI schema of the body, which FastAPI cannot derive since it is JSON or a form."""
 
 
-def with_request_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Add `SearchRequest` to the components of an OpenAPI schema."""
-    own = SearchRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.setdefault("components", {}).setdefault("schemas", {})["SearchRequest"] = own
+SCHEMA = schema_of(
+    "SearchRequest",
+    {
+        "k": {"type": "integer"},
+        "where": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "COLUMN=VALUE, or a JSON object.",
+        },
+        "min_score": {"type": "number", "minimum": -1, "maximum": 1},
+        "learner": {"type": "string", "description": "A learner's number, or `each`."},
+        "each_k": {"type": "integer"},
+    },
+)
+
+
+def with_request_schemas(schema: dict[str, Any], *kinds: type[BaseModel]) -> dict[str, Any]:
+    """Add models of requests to the components of an OpenAPI schema."""
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    for kind in kinds:
+        schemas[kind.__name__] = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     return schema
 
 
-def from_json(text: bytes) -> SearchRequest:
+async def query_of(request: Request, kind: type[M]) -> tuple[M, bytes | None]:
+    """The query in the body of a request, and the image that was uploaded with it.
+
+    Args:
+        kind: the model of the query's fields.
+
+    Raises:
+        Refusal: it is neither JSON nor a form with an image, or not a valid request.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "multipart/form-data":
+        return from_json(await request.body(), kind), None
+    async with request.form(max_files=1, max_fields=100) as form:
+        return await from_form(form, kind)
+
+
+def from_json(text: bytes, kind: type[M]) -> M:
     """The request in a JSON body.
 
     Raises:
         Refusal: it is not JSON, or not a valid request.
     """
     try:
-        return _validated(json.loads(text))
+        return _validated(json.loads(text), kind)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is not JSON ({error})") from None
 
 
-async def from_form(form: FormData) -> tuple[SearchRequest, bytes]:
+async def from_form(form: FormData, kind: type[M]) -> tuple[M, bytes]:
     """The request in a form, and the image in it.
 
     Raises:
@@ -139,8 +165,9 @@ async def from_form(form: FormData) -> tuple[SearchRequest, bytes]:
     values: dict[str, Any] = {name: form.get(name) for name in form if name not in ("image", "where")}
     if any(isinstance(value, UploadFile) for value in values.values()):
         raise Refusal(400, "the form has more files than 'image'")
-    values["where"] = _read([text for text in form.getlist("where") if isinstance(text, str)])
-    return _validated(values), await image.read()
+    if "where" in form:
+        values["where"] = _read([text for text in form.getlist("where") if isinstance(text, str)])
+    return _validated(values, kind), await image.read()
 
 
 def where_of(texts: list[str]) -> Any:
@@ -149,7 +176,7 @@ def where_of(texts: list[str]) -> Any:
     Raises:
         Refusal: they have another form.
     """
-    return _where(_validated({"where": _read(texts)}).where)
+    return _where(_validated({"where": _read(texts)}, SearchRequest).where)
 
 
 def _read(texts: list[str]) -> Any:
@@ -173,9 +200,9 @@ def _where(where: Filter) -> Any:
     return pairs
 
 
-def _validated(values: Any) -> SearchRequest:
+def _validated(values: Any, kind: type[M]) -> M:
     try:
-        return SearchRequest.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise Refusal(422, validation_message(error.errors())) from None
 

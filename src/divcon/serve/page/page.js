@@ -6,7 +6,7 @@ import * as labels from "./labels.js";
 const PAGE = 48;
 const COLUMNS = 2; // columns on the cards, unless others are chosen
 const AGREE = 0.95; // learners whose similarities correlate by more than this show the same
-const uploads = new Map(); // uploaded images by number, which the address bar cannot hold
+export const uploads = new Map(); // uploaded images by number, which the address bar cannot hold
 let about = null;
 let current = 0; // the number of the latest request: answers to earlier ones are dropped
 let offset = 0;
@@ -15,6 +15,7 @@ let learnersOpen = false;
 
 const views = {
   search: { title: "Search", show: showSearch },
+  compare: { title: "Compare", show: async (state) => (await import("./compare.js")).compare(state) },
   failures: { title: "Failures", show: async (state) => (await import("./views.js")).failures(state) },
   map: { title: "Map", show: async (state) => (await import("./map.js")).map(state) },
   divisions: { title: "Divisions", show: async (state) => (await import("./views.js")).divisions(state) },
@@ -328,7 +329,7 @@ function send(file) {
   }
   const number = String(uploads.size);
   uploads.set(number, { file, url: URL.createObjectURL(file), embedding: null });
-  go({ view: "search", id: null, upload: number }, true);
+  go({ view: read().view === "compare" ? "compare" : "search", id: null, upload: number }, true);
 }
 
 // The server's token, if it has one: from the address (#token=...), or typed. A cookie keeps it.
