@@ -128,7 +128,7 @@ def test_what_training_needs(
 
     images = sorted(map(str, image_folder.rglob("*.png")))
     text = said(images, "none")
-    assert text is not None and "at least 4 classes of 2 images each, and these have none. Label some" in text
+    assert text is not None and "at least 6 classes of 2 images each, and these have none. Label some" in text
     assert text.endswith(f"then: divcon train labels.csv {options}/0")
     few = [image_folder / name for name in ("class0", "class1")]
     table = tmp_path / "few.csv"
