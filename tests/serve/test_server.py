@@ -105,7 +105,8 @@ def test_an_upload_that_ends_early_does_no_harm(server: Started) -> None:
 
 def test_clients_that_never_end_their_headers_are_disconnected(store: Path) -> None:
     """200 connections that send a letter every second; others are answered meanwhile, and these are closed."""
-    started = start(store.parent, "--device", "cpu", "--seconds", "3")
+    started = start(store.parent, "--device", "cpu", "--seconds", "3", "--root-path", "tools/divcon")
+    assert started.said.rstrip().endswith(f"{started.url}/tools/divcon/")
     port = int(started.url.rpartition(":")[2])
     slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
     try:
@@ -152,6 +153,13 @@ def test_what_cannot_be_served_is_reported(command, tmp_path: Path, store: Path)
     assert code == 2 and "16" in said
     code, _, said = command("serve", store, "--host", "0.0.0.0", "--upload-mb", "0")
     assert code == 2 and "--upload-mb" in said
+    code, _, said = command("serve", store, "--compare", tmp_path / "nothing")
+    assert code == 2 and "there is no index here" in said
+    code, _, said = command("serve", store, "--compare", store)
+    assert code == 2 and "--compare: the same index twice" in said
+    for option, value in (("root-path", "/items"), ("allow-host", "*"), ("trust-proxy", "me"), ("cors-origin", "*")):
+        code, _, said = command("serve", store, f"--{option}", value)
+        assert code == 2 and f"--{option} {value}: " in said
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

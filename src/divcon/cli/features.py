@@ -21,7 +21,7 @@ from divcon.cli.app import (
     app,
     console,
     note,
-    notes,
+    progress_bar,
     read_data,
 )
 from divcon.config.settings import Fit, ModelConfig
@@ -77,7 +77,6 @@ def features(
         passes to its head.
     """
     import numpy as np
-    from rich.progress import Progress
 
     from divcon.data.labeled_set import LabeledSet
     from divcon.data.loading import only_decodable
@@ -106,8 +105,8 @@ def features(
     if on_bad_image == "skip":
         benchmark = only_decodable(benchmark, ("train", "validation", "query", "gallery"), context)
     done = 0
-    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("images", total=sum(len(part.images) for part in table_parts(benchmark)))
+    total = sum(len(part.images) for part in table_parts(benchmark))
+    with progress_bar() as on_progress:
 
         def pooled(images: LabeledSet) -> np.ndarray:
             nonlocal done
@@ -115,7 +114,7 @@ def features(
             return model.features(
                 images,
                 batch_size=batch_size,
-                context=replace(context, on_progress=lambda p: bar.update(task, completed=before + p.done)),
+                context=replace(context, on_progress=on_progress).subtask(before=before, total=total),
             )
 
         write_benchmark_vectors(out, benchmark, pooled)

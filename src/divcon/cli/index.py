@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from divcon.cli.app import (
     app,
     console,
     note,
-    notes,
+    progress_bar,
     read_data,
 )
 from divcon.cli.imports import allow_typed
@@ -33,6 +33,7 @@ from divcon.cli.messages import flag
 from divcon.config.settings import Fit, OnBadImage
 from divcon.errors import ConfigError, DataError, DivconError, StoreError, WeightsError
 from divcon.runtime.files import check_writable
+from divcon.runtime.launchers import started_task
 
 if TYPE_CHECKING:
     from divcon.search import Changes, Index
@@ -121,7 +122,8 @@ def index(
     parts
         Embed into parquet files in this folder instead of a store, as one of several processes (--shard).
     shard
-        The number of this process and of all, such as 2/8. Default: torchrun's (RANK, WORLD_SIZE), or 1/1.
+        The number of this process and of all, such as 2/8. Default: as a launcher has started them (torchrun, srun,
+        mpirun), or 1/1.
     load
         Instead of a run and images: update --store with the parquet files that --parts wrote.
     check
@@ -209,7 +211,7 @@ def index(
         _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
         return
     opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
-    with _progress(total) as on_progress:
+    with progress_bar("items", total) as on_progress:
         changes = opened.update(
             items,
             delete_missing=delete_missing,
@@ -323,7 +325,7 @@ def index_by_backbone(
                 folder.rmdir()
         raise
     opened = Index.create(folder, address, ann_from=ann_from, device=where)
-    with _progress(total) as on_progress:
+    with progress_bar("items", total) as on_progress:
         changes = opened.update(
             items,
             delete_missing=delete_missing,
@@ -416,7 +418,7 @@ def _write_parts(
 
     number, shards = _shard_number(shard)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    with _progress(None if total is None else -(-total // shards)) as on_progress:
+    with progress_bar("items", None if total is None else -(-total // shards)) as on_progress:
         about = about_of(model, str(run.absolute()))
         embedder = Embedder(model, batch_size, on_bad_image == "skip", Context(workers, on_progress, note))
         embedded, kept = write_shard(embedder, about, chunks, folder, number, shards)
@@ -424,10 +426,10 @@ def _write_parts(
 
 
 def _shard_number(shard: str | None) -> tuple[int, int]:
-    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or of torchrun's environment."""
+    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or as a launcher has started it."""
     if shard is None:
-        rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        shard = f"{int(rank) + 1}/{size}" if rank.isdigit() and size.isdigit() else f"{rank}/{size}"
+        number, count = started_task()
+        return number + 1, count
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--shard {shard}: write NUMBER/SHARDS, with a number from 1, such as 1/8")
@@ -444,33 +446,9 @@ def _load_parts(folder: Path, store: str, ann_from: int | None) -> None:
     if ann_from is not None:
         about = replace(about, ann_from=ann_from)
     opened = Index.for_about(about, store, replace=ann_from is not None)
-    with _progress(total) as on_progress:
+    with progress_bar("items", total) as on_progress:
         changes = opened.load(chunks, context=Context(on_progress=on_progress))
     _print_changes(opened, changes)
-
-
-@contextmanager
-def _progress(total: int | None) -> Iterator[Any]:
-    """Show a bar with rate and time left; yields the ``on_progress`` that moves it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    class Rate(TextColumn):
-        def render(self, task: Any) -> Any:
-            task.fields["rate"] = f"{task.speed:,.0f} items/s" if task.speed else ""
-            return super().render(task)
-
-    columns = (TextColumn("indexing"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
-    shown = (*columns, Rate("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*shown, console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("indexing", total=total, rate="")
-        yield lambda progress: bar.update(task, completed=progress.done)
 
 
 def _print_changes(index: Index, changes: Changes) -> None:
@@ -486,18 +464,15 @@ def _print_changes(index: Index, changes: Changes) -> None:
 
 
 def _print_info(index: Index) -> None:
-    from rich.table import Table
+    from divcon.runs.display import print_table
 
     about = index.about
     console.print(f"{index.uri}: {len(index):,} items, {about.dims} dimensions")
     console.print(f"model: {about.model or 'not named'} (fingerprint {about.fingerprint})")
     missing = index.missing_values()
-    table = Table("column", "type", "without a value", box=None, pad_edge=False, header_style="")
-    for name in ("path", "label"):
-        table.add_row(name, "text", "")
-    for name, type_ in index.column_types.items():
-        table.add_row(name, type_, f"{missing[name]:,}")
-    console.print(table)
+    rows = [[name, "text", ""] for name in ("path", "label")]
+    rows += [[name, type_, f"{missing[name]:,}"] for name, type_ in index.column_types.items()]
+    print_table(console, ["column", "type", "without a value"], rows)
 
 
 def _print_check(index: Index) -> None:
