@@ -140,6 +140,24 @@ def test_labels_of_charts_do_not_overlap(long_page: Any, width: int) -> None:
                 assert across <= 1 or down <= 0.3 * (a[3] - a[1]), (one, other)
 
 
+def test_labels_of_charts_hide_no_line(long_page: Any) -> None:
+    hidden = long_page.evaluate(
+        """[...document.querySelectorAll('.chart > svg')].flatMap(svg => [...svg.querySelectorAll('text.end')].map(
+        text => {
+          const box = text.getBBox();
+          const over = [...svg.querySelectorAll('.line')].filter(line => {
+            for (let at = 0; at < line.getTotalLength(); at += 1) {
+              const {x, y} = line.getPointAtLength(at);
+              if (x > box.x && x < box.x + box.width && y > box.y + 3 && y < box.y + box.height - 3) return true;
+            }
+            return false;
+          });
+          return over.length ? text.textContent : null;
+        })).filter(Boolean)"""
+    )
+    assert hidden == []
+
+
 def test_lines_differ_without_colors(long_page: Any) -> None:
     of_lines = long_page.evaluate(
         """[...document.querySelectorAll('.chart > svg')].map(svg => [...svg.querySelectorAll('.line')].map(

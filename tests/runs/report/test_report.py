@@ -116,7 +116,7 @@ def test_scores_are_of_the_kept_model_with_protocol_and_hash(report_run: Path, r
     for name, (value, *_) in rows.items():
         assert value.numbers == [scores[name]]
         assert re.fullmatch(r"\d+\.\d\u00a0%", value.text)
-    assert rows["recall_at_1"][1].numbers == scores["recall_at_1_interval"]
+    assert rows["recall_at_1"][-1].numbers == scores["recall_at_1_interval"]
     text = report_of.section("scores").text
     assert f"leave-one-out, split {scores['split_hash']}" in text
     assert "The run has not used the test classes" in text
@@ -265,7 +265,7 @@ def test_scores_of_test_classes_are_in_it_where_they_are_passed(
     means = {name for name, value in scores.items() if isinstance(value, float) and not name.endswith("_std")}
     assert set(rows) == means
     assert {name: cells[0].numbers[0] for name, cells in rows.items()} == {name: scores[name] for name in means}
-    assert rows["nmi"][1].numbers == [scores["nmi_std"]]
+    assert rows["nmi"][-1].numbers == [scores["nmi_std"]]
     alone = page.rows("Each learner alone, on test classes")
     assert [row[1].numbers[0] for row in alone[:3]] == [each["recall_at_1"] for each in scores["learners"]]
     assert [row[0].text for row in alone[3:]] == ["pooled features", "full embedding"]
@@ -481,12 +481,12 @@ def test_the_pretrained_features_are_beside_every_score(
         for row in page.rows(caption):
             name, cells = name_of(row[0]), row[1:]
             if name == "nmi":
-                assert [cell.text for cell in cells[2:]] == ["–", "–"]
+                assert [cell.text for cell in cells[1:3]] == ["–", "–"]
                 continue
             assert cells[0].numbers == [scores[name]]
-            assert cells[2].numbers == [pretrained[name]]
-            assert cells[3].numbers[0] == pytest.approx(scores[name] - pretrained[name])
-            assert len(cells[3].numbers) == (3 if name in ("recall_at_1", "map_at_r") else 1)
+            assert cells[1].numbers == [pretrained[name]]
+            assert cells[2].numbers[0] == pytest.approx(scores[name] - pretrained[name])
+            assert len(cells[2].numbers) == (3 if name in ("recall_at_1", "map_at_r") else 1)
     for headline, scores in zip(page.all("header")[0].all("li")[:2], (validation, test), strict=True):
         pretrained = f"{50 * scores['recall_at_1']:.1f}\u00a0%"
         assert f"Pretrained features, before training: {pretrained}; training adds +" in headline.text
@@ -537,3 +537,19 @@ def test_a_run_of_an_earlier_version_has_a_report(name: str, tmp_path: Path, par
     text = page.section("scores").text
     assert "The pretrained features were not scored on validation classes" in text
     assert f"divcon evaluate {out}" in text
+
+
+def test_a_run_that_chose_its_epoch_over_folds_has_the_scores_of_the_folds(
+    report_run: Path, parse: Parse, tmp_path: Path
+) -> None:
+    contents = Contents.of(RunFolder(report_run))
+    lines = [{**line, "kept": line["epoch"] == 3} for line in contents.lines]
+    for line in lines:
+        del line["validation"]
+    curve = [{"epoch": e, "recall_at_1": 0.5 + e / 100, "map_at_r": 0.25, "trains_full": True} for e in range(5)]
+    folds = {"epoch": 3, "select_by": "map_at_r", "folds": 4, "num_queries": 1234, "curve": curve}
+    shown = sections.scores(replace(contents, lines=lines, over_folds=folds), None)
+    (tmp_path / "f.html").write_text(page_of("t", [("scores", "Scores", shown)], ""))
+    text = parse(tmp_path / "f.html").section("scores").text
+    assert "Mean over 4 folds of the train classes, 1,234 queries: Recall@1 53.0\u00a0%; MAP@R 25.0\u00a0%" in text
+    assert "Epoch 3 is kept" in text

@@ -162,7 +162,8 @@ def line_chart(
 
 
 def _labels(lines: Sequence[Line], at: _At) -> list[Html]:
-    """The names of lines at their last points. Those that end near each other are one below the other."""
+    """The names of lines at their last points. Those that end near each other are one below the other, and where other
+    lines go on beside them, above or below these, each with a thin line to its end."""
     ends = sorted(((*at(*line.points[-1]), line) for line in lines), key=lambda end: -end[0])
     columns: list[list[tuple[float, float, Line]]] = []
     for end in ends:
@@ -171,9 +172,21 @@ def _labels(lines: Sequence[Line], at: _At) -> list[Html]:
         columns[-1].append(end)
     labels = []
     for column in columns:
-        spread = spread_apart([y for _, y, _ in column], _LINE, _TOP + 4, _HEIGHT - _BOTTOM - 4)
-        for (_, _, line), y in zip(column, spread, strict=True):
-            position = {"x": _fmt(column[0][0] + _BESIDE), "y": _fmt(y + 4)}
+        left = column[0][0] + _BESIDE
+        right = left + _LETTER * max(len(line.name) for _, _, line in column)
+        ending = {id(line) for _, _, line in column}
+        passing = [at(*point) for line in lines if id(line) not in ending for point in line.points]
+        beside = [y for x, y in passing if left - 2 * _BESIDE <= x <= right]
+        low, high, needed = _TOP + 4, _HEIGHT - _BOTTOM - 4, _LINE * len(column)
+        if beside and min(beside) - low >= needed:
+            high = min(beside) - _LINE
+        elif beside and high - max(beside) >= needed:
+            low = max(beside) + _LINE
+        spread = spread_apart([y for _, y, _ in column], _LINE, low, high)
+        for (x, end, line), y in zip(column, spread, strict=True):
+            position = {"x": _fmt(left), "y": _fmt(y + 4)}
+            if abs(y - end) > _LINE / 2 or left - x > 2 * _BESIDE:
+                labels.append(_stroke(x + 3, end, left - 2, y, "leader", style=f"stroke:{line.color}"))
             labels.append(element("text", line.name, **position, style=f"fill:{line.color}", class_="end"))
     return labels
 

@@ -334,6 +334,12 @@ def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
         left.append(_scored("Scores on validation classes", validated, "validation"))
     elif contents.over_folds is None:
         left.append(element("p", "No validation classes were scored in this run."))
+    else:
+        folds = contents.over_folds
+        point = next(point for point in folds["curve"] if point["epoch"] == folds["epoch"])
+        scored = [[f"{title} ", percent(point[name]), "; "] for name, title in METRICS.items() if name in point]
+        where = f"Mean over {folds['folds']} folds of the train classes, {folds['num_queries']:,} queries: "
+        left.append(element("p", where, scored, _no_baseline({}, "the folds'"), "."))
     right: list[Child] = [element("h3", "Test classes")]
     if test is not None:
         right += _on_test(contents, test)
@@ -468,9 +474,8 @@ def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
             spread = ["± ", _score(score, score.std)]
         elif score.interval is not None:
             low, high = score.interval
-            spread = element(
-                "span", _score(score, low), " to ", _score(score, high), title=f"95 %, {score.interval_method}"
-            )
+            first = number(low, f"{100 * low:.1f}") if score.percent else _score(score, low)
+            spread = element("span", first, " to ", _score(score, high), title=f"95 %, {score.interval_method}")
         shown: list[Child] = []
         for name in columns:
             value = baselines[name].get(score.name)
@@ -478,7 +483,7 @@ def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
             if name == "pretrained_features":
                 shown.append(_difference(score, value, baselines[name]["difference"].get(score.name)))
         title = score.title.replace(score.name, score_title(score.name), 1)
-        rows.append((element("span", title, title=score.name), _score(score, score.value), spread, *shown))
+        rows.append((element("span", title, title=score.name), _score(score, score.value), *shown, spread))
     of = element(
         "p",
         f"{result['benchmark']}, {result['protocol']}, split ",
@@ -493,7 +498,7 @@ def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
         class_="dim small",
     )
     heads = {"pretrained_features": ("pretrained", "training adds"), "pooled_features": ("pooled",)}
-    head = ("score", "embedding", "95 % interval", *(title for name in columns for title in heads[name]))
+    head = ("score", "embedding", *(title for name in columns for title in heads[name]), "95 % interval")
     words: list[Child] = []
     if "pretrained_features" in baselines:
         words.append(f"Pretrained: features of {baselines['pretrained_features']['of']}, before training. ")

@@ -58,7 +58,7 @@ function take(answer) {
   for (const node of $("label-bar").querySelectorAll(".acts:first-of-type :is(button, input)")) {
     if (node.id !== "undo") node.disabled = Boolean(answer.problem);
   }
-  const own = counts.all.images > 0;
+  const own = counts.all.images > counts.given.images; // the index has labels
   if (first) $("own").checked = own;
   $("own-label").hidden = !own;
   tell();

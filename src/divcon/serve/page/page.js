@@ -285,6 +285,12 @@ function begin() {
     labels.apply();
     if (!$("threshold").hidden) showLeast(read().least);
   });
+  const fold = (event) => {
+    if (event.key === "Escape" && $("columns").contains(event.target)) $("columns").firstElementChild.focus();
+    if (event.key === "Escape" || !$("columns").contains(event.target)) $("columns").open = false;
+  };
+  document.addEventListener("click", fold);
+  $("columns").addEventListener("keydown", (event) => { if (event.key === "Escape") fold(event); });
   labels.begin({ note, say, complain });
   $("filter").addEventListener("submit", (event) => {
     event.preventDefault();
