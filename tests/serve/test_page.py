@@ -416,16 +416,17 @@ def test_where_labels_cannot_be_kept_it_is_said(opened: Opened, index: Index, tm
 
 
 def test_what_training_needs_is_said(opened: Opened) -> None:
-    training = "To train, label <b>6</b> classes."
+    training = "Untrained: features of a.b <i>c</i>. To train, label 6 classes. Then train."
 
     def untrained(route: Any) -> None:
         answer = route.fetch()
-        route.fulfill(
-            response=answer, json=answer.json() | {"untrained": True, "training": "To train, label <b>6</b> classes."}
-        )
+        route.fulfill(response=answer, json=answer.json() | {"untrained": True, "training": training})
 
     page = opened(before=lambda page: page.route("**/about", untrained))
-    expect(page.locator("#training")).to_have_text(training)
+    expect(page.locator("#training summary")).to_have_text("Untrained: features of a.b <i>c</i>.")
+    page.locator("#training summary").click()
+    expect(page.locator("#training p")).to_have_text("To train, label 6 classes. Then train.")
+    expect(page.locator("#training p")).to_be_visible()
     plain = opened()
     expect(plain.locator("#results .item")).to_have_count(40)
     expect(plain.locator("#training")).to_be_hidden()
