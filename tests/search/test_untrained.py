@@ -78,7 +78,7 @@ def test_what_is_no_backbone(tiny_model: Callable[..., dc.EmbeddingModel], image
 
 def test_vectors_are_indexed_as_they_are(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
-    rows = {"embedding": list(vectors), "label": [f"c{i // 3}" for i in range(12)]}
+    rows = {"embedding": list(vectors), "label": [f"c{i // 2}" for i in range(12)]}
     pq.write_table(pa.table(rows), tmp_path / "v.parquet")
     with dc.Index.build("none", tmp_path / "v.parquet") as index:
         assert index.uri == str(tmp_path / "v.parquet.divcon" / "index")
@@ -128,7 +128,7 @@ def test_what_training_needs(
 
     images = sorted(map(str, image_folder.rglob("*.png")))
     text = said(images, "none")
-    assert text is not None and "at least 4 classes of 2 images each, and these have none. Label some" in text
+    assert text is not None and "at least 6 classes of 2 images each, and these have none. Label some" in text
     assert text.endswith(f"then: divcon train labels.csv {options}/0")
     few = [image_folder / name for name in ("class0", "class1")]
     table = tmp_path / "few.csv"

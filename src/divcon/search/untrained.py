@@ -34,8 +34,9 @@ BACKBONE = "tf_efficientnet_lite0"
 extra ``demo``, without network."""
 RECORD = "untrained.json"
 
-CLASSES, IMAGES = 4, 2
-"""The fewest classes, and images of each, that training takes: train and test need two classes each, of a pair."""
+CLASSES, IMAGES = 6, 2
+"""The fewest classes, and images of each, that `divcon train` takes as it is: train, validation and test need two
+classes each, of a pair."""
 
 
 @dataclass(frozen=True)
