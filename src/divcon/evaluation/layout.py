@@ -130,8 +130,8 @@ def _tsne(vectors: np.ndarray) -> np.ndarray:
 
 
 def _beside(vectors: np.ndarray, chosen: np.ndarray, points: np.ndarray, on_step: OnStep) -> np.ndarray:
-    """Points of all vectors: those of the chosen, and for another one the mean of the most similar chosen ones, weighted
-    by how much more similar each is than the next one after them."""
+    """Points of all vectors: those of the chosen, and for another one the mean of the most similar chosen ones,
+    weighted by how much more similar each is than the next one after them."""
     on_step("placing the others", None)
     places, cosines = nearest(vectors, vectors[chosen], _BESIDE + 1, metric="cosine")
     weights = np.maximum(cosines[:, :_BESIDE] - cosines[:, _BESIDE:], 1e-6) ** 2

@@ -66,9 +66,9 @@ class Failures:
         self.overview = self._overview()
 
     def queries(self, label: str | None = None, offset: int = 0, limit: int = 10) -> dict[str, Any]:
-        """Queries, those that failed first, of these the worst first, and of equally bad ones that whose wrong neighbour
-        is the most similar, for JSON: ``total`` and ``queries``, each with
-        ``path``, ``label``, ``scores``, ``item`` (None: not in the index) and its nearest ``hits``.
+        """Queries, those that failed first, of these the worst first, and of equally bad ones that whose wrong
+        neighbour is the most similar, for JSON: ``total`` and ``queries``, each with ``path``, ``label``, ``scores``,
+        ``item`` (None: not in the index) and its nearest ``hits``.
 
         Args:
             label: of this class alone.
@@ -96,9 +96,9 @@ class Failures:
         return _near(self._index, {i: self._ids[i] for i in queries if self._ids[i] >= 0}, *self._gallery)
 
     def _overview(self) -> dict[str, Any]:
-        """All but the queries, for JSON: ``summary``; ``classes`` with a failed query, most failures first; ``confused``
-        pairs of classes, each with examples of a query and its nearest neighbour; ``pairs`` of a test and a train image
-        that are near-duplicates."""
+        """All but the queries, for JSON: ``summary``; ``classes`` with a failed query, most failures first;
+        ``confused`` pairs of classes, each with examples of a query and its nearest neighbour; ``pairs`` of a test and
+        a train image that are near-duplicates."""
         labels, scores = self._each["label"], self._scores
         near = self._wrong
         rows = rows_of(self._index, sorted({hits[0][0] for hits in near.values() if hits}))

@@ -37,9 +37,7 @@ def in_kinds(values: Sequence[str | int | None]) -> dict[str, Any]:
     return {"names": list(names), "of": of}
 
 
-def map_points(
-    index: Index, ids: np.ndarray, layout: Layout, run_data: RunData | None, total: int
-) -> dict[str, Any]:
+def map_points(index: Index, ids: np.ndarray, layout: Layout, run_data: RunData | None, total: int) -> dict[str, Any]:
     """The map of the index, for JSON: a list for each of ``ids``, ``x`` and ``y``; and ``kinds``, the ``label``,
     ``learner`` and ``split`` of each item as `in_kinds` gives them, without those that no item has."""
     kinds = {"label": in_kinds(_of_column(index, "label", ids))}
@@ -138,9 +136,7 @@ class Views:
         if scores is None:
             raise Refusal(404, 'there are no scores; start the server with "divcon serve RUN --scores FILE"')
         version = await self.threads.run(self.index.store.version)
-        return self.background.get(
-            "failures", version, lambda: Failures(self.index, scores, self.run_data(version))
-        )
+        return self.background.get("failures", version, lambda: Failures(self.index, scores, self.run_data(version)))
 
     async def layout(self, by: By | Literal["auto"]) -> tuple[np.ndarray, Layout] | None:
         """The ids on the map and their layout; None while it is being computed."""
@@ -179,7 +175,8 @@ class Views:
 
         @app.get("/failures")
         async def the_failures() -> Response:
-            """The most confused classes of an evaluated run, the classes with failures, near-duplicates across splits."""
+            """The most confused classes of an evaluated run, its classes with failures, near-duplicates across
+            splits."""
             found = await self.failures()
             return computing() if found is None else JSONResponse(found.overview)
 

@@ -49,6 +49,7 @@ export function createScatter(host, { x, y, view, label, describedBy, image, onC
   ground.className = "ground";
   ground.setAttribute("aria-hidden", "true");
   canvas.id = "map-canvas";
+  canvas.className = "map-canvas";
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", label);
