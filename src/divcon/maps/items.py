@@ -97,19 +97,18 @@ def items_of_index(index: Index, ids: np.ndarray, colour: str, run: Path | None)
             why = why or "no item is an image of a division among several learners"
             raise ConfigError(f"`colour` {colour}: is not known ({why}); colour by label", field="colour")
         names = {-1: "left out"} if colour == "learner" else {}
-        values = [names.get(value, value) for value in map(known.get, ids.tolist())]
+        values = [known.get(i) for i in ids.tolist()]
+        values = [names.get(value, value) if isinstance(value, int) else value for value in values]
     elif colour != "label":
         values = [rows[i].metadata.get(colour) if i in rows else None for i in ids.tolist()]
         values = [value if _is_plain(value) else str(value) for value in values]
-    thumbnails = None
-    if index.about.vector_dim is None:
-        pictures = Pictures(Limits(), EncodedImages(index, run))
+    pictures = Pictures(Limits(), EncodedImages(index, run))
 
-        def thumbnails(wanted: Sequence[int]) -> list[bytes | None]:
-            return [_picture(pictures, rows.get(int(ids[i]))) for i in wanted]
+    def thumbnails(wanted: Sequence[int]) -> list[bytes | None]:
+        return [_picture(pictures, rows.get(int(ids[i]))) for i in wanted]
 
     paths = [rows[i].path if i in rows else "" for i in ids.tolist()]
-    return MapItems(labels, paths, values, colour, thumbnails)
+    return MapItems(labels, paths, values, colour, thumbnails if index.about.vector_dim is None else None)
 
 
 def _is_plain(value: Any) -> bool:
@@ -135,15 +134,14 @@ def items_of_set(images: LabeledSet, colour: str, context: Context) -> MapItems:
             field="colour",
         )
     labels: list[str | None] = [images.label_name(i) for i in range(len(images))]
-    thumbnails = None
-    if images.vectors is None:
 
-        def thumbnails(wanted: Sequence[int]) -> list[bytes | None]:
-            chosen = images.subset(np.asarray(wanted, np.int64))
-            made = each_image(chosen, functools.partial(_webp, side=96), context=context)
-            return [one if isinstance(one, bytes) else None for one in made]
+    def thumbnails(wanted: Sequence[int]) -> list[bytes | None]:
+        chosen = images.subset(np.asarray(wanted, np.int64))
+        made = each_image(chosen, functools.partial(_webp, side=96), context=context)
+        return [one if isinstance(one, bytes) else None for one in made]
 
-    return MapItems(labels, [images.path(i) for i in range(len(images))], list(labels), colour, thumbnails)
+    paths = [images.path(i) for i in range(len(images))]
+    return MapItems(labels, paths, list(labels), colour, thumbnails if images.vectors is None else None)
 
 
 def _webp(image: Image.Image, side: int) -> bytes:
