@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+import divcon as dc
+from divcon.search import Index
 from tests.serve.test_page import WIDTHS, Opened, fits, opened, shot
 
 pytestmark = pytest.mark.heavy
@@ -227,3 +230,30 @@ def test_the_failures_of_an_evaluated_run(opened: Opened, scores: dict[str, Any]
     expect(cases).to_have_count(10)
     cases.first.locator(".item").first.click()
     expect(page.locator("#results-title")).to_have_text("Most similar")
+
+
+def test_a_map_that_stands_alone(browser: Browser, index: Index, tmp_path: Path) -> None:
+    path = dc.draw_map(index, tmp_path / "map.html", by="tsne", colour="learner")
+    wrong: list[str] = []
+    page = browser.new_page(viewport={"width": 390, "height": 900}, color_scheme="dark")
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+    page.goto(path.as_uri())
+    expect(page.locator("h1")).to_have_text("Map of run")
+    expect(page.locator(".legend")).to_contain_text("learner 1")
+    expect(page.locator(".legend")).to_contain_text("no learner (15)")
+    page.get_by_label("Find a label").fill("mug 3")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("mug 3: 5 items lit up.")
+    painted(page)
+    assert brightness(page)["lit"] < brightness(page)["dim"]
+    page.locator("#map-chosen button").click()
+    page.locator(".map-canvas").focus()
+    page.keyboard.press("n")
+    expect(page.locator(".shown img")).to_have_js_property("naturalWidth", 48)
+    expect(page.locator("#status")).to_contain_text("Item: ")
+    assert fits(page)
+    page.keyboard.press("Enter")
+    expect(page.locator("#map-chosen li")).to_have_count(1)
+    page.close()
+    assert not wrong
