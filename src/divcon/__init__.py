@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from divcon.experiments.ablation import ablate
     from divcon.experiments.reproduce import reproduce
     from divcon.exports import export
+    from divcon.maps.draw import draw_map
     from divcon.models.embedding_model import EmbeddingModel
     from divcon.runs.prune import prune
     from divcon.runs.report import report
@@ -56,6 +57,7 @@ __all__ = [
     "ablate",
     "compare",
     "divide",
+    "draw_map",
     "evaluate",
     "export",
     "pack",
@@ -87,6 +89,7 @@ __getattr__, __dir__ = lazy_names(
         "ablate": "experiments.ablation",
         "compare": "evaluation.compare",
         "divide": "division.division",
+        "draw_map": "maps.draw",
         "evaluate": "evaluation.protocol",
         "export": "exports",
         "pack": "data.pack",

@@ -100,6 +100,16 @@ WRONG = {
         "RUN --metric nope",
         "RUN --out /dev/null/report.html",
     ],
+    "map": [
+        "",
+        "/nope --out OUT.png",
+        "RUN --out OUT.txt",
+        "RUN --out OUT.png --by nope",
+        "RUN --out OUT.png --colour nope",
+        "RUN --out OUT.png --compare /nope",
+        "RUN --out /dev/null/map.png",
+        "RUN /nope --out OUT.png",
+    ],
     "export": [
         "/nope --out OUT.onnx",
         "RUN --out OUT.txt",

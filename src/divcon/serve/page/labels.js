@@ -71,7 +71,7 @@ function tell() {
   const gone = counts.gone ? ` ${many(counts.gone, "labelled item has", "labelled items have")} left the index.` : "";
   $("label-counts").replaceChildren(`${many(images, "image", "images")} in ${many(classes, "class", "classes")} labelled`,
     ...(!counts.files ? [": export, and join the labels with your table by path."]
-      : pairs < CLASSES ? [`; training needs ${CLASSES} classes of two images or more.`]
+      : pairs < CLASSES ? [`; training needs ${CLASSES} classes of two images or more, or 4 with --no-validation.`]
         : [": export, then ", el("code", {}, "divcon train labels.csv"), "."]), gone);
   $("export").href = at(`/labels.csv${$("own").checked ? "?own=true" : ""}`);
 }

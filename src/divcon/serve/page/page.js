@@ -225,7 +225,7 @@ async function browse(state) {
   $("more").hidden = offset >= answer.total || !answer.items.length;
   $("more").onclick = () => browse(state).catch((error) => complain(error.message));
   say(`${offset.toLocaleString()} of ${answer.total.toLocaleString()} items shown${offset < answer.total
-    ? ", of all labels in turn" : ""}. Click one to search with it.`);
+    ? ", a mixed sample" : ""}. Click one to search with it.`);
   labels.shown();
 }
 
@@ -369,7 +369,8 @@ async function start() {
     const images = about.sees === "images" ? "images" : "vectors";
     const learners = about.learners ? `, ${about.learners} learners` : "";
     $("about").textContent = `${about.items.toLocaleString()} ${images}, ${about.dims} dimensions${learners}`;
-    $("training").textContent = about.training ?? "";
+    const [first, ...others] = (about.training ?? "").split(/(?<=[.]) /);
+    $("training").replaceChildren(el("summary", {}, first), el("p", {}, others.join(" ")));
     $("training").hidden = !about.training;
     begin();
     await show();
