@@ -308,6 +308,7 @@ def test_head_for_every_get(served: Any) -> None:
         described = client.get("/openapi.json").json()["paths"]
         paths = [path.format(item=3) for path, ways in described.items() if "get" in ways]
         assert "/items/3/image" in paths and len(paths) >= 9
+        paths = [f"{path}?name=price" if path == "/map/column" else path for path in paths]
         for path in [*paths, "/", "/page.js", "/page.css", "/favicon.svg", "/openapi.json"]:
             while (got := client.get(path)).status_code == 202:
                 pass
