@@ -23,6 +23,7 @@ from divcon.cli import (
     reproduce,
     search,
     serve,
+    similar,
     train,
 )
 from divcon.cli.app import app, notes
@@ -47,6 +48,7 @@ __all__ = [
     "reproduce",
     "search",
     "serve",
+    "similar",
     "train",
 ]
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
 
 from divcon.config.settings import ModelConfig, RunConfig, TrainConfig
 from divcon.data.labeled_set import LabeledSet
@@ -25,7 +24,7 @@ from divcon.evaluation.subspaces import normalized
 from divcon.evaluation.task import Exclusion
 from divcon.experiments import drawing
 from divcon.models import EmbeddingModel
-from divcon.runs.display import Bar
+from divcon.runs.display import Bar, print_table
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.report import add_test_scores
 from divcon.runs.run import run
@@ -402,21 +401,16 @@ def _draw_neighbours(path: Path, images: LabeledSet, model: EmbeddingModel, seed
 
 def print_scores(result: dict[str, Any], out: Path, console: Console) -> None:
     """The demo's table, and where its pictures are."""
-    table = Table(title="Classes never seen in training", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for name in ("Recall@1 %", "95 % interval", "R-precision %", "MAP@R %"):
-        table.add_column(name, justify="right")
+    rows = []
     for name, scores in result.items():
         if name != "difference":
-            low, high = scores["recall_at_1_interval"]
-            table.add_row(
-                name,
-                f"{100 * scores['recall_at_1']:.1f}",
-                f"{100 * low:.1f} to {100 * high:.1f}",
-                f"{100 * scores['r_precision']:.1f}",
-                f"{100 * scores['map_at_r']:.1f}",
+            low, high = (f"{100 * end:.1f}" for end in scores["recall_at_1_interval"])
+            recall, precision, mean = (
+                f"{100 * scores[score]:.1f}" for score in ("recall_at_1", "r_precision", "map_at_r")
             )
-    console.print(table)
+            rows.append([name, recall, f"{low} to {high}", precision, mean])
+    console.print("Classes that training did not use, in percent:", markup=False)
+    print_table(console, ["", "Recall@1", "95 % interval", "R-precision", "MAP@R"], rows)
     if "difference" in result:
         low, high = result["difference"]
         console.print(

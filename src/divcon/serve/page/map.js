@@ -1,6 +1,6 @@
 // The map: items in two dimensions on a canvas, and as a table for screen readers.
 
-import { $, ask, card, colour, el, table } from "/dom.js";
+import { $, ask, card, colour, el, table } from "./dom.js";
 
 const LABELS = 9; // labels with a colour of their own
 const LISTED = 100;

@@ -1,6 +1,6 @@
 // The failures of an evaluated run, and the divisions of its training.
 
-import { $, ask, card, cards, colour, el, picture, table } from "/dom.js";
+import { $, ask, card, cards, colour, el, picture, table } from "./dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
