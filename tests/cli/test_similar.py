@@ -102,7 +102,7 @@ def test_the_page_is_served_with_what_training_needs(
     assert f"40 items of {tmp_path / 'here' / 'index'} at http://127.0.0.1:{port}/" in out
     assert opened == [f"127.0.0.1:{port}"]
     assert (told["items"], told["untrained"], told["port"]) == (40, True, port)
-    assert "these have none. Label some (on the page: select, tag, and export a CSV)" in told["training"]
+    assert "To train, label at least 6 classes of 2 images each (on the page: Label items" in told["training"]
     assert told["training"] in out
     record = json.loads((tmp_path / "here" / "untrained.json").read_text())
     assert record["data"] == [str(flat)]
@@ -127,7 +127,7 @@ def test_a_backbone_and_its_options_in_index(
     code, out, err = command(
         "index", "--backbone", "tf_efficientnet_lite0", "--stream", listing, "--store", tmp_path / "listed", *SMALL
     )
-    assert code == 0 and "5 added" in out and "these have" in out, err
+    assert code == 0 and "5 added" in out and "To train, label at least" in out, err
 
     tiny_model().save(tmp_path / "run")
     wrong: list[tuple[list[object], str]] = [
