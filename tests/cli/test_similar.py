@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import divcon as dc
-from divcon.cli.similar import _free_port
+from divcon.cli.similar import _free_port, _open_page
 from divcon.errors import ConfigError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -187,3 +187,22 @@ def test_what_the_page_needs_is_checked_first(
     assert code == 2 and 'pip install "divcon[serve]"; or leave it out (--no-serve)' in err
     with pytest.raises(ConfigError, match="cannot listen there"):
         _free_port("192.0.2.1", 8000)
+
+
+def test_the_browser_is_opened_when_the_page_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    tries: list[tuple[str, int]] = []
+    connect = socket.create_connection
+
+    def later(address: tuple[str, int], timeout: float) -> socket.socket:
+        tries.append(address)
+        if len(tries) < 3:
+            raise ConnectionRefusedError
+        return connect(address, timeout=timeout)
+
+    monkeypatch.setattr("socket.create_connection", later)
+    with socket.create_server(("127.0.0.1", 0)) as page:
+        port = page.getsockname()[1]
+        _open_page("127.0.0.1", port)
+    assert len(tries) == 3 and opened == [f"http://127.0.0.1:{port}/"]
