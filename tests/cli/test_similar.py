@@ -206,3 +206,17 @@ def test_the_browser_is_opened_when_the_page_is_there(monkeypatch: pytest.Monkey
         port = page.getsockname()[1]
         _open_page("127.0.0.1", port)
     assert len(tries) == 3 and opened == [f"http://127.0.0.1:{port}/"]
+
+
+@pytest.mark.heavy
+def test_a_store_elsewhere_has_its_model_beside_the_photos(command: Command, image_folder: Path, postgres: str) -> None:
+    table = f"{postgres}{'&' if '?' in postgres else '?'}table=similar_photos"
+    query = sorted(image_folder.rglob("*.png"))[3]
+    code, out, err = similar(command, image_folder, "--store", table, "--query", query, "-k", 1)
+    assert code == 0 and out.splitlines()[-1].endswith(str(query)), err
+    beside = image_folder.with_name("photos.divcon")
+    assert sorted(path.name for path in beside.iterdir()) == ["model", "untrained.json"]
+    query.write_bytes(sorted(image_folder.rglob("*.png"))[30].read_bytes())
+    copy = query.rename(image_folder.parent / "new.png")  # its embedding is in no store
+    code, out, err = command("search", table, copy, "-k", 1)
+    assert code == 0 and out.startswith(" 1.0000"), err
