@@ -25,6 +25,7 @@ def test_public_names_are_pinned() -> None:
         "DivconError",
         "divide",
         "Division",
+        "draw_map",
         "EmbeddingModel",
         "evaluate",
         "export",

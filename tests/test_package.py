@@ -24,6 +24,7 @@ def test_the_wheel_carries_the_demo_and_installs_clean(tmp_path: Path) -> None:
     assert "divcon/data/demo/icons.parquet" in names
     assert "divcon/data/demo/ATTRIBUTION.md" in names
     assert "divcon/runs/report/report.css" in names
+    assert {"divcon/maps/alone.html", "divcon/serve/page/scatter.js", "divcon/serve/page/views.css"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if "test" in name or "tools" in name or name.endswith(".pyc")]
     (sdist,) = tmp_path.glob("*.tar.gz")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from divcon.experiments.ablation import ablate
     from divcon.experiments.reproduce import reproduce
     from divcon.exports import export
+    from divcon.maps.draw import draw_map
     from divcon.models.embedding_model import EmbeddingModel
     from divcon.runs.prune import prune
     from divcon.runs.report import report
@@ -56,6 +57,7 @@ _HOME = {
     "ablate": "experiments.ablation:ablate",
     "compare": "evaluation.compare:compare",
     "divide": "division.division:divide",
+    "draw_map": "maps.draw:draw_map",
     "evaluate": "evaluation.protocol:evaluate",
     "export": "exports:export",
     "pack": "data.pack:pack",
@@ -84,6 +86,7 @@ __all__ = [
     "ablate",
     "compare",
     "divide",
+    "draw_map",
     "evaluate",
     "export",
     "pack",

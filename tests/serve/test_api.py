@@ -77,7 +77,7 @@ def test_id_path_vector_and_upload_are_the_same_query(client: TestClient, index:
 
 @pytest.mark.heavy
 def test_over_postgresql_it_answers_as_over_a_folder(
-    client: TestClient, run: Path, photos: Path, postgres: str
+    client: TestClient, run: Path, photos: Path, postgres: str, tmp_path: Path
 ) -> None:
     uri = f"{postgres}{'&' if '?' in postgres else '?'}table=served_{os.getpid()}"
     content = (photos / "3-1.png").read_bytes()
@@ -94,7 +94,14 @@ def test_over_postgresql_it_answers_as_over_a_folder(
 
     with Index.create(run, uri) as made:
         made.update(photos / "items.csv")
+        labels = tmp_path / "labels.csv"
         with client_of(made) as other:
+            assert "--labels FILE" in other.get("/labels").json()["problem"]  # there is no folder to keep them in
+        with client_of(made, labels=labels) as other:
+            assert other.post("/labels", json={"ids": [3], "label": "new"}).json()["counts"]["given"]["images"] == 1
+            assert labels.is_file()
+            mixed = [item["id"] for item in other.get("/items?sample=0&limit=50").json()["items"]]
+            assert sorted(mixed) == made.store.ids().tolist() != mixed
             assert answers(other) == answers(client)
             picture = other.get(f"/items/{made.item(photos / '2-2.png').id}/image")
             assert picture.status_code == 200

@@ -237,6 +237,7 @@ def test_the_view(browser: Browser, index: Index, run: Path, other: Index, photo
                 expect(items.locator(".hit")).to_have_count(sum(hit["right"] for hit in model["hits"]))
                 expect(items.locator(".miss")).to_have_count(sum(not hit["right"] for hit in model["hits"]))
                 expect(items.locator(".alone")).to_have_count(12 - answer["shared"])
+                expect(items.locator(".together")).to_have_count(answer["shared"])
             assert content.locator(".hit, .miss").first.inner_text() in ("✓ right", "✗ wrong")
             columns = [content.locator(".versus > div").nth(i).bounding_box() for i in (0, 1)]
             assert columns[0] and columns[1]
@@ -244,7 +245,7 @@ def test_the_view(browser: Browser, index: Index, run: Path, other: Index, photo
             assert fits(page)
             shot(page, f"compare-{width}")
             alone = content.locator(".versus > div").nth(1).locator(".alone")
-            assert set(alone.all_inner_texts()) == {"only untrained"}
+            assert set(alone.all_inner_texts()) == {"○ only untrained"}
 
             page.get_by_label("Results of each").select_option("6")
             expect(content.locator(".versus .item")).to_have_count(12)

@@ -182,10 +182,7 @@ def one_line(page: Page, selector: str) -> bool:
     return page.locator(selector).evaluate_all(script)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_cards_have_the_columns_of_the_table(
-    opened: Opened, index: Index, photos: Path, tmp_path: Path, width: int
-) -> None:
+def test_cards_have_the_columns_of_the_table(opened: Opened, index: Index, photos: Path, tmp_path: Path) -> None:
     long = "a description that no card can hold on its one line, however wide it is drawn on the screen"
     columns = {
         "price": [None if i == 3 else i / 8 for i in range(40)],
@@ -194,7 +191,7 @@ def test_cards_have_the_columns_of_the_table(
     }
     own = Index.build(index.model, photos, tmp_path / "store", columns=columns)
     with serving(create_app(own)) as url:
-        page = opened("/?id=2", url=url, width=width)
+        page = opened("/?id=2", url=url)
         expect(page.locator("#status")).to_contain_text("24 items found")
         first = page.locator("#results .item").first
         assert first.locator(".meta").all_inner_texts() == ["price 0.25", f"long {long} 2"]
@@ -222,7 +219,10 @@ def test_cards_have_the_columns_of_the_table(
         page.goto(url + "/?id=3&show=price")
         expect(page.locator("#results .item[data-id='3'] .meta")).to_have_text(["price –"])
         assert fits(page)
-        shot(page, f"cards-{width}")
+        shot(page, "cards")
+        narrow = opened("/?id=3", url=url, width=WIDTHS[0])
+        expect(narrow.locator("#status")).to_contain_text("24 items found")
+        assert one_line(narrow, "#results .meta, #results .label, #results .path") and fits(narrow)
 
 
 def test_images_fill_their_cells(opened: Opened, index: Index, tmp_path: Path) -> None:
@@ -416,16 +416,17 @@ def test_where_labels_cannot_be_kept_it_is_said(opened: Opened, index: Index, tm
 
 
 def test_what_training_needs_is_said(opened: Opened) -> None:
-    training = "To train, label <b>6</b> classes."
+    training = "Untrained: features of a.b <i>c</i>. To train, label 6 classes. Then train."
 
     def untrained(route: Any) -> None:
         answer = route.fetch()
-        route.fulfill(
-            response=answer, json=answer.json() | {"untrained": True, "training": "To train, label <b>6</b> classes."}
-        )
+        route.fulfill(response=answer, json=answer.json() | {"untrained": True, "training": training})
 
     page = opened(before=lambda page: page.route("**/about", untrained))
-    expect(page.locator("#training")).to_have_text(training)
+    expect(page.locator("#training summary")).to_have_text("Untrained: features of a.b <i>c</i>.")
+    page.locator("#training summary").click()
+    expect(page.locator("#training p")).to_have_text("To train, label 6 classes. Then train.")
+    expect(page.locator("#training p")).to_be_visible()
     plain = opened()
     expect(plain.locator("#results .item")).to_have_count(40)
     expect(plain.locator("#training")).to_be_hidden()
@@ -525,79 +526,6 @@ def test_dark_is_dark(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_failures_of_an_evaluated_run(opened: Opened, scores: dict[str, Any], width: int) -> None:
-    page = opened(width=width)
-    page.get_by_role("link", name="Failures").click()
-    expect(page.locator("#status")).to_contain_text("queries shown")
-    failed = sum(value == 0 for value in scores["per_query"]["recall_at_1"])
-    expect(page.locator("#failures-content")).to_contain_text(f"{failed} of 15 queries")
-    cases = page.locator(".case")
-    assert cases.count() == 15
-    assert cases.first.locator(".hit, .miss").first.inner_text() == ("✗ wrong" if failed else "✓ right")
-    assert cases.first.locator("ul .item").count() == 6
-    assert failed == 0 or page.locator("#failures-content td.number").first.inner_text()
-    assert fits(page)
-    shot(page, f"failures-{width}")
-    cases.first.locator(".item").first.click()
-    expect(page.locator("#results-title")).to_have_text("Most similar")
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_map_by_mouse_keyboard_and_table(opened: Opened, width: int) -> None:
-    page = opened("/?view=map", width=width)
-    expect(page.locator("#status")).to_contain_text("40 items shown")
-    canvas = page.locator("#map-canvas")
-    before = canvas.screenshot()
-    page.locator(".tools").get_by_label("Colour by").select_option("split")
-    expect(page.locator(".legend")).to_contain_text("train (25)")
-    expect(page.locator(".legend")).to_contain_text("test (15)")
-    assert canvas.screenshot() != before
-    page.locator(".tools").get_by_label("Colour by").select_option("learner")
-    expect(page.locator(".legend")).to_contain_text("learner 1")
-    canvas.focus()
-    page.keyboard.press("n")
-    expect(page.locator(".shown .item")).to_be_visible()
-    expect(page.locator("#status")).to_contain_text("Item: ")
-    first = page.locator(".shown .item").get_attribute("data-id")
-    page.keyboard.press("n")
-    assert page.locator(".shown .item").get_attribute("data-id") != first
-    at_first = canvas.screenshot()
-    page.keyboard.press("+")
-    page.keyboard.press("ArrowLeft")
-    assert canvas.screenshot() != at_first
-    page.keyboard.press("0")
-    page.locator("#map-list summary").click()
-    expect(page.locator("#map-list tbody tr")).to_have_count(40)
-    assert fits(page)
-    shot(page, f"map-{width}")
-    canvas.focus()
-    page.keyboard.press("p")
-    chosen = page.locator(".shown .item").get_attribute("data-id")
-    page.keyboard.press("Enter")
-    page.wait_for_url(re.compile(rf"[?]id={chosen}$"))
-    expect(page.locator("#results-title")).to_have_text("Most similar")
-
-
-def test_a_point_of_the_map_is_shown_and_searched_from_by_the_mouse(opened: Opened, served: Any) -> None:
-    page = opened("/?view=map")
-    expect(page.locator("#status")).to_contain_text("40 items shown")
-    canvas = page.locator("#map-canvas")
-    canvas.focus()
-    page.keyboard.press("n")
-    chosen = page.locator(".shown .item").get_attribute("data-id")
-    point = next(p for p in page.request.get(f"{served.url}/map").json()["points"] if str(p["id"]) == chosen)
-    box = canvas.bounding_box()
-    assert box is not None
-    side = min(box["width"], box["height"]) / 2 - 16
-    x, y = box["width"] / 2 + point["x"] * side, box["height"] / 2 - point["y"] * side
-    page.keyboard.press("Escape")
-    canvas.hover(position={"x": x, "y": y})
-    expect(page.locator(".shown .item")).to_be_visible()
-    canvas.click(position={"x": x, "y": y})
-    page.wait_for_url(re.compile(r"[?]id=\d+$"))
-
-
-@pytest.mark.parametrize("width", WIDTHS)
 def test_the_divisions_through_time(opened: Opened, width: int) -> None:
     page = opened("/?view=divisions", width=width)
     expect(page.locator("#status")).to_contain_text("4 divisions shown")
@@ -627,17 +555,6 @@ def test_a_token_is_asked_for_once(opened: Opened, locked: Any) -> None:
     again = opened(f"/#token={locked.token}", url=locked.url)
     expect(again.locator("#results .item")).to_have_count(40)
     assert locked.token not in again.url
-
-
-def test_another_layout_of_the_map(opened: Opened) -> None:
-    page = opened("/?view=map")
-    expect(page.locator("#status")).to_contain_text("40 items shown")
-    page.locator("#map-list summary").click()
-    before = page.locator("#map-list tbody").inner_text()
-    page.locator(".tools").get_by_label("Layout").select_option("tsne")
-    expect(page.locator("#map-list")).not_to_have_attribute("open", "")
-    page.locator("#map-list summary").click()
-    assert page.locator("#map-list tbody").inner_text() != before
 
 
 def test_a_server_that_is_down_is_reported(opened: Opened) -> None:

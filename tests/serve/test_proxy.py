@@ -80,9 +80,11 @@ def client_of(index: Index, **options: Any) -> TestClient:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("strips", [True, False], ids=["stripped", "whole"])
-def test_the_page_under_a_path(browser: Browser, index: Index, run: Path, photos: Path, strips: bool) -> None:
-    """A search, an upload, the map and the token's cookie, through a proxy that changes Host too."""
-    app = create_app(index, token=TOKEN, run=run, root_path=f"{ROOT}/", trust_proxy=["127.0.0.1"])
+def test_the_page_under_a_path(
+    browser: Browser, index: Index, run: Path, other: Index, photos: Path, strips: bool
+) -> None:
+    """A search, an upload, all views and the token's cookie, through a proxy that changes Host too."""
+    app = create_app(index, token=TOKEN, run=run, compare=other, root_path=f"{ROOT}/", trust_proxy=["127.0.0.1"])
     context, wrong = browser.new_context(viewport={"width": 1400, "height": 900}), []
     with serving(app) as inner, proxy(inner, strips=strips, host="inner.example:8000") as outer:
         page = context.new_page()
@@ -110,6 +112,10 @@ def test_the_page_under_a_path(browser: Browser, index: Index, run: Path, photos
         expect(page.locator("#sheets img").first).to_have_js_property("naturalWidth", 48)
         page.go_back()
         expect(page.locator("#map-canvas")).to_be_visible()
+        page.goto(f"{outer}{ROOT}/?view=compare")
+        page.locator("#compare-content .row .item").first.click()
+        expect(page.locator(".versus .item")).to_have_count(24)
+        assert page.url.startswith(f"{outer}{ROOT}/?view=compare&id=")
         icon = page.locator("link[rel=icon]").evaluate("link => link.href")
         assert page.request.get(icon).headers["content-type"] == "image/svg+xml"
         assert page.request.get(f"{outer}{ROOT}/openapi.json").json()["servers"] == [{"url": ROOT}]

@@ -25,6 +25,7 @@ from divcon.cli.app import (
     app,
     console,
     note,
+    notes,
     progress_bar,
     read_data,
 )
@@ -159,6 +160,8 @@ def evaluate(
 
     divcon evaluate runs/cub --parts --rerank
 
+    The scores on the run's own test classes are kept in the run folder, and shown in its report.
+
     The threshold that the run has chosen on its validation classes (RUN/model/threshold.json) is reported with its
     precision and recall: a nearest neighbour of less similarity is of no known class. They are computed with half of
     the test classes in the gallery, and then with the other half.
@@ -247,6 +250,21 @@ def evaluate(
     if json_file is not None:
         with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n")
+    report = keep_scores(run, result)
+    if report is not None:
+        notes.print(f"the scores are in {report} too", markup=False)
+
+
+def keep_scores(run: Path, result: dict[str, Any]) -> Path | None:
+    """Keep the scores of a run on its own test classes in its folder, and put them into its report, which is returned.
+    A folder that cannot be written is a note."""
+    from divcon.runs.report import add_test_scores
+
+    try:
+        return add_test_scores(run, result)
+    except DivconError as error:
+        note(f"the scores are not in the report of the run: {error}")
+        return None
 
 
 def _reranking(rerank: bool, options: dict[str, float | None]) -> ReRanking | None:

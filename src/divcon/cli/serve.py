@@ -85,7 +85,8 @@ def serve(
         The path under which a proxy serves this server, such as /tools/divcon, whether it strips that path or not.
     allow_host
         A name of this server besides 127.0.0.1 and localhost, such as shop.example or shop.example:8443, which a proxy
-        in front of it answers to. Repeat it for several. Without --token, everybody whom the proxy lets in can search.
+        in front of it answers to. Repeat it for several. Without --token, everybody whom the proxy lets in can search
+        and label.
     trust_proxy
         The address or network of a proxy, such as 127.0.0.1, whose X-Forwarded-Host and X-Forwarded-Proto are believed:
         for a proxy that changes Host. Repeat it for several.
@@ -148,7 +149,9 @@ def serve(
         if create_token:
             console.print(f"token: {token}")
         if allow_host and token is None:
-            note(f"everybody whom the proxy of {allow_host[0]} lets in can search; use --token to ask for one")
+            note(
+                f"everybody whom the proxy of {allow_host[0]} lets in can search and label; use --token to ask for one"
+            )
         if not is_loopback(host):
             note("others on this network can read everything that is sent, the token too; use a proxy with TLS")
         run_server(server, host, port, seconds=limits.seconds)

@@ -90,7 +90,7 @@ def create_app(
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
         threads.close()
-        views.background.close()
+        views.close()
 
     app = FastAPI(
         title="divcon",

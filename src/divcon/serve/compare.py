@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
@@ -131,6 +131,15 @@ class Side:
         return [] if self.run is None else sorted(RunFolder(run_of(self.run)).classes_of("validation"))
 
 
+class _Found(NamedTuple):
+    """What one model returned."""
+
+    hits: list[tuple[Row, float]]
+    """Items and their cosines, best first."""
+    label: str | None
+    """The query's, as this index has it."""
+
+
 def names_of(uris: Sequence[str]) -> list[str]:
     """A short name for each address of an index: the end of its path, as long as it takes to tell them apart. An index
     in a run is named for the run.
@@ -201,49 +210,49 @@ class Comparison:
             raise Refusal(400, f"k {request.k}: the maximum is {self.limits.most_k:,}")
         sides = [self.own, self.other(request.against)]
         query = None if request.id is None else row_of(self.own.index, request.id)
-        ranked = []
-        for side in sides:
-            row = query
-            if query is not None and side is not self.own:
-                row = _same_item(query, side)
-            if query is not None and row is not None:
-                ranked.append((_by_item(side, row.id, request.k), row.label))
-            else:
-                content = image if query is None else self._image_of(query, side)
-                assert content is not None, "checked above"
-                ranked.append((_by_image(side, content, request.k, self.limits), query and query.label))
-        rows = [rows_of(side.index, [i for i, _ in hits]) for side, (hits, _) in zip(sides, ranked, strict=True)]
-        keys = [[rows[s][i].key for i, _ in ranked[s][0] if i in rows[s]] for s in (0, 1)]
-        shared = set(keys[0]) & set(keys[1])
-        there = [sides[1 - s].index.store.lookup(keys[s]) for s in (0, 1)]
-        models = []
-        for s, side in enumerate(sides):
-            hits, label = ranked[s]
-            described = []
-            for i, score in hits:
-                if i not in rows[s]:
-                    continue
-                row = rows[s][i]
-                own = row.id if s == 0 else there[s][row.key].id if row.key in there[s] else None
-                described.append(
-                    row.to_dict(score)
-                    | {
-                        "shared": row.key in shared,
-                        "right": None if label is None or row.label is None else row.label == label,
-                        "own_id": own,
-                        "indexed": row.key in there[s],
-                        # One picture for both columns, so that the browser loads it once.
-                        "image": self._picture(side, row, own),
-                    }
-                )
-            models.append({"name": side.name, "hits": described})
-        most = max(len(each["hits"]) for each in models)
+        found = [self._found(side, query, image, request.k) for side in sides]
+        shared = {row.key for row, _ in found[0].hits} & {row.key for row, _ in found[1].hits}
+        models = [
+            {"name": side.name, "hits": self._hits(side, each, other.index, shared)}
+            for side, each, other in zip(sides, found, reversed(sides), strict=True)
+        ]
+        most = max(len(model["hits"]) for model in models)
         return {
             "query": None if query is None else query.to_dict(),
             "models": models,
             "shared": len(shared),
             "overlap": round(len(shared) / most, 4) if most else 0.0,
         }
+
+    def _found(self, side: Side, query: Row | None, image: bytes | None, k: int) -> _Found:
+        """The items most similar to an item of the server's own index, or to an uploaded image, by one model."""
+        same = query if query is None or side is self.own else _same_item(query, side)
+        if same is not None:
+            ranked, label = _by_item(side, same.id, k), same.label
+        else:
+            content = image if query is None else self._image_of(query, side)
+            assert content is not None, "there is an item or an image"
+            ranked, label = _by_image(side, content, k, self.limits), None if query is None else query.label
+        rows = rows_of(side.index, [i for i, _ in ranked])
+        return _Found([(rows[i], score) for i, score in ranked if i in rows], label)
+
+    def _hits(self, side: Side, found: _Found, other: Index, shared: set[str]) -> list[dict[str, Any]]:
+        """For JSON: see `ComparedHit`."""
+        there = other.store.lookup([row.key for row, _ in found.hits])
+        hits = []
+        for row, score in found.hits:
+            indexed = row.key in there
+            own_id = row.id if side is self.own else there[row.key].id if indexed else None
+            comparison = {
+                "shared": row.key in shared,
+                "right": None if found.label is None or row.label is None else row.label == found.label,
+                "own_id": own_id,
+                "indexed": indexed,
+                # One picture for both columns, so that the browser loads it once.
+                "image": self._picture(side, row, own_id),
+            }
+            hits.append(row.to_dict(score) | comparison)
+        return hits
 
     def _picture(self, side: Side, row: Row, own: int | None) -> str:
         if own is not None:

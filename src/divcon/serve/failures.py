@@ -17,8 +17,8 @@ from divcon.search.items import absolute, key_of
 from divcon.serve.items import rows_of
 from divcon.serve.run_data import RunData
 
-WORST, CONFUSED, PAIRS = 48, 30, 24
-"""The numbers of queries, pairs of classes and near-duplicates that are shown."""
+CONFUSED, EXAMPLES, PAIRS = 60, 2, 24
+"""The largest numbers of pairs of classes, examples of each, and near-duplicates."""
 _NEIGHBOURS = 6
 _MAX_QUERIES, _MAX_GALLERY = 5_000, 50_000
 """Of more, a sample is searched."""
@@ -45,49 +45,105 @@ def read_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
-def failures(index: Index, scores: dict[str, Any], run_data: RunData | None) -> dict[str, Any]:
-    """The failures, for JSON: ``summary``, ``worst`` queries with their neighbours, ``confused`` pairs of classes, and
-    ``pairs`` of a test and a train image that are near-duplicates."""
-    each = scores["per_query"]
-    splits = run_data.splits if run_data else {}
-    ids = _ids_of(index, each["path"], run_data)
-    gallery = splits.get("test", splits.get("gallery", index.store.ids()))
-    gallery_ids, gallery_vectors = _vectors(index, sampled(gallery[gallery >= 0], _MAX_GALLERY, (0,)))
-    metric = next((name for name in ("map_at_r", "r_precision") if name in each), "recall_at_1")
-    known = [i for i, value in enumerate(each["recall_at_1"]) if value is not None]
-    known.sort(key=lambda i: (each["recall_at_1"][i], each[metric][i] if each[metric][i] is not None else 1.0, i))
-    failed = [i for i in known if each["recall_at_1"][i] == 0]
-    searched = list(dict.fromkeys([*known[:WORST], *sampled(np.array(failed, np.int64), _MAX_QUERIES, (0,)).tolist()]))
-    near = _near(index, {i: ids[i] for i in searched if ids[i] >= 0}, gallery_ids, gallery_vectors)
-    rows = rows_of(index, sorted({ids[i] for i in known[:WORST]} | {j for hits in near.values() for j, _ in hits}))
+class Failures:
+    """The failures of an evaluated run: computed once, and asked for by the page piece by piece."""
 
-    worst = []
-    for i in known[:WORST]:
-        hits = [{**rows[j].to_dict(score), "right": rows[j].label == each["label"][i]} for j, score in near.get(i, [])]
-        own = {name: each[name][i] for name in ("recall_at_1", "r_precision", "map_at_r") if name in each}
-        item = rows[ids[i]].to_dict() if ids[i] in rows else None
-        worst.append({"path": each["path"][i], "label": each["label"][i], "scores": own, "item": item, "hits": hits})
+    def __init__(self, index: Index, scores: dict[str, Any], run_data: RunData | None) -> None:
+        self._index = index
+        self._scores = scores
+        self._each = each = scores["per_query"]
+        self._splits = run_data.splits if run_data else {}
+        self._ids = _ids_of(index, each["path"], run_data)
+        gallery = self._splits.get("test", self._splits.get("gallery", index.store.ids()))
+        self._gallery = _vectors(index, sampled(gallery[gallery >= 0], _MAX_GALLERY, (0,)))
+        metric = next((name for name in ("map_at_r", "r_precision") if name in each), "recall_at_1")
+        hit, rank = each["recall_at_1"], each[metric]
+        self._known = [i for i, value in enumerate(hit) if value is not None]
+        self._failed = [i for i in self._known if hit[i] == 0]
+        self._wrong = self._near(sampled(np.array(self._failed, np.int64), _MAX_QUERIES, (0,)).tolist())
+        surest = {i: near[0][1] for i, near in self._wrong.items() if near}
+        self._known.sort(key=lambda i: (hit[i], rank[i] if rank[i] is not None else 1.0, -surest.get(i, -1.0), i))
+        self.overview = self._overview()
 
-    confused: Counter[tuple[str, str]] = Counter()
-    examples: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    for i in failed:
-        if near.get(i) and (other := rows[near[i][0][0]].label) not in (None, each["label"][i]):
-            pair = (each["label"][i], str(other))
-            confused[pair] += 1
-            examples[pair].append(ids[i])
-    total = Counter(each["label"][i] for i in known)
-    summary = {name: scores[name] for name in ("recall_at_1", "r_precision", "map_at_r", "protocol", "split_hash")
-               if name in scores}  # fmt: skip
-    return {
-        "summary": summary | {"queries": len(known), "failed": len(failed), "in_index": sum(i >= 0 for i in ids)},
-        "worst": worst,
-        "confused": [
-            {"label": a, "taken_for": b, "queries": n, "of": total[a], "examples": examples[a, b][:4]}
-            for (a, b), n in confused.most_common(CONFUSED)
-        ],
-        "pairs": _pairs(index, splits),
-        "split_known": bool(splits),
-    }
+    def queries(self, label: str | None = None, offset: int = 0, limit: int = 10) -> dict[str, Any]:
+        """Queries, those that failed first, of these the worst first, and of equally bad ones that whose wrong
+        neighbour is the most similar, for JSON: ``total`` and ``queries``, each with ``path``, ``label``, ``scores``,
+        ``item`` (None: not in the index) and its nearest ``hits``.
+
+        Args:
+            label: of this class alone.
+        """
+        each = self._each
+        known = [i for i in self._known if label is None or each["label"][i] == label]
+        wanted = known[offset : offset + limit]
+        near = self._near(wanted)
+        rows = rows_of(self._index, sorted({self._ids[i] for i in wanted} | {j for h in near.values() for j, _ in h}))
+        queries = []
+        for i in wanted:
+            hits = [
+                {**rows[j].to_dict(score), "right": rows[j].label == each["label"][i]}
+                for j, score in near.get(i, [])
+                if j in rows
+            ]
+            own = {name: each[name][i] for name in ("recall_at_1", "r_precision", "map_at_r") if name in each}
+            item = rows[self._ids[i]].to_dict() if self._ids[i] in rows else None
+            queries.append(
+                {"path": each["path"][i], "label": each["label"][i], "scores": own, "item": item, "hits": hits}
+            )
+        return {"total": len(known), "queries": queries}
+
+    def _near(self, queries: list[int]) -> dict[int, list[tuple[int, float]]]:
+        return _near(self._index, {i: self._ids[i] for i in queries if self._ids[i] >= 0}, *self._gallery)
+
+    def _overview(self) -> dict[str, Any]:
+        """All but the queries, for JSON: ``summary``; ``classes`` with a failed query, most failures first;
+        ``confused`` pairs of classes, each with examples of a query and its nearest neighbour; ``pairs`` of a test and
+        a train image that are near-duplicates."""
+        labels, scores = self._each["label"], self._scores
+        near = self._wrong
+        rows = rows_of(self._index, sorted({hits[0][0] for hits in near.values() if hits}))
+        confused: Counter[tuple[str, str]] = Counter()
+        examples: defaultdict[tuple[str, str], list[tuple[int, int, float]]] = defaultdict(list)
+        for i in self._failed:
+            if not near.get(i) or near[i][0][0] not in rows:
+                continue
+            nearest_id, score = near[i][0]
+            if (other := rows[nearest_id].label) not in (None, labels[i]):
+                confused[labels[i], str(other)] += 1
+                examples[labels[i], str(other)].append((self._ids[i], nearest_id, score))
+        total = Counter(labels[i] for i in self._known)
+        failed = Counter(labels[i] for i in self._failed)
+        shown = confused.most_common(CONFUSED)
+        items = rows_of(
+            self._index, sorted({id_ for pair, _ in shown for one in examples[pair][:EXAMPLES] for id_ in one[:2]})
+        )
+        names = ("recall_at_1", "r_precision", "map_at_r", "protocol", "split_hash")
+        summary = {name: scores[name] for name in names if name in scores}
+        return {
+            "summary": summary
+            | {
+                "queries": len(self._known),
+                "failed": len(self._failed),
+                "in_index": sum(i >= 0 for i in self._ids),
+            },
+            "classes": [{"label": a, "failed": n, "queries": total[a]} for a, n in failed.most_common()],
+            "confused": [
+                {
+                    "label": a,
+                    "taken_for": b,
+                    "queries": n,
+                    "of": total[a],
+                    "examples": [
+                        {"query": items[i].to_dict(), "nearest": items[j].to_dict(score)}
+                        for i, j, score in examples[a, b][:EXAMPLES]
+                        if i in items and j in items
+                    ],
+                }
+                for (a, b), n in shown
+            ],
+            "pairs": _pairs(self._index, self._splits),
+            "split_known": bool(self._splits),
+        }
 
 
 def _ids_of(index: Index, paths: list[str], run_data: RunData | None) -> list[int]:

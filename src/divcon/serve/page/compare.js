@@ -87,8 +87,8 @@ function heading(model, ...more) {
 function mark(hit, name) {
   const right = hit.right === null ? null
     : el("span", { className: hit.right ? "hit" : "miss" }, hit.right ? "✓ right" : "✗ wrong");
-  const where = hit.shared ? "both" : `only ${name}${hit.indexed ? "" : ": not in the other index"}`;
-  return [right, el("span", { className: `more ${hit.shared ? "" : "alone"}` }, where)].filter(Boolean);
+  const where = hit.shared ? "● both" : `○ only ${name}${hit.indexed ? "" : ": not in the other index"}`;
+  return [right, el("span", { className: `more ${hit.shared ? "together" : "alone"}` }, where)].filter(Boolean);
 }
 
 function column(state, model, hits) {

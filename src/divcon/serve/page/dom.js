@@ -32,8 +32,8 @@ function exactly(key, value, context) {
   return rounded && /^-?\d+$/.test(context?.source ?? "") ? context.source : value;
 }
 
-/** Fetch JSON from the server; while it answers 202, ask again. */
-export async function ask(path, options = {}) {
+/** Fetch JSON from the server; while it answers 202, ask again, and call `waiting` with what it answers. */
+export async function ask(path, { waiting = () => {}, ...options } = {}) {
   for (;;) {
     let response;
     try {
@@ -44,6 +44,7 @@ export async function ask(path, options = {}) {
     }
     if (response.status === 401 && (await login())) continue;
     if (response.status === 202) {
+      waiting(await response.json());
       await new Promise((go) => setTimeout(go, 500));
       continue;
     }

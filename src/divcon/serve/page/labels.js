@@ -58,7 +58,7 @@ function take(answer) {
   for (const node of $("label-bar").querySelectorAll(".acts:first-of-type :is(button, input)")) {
     if (node.id !== "undo") node.disabled = Boolean(answer.problem);
   }
-  const own = counts.all.images > 0;
+  const own = counts.all.images > counts.given.images; // the index has labels
   if (first) $("own").checked = own;
   $("own-label").hidden = !own;
   tell();
@@ -71,7 +71,7 @@ function tell() {
   const gone = counts.gone ? ` ${many(counts.gone, "labelled item has", "labelled items have")} left the index.` : "";
   $("label-counts").replaceChildren(`${many(images, "image", "images")} in ${many(classes, "class", "classes")} labelled`,
     ...(!counts.files ? [": export, and join the labels with your table by path."]
-      : pairs < CLASSES ? [`; training needs ${CLASSES} classes of two images or more.`]
+      : pairs < CLASSES ? [`; training needs ${CLASSES} classes of two images or more, or 4 with --no-validation.`]
         : [": export, then ", el("code", {}, "divcon train labels.csv"), "."]), gone);
   $("export").href = at(`/labels.csv${$("own").checked ? "?own=true" : ""}`);
 }

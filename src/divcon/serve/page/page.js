@@ -225,7 +225,7 @@ async function browse(state) {
   $("more").hidden = offset >= answer.total || !answer.items.length;
   $("more").onclick = () => browse(state).catch((error) => complain(error.message));
   say(`${offset.toLocaleString()} of ${answer.total.toLocaleString()} items shown${offset < answer.total
-    ? ", of all labels in turn" : ""}. Click one to search with it.`);
+    ? ", a mixed sample" : ""}. Click one to search with it.`);
   labels.shown();
 }
 
@@ -285,6 +285,12 @@ function begin() {
     labels.apply();
     if (!$("threshold").hidden) showLeast(read().least);
   });
+  const fold = (event) => {
+    if (event.key === "Escape" && $("columns").contains(event.target)) $("columns").firstElementChild.focus();
+    if (event.key === "Escape" || !$("columns").contains(event.target)) $("columns").open = false;
+  };
+  document.addEventListener("click", fold);
+  $("columns").addEventListener("keydown", (event) => { if (event.key === "Escape") fold(event); });
   labels.begin({ note, say, complain });
   $("filter").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -363,7 +369,8 @@ async function start() {
     const images = about.sees === "images" ? "images" : "vectors";
     const learners = about.learners ? `, ${about.learners} learners` : "";
     $("about").textContent = `${about.items.toLocaleString()} ${images}, ${about.dims} dimensions${learners}`;
-    $("training").textContent = about.training ?? "";
+    const [first, ...others] = (about.training ?? "").split(/(?<=[.]) /);
+    $("training").replaceChildren(el("summary", {}, first), el("p", {}, others.join(" ")));
     $("training").hidden = !about.training;
     begin();
     await show();

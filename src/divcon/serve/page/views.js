@@ -1,6 +1,6 @@
 // The failures of an evaluated run, and the divisions of its training.
 
-import { $, ask, card, cards, colour, el, picture, table } from "./dom.js";
+import { $, ask, card, colour, el, picture, table } from "./dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -12,7 +12,25 @@ function svg(tag, properties, ...children) {
 }
 
 const SCORES = { recall_at_1: "Recall@1", r_precision: "R-precision", map_at_r: "MAP@R" };
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const percent = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`);
+const SHOWN = { confused: 8, queries: 10, pairs: 6 }; // at first, and with each "More"
+
+/** A list that shows some of its entries, and more with a button: `fetch(offset)` gives `{ entries, total }`. */
+async function growing(list, name, fetch) {
+  const button = el("button", { type: "button", hidden: true }, `More ${name}`);
+  const grow = async () => {
+    const { entries, total } = await fetch(list.children.length);
+    const first = list.children.length ? entries[0] : null;
+    list.append(...entries);
+    button.hidden = list.children.length >= total || !entries.length;
+    button.textContent = `More ${name} (${list.children.length.toLocaleString()} of ${total.toLocaleString()})`;
+    first?.querySelector("a")?.focus();
+  };
+  await grow();
+  return { button, grow };
+}
+
+const some = (entries, count) => async (offset) => ({ entries: entries.slice(offset, offset + count), total: entries.length });
 
 export async function failures(state) {
   state.say("Loading the failures …");
@@ -20,43 +38,84 @@ export async function failures(state) {
   if (state.stale()) return;
   const { summary } = data;
   const content = $("failures-content");
+  const complain = (error) => state.complain(error.message);
+  const more = ({ button, grow }) => {
+    button.addEventListener("click", () => grow().catch(complain));
+    return el("p", {}, button);
+  };
   const overview = el("p", {}, `${summary.failed.toLocaleString()} of ${summary.queries.toLocaleString()} queries have a `
-    + `nearest neighbour of another class (Recall@1 ${percent(summary.recall_at_1 ?? 1 - summary.failed / summary.queries)}).`);
+    + `nearest neighbour of another class (Recall@1 ${percent(summary.recall_at_1 ?? 1 - summary.failed / summary.queries)}). `
+    + "Numbers below images are similarities to the query.");
   const missing = summary.in_index < summary.queries
     ? el("p", { className: "dim" }, `${summary.in_index.toLocaleString()} of these queries are in the index; `
       + "the others have no preview.") : null;
-  content.replaceChildren(overview, ...(missing ? [missing] : []));
+  content.replaceChildren(overview, ...(missing ? [missing] : []), el("h3", {}, "Most confused classes"));
+
+  if (data.confused.length) {
+    const list = el("ul", { className: "confused" });
+    const entries = data.confused.map((pair) => confusedPair(pair));
+    content.append(list, more(await growing(list, "pairs of classes", some(entries, SHOWN.confused))));
+  } else content.append(el("p", {}, "No failed query in the index has a nearest neighbour of another class."));
 
   content.append(el("h3", {}, "Worst queries"));
-  for (const query of data.worst) {
-    const scores = Object.entries(query.scores).map(([name, value]) => `${SCORES[name] ?? name} ${value?.toFixed(3)}`);
-    const left = query.item ? card(query.item) : el("div", { className: "item" }, el("span", { className: "nothing" },
-      "not in the index"), el("span", { className: "label" }, query.label), el("span", { className: "path" }, query.path));
-    const hits = el("ul", { className: "row", "aria-label": `Nearest to ${query.label}` }, query.hits.map((hit) =>
-      el("li", {}, card(hit, el("span", { className: hit.right ? "hit" : "miss" }, hit.right ? "✓ right" : "✗ wrong")))));
-    content.append(el("div", { className: "case" }, left,
-      el("div", {}, el("p", { className: "dim" }, scores.join(", ")), query.hits.length ? hits : null)));
-  }
-
-  content.append(el("h3", {}, "Most confused classes"));
-  if (data.confused.length) {
-    content.append(table("Failed queries by the class of their nearest neighbour",
-      ["Class", "Confused with", "Failed queries", "All queries", "Examples"], data.confused.map((pair) => [pair.label, pair.taken_for,
-        pair.queries, pair.of, el("span", {}, pair.examples.map((id, i) => [i ? " " : "",
-          el("a", { href: `/?id=${id}`, "data-id": id, "aria-label": `Example ${i + 1} of ${pair.label}` },
-            `${i + 1}`)]).flat())])));
-  } else content.append(el("p", {}, "No failed query in the index has a nearest neighbour of another class."));
+  const filter = el("input", { id: "failed-class", list: "failed-classes", autocomplete: "off", placeholder: "all classes" });
+  const options = data.classes.map((one) => el("option", { value: one.label }, `${one.failed} of ${one.queries} failed`));
+  const form = el("form", { className: "found" }, el("label", {}, "Class ", filter), " ",
+    el("datalist", { id: "failed-classes" }, options), el("button", { type: "submit" }, "Show"), " ",
+    el("span", { className: "dim" }, `${data.classes.length.toLocaleString()} classes have failed queries`));
+  const cases = el("div", { id: "failed-queries" });
+  let shownFor = 0;
+  const show = async () => {
+    const label = filter.value, mine = ++shownFor;
+    const list = el("ul", { className: "cases" });
+    const page = async (offset) => {
+      const of = label ? `&label=${encodeURIComponent(label)}` : "";
+      const answer = await ask(`/failures/queries?offset=${offset}&limit=${SHOWN.queries}${of}`);
+      return { entries: answer.queries.map(failedCase), total: answer.total };
+    };
+    const grown = await growing(list, "queries", page);
+    if (mine !== shownFor || state.stale()) return;
+    cases.replaceChildren(list, more(grown));
+    const count = list.children.length;
+    state.say(count ? `${count.toLocaleString()} queries shown, worst first.` : `No query is of the class “${label}”.`);
+  };
+  form.addEventListener("submit", (event) => { event.preventDefault(); show().catch(complain); });
+  content.append(form, cases);
 
   content.append(el("h3", {}, "Near-duplicates in test and train"));
   if (!data.split_known) {
     content.append(el("p", { className: "dim" }, "Unknown: the data of the run cannot be read on this machine."));
   } else if (data.pairs.length) {
-    content.append(el("p", { className: "dim" }, "Pairs with a cosine of 0.95 or more. Check whether they are copies of one image."));
-    content.append(el("ul", { className: "grid pairs" }, data.pairs.map((pair) => el("li", {},
-      el("p", { className: "score" }, `cosine ${pair.score.toFixed(3)}`), card(pair.test, el("span", { className: "more" }, "test")),
-      card(pair.train, el("span", { className: "more" }, "train"))))));
-  } else content.append(el("p", {}, "No pair of a test and a train image in the index has a cosine of 0.95 or more."));
-  state.say(`${data.worst.length} queries shown, worst first.`);
+    content.append(el("p", { className: "dim" }, "Pairs with a similarity of 0.95 or more. Check whether they are copies of one image."));
+    const list = el("ul", { className: "grid pairs" });
+    const entries = data.pairs.map((pair) => el("li", {}, card(pair.test, el("span", { className: "more" }, "test")),
+      card({ ...pair.train, score: pair.score }, el("span", { className: "more" }, "train"))));
+    content.append(list, more(await growing(list, "pairs", some(entries, SHOWN.pairs))));
+  } else content.append(el("p", {}, "No pair of a test and a train image in the index has a similarity of 0.95 or more."));
+  await show();
+}
+
+function confusedPair({ label, taken_for: other, queries, of, examples }) {
+  const image = (item, about) => el("a", { href: `/?id=${item.id}`, "data-id": item.id, title: item.path,
+    "aria-label": about }, picture(item, 96));
+  return el("li", {}, el("p", {}, el("strong", {}, label), " taken for ", el("strong", {}, other)),
+    el("p", { className: "dim" }, `${queries.toLocaleString()} of ${of.toLocaleString()} queries (${percent(queries / of)})`),
+    examples.map(({ query, nearest }, i) => el("div", { className: "pair" }, image(query, `Query ${i + 1}: ${label}`),
+      el("span", { className: "miss" }, "✗ ", nearest.score.toFixed(3)), image(nearest, `Its nearest neighbour: ${other}`))));
+}
+
+function failedCase(query) {
+  const scores = Object.entries(query.scores).map(([name, value]) => `${SCORES[name] ?? name} ${percent(value)}`);
+  const own = query.item ? card(query.item, el("span", { className: "more" }, "query"))
+    : el("div", { className: "item" }, el("span", { className: "nothing" }, "not in the index"),
+      el("span", { className: "label" }, query.label), el("span", { className: "more" }, "query"),
+      el("span", { className: "path" }, query.path));
+  const hits = query.hits.map((hit) =>
+    el("li", {}, card(hit, el("span", { className: hit.right ? "hit" : "miss" }, hit.right ? "✓ right" : "✗ wrong"))));
+  return el("li", { className: "case" },
+    el("p", {}, el("strong", {}, query.label), " ", el("span", { className: "dim" }, scores.join(" · "))),
+    el("ul", { className: "row", "aria-label": `Query ${query.label} and its nearest neighbours` },
+      el("li", { className: "asked" }, own), hits));
 }
 
 export async function divisions(state) {
