@@ -34,7 +34,7 @@ from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import create_loader
 from divcon.training.sampler import Batch, EpochPlan, plan_epoch
 from divcon.training.schedule import Phase, learning_rates, phase_at
-from divcon.training.setup import check, create_fabric, seed_batch, set_classes, set_up
+from divcon.training.setup import check, seed_batch, set_classes, set_up, training_device
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,12 @@ def loss_of(
 def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfig, idea: Idea) -> Iterator[Division]:
     """The loop of divcon, with the idea in it; yields the division after each epoch."""
     objectives = check(model, images, config)
-    fabric = create_fabric(config, dc.Context().group)
+    device = training_device(config)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
-    _, optimizer = set_up(fabric, model, objectives, config)
+    optimizer = set_up(model, objectives, config, device)
     division = None
-    bank = FeatureBank(len(images), model.num_features, fabric.device, enabled=False)
-    with create_loader(model, images, config, fabric.device, dc.Context(config.workers)) as loader:
+    bank = FeatureBank(len(images), model.num_features, device, enabled=False)
+    with create_loader(model, images, config, device, dc.Context(config.workers)) as loader:
         for epoch in range(config.epochs):
             phase, previous = phase_at(epoch, config, model.head.max_learners), division
             whole = phase is Phase.FINETUNE or config.divide_by == "none"
@@ -216,7 +216,7 @@ def train(model: dc.EmbeddingModel, images: dc.LabeledSet, config: dc.TrainConfi
                 if phase is Phase.SUBSPACE:
                     loss = loss + config.mask_penalty * model.head.penalty()
                 optimizer.zero_grad()
-                fabric.backward(loss)
+                loss.backward()
                 optimizer.step()
             yield division
 

@@ -89,19 +89,19 @@ def plain(backbone: str, size: int, fused: bool) -> Callable[[Batches], dict[str
 
 
 def ours(name: str, backbone: str, size: int) -> Callable[[Batches], dict[str, float]]:
-    from lightning.fabric import Fabric
-
     from divcon.training.feature_bank import FeatureBank
     from divcon.training.losses import create_objectives
+    from divcon.training.precision import Precision
     from divcon.training.setup import seed_batch, set_up
 
     method, learners, more = OURS[name]
     model = dc.EmbeddingModel(backbone, 128, learners, method=method, image_size=size)
     config = dc.TrainConfig(**more)
-    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if config.precision == "bf16" else "32-true")
+    device = torch.device("cpu")
+    precision = Precision(config.precision, device)
     objectives = create_objectives(config, model.head, 20)
-    network, optimizer = set_up(fabric, model, objectives, config)
-    bank = FeatureBank(1000, model.num_features, fabric.device, enabled=config.divide_on == "bank")
+    optimizer = set_up(model, objectives, config, device)
+    bank = FeatureBank(1000, model.num_features, device, enabled=config.divide_on == "bank")
     model.train()
 
     def steps(batches: Batches) -> dict[str, float]:
@@ -110,14 +110,14 @@ def ours(name: str, backbone: str, size: int) -> Callable[[Batches], dict[str, f
                 images = images.contiguous()
             seed_batch(0, 0, step)
             optimizer.zero_grad()
-            own, full, features = network(images, learner=step % learners, with_all=True)
+            own, full, features = precision.forward(model, images, learner=step % learners, with_all=True)
             loss = objectives[step % learners](own, labels)
             if config.full_weight:
                 loss = loss + config.full_weight * objectives[-1](full, labels)
             loss = loss + config.mask_penalty * model.head.penalty()
             bank.update(np.arange(80) + 80 * (step % 12), features)
-            fabric.backward(loss)
-            optimizer.step()
+            precision.backward(loss)
+            precision.step(optimizer)
             loss.item()
         return {"loss": loss.item()}
 

@@ -137,6 +137,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()
+        assert "\x1b" not in out + err, "a pipe gets no codes of colours"
         return code, out, err
 
     return call

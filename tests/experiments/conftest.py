@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,6 +24,35 @@ def vectors_of(first: int, seed: int) -> LabeledSet:
     names = tuple(f"c{i:02d}" for i in range(2 * CLASSES))
     paths = pa.array([f"{row}.png" for row in rows])
     return LabeledSet(labels, names, paths, rows, "made", vectors=vectors.astype(np.float32))
+
+
+def texts_of(figure: Any) -> list[str]:
+    """The texts of a figure of matplotlib. Each is within the figure, and none covers another."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    beyond = set()  # matplotlib keeps labels of ticks that are beyond the axes
+    for axes in figure.axes:
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            places = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+            beyond |= {label for place, label in places if not low <= place <= high}
+    inside = figure.bbox
+    boxes = []
+    for text in shown:
+        box = text.get_window_extent(renderer)
+        if text in beyond:
+            continue
+        assert inside.padded(1).x0 <= box.x0 and box.x1 <= inside.padded(1).x1, text.get_text()
+        assert inside.padded(1).y0 <= box.y0 and box.y1 <= inside.padded(1).y1, text.get_text()
+        boxes.append((text.get_text(), box))
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        across = min(a.x1, b.x1) - max(a.x0, b.x0)
+        down = min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert across <= 1 or down <= 0.2 * min(a.height, b.height), (one, other)
+    return [text for text, _ in boxes]
 
 
 @pytest.fixture(scope="session")

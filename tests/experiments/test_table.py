@@ -10,6 +10,9 @@ import pytest
 
 from divcon.errors import ConfigError, RunError
 from divcon.experiments import picture, table
+from divcon.experiments.drawing import style
+from divcon.experiments.results import _figure
+from tests.experiments.conftest import texts_of
 
 
 def run(arm: str, seed: int, scores: list[float], hits: list[int], **more: Any) -> dict[str, Any]:
@@ -136,7 +139,41 @@ def test_the_picture_is_the_same_each_time_and_has_every_arm(results: dict[str, 
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "a.svg").read_text()
-    assert all(f"<!-- {word} -->" in text for word in ("slices", "single", "masks", "images trained on"))
+    assert all(f"<!-- {arm} " in text for arm in ("slices", "single", "masks"))
+    assert all(
+        f"<!-- {word} -->" in text for word in ("images trained on, in thousands", "seconds of training and dividing")
+    )
+
+
+def test_lines_are_labelled_at_their_ends_with_their_scores_and_do_not_cover_each_other(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    # Twelve arms that end within a point of each other, and two that end at one score.
+    arms = [f"an-arm-of-the-study-{i}" for i in range(12)]
+    results["settings"]["arms"] = {name: {} for name in arms}
+    scores = [0.5 + i / 1000 for i in range(11)] + [0.505]
+    results["runs"] = [
+        run(arm, seed, [0.2, score], [1, 0, 1, 0]) for arm, score in zip(arms, scores, strict=True) for seed in (0, 1)
+    ]
+    results["untrained"] = {"recall_at_1": 0.1, "of": "made"}
+    texts = texts_of(_figure(results, None, None))
+    for arm, score in zip(arms, scores, strict=True):
+        assert texts.count(f"{arm} {100 * score:.1f}") == 2  # by images and by time
+    assert "Recall@1 on the test classes, %" in texts
+    assert {"images trained on, in thousands", "seconds of training and dividing"} <= set(texts)
+    assert any(text.startswith("Recall@1 on test classes of made") for text in texts)
+    about = next(text for text in texts if "4 queries in 2 classes" in text)
+    assert "mean of 2 seeds; a band spans the seeds" in about.replace("\n", " ")
+    assert texts.count("pretrained features: 10.0") == 2
+    results["untrained"]["recall_at_1"] = 0.01
+    for of in results["runs"]:
+        of["curve"][0]["recall_at_1"] = 0.49
+    assert texts_of(_figure(results, None, None)).count("pretrained features: 1.0, below this chart") == 2
+
+
+def test_lines_differ_without_colors() -> None:
+    styles = [style(i) for i in range(35)]
+    assert len({(str(s["linestyle"]), s["marker"]) for s in styles}) == 35
 
 
 def test_without_matplotlib_it_is_reported(

@@ -46,11 +46,8 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         create_backbone("resnet50.tv_in1")
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        WeightsError, match=r"(?s)could not be downloaded.*`weights=FILE`.*`pretrained=False`.*divcon\[demo\]"
-    ):
+def test_weights_that_cannot_be_downloaded_say_what_to_do() -> None:
+    with pytest.raises(WeightsError, match=r"could not be downloaded.*at hand: tf_eff.*`weights=FILE`.*`pretrained=F"):
         create_backbone("test_resnet")
     with pytest.raises(WeightsError, match="no pretrained weights of it"):
         create_backbone("efficientnet_b8")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from rich.console import Console
 import divcon as dc
 from divcon.cli.messages import in_flags
 from divcon.data.benchmark import Benchmark
-from divcon.runs.display import Bar
+from divcon.runs.display import Bar, print_table
 from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.progress_bar import fitted, stage_bar
+from divcon.runtime.context import Progress as Step
 
 CONFIG = dc.RunConfig(
     dc.ModelConfig(num_learners=2, embedding_dim=16, backbone="test_resnet", pretrained=False, image_size=32),
@@ -27,6 +31,7 @@ def test_a_terminal_shows_phase_learners_loss_rate_and_time_left(few: Benchmark,
     with Bar(console) as bar:
         dc.run(few, tmp_path / "run", CONFIG, display=bar)
     shown = screen.getvalue()
+    assert "0:00:0" in shown  # the time left, once an epoch is done
     for text in (
         "epoch 0 of 0-1 ",
         "epoch 1 of 0-1 ",
@@ -34,7 +39,7 @@ def test_a_terminal_shows_phase_learners_loss_rate_and_time_left(few: Benchmark,
         "learners ",
         "loss 0.",
         " images/s",
-        "time left 0:0",
+        " left",
         "dividing",
         "evaluating",
     ):
@@ -88,7 +93,10 @@ def test_elsewhere_each_epoch_is_a_line(few: Benchmark, tmp_path: Path) -> None:
         assert words[:3] == [str(line["epoch"]), line["phase"], f"{line['loss']:.3f}"]
         assert words[3] == f"{100 * line['validation']['recall_at_1']:.1f}"
         assert words[4] == f"{100 * line['validation']['map_at_r']:.1f}"
-        assert words[5:7] == [str(size) for size in line["sizes"]]
+        assert words[5] == f"{sum(line[f'seconds_{what}'] for what in ('dividing', 'training', 'evaluating')):.1f}"
+        assert words[6:8] == [str(size) for size in line["sizes"]]
+    of = RunFolder(tmp_path / "run").lines()[0]["validation"]["num_queries"]
+    assert f"recall@1 and map@r: % of {of:,} queries of the validation classes" in lines
     assert lines[-1].startswith("kept epoch")
 
 
@@ -121,3 +129,108 @@ def test_the_end_of_a_run_shows_what_needs_no_training(few: Benchmark, tmp_path:
     assert "beside what needs no training, on 2 validation classes:" in shown
     assert "pooled features " in shown
     assert "no scores of pretrained features: training started from random weights" in shown
+
+
+def _frames(screen: io.StringIO) -> list[str]:
+    """What was shown, line by line and state by state of the bar, without the codes of the terminal."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    return [line for line in re.split(r"[\r\n]", plain) if line.strip()]
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_a_narrow_terminal_shows_a_bar_of_one_line(few: Benchmark, tmp_path: Path, width: int) -> None:
+    screen = io.StringIO()
+    with Bar(Console(file=screen, force_terminal=True, width=width)) as bar:
+        dc.run(few, tmp_path / "run", CONFIG, display=bar)
+    shown = [frame for frame in _frames(screen) if " left" in frame and "held out" not in frame]
+    assert max(map(len, shown)) <= width
+    training = [frame for frame in shown if "subspace" in frame and "\u2501" in frame]
+    assert len(shown) > 3
+    if width == 80:
+        assert training
+        assert all(re.search(r"\d+% .*loss \d\.\d+.* (-:--|\d:\d\d):(--|\d\d) left", frame) for frame in training)
+        rows = [line for line in _frames(screen) if re.match(r" +\d+  subspace", line)]
+        assert len(rows) == 2 and max(map(len, rows)) <= width
+
+
+def test_many_learners_fit_into_a_line(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    bar = Bar(Console(file=screen, force_terminal=True, width=80), in_flags)
+    line = {
+        "epoch": 3,
+        "phase": "subspace",
+        "loss": 1.0,
+        "left_out": 12,
+        "warnings": [],
+        "sizes": [1000 + k for k in range(32)],
+    }
+    bar.epoch({**line, **{f"seconds_{what}": 1000.0 for what in ("dividing", "training", "evaluating")}})
+    shown = _frames(screen)[-1]
+    assert shown.endswith("3000.0  32 of 1,000 to 1,031 (12)")
+    assert len(shown) <= 80
+    screen = io.StringIO()
+    Bar(Console(file=screen, force_terminal=True, width=80)).epoch(
+        {**line, "sizes": [5, 6], **{f"seconds_{what}": 1.0 for what in ("dividing", "training", "evaluating")}}
+    )
+    assert _frames(screen)[-1].endswith(" 3.0  5 6 (12)")
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (80, ("embedding", 13, "50% 300 images/s 500/1,000 images 0:02 elapsed 0:01 left")),
+        (75, ("embedding", 8, "50% 300 images/s 500/1,000 images 0:02 elapsed 0:01 left")),
+        (74, ("embedding", 20, "50% 300 images/s 500/1,000 images 0:01 left")),
+        (45, ("embedding", 8, "50% 300 images/s 0:01 left")),
+        (44, ("embedding", 20, "50% 0:01 left")),
+        (25, ("embedding", 0, "50% 0:01 left")),
+        (20, ("embed…", 0, "50% 0:01 left")),
+        (14, ("", 0, "50% 0:01 left")),
+        (5, ("", 0, "50% 0")),
+    ],
+)
+def test_what_fits_into_a_line(width: int, shown: tuple[str, int, str]) -> None:
+    line = fitted(width, "embedding", "50%", "0:01 left", ["300 images/s", "500/1,000 images", "0:02 elapsed"])
+    assert line == shown
+
+
+def test_a_stage_bar_counts_each_stage_anew() -> None:
+    screen = io.StringIO()
+    with stage_bar(Console(file=screen, force_terminal=True, width=80), "items", total=50) as on_progress:
+        for step in (
+            Step("embed", 10, 20),
+            Step("embed", 20, 20),
+            Step("index", 25, None),
+            Step("unpack", 2_000_000, 4_000_000),
+        ):
+            on_progress(step)
+            time.sleep(0.15)  # drawn ten times a second
+    shown = "\n".join(_frames(screen))
+    for text in ("embedding", "100%", "20/20 items", "indexing", "50%", "25/50 items", "unpacking", "2/4 MB"):
+        assert text in shown, text
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_table_that_is_too_wide_becomes_blocks_on_a_terminal_alone() -> None:
+    heads, rows = ["", "recall_at_1", "map_at_r"], [["runs/[a]", "65.6 %", "36.3 %"], ["runs/b", "60.1 %", "–"]]
+    shown = {}
+    for name, options in {"wide": {"width": 80}, "narrow": {"width": 25}}.items():
+        screen = io.StringIO()
+        print_table(Console(file=screen, force_terminal=True, highlight=False, **options), heads, rows)
+        shown[name] = _frames(screen)
+    assert [line.split() for line in shown["wide"]] == [
+        ["recall_at_1", "map_at_r"],
+        ["runs/[a]", "65.6", "%", "36.3", "%"],
+        ["runs/b", "60.1", "%", "–"],
+    ]
+    assert shown["narrow"] == [
+        "runs/[a]",
+        "  recall_at_1: 65.6 %",
+        "  map_at_r: 36.3 %",
+        "runs/b",
+        "  recall_at_1: 60.1 %",
+    ]
+    piped = io.StringIO()
+    print_table(Console(file=piped, width=20), heads, rows)
+    assert [line.rstrip() for line in piped.getvalue().splitlines()] == [line.rstrip() for line in shown["wide"]]
+    assert "\x1b" not in piped.getvalue()

@@ -61,11 +61,14 @@ def test_a_group_that_was_not_complete_does_not_keep_the_next_from_starting(monk
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
         patched.setattr("divcon.runtime.launch.TIMEOUT", timedelta(seconds=0.5))
-        torchrun = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         for name, value in {**torchrun, "MASTER_PORT": port}.items():
             patched.setenv(name, value)
         free.close()
-        with pytest.raises(WorkerError, match="that torchrun has started"), launch(2, "learners", "cpu", worker):
+        with (
+            pytest.raises(WorkerError, match="another process of the group ended"),
+            launch(2, "learners", "cpu", worker),
+        ):
             pass
     with launch(2, "learners", "cpu", worker) as group:
         np.testing.assert_array_equal(group.all_reduce(np.ones(1)), [1])
@@ -77,9 +80,12 @@ def test_what_cannot_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="`devices` 2: PyTorch finds 1"), launch(2, "batch", "cuda", worker):
         pass
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="torchrun has started 4") as error, launch(2, "batch", "cpu", worker):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ConfigError, match="4 processes were started") as error,
+        launch(2, "batch", "cpu", worker),
+    ):
         pass
     assert error.value.field == "devices"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import divcon as dc
 from divcon.data.benchmark import Benchmark
@@ -68,6 +69,14 @@ def store(run: Path, photos: Path) -> Path:
 @pytest.fixture(scope="session")
 def index(store: Path) -> Index:
     return Index.open(store)
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Index:
+    """The same images by another model, which is not trained."""
+    torch.manual_seed(1)
+    model = dc.EmbeddingModel("test_resnet", 8, 1, pretrained=False, image_size=32)
+    return Index.build(model, photos / "items.csv", tmp_path_factory.mktemp("other") / "untrained" / "index")
 
 
 @dataclass

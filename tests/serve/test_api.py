@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,8 +22,11 @@ from starlette.testclient import TestClient
 
 import divcon as dc
 from divcon.data.benchmark import Benchmark
+from divcon.evaluation.threshold import write_threshold
 from divcon.search import Index, Store
 from divcon.serve import Limits, create_app
+from divcon.serve.items import _in_rotation
+from divcon.serve.search_request import agreement_of
 
 LOCAL = "http://127.0.0.1"
 
@@ -73,7 +77,7 @@ def test_id_path_vector_and_upload_are_the_same_query(client: TestClient, index:
 
 @pytest.mark.heavy
 def test_over_postgresql_it_answers_as_over_a_folder(
-    client: TestClient, run: Path, photos: Path, postgres: str
+    client: TestClient, run: Path, photos: Path, postgres: str, tmp_path: Path
 ) -> None:
     uri = f"{postgres}{'&' if '?' in postgres else '?'}table=served_{os.getpid()}"
     content = (photos / "3-1.png").read_bytes()
@@ -90,7 +94,14 @@ def test_over_postgresql_it_answers_as_over_a_folder(
 
     with Index.create(run, uri) as made:
         made.update(photos / "items.csv")
+        labels = tmp_path / "labels.csv"
         with client_of(made) as other:
+            assert "--labels FILE" in other.get("/labels").json()["problem"]  # there is no folder to keep them in
+        with client_of(made, labels=labels) as other:
+            assert other.post("/labels", json={"ids": [3], "label": "new"}).json()["counts"]["given"]["images"] == 1
+            assert labels.is_file()
+            mixed = [item["id"] for item in other.get("/items?sample=0&limit=50").json()["items"]]
+            assert sorted(mixed) == made.store.ids().tolist() != mixed
             assert answers(other) == answers(client)
             picture = other.get(f"/items/{made.item(photos / '2-2.png').id}/image")
             assert picture.status_code == 200
@@ -174,6 +185,71 @@ def test_items_come_a_page_at_a_time(client: TestClient, index: Index) -> None:
     assert [page["total"] for page in pages] == [40] * 4
     assert [item["id"] for page in pages for item in page["items"]] == index.store.ids().tolist()
     assert client.get("/items/7").json()["path"] == index.item(7).path
+
+
+def test_a_sample_is_mixed_stable_and_whole(client: TestClient, index: Index) -> None:
+    def ids(**query: Any) -> list[int]:
+        answer = client.get("/items", params={"limit": 200, **query}).json()
+        assert answer["total"] == len(answer["items"])
+        return [item["id"] for item in answer["items"]]
+
+    first = ids(sample=0)
+    assert sorted(first) == index.store.ids().tolist() and first != sorted(first)
+    assert ids(sample=0) == first != ids(sample=1)
+    pages = [client.get("/items", params={"sample": 0, "limit": 7, "offset": at}).json()["items"] for at in (0, 7, 14)]
+    assert [item["id"] for page in pages for item in page] == first[:21]
+    labels = [index.item(i).label for i in first]
+    assert [len(set(labels[at : at + 8])) for at in range(0, 40, 8)] == [8] * 5
+    red = ids(sample=0, where="colour=red")
+    assert (
+        len(set(red)) == 24 and [len({index.item(i).label for i in red[at : at + 8]}) for at in (0, 8, 16)] == [8] * 3
+    )
+    assert all(index.item(i).metadata["colour"] == "red" for i in red)
+    assert client.get("/items", params={"sample": -1}).status_code == 422
+
+
+def test_a_sample_shows_rare_labels_early_and_moves_little() -> None:
+    ids = np.arange(10_000)
+    codes = np.where(ids % 1000 == 7, ids // 1000, -1)  # ten items with a label each; the others have none
+    order = _in_rotation(ids, codes, 0)
+    assert sorted(order.tolist()) == ids.tolist()
+    assert sorted(codes[order[:11]].tolist()) == [-1, *range(10)]
+    assert 4000 < order[11:1011].mean() < 6000  # spread over the index
+    fewer = _in_rotation(ids[:-1], codes[:-1], 0)
+    assert fewer.tolist() == [i for i in order if i != ids[-1]]
+    assert _in_rotation(ids[:0], codes[:0], 3).tolist() == []
+
+
+def test_agreement_is_the_mean_correlation_of_the_learners(client: TestClient, index: Index) -> None:
+    query = {"id": 4, "k": 12, "learner": "each", "each_k": 8}
+    answer = client.post("/search", json=query).json()
+    shown = {hit["id"] for hits in [answer, *answer["learners"]] for hit in hits["hits"]} - {4}
+    each = [{hit.id: hit.score for hit in index.search(4, 40, learner=k)} for k in range(2)]
+    expected = np.corrcoef([[scores[i] for i in shown] for scores in each])[0, 1]
+    assert answer["agreement"] == pytest.approx(expected, abs=1e-3)
+    assert client.post("/search", json={**query, "k": 1, "each_k": 1}).json()["agreement"] is None
+    assert client.post("/search", json={"id": 4}).json()["agreement"] is None
+
+
+def test_learners_that_are_alike_agree_and_others_do_not() -> None:
+    one = np.random.default_rng(0).normal(size=(1, 30))
+    assert agreement_of(np.repeat(one, 3, 0) * [[1.0], [2.0], [0.5]]) == pytest.approx(1)
+    assert agreement_of(np.concatenate([one, -one])) == pytest.approx(-1)
+    a, b, c = np.random.default_rng(1).normal(size=(3, 30))
+    expected = (np.corrcoef(a, b)[0, 1] + np.corrcoef(a, c)[0, 1] + np.corrcoef(b, c)[0, 1]) / 3
+    assert agreement_of(np.stack([a, b, c])) == pytest.approx(expected, abs=1e-4)
+    for unknown in (one, one[:, :2].repeat(2, 0), np.stack([a, np.ones(30)]), np.stack([a, np.full(30, np.nan)])):
+        assert agreement_of(unknown) is None
+
+
+def test_the_threshold_of_the_run_is_named(index: Index, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("index"))
+    write_threshold(copy / "model", {"min_score": 0.625})
+    with client_of(index, run=copy) as client:
+        assert client.get("/about").json()["threshold"] == 0.625
+    (copy / "model" / "threshold.json").write_text("damaged")
+    with client_of(index, run=copy) as client:
+        assert client.get("/about").json()["threshold"] is None
 
 
 def test_pictures_are_those_of_items(client: TestClient, photos: Path) -> None:

@@ -31,16 +31,21 @@ TEXTS = st.text(max_size=20) | st.sampled_from(
 )
 PLAIN = st.none() | st.booleans() | NUMBERS | TEXTS
 VALUES = st.recursive(PLAIN, lambda v: st.lists(v, max_size=5) | st.dictionaries(TEXTS, v, max_size=3), max_leaves=12)
-NAMES = ["id", "path", "vector", "k", "where", "learner", "each_k", "image"]
+NAMES = ["id", "path", "vector", "k", "where", "learner", "each_k", "image", "against"]
 FIELDS = st.dictionaries(st.sampled_from(NAMES) | TEXTS, VALUES, max_size=5)
 PATHS = [
     "/items",
     "/items/{}",
     "/items/{}/image",
     "/about",
+    "/compare",
+    "/compare/{}/items/3/image",
     "/map",
     "/failures",
     "/divisions",
+    "/labels",
+    "/labels/names",
+    "/labels.csv",
     "/{}",
     "/docs",
     "/metrics",
@@ -48,8 +53,13 @@ PATHS = [
 
 
 @pytest.fixture(scope="module")
-def client(index: Index) -> Iterator[TestClient]:
-    with TestClient(create_app(index), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+def client(index: Index, other: Index, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """With all options, behind a trusted proxy."""
+    labels = tmp_path_factory.mktemp("fuzz") / "labels.csv"
+    options: Any = {"trust_proxy": ["127.0.0.1"], "cors_origin": ["https://shop.example"]}
+    app = create_app(index, compare=other, labels=labels, **options)
+    near: Any = {"client": ("127.0.0.1", 1), "raise_server_exceptions": False}
+    with TestClient(app, base_url="http://127.0.0.1", **near) as client:
         yield client
 
 
@@ -66,7 +76,25 @@ def test_searches_as_json(client: TestClient, fields: dict[str, Any]) -> None:
     import json
 
     content = json.dumps(fields).encode("utf-8", "surrogatepass")
-    check(client, client.post("/search", content=content, headers={"content-type": "application/json"}))
+    for path in ("/search", "/compare"):
+        check(client, client.post(path, content=content, headers={"content-type": "application/json"}))
+
+
+@FUZZ
+@given(
+    st.dictionaries(
+        st.sampled_from(["ids", "label", "hidden", "change"]) | TEXTS,
+        VALUES | st.lists(st.integers(0, 40), max_size=4),
+        max_size=4,
+    )
+)
+def test_changes_of_labels(client: TestClient, fields: dict[str, Any]) -> None:
+    import json
+
+    content = json.dumps(fields).encode("utf-8", "surrogatepass")
+    for path in ("/labels", "/labels/undo"):
+        check(client, client.post(path, content=content, headers={"content-type": "application/json"}))
+    check(client, client.get("/labels.csv"))
 
 
 @FUZZ
@@ -75,6 +103,7 @@ def test_searches_as_json(client: TestClient, fields: dict[str, Any]) -> None:
 )
 def test_bodies_of_any_bytes(client: TestClient, content: bytes, kind: str) -> None:
     check(client, client.post("/search", content=content, headers={"content-type": kind}))
+    check(client, client.post("/compare", content=content, headers={"content-type": kind}))
     check(client, client.post("/login", content=content, headers={"content-type": kind}))
 
 
@@ -92,7 +121,8 @@ def test_uploads_that_are_broken(
         content[place % len(content)] = value
     content = content[: end or None]
     fields.pop("image", None)
-    check(client, client.post("/search", files={"image": ("a.png", bytes(content))}, data=fields))
+    for path in ("/search", "/compare"):
+        check(client, client.post(path, files={"image": ("a.png", bytes(content))}, data=fields))
 
 
 @FUZZ
@@ -100,7 +130,9 @@ def test_uploads_that_are_broken(
     st.sampled_from(PATHS),
     TEXTS | st.integers().map(str),
     st.dictionaries(
-        st.sampled_from(["offset", "limit", "where", "learner", "size", "k", "epoch"]),
+        st.sampled_from(
+            ["offset", "limit", "where", "learner", "size", "k", "epoch", "against", "sample", "ids", "text", "own"]
+        ),
         TEXTS | st.integers().map(str),
         max_size=3,
     ),
@@ -108,18 +140,33 @@ def test_uploads_that_are_broken(
 def test_pages_of_any_name_and_query(client: TestClient, path: str, name: str, query: dict[str, str]) -> None:
     from urllib.parse import quote
 
-    check(client, client.get(path.format(quote(name, safe="", errors="replace")), params=query))
+    address = path.format(quote(name, safe="", errors="replace"))
+    check(client, client.get(address, params=query))
+    assert client.head(address, params=query).content == b""
 
 
 @FUZZ
 @given(
     st.dictionaries(
-        st.sampled_from(["host", "origin", "authorization", "cookie", "range", "accept"]),
+        st.sampled_from(
+            [
+                "host",
+                "origin",
+                "authorization",
+                "cookie",
+                "range",
+                "accept",
+                "if-none-match",
+                "x-forwarded-host",
+                "x-forwarded-proto",
+            ]
+        ),
         st.binary(max_size=40),
         max_size=3,
     )
 )
 def test_headers_of_any_bytes(client: TestClient, headers: dict[str, bytes]) -> None:
-    answer = client.get("/about", headers=dict(headers))
-    assert answer.status_code < 500
+    for answer in (client.get("/about", headers=dict(headers)), client.options("/search", headers=dict(headers))):
+        assert answer.status_code < 500
+    assert client.get("/page.css", headers=dict(headers)).status_code < 500
     assert client.get("/health").status_code == 200

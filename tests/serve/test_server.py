@@ -17,6 +17,8 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
+from divcon.serve.labels import read_marks
+
 pytestmark = pytest.mark.heavy
 
 
@@ -25,6 +27,7 @@ class Started(NamedTuple):
     url: str
     said: str
     token: str
+    labels: Path | None = None
 
     @property
     def bearer(self) -> dict[str, str]:
@@ -57,10 +60,11 @@ def start(*arguments: object) -> Started:
 
 
 @pytest.fixture(scope="module")
-def server(store: Path) -> Iterator[Started]:
+def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     """Bound beyond loopback, so that a token is asked for."""
-    started = start(store.parent, "--device", "cpu", "--waiting", "40", "--host", "0.0.0.0")
-    yield started
+    labels = tmp_path_factory.mktemp("labels") / "labels.csv"
+    started = start(store.parent, "--device", "cpu", "--waiting", "40", "--host", "0.0.0.0", "--labels", labels)
+    yield started._replace(labels=labels)
     started.process.kill()
     started.process.wait()
 
@@ -86,6 +90,26 @@ def test_200_clients_at_once_are_all_answered(server: Started, photos: Path) -> 
     assert httpx2.post(f"{server.url}/search", json={"id": 1}, headers=server.bearer).status_code == 200
 
 
+def test_100_people_label_at_once_and_lose_nothing(server: Started) -> None:
+    async def label(client: httpx2.AsyncClient, number: int) -> httpx2.Response:
+        while True:
+            change = {"ids": [number % 40], "label": f"label {number % 40}"}
+            answer = await client.post(f"{server.url}/labels", json=change)
+            if answer.status_code != 503:
+                return answer
+            await asyncio.sleep(0.1)
+
+    async def all_at_once() -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(timeout=60, headers=server.bearer) as client:
+            return await asyncio.gather(*(label(client, number) for number in range(100)))
+
+    assert {answer.status_code for answer in asyncio.run(all_at_once())} == {200}
+    assert server.labels is not None
+    assert {mark.label for mark in read_marks(server.labels).values()} == {f"label {i}" for i in range(40)}
+    rows = httpx2.get(f"{server.url}/labels.csv", headers=server.bearer).text.splitlines()
+    assert rows[0] == "path,label" and len(rows) == 41
+
+
 def test_200_megabytes_are_refused(server: Started) -> None:
     large = {"image": ("a.png", bytes(200_000_000))}
     answer = httpx2.post(f"{server.url}/search", files=large, headers=server.bearer, timeout=60)
@@ -105,7 +129,8 @@ def test_an_upload_that_ends_early_does_no_harm(server: Started) -> None:
 
 def test_clients_that_never_end_their_headers_are_disconnected(store: Path) -> None:
     """200 connections that send a letter every second; others are answered meanwhile, and these are closed."""
-    started = start(store.parent, "--device", "cpu", "--seconds", "3")
+    started = start(store.parent, "--device", "cpu", "--seconds", "3", "--root-path", "tools/divcon")
+    assert started.said.rstrip().endswith(f"{started.url}/tools/divcon/")
     port = int(started.url.rpartition(":")[2])
     slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
     try:
@@ -150,8 +175,18 @@ def test_what_cannot_be_served_is_reported(command, tmp_path: Path, store: Path)
     assert code == 2 and "there is no index here" in said
     code, _, said = command("serve", store, "--token", "short")
     assert code == 2 and "16" in said
+    (tmp_path / "labels.csv").write_text("damaged")
+    code, _, said = command("serve", store, "--labels", tmp_path / "labels.csv")
+    assert code == 2 and "labels.csv, line 1" in said
     code, _, said = command("serve", store, "--host", "0.0.0.0", "--upload-mb", "0")
     assert code == 2 and "--upload-mb" in said
+    code, _, said = command("serve", store, "--compare", tmp_path / "nothing")
+    assert code == 2 and "there is no index here" in said
+    code, _, said = command("serve", store, "--compare", store)
+    assert code == 2 and "--compare: the same index twice" in said
+    for option, value in (("root-path", "/items"), ("allow-host", "*"), ("trust-proxy", "me"), ("cors-origin", "*")):
+        code, _, said = command("serve", store, f"--{option}", value)
+        assert code == 2 and f"--{option} {value}: " in said
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

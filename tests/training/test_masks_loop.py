@@ -15,9 +15,8 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError
-from divcon.runtime.distributed import ALONE
 from divcon.training.checkpoint import read_checkpoint
-from divcon.training.setup import check, create_fabric, double_learners, set_up
+from divcon.training.setup import check, double_learners, set_up, training_device
 
 Make = Callable[..., dc.EmbeddingModel]
 CONFIG = dc.TrainConfig(
@@ -119,7 +118,7 @@ def test_children_inherit_masks_and_losses_but_no_moments_of_masks(
     model = tiny_model(4, method="masks")
     config = replace(GROWING, loss="ProxyNCALoss", optimizer=optimizer_name)
     objectives = check(model, few.train, config)
-    _, optimizer = set_up(create_fabric(config, ALONE), model, objectives, config)
+    optimizer = set_up(model, objectives, config, training_device(config))
     assert model.num_learners == 1
     targets = torch.from_numpy(np.unique(few.train.labels[:32], return_inverse=True)[1])
     for step in range(4):

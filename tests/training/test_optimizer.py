@@ -13,9 +13,8 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, RunError
-from divcon.runtime.distributed import ALONE
 from divcon.training.checkpoint import read_checkpoint
-from divcon.training.setup import check, create_fabric, set_up
+from divcon.training.setup import check, set_up, training_device
 
 Make = Callable[..., dc.EmbeddingModel]
 CONFIG = dc.TrainConfig(
@@ -41,7 +40,7 @@ def groups_by_name(model: dc.EmbeddingModel, config: dc.TrainConfig, few: Benchm
     """Of each weight, the group's name and decay; and the groups' names in order."""
     objectives = check(model, few.train, config)
     named = [*model.named_parameters(), *((f"objectives.{n}", p) for n, p in objectives.named_parameters())]
-    _, optimizer = set_up(create_fabric(config, ALONE), model, objectives, config)
+    optimizer = set_up(model, objectives, config, training_device(config))
     groups_of = {id(p): (g["name"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert len(groups_of) == sum(len(g["params"]) for g in optimizer.param_groups)
     return {name: groups_of.get(id(p)) for name, p in named}, [g["name"] for g in optimizer.param_groups]
@@ -90,7 +89,7 @@ def test_steps_are_those_of_pytorch_on_groups_written_by_hand(name: str, few: Be
     torch.manual_seed(1)
     others = check(plain, few.train, config)
     others.load_state_dict(objectives.state_dict())
-    _, optimizer = set_up(create_fabric(config, ALONE), model, objectives, config)
+    optimizer = set_up(model, objectives, config, training_device(config))
 
     named = [*plain.named_parameters(), *((f"loss.{n}", p) for n, p in others.named_parameters())]
     groups = []
@@ -199,7 +198,7 @@ def test_options_of_speed_train_the_same(option: str, optimizer: str, few: Bench
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-2, atol=2e-3)
     objectives = check(fast, few.train, config)
-    _, stepping = set_up(create_fabric(config, ALONE), fast, objectives, replace(config, **{option: True}))
+    stepping = set_up(fast, objectives, replace(config, **{option: True}), training_device(config))
     assert (stepping.param_groups[0]["fused"] is True) == (option == "fused")
     assert (fast.backbone._compiled_call_impl is not None) == (option == "compile")
 

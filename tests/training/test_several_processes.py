@@ -138,7 +138,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         TrainConfig(devices=3, learners_per_step=2)
     with pytest.raises(ConfigError, match="`devices` 0"):
         TrainConfig(devices=0)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert (TrainConfig().devices, TrainConfig().learners_per_step) == (4, 4)
     assert ALONE.alone

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.fabric.accelerators import ACCELERATOR_REGISTRY, CPUAccelerator
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -46,20 +45,9 @@ class Copies(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class MetaAccelerator(CPUAccelerator):
-    """In Fabric, the meta device in place of MPS."""
-
-    def setup_device(self, device: torch.device) -> None:
-        assert device == META
-
-    @staticmethod
-    def get_parallel_devices(devices: int | str) -> list[torch.device]:
-        return [META]
-
-
 @pytest.fixture(autouse=True)
 def meta_in_place_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ACCELERATOR_REGISTRY["mps"], "accelerator", MetaAccelerator)
+    monkeypatch.setattr("divcon.training.loop.training_device", lambda config: META)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # meta has none
 

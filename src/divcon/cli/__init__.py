@@ -24,6 +24,7 @@ from divcon.cli import (
     reproduce,
     search,
     serve,
+    similar,
     train,
 )
 from divcon.cli.app import app, notes
@@ -49,6 +50,7 @@ __all__ = [
     "reproduce",
     "search",
     "serve",
+    "similar",
     "train",
 ]
 

@@ -131,7 +131,20 @@ def ablate(
             notes.print(f"stopped; finished runs are kept in {out}. Run the same command again to resume", markup=False)
             raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     shown = table(results, arms=[arm.name for arm in arms], seeds=numbers, reference=reference)
-    console.print(shown, end="")
+    _print(shown)
+
+
+def _print(markdown: str) -> None:
+    """Print the table as it is, or laid out for the terminal."""
+    from divcon.runs.display import print_table
+
+    if not console.is_terminal:
+        console.print(markdown, end="")
+        return
+    lines = markdown.splitlines()
+    head, _, *rows = [[cell.strip() for cell in line[1:-1].split(" | ")] for line in lines if line.startswith("|")]
+    print_table(console, head, rows)
+    console.print("\n".join(line for line in lines if not line.startswith("|")))
 
 
 def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None, reference: str | None) -> None:
@@ -154,7 +167,7 @@ def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None,
             f"DATA is missing: {len(left)} of {len(runs)} runs are not done ({left[0][0]} with seed {left[0][1]}, for "
             "one); give DATA and the whole command again"
         )
-    console.print(tabulate(out, results, names, seeds, reference), end="")
+    _print(tabulate(out, results, names, seeds, reference))
     draw(out, results, names, seeds, Context(on_warning=note))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +21,7 @@ from divcon.config.settings import SPLITTING, TEST_FRACTION, DataConfig, Device,
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
     from divcon.data.columns import Columns
+    from divcon.runtime.context import Progress
 
 app = App(
     name="divcon",
@@ -164,20 +167,20 @@ def note(message: str) -> None:
     notes.print(f"note: {in_flags(message)}", markup=False)
 
 
+@contextmanager
+def progress_bar(unit: str = "images", total: int | None = None) -> Iterator[Callable[[Progress], None]]:
+    """Show a bar of one line with rate and time left; yields the ``on_progress`` of a `divcon.Context` that moves it.
+    ``total`` is for work that does not know how much it is."""
+    from divcon.runs.progress_bar import stage_bar
+
+    with stage_bar(notes, unit, total) as on_progress:
+        yield on_progress
+
+
 def read_data(data: str, root: str | Path | None, **options: Any) -> Benchmark:
     """Read data as `divcon.read` does, and show a progress bar meanwhile."""
-    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn
-
     from divcon.data.read import read
     from divcon.runtime.context import Context
-    from divcon.runtime.context import Progress as Step
 
-    columns = (*Progress.get_default_columns()[:3], DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def show(step: Step) -> None:
-            description = "reading" if step.done == step.total else "unpacking"
-            bar.update(task, description=description, completed=step.done, total=step.total)
-
-        return read(data, root, context=Context(on_progress=show, on_warning=note), **options)
+    with progress_bar() as on_progress:
+        return read(data, root, context=Context(on_progress=on_progress, on_warning=note), **options)

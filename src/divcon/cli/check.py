@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import AS_IT_IS, DATA, READING, Reading, Split, Workers, app, console, note, notes, read_data
+from divcon.cli.app import AS_IT_IS, DATA, READING, Reading, Split, Workers, app, console, note, progress_bar, read_data
 from divcon.config.settings import Fit
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
@@ -84,14 +84,12 @@ def check(
     augment
         For --show-augmented: as in train.
     """
-    from rich.progress import Progress
 
     from divcon.data.check import check as check_data
     from divcon.data.clean import check_suffix
     from divcon.data.published import PUBLISHED_COUNTS
     from divcon.data.read import NAMED
     from divcon.runtime.context import Context
-    from divcon.runtime.context import Progress as Step
 
     settings = {"--config": config, "--size": size, "--fit": fit, "--augment": augment}
     if show_augmented is not None:
@@ -106,18 +104,12 @@ def check(
     benchmark = _read(data, root, reading, split)
     if fix is not None:
         check_suffix(fix, benchmark)
-    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("decoding", total=None)
-
-        def show(step: Step) -> None:
-            description = {"decode": "decoding", "compare": "comparing"}.get(step.stage, step.stage)
-            bar.update(task, description=description, completed=step.done, total=step.total)
-
+    with progress_bar() as on_progress:
         result = check_data(
             benchmark,
             near=near,
             published=PUBLISHED_COUNTS.get(benchmark.name) if data in NAMED else None,
-            context=Context(workers, show, note),
+            context=Context(workers, on_progress, note),
         )
     _print(result, benchmark, fixed=fix is not None)
     if json_file is not None:

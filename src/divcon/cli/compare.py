@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.table import Table
 
-from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note
+from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note, progress_bar
 from divcon.cli.evaluate import Metrics, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
@@ -68,9 +67,7 @@ def compare(
     if json_file is not None:
         check_writable(json_file)
 
-    context = Context(workers, on_warning=note)
-
-    def scores(run: Path) -> dict[str, Any]:
+    def scores(run: Path, context: Context) -> dict[str, Any]:
         if run.is_file():
             return read_scores(run)
         model = EmbeddingModel.load(run, device=resolve_device(device))
@@ -80,7 +77,9 @@ def compare(
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
         return evaluate(model, benchmark, clustering=False, per_query=True, baselines=baselines, **options)
 
-    results = {name: scores(run) for name, run in zip(names, runs, strict=True)}
+    with progress_bar() as on_progress:
+        context = Context(workers, on_progress, note)
+        results = {name: scores(run, context) for name, run in zip(names, runs, strict=True)}
     compared = compare_results(results)
     _print(compared, results[names[0]])
     if json_file is not None:
@@ -94,21 +93,22 @@ def compare(
 def _print(compared: list[Compared], first: Mapping[str, Any]) -> None:
     from divcon.evaluation.baselines import BASELINES, METRICS
     from divcon.evaluation.metrics import scores_in
+    from divcon.runs.display import print_table
 
     console.print(
         f"{first['benchmark']}, {first['protocol']}, split {first['split_hash']}: "
         f"{len(first['per_query']['path']):,} queries of {len(set(first['per_query']['label'])):,} classes"
     )
-    table = Table("", *(row.name for row in compared), box=None, pad_edge=False)
+    rows = []
     shown = [score for score in scores_in(first) if score.name in compared[0].scores]
     for score in shown:
-        table.add_row(score.title, *(score.text(row.scores[score.name]) for row in compared))
+        rows.append([score.title, *(score.text(row.scores[score.name]) for row in compared)])
     for name, title in BASELINES.items():
         for metric, metric_title in METRICS.items() if any(name in row.baselines for row in compared) else ():
             values = (row.baselines.get(name, {}).get(metric) for row in compared)
             texts = ("-" if value is None else f"{100 * value:.1f} %" for value in values)
-            table.add_row(f"{title}, {metric_title}", *texts)
-    console.print(table)
+            rows.append([f"{title}, {metric_title}", *texts])
+    print_table(console, ["", *(row.name for row in compared)], rows)
     for row in compared[1:]:
         for score in shown:
             difference = row.differences.get(score.name)

@@ -25,6 +25,8 @@ from divcon.cli.app import (
     app,
     console,
     note,
+    notes,
+    progress_bar,
     read_data,
 )
 from divcon.cli.messages import flag, in_flags
@@ -158,6 +160,8 @@ def evaluate(
 
     divcon evaluate runs/cub --parts --rerank
 
+    The scores on the run's own test classes are kept in the run folder, and shown in its report.
+
     The threshold that the run has chosen on its validation classes (RUN/model/threshold.json) is reported with its
     precision and recall: a nearest neighbour of less similarity is of no known class. They are computed with half of
     the test classes in the gallery, and then with the other half.
@@ -212,39 +216,55 @@ def evaluate(
         check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
     benchmark = test_data(run, data, root, reading, split)
-    context = Context(workers, on_warning=note)
-    order_by = None
-    if parts and len(model.head.dimensions()) > 1:
-        try:
-            order_by = own_benchmark(run, benchmark, context=context)
-        except DivconError as error:
-            note(f"no scores of the best few subspaces: {error}")
-            no_images = benchmark.train.subset(np.empty(0, np.int64))
-            order_by = replace(benchmark, train=no_images, validation=None)
-    if on_bad_image == "skip":
-        benchmark = only_decodable(benchmark, ("query", "gallery"), context)
-    result = evaluate_model(
-        model,
-        benchmark,
-        threshold=(read_threshold(run) or {}).get("min_score"),
-        clustering=clustering,
-        parts=parts,
-        baselines=baselines,
-        order_by=order_by,
-        metrics=metric,
-        map=mean_average_precision,
-        cmc=cmc,
-        rerank=reranking,
-        per_query=json_file is not None,
-        batch_size=batch_size,
-        context=context,
-    )
+    with progress_bar() as on_progress:
+        context = Context(workers, on_progress, note)
+        order_by = None
+        if parts and len(model.head.dimensions()) > 1:
+            try:
+                order_by = own_benchmark(run, benchmark, context=context)
+            except DivconError as error:
+                note(f"no scores of the best few subspaces: {error}")
+                no_images = benchmark.train.subset(np.empty(0, np.int64))
+                order_by = replace(benchmark, train=no_images, validation=None)
+        if on_bad_image == "skip":
+            benchmark = only_decodable(benchmark, ("query", "gallery"), context)
+        result = evaluate_model(
+            model,
+            benchmark,
+            threshold=(read_threshold(run) or {}).get("min_score"),
+            clustering=clustering,
+            parts=parts,
+            baselines=baselines,
+            order_by=order_by,
+            metrics=metric,
+            map=mean_average_precision,
+            cmc=cmc,
+            rerank=reranking,
+            per_query=json_file is not None,
+            batch_size=batch_size,
+            context=context,
+        )
     if RunFolder(run).trained_on_test(benchmark):
         result["trained_on_test"] = True
     print_scores(result, console, in_flags)
     if json_file is not None:
         with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n")
+    report = keep_scores(run, result)
+    if report is not None:
+        notes.print(f"the scores are in {report} too", markup=False)
+
+
+def keep_scores(run: Path, result: dict[str, Any]) -> Path | None:
+    """Keep the scores of a run on its own test classes in its folder, and put them into its report, which is returned.
+    A folder that cannot be written is a note."""
+    from divcon.runs.report import add_test_scores
+
+    try:
+        return add_test_scores(run, result)
+    except DivconError as error:
+        note(f"the scores are not in the report of the run: {error}")
+        return None
 
 
 def _reranking(rerank: bool, options: dict[str, float | None]) -> ReRanking | None:
@@ -299,10 +319,11 @@ def encode(
     model = EmbeddingModel.load(run, device=resolve_device(device))
     if learner is not None and not 0 <= learner < model.num_learners:
         raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
-    context = Context(workers, on_warning=note)
-    image_set = images_of(images[0] if len(images) == 1 else images, chosen=columns.columns(), context=context)
-    if on_bad_image == "skip":
-        image_set = decodable(image_set, context)
-    embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)
+    with progress_bar() as on_progress:
+        context = Context(workers, on_progress, note)
+        image_set = images_of(images[0] if len(images) == 1 else images, chosen=columns.columns(), context=context)
+        if on_bad_image == "skip":
+            image_set = decodable(image_set, context)
+        embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)
     write_vectors(out, image_set, embeddings)
     console.print(f"{len(image_set):,} embeddings of {embeddings.shape[1]} dimensions in {out}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -21,18 +21,12 @@ from divcon.cli.app import (
     app,
     console,
     note,
-    notes,
+    progress_bar,
     read_data,
 )
-from divcon.config.image_size import saved_size
-from divcon.config.pixel_range import saved_pixel_range
 from divcon.config.settings import Fit, ModelConfig
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
-
-if TYPE_CHECKING:
-    from divcon.data.benchmark import Benchmark
-    from divcon.models import EmbeddingModel
 
 
 @app.command(group=DATA)
@@ -83,12 +77,12 @@ def features(
         passes to its head.
     """
     import numpy as np
-    from rich.progress import Progress
 
     from divcon.data.labeled_set import LabeledSet
     from divcon.data.loading import only_decodable
     from divcon.data.readers.vectors import table_parts, write_benchmark_vectors
     from divcon.models import EmbeddingModel
+    from divcon.models.untrained import untrained_model
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
@@ -104,15 +98,15 @@ def features(
     model = EmbeddingModel.load(run, device=where) if run is not None else None
     benchmark = read_data(data, root, **reading.options(), **split.options)
     if model is None:
-        model = _pretrained(settings, benchmark).to(where)
+        model = untrained_model(settings, benchmark.train if len(benchmark.train) else benchmark.query, note).to(where)
     context = Context(workers, on_warning=note)
     for text in benchmark.notes:
         note(text)
     if on_bad_image == "skip":
         benchmark = only_decodable(benchmark, ("train", "validation", "query", "gallery"), context)
     done = 0
-    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("images", total=sum(len(part.images) for part in table_parts(benchmark)))
+    total = sum(len(part.images) for part in table_parts(benchmark))
+    with progress_bar() as on_progress:
 
         def pooled(images: LabeledSet) -> np.ndarray:
             nonlocal done
@@ -120,7 +114,7 @@ def features(
             return model.features(
                 images,
                 batch_size=batch_size,
-                context=replace(context, on_progress=lambda p: bar.update(task, completed=before + p.done)),
+                context=replace(context, on_progress=on_progress).subtask(before=before, total=total),
             )
 
         write_benchmark_vectors(out, benchmark, pooled)
@@ -128,23 +122,3 @@ def features(
         f"{done:,} vectors of {model.num_features:,} dimensions in {out}\n"
         f"train with: divcon train {out} --out runs/{out.stem}"
     )
-
-
-def _pretrained(settings: ModelConfig, data: Benchmark) -> EmbeddingModel:
-    """The backbone with its pretrained weights; a size and fit that are left out as training chooses them."""
-    from divcon.config.from_data import fit_images
-    from divcon.data.shapes import facts_to_choose_by
-    from divcon.models import EmbeddingModel
-    from divcon.models.backbone import resolve_backbone, takes_any_size
-
-    images = data.train if len(data.train) else data.query
-    any_size = takes_any_size(resolve_backbone(settings.backbone, None, settings.weights))
-    shapes = facts_to_choose_by(settings, images)
-    if shapes is not None:
-        settings, reasons = fit_images(settings, shapes, any_size=any_size)
-        if reasons:
-            chosen = {**vars(settings), "image_size": saved_size(settings.image_size)}
-            chosen["pixel_range"] = saved_pixel_range(settings.pixel_range)
-            note("; ".join(f"`{name}={chosen[name]}` ({why})" for name, why in reasons.items()))
-    options = {name: settings.network[name] for name in ("backbone", "weights", "image_size", "fit", "pixel_range")}
-    return EmbeddingModel(embedding_dim=1, **options)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,11 +25,15 @@ from divcon.cli.app import (
     app,
     console,
     note,
-    notes,
+    progress_bar,
     read_data,
 )
+from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag
-from divcon.errors import ConfigError, StoreError
+from divcon.config.settings import Fit, OnBadImage
+from divcon.errors import ConfigError, DataError, DivconError, StoreError, WeightsError
+from divcon.runtime.files import check_writable
+from divcon.runtime.launchers import started_task
 
 if TYPE_CHECKING:
     from divcon.search import Changes, Index
@@ -46,6 +51,10 @@ def index(
     store: str | None = None,
     root: Path | None = None,
     stream: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    backbone: str | None = None,
+    size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
+    fit: Fit | None = None,
+    weights: Path | None = None,
     delete_missing: Annotated[bool, Yes] = False,
     column_type: Annotated[list[str] | None, Yes] = None,
     ann_from: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
@@ -68,6 +77,8 @@ def index(
 
     divcon index runs/products photos/ --store postgresql://me@localhost/shop --delete-missing
 
+    divcon index --backbone resnet50.tv_in1k photos/
+
     divcon index runs/products products.csv --column-type price=float --column-type added=date
 
     divcon index --info runs/products
@@ -77,18 +88,29 @@ def index(
     Parameters
     ----------
     run
-        A run folder, or a model folder such as RUN/last.
+        A run folder, or a model folder such as RUN/last. Left out with --backbone.
     images
         Images, folders (searched recursively), a CSV or parquet with a column path, a parquet with a column embedding
         for a model of vectors, or a named data set (its gallery). Labels and all other columns of a table are stored,
         to filter by; an image in a subfolder of a folder has the subfolder's name as its label.
     store
         Where to store the index: a folder; postgresql://USER@HOST/DATABASE (?table=NAME for another table than divcon);
-        or a store of your own, module:Name or module:Name?OPTION=VALUE. Default: RUN/index.
+        or a store of your own, module:Name or module:Name?OPTION=VALUE. Default: RUN/index; with --backbone,
+        photos.divcon beside photos/, a folder that then stands for a run in index, search and serve.
     root
         The folder that relative paths of a table or listing start from, instead of its own.
     stream
         Instead of images: a text file with a path per line, of any length; - reads standard input.
+    backbone
+        Instead of a run: index by the pretrained features of this timm model, without any training; divcon similar
+        also shows the page.
+    size
+        Of --backbone: height and width, in pixels, of its input: one number, or height x width, as in 256x128.
+        Default: from the shapes of the images.
+    fit
+        Of --backbone: how an image comes into that size: crop, squash or pad. Default (auto): from the shapes.
+    weights
+        Of --backbone: load its weights from this file (.safetensors, or .pth with tensors only) instead of timm's.
     delete_missing
         Remove items from the store that are not among these images. Without it nothing is removed.
     column_type
@@ -100,7 +122,8 @@ def index(
     parts
         Embed into parquet files in this folder instead of a store, as one of several processes (--shard).
     shard
-        The number of this process and of all, such as 2/8. Default: torchrun's (RANK, WORLD_SIZE), or 1/1.
+        The number of this process and of all, such as 2/8. Default: as a launcher has started them (torchrun, srun,
+        mpirun), or 1/1.
     load
         Instead of a run and images: update --store with the parquet files that --parts wrote.
     check
@@ -111,9 +134,37 @@ def index(
         Give columns of this store other types (--column-type), and convert all their values. If a value would be lost
         or changed, nothing is, and the items are named.
     """
+    types = _column_types(column_type)
+    of_backbone = {"size": size, "fit": fit, "weights": weights}
+    if backbone is not None:
+        _check_alone(backbone=backbone, parts=parts, load=load, check=check, info=info, change_types=change_types)
+        sources = [*([] if run is None else [str(run)]), *(images or [])]
+        if run is not None and is_model_folder(run):
+            raise ConfigError(
+                f"--backbone {backbone} does not go with RUN {run}, which has a model of its own: leave one of them out"
+            )
+        index_by_backbone(
+            sources,
+            backbone,
+            **of_backbone,
+            store=store,
+            root=root,
+            stream=stream,
+            column_types=types,
+            columns=columns,
+            delete_missing=delete_missing,
+            ann_from=ann_from,
+            on_bad_image=on_bad_image,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+        )
+        return
+    for name, value in of_backbone.items():
+        if value is not None:
+            raise ConfigError(f"--{name} {value} is of a backbone: add --backbone NAME, in place of RUN")
     from divcon.search import Index
 
-    types = _column_types(column_type)
     others = {"run": run, "store": store, "load": load, "parts": parts, "stream": stream}
     if check is not None:
         _check_alone(check=check, **others, info=info, change_types=change_types, column_type=column_type)
@@ -139,7 +190,10 @@ def index(
         _load_parts(load, store, ann_from)
         return
     if run is None:
-        raise ConfigError("RUN is missing: give the run whose model embeds the images, as in divcon index RUN IMAGES")
+        raise ConfigError(
+            "RUN is missing: give the run whose model embeds the images, as in divcon index RUN IMAGES; or, before any "
+            "training, divcon index --backbone NAME IMAGES"
+        )
     if bool(images) == (stream is not None):
         raise ConfigError("give either IMAGES after RUN, or a listing of their paths with --stream")
     if shard is not None and parts is None:
@@ -157,7 +211,7 @@ def index(
         _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
         return
     opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
-    with _progress(total) as on_progress:
+    with progress_bar("items", total) as on_progress:
         changes = opened.update(
             items,
             delete_missing=delete_missing,
@@ -166,6 +220,128 @@ def index(
             context=Context(workers, on_progress, note),
         )
     _print_changes(opened, changes)
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether it is the folder of a run or model."""
+    return any((Path(path) / name).is_file() for name in ("model.safetensors", "model/config.json", "metrics.jsonl"))
+
+
+def check_sources(images: list[str]) -> None:
+    """Check that images are there, before PyTorch is imported.
+
+    Raises:
+        DataError: one is not, or is an archive.
+        ConfigError: there are none.
+    """
+    if not images:
+        raise ConfigError("IMAGES are missing: give a folder, a table, or images")
+    for image in images:
+        path = Path(image)
+        if path.suffix.lower() in _ARCHIVES and path.is_file():
+            raise DataError(f"{image}: is an archive; unpack it, and give the folder")
+        if not os.path.lexists(path):
+            missing = DataError(f"{image}: there is no such file or folder")
+            if os.sep in image:
+                raise missing
+            from divcon.data.read import is_dataset_name
+
+            if len(images) > 1 or not is_dataset_name(image):
+                raise missing
+
+
+def index_by_backbone(
+    images: list[str],
+    backbone: str | None,
+    *,
+    size: str | None,
+    fit: str | None,
+    weights: Path | None,
+    store: str | None,
+    root: Path | None,
+    stream: str | None,
+    column_types: dict[str, str],
+    columns: ColumnChoice,
+    delete_missing: bool,
+    ann_from: int | None,
+    on_bad_image: OnBadImage,
+    batch_size: int,
+    workers: int,
+    device: Any,
+) -> tuple[Path, str]:
+    """Index by the pretrained features of a backbone, or bring such an index up to date; print what changed, and what
+    training would need.
+
+    Returns:
+        The folder of the model, and the address of the store.
+
+    Raises:
+        ConfigError, DataError, WeightsError, StoreError, OutputError: see `divcon.search.untrained.prepare` and
+            `divcon.Index.update`.
+    """
+    from divcon.search.untrained import RECORD, place_of, prepare, training_of
+
+    if stream is None:
+        check_sources(images)
+    elif images:
+        raise ConfigError("give either IMAGES, or a listing of their paths with --stream")
+    elif store is None:
+        raise ConfigError("--stream with --backbone needs a place for the index: add --store FOLDER")
+    if weights is not None and not weights.is_file():
+        raise WeightsError(f"{weights}: there is no such file of weights")
+    allow_typed(backbone)
+    folder, address = place_of(store, images)
+    is_new = not folder.exists()
+    check_writable(folder / RECORD)
+    note(f"the index is in {address if store else folder}" + ("" if store else "; --store chooses another place"))
+
+    from divcon.runtime.context import Context
+    from divcon.runtime.device import resolve_device
+    from divcon.search import Index
+
+    where = resolve_device(device)
+    try:
+        items, total = _items(images, root, stream, column_types, columns)
+        first: Any = items
+        if stream is not None:
+            first = next(items, None)
+            if first is None:
+                raise DataError(f"{stream}: has no paths of images")
+            items = itertools.chain([first], items)
+        prepare(
+            folder,
+            first.images,
+            backbone,
+            image_size=size,
+            fit=fit,
+            weights=weights,
+            data=images,
+            options={name: value for name, value in vars(columns).items() if value is not None},
+            context=Context(on_warning=note),
+        )
+    except DivconError:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
+    opened = Index.create(folder, address, ann_from=ann_from, device=where)
+    with progress_bar("items", total) as on_progress:
+        changes = opened.update(
+            items,
+            delete_missing=delete_missing,
+            batch_size=batch_size,
+            on_bad_image=on_bad_image,
+            context=Context(workers, on_progress, note),
+        )
+    if not len(opened):
+        raise DataError(f"{', '.join(images) or stream}: none of the images decodes")
+    _print_changes(opened, changes)
+    if (training := training_of(opened)) is not None:
+        console.print(training)
+    return folder, opened.uri
+
+
+_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}
 
 
 def _check_alone(**options: Any) -> None:
@@ -242,7 +418,7 @@ def _write_parts(
 
     number, shards = _shard_number(shard)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    with _progress(None if total is None else -(-total // shards)) as on_progress:
+    with progress_bar("items", None if total is None else -(-total // shards)) as on_progress:
         about = about_of(model, str(run.absolute()))
         embedder = Embedder(model, batch_size, on_bad_image == "skip", Context(workers, on_progress, note))
         embedded, kept = write_shard(embedder, about, chunks, folder, number, shards)
@@ -250,10 +426,10 @@ def _write_parts(
 
 
 def _shard_number(shard: str | None) -> tuple[int, int]:
-    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or of torchrun's environment."""
+    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or as a launcher has started it."""
     if shard is None:
-        rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        shard = f"{int(rank) + 1}/{size}" if rank.isdigit() and size.isdigit() else f"{rank}/{size}"
+        number, count = started_task()
+        return number + 1, count
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--shard {shard}: write NUMBER/SHARDS, with a number from 1, such as 1/8")
@@ -270,33 +446,9 @@ def _load_parts(folder: Path, store: str, ann_from: int | None) -> None:
     if ann_from is not None:
         about = replace(about, ann_from=ann_from)
     opened = Index.for_about(about, store, replace=ann_from is not None)
-    with _progress(total) as on_progress:
+    with progress_bar("items", total) as on_progress:
         changes = opened.load(chunks, context=Context(on_progress=on_progress))
     _print_changes(opened, changes)
-
-
-@contextmanager
-def _progress(total: int | None) -> Iterator[Any]:
-    """Show a bar with rate and time left; yields the ``on_progress`` that moves it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    class Rate(TextColumn):
-        def render(self, task: Any) -> Any:
-            task.fields["rate"] = f"{task.speed:,.0f} items/s" if task.speed else ""
-            return super().render(task)
-
-    columns = (TextColumn("indexing"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
-    shown = (*columns, Rate("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*shown, console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("indexing", total=total, rate="")
-        yield lambda progress: bar.update(task, completed=progress.done)
 
 
 def _print_changes(index: Index, changes: Changes) -> None:
@@ -312,18 +464,15 @@ def _print_changes(index: Index, changes: Changes) -> None:
 
 
 def _print_info(index: Index) -> None:
-    from rich.table import Table
+    from divcon.runs.display import print_table
 
     about = index.about
     console.print(f"{index.uri}: {len(index):,} items, {about.dims} dimensions")
     console.print(f"model: {about.model or 'not named'} (fingerprint {about.fingerprint})")
     missing = index.missing_values()
-    table = Table("column", "type", "without a value", box=None, pad_edge=False, header_style="")
-    for name in ("path", "label"):
-        table.add_row(name, "text", "")
-    for name, type_ in index.column_types.items():
-        table.add_row(name, type_, f"{missing[name]:,}")
-    console.print(table)
+    rows = [[name, "text", ""] for name in ("path", "label")]
+    rows += [[name, type_, f"{missing[name]:,}"] for name, type_ in index.column_types.items()]
+    print_table(console, ["column", "type", "without a value"], rows)
 
 
 def _print_check(index: Index) -> None:

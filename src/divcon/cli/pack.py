@@ -19,6 +19,7 @@ from divcon.cli.app import (
     console,
     note,
     notes,
+    progress_bar,
     read_data,
 )
 
@@ -66,16 +67,6 @@ def pack(
     interpolation
         How to resize: bilinear for most convolutional networks, bicubic for most transformers.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
 
     from divcon.data.loading import only_decodable
     from divcon.data.pack import Packing
@@ -91,23 +82,11 @@ def pack(
             benchmark, ("train", "validation", "query", "gallery"), Context(workers, on_warning=note)
         )
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"images, {task.speed or 0:,.0f} images/s")
-
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("packing", total=None)
-        try:
-            pack_images(
-                benchmark,
-                out,
-                packing,
-                context=Context(workers, lambda p: bar.update(task, completed=p.done, total=p.total), note),
-            )
-        except KeyboardInterrupt:
-            bar.stop()
-            notes.print(f"stopped; run the same command again to resume (in {out})", markup=False)
-            raise SystemExit(130) from None
+    try:
+        with progress_bar() as on_progress:
+            pack_images(benchmark, out, packing, context=Context(workers, on_progress, note))
+    except KeyboardInterrupt:
+        notes.print(f"stopped; run the same command again to resume (in {out})", markup=False)
+        raise SystemExit(130) from None
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))
     console.print(f"{size / 2**20:,.0f} MiB in {out}\ntrain with: divcon train {out} --out runs/{out.name}")

@@ -18,6 +18,7 @@ from divcon.cli.app import (
     app,
     console,
     note,
+    progress_bar,
 )
 from divcon.cli.evaluate import read_own_data
 from divcon.errors import OutputError
@@ -78,16 +79,19 @@ def prune(
         raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; use another folder")
     model = EmbeddingModel.load(run, device=resolve_device(device))
     check_prunable(model, dims, by)
-    context = Context(workers, on_warning=note)
-    benchmark = own_benchmark(
-        run,
-        None if data is None else read_own_data(run, data, root, reading),
-        must_be_own=True,
-        whole=by == "whitening",  # fitted to more images than the others choose by
-        context=context,
-    )
     reports: list[Pruning] = []
-    pruned = prune_model(model, benchmark, dims, by=by, batch_size=batch_size, context=context, on_done=reports.append)
+    with progress_bar() as on_progress:
+        context = Context(workers, on_progress, note)
+        benchmark = own_benchmark(
+            run,
+            None if data is None else read_own_data(run, data, root, reading),
+            must_be_own=True,
+            whole=by == "whitening",  # fitted to more images than the others choose by
+            context=context,
+        )
+        pruned = prune_model(
+            model, benchmark, dims, by=by, batch_size=batch_size, context=context, on_done=reports.append
+        )
     about = reports[0]
     RunFolder(run).write_origin(
         out, pruned={"run": str(run.absolute()), "by": by, "dims": about.dims, "learners": about.learners}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from divcon.cli.app import EVALUATE, READING, BatchSize, DeviceOption, Reading, Workers, app, console, note
-from divcon.cli.evaluate import Metrics, moved, read_own_data, test_data
+from divcon.cli.evaluate import Metrics, keep_scores, moved, read_own_data, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
 
@@ -38,10 +38,10 @@ def report(
 
     divcon report runs/demo --scores scores.json
 
-    It shows the run's settings, scores, curves, divisions, some images of each learner, the best and worst validation
-    queries, and warnings. Every training ends by writing one, report.html in its folder, without scores of the test
-    classes, which are computed only when you ask for them. If the run's data has moved or changed, the report says so
-    and has no pictures.
+    It shows the run's settings, scores beside those of the pretrained features, curves, divisions, some images of each
+    learner, the best and worst validation queries, and warnings. Every training ends by writing one, report.html in its
+    folder, without scores of the test classes, which are computed only when you ask for them: divcon evaluate RUN adds
+    them to it. If the run's data has moved or changed, the report says so and has no pictures.
 
     Parameters
     ----------
@@ -54,12 +54,14 @@ def report(
     out
         The file. Default: report.html in the run folder.
     scores
-        Add the scores of the test classes from this file, which evaluate --json wrote.
+        Show the scores of the test classes from this file, which evaluate --json wrote. Default: those that divcon
+        evaluate RUN has kept in the run folder.
     evaluate
-        Evaluate on the test classes now and add the scores, without NMI and AMI (--scores has them).
+        Evaluate on the test classes now, as divcon evaluate RUN does, but without NMI and AMI.
     """
     from divcon.evaluation.compare import read_scores
     from divcon.evaluation.protocol import evaluate as evaluate_model
+    from divcon.evaluation.threshold import read_threshold
     from divcon.models import EmbeddingModel
     from divcon.runs.report import report as write_report
     from divcon.runtime.context import Context
@@ -78,7 +80,9 @@ def report(
         benchmark = test_data(run, data, root, moved(run, data, reading))
         model = EmbeddingModel.load(run, device=where)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
-        test_scores = evaluate_model(model, benchmark, clustering=False, **options)
+        options["threshold"] = (read_threshold(run) or {}).get("min_score")
+        test_scores = evaluate_model(model, benchmark, clustering=False, baselines=True, **options)
+        keep_scores(run, test_scores)
     elif data is not None:
         benchmark = read_own_data(run, data, root, reading)
     path = write_report(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.table import Table
 
 from divcon.cli.app import TRAIN, app, console, notes, read_data
 from divcon.cli.messages import flag, in_flags
@@ -97,17 +96,18 @@ def reproduce(
 
 
 def _print(result: dict[str, Any]) -> None:
+    from divcon.runs.display import print_table
+
     reproduced = result["reproduced"]
     known, rule = reproduced["published"], reproduced["papers_rule"]
     console.print()
     console.print(
         f"{result['benchmark']}, {reproduced['preset']}" + (f"; published: {known['source']}" if known else "")
     )
-    table = Table("", "ours", "published", "difference", box=None, pad_edge=False)
     difference = "" if reproduced["difference"] is None else f"{100 * reproduced['difference']:+.1f}"
     shown = "-" if known is None else f"{100 * known['recall_at_1']:.1f}"
-    table.add_row("recall_at_1", f"{100 * result['recall_at_1']:.1f}", shown, difference)
-    console.print(table)
+    row = ["recall_at_1", f"{100 * result['recall_at_1']:.1f}", shown, difference]
+    print_table(console, ["", "ours", "published", "difference"], [row])
     console.print(
         f"by the papers' rule (not a result): {100 * rule['recall_at_1']:.1f}, at the epoch that is best on the test "
         f"classes, epoch {rule['epoch']}"

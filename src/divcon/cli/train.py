@@ -14,6 +14,7 @@ from divcon.cli.settings import DEFAULTS, Settings, as_file, current_origins, ga
 from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.importing import check_trusted
+from divcon.runtime.launchers import started_group
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -86,6 +87,7 @@ def train(
         train on all of its classes with as many batches as it had trained when it kept its model, and embed as it has
         chosen: a model for use, which has no test score of its own; that of its settings is this run's.
     """
+    started_group()  # half of one is an error
     source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
     if source is not None and (options := reading.options()):
         source["options"] = options

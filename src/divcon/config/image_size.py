@@ -26,7 +26,7 @@ def read_size(value: Any) -> ImageSize:
         if len(sides) != (2 if isinstance(value, (tuple, list)) else 1) or not all(_is_whole(side) for side in sides):
             sides = []
         sides = [int(side) for side in sides]
-    if not sides or (len(sides) == 2 and min(sides) < 1):  # 0 alone is "from the data", a side of 0 is nothing
+    if not sides or sides == [0, 0]:  # which is no size, where 0 is "from the data"
         raise ValueError(f"expected {EXPECTED}, not {value!r}")
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
 

@@ -30,9 +30,9 @@ from divcon.config.files import Where, as_yaml, placed, read_config_file, typed,
 from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.errors import ConfigError
-from divcon.runtime.environment import started_by_torchrun
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust
+from divcon.runtime.launchers import started_size
 
 __all__ = [
     "AUTO_MINERS",
@@ -319,7 +319,8 @@ class TrainConfig:
     another. None: PyTorch's own choice, one per core or OMP_NUM_THREADS."""
     devices: int | None = setting(None, before=1)
     """Number of processes that train together, each on a device of its own, or on its share of the CPU cores. It does
-    not change what is computed; the other settings decide that. None: as many as torchrun has started, or 1."""
+    not change what is computed; the other settings decide that. None: as many as torchrun, or another
+    launcher that sets its variables, has started, or 1. Where a launcher has started some, their number counts."""
     across: Across = "learners"
     """How to use several `devices`: share out learners (the `learners_per_step` batches of a step, so that different
     learners train at once), or batch (the images of each batch; losses are still on the whole batch)."""
@@ -334,7 +335,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_types(self)
         if self.devices is None:
-            object.__setattr__(self, "devices", started_by_torchrun() or 1)
+            object.__setattr__(self, "devices", started_size() or 1)
         sharing = self.num_devices if self.across == "learners" else 1
         if self.learners_per_step is None:
             object.__setattr__(self, "learners_per_step", sharing)

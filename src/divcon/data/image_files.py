@@ -15,6 +15,8 @@ HIDDEN = "hidden or system files"
 HIDDEN_FOLDERS = "hidden or system folders"
 EMPTY = "folders without images"
 LOOSE = "images beside the class folders"
+INDEX = ".divcon"
+"""What the name of the folder of an index ends in, where divcon chooses it."""
 _OTHER = "files that are no images"
 _MISNAMED = "images whose names end as no image's do"
 _NO_TEXT = "names that are not UTF-8"
@@ -206,8 +208,9 @@ def image_files(root: str | os.PathLike[str]) -> ImageFiles:
 
 
 def is_system_folder(name: str) -> bool:
-    """Whether a folder is hidden, or one of the system's own: a recycle bin, thumbnails, snapshots ..."""
-    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
+    """Whether a folder is hidden, or one of the system's own (a recycle bin, thumbnails, snapshots ...), or an
+    index that `divcon similar` wrote beside other images."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS or name.endswith(INDEX)
 
 
 def is_system(name: str) -> bool:

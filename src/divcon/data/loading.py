@@ -113,6 +113,9 @@ Key = int | tuple[int, int, int]
 Pixels = tuple[torch.Tensor, torch.Tensor]
 """(B, C, H, W) uint8, and the (B,) int64 indices of the images."""
 
+OnBad = Callable[[int, str], None]
+"""What to do with the index of an image that does not decode, and the message."""
+
 
 class Decoded(Dataset):
     """The images of a set, decoded and transformed.
@@ -186,8 +189,25 @@ def collate(items: Sequence[tuple[torch.Tensor, int] | DivconError]) -> Pixels |
     return torch.stack(pixels), torch.tensor(indices)
 
 
-def batches_of(loader: DataLoader | Iterable[Pixels | DivconError]) -> Generator[Pixels, None, None]:
-    """The batches of a loader that collates with `collate`.
+class _Readable(Decoded):
+    """As `Decoded`; of an image that does not decode, its index and the message."""
+
+    def __getitem__(self, key: Key) -> Any:
+        item = super().__getitem__(key)
+        return (key, str(item)) if isinstance(item, ImageError) else item
+
+
+def _collate_readable(items: Sequence[Any]) -> tuple[Pixels | None, list[tuple[int, str]]] | DivconError:
+    """The batch of the images that decode (None: none does), and the indices and messages of the others."""
+    is_bad = [isinstance(item, tuple) and isinstance(item[1], str) for item in items]
+    bad = [item for item, wrong in zip(items, is_bad, strict=True) if wrong]
+    good = [item for item, wrong in zip(items, is_bad, strict=True) if not wrong]
+    batch = collate(good) if good else None
+    return batch if isinstance(batch, DivconError) else (batch, bad)
+
+
+def batches_of(loader: DataLoader | Iterable[T | DivconError]) -> Generator[T, None, None]:
+    """The batches of a loader whose batches may be errors, as of `collate`.
 
     Raises:
         ImageError: an image does not decode; the message names it.
@@ -202,31 +222,49 @@ def batches_of(loader: DataLoader | Iterable[Pixels | DivconError]) -> Generator
 
 
 def evaluation_batches(
-    images: LabeledSet, transform: Transform, *, batch_size: int, context: Context = DEFAULT, pin_memory: bool = False
+    images: LabeledSet,
+    transform: Transform,
+    *,
+    batch_size: int,
+    context: Context = DEFAULT,
+    pin_memory: bool = False,
+    on_bad_image: OnBad | None = None,
 ) -> Iterator[Pixels]:
     """All images in order, transformed as for evaluation.
+
+    Args:
+        on_bad_image: called with the index of each image that does not decode, and the message; these images are in no
+            batch. None: they are an error.
 
     Raises:
         ImageError: an image does not decode; the message names it.
         WorkerError: a process that decodes was killed.
     """
     workers = min(context.workers, -(-len(images) // batch_size))
-    key = (id(images), transform, batch_size, workers, pin_memory)
+    key = (id(images), transform, batch_size, workers, pin_memory, on_bad_image is None)
     kept = _kept if workers else None
     loader = None if kept is None else kept.pop(key, None)
     loader = loader or DataLoader(
-        Decoded(images, transform),
+        Decoded(images, transform) if on_bad_image is None else _Readable(images, transform),
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=kept is not None,
-        collate_fn=collate,
+        collate_fn=collate if on_bad_image is None else _collate_readable,
         pin_memory=pin_memory,
         worker_init_fn=begin_worker,
         # Its own generator: a loader draws a seed for its workers, which must not change other random numbers.
         generator=torch.Generator(),
     )
     with closing(batches_of(loader)) as batches:
-        yield from batches
+        for batch in batches:
+            if on_bad_image is None:
+                yield batch
+                continue
+            pixels, bad = batch
+            for index, message in bad:
+                on_bad_image(index, message)
+            if pixels is not None:
+                yield pixels
     if kept is not None:
         kept[key] = loader
 

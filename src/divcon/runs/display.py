@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.measure import Measurement
+from rich.progress import Task
 from rich.table import Table
 from rich.text import Text
 
 from divcon.config.image_size import saved_size
 from divcon.config.settings import RunConfig
 from divcon.data.benchmark import CLOSED_SET, Benchmark
+from divcon.data.labeled_set import LabeledSet
 from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.subspaces import mean_over_pairs
 from divcon.evaluation.threshold import in_words
 from divcon.runs.notes import EpochNotes
+from divcon.runs.progress_bar import STAGES, OneLine, bar_on
 from divcon.runtime.context import Progress as RunProgress
+
+MOST_SIZES = 48
+"""Characters of a line that the sizes of clusters may take."""
 
 
 class Display(ABC):
@@ -80,16 +86,12 @@ class NullDisplay(Display):
         pass
 
 
-class _TimeLeft(ProgressColumn):
-    """Time left of the whole run, from its epochs so far, with dividing and evaluating."""
-
-    def render(self, task: Task) -> Text:
-        done = task.completed - task.fields["before"]
-        if not done or task.elapsed is None or task.total is None:
-            return Text("time left --", style="progress.remaining")
-        seconds = int(task.elapsed / done * (task.total - task.completed))
-        hours, minutes = seconds // 3600, seconds // 60 % 60
-        return Text(f"time left {hours}:{minutes:02d}:{seconds % 60:02d}", style="progress.remaining")
+def _of_the_whole_run(task: Task) -> float | None:
+    """Seconds left of the whole run, from its epochs so far, with dividing and evaluating."""
+    done = task.completed - task.fields["before"]
+    if not done or task.elapsed is None or task.total is None:
+        return None
+    return task.elapsed / done * (task.total - task.completed)
 
 
 class Bar(Display):
@@ -105,20 +107,11 @@ class Bar(Display):
     def __init__(self, console: Console | None = None, reword: Callable[[str], str] = str) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._reword = reword
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            _TimeLeft(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self._task = self._bar.add_task("reading", total=None, detail="", before=0)
+        self._bar = bar_on(self.console, OneLine(_of_the_whole_run))
+        self._task = self._bar.add_task("reading", total=None, details=[], before=0)
         self._epochs = 0
         self._head_printed = False
+        self._validation: LabeledSet | None = None
         self._notes = EpochNotes()
         self._warned: set[str] = set()
         self._similarities: dict[int, float] = {}
@@ -136,7 +129,8 @@ class Bar(Display):
 
     def begin(self, config: RunConfig, data: Benchmark, epochs_done: int) -> None:
         self._epochs = config.train.epochs
-        self._bar.reset(self._task, total=self._epochs, completed=epochs_done, before=epochs_done, detail="")
+        self._bar.reset(self._task, total=self._epochs, completed=epochs_done, before=epochs_done, details=[])
+        self._validation = data.validation
         model, vectors = config.model, data.train.vectors
         what = "images" if vectors is None else f"vectors ({vectors.shape[1]:,} dimensions)"
         self.console.print(
@@ -169,45 +163,49 @@ class Bar(Display):
 
     def progress(self, progress: RunProgress) -> None:
         share = progress.done / max(1, progress.total or 1)
+        count = f"{progress.done:,}/{progress.total:,} images" if progress.total else ""
         if progress.epoch is None:
             what = {"decode": "decoding each image once"}.get(progress.stage, progress.stage)
-            self._bar.update(self._task, description=what, total=1, completed=share)
+            self._bar.update(self._task, description=what, total=1, completed=share, details=[count])
             return
         completed = progress.epoch + {"divide": 0.0, "train": share}.get(progress.stage, 1.0)
-        what = f"epoch {progress.epoch} of {self._span} "
-        detail = f"{progress.done:,}/{progress.total:,} images"
+        what, details = f"epoch {progress.epoch} of {self._span} ", [count]
         if progress.stage == "train":
-            what += f"[bold]{progress.phase}[/]"
+            what += progress.phase or ""
+            details = [f"loss {progress.loss:.3f}", f"{progress.images_per_second:,.0f} images/s", count]
             if len(progress.sizes) > 1:
-                sizes = " ".join(map(str, progress.sizes[:8])) + (" ..." if len(progress.sizes) > 8 else "")
-                what += f" learners {sizes}"
-            detail += f" loss {progress.loss:.3f} {progress.images_per_second:,.0f} images/s"
+                details.append(f"learners {_sizes(progress.sizes, MOST_SIZES)}")
         else:
-            what += {"divide": "dividing", "evaluate": "evaluating"}.get(progress.stage, progress.stage)
-        self._bar.update(self._task, description=what, completed=completed, detail=detail)
+            what += STAGES.get(progress.stage, progress.stage)
+        self._bar.update(self._task, description=what, completed=completed, details=details)
 
     def epoch(self, line: dict[str, Any]) -> None:
+        scores = line.get("validation", {})
         if not self._head_printed:
             self._head_printed = True
-            self.console.print(
-                "[dim]epoch  phase     loss   recall@1   map@r  learner sizes (left out)         "
-                "dividing, training, evaluating[/]"
-            )
-        scores = line.get("validation", {})
+            self._print_head(scores)
         recall, precision = (
-            f"{100 * scores[name]:7.1f}" if name in scores else "      -" for name in ("recall_at_1", "map_at_r")
+            f"{100 * scores[name]:8.1f}" if name in scores else "       -" for name in ("recall_at_1", "map_at_r")
         )
-        sizes = " ".join(map(str, line["sizes"][:8])) + (" ..." if len(line["sizes"]) > 8 else "")
-        sizes += f" ({line['left_out']})" if line["left_out"] else ""
-        seconds = ", ".join(f"{line[f'seconds_{what}']:.1f}" for what in ("dividing", "training", "evaluating"))
-        self.console.print(
-            f"{line['epoch']:5d}  {line['phase']:9s} {line['loss']:.3f} {recall}  {precision}  {sizes:<32s} {seconds} s"
-        )
+        seconds = sum(line[f"seconds_{what}"] for what in ("dividing", "training", "evaluating"))
+        begin = f"{line['epoch']:5d}  {line['phase']:9s} {line['loss']:6.3f}  {recall} {precision} {seconds:8.1f}  "
+        left_out = f" ({line['left_out']:,})" if line["left_out"] else ""
+        sizes = _sizes(line["sizes"], max(0, min(MOST_SIZES, self.console.width - 1 - len(begin) - len(left_out))))
+        self.console.print(begin + sizes + left_out, markup=False, soft_wrap=True)
         for warning in line["warnings"]:
             if self._notes.add(warning, line["epoch"]):
                 self.warn(warning)
         if line.get("learner_similarity") is not None:
             self._similarities[line["epoch"]] = line["learner_similarity"]
+
+    def _print_head(self, scores: Mapping[str, Any]) -> None:
+        if self._validation is not None:
+            of = scores.get("num_queries", len(self._validation))
+            self.console.print(
+                f"recall@1 and map@r: % of {of:,} queries of the validation classes", style="dim", soft_wrap=True
+            )
+        head = "epoch  phase       loss  recall@1    map@r  seconds  learner sizes (left out)"
+        self.console.print(head, style="dim", soft_wrap=True)
 
     def embedding(self, line: str) -> None:
         self.console.print(self._reword(line), markup=False)
@@ -240,6 +238,12 @@ class Bar(Display):
         written = f"; report in {report}" if (report := out / "report.html").exists() else ""
         last = f", the last epoch's model in {out / 'last'}" if (out / "last").exists() else ""
         self.console.print(f"kept epoch {kept_epoch} in {out / 'model'}{last}{written}", markup=False, soft_wrap=True)
+
+
+def _sizes(sizes: Sequence[int], room: int) -> str:
+    """The learners' numbers of images, or the least and the most where the room, in characters, is too small."""
+    text = " ".join(map(str, sizes))
+    return text if len(text) <= room else f"{len(sizes)} of {min(sizes):,} to {max(sizes):,}"
 
 
 def _held_out(data: Benchmark) -> str:
@@ -310,10 +314,7 @@ def print_baselines(result: dict[str, Any], console: Console, title: str = "") -
     baselines = result["baselines"]
     if title:
         console.print(title, markup=False)
-    table = Table("", *METRICS, "embedding less it", box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
-    table.add_row("embedding", *(f"{100 * result[name]:.1f} %" for name in METRICS))
+    rows = [["embedding", *(f"{100 * result[name]:.1f} %" for name in METRICS), ""]]
     for name, of in BASELINES.items():
         if name not in baselines:
             continue
@@ -321,14 +322,37 @@ def print_baselines(result: dict[str, Any], console: Console, title: str = "") -
         difference = scores["difference"]["map_at_r"]
         low, high = difference["interval"]
         texts = (f"{100 * scores[metric]:.1f} %" for metric in METRICS)
-        less = f"{100 * difference['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        table.add_row(of, *texts, escape(less))
-    console.print(table)
+        rows.append([of, *texts, f"{100 * difference['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"])
+    print_table(console, ["", *METRICS, "embedding less it"], rows)
     of = baselines.get("pretrained_features", {}).get("of")
     known = "" if of is None else f"pretrained features: {of}; "
     console.print(f"{known}the last column is of map_at_r, with its 95 % interval", markup=False)
     if "note" in baselines:
         console.print(baselines["note"], markup=False)
+
+
+def print_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; on a terminal that is too narrow for it, each row as a block of lines, a column a line.
+
+    Args:
+        heads: the names of the columns; the first column names the rows.
+        rows: the cells, as texts.
+    """
+    table = Table(box=None, pad_edge=False)
+    for place, head in enumerate(heads):
+        numbers = place and all(not row[place] or row[place][0] in "0123456789+-–" for row in rows)
+        table.add_column(escape(head), justify="right" if numbers else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    table.width = Measurement.get(console, console.options.update(max_width=100_000), table).maximum
+    if not console.is_terminal or table.width <= console.width:
+        console.print(table, soft_wrap=True)  # a table in a file is never cut
+        return
+    for row in rows:
+        console.print(row[0], markup=False, style="bold")
+        for head, cell in zip(heads[1:], row[1:], strict=True):
+            if cell not in ("", "–"):
+                console.print(f"  {head}: {cell}", markup=False)
 
 
 def _scores_table(scores: dict[str, Any]) -> Table:
@@ -350,11 +374,8 @@ def _print_characteristic(scores: dict[str, Any], console: Console) -> None:
 
 def _print_table(title: str, rows: list[tuple[str, dict[str, Any]]], console: Console) -> None:
     names = ("recall_at_1", "r_precision", "map_at_r", *rows[0][1].get("metrics", ()))
-    table = Table(title, *names, box=None, pad_edge=False)
-    for label, scores in rows:
-        texts = {score.name: score.text() for score in scores_in(scores)}
-        table.add_row(label, *(texts.get(name, "-") for name in names))
-    console.print(table)
+    texts = [(label, {score.name: score.text() for score in scores_in(scores)}) for label, scores in rows]
+    print_table(console, [title, *names], [[label, *(of.get(name, "-") for name in names)] for label, of in texts])
 
 
 def _print_correlations(correlations: list[list[float | None]], console: Console) -> None:
@@ -364,10 +385,11 @@ def _print_correlations(correlations: list[list[float | None]], console: Console
     mean = f"{value:.2f}" if value is not None else "unknown: all their embeddings are equal"
     console.print(f"similarity of learners (1: the same neighbours; 0: unrelated), mean over pairs: {mean}")
     if 2 < count <= 12:
-        table = Table("similarity", *map(str, range(count)), box=None, pad_edge=False)
-        for k, row in enumerate(correlations):
-            table.add_row(f"learner {k}", *("-" if value is None else f"{value:.2f}" for value in row))
-        console.print(table)
+        print_table(
+            console,
+            ["similarity", *map(str, range(count))],
+            [[f"learner {k}", *("-" if c is None else f"{c:.2f}" for c in row)] for k, row in enumerate(correlations)],
+        )
 
 
 def _fit_in_words(fit: str) -> str:

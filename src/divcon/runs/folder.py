@@ -50,7 +50,8 @@ LENGTH = {"epochs", "patience"}
 
 class RunFolder:
     """``config.json``, ``classes.json``, ``metrics.jsonl``, ``divisions/``, ``checkpoint``, ``model/``, ``last/``,
-    ``baselines.json`` and ``report.html``; with ``validation_folds`` also ``folds/``, a run for each fold.
+    ``baselines.json``, ``report.html`` and, once evaluated, ``test.json``; with ``validation_folds`` also ``folds/``, a
+    run for each fold.
 
     ``model`` is the model that the run keeps, ``last`` that of the last epoch, a model folder that knows its run.
 
@@ -70,6 +71,7 @@ class RunFolder:
         self.last = self.path / "last"
         self.folds = self.path / "folds"
         self.baselines = self.path / "baselines.json"
+        self.test = self.path / "test.json"
         self.report = self.path / "report.html"
 
     def division(self, epoch: int) -> Path:
@@ -396,6 +398,28 @@ class RunFolder:
         try:
             scores = json.loads(self.baselines.read_text())
             return scores if scores["epoch"] == epoch and isinstance(scores["baselines"], dict) else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+    def write_test_scores(self, scores: dict[str, Any]) -> None:
+        """Write what `test_scores_of` reads.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with atomic_write(self.test) as beside:
+            beside.write_text(json.dumps(scores, indent=1) + "\n")
+
+    def test_scores_of(self, epoch: int | None, embed: str | None) -> dict[str, Any] | None:
+        """The scores of a model on the test classes (see `divcon.evaluate`); None where it was not evaluated.
+
+        Args:
+            epoch: of the model.
+            embed: what it embeds by, as in the record of that choice; None where there is no record.
+        """
+        try:
+            scores = json.loads(self.test.read_text())
+            return scores if (scores["epoch"], scores["embed"]) == (epoch, embed) else None
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 

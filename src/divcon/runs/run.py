@@ -61,6 +61,7 @@ from divcon.training.checkpoint import read_checkpoint, weights_in
 from divcon.training.loop import train
 from divcon.training.report import EpochReport
 from divcon.training.schedule import difference_until
+from divcon.training.setup import on_started_group
 
 Observe = Callable[[EmbeddingModel, EpochReport], dict[str, Any]]
 
@@ -133,6 +134,7 @@ def run(
         if config is None:
             config, length = settings_like(like, benchmark)
     config = _with_splitting(config or asked, benchmark)
+    config = dataclasses.replace(config, train=on_started_group(config.train))
     if source is None and isinstance(data, (str, os.PathLike)):
         source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
     folder = RunFolder(out)

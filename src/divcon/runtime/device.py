@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from divcon.errors import ConfigError
-from divcon.runtime.environment import started_by_torchrun
+from divcon.runtime.launchers import started_size
 
 
 def resolve_device(device: str) -> str:
@@ -38,7 +38,7 @@ def torch_threads(number: int | None, devices: int = 1) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     if number is not None:
-        torch.set_num_threads(max(1, number // devices if started_by_torchrun() else number))
+        torch.set_num_threads(max(1, number // devices if started_size() else number))
     try:
         yield
     finally:

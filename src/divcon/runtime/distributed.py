@@ -26,12 +26,14 @@ class ProcessGroup:
         world_size: number of processes.
         across: what the ranks share: ``learners``, the batches of a step, each of another learner; or ``batch``, the
             images of each batch.
+        cpu_group: of PyTorch, for tensors on the CPU; None: the default one.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1, across: str = "learners") -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1, across: str = "learners", cpu_group: Any = None) -> None:
         self.rank = rank
         self.world_size = world_size
         self.across = across
+        self._cpu_group = cpu_group
 
     @property
     def alone(self) -> bool:
@@ -89,7 +91,7 @@ class ProcessGroup:
         """The sum over the arrays of all ranks, float64."""
         total = torch.from_numpy(np.array(values, np.float64))
         if not self.alone:
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self._cpu_group)
         return total.numpy()
 
     def broadcast(self, values: np.ndarray) -> np.ndarray:
@@ -97,7 +99,7 @@ class ProcessGroup:
         if self.alone:
             return values
         sent = torch.from_numpy(np.array(values))
-        dist.broadcast(sent, 0)
+        dist.broadcast(sent, 0, group=self._cpu_group)
         return sent.numpy()
 
     @torch.no_grad()
@@ -126,7 +128,7 @@ class ProcessGroup:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # A parameter that has no gradient on any rank must keep none: the optimiser then leaves it alone.
         ranks_with_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-        dist.all_reduce(ranks_with_gradient)
+        dist.all_reduce(ranks_with_gradient, group=self._cpu_group)
         summed = {id(p) for p in backbone.parameters()}
         buckets: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for parameter, count in zip(parameters, ranks_with_gradient.tolist(), strict=True):

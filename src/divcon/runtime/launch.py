@@ -25,7 +25,7 @@ from torch.distributed import FileStore, HashStore  # type: ignore[reportPrivate
 
 from divcon.errors import ConfigError, DivconError, WorkerError
 from divcon.runtime.distributed import ALONE, ProcessGroup
-from divcon.runtime.environment import started_by_torchrun
+from divcon.runtime.launchers import StartedGroup, is_initialised, own_group, started_group
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 TIMEOUT = timedelta(days=2)
@@ -36,14 +36,16 @@ NOTICED_S = 25
 
 def is_main_process() -> bool:
     """Whether this process is rank 0, or would be rank 0 of a group that it launches."""
-    return started_by_torchrun() is None or os.environ["RANK"] == "0"
+    group = started_group()
+    return group is None or group.rank == 0
 
 
 @contextmanager
 def launch(devices: int, across: str, device: str, worker: Callable[..., None], *args: Any) -> Iterator[ProcessGroup]:
     """Join a process group of one process a device. Inside of the block this process is rank 0, and the others, which
-    are spawned here, run ``worker(group, *args)``. Under torchrun nothing is spawned: this process has the rank that
-    torchrun assigned.
+    are spawned here, run ``worker(group, *args)``. Where a launcher has started the processes (torchrun, or another
+    that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT), or PyTorch's process group is initialised, nothing is
+    spawned: this process has the rank that it has there.
 
     Args:
         devices: number of processes.
@@ -52,41 +54,47 @@ def launch(devices: int, across: str, device: str, worker: Callable[..., None], 
         worker: must be importable, and ``args`` picklable, as `multiprocessing` wants it of spawned processes.
 
     Raises:
-        ConfigError: there are fewer devices, or torchrun has started another number of processes.
+        ConfigError: there are fewer devices, or another number of processes was started, or a launcher has set half of
+            its variables.
         WorkerError: another process was killed.
         DivconError: the error of another process.
     """
-    started = started_by_torchrun()
-    if devices == 1 and started in (None, 1):
+    joins = started_group()
+    size = 1 if joins is None else joins.world_size
+    if devices == 1 and size == 1:
         yield ALONE
         return
-    if started not in (None, devices):
+    if joins is not None and size not in (1, devices):
         raise ConfigError(
-            f"`devices` {devices}: torchrun has started {started} processes; set `devices={started}`", field="devices"
+            f"`devices` {devices}: {size} processes were started; set `devices={size}`, or leave it out",
+            field="devices",
         )
     if device not in BACKENDS:
         raise ConfigError(
             f"`devices` {devices}: several devices work on cuda and cpu, not on {device}; set `device=cpu`",
             field=("devices", "device"),
         )
-    if device == "cuda" and torch.cuda.device_count() < devices:
-        raise ConfigError(
-            f"`devices` {devices}: PyTorch finds {torch.cuda.device_count()} CUDA devices here; use fewer",
-            field="devices",
-        )
-    if started is not None:
+    if joins is not None and size > 1:
+        if device == "cuda":
+            torch.cuda.set_device(_local_device(joins))
         if not is_main_process():
             _ignore_signals()
         try:
-            with _process_group(device, int(os.environ["RANK"]), devices, None):
-                yield ProcessGroup(int(os.environ["RANK"]), devices, across)
+            with _joined(device) as cpu_group:
+                yield ProcessGroup(joins.rank, size, across, cpu_group)
         except RuntimeError as error:
             if not _is_lost(error):
                 raise
             raise WorkerError(
-                "another process that torchrun has started ended; its own output says why. Go on with `resume=True`"
+                "another process of the group ended; its own output says why. Go on with `resume=True`"
             ) from None
         return
+    if device == "cuda" and torch.cuda.device_count() < devices:
+        raise ConfigError(
+            f"`devices` {devices}: PyTorch finds {torch.cuda.device_count()} CUDA devices here; use fewer, or start "
+            "the processes on several machines with torchrun",
+            field="devices",
+        )
     # No other machine can join: the ranks meet in a file of this user and talk over the loopback interface. (A TCPStore
     # listens on the whole network.)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -105,6 +113,22 @@ def launch(devices: int, across: str, device: str, worker: Callable[..., None], 
             raise
         finally:
             workers.end()
+
+
+@contextmanager
+def started(device: str) -> Iterator[ProcessGroup]:
+    """The group that a launcher has started, for work that shares out images; `ALONE` without one.
+
+    Raises:
+        ConfigError, WorkerError: as `launch`.
+    """
+    group = started_group()
+    with launch(1 if group is None else group.world_size, "batch", device, _nothing) as processes:
+        yield processes
+
+
+def _nothing(group: ProcessGroup) -> None:
+    """What no process runs: a launcher has started all."""
 
 
 class _Workers:
@@ -243,12 +267,55 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def _local_device(started: StartedGroup) -> int:
+    """The number of the CUDA device of a process that a launcher has started.
+
+    Raises:
+        ConfigError: there are fewer devices here than processes, or the launcher does not say which is whose.
+    """
+    count, place, here = torch.cuda.device_count(), started.local_rank, started.local_world_size
+    if place is None:
+        if count >= started.world_size:
+            return started.rank  # all on this machine
+        raise ConfigError(
+            f"`devices` {started.world_size}: PyTorch finds {count} CUDA devices here, and LOCAL_RANK, which says "
+            "whose each is, is missing; start the processes with torchrun",
+            field="devices",
+        )
+    if place < count and (here is None or here <= count):
+        return place
+    if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return 0  # the launcher shows each process its own
+    raise ConfigError(
+        f"`devices` {started.world_size}: PyTorch finds {count} CUDA devices on this machine, and "
+        f"{here or place + 1} processes were started on it; start as many as it has devices",
+        field="devices",
+    )
+
+
 @contextmanager
-def _process_group(device: str, rank: int, size: int, store: str | None) -> Iterator[None]:
-    """Initialise PyTorch's process group for the block, through a store in a file, or as torchrun has set it up."""
+def _joined(device: str) -> Iterator[Any]:
+    """Join the group that was started; yields the group for tensors on the CPU, None for the default one. A group that
+    somebody else has initialised stays as it is."""
+    if not is_initialised():
+        with _process_group(device):
+            yield None
+    elif "cpu:gloo" in dist.get_backend_config():
+        yield None
+    else:
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        try:
+            yield group
+        finally:
+            dist.destroy_process_group(group)
+
+
+@contextmanager
+def _process_group(device: str, rank: int = 0, size: int = 1, store: str | None = None) -> Iterator[None]:
+    """Initialise PyTorch's process group for the block, through a store in a file, or as the environment says."""
     where = {} if store is None else {"store": FileStore(store, size), "rank": rank, "world_size": size}
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+    if device == "cuda" and store is not None:
+        torch.cuda.set_device(rank)
     try:
         dist.init_process_group(BACKENDS[device], timeout=TIMEOUT, **where)
     except BaseException:
@@ -258,7 +325,8 @@ def _process_group(device: str, rank: int, size: int, store: str | None) -> Iter
         dist.destroy_process_group()
         raise
     try:
-        yield
+        with own_group():
+            yield
     finally:
         dist.destroy_process_group()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from divcon.config.image_size import ImageSize
 from divcon.errors import ConfigError, DataError, StoreError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
@@ -26,6 +27,7 @@ from divcon.search.queries import embeddings_of, is_batch, subspace_weights
 from divcon.search.retype import change_types
 from divcon.search.stores import Address, open_store
 from divcon.search.stores.base import Store
+from divcon.search.untrained import is_backbone, place_of, prepare
 from divcon.search.update import Changes, EmbeddedItems, Embedder, Update, checked_items, update_store
 
 
@@ -120,6 +122,13 @@ def _check_score(score: object) -> None:
         raise ConfigError(f"`min_score` {score}: pass a cosine similarity, -1 to 1", field="min_score")
 
 
+def _paths_of(data: object) -> list[str | Path]:
+    """The files, folders or name that data is read from; empty: it is in memory."""
+    several = data if isinstance(data, (list, tuple)) else [data]
+    paths = [path for path in several if isinstance(path, (str, Path))]
+    return paths if len(paths) == len(several) else []
+
+
 MAX_K = 10_000
 """The largest k of a search."""
 
@@ -209,6 +218,9 @@ class Index:
         store: Address | None = None,
         *,
         ann_from: int | None = None,
+        image_size: ImageSize | str | None = None,
+        fit: str | None = None,
+        weights: str | Path | None = None,
         device: str | torch.device = "cpu",
         trust: Trust = (),
         **options: Any,
@@ -216,10 +228,15 @@ class Index:
         """Index data; if there is an index of this model in the store, bring it up to date.
 
         Args:
-            model: a model, or the folder of a run or model, which the index then names.
+            model: a model, or the folder of a run or model, which the index then names. Or the name of a backbone, such
+                as ``"resnet50"``, whose pretrained features then are the embedding: no training and no labels are
+                needed.
             data, options: as `update` takes them.
             store: a folder, ``postgresql://USER@HOST/DATABASE``, or a store of your own (see `open_store`); None: the
-                folder ``index`` in the model's folder.
+                folder ``index`` in the model's folder. For a backbone, a folder is that of model and index
+                (``STORE/model``, ``STORE/index``), and None is ``photos.divcon`` beside ``photos``.
+            image_size, fit, weights: of a backbone, as `EmbeddingModel` takes them; None: size and fit are chosen from
+                the images, weights are timm's.
             ann_from: the number of rows from which the store's approximate index is built and used; None: 100,000, or
                 what an earlier call set.
             device: where a model is loaded to.
@@ -227,8 +244,22 @@ class Index:
 
         Raises:
             StoreError: the store has an index of another model, or other files, or another process is writing.
+            ConfigError: the store has an index of another backbone, size or fit; or they are passed for a model.
+            WeightsError: there is no model in the folder, or the weights of the backbone cannot be downloaded.
             DataError, ImageError: as `update`.
         """
+        of_backbone = {"image_size": image_size, "fit": fit, "weights": weights}
+        if is_backbone(model):
+            context = options.get("context", DEFAULT)
+            images = set_of(data, context=context)
+            paths = _paths_of(data)
+            folder, store = place_of(store, paths)
+            prepare(folder, images, str(model), **of_backbone, data=paths, trust=trust, context=context)
+            model, data = folder, images
+        else:
+            for name, value in of_backbone.items():
+                if value is not None:
+                    raise ConfigError(f"`{name}` {value}: is of a backbone, and the model has its own", field=name)
         index = cls.create(model, store, ann_from=ann_from, device=device, trust=trust)
         index.update(data, **options)
         return index
@@ -367,7 +398,7 @@ class Index:
 
         def write(update: Update) -> None:
             embedder = Embedder(self.model, batch_size, on_bad_image == "skip", context)
-            for done in update.embed(chunks, embedder):
+            for done in update.embed(chunks, embedder, total):
                 context.progress("index", done, total)
 
         return update_store(self.store, self._neighbours, write, delete_missing=delete_missing)

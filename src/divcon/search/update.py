@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from divcon.data.loading import decodable
 from divcon.errors import DataError, ImageError, StoreError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
@@ -121,15 +120,18 @@ class Update:
         self._in_data[old[old < self._first_new]] = True
         return known
 
-    def embed(self, chunks: Iterable[Items], embedder: Embedder) -> Iterator[int]:
+    def embed(self, chunks: Iterable[Items], embedder: Embedder, total: int | None = None) -> Iterator[int]:
         """Embed and write the items that are new or changed; after each chunk, yield the number of items processed.
+
+        Args:
+            total: the number of all items, for the progress that is reported after each batch; None: unknown.
 
         Raises:
             ImageError: an image does not decode, and the embedder does not skip it; the chunks before are written.
         """
         done = 0
         for items in chunks:
-            self._embed(items, embedder)
+            self._embed(items, embedder, done, total)
             done += len(items)
             yield done
 
@@ -141,7 +143,7 @@ class Update:
             done += len(chunk.rows)
             yield done
 
-    def _embed(self, items: Items, embedder: Embedder) -> None:
+    def _embed(self, items: Items, embedder: Embedder, before: int, total: int | None) -> None:
         items = checked_items(items, self.about)
         known = self._known(items.keys())
         contents = contents_of(items, embedder)
@@ -152,7 +154,10 @@ class Update:
             for i, c in enumerate(contents)
             if c and keys[i] in known and known[keys[i]].content == c and known[keys[i]].details != details[i]
         ]
-        embedded = embed(items, contents, np.array(new, np.int64), embedder)
+        before += len(items) - len(new)
+        outer = embedder.context
+        inner = replace(outer, on_progress=lambda p: outer.progress("index", before + p.done, total))
+        embedded = embed(items, contents, np.array(new, np.int64), replace(embedder, context=inner))
         if len(embedded.rows):
             self._write(embedded, known)
         if relabelled:
@@ -284,17 +289,22 @@ def embed(
     Args:
         contents: the digest of each item's content.
     """
-    model, context = embedder.model, embedder.context.silent()
-    if embedder.skip and len(indices):
-        try:
-            rows = decodable(items.images.subset(indices), context).rows
-        except DataError:
-            rows = np.empty(0, np.int64)
-        indices = indices[np.isin(items.images.rows[indices], rows)]
+    model, context = embedder.model, embedder.context
     chosen = items.take(indices)
     embeddings = np.empty((0, model.embedding_dim), np.float32)
     if len(chosen):
-        embeddings = model.encode(chosen.images, batch_size=embedder.batch_size, context=context)
+        bad: set[int] = set()
+
+        def leave_out(index: int, message: str) -> None:
+            bad.add(index)
+            context.warn(f"left out: {message}")
+
+        on_bad_image = leave_out if embedder.skip else None
+        features = model.features(
+            chosen.images, batch_size=embedder.batch_size, on_bad_image=on_bad_image, context=context
+        )
+        decoded = np.array([i for i in range(len(chosen)) if i not in bad], np.int64)
+        indices, chosen, embeddings = indices[decoded], chosen.take(decoded), model.embed(features[decoded])
     broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(broken):
         raise DataError(f"{chosen.names[broken[0]]}: its embedding has NaN or infinite numbers; it cannot be indexed")
@@ -354,7 +364,8 @@ def write_shard(
             kept += len(chunk)
         else:
             readable = np.array([i for i, content in enumerate(contents) if content], np.int64)
-            rows = embed(chunk, contents, readable, embedder).rows
+            silent = replace(embedder, context=embedder.context.silent())
+            rows = embed(chunk, contents, readable, silent).rows
             metadata = {_ABOUT: json.dumps(about.to_dict()).encode(), _INPUTS: inputs.encode()}
             with atomic_write(path) as beside:
                 pq.write_table(rows.replace_schema_metadata(metadata), beside)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
 
 from divcon.runtime.context import DEFAULT
 from divcon.search import Index
 from divcon.search.items import key_of
-from divcon.search.queries import embeddings_of
+from divcon.search.queries import embeddings_of, subspace_weights
 from divcon.serve.items import check_pixels, rows_of
 from divcon.serve.limits import Limits, Refusal
 
+M = TypeVar("M", bound=BaseModel)
 Value = str | int | float | bool
 Compared = dict[Literal["=", "!=", "<", "<=", ">", ">="], Value]
 Filter = dict[str, Value | list[Value] | Compared] | list[str]
@@ -72,58 +74,86 @@ class SearchResponse(BaseModel):
 
     hits: list[SearchHit]
     learners: list[LearnerHits] = Field(description="With learner `each`, one entry per learner; else empty.")
+    agreement: float | None = Field(
+        description="With learner `each`: the mean correlation of two learners' cosines to the query, over the items "
+        "of this response without the query's own; null where there are fewer than 3, or one learner."
+    )
     embedding: list[float] = Field(description="The embedding of the query; send it as `vector` to search again.")
 
 
-SCHEMA = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary"},
-                        "k": {"type": "integer"},
-                        "where": {
-                            "type": "array",
-                            "items": {"type": "string"},
-                            "description": "COLUMN=VALUE, or a JSON object.",
-                        },
-                        "min_score": {"type": "number", "minimum": -1, "maximum": 1},
-                        "learner": {"type": "string", "description": "A learner's number, or `each`."},
-                        "each_k": {"type": "integer"},
-                    },
-                }
+def schema_of(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI schema of a body that is JSON or a form with an image, which FastAPI cannot derive.
+
+    Args:
+        name: of the model of the JSON.
+        fields: those of the form, besides the image.
+    """
+    image = {"image": {"type": "string", "format": "binary"}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}},
+                "multipart/form-data": {
+                    "schema": {"type": "object", "required": ["image"], "properties": image | fields}
+                },
             },
-        },
+        }
     }
-}
-"""The OpenAPI schema of the body, which FastAPI cannot derive since it is JSON or a form."""
 
 
-def with_request_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Add `SearchRequest` to the components of an OpenAPI schema."""
-    own = SearchRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.setdefault("components", {}).setdefault("schemas", {})["SearchRequest"] = own
+SCHEMA = schema_of(
+    "SearchRequest",
+    {
+        "k": {"type": "integer"},
+        "where": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "COLUMN=VALUE, or a JSON object.",
+        },
+        "min_score": {"type": "number", "minimum": -1, "maximum": 1},
+        "learner": {"type": "string", "description": "A learner's number, or `each`."},
+        "each_k": {"type": "integer"},
+    },
+)
+
+
+def with_request_schemas(schema: dict[str, Any], *kinds: type[BaseModel]) -> dict[str, Any]:
+    """Add models of requests to the components of an OpenAPI schema."""
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    for kind in kinds:
+        schemas[kind.__name__] = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     return schema
 
 
-def from_json(text: bytes) -> SearchRequest:
+async def query_of(request: Request, kind: type[M]) -> tuple[M, bytes | None]:
+    """The query in the body of a request, and the image that was uploaded with it.
+
+    Args:
+        kind: the model of the query's fields.
+
+    Raises:
+        Refusal: it is neither JSON nor a form with an image, or not a valid request.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "multipart/form-data":
+        return from_json(await request.body(), kind), None
+    async with request.form(max_files=1, max_fields=100) as form:
+        return await from_form(form, kind)
+
+
+def from_json(text: bytes, kind: type[M]) -> M:
     """The request in a JSON body.
 
     Raises:
         Refusal: it is not JSON, or not a valid request.
     """
     try:
-        return _validated(json.loads(text))
+        return _validated(json.loads(text), kind)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is not JSON ({error})") from None
 
 
-async def from_form(form: FormData) -> tuple[SearchRequest, bytes]:
+async def from_form(form: FormData, kind: type[M]) -> tuple[M, bytes]:
     """The request in a form, and the image in it.
 
     Raises:
@@ -135,8 +165,9 @@ async def from_form(form: FormData) -> tuple[SearchRequest, bytes]:
     values: dict[str, Any] = {name: form.get(name) for name in form if name not in ("image", "where")}
     if any(isinstance(value, UploadFile) for value in values.values()):
         raise Refusal(400, "the form has more files than 'image'")
-    values["where"] = _read([text for text in form.getlist("where") if isinstance(text, str)])
-    return _validated(values), await image.read()
+    if "where" in form:
+        values["where"] = _read([text for text in form.getlist("where") if isinstance(text, str)])
+    return _validated(values, kind), await image.read()
 
 
 def where_of(texts: list[str]) -> Any:
@@ -145,7 +176,7 @@ def where_of(texts: list[str]) -> Any:
     Raises:
         Refusal: they have another form.
     """
-    return _where(_validated({"where": _read(texts)}).where)
+    return _where(_validated({"where": _read(texts)}, SearchRequest).where)
 
 
 def _read(texts: list[str]) -> Any:
@@ -169,9 +200,9 @@ def _where(where: Filter) -> Any:
     return pairs
 
 
-def _validated(values: Any) -> SearchRequest:
+def _validated(values: Any, kind: type[M]) -> M:
     try:
-        return SearchRequest.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise Refusal(422, validation_message(error.errors())) from None
 
@@ -206,10 +237,38 @@ def search(index: Index, request: SearchRequest, image: bytes | None, learners: 
     rankings = [index.search(vector, request.k, learner=learner, **options)]
     if request.learner == "each":
         rankings += [index.search(vector, request.each_k, learner=k, **options) for k in range(learners)]
-    rows = rows_of(index, list({hit.id for hits in rankings for hit in hits}))
+    found = list({hit.id for hits in rankings for hit in hits})
+    rows = rows_of(index, found)
     full, *each = [[rows[hit.id].to_dict(hit.score) for hit in hits if hit.id in rows] for hits in rankings]
     by_learner = [{"learner": k, "hits": hits} for k, hits in enumerate(each)]
-    return {"hits": full, "learners": by_learner, "embedding": [round(v, 7) for v in vector.tolist()]}
+    agreement = _agreement(index, vector, found, learners) if by_learner else None
+    embedding = [round(v, 7) for v in vector.tolist()]
+    return {"hits": full, "learners": by_learner, "agreement": agreement, "embedding": embedding}
+
+
+def _agreement(index: Index, query: np.ndarray, ids: list[int], learners: int) -> float | None:
+    """The agreement of the learners on a (D,) query, as in `SearchResponse`."""
+    _, embeddings = index.store.embeddings(np.array(ids, np.int64))
+    # The query's own item has a cosine of one for every learner, and would make strangers agree.
+    embeddings = embeddings[embeddings @ query < 1 - 1e-5]
+    weights = [subspace_weights(index.model, k) for k in range(learners)]
+    return agreement_of(np.stack([_cosines(query * w, embeddings * w) for w in weights]))
+
+
+def _cosines(query: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """(n,) float64, of a (D,) query with (n, D) embeddings; NaN where either is zero."""
+    query, embeddings = query.astype(np.float64), embeddings.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return embeddings @ query / (np.linalg.norm(embeddings, axis=1) * np.linalg.norm(query))
+
+
+def agreement_of(cosines: np.ndarray) -> float | None:
+    """The mean Pearson correlation of two rows of (K, n) cosines; None for one row, fewer than 3 columns, or a row
+    without variance."""
+    if min(len(cosines), cosines.shape[1] - 1) < 2 or not np.isfinite(cosines).all() or not np.ptp(cosines, 1).all():
+        return None
+    correlations = np.corrcoef(cosines)[np.triu_indices(len(cosines), 1)]
+    return round(float(correlations.mean()), 4)
 
 
 def _embedding(index: Index, request: SearchRequest, image: bytes | None, limits: Limits) -> np.ndarray:

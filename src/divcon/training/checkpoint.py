@@ -31,6 +31,7 @@ from divcon.runtime.signals import SignalHandler
 from divcon.training.averaging import WeightAverage
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import TrainLoader
+from divcon.training.precision import Precision
 from divcon.training.report import EpochReport, LossRecord
 from divcon.training.sampler import Batch, EpochPlan
 from divcon.training.schedule import difference_until
@@ -198,8 +199,7 @@ class TrainState:
     model: EmbeddingModel
     objectives: nn.Module
     optimizer: torch.optim.Optimizer
-    precision: Any
-    """Fabric's precision plugin, which holds the gradient scaler of fp16."""
+    precision: Precision
     bank: FeatureBank
     average: WeightAverage
     division: Division | None = None

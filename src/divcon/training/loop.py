@@ -33,10 +33,19 @@ from divcon.training.checkpoint import Checkpointer, TrainState
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import create_loader
 from divcon.training.optimizer import set_learning_rates, take_step
+from divcon.training.precision import Precision
 from divcon.training.report import EpochReport, LossRecord
 from divcon.training.sampler import plan_epoch
 from divcon.training.schedule import Phase, learning_rates, phase_at
-from divcon.training.setup import check, create_fabric, double_learners, seed_batch, set_classes, set_up
+from divcon.training.setup import (
+    check,
+    double_learners,
+    on_started_group,
+    seed_batch,
+    set_classes,
+    set_up,
+    training_device,
+)
 
 
 def train(
@@ -90,7 +99,7 @@ def train(
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"`config` must be a divcon.TrainConfig, not of type {type(config).__name__}")
     images = as_labeled_set(data, context)
-    config, _ = fit_training(config, images.labels)
+    config, _ = fit_training(config if context.processes else on_started_group(config), images.labels)
     objectives = check(model, images, config)
     context = replace(context, workers=config.workers)
     start = _launch if context.processes is None else divide_and_conquer
@@ -108,15 +117,15 @@ def divide_and_conquer(
 ) -> Generator[EpochReport, bool | None, None]:
     """The training loop, run by every process of the group; its arguments are those of `train`, checked. Sending True
     ends it once the epoch's checkpoint is saved; all processes must send the same."""
-    fabric = create_fabric(config, context.group)
-    network, optimizer = set_up(fabric, model, objectives, config)
+    device = training_device(config)
+    optimizer, precision = set_up(model, objectives, config, device), Precision(config.precision, device)
     labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
-    bank = FeatureBank(len(images), model.num_features, fabric.device, enabled=config.divide_on == "bank")
+    bank = FeatureBank(len(images), model.num_features, device, enabled=config.divide_on == "bank")
     distill_weight = config.chosen_distill_weight(model.head.max_learners, vectors=model.vector_dim is not None)
     average = WeightAverage(model, config.ema_decay)
-    state = TrainState(model, objectives, optimizer, fabric.strategy.precision, bank, average)
+    state = TrainState(model, objectives, optimizer, precision, bank, average)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
-    loader = create_loader(model, images, config, fabric.device, context)
+    loader = create_loader(model, images, config, device, context)
     with loader, checkpointer, context.group.gathered_batch(model.pooling):
         for epoch in range(state.epochs_done, config.epochs):
             phase = phase_at(epoch, config, model.head.max_learners)
@@ -131,7 +140,7 @@ def divide_and_conquer(
                 bank.disable()
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
-                with fabric.autocast():
+                with precision.autocast():
                     features = bank.features_to_divide(model, loader, epoch, context)
                 # A hierarchy starts with one learner and doubles the learners at each division until there are K.
                 double = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
@@ -144,7 +153,7 @@ def divide_and_conquer(
                     tries=config.division_tries,
                     previous=previous,
                     double=double,
-                    device=fabric.device,
+                    device=device,
                     context=context,
                 )
                 if double:
@@ -170,7 +179,7 @@ def divide_and_conquer(
                 seed=config.seed,
                 epoch=epoch,
             )
-            record = LossRecord(images, plan, epoch, context, immediate=fabric.device.type == "cpu")
+            record = LossRecord(images, plan, epoch, context, immediate=device.type == "cpu")
             model.train()
             for step, batches in checkpointer.steps(loader, plan, labels, report, record):
                 epochs_done = epoch + step.start / len(plan.batches)
@@ -181,22 +190,22 @@ def divide_and_conquer(
                     if phase is Phase.SUBSPACE:
                         # The loss of learner k on its subspace; with full_weight, which neither paper has, also that of
                         # the full embedding.
-                        own, full, features = network(inputs, learner=batch.learner, with_all=True)
+                        own, full, features = precision.forward(model, inputs, learner=batch.learner, with_all=True)
                         loss = record.loss(number, objectives[batch.learner], own, targets)
                         if config.full_weight:
                             loss = loss + config.full_weight * record.full_loss(number, objectives[-1], full, targets)
                         loss = loss + config.mask_penalty * model.head.penalty()
                     else:
                         # Conquer: one loss on the full embedding.
-                        _, full, features = network(inputs, with_all=True)
+                        _, full, features = precision.forward(model, inputs, with_all=True)
                         loss = record.loss(number, objectives[-1], full, targets)
                     if distill_weight:
                         # The full embedding learns the similarities of its own backbone's features (S2SD).
                         distillation = record.distillation(number, full, features, config.distill_temperature)
                         loss = loss + distill_weight * distillation
                     bank.update(batch.indices, features)
-                    fabric.backward(loss / len(step))
-                take_step(optimizer, objectives, model, context)
+                    precision.backward(loss / len(step))
+                take_step(optimizer, precision, objectives, model, context)
                 record.step_done(step)
                 context.on_progress(report.progress(record))
             report.record_training(plan, record, optimizer.param_groups, model.head)

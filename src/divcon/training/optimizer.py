@@ -20,6 +20,7 @@ from divcon.errors import ConfigError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import Context
 from divcon.training.instantiate import name_in_words, resolve
+from divcon.training.precision import Precision
 from divcon.training.proxies import ClusterProxies
 
 _BUILT_IN = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -167,7 +168,13 @@ def set_learning_rates(optimizer: Any, rates: Mapping[str, float]) -> None:
         group["lr"] = rates[group["name"]]
 
 
-def take_step(optimizer: Any, objectives: nn.ModuleList, model: EmbeddingModel, context: Context) -> None:
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    objectives: nn.ModuleList,
+    model: EmbeddingModel,
+    context: Context,
+) -> None:
     """Take a step of the optimiser, on the gradients of all processes."""
     group = context.group
     if not group.alone:
@@ -176,6 +183,6 @@ def take_step(optimizer: Any, objectives: nn.ModuleList, model: EmbeddingModel, 
             if isinstance(module, ClusterProxies):
                 module.restore()  # as the process that computed with it has done
         group.all_reduce_gradients(optimizer, backbone)
-    optimizer.step()
+    precision.step(optimizer)
     if not group.alone:
         group.average_statistics(model.backbone)

@@ -6,11 +6,11 @@ import copy
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from divcon.config.fields import doors
@@ -23,15 +23,13 @@ from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_input
 from divcon.runtime.device import resolve_device
-from divcon.runtime.distributed import ProcessGroup
-from divcon.runtime.environment import started_by_torchrun
+from divcon.runtime.launchers import started_size
 from divcon.training.instantiate import name_in_words
 from divcon.training.losses import create_objectives, keeps_state
 from divcon.training.optimizer import check_optimizer, create_optimizer
 from divcon.training.schedule import check_schedule
 
 _COMPILERS = (os.environ.get("CXX", "c++"), "g++", "clang++")
-_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.ModuleList:
@@ -83,7 +81,7 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
     check_optimizer(config)
     objectives = create_objectives(config, model.head, images.num_classes)
     if config.num_devices > 1:
-        if started_by_torchrun() is None:
+        if started_size() is None:
             _check_importable(config)
         if config.across == "learners":
             _check_learners_across_devices(objectives[-1], model.embedding_dim, config)
@@ -142,30 +140,38 @@ def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
         )
 
 
-def create_fabric(config: TrainConfig, group: ProcessGroup) -> Fabric:
-    """Fabric on this process's device, in the precision of ``config``."""
-    device = resolve_device(config.device)
-    devices: Any = [group.rank] if device == "cuda" and not group.alone else 1
-    return Fabric(accelerator=device, devices=devices, precision=_PRECISION[config.precision])  # type: ignore[arg-type]
+def on_started_group(config: TrainConfig) -> TrainConfig:
+    """The settings with ``devices`` as a launcher has started them, where one has: a training that is resumed may have
+    more or fewer than before.
 
-
-def set_up(fabric: Fabric, model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig) -> tuple[Any, Any]:
-    """Move the model and its objectives to Fabric's device.
-
-    Returns:
-        The network, which is the model wrapped by Fabric, and the optimiser over it and the objectives.
+    Raises:
+        ConfigError: the batches of a step cannot be shared out among so many.
     """
+    size = started_size()
+    return config if size in (None, 1, config.num_devices) else replace(config, devices=size)
+
+
+def training_device(config: TrainConfig) -> torch.device:
+    """The device of this process; with several on CUDA, the one that its launch has set."""
+    name = resolve_device(config.device)
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+def set_up(
+    model: EmbeddingModel, objectives: nn.ModuleList, config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Move the model and its objectives to the device, and create the optimiser over both."""
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.hierarchy:
         model.head.start_with_one()
-    objectives.to(fabric.device)
+    model.to(device)
+    objectives.to(device)
     optimizer = create_optimizer(model, objectives, config)
     if config.compile:
         # In place, so that weights keep their names. Only the backbone: the head branches by learner.
         model.backbone.compile()
-    network, optimizer = fabric.setup(model, optimizer)
-    return network, optimizer
+    return optimizer
 
 
 def seed_batch(seed: int, epoch: int, number: int) -> None:

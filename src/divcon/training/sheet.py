@@ -20,10 +20,19 @@ _SIDE = 160
 
 
 def augmented_sheet(
-    model: EmbeddingModel, images: LabeledSet, config: TrainConfig, *, rows: int = 6, draws: int = 7
+    model: EmbeddingModel,
+    images: LabeledSet,
+    config: TrainConfig,
+    *,
+    rows: int = 6,
+    draws: int = 7,
+    gaps: str | None = "white",
 ) -> Image.Image:
     """A row for each of some training images, of different classes as far as there are any: first the image as it is
     embedded, then ``draws`` of its augmentation, as training may draw them.
+
+    Args:
+        gaps: the color between the images; None: transparent.
 
     Raises:
         ConfigError: an augmentation or a transform of your own cannot be created, or fails.
@@ -41,7 +50,8 @@ def augmented_sheet(
     ]
     width, height = lines[0][0].size
     across = (draws + 1) * (width + _GAP) + _GAP
-    sheet = Image.new("RGB", (across, len(lines) * (height + _GAP) - _GAP), "white")
+    size = (across, len(lines) * (height + _GAP) - _GAP)
+    sheet = Image.new("RGBA", size) if gaps is None else Image.new("RGB", size, gaps)
     for row, line in enumerate(lines):
         for column, image in enumerate(line):
             sheet.paste(image, (column * (width + _GAP) + (_GAP if column else 0), row * (height + _GAP)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -15,6 +17,7 @@ import pytest
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
+from divcon.runs.folder import RunFolder
 
 HOSTILE = '<script>alert(1)</script> & "it\'s" '
 VOID = {"img", "meta"}
@@ -119,6 +122,40 @@ def report_run(report_data: Benchmark, tmp_path_factory: pytest.TempPathFactory)
     """Three learners, divided at epochs 0 and 2, together at 4; with validation classes."""
     out = tmp_path_factory.mktemp("reported") / "the <b>run"
     dc.run(report_data, out, REPORT_CONFIG)
+    return out
+
+
+@pytest.fixture(scope="session")
+def long_run(report_data: Benchmark, few: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four learners whose metrics were lengthened to 60 epochs, divided every second one, with warnings in
+    each and pretrained features in its scores, and evaluated on the test classes."""
+    out = tmp_path_factory.mktemp("long") / "run"
+    train = replace(REPORT_CONFIG.train, epochs=3, joint_epoch=None, finetune_epoch=2, redivide_every=1)
+    config = replace(REPORT_CONFIG, model=replace(REPORT_CONFIG.model, num_learners=4, embedding_dim=16), train=train)
+    dc.run(report_data, out, config)
+    record = json.loads((out / "config.json").read_text())
+    record["train"] |= {"epochs": 60, "finetune_epoch": 40, "redivide_every": 2}
+    (out / "config.json").write_text(json.dumps(record))
+    first, second, last = RunFolder(out).lines()
+    rng = np.random.default_rng(0)
+    with (out / "metrics.jsonl").open("w") as file:
+        for epoch in range(60):
+            line = last if epoch >= 40 else (first, second)[epoch // 2 % 2]
+            like = RunFolder(out).division(line["epoch"])
+            line = {**line, "epoch": epoch, "redivided": epoch in range(0, 41, 2), "kept": epoch == 59}
+            if line["learner_loss"]:
+                line["learner_loss"] = rng.uniform(0.1, 0.3, len(line["learner_loss"])).tolist()
+            file.write(json.dumps(line) + "\n")
+            if line["redivided"] and epoch > 2:
+                shutil.copy(like, RunFolder(out).division(epoch))
+    scores = json.loads((out / "baselines.json").read_text())
+    difference = {name: {"value": 0.1, "interval": [-0.1, 0.3]} for name in ("recall_at_1", "map_at_r")}
+    baseline = {name: value / 2 for name, value in scores.items() if isinstance(value, float)}
+    baseline |= {"of": "timm's made", "difference": difference}
+    scores |= {"epoch": 59, "baselines": {**scores["baselines"], "pretrained_features": baseline}}
+    (out / "baselines.json").write_text(json.dumps(scores))
+    test = dc.evaluate(dc.EmbeddingModel.load(out), few, parts=True)
+    dc.report(out, report_data, scores={**test, "baselines": scores["baselines"]})
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,114 @@ def test_charts_can_be_read(page: Any) -> None:
     assert len(sizes) > 20
     heights = sorted(sizes)
     assert heights[0] >= 9  # pixels, descenders included
+
+
+def test_nothing_of_the_page_is_white_in_the_dark(page: Any) -> None:
+    if page.scheme == "light":
+        return
+    colors = page.evaluate("[...document.querySelectorAll('*')].map(e => getComputedStyle(e).backgroundColor)")
+    assert all(color.endswith(", 0)") or luminance(color) < 0.05 for color in set(colors))
+
+
+@pytest.fixture(scope="module")
+def long_page(browser: Any, long_run: Path) -> Any:
+    """The report of a run of four learners over 60 epochs, with test scores, 1,400 px wide."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    page.goto((long_run / "report.html").as_uri())
+    yield page
+    context.close()
+
+
+def test_a_long_run_is_below_3000_pixels(long_page: Any) -> None:
+    assert long_page.locator("#learners h3").count() == 4
+    assert long_page.locator("#scores caption").count() >= 2
+    assert 1500 < long_page.evaluate("document.documentElement.scrollHeight") < 3000
+
+
+BOXES = """[...document.querySelectorAll('.chart > svg')].map(svg => {
+  const frame = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].map(text => {
+    const box = text.getBoundingClientRect();
+    return [text.textContent, text.classList.contains('end'),
+            box.left - frame.left, box.top - frame.top, box.right - frame.left, box.bottom - frame.top,
+            frame.width, frame.height];
+  });
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_labels_of_charts_do_not_overlap(long_page: Any, width: int) -> None:
+    long_page.set_viewport_size({"width": width, "height": 900})
+    wide = long_page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide[0] <= wide[1]
+    charts = long_page.evaluate(BOXES)
+    assert len(charts) == 4
+    named = {text for chart in charts for text, at_end, *_ in chart if at_end}
+    assert {"learner 0", "learner 3", "full", "Recall@1", "MAP@R", "Recall@1 before", "pairs kept"} <= named
+    for chart in charts:
+        assert {"epoch"} < {text for text, *_ in chart}
+        for text, _, left, top, right, bottom, wide, high in chart:
+            assert -1 <= left < right <= wide + 1, text
+            assert -1 <= top < bottom <= high + 1, text
+        for (one, first, *a), (other, second, *b) in itertools.combinations(chart, 2):
+            if first or second:  # a line's label and any other text; of a box, the letters fill about the middle
+                across = min(a[2], b[2]) - max(a[0], b[0])
+                down = min(a[3], b[3]) - max(a[1], b[1])
+                assert across <= 1 or down <= 0.3 * (a[3] - a[1]), (one, other)
+
+
+def test_labels_of_charts_hide_no_line(long_page: Any) -> None:
+    hidden = long_page.evaluate(
+        """[...document.querySelectorAll('.chart > svg')].flatMap(svg => [...svg.querySelectorAll('text.end')].map(
+        text => {
+          const box = text.getBBox();
+          const over = [...svg.querySelectorAll('.line')].filter(line => {
+            for (let at = 0; at < line.getTotalLength(); at += 1) {
+              const {x, y} = line.getPointAtLength(at);
+              if (x > box.x && x < box.x + box.width && y > box.y + 3 && y < box.y + box.height - 3) return true;
+            }
+            return false;
+          });
+          return over.length ? text.textContent : null;
+        })).filter(Boolean)"""
+    )
+    assert hidden == []
+
+
+def test_lines_differ_without_colors(long_page: Any) -> None:
+    of_lines = long_page.evaluate(
+        """[...document.querySelectorAll('.chart > svg')].map(svg => [...svg.querySelectorAll('.line')].map(
+        e => [getComputedStyle(e).stroke, getComputedStyle(e).strokeDasharray]))"""
+    )
+    assert len(of_lines[0]) == 5
+    for lines in of_lines:
+        solid = [dash for _, dash in lines if not dash.startswith("1px, 4px")]
+        assert len(set(solid)) == len(solid)
+
+
+def test_printed_it_is_black_on_white_and_within_the_paper(long_page: Any) -> None:
+    long_page.set_viewport_size({"width": 718, "height": 1000})  # A4 without its margins
+    long_page.emulate_media(media="print", color_scheme="dark")
+    try:
+        assert luminance(long_page.evaluate("getComputedStyle(document.body).color")) < 0.05
+        assert (
+            luminance(
+                long_page.evaluate(
+                    "getComputedStyle(document.documentElement).getPropertyValue('--paper')"
+                    ".replace('#ffffff', 'rgb(255, 255, 255)')"
+                )
+            )
+            == 1
+        )
+        assert not long_page.locator("nav").is_visible()
+        beyond = long_page.evaluate(
+            """[...document.querySelectorAll('main *')].filter(e => e.getClientRects().length &&
+            e.getBoundingClientRect().right > window.innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
+        )
+        assert beyond == []
+    finally:
+        long_page.emulate_media(media="screen", color_scheme="light")
 
 
 def test_the_keyboard_reaches_what_opens_and_scrolls(page: Any) -> None:

@@ -172,6 +172,7 @@ def test_best_and_worst_queries_as_by_hand(few: Benchmark, cameras: bool) -> Non
     centres = rng.normal(size=(images.labels.max() + 1, 5))
     embeddings = (centres[images.labels] + rng.normal(size=(60, 5))).astype(np.float32)
     best, worst = best_and_worst(images, embeddings, count=4, neighbours=5)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     facts = {}
     for i in range(60):
         allowed = np.arange(60) != i
@@ -203,7 +204,9 @@ def test_best_and_worst_queries_as_by_hand(few: Benchmark, cameras: bool) -> Non
         assert query.map_at_r == pytest.approx(score)
         assert query.matches == matches
         assert [j for j, _ in query.neighbours] == [j for _, j in order[:5]]
-        assert [d for _, d in query.neighbours] == pytest.approx([d for d, _ in order[:5]], abs=1e-5)
+        assert [similarity for _, similarity in query.neighbours] == pytest.approx(
+            [1 - d**2 / 2 for d, _ in order[:5]], abs=1e-5
+        )
 
 
 def test_an_image_that_does_not_decode_has_words_in_its_place(

@@ -22,8 +22,9 @@ from divcon.data.benchmark import Benchmark
 from divcon.errors import DataError, OutputError, RunError
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
-from divcon.runs.report import sections
-from divcon.runs.report.sections import Contents
+from divcon.runs.report import add_test_scores, sections
+from divcon.runs.report.html import page as page_of
+from divcon.runs.report.sections import Contents, Note
 
 Parse = Callable[[Path], Any]
 TINY = dc.RunConfig(
@@ -36,9 +37,9 @@ def lines_of(run: Path) -> list[dict]:
     return RunFolder(run).lines()
 
 
-def kept_line(run: Path) -> dict:
-    lines = lines_of(run)
-    return next(line for line in lines if line["epoch"] == kept_epoch(lines))
+def name_of(cell: Any) -> str:
+    """The key in JSON of the score of a row."""
+    return cell.all("span")[0].attributes["title"]
 
 
 def test_it_fetches_nothing_and_runs_nothing(report_run: Path, report_of: Any) -> None:
@@ -108,17 +109,24 @@ def test_the_numbers_of_each_epoch_are_those_of_the_metrics(report_run: Path, re
     assert {line["phase"] for line in lines} == {"subspace", "joint", "finetune"}
 
 
-def test_scores_are_of_the_kept_epoch_with_protocol_and_hash(report_run: Path, report_of: Any) -> None:
-    scores = kept_line(report_run)["validation"]
-    rows = {row[0].text: row[1:] for row in report_of.rows("Scores on validation classes")}
+def test_scores_are_of_the_kept_model_with_protocol_and_hash(report_run: Path, report_of: Any) -> None:
+    scores = json.loads((report_run / "baselines.json").read_text())  # as the kept model embeds
+    rows = {name_of(row[0]): row[1:] for row in report_of.rows("Scores on validation classes")}
     assert set(rows) == {name for name, value in scores.items() if isinstance(value, float)}
-    for name, (value, _) in rows.items():
+    for name, (value, *_) in rows.items():
         assert value.numbers == [scores[name]]
-    assert rows["recall_at_1"][1].numbers == scores["recall_at_1_interval"]
+        assert re.fullmatch(r"\d+\.\d\u00a0%", value.text)
+    assert rows["recall_at_1"][-1].numbers == scores["recall_at_1_interval"]
     text = report_of.section("scores").text
     assert f"leave-one-out, split {scores['split_hash']}" in text
     assert "The run has not used the test classes" in text
-    assert report_of.all("header")[0].numbers == [scores["recall_at_1"], *scores["recall_at_1_interval"]]
+    assert "divcon.report(run, data, scores=divcon.evaluate(model, data))" in text  # its data was passed from Python
+    (headline,) = report_of.all("header")[0].all("li")[: len(report_of.all("ul", class_="headlines")[0].all("li"))]
+    queries = [scores["num_queries"], scores["num_classes"]]
+    assert headline.numbers == [scores["recall_at_1"], *queries, *scores["recall_at_1_interval"]]
+    assert f"Recall@1 of {queries[0]} validation queries in {queries[1]} classes" in headline.text
+    assert "training started from random weights" in headline.text  # so that there is nothing beside it
+    assert "training started from random weights" in text
 
 
 def test_it_says_what_the_run_was(report_run: Path, report_of: Any) -> None:
@@ -135,7 +143,7 @@ def test_it_says_what_the_run_was(report_run: Path, report_of: Any) -> None:
     assert facts["Learners (K)"].text == "3"
     assert facts["Dimensions (D)"].text == "18"
     assert facts["Backbone"].text == "test_resnet at 32 px, fit crop, pooling auto"
-    assert facts["Epochs"].text == "5 of 5, numbered from 0: 3 subspace, 1 joint, 1 finetune"
+    assert facts["Epochs"].text == "5 of 5: 3 subspace, 1 joint, 1 finetune"
     assert facts["Machine"].text == record["machine"]
     assert all(f"{name} {number}" in facts["Versions"].text for name, number in record["versions"].items())
 
@@ -190,7 +198,7 @@ def test_sheets_show_images_of_the_learner(report_run: Path, report_of: Any, rep
     for learner, sheet in enumerate(sheets):
         shown = sheet.all("img")
         members = {train.path(i): i for i in division.indices(learner)}
-        assert len(shown) == min(24, len(members)) == len({image.attributes["title"] for image in shown})
+        assert len(shown) == min(13, len(members)) == len({image.attributes["title"] for image in shown})
         for image in shown:
             index = members[image.attributes["title"]]
             assert image.attributes["alt"] == train.label_name(index)
@@ -214,12 +222,17 @@ def test_hits_and_misses_are_marked_by_word_and_by_class(report_of: Any) -> None
     rows = report_of.section("queries").all("ol", class_="row")
     assert 2 <= len(rows) <= 12
     kinds = set()
+    text = report_of.section("queries").text
+    assert "cosine similarities" in text
+    assert "distance" not in text
+    assert len(re.findall(r"MAP@R \d+\.\d\u00a0%, \d+ to find", text)) == len(rows)
     for row in rows:
         query, *others = row.all("figure", class_="tile")
         label = query.all("span", class_="label")[0].text
         assert len(others) == 6
-        distances = [tile.numbers[0] for tile in others]
-        assert distances == sorted(distances)
+        similarities = [tile.numbers[0] for tile in others]
+        assert similarities == sorted(similarities, reverse=True)
+        assert -1 <= min(similarities) <= max(similarities) <= 1.001
         for tile in others:
             kind = tile.attributes["class"].removeprefix("tile ")
             kinds.add(kind)
@@ -248,16 +261,20 @@ def test_scores_of_test_classes_are_in_it_where_they_are_passed(
 ) -> None:
     scores = dc.evaluate(dc.EmbeddingModel.load(report_run), few, parts=True)
     page = parse(dc.report(report_run, report_data, scores=scores, out=tmp_path / "r.html"))
-    rows = {row[0].text: row[1:] for row in page.rows("Scores on test classes")}
+    rows = {name_of(row[0]): row[1:] for row in page.rows("Scores on test classes")}
     means = {name for name, value in scores.items() if isinstance(value, float) and not name.endswith("_std")}
     assert set(rows) == means
     assert {name: cells[0].numbers[0] for name, cells in rows.items()} == {name: scores[name] for name in means}
-    assert rows["nmi"][1].numbers == [scores["nmi_std"]]
+    assert rows["nmi"][-1].numbers == [scores["nmi_std"]]
     alone = page.rows("Each learner alone, on test classes")
     assert [row[1].numbers[0] for row in alone[:3]] == [each["recall_at_1"] for each in scores["learners"]]
+    assert [row[0].text for row in alone[3:]] == ["pooled features", "full embedding"]
     text = page.section("scores").text
     assert f"leave-one-out, split {few.split_hash}" in text
     assert "another split" not in text
+    assert "The pretrained features were not scored on test classes" in text
+    headline = page.all("header")[0].text
+    assert f"Recall@1 of {scores['num_queries']} test queries in {scores['num_classes']} classes" in headline
     other = {**scores, "split_hash": "0" * 16}
     page = parse(dc.report(report_run, report_data, scores=other, out=tmp_path / "o.html"))
     assert "These scores are of another split than the run's own" in page.section("scores").text
@@ -325,11 +342,21 @@ def test_where_the_data_is_gone_it_goes_on_without_pictures(
 
     code, _, err = command("report", run, "--evaluate", "--workers", 0)
     assert code == 0, err
-    evaluated = {row[0].text: row[1].numbers for row in parse(run / "report.html").rows("Scores on test classes")}
+    evaluated = {name_of(row[0]): row[1].numbers for row in parse(run / "report.html").rows("Scores on test classes")}
+    in_page = (run / "report.html").read_bytes()
     code, _, err = command("evaluate", run, "--json", tmp_path / "scores.json", "--workers", 0)
     assert code == 0, err
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert evaluated["recall_at_1"] == [scores["recall_at_1"]]
+
+    # What evaluate has put into the report is what the report shows when it is written again.
+    assert f"the scores are in {run / 'report.html'} too" in err
+    put = (run / "report.html").read_bytes()
+    assert {name_of(row[0]) for row in parse(run / "report.html").rows("Scores on test classes")} >= {"nmi", "map_at_r"}
+    assert put != in_page
+    assert command("report", run, "--workers", 0)[0] == 0
+    assert (run / "report.html").read_bytes() == put
+    assert "per_query" not in json.loads((run / "test.json").read_text())
 
     moved = image_folder.rename(tmp_path / "moved")
     code, _, err = command("report", run, "--scores", tmp_path / "scores.json")
@@ -341,6 +368,7 @@ def test_where_the_data_is_gone_it_goes_on_without_pictures(
     assert page.rows("Numbers of each epoch")
     assert page.rows("Scores on test classes")
 
+    (run / "test.json").unlink()
     code, _, err = command("report", run, moved, "--workers", 0)
     assert code == 0, err
     assert (run / "report.html").read_bytes() == whole
@@ -400,9 +428,128 @@ def test_a_warning_of_several_epochs_is_reported_once(report_run: Path) -> None:
     warnings = [["a", "b"], ["a"], ["a"], [], ["a"]]
     lines = [{**line, "warnings": words} for line, words in zip(contents.lines, warnings, strict=True)]
     notes = sections.notes_of(replace(contents, lines=lines), ["first", "first"])
-    assert "learners are one" in notes.pop(len(contents.selection_notes))  # masks that start at one
-    assert notes == [*contents.selection_notes, "first", "4 epochs, 0 to 2, 4: a", "epoch 0: b"]
+    assert "learners are one" in notes.pop(len(contents.selection_notes)).text  # masks that start at one
+    own = [Note(text) for text in contents.selection_notes]
+    assert notes == [*own, Note("first", 2), Note("a", 4, "0 to 2, 4"), Note("b", 1, "0")]
     assert "validation queries are too few" in contents.selection_notes[0]
-    many = sections.warnings([f"note {i}" for i in range(100)])
-    assert many.count("<li>") == 41
-    assert "and 60 more" in many
+    many = sections.warnings([Note(f"note {i}") for i in range(100)])
+    assert many.count("<tr>") == 41
+    assert "And 60 more" in many
+
+
+def test_a_note_of_63_epochs_is_one_row(report_run: Path, parse: Parse, tmp_path: Path) -> None:
+    contents = Contents.of(RunFolder(report_run))
+    said = [f"learner {k} has batches of {30 + epoch} images, `batch_size` 80" for epoch in range(63) for k in (0, 2)]
+    lines = [{**contents.lines[0], "epoch": i, "warnings": said[2 * i - 2 : 2 * i]} for i in range(1, 64)]
+    notes = sections.notes_of(replace(contents, lines=lines), [])
+    (tmp_path / "n.html").write_text(page_of("t", [("w", "Notes", sections.warnings(notes))], ""))
+    times, epochs, text = parse(tmp_path / "n.html").rows("Warnings and notes of the run")[-1]
+    assert times.numbers == [126]
+    assert times.text == "126\u00a0×"
+    assert epochs.text == "1 to 63"
+    assert text.text == "learner 0 has batches of 30 images, batch_size 80; of learners 0, 2"
+    assert [code.text for code in text.all("code")] == ["batch_size"]
+
+
+@pytest.fixture(scope="module")
+def with_baselines(report_run: Path, report_data: Benchmark, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run, as if it had started from pretrained weights."""
+    out = tmp_path_factory.mktemp("baselines") / "run"
+    shutil.copytree(report_run, out)
+    scores = json.loads((out / "baselines.json").read_text())
+    scores["baselines"] = {"pretrained_features": baseline_of(scores), **scores["baselines"]}
+    (out / "baselines.json").write_text(json.dumps(scores))
+    return out
+
+
+def baseline_of(scores: dict[str, Any]) -> dict[str, Any]:
+    lower = {name: value / 2 for name, value in scores.items() if isinstance(value, float)}
+    difference = {name: {"value": lower[name], "interval": [-0.1, 0.9]} for name in ("recall_at_1", "map_at_r")}
+    return {**lower, "of": "timm's made", "recall_at_1_interval": [0.0, 1.0], "difference": difference}
+
+
+def test_the_pretrained_features_are_beside_every_score(
+    with_baselines: Path, report_data: Benchmark, few: Benchmark, tmp_path: Path, parse: Parse
+) -> None:
+    test = dc.evaluate(dc.EmbeddingModel.load(with_baselines), few, parts=True)
+    test["baselines"] = {"pretrained_features": {**baseline_of(test)}}
+    del test["baselines"]["pretrained_features"]["nmi"]
+    page = parse(dc.report(with_baselines, report_data, scores=test, out=tmp_path / "r.html"))
+    validation = json.loads((with_baselines / "baselines.json").read_text())
+    for caption, scores in (("Scores on validation classes", validation), ("Scores on test classes", test)):
+        pretrained = scores["baselines"]["pretrained_features"]
+        for row in page.rows(caption):
+            name, cells = name_of(row[0]), row[1:]
+            if name == "nmi":
+                assert [cell.text for cell in cells[1:3]] == ["–", "–"]
+                continue
+            assert cells[0].numbers == [scores[name]]
+            assert cells[1].numbers == [pretrained[name]]
+            assert cells[2].numbers[0] == pytest.approx(scores[name] - pretrained[name])
+            assert len(cells[2].numbers) == (3 if name in ("recall_at_1", "map_at_r") else 1)
+    for headline, scores in zip(page.all("header")[0].all("li")[:2], (validation, test), strict=True):
+        pretrained = f"{50 * scores['recall_at_1']:.1f}\u00a0%"
+        assert f"Pretrained features, before training: {pretrained}; training adds +" in headline.text
+    alone = page.rows("Each learner alone, on test classes")
+    assert [row[0].text for row in alone[-2:]] == ["full embedding", "pretrained features"]
+    assert page.rows("Embeddings on validation classes")[-1][0].text == "pretrained features"
+    curves = page.section("curves")
+    assert "Pretrained features, before training: Recall@1" in curves.text
+    assert {"Recall@1 before", "MAP@R before"} <= {text.text for text in curves.all("text", class_="end")}
+
+
+def test_scores_of_a_model_that_is_not_kept_any_more_are_not_shown(
+    report_run: Path, report_data: Benchmark, few: Benchmark, tmp_path: Path, parse: Parse
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(report_run, out)
+    scores = dc.evaluate(dc.EmbeddingModel.load(out), few, clustering=False, per_query=True)
+    assert add_test_scores(out, {**scores, "split_hash": "0" * 16}) is None
+    assert not (out / "test.json").exists()
+    before = parse(out / "report.html")
+    assert add_test_scores(out, scores) == out / "report.html"
+    page = parse(out / "report.html")
+    assert page.rows("Scores on test classes")
+    for anchor in ("run", "curves", "division", "learners", "queries", "settings", "warnings"):
+        assert page.section(anchor) == before.section(anchor)  # nothing else has changed
+    again = parse(dc.report(out, report_data))
+    assert again.section("scores") == page.section("scores")
+    assert again.all("ul", class_="headlines") == page.all("ul", class_="headlines")
+    kept = json.loads((out / "test.json").read_text())
+    (out / "test.json").write_text(json.dumps({**kept, "epoch": kept["epoch"] + 1}))
+    assert "The run has not used the test classes" in parse(dc.report(out, report_data)).section("scores").text
+    # A report of another version is left as it is.
+    (out / "report.html").write_text("<html></html>")
+    assert add_test_scores(out, scores) is None
+    assert (out / "report.html").read_text() == "<html></html>"
+
+
+@pytest.mark.parametrize("name", ["run-stopped", "run-between", "run-stopped-hierarchy"])
+def test_a_run_of_an_earlier_version_has_a_report(name: str, tmp_path: Path, parse: Parse) -> None:
+    before = Path(__file__).parents[1] / "before"
+    out = tmp_path / name
+    shutil.copytree(before / name, out)
+    record = json.loads((out / "config.json").read_text())
+    record["source"]["data"] = str(before / "data.parquet")
+    (out / "config.json").write_text(json.dumps(record))
+    page = parse(dc.report(out))
+    assert page.rows("Numbers of each epoch")
+    text = page.section("scores").text
+    assert "The pretrained features were not scored on validation classes" in text
+    assert f"divcon evaluate {out}" in text
+
+
+def test_a_run_that_chose_its_epoch_over_folds_has_the_scores_of_the_folds(
+    report_run: Path, parse: Parse, tmp_path: Path
+) -> None:
+    contents = Contents.of(RunFolder(report_run))
+    lines = [{**line, "kept": line["epoch"] == 3} for line in contents.lines]
+    for line in lines:
+        del line["validation"]
+    curve = [{"epoch": e, "recall_at_1": 0.5 + e / 100, "map_at_r": 0.25, "trains_full": True} for e in range(5)]
+    folds = {"epoch": 3, "select_by": "map_at_r", "folds": 4, "num_queries": 1234, "curve": curve}
+    shown = sections.scores(replace(contents, lines=lines, over_folds=folds), None)
+    (tmp_path / "f.html").write_text(page_of("t", [("scores", "Scores", shown)], ""))
+    text = parse(tmp_path / "f.html").section("scores").text
+    assert "Mean over 4 folds of the train classes, 1,234 queries: Recall@1 53.0\u00a0%; MAP@R 25.0\u00a0%" in text
+    assert "Epoch 3 is kept" in text

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from divcon.runs.report.write import report, write_report
+from divcon.runs.report.write import add_test_scores, report, write_report
 
-__all__ = ["report", "write_report"]
+__all__ = ["add_test_scores", "report", "write_report"]

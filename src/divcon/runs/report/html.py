@@ -127,7 +127,7 @@ def page(title: str, sections: Sequence[tuple[str, str, Child]], lead: Child) ->
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
-        element("style", Html(STYLE.read_text(encoding="utf-8"))),
+        element("style", style()),
     )
     links = [element("li", element("a", heading, href=f"#{anchor}")) for anchor, heading, _ in sections]
     body = element(
@@ -137,20 +137,27 @@ def page(title: str, sections: Sequence[tuple[str, str, Child]], lead: Child) ->
         element("nav", element("ul", links), aria_label="Sections"),
         element(
             "main",
-            (
-                element(
-                    "section",
-                    element("h2", heading, id=f"{anchor}-heading"),
-                    content,
-                    id=anchor,
-                    aria_labelledby=f"{anchor}-heading",
-                )
-                for anchor, heading, content in sections
-            ),
+            (section(*each) for each in sections),
             id="report",
         ),
     )
     return Html(f"<!doctype html>\n{element('html', head, body, lang='en')}\n")
+
+
+def style() -> Html:
+    """The style sheet of a page."""
+    return Html(STYLE.read_text(encoding="utf-8"))
+
+
+def section(anchor: str, heading: str, content: Child) -> Html:
+    """A section of a page."""
+    return element(
+        "section",
+        element("h2", heading, id=f"{anchor}-heading"),
+        content,
+        id=anchor,
+        aria_labelledby=f"{anchor}-heading",
+    )
 
 
 def _text(child: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,16 +17,18 @@ from divcon.config.image_size import saved_size
 from divcon.config.settings import RunConfig, TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
-from divcon.errors import DataError, RunError
-from divcon.evaluation.baselines import BASELINES, METRICS
+from divcon.errors import DataError, DivconError, RunError
+from divcon.evaluation.baselines import METRICS
 from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
+from divcon.evaluation.subspaces import normalized
 from divcon.evaluation.task import Task
+from divcon.evaluation.threshold import in_words, read_threshold
 from divcon.models.pruning import EMBEDDING_NAMES
 from divcon.runs.embedding import read_record
 from divcon.runs.folder import RunFolder, kept_epoch
-from divcon.runs.notes import EpochNotes, learners_are_one
+from divcon.runs.notes import EpochNotes, learners_are_one, template
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
 from divcon.runs.report.thumbnails import Thumbnails, as_tag, image_words, sampled
@@ -35,10 +38,16 @@ _FINETUNE = "finetune"
 _SECONDS = ("dividing", "training", "evaluating")
 _FULL = "var(--ink)"
 """The color of the full embedding."""
+_METRIC_OF = {title: name for name, title in METRICS.items()}
 _MAX_LEARNERS = 40
-_MAX_OF_A_LEARNER = 24
-_MAX_IN_SHEETS = 240
+_MAX_OPEN = 8
+"""Learners whose images are shown without a click."""
+_MAX_OF_A_LEARNER, _MIN_OF_A_LEARNER = 20, 6
+_MAX_IN_SHEETS = 40
+"""Images of all learners, unless that is below `_MIN_OF_A_LEARNER` of each."""
 _MAX_NOTES = 40
+_MAX_QUERIES = 3
+"""Best queries, and worst, that are shown without a click."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,24 @@ class Contents:
         return next((line for line in self.lines if line["epoch"] == number), None)
 
     @property
+    def validated(self) -> dict[str, Any] | None:
+        """The scores of the kept model on validation classes: with baselines where the run has them, and as the model
+        embeds in the end; else those of its epoch."""
+        kept = self.kept
+        if kept is None or "validation" not in kept:
+            return None
+        known = {**kept["validation"], "benchmark": self.record["benchmark"]}
+        return {**known, **(self.folder.baselines_of(kept["epoch"]) or {}), "benchmark": known["benchmark"]}
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """The scores of the kept model on test classes, where it was evaluated on them."""
+        kept, record = self.kept, read_record(self.folder.model)
+        if kept is None:
+            return None
+        return self.folder.test_scores_of(kept["epoch"], None if record is None else record["chosen"])
+
+    @property
     def reason(self) -> str:
         """Why the epoch that is kept is kept."""
         if not any("kept" in line for line in self.lines) and any("validation" in line for line in self.lines):
@@ -131,36 +158,80 @@ def _divisions(folder: RunFolder, lines: Sequence[dict[str, Any]]) -> tuple[list
     return divisions, problems
 
 
-def lead(contents: Contents, notes: Sequence[str]) -> Html:
-    """The summary under the title: method, data, Recall@1."""
-    kept, lines = contents.kept, contents.lines
+def lead(contents: Contents, notes: Sequence[Note], test: Mapping[str, Any] | None = None) -> Html:
+    """The summary under the title: method, data, and Recall@1 beside that of the pretrained features.
+
+    Args:
+        test: the scores on test classes, where there are any.
+    """
     what = (
         f"{contents.config.model.method}, {_count_of_learners(contents.config)}, on {contents.record.get('benchmark')}."
     )
-    words: list[Child] = [element("p", what, class_="about")]
-    if kept is not None and "validation" in kept:
-        score = kept["validation"]
-        low, high = score["recall_at_1_interval"]
-        words.append(
-            element(
-                "p",
-                element("strong", percent(score["recall_at_1"]), class_="big"),
-                " Recall@1 on validation classes, 95 % interval ",
-                percent(low),
-                " to ",
-                percent(high),
-                f", of epoch {kept['epoch']}, which is kept",
-            )
-        )
+    count = "1 warning or note" if len(notes) == 1 else f"{len(notes):,} warnings and notes"
+    link = [" ", element("a", count, href="#warnings"), "."] if notes else None
+    words: list[Child] = [element("p", what, link, class_="about")]
+    words.append(headlines(contents, test))
+    lines = contents.lines
     if ended_by_patience(lines, contents.config):
         note = patience_note(lines, contents.config).replace("`", "")
         words.append(element("p", f"{note[0].upper()}{note[1:]}.", role="note"))
     elif not contents.complete:
         words.append(element("p", f"Not done: {len(lines):,} of {contents.config.train.epochs:,} epochs.", role="note"))
-    if notes:
-        count = "1 warning or note" if len(notes) == 1 else f"{len(notes):,} warnings and notes"
-        words.append(element("p", element("a", count, href="#warnings"), "."))
     return joined(words)
+
+
+def headlines(contents: Contents, test: Mapping[str, Any] | None = None) -> Html:
+    """Recall@1 on validation and on test classes, as far as they were scored."""
+    items = []
+    if (validation := contents.validated) is not None:
+        kept = contents.kept
+        of = "" if kept is None else f", epoch {kept['epoch']}, which is kept"
+        items.append(_headline("validation", validation, of))
+    if test is not None:
+        items.append(_headline("test", test))
+    return element("ul", items, class_="headlines")
+
+
+def _headline(split: str, scores: Mapping[str, Any], of: str = "") -> Html:
+    """Recall@1 with its queries, classes and interval, and beside it that of the pretrained features."""
+    low, high = scores["recall_at_1_interval"]
+    baselines = _baselines_in(scores)
+    pretrained = baselines.get("pretrained_features")
+    if pretrained is not None:
+        beside: Child = [
+            "Pretrained features, before training: ",
+            percent(pretrained["recall_at_1"]),
+            "; training adds ",
+            _points_with_interval(pretrained["difference"]["recall_at_1"]),
+            " points",
+        ]
+    else:
+        beside = _no_baseline(baselines, split)
+    return element(
+        "li",
+        element(
+            "p",
+            element("strong", percent(scores["recall_at_1"]), class_="big"),
+            " Recall@1 of ",
+            number(scores["num_queries"]),
+            f" {split} queries in ",
+            number(scores["num_classes"]),
+            " classes",
+        ),
+        element("p", "95 % interval ", percent(low), " to ", percent(high), of, class_="dim"),
+        element("p", beside, class_="dim"),
+    )
+
+
+def _no_baseline(baselines: Mapping[str, Any], split: str) -> str:
+    note = baselines.get("note")
+    return f"{note[0].upper()}{note[1:]}" if note else f"The pretrained features were not scored on {split} classes"
+
+
+def _baselines_in(scores: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The baselines of what `divcon.evaluate` returned; empty where there are none."""
+    baselines = {} if scores is None else scores.get("baselines")
+    return baselines if isinstance(baselines, Mapping) else {}
 
 
 def _count_of_learners(config: RunConfig) -> str:
@@ -229,13 +300,20 @@ def overview(contents: Contents) -> Html:
         ("Backbone", network),
         ("Loss", f"{config.train.loss}, miner {config.train.chosen_miner}"),
         ("Seed", number(config.train.seed)),
-        ("Epochs", [number(len(lines)), " of ", number(config.train.epochs), f", numbered from 0: {_phases(lines)}"]),
+        ("Epochs", [number(len(lines)), " of ", number(config.train.epochs), f": {_phases(lines)}"]),
         ("Started from", record.get("init")),
         ("Time", ", ".join(f"{_duration(value)} {name}" for name, value in seconds.items())),
         ("Machine", record.get("machine") or "not recorded"),
         ("Versions", versions or None),
     ]
-    return element("dl", ([element("dt", name), element("dd", value)] for name, value in facts if value is not None))
+    shown = [(name, value, _WIDE.get(name)) for name, value in facts if value is not None]
+    return element(
+        "dl", ([element("dt", name, class_=of), element("dd", value, class_=of)] for name, value, of in shown)
+    )
+
+
+_WIDE = {"Versions": "wide"}
+"""Facts that take a row of their own."""
 
 
 def _phases(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -254,47 +332,66 @@ def _duration(seconds: float) -> str:
 
 
 def scores(contents: Contents, test: Mapping[str, Any] | None) -> Html:
-    """Scores of the kept epoch on validation classes, and on test classes where they are passed."""
-    kept, parts = contents.kept, []
-    if kept is not None and "validation" in kept:
-        parts.append(element("h3", f"Validation classes, epoch {kept['epoch']}"))
-        parts.append(
-            _scored("Scores on validation classes", {**kept["validation"], "benchmark": contents.record["benchmark"]})
-        )
-        parts += _baselines("validation", contents.folder.baselines_of(kept["epoch"]))
+    """Scores on validation classes and on test classes side by side, each beside that of the pretrained features."""
+    kept, validated = contents.kept, contents.validated
+    left: list[Child] = [element("h3", "Validation classes")]
+    if validated is not None:
+        left.append(_scored("Scores on validation classes", validated, "validation"))
     elif contents.over_folds is None:
-        parts.append(element("p", "No validation classes were scored in this run."))
+        left.append(element("p", "No validation classes were scored in this run."))
+    else:
+        folds = contents.over_folds
+        point = next(point for point in folds["curve"] if point["epoch"] == folds["epoch"])
+        scored = [[f"{title} ", percent(point[name]), "; "] for name, title in METRICS.items() if name in point]
+        where = f"Mean over {folds['folds']} folds of the train classes, {folds['num_queries']:,} queries: "
+        left.append(element("p", where, scored, _no_baseline({}, "the folds'"), "."))
+    right: list[Child] = [element("h3", "Test classes")]
+    if test is not None:
+        right += _on_test(contents, test)
+    elif contents.config.data.train_on == "all":
+        right.append(element("p", "The run has trained on the test classes, so that it has no test score of its own."))
+    else:
+        right.append(
+            element("p", "The run has not used the test classes. To evaluate on them and add the scores here:")
+        )
+        in_python = "divcon.report(run, data, scores=divcon.evaluate(model, data))"
+        command = contents.folder.command("evaluate") if contents.record.get("source") else in_python
+        right.append(element("pre", element("code", command)))
+    below: list[Child] = []
     if kept is not None:
-        parts.append(element("p", f"Epoch {kept['epoch']} is kept: {contents.reason.replace('`', '')}."))
-    if (embedding := _embedding(contents)) is not None:
-        parts.append(embedding)
-    if contents.config.data.train_on == "all" and test is None:
-        parts.append(element("p", "The run has trained on the test classes, so that it has no test score of its own."))
-        return joined(parts)
-    if test is None:
-        words: list[Child] = ["The run has not used the test classes. "]
-        if contents.record.get("source"):
-            words += [element("code", contents.folder.command("report", "--evaluate")), " adds their scores."]
-        else:
-            words += ["divcon.report(..., scores=divcon.evaluate(model, data)) adds their scores."]
-        parts.append(element("p", words))
-        return joined(parts)
+        below.append(element("p", f"Epoch {kept['epoch']} is kept: ", coded(contents.reason), "."))
+    try:
+        threshold = read_threshold(contents.folder.model)
+    except DivconError:
+        threshold = None
+    if threshold is not None:
+        words = in_words(threshold).replace("threshold ", "Threshold: similarity ", 1)
+        below.append(element("p", f"{words} ({threshold.get('chosen_on', 'validation')} classes)."))
+    halves = element("div", element("div", left), element("div", right), class_="pair")
+    return joined(halves, element("div", below, _embedding(contents), class_="about-scores"))
+
+
+def _on_test(contents: Contents, test: Mapping[str, Any]) -> list[Child]:
     check_scores(test)
-    parts.append(element("h3", "Test classes"))
+    parts: list[Child] = []
     if (test["protocol"], test["split_hash"]) != (contents.record.get("protocol"), contents.record.get("split_hash")):
         parts.append(element("p", "These scores are of another split than the run's own.", role="note"))
-    parts.append(_scored("Scores on test classes", test))
-    parts += _baselines("test", test)
-    rows = [(f"learner {k}", scores) for k, scores in enumerate(test.get("learners", []))]
+    parts.append(_scored("Scores on test classes", test, "test"))
+    rows: list[tuple[str, Mapping[str, Any]]] = [
+        (f"learner {k}", scores) for k, scores in enumerate(test.get("learners", []))
+    ]
     if rows:
-        rows.append(("pooled features", test["features"]))
+        rows += [("pooled features", test["features"]), ("full embedding", test)]
+        if "pretrained_features" in _baselines_in(test):
+            rows.append(("pretrained features", test["baselines"]["pretrained_features"]))
         names = ("recall_at_1", "r_precision", "map_at_r", *test.get("metrics", ()))
         cells = [
             (name, *(_score(by_name[score], by_name[score].value) if score in by_name else None for score in names))
             for name, by_name in ((name, {score.name: score for score in scores_in(each)}) for name, each in rows)
         ]
-        parts.append(table("Each learner alone, on test classes", ("", *names), cells))
-    return joined(parts)
+        alone = "Each learner alone, on test classes"
+        parts.append(fold(alone, table(alone, ("", *map(score_title, names)), cells)))
+    return parts
 
 
 def _embedding(contents: Contents) -> Html | None:
@@ -321,40 +418,38 @@ def _embedding(contents: Contents) -> Html | None:
     elif chosen == "pca":
         words.append(" The scores by epoch are those of the head.")
     if record["left_out"]:
-        words.append(f" The PCA was left out: {record['left_out']}.")
-    rows = [
+        words.append([" The PCA was left out: ", coded(record["left_out"]), "."])
+    rows: list[tuple[Child, ...]] = [
         (EMBEDDING_NAMES[name], number(each["dims"]), percent(each["map_at_r"]), percent(each["recall_at_1"]))
         for name, each in compared.items()
     ]
-    scored = [table("Embeddings on validation classes", ("", "dimensions", "map_at_r", "recall_at_1"), rows)]
-    return joined(element("h3", "Embedding"), element("p", words), *(scored if rows else []))
-
-
-def _baselines(split: str, scores: Mapping[str, Any] | None) -> list[Html]:
-    """The embedding beside what needs no training, where it was scored on the classes of a split."""
-    if scores is None or not isinstance(baselines := scores.get("baselines"), Mapping):
-        return []
-    rows: list[tuple[Child, ...]] = [("embedding", *(percent(scores[metric]) for metric in METRICS))]
-    for name, title in BASELINES.items():
-        if name not in baselines:
-            continue
-        row: list[Child] = [f"{title}, of {baselines[name]['of']}"]
-        row += [percent(baselines[name][metric]) for metric in METRICS]
-        for metric in METRICS:
-            difference = baselines[name]["difference"][metric]
-            low, high = difference["interval"]
-            row.append(
-                [_points(difference["value"]), " [", _points(low), ", ", _points(high), "]"],
-            )
-        rows.append(tuple(row))
-    head = ("", *METRICS, *(f"embedding less it, {title}" for title in METRICS.values()))
-    parts = [table(f"Embedding and untrained features on {split} classes", head, rows)]
-    parts += [element("p", line) for line in [baselines.get("note"), *scores.get("advice", [])] if line]
-    return parts
+    if rows and (pretrained := _baselines_in(contents.validated).get("pretrained_features")):
+        scored = (percent(pretrained["map_at_r"]), percent(pretrained["recall_at_1"]))
+        rows.append(("pretrained features", None, *scored))
+    compared_on = "Embeddings on validation classes"
+    scored = fold(compared_on, table(compared_on, ("", "dimensions", "MAP@R", "Recall@1"), rows))
+    return joined(element("p", words), scored if rows else None)
 
 
 def _points(difference: float) -> Child:
     return number(difference, f"{100 * difference:+.1f}")
+
+
+def _points_with_interval(difference: Mapping[str, Any]) -> Child:
+    low, high = difference["interval"]
+    return [_points(difference["value"]), " [", _points(low), ", ", _points(high), "]"]
+
+
+_TITLES = {"nmi": "NMI", "ami": "AMI", "r_precision": "R-precision", "map_at_r": "MAP@R", "map": "mAP"}
+_AT = {"recall_at_": "Recall@", "precision_at_": "Precision@"}
+
+
+def score_title(name: str) -> str:
+    """A score's name as papers write it: ``Recall@1`` for ``recall_at_1``; of your own metrics, the name."""
+    for prefix, title in _AT.items():
+        if (k := name.removeprefix(prefix)) != name and k.isdecimal():
+            return f"{title}{k}"
+    return _TITLES.get(name, "mAP (trapezoidal)" if name == "map_trapezoidal" else name)
 
 
 def check_scores(scores: Mapping[str, Any]) -> None:
@@ -371,7 +466,12 @@ def check_scores(scores: Mapping[str, Any]) -> None:
         )
 
 
-def _scored(caption: str, result: Mapping[str, Any]) -> Html:
+def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
+    """A row a score: of the embedding, with its spread, of the pretrained features, and the difference."""
+    baselines = _baselines_in(result)
+    columns = [name for name in ("pretrained_features", "pooled_features") if name in baselines]
+    if all(name in result and baselines.get("pooled_features", {}).get(name) == result[name] for name in METRICS):
+        columns.remove("pooled_features")  # what the model embeds by
     rows = []
     for score in scores_in(result):
         spread: Child = None
@@ -379,8 +479,16 @@ def _scored(caption: str, result: Mapping[str, Any]) -> Html:
             spread = ["± ", _score(score, score.std)]
         elif score.interval is not None:
             low, high = score.interval
-            spread = [_score(score, low), " to ", _score(score, high), f" (95 %, {score.interval_method})"]
-        rows.append((element("code", score.title), _score(score, score.value), spread))
+            first = number(low, f"{100 * low:.1f}") if score.percent else _score(score, low)
+            spread = element("span", first, " to ", _score(score, high), title=f"95 %, {score.interval_method}")
+        shown: list[Child] = []
+        for name in columns:
+            value = baselines[name].get(score.name)
+            shown.append(number(None) if value is None else _score(score, value))
+            if name == "pretrained_features":
+                shown.append(_difference(score, value, baselines[name]["difference"].get(score.name)))
+        title = score.title.replace(score.name, score_title(score.name), 1)
+        rows.append((element("span", title, title=score.name), _score(score, score.value), *shown, spread))
     of = element(
         "p",
         f"{result['benchmark']}, {result['protocol']}, split ",
@@ -392,8 +500,42 @@ def _scored(caption: str, result: Mapping[str, Any]) -> Html:
         " classes, gallery ",
         number(result["num_gallery"]),
         ".",
+        class_="dim small",
     )
-    return joined(of, table(caption, ("score", "value", "spread"), rows))
+    heads = {"pretrained_features": ("pretrained", "training adds"), "pooled_features": ("pooled",)}
+    head = ("score", "embedding", *(title for name in columns for title in heads[name]), "95 % interval")
+    words: list[Child] = []
+    if "pretrained_features" in baselines:
+        words.append(f"Pretrained: features of {baselines['pretrained_features']['of']}, before training. ")
+        if any(baselines["pretrained_features"].get(score.name) is None for score in scores_in(result)):
+            words.append("–: not computed of them. ")
+    else:
+        words.append(f"{_no_baseline(baselines, split)}. ")
+    if "pooled_features" in columns:
+        words.append("Pooled: this network's features, without its head. ")
+        own = baselines["pooled_features"]["difference"]
+        words.append("The embedding less these: ")
+        words += [[f"{METRICS[name]} ", _points_with_interval(own[name]), "; "] for name in list(METRICS)[:-1]]
+        words += [[f"{METRICS[name]} ", _points_with_interval(own[name]), "."] for name in list(METRICS)[-1:]]
+    advice = [element("p", coded(line), role="note") for line in result.get("advice", [])]
+    return joined(of, table(caption, head, rows, class_="scores"), element("p", words, class_="dim small"), advice)
+
+
+def _difference(score: Score, baseline: float | None, known: Mapping[str, Any] | None) -> Child:
+    """How much the embedding is above a baseline, with the interval where it is known."""
+    if known is not None:
+        return _points_with_interval(known)
+    if baseline is None:
+        return number(None)
+    return number(score.value - baseline, score.difference(score.value - baseline))
+
+
+def coded(text: str) -> Html:
+    """Text in which what stands between backticks is code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return joined(text)
+    return joined(element("code", part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _score(score: Score, value: float) -> Child:
@@ -428,17 +570,20 @@ def _loss_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]])
         if (line["phase"] != "subspace" or line.get("full_loss") is not None) and math.isfinite(whole):
             full.append((epoch, whole))
     drawn = [
-        Line(f"learner {k}", thinned(points), *learner_style(k), breaks=frozenset(grown))
+        Line(f"learner {k}", thinned(points), *learner_style(k), breaks=frozenset(grown), marker=k % 4)
         for k, points in sorted(learners.items())[:_MAX_LEARNERS]
     ]
     if full:
-        drawn.append(Line("full embedding", thinned(full), _FULL, "5 2" if drawn else None))
+        drawn.append(Line("full", thinned(full), _FULL, "5 2" if drawn else None, marker=None if drawn else 0))
     first, last = lines[0], lines[-1]
     some = f" Of {len(learners):,} learners, the first {_MAX_LEARNERS}." if len(learners) > _MAX_LEARNERS else ""
     about = (
         f"Mean loss {first['loss']:.3f} in epoch {first['epoch']}, {last['loss']:.3f} in epoch {last['epoch']}.{some}"
     )
-    return line_chart("Loss", about, drawn, y_label="mean loss of the batches", marks=marks)
+    subspaces = "of each learner in its subspace" if learners else ""
+    whole = "of the full embedding" if full else ""
+    caption = f"Mean of the batches, {', and '.join(filter(None, (subspaces, whole)))}.{some}"
+    return line_chart("Loss", about, drawn, y_label="loss", caption=caption, marks=marks)
 
 
 def _recall_chart(contents: Contents, marks: list[tuple[float, str]]) -> list[Html]:
@@ -455,30 +600,46 @@ def _recall_chart(contents: Contents, marks: list[tuple[float, str]]) -> list[Ht
         f"{kept['epoch']}, which is kept, {points[-1][1]:.1f} % in epoch {points[-1][0]:g}."
     )
     drawn = [Line("Recall@1", points, "var(--c0)", band=band)]  # type: ignore[arg-type]
-    title = "Recall@1 on validation classes"
+    title = "Recall@1"
     precisions = [(float(line["epoch"]), line["validation"].get("map_at_r")) for line in validated]
     if all(value is not None for _, value in precisions):
-        drawn.append(Line("MAP@R", [(epoch, 100 * value) for epoch, value in precisions], "var(--c1)", "6 3"))
-        title = "Recall@1 and MAP@R on validation classes"
+        values = [(epoch, 100 * value) for epoch, value in precisions]
+        drawn.append(Line("MAP@R", values, "var(--c1)", "6 3", marker=1))
+        title = "Recall@1 and MAP@R"
         about += (
             f" MAP@R: {drawn[1].points[0][1]:.1f} %, {100 * kept['validation']['map_at_r']:.1f} % and "
             f"{drawn[1].points[-1][1]:.1f} %."
         )
-    return [line_chart(title, about, drawn, y_label="%", marks=marks, kept=float(kept["epoch"]))]
+    embed = read_record(contents.folder.model)
+    of_head = embed is not None and embed["chosen"] != "head" and contents.config.model.embed != embed["chosen"]
+    caption = (
+        f"{kept['validation']['num_queries']:,} validation queries in {kept['validation']['num_classes']:,} classes"
+    )
+    caption += ", by the head." if of_head else "."
+    levels = []
+    pretrained = _baselines_in(contents.validated).get("pretrained_features")
+    if pretrained is not None:
+        levels = [(f"{line.name} before", 100 * pretrained[_METRIC_OF[line.name]], line.color) for line in drawn]
+        caption += " Dotted: pretrained features."
+        about += f" Pretrained features: {', '.join(f'{name} {value:.1f} %' for name, value, _ in levels)}."
+    number_of_kept = float(kept["epoch"])
+    return [
+        line_chart(title, about, drawn, y_label="%", caption=caption, marks=marks, kept=number_of_kept, levels=levels)
+    ]
 
 
 def _pairs_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]) -> list[Html]:
     if all(len(line["sizes"]) == 1 for line in lines):
         return []
     kept = Line(
-        "positive pairs kept together",
-        thinned([(float(line["epoch"]), 100 * line["kept_pairs"]) for line in lines]),
-        "var(--c0)",
+        "pairs kept", thinned([(float(line["epoch"]), 100 * line["kept_pairs"]) for line in lines]), "var(--c0)"
     )
     moved = [(float(line["epoch"]), 100 * line["changed"]) for line in lines if line.get("changed") is not None]
-    drawn = [kept] + ([Line("images that changed learner", thinned(moved), "var(--c1)", "6 3")] if moved else [])
+    drawn = [kept] + ([Line("moved", thinned(moved), "var(--c1)", "6 3", marker=1)] if moved else [])
     about = f"{kept.points[0][1]:.1f} % of positive pairs at first, {kept.points[-1][1]:.1f} % at last."
-    return [line_chart("What the divisions keep", about, drawn, y_label="%", marks=marks)]
+    caption = "Positive pairs whose images have one learner"
+    caption += ", and images that changed learner." if moved else "."
+    return [line_chart("What the divisions keep", about, drawn, y_label="%", caption=caption, marks=marks)]
 
 
 def _similarity_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]) -> list[Html]:
@@ -491,7 +652,9 @@ def _similarity_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, 
         "the same images near, so that there is one learner in fact; 0: they are unrelated."
     )
     line = Line("similarity of learners", thinned(points), "var(--c0)")
-    return [line_chart("How alike the learners are", about, [line], y_label="correlation", marks=marks)]
+    caption = "Correlation of their similarities of images. 1: they are one learner; 0: unrelated."
+    title = "How alike the learners are"
+    return [line_chart(title, about, [line], y_label="correlation", caption=caption, marks=marks)]
 
 
 def epochs(contents: Contents) -> Html:
@@ -530,7 +693,12 @@ def epochs(contents: Contents) -> Html:
     )
     cells = table("Numbers of each epoch", (*head, *(f"s {name}" for name in _SECONDS)), rows, class_="numbers")
     some = "" if len(shown) == len(contents.lines) else f"{len(shown)} of "
-    return fold(f"Numbers of {some}{len(contents.lines):,} epochs", cells)
+    pretrained = _baselines_in(contents.validated).get("pretrained_features")
+    beside: Child = None
+    if pretrained is not None:
+        scores = [[f"{title} ", percent(pretrained[name]), " "] for name, title in METRICS.items()]
+        beside = element("p", "Pretrained features, before training: ", scores)
+    return fold(f"Numbers of {some}{len(contents.lines):,} epochs", beside, cells)
 
 
 def division(contents: Contents) -> Html:
@@ -556,7 +724,7 @@ def division(contents: Contents) -> Html:
             number(line["left_out"]),
             percent(line["kept_pairs"]),
             percent(line.get("changed")),
-            number(line.get("nmi_previous"), short(line.get("nmi_previous"))),
+            percent(line.get("nmi_previous")),
         )
         for line in thinned(lines)
     )
@@ -580,7 +748,7 @@ def sheet_indices(contents: Contents) -> list[np.ndarray]:
         return []
     division = last[1]
     learners = min(division.num_learners, _MAX_LEARNERS)
-    count = max(6, min(_MAX_OF_A_LEARNER, _MAX_IN_SHEETS // learners))
+    count = max(_MIN_OF_A_LEARNER, min(_MAX_OF_A_LEARNER, _MAX_IN_SHEETS // learners))
     seed = contents.config.train.seed
     return [sampled(division.indices(k), count, (seed, 0x5EE7, k)) for k in range(learners)]
 
@@ -595,7 +763,7 @@ def sheets(contents: Contents, images: LabeledSet, thumbnails: Thumbnails, shown
     def label(index: int) -> Child:
         return None if thumbnails.has_pictures else f" {images.label_name(index)}"
 
-    parts: list[Child] = [element("p", f"Of the division of epoch {epoch}, drawn by the run's seed.")]
+    each: list[Child] = []
     for k, indices in enumerate(shown):
         members = division.indices(k)
         name = f"Learner {k}" if division.num_learners > 1 else "All together"
@@ -604,8 +772,12 @@ def sheets(contents: Contents, images: LabeledSet, thumbnails: Thumbnails, shown
         words = f": {len(members):,} {what} of {classes:,} classes"
         style = f"border-color:{learner_style(k)[0]}"
         kind = "sheet" if thumbnails.has_pictures else "words"
-        parts.append(element("h3", element("span", name, class_="tag", style=style), words))
-        parts.append(element("ul", items, class_=kind))
+        heading = element("h3", element("span", name, class_="tag", style=style), words)
+        each.append(element("div", heading, element("ul", items, class_=kind)))
+    parts: list[Child] = [element("p", f"Of the division of epoch {epoch}, drawn by the run's seed.")]
+    parts.append(element("div", each[:_MAX_OPEN], class_="learners"))
+    if rest := each[_MAX_OPEN:]:
+        parts.append(fold(f"{len(rest):,} more learners", element("div", rest, class_="learners")))
     if division.num_learners > len(shown):
         parts.append(element("p", f"{division.num_learners - len(shown):,} more learners are not shown."))
     return joined(parts)
@@ -620,7 +792,7 @@ class Query:
     matches: int
     """The number of other images of its class."""
     neighbours: tuple[tuple[int, float], ...]
-    """Index and euclidean distance, nearest first."""
+    """Index and cosine similarity, nearest first."""
 
 
 def best_and_worst(
@@ -628,16 +800,17 @@ def best_and_worst(
 ) -> tuple[list[Query], list[Query]]:
     """The queries with the highest and with the lowest MAP@R, at most one a class in each list.
 
-    Ties among the best are ordered by the number of matches, most first; among the worst by the distance of the nearest
-    neighbour, closest first, since confident mistakes are the most informative.
+    Ties among the best are ordered by the number of matches, most first; among the worst by the similarity of the
+    nearest neighbour, most similar first, since confident mistakes are the most informative.
 
     Args:
-        embeddings: (N, D) float32 of the images. Each is searched among all others, but, where there are cameras or
-            groups, not among those of its label and camera, or of its group.
+        embeddings: (N, D) float32 of the images, of any length. Each is searched among all others, but, where there are
+            cameras or groups, not among those of its label and camera, or of its group.
 
     Raises:
         DataError: no two images are of one class.
     """
+    embeddings = normalized(embeddings)
     scores = retrieval_metrics(
         embeddings, images.labels, recall_at=(1,), cameras=images.cameras, groups=images.groups, per_query=True
     )["per_query"]
@@ -656,7 +829,7 @@ def best_and_worst(
                 continue
             classes.add(int(images.labels[index]))
             pairs = zip(indices[index].tolist(), distances[index].tolist(), strict=True)
-            near = tuple((int(other), float(distance)) for other, distance in pairs if other >= 0)
+            near = tuple((int(other), 1 - float(distance) ** 2 / 2) for other, distance in pairs if other >= 0)
             chosen.append(Query(index, float(score[place]), int(matches[place]), near))
             if len(chosen) == count:
                 break
@@ -674,25 +847,33 @@ def query_rows(images: LabeledSet, thumbnails: Thumbnails, queries: Sequence[Que
     rows = []
     for query in queries:
         cells = [_tile(images, thumbnails, query.index, "query")]
-        for index, distance in query.neighbours:
+        for index, similarity in query.neighbours:
             hit = images.labels[index] == images.labels[query.index]
-            cells.append(_tile(images, thumbnails, index, "hit" if hit else "miss", distance))
-        about = f"MAP@R {100 * query.map_at_r:.0f} %, {query.matches:,} to find"
+            cells.append(_tile(images, thumbnails, index, "hit" if hit else "miss", similarity))
+        about = ["MAP@R ", percent(query.map_at_r), f", {query.matches:,} to find"]
         items = (element("li", cell) for cell in cells)
         rows.append(element("li", element("p", about, class_="dim"), element("ol", items, class_="row")))
-    return element("ol", rows, class_="queries")
+    shown = element("ol", rows[:_MAX_QUERIES], class_="queries")
+    if rest := rows[_MAX_QUERIES:]:
+        return joined(shown, fold(f"{len(rest)} more", element("ol", rest, class_="queries", start=_MAX_QUERIES + 1)))
+    return shown
 
 
-def _tile(images: LabeledSet, thumbnails: Thumbnails, index: int, kind: str, distance: float | None = None) -> Html:
+def _tile(images: LabeledSet, thumbnails: Thumbnails, index: int, kind: str, similarity: float | None = None) -> Html:
     mark = {"query": "query", "hit": "✓ hit", "miss": "✗ miss"}[kind]
-    far = None if distance is None else [" ", number(distance, f"{distance:.2f}")]
+    near = None if similarity is None else [" ", number(similarity, f"{similarity:.2f}")]
     return element(
         "figure",
         thumbnails.tag(index, f"{kind}: "),
         element(
             "figcaption",
-            element("span", mark, far, class_="mark"),
-            element("span", images.label_name(index), class_="label", title=image_words(images, index)),
+            element("span", mark, near, class_="mark"),
+            element(
+                "span",
+                images.label_name(index),
+                class_="label",
+                title=f"{images.label_name(index)}, {image_words(images, index)}",
+            ),
         ),
         class_=f"tile {kind}",
     )
@@ -731,33 +912,53 @@ def _value(value: object) -> Child:
     return "none" if value is None else str(value)
 
 
-def notes_of(contents: Contents, more: Iterable[str]) -> list[str]:
-    """All warnings and notes: of the run, those of its epochs once with their epochs, and ``more``."""
-    repeated = EpochNotes.of(contents.lines).all
-    warnings = [f"{_spans(note.epochs)}{note.of_learners}: {note.text}" for note in repeated]
+@dataclass(frozen=True)
+class Note:
+    """A warning or note of a run."""
+
+    text: str
+    times: int = 1
+    """How often it came."""
+    epochs: str = ""
+    """In which epochs, as ``0 to 39``; empty where it is of none."""
+
+
+def notes_of(contents: Contents, more: Iterable[str]) -> list[Note]:
+    """All warnings and notes, each kind once: of the run, ``more``, and those of its epochs."""
     kept = contents.kept
     one = None if kept is None else learners_are_one(contents.config.model, contents.lines, kept["epoch"])
-    own = [*contents.selection_notes, *([] if one is None else [one])]
-    return list(dict.fromkeys([*own, *more, *contents.problems, *warnings]))
+    own = list(dict.fromkeys([*contents.selection_notes, *([] if one is None else [one])]))
+    said = [*own, *(text for text in more if text not in own)]
+    times = Counter([*said, *contents.problems])
+    of_epochs = Counter(template(text) for line in contents.lines for text in line["warnings"])
+    repeated = [
+        Note(f"{note.text}{note.of_learners}", of_epochs[template(note.text)], _spans(note.epochs))
+        for note in EpochNotes.of(contents.lines).all
+    ]
+    return [*(Note(text, count) for text, count in times.items()), *repeated]
 
 
 def _spans(epochs: Sequence[int]) -> str:
-    """``epoch 3``, or ``5 epochs, 0 to 3, 7``."""
+    """``3``, or ``0 to 3, 7``."""
     spans: list[list[int]] = []
     for epoch in epochs:
         if spans and epoch == spans[-1][1] + 1:
             spans[-1][1] = epoch
         else:
             spans.append([epoch, epoch])
-    shown = [f"{a}" if a == b else f"{a} to {b}" for a, b in spans[:6]] + ["..."] * (len(spans) > 6)
-    return f"{len(epochs):,} epochs, {', '.join(shown)}" if len(epochs) > 1 else f"epoch {shown[0]}"
+    return ", ".join([f"{a}" if a == b else f"{a} to {b}" for a, b in spans[:6]] + ["..."] * (len(spans) > 6))
 
 
-def warnings(notes: Sequence[str]) -> Html:
-    """A list of the notes, at most `_MAX_NOTES`."""
+def warnings(notes: Sequence[Note]) -> Html:
+    """A table of the notes, at most `_MAX_NOTES`, with how often each came."""
     if not notes:
         return element("p", "None.")
-    items: list[Child] = [element("li", note) for note in notes[:_MAX_NOTES]]
-    if len(notes) > _MAX_NOTES:
-        items.append(element("li", f"and {len(notes) - _MAX_NOTES:,} more; metrics.jsonl has those of each epoch"))
-    return element("ul", items, class_="notes")
+    rows = [
+        (number(note.times, f"{note.times:,}\u00a0×"), note.epochs or "–", coded(note.text))
+        for note in notes[:_MAX_NOTES]
+    ]
+    shown = table("Warnings and notes of the run", ("times", "epochs", "note"), rows, class_="notes")
+    if len(notes) <= _MAX_NOTES:
+        return shown
+    more = f"And {len(notes) - _MAX_NOTES:,} more; metrics.jsonl has those of each epoch."
+    return joined(shown, element("p", more))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from divcon.errors import DataError, DivconError, RunError
 from divcon.evaluation.compare import read_scores
 from divcon.evaluation.subspaces import sample_of
 from divcon.models import EmbeddingModel
+from divcon.runs.embedding import read_record
 from divcon.runs.folder import RunFolder, own_benchmark, run_of
 from divcon.runs.report import sections
-from divcon.runs.report.html import Child, element, joined, page
+from divcon.runs.report.html import Child, element, joined, page, section, style
 from divcon.runs.report.sections import Contents, best_and_worst
 from divcon.runs.report.thumbnails import Thumbnails
 from divcon.runtime.context import DEFAULT, Context
@@ -29,6 +31,8 @@ from divcon.training.sheet import augmented_sheet
 
 MAX_SEARCHED = 1000
 """Validation images, at most, that are searched for the best and worst queries."""
+_AUGMENTED = 3
+"""Training images that are shown as they are augmented."""
 
 
 def report(
@@ -50,7 +54,7 @@ def report(
             read it from where the run read it. Where it cannot be read, the report says so and has no pictures.
         out: the file; None: ``report.html`` in the folder of the run.
         scores: what `divcon.evaluate` returned on the test classes, or the file that ``divcon evaluate --json`` wrote.
-            The report itself never uses the test classes.
+            None: those that `add_test_scores` kept, where there are any. The report itself never uses the test classes.
         batch_size: validation images that are embedded at once.
         device: where the model embeds them.
         trust: modules of your own that the run's model may import code from (see `divcon.EmbeddingModel.load`).
@@ -153,20 +157,69 @@ def _write(
                 continue
             if content is not None:
                 pictures.append((anchor, heading, content))
-    notes = sections.notes_of(contents, notes)
+    notes_shown = sections.notes_of(contents, notes)
+    test = contents.test if scores is None else scores
     parts: list[tuple[str, str, Child]] = [
         ("run", "Overview", sections.overview(contents)),
-        ("scores", "Scores", sections.scores(contents, scores)),
+        _scores(contents, test),
         ("curves", "Curves", joined(sections.curves(contents), sections.epochs(contents))),
         ("division", "Divisions over time", sections.division(contents)),
         *pictures,
         ("settings", "Settings", sections.settings(contents)),
-        ("warnings", "Warnings and notes", sections.warnings(notes)),
+        ("warnings", "Warnings and notes", sections.warnings(notes_shown)),
     ]
-    text = page(f"Run {contents.folder.path.absolute().name}", parts, sections.lead(contents, notes))
+    text = page(f"Run {contents.folder.path.absolute().name}", parts, sections.lead(contents, notes_shown, test))
+    _write_text(path, text)
+    return path
+
+
+def _write_text(path: Path, text: str) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # a folder's name may not be valid Unicode
-    return path
+
+
+def add_test_scores(run: str | Path, scores: Mapping[str, Any]) -> Path | None:
+    """Keep scores of a run's model on its own test classes in ``test.json``, and put them into its ``report.html``,
+    whose other parts stay as they are.
+
+    Args:
+        run: the folder of the run.
+        scores: what `divcon.evaluate` returned; ``per_query`` is left out.
+
+    Returns:
+        The report; None where the scores are of other data, the run has trained on its test classes, ``run`` is no run
+        (the folder of a model), or there is no report of this version to put them into.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    folder = RunFolder(run)
+    if folder.read() is None or not folder.lines():
+        return None
+    contents = Contents.of(folder)
+    own = (contents.record.get("protocol"), contents.record.get("split_hash"))
+    kept = contents.kept
+    if (scores["protocol"], scores["split_hash"]) != own or contents.config.data.train_on == "all" or kept is None:
+        return None
+    record = read_record(folder.model)
+    embed = None if record is None else record["chosen"]
+    about = {"epoch": kept["epoch"], "embed": embed}
+    folder.write_test_scores({**about, **{name: value for name, value in scores.items() if name != "per_query"}})
+    text = folder.report.read_text(encoding="utf-8") if folder.report.exists() else ""
+    if style() not in text:  # none, or of another version
+        return None
+    _, heading, content = _scores(contents, scores)
+    for new, pattern in (
+        (sections.headlines(contents, scores), r'<ul class="headlines">.*?</ul>'),
+        (section("scores", heading, content), r'<section id="scores".*?</section>'),
+    ):
+        text = re.sub(pattern, lambda _, new=new: new, text, count=1, flags=re.DOTALL)
+    _write_text(folder.report, text)
+    return folder.report
+
+
+def _scores(contents: Contents, test: Mapping[str, Any] | None) -> tuple[str, str, Child]:
+    return "scores", "Scores", sections.scores(contents, test)
 
 
 def _sheets(contents: Contents, images: LabeledSet, context: Context) -> Child:
@@ -190,7 +243,7 @@ def _augmented(contents: Contents, images: LabeledSet, model: EmbeddingModel | N
     if images.vectors is not None or model is None or own.endswith("()"):
         return None
     check_trusted(own, str(contents.folder.config), trust)
-    return sections.augmented(config, augmented_sheet(model, images, config))
+    return sections.augmented(config, augmented_sheet(model, images, config, rows=_AUGMENTED, gaps=None))
 
 
 def _queries(images: LabeledSet | None, embed: Callable[[LabeledSet], np.ndarray], context: Context) -> Child:
@@ -205,8 +258,8 @@ def _queries(images: LabeledSet | None, embed: Callable[[LabeledSet], np.ndarray
     what = "images" if thumbnails.has_pictures else "vectors"
     some = f"drawn from {len(images):,}, " if len(searched) < len(images) else ""
     words = (
-        f"Each of {len(searched):,} validation {what}, {some}searched among the others with the kept model. The query "
-        "comes first, then its nearest neighbours with their distances; one query a class, by MAP@R."
+        f"Each of {len(searched):,} validation {what}, {some}searched among the others. The query comes first, then "
+        "its nearest neighbours with their cosine similarities; one query a class, by MAP@R."
     )
     lists = (
         element("div", element("h3", name), sections.query_rows(searched, thumbnails, queries))

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,9 @@ class Store(ABC):
 
     uri: str = ""
     """How messages name the store: its address without a password; the class's name unless you set it."""
+
+    folder: Path | None = None
+    """The folder that holds the store, where files about it may lie too; None: it is in no folder."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

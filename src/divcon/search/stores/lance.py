@@ -44,6 +44,8 @@ class LanceStore(Store):
 
     max_k = 10_000
 
+    folder: Path  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, folder: Path) -> None:
         try:
             import lancedb

@@ -2,11 +2,18 @@
 
 export const $ = (id) => document.getElementById(id);
 
-/** Create an element. Strings among its children become text, never markup. */
+const BASE = new URL(".", import.meta.url); // a proxy may serve the page under a path of its own
+
+/** The address of a path of the server, such as `/items/3`. */
+export const at = (path) => new URL(path.slice(1), BASE).href;
+
+/** Create an element. Strings among its children become text, never markup; an `href` or `src` that begins with / is a
+ * path of the server. */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
+  for (let [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null || value === false) continue;
+    if ((name === "href" || name === "src") && value.startsWith("/")) value = at(value);
     if (name in node && name !== "list") node[name] = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
@@ -30,7 +37,7 @@ export async function ask(path, { waiting = () => {}, ...options } = {}) {
   for (;;) {
     let response;
     try {
-      response = await fetch(path, options);
+      response = await fetch(at(path), options);
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Problem("The server does not answer; is it still running?");
@@ -53,19 +60,40 @@ export function picture(item, size = 192) {
     src: `${item.image}?size=${size}`, alt: item.label ?? "item without a label", loading: "lazy", decoding: "async",
   });
   image.addEventListener("error", () => image.replaceWith(el("span", { className: "nothing" }, "no preview")));
+  image.addEventListener("load", () => fit(image));
   return image;
 }
 
-const short = (path) => path.split("/").slice(-2).join("/");
+/** An image fills its cell; one that would lose more than two fifths of itself is shown whole. */
+export function fit(image) {
+  const ratio = image.naturalWidth / image.naturalHeight;
+  image.classList.toggle("whole", ratio < 0.6 || ratio > 1 / 0.6);
+}
 
-/** An item, as a link that searches with it. */
+let columns = [];
+
+/** Choose the columns of the user's table that cards show. */
+export const showColumns = (names) => { columns = names; };
+
+const short = (path) => path.split("/").slice(-2).join("/");
+export const text = (value) => (value === null || value === undefined ? "–"
+  : typeof value === "object" ? JSON.stringify(value) : String(value));
+
+/** An item, as a link that searches with it; each of its texts has one line. */
 export function card(item, ...more) {
   const score = item.score === undefined ? null : el("span", { className: "score" }, item.score.toFixed(3));
-  return el("a", { className: "item", href: `/?id=${item.id}`, title: item.path, "data-id": item.id },
+  const all = Object.entries(item.metadata ?? {}).filter(([, value]) => value !== null);
+  const title = [item.label ?? "no label", item.path, ...all.map(([name, value]) => `${name}: ${text(value)}`)].join("\n");
+  const link = el("a", { className: "item", href: `/?id=${item.id}`, title, "data-id": item.id },
     picture(item),
-    el("span", { className: "label" }, item.label ?? "no label"),
-    score, " ", ...more,
-    el("span", { className: "path" }, short(item.path)));
+    el("span", { className: "head" }, el("span", { className: item.label === null ? "label dim" : "label" },
+      item.label ?? "no label"), " ", score),
+    " ", ...more,
+    el("span", { className: "path" }, short(item.path)),
+    ...(item.metadata ? columns : []).map((name) => el("span", { className: "meta" }, el("span", { className: "dim" },
+      `${name} `), text(item.metadata[name]))));
+  link.item = item;
+  return link;
 }
 
 export function cards(items, kind = "grid", ...more) {

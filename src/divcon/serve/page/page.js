@@ -1,28 +1,38 @@
 // The views, the state in the address bar, and the search.
 
-import { $, Problem, ask, card, cards, el, onUnauthorized, picture } from "/dom.js";
+import { $, Problem, ask, at, card, cards, el, fit, onUnauthorized, picture, showColumns, text } from "./dom.js";
+import * as labels from "./labels.js";
 
 const PAGE = 48;
-const uploads = new Map(); // uploaded images by number, which the address bar cannot hold
+const COLUMNS = 2; // columns on the cards, unless others are chosen
+const AGREE = 0.95; // learners whose similarities correlate by more than this show the same
+export const uploads = new Map(); // uploaded images by number, which the address bar cannot hold
 let about = null;
 let current = 0; // the number of the latest request: answers to earlier ones are dropped
 let offset = 0;
+let hits = []; // of the search that is shown
+let learnersOpen = false;
 
 const views = {
   search: { title: "Search", show: showSearch },
-  failures: { title: "Failures", show: async (state) => (await import("/views.js")).failures(state) },
-  map: { title: "Map", show: async (state) => (await import("/map.js")).map(state) },
-  divisions: { title: "Divisions", show: async (state) => (await import("/views.js")).divisions(state) },
+  compare: { title: "Compare", show: async (state) => (await import("./compare.js")).compare(state) },
+  failures: { title: "Failures", show: async (state) => (await import("./views.js")).failures(state) },
+  map: { title: "Map", show: async (state) => (await import("./map.js")).map(state) },
+  divisions: { title: "Divisions", show: async (state) => (await import("./views.js")).divisions(state) },
 };
 
-// The state is the address: view, id or upload, k, the smallest score, and a `where` of COLUMN, OPERATOR and VALUE for each condition.
+// The state is the address: view, id or upload, k, the smallest score, a `where` of COLUMN, OPERATOR and VALUE for each
+// condition, a `show` for each column on the cards (one that is empty: none), and whether items are being labelled.
 
 function read() {
   const params = new URLSearchParams(location.search);
   const where = params.getAll("where").map((text) => JSON.parse(text)).filter((c) => Array.isArray(c) && c.length === 3);
   const view = params.get("view") in views ? params.get("view") : "search";
   const least = params.get("min_score") ?? "";
-  return { view, id: params.get("id"), upload: params.get("upload"), k: Number(params.get("k")) || 24, least, where };
+  const own = about.columns.map(({ name }) => name).filter((name) => name !== "label" && name !== "path");
+  const columns = params.has("show") ? own.filter((name) => params.getAll("show").includes(name)) : null;
+  return { view, id: params.get("id"), upload: params.get("upload"), k: Number(params.get("k")) || 24,
+    least: Math.abs(Number(least)) <= 1 ? least : "", where, columns, own, labelling: params.has("labelling") };
 }
 
 function address(state) {
@@ -33,14 +43,19 @@ function address(state) {
   if (state.k !== 24) params.set("k", state.k);
   if (state.least !== "") params.set("min_score", state.least);
   for (const condition of state.where) params.append("where", JSON.stringify(condition));
-  const text = params.toString();
-  return text ? `/?${text}` : "/";
+  if (state.columns) for (const name of state.columns.length ? state.columns : [""]) params.append("show", name);
+  if (state.labelling) params.set("labelling", "");
+  const query = params.toString().replace(/labelling=$/, "labelling");
+  return at(query ? `/?${query}` : "/");
 }
 
 export function go(changes, focus = false) {
   history.pushState(null, "", address({ ...read(), ...changes }));
   return show(focus);
 }
+
+/** Change the address without a new entry in the history. */
+function note(changes) { history.replaceState(null, "", address({ ...read(), ...changes })); }
 
 // Conditions as text, which the server reads by the column's type: here every value is a text.
 function asTexts(where) {
@@ -62,6 +77,7 @@ async function show(focus = false) {
     el("li", {}, el("a", { href: address({ ...state, view: name }), "data-view": name,
       "aria-current": name === state.view ? "page" : undefined }, view.title))));
   for (const name of Object.keys(views)) $(name).hidden = name !== state.view;
+  showColumns(state.columns ?? state.own.slice(0, COLUMNS));
   document.title = `${views[state.view].title} · divcon`;
   try {
     await views[state.view].show({ ...state, about, say, complain, go, stale: () => mine !== current });
@@ -86,7 +102,6 @@ async function showSearch(state) {
   if (state.id === null && !sent) return browse(state);
   say("Searching …");
   const request = { k: Math.min(state.k, about.limits.most_k), where: asTexts(state.where) };
-  if (state.least !== "") request.min_score = Number(state.least);
   if (about.learners) Object.assign(request, { learner: "each", each_k: 8 });
   let answer;
   if (sent && !sent.embedding) {
@@ -106,62 +121,122 @@ async function showSearch(state) {
   showQuery(item, sent);
   $("results-title").textContent = "Most similar";
   $("more").hidden = true;
-  $("results").replaceChildren(...answer.hits.map((hit) => el("li", {}, card(hit))));
-  suggest(answer.hits);
-  showLearners(answer.learners);
-  const none = state.least === "" ? "No item matches the filter." : `No item has a similarity of ${state.least} or more.`;
-  say(answer.hits.length ? `${answer.hits.length} items found, most similar first.` : none);
+  hits = answer.hits;
+  fill($("results"), hits, state.id);
+  suggest(hits);
+  showLearners(answer);
+  showLeast(state.least);
+  labels.shown();
+}
+
+/** Show items in a list; they can be chosen to be labelled. */
+function fill(list, items, query = null, add = false) {
+  const nodes = items.map((item) => {
+    const badge = String(item.id) === query ? el("span", { className: "badge" }, "query") : null;
+    return el("li", {}, labels.box(item), card(item, badge));
+  });
+  if (add) list.append(...nodes);
+  else list.replaceChildren(...nodes);
+  return nodes;
+}
+
+/** Dim the results below a similarity, a text; empty: none. */
+function showLeast(least) {
+  $("threshold").hidden = false;
+  $("least").value = least === "" ? "-1" : least;
+  $("least").setAttribute("aria-valuetext", least === "" ? "off" : least);
+  $("least-value").textContent = least === "" ? "off" : Number(least).toFixed(2);
+  $("least-off").hidden = least === "";
+  const lowest = least === "" ? -2 : Number(least);
+  [...$("results").children].forEach((node, i) => {
+    const below = hits[i].score < lowest;
+    node.classList.toggle("below", below);
+    const link = node.querySelector(".item");
+    if (below) link.setAttribute("aria-description", "below the smallest similarity");
+    else link.removeAttribute("aria-description");
+  });
+  const above = hits.filter((hit) => hit.score >= lowest).length;
+  if (!hits.length) say("No item matches the filter.");
+  else if (least === "") say(`${hits.length} items found, most similar first. The numbers are cosine similarities.`);
+  else if (!above) say(`None of ${hits.length} items has a similarity of ${Number(least).toFixed(2)} or more; all are dimmed.`);
+  else say(`${above} of ${hits.length} items have a similarity of ${Number(least).toFixed(2)} or more`
+    + `${above < hits.length ? "; the others are dimmed." : "; there may be more: ask for more results."}`);
+  labels.count();
 }
 
 function showQuery(item, sent) {
   const image = item ? picture(item, 384) : el("img", { src: sent.url, alt: "Your image" });
+  if (!item) image.addEventListener("load", () => fit(image));
   const facts = item
     ? [["Label", item.label ?? "none"], ["Path", item.path], ...Object.entries(item.metadata)]
     : [["File", sent.file.name || "pasted"]];
   const rows = facts.filter(([, value]) => value !== null).map(([name, value]) =>
-    el("p", {}, el("span", { className: "dim" }, `${name}: `), String(value)));
+    el("p", { title: text(value) }, el("span", { className: "dim" }, `${name}: `), text(value)));
   const all = el("a", { href: "/", "data-clear": true }, "All items");
-  $("query").replaceChildren(image, el("div", {}, el("p", {}, el("strong", {}, "Query")), rows, all));
+  $("query").replaceChildren(image, el("div", {}, el("p", {}, el("strong", {}, "Query")),
+    el("div", { className: "facts" }, rows), all));
   $("query").hidden = false;
 }
 
-function showLearners(rows) {
+const signed = (value) => value.toFixed(2).replace("-", "−");
+
+function showLearners({ learners, agreement }) {
   $("learners").replaceChildren();
-  if (!rows.length) return;
-  $("learners").append(el("h3", {}, "Most similar for each learner"));
-  for (const { learner, hits } of rows) {
+  if (!learners.length) return;
+  const list = el("details", { id: "learner-rows", open: learnersOpen }, el("summary", {}, "Most similar for each learner",
+    agreement === null ? null : el("span", { className: "dim" }, ` (their similarities correlate by ${signed(agreement)})`)));
+  list.addEventListener("toggle", () => { learnersOpen = list.open; });
+  for (const { learner, hits: own } of learners) {
     const title = el("h4", { id: `learner-${learner}` }, `Learner ${learner}`);
-    const list = cards(hits, "row");
-    list.setAttribute("aria-labelledby", title.id);
-    $("learners").append(el("div", { className: "learner" }, title, list));
+    const row = cards(own, "row");
+    row.setAttribute("aria-labelledby", title.id);
+    list.append(el("div", { className: "learner" }, title, row));
   }
+  if (agreement === null || agreement <= AGREE) {
+    $("learners").append(list);
+    return;
+  }
+  const show = el("button", { type: "button", className: "quiet" }, "Show");
+  show.addEventListener("click", () => {
+    list.open = true;
+    $("learners").replaceChildren(list);
+    list.firstChild.focus();
+  });
+  $("learners").append(el("p", { id: "agree" }, `The ${learners.length} learners agree (${agreement.toFixed(2)}), rows hidden. `,
+    show));
 }
 
 async function browse(state) {
   say("Loading …");
   const where = asTexts(state.where).map((text) => `&where=${encodeURIComponent(text)}`).join("");
   const size = Math.min(PAGE, about.limits.most_k);
-  const answer = await ask(`/items?offset=${offset}&limit=${size}${where}`);
+  const answer = await ask(`/items?sample=0&offset=${offset}&limit=${size}${where}`);
   if (state.stale()) return;
   $("query").hidden = true;
   $("learners").replaceChildren();
   $("results-title").textContent = "Items";
-  const shown = answer.items.map((item) => el("li", {}, card(item)));
-  if (offset) $("results").append(...shown);
-  else $("results").replaceChildren(...shown);
-  if (offset && shown.length) shown[0].firstChild.focus();
+  $("threshold").hidden = true;
+  // The index may have changed since the page before.
+  const there = new Set(offset ? [...$("results").querySelectorAll(".item")].map((node) => node.dataset.id) : []);
+  const shown = fill($("results"), answer.items.filter((item) => !there.has(String(item.id))), null, offset > 0);
+  if (offset && shown.length) shown[0].querySelector(".item").focus();
   suggest(answer.items);
   offset += answer.items.length;
   $("more").hidden = offset >= answer.total || !answer.items.length;
   $("more").onclick = () => browse(state).catch((error) => complain(error.message));
-  say(`${offset.toLocaleString()} of ${answer.total.toLocaleString()} items shown. Click one to search with it.`);
+  say(`${offset.toLocaleString()} of ${answer.total.toLocaleString()} items shown${offset < answer.total
+    ? ", a mixed sample" : ""}. Click one to search with it.`);
+  labels.shown();
 }
 
 // The filter
 
 function showFilter(state) {
   $("k").value = String(state.k);
-  $("least").value = state.least;
+  $("columns").hidden = !state.own.length;
+  const chosen = state.columns ?? state.own.slice(0, COLUMNS);
+  for (const box of $("columns-list").querySelectorAll("input")) box.checked = chosen.includes(box.value);
+  labels.mode(state.labelling);
   $("conditions").replaceChildren(...state.where.map((condition, place) => {
     const text = condition.join(" ");
     const remove = el("button", { type: "button", "aria-label": `Remove the filter ${text}` }, `${text} ✕`);
@@ -187,9 +262,36 @@ function begin() {
     el("option", { value: String(k) }, String(k))));
   $("column").replaceChildren(...about.columns.map(({ name, type }) => el("option", { value: name }, `${name} (${type})`)));
   $("k").addEventListener("change", () => go({ k: Number($("k").value) }));
-  $("least").addEventListener("change", () => {
-    if ($("least").reportValidity()) go({ least: $("least").value });
+  const slide = (least) => { note({ least }); showLeast(least); };
+  $("least").addEventListener("input", () => slide(Number($("least").value) <= -1 ? "" : $("least").value));
+  $("least-off").addEventListener("click", () => { slide(""); $("least").focus(); });
+  if (about.threshold !== null) {
+    const exact = about.threshold.toFixed(4);
+    $("use-threshold").textContent = `The run's threshold: ${about.threshold.toFixed(2)}`;
+    $("use-threshold").addEventListener("click", () => slide(exact));
+    $("use-threshold").hidden = $("mark").hidden = false;
+    $("mark").style.left = `calc(9px + (100% - 18px) * ${(about.threshold + 1) / 2})`; // the thumb is 18 pixels wide
+  }
+  $("columns-list").replaceChildren(...read().own.map((name) =>
+    el("label", { className: "check" }, el("input", { type: "checkbox", value: name }), ` ${name}`)));
+  $("columns-list").addEventListener("change", () => {
+    const columns = [...$("columns-list").querySelectorAll("input:checked")].map((box) => box.value);
+    note({ columns });
+    showColumns(columns);
+    for (const node of $("search").querySelectorAll("li .item")) {
+      const badge = node.querySelector(".badge");
+      node.replaceWith(card(node.item, badge));
+    }
+    labels.apply();
+    if (!$("threshold").hidden) showLeast(read().least);
   });
+  const fold = (event) => {
+    if (event.key === "Escape" && $("columns").contains(event.target)) $("columns").firstElementChild.focus();
+    if (event.key === "Escape" || !$("columns").contains(event.target)) $("columns").open = false;
+  };
+  document.addEventListener("click", fold);
+  $("columns").addEventListener("keydown", (event) => { if (event.key === "Escape") fold(event); });
+  labels.begin({ note, say, complain });
   $("filter").addEventListener("submit", (event) => {
     event.preventDefault();
     const condition = [$("column").value, $("operator").value, $("value").value];
@@ -227,13 +329,13 @@ function send(file) {
   }
   const number = String(uploads.size);
   uploads.set(number, { file, url: URL.createObjectURL(file), embedding: null });
-  go({ view: "search", id: null, upload: number }, true);
+  go({ view: read().view === "compare" ? "compare" : "search", id: null, upload: number }, true);
 }
 
 // The server's token, if it has one: from the address (#token=...), or typed. A cookie keeps it.
 
 async function enter(token) {
-  const answer = await fetch("/login", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
+  const answer = await fetch(at("/login"), { method: "POST", headers: { Authorization: `Bearer ${token}` } });
   return answer.ok;
 }
 
@@ -267,6 +369,9 @@ async function start() {
     const images = about.sees === "images" ? "images" : "vectors";
     const learners = about.learners ? `, ${about.learners} learners` : "";
     $("about").textContent = `${about.items.toLocaleString()} ${images}, ${about.dims} dimensions${learners}`;
+    const [first, ...others] = (about.training ?? "").split(/(?<=[.]) /);
+    $("training").replaceChildren(el("summary", {}, first), el("p", {}, others.join(" ")));
+    $("training").hidden = !about.training;
     begin();
     await show();
     if ($("file")?.files.length) $("file").dispatchEvent(new Event("change"));  // chosen before the listener was added
