@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import divcon as dc
-from divcon.training.checkpoint import read_checkpoint
+from divcon.training.checkpoint_file import read_checkpoint
 
 pytestmark = pytest.mark.heavy
 

@@ -11,8 +11,9 @@ print(dc.evaluate(model, data))
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from divcon.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -39,36 +40,6 @@ if TYPE_CHECKING:
     from divcon.training.loop import train
 
 __version__ = "0.1.0"
-
-# Imported at first use: PyTorch takes seconds, and `divcon --help` does not need it.
-_HOME = {
-    "Benchmark": "data.benchmark:Benchmark",
-    "Context": "runtime.context:Context",
-    "DataConfig": "config.settings:DataConfig",
-    "Division": "division.division:Division",
-    "DivconError": "errors:DivconError",
-    "EmbeddingModel": "models.embedding_model:EmbeddingModel",
-    "ImageSet": "data.labeled_set:LabeledSet",
-    "Index": "search.index:Index",
-    "LabeledSet": "data.labeled_set:LabeledSet",
-    "ModelConfig": "config.settings:ModelConfig",
-    "RunConfig": "config.settings:RunConfig",
-    "TrainConfig": "config.settings:TrainConfig",
-    "ablate": "experiments.ablation:ablate",
-    "compare": "evaluation.compare:compare",
-    "divide": "division.division:divide",
-    "draw_map": "maps.draw:draw_map",
-    "evaluate": "evaluation.protocol:evaluate",
-    "export": "exports:export",
-    "pack": "data.pack:pack",
-    "prune": "runs.prune:prune",
-    "read": "data.read:read",
-    "report": "runs.report:report",
-    "reproduce": "experiments.reproduce:reproduce",
-    "retrieval_metrics": "evaluation.retrieval:retrieval_metrics",
-    "run": "runs.run:run",
-    "train": "training.loop:train",
-}
 
 __all__ = [
     "Benchmark",
@@ -99,15 +70,35 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'divcon' has no attribute {name!r}")
-    module, _, attribute = _HOME[name].partition(":")
-    value = getattr(importlib.import_module(f"divcon.{module}"), attribute)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+# Imported at first use: PyTorch takes seconds, and `divcon --help` does not need it.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Benchmark": "data.benchmark",
+        "Context": "runtime.context",
+        "DataConfig": "config.settings",
+        "Division": "division.division",
+        "DivconError": "errors",
+        "EmbeddingModel": "models.embedding_model",
+        "ImageSet": "data.labeled_set:LabeledSet",
+        "Index": "search.index",
+        "LabeledSet": "data.labeled_set",
+        "ModelConfig": "config.settings",
+        "RunConfig": "config.settings",
+        "TrainConfig": "config.settings",
+        "ablate": "experiments.ablation",
+        "compare": "evaluation.compare",
+        "divide": "division.division",
+        "draw_map": "maps.draw",
+        "evaluate": "evaluation.protocol",
+        "export": "exports",
+        "pack": "data.pack",
+        "prune": "runs.prune",
+        "read": "data.read",
+        "report": "runs.report",
+        "reproduce": "experiments.reproduce",
+        "retrieval_metrics": "evaluation.retrieval",
+        "run": "runs.run",
+        "train": "training.loop",
+    },
+)

@@ -17,7 +17,7 @@ from divcon.cli.completion import completion_script
 from divcon.cli.messages import flag
 from divcon.cli.settings import as_file, current_origins
 from divcon.config.settings import RunConfig
-from divcon.models.backbone import AUTO
+from divcon.models.names import AUTO
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -23,6 +23,37 @@ def picture(height: int, width: int) -> Image.Image:
 
 
 class TestEval:
+    @pytest.mark.parametrize("fit", FITS)
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    @pytest.mark.parametrize("shape", [(32, 24), (100, 301), (301, 100), (7, 9), (33, 32), (3, 900)])
+    def test_it_is_torchvisions_bit_for_bit(self, shape, interpolation, fit):
+        image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8))
+        ours = EvalTransform((32, 24), fit=fit, interpolation=interpolation)(image)
+        theirs, (high, wide), mode = image, shape, InterpolationMode(interpolation)
+        if shape == (32, 24):
+            pass
+        elif fit == "squash":
+            theirs = functional.resize(image, [32, 24], interpolation=mode)
+        elif fit == "pad":
+            scale = min(32 / high, 24 / wide)
+            sides = [max(1, round(high * scale)), max(1, round(wide * scale))]
+            theirs = Image.new("RGB", (24, 32), (124, 116, 104))
+            theirs.paste(
+                functional.resize(image, sides, interpolation=mode), ((24 - sides[1]) // 2, (32 - sides[0]) // 2)
+            )
+        else:
+            if max(shape) > 32 * min(shape):
+                theirs = functional.center_crop(image, [min(side, 32 * min(shape)) for side in shape])
+            covered = (round(32 * 256 / 224), round(24 * 256 / 224))
+            tall = covered[0] * theirs.width > covered[1] * theirs.height
+            sides = [int(covered[1] * theirs.height / theirs.width), covered[1]]
+            if tall:
+                sides = [covered[0], int(covered[0] * theirs.width / theirs.height)]
+            theirs = functional.center_crop(functional.resize(theirs, sides, interpolation=mode), [32, 24])
+        theirs = functional.pil_to_tensor(theirs)
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()  # convolutions round by the order in memory, too
+
     def test_an_image_of_the_size_is_taken_whole(self):
         image = picture(64, 64)
         assert np.array_equal(EvalTransform(64)(image).permute(1, 2, 0).numpy(), np.asarray(image))

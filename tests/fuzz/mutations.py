@@ -27,7 +27,7 @@ from divcon.division import Division
 from divcon.errors import DivconError
 from divcon.runs.folder import RunFolder
 from divcon.runtime.files import DamagedTensorsError
-from divcon.training.checkpoint import read_checkpoint, write_checkpoint
+from divcon.training.checkpoint_file import read_checkpoint, write_checkpoint
 
 EXPECTED = (DivconError, DamagedTensorsError)
 """What a reader may raise: an error of divcon's own."""

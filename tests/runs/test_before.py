@@ -22,7 +22,7 @@ import divcon as dc
 from divcon.config.fields import restored, setting
 from divcon.errors import RunError
 from divcon.runs.folder import RunFolder, kept_epoch, own_benchmark
-from divcon.training.checkpoint import read_checkpoint, write_checkpoint
+from divcon.training.checkpoint_file import read_checkpoint, write_checkpoint
 
 BEFORE = Path(__file__).parent / "before"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text())

@@ -22,7 +22,7 @@ from divcon.errors import ConfigError, RunError
 from divcon.runs import selection
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch, own_benchmark, run_of
-from divcon.training.checkpoint import read_checkpoint
+from divcon.training.checkpoint_file import read_checkpoint
 
 pytestmark = pytest.mark.heavy
 

@@ -337,3 +337,81 @@ def test_an_index_imports_the_code_of_its_model_if_it_is_trusted(
     done = subprocess.run([sys.executable, "-c", SEARCH], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("names head_of_a_user:Plain") == 2
+
+
+class TestTheCopyOfAFolder:
+    """`rows.arrow`, from which a small store in a folder is read without LanceDB."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, model: dc.EmbeddingModel, vectors: Vectors) -> Path:
+        index = dc.Index.build(model, vectors(9), tmp_path / "index")
+        index.update(vectors(12), columns={"price": [None, *range(11)]})
+        return tmp_path / "index"
+
+    @staticmethod
+    def answers(store: Store) -> list[Any]:
+        """What a store says, of all that a search asks."""
+        where = conditions_of(["price>3", "label!=b"], store.about())
+        ids = np.array([2, 5, 99])
+        keys = [row["key"] for row in store.rows(np.arange(4)).to_pylist()]
+        by_id = store.rows(ids).sort_by("id")
+        scanned = sorted(
+            (i, vector.tolist()) for ids, vectors in store.scan(where) for i, vector in zip(ids, vectors, strict=True)
+        )
+        vectors = sorted((i, vector.tolist()) for i, vector in zip(*store.embeddings(ids), strict=True))
+        rows = sorted((row["id"], row["label"]) for block in store.read(["id", "label"]) for row in block.to_pylist())
+        counted = [store.count(), store.ids().tolist(), store.ids(where).tolist(), store.version()]
+        return [*counted, store.lookup([*keys, "nobody"]), by_id.to_pylist(), by_id.schema, scanned, vectors, rows]
+
+    def test_it_answers_as_lancedb_does(self, folder: Path) -> None:
+        copy, lance = LanceStore(folder), LanceStore(folder)
+        lance._table()
+        assert copy._copied() is not None
+        assert lance._copied() is None
+        assert self.answers(copy) == self.answers(lance)
+        assert copy._open_table is None
+
+    def test_it_is_used_only_while_it_has_what_lancedb_has(
+        self, folder: Path, model: dc.EmbeddingModel, vectors: Vectors
+    ) -> None:
+        copy = LanceStore(folder)
+        writer = LanceStore(folder)
+        before = copy.version()
+        writer.delete(np.array([0]))  # outside of `writing`, which would renew it
+        assert copy._copied() is None
+        assert copy.count() == 11
+        assert copy.version() != before
+        copy.close()
+        with writer.writing():
+            pass
+        assert copy._copied() == {"of": copy._state(), "rows": 11, "version": writer._table().version}
+        assert 0 not in copy.ids()
+        with pytest.raises(KeyError), writer.writing():  # what is interrupted renews nothing, and loses nothing
+            writer.delete(np.array([1]))
+            raise KeyError
+        assert copy._copied() is None
+        assert copy.count() == 10
+
+    def test_a_damaged_or_missing_copy_is_no_loss(self, folder: Path) -> None:
+        file = folder / "rows.arrow"
+        whole = self.answers(LanceStore(folder))
+        for content in (file.read_bytes()[:-9], file.read_bytes()[: len(file.read_bytes()) // 2], b"", None):
+            file.unlink() if content is None else file.write_bytes(content)
+            assert self.answers(LanceStore(folder)) == whole
+
+    def test_a_large_store_has_none(self, tmp_path: Path, model: dc.EmbeddingModel, vectors: Vectors) -> None:
+        index = dc.Index.build(model, vectors(300), tmp_path / "index")
+        assert (tmp_path / "index" / "rows.arrow").exists()
+        dc.Index.build(model, vectors(301), tmp_path / "index", ann_from=280)
+        assert not (tmp_path / "index" / "rows.arrow").exists()
+        assert len(index) == 301
+
+    def test_another_index_in_its_place_is_not_taken_for_it(
+        self, folder: Path, model: dc.EmbeddingModel, vectors: Vectors
+    ) -> None:
+        kept = (folder / "rows.arrow").read_bytes()
+        shutil.rmtree(folder)
+        index = dc.Index.build(model, vectors(9), folder)
+        index.update(vectors(12), columns={"price": [None, *range(11)]})
+        (folder / "rows.arrow").write_bytes(kept)
+        assert LanceStore(folder)._copied() is None

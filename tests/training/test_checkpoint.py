@@ -17,7 +17,7 @@ import divcon as dc
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import RunError, Stopped
 from divcon.runtime.signals import SignalHandler
-from divcon.training.checkpoint import previous_of, read_checkpoint, restore_previous, write_checkpoint
+from divcon.training.checkpoint_file import previous_of, read_checkpoint, restore_previous, write_checkpoint
 
 CONFIG = dc.TrainConfig(epochs=6, batch_size=8, images_per_class=2, redivide_every=2, joint_epoch=4, finetune_epoch=5)
 KINDS = {

@@ -17,7 +17,7 @@ import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.runtime.context import Progress
 from divcon.training import Phase
-from divcon.training.checkpoint import read_checkpoint
+from divcon.training.checkpoint_file import read_checkpoint
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.loader import TrainLoader, create_loader
 

@@ -15,7 +15,7 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, DataError
-from divcon.training.checkpoint import read_checkpoint
+from divcon.training.checkpoint_file import read_checkpoint
 from divcon.training.setup import check, double_learners, set_up, training_device
 
 Make = Callable[..., dc.EmbeddingModel]

@@ -13,7 +13,7 @@ import torch
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError, RunError
-from divcon.training.checkpoint import read_checkpoint
+from divcon.training.checkpoint_file import read_checkpoint
 from divcon.training.setup import check, set_up, training_device
 
 Make = Callable[..., dc.EmbeddingModel]

@@ -11,6 +11,7 @@ from divcon.cli.app import READING, TRAIN, Reading, app, console, note, notes, r
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, current_origins, gather, run_config
 from divcon.errors import ConfigError, Stopped
+from divcon.runtime.files import check_folder
 
 _NOT_OF_THE_BASE = {
     "method": "use --methods",
@@ -101,15 +102,21 @@ def ablate(
         _tabulate_again(out, names, numbers, reference)
         return
 
-    from divcon.experiments import ablate as run_ablation
-    from divcon.experiments import arms_of, read_space, table
-    from divcon.experiments.ablation import DEFAULT_ARMS, DEFAULT_SEEDS
+    from divcon.experiments.arms import DEFAULT_ARMS, DEFAULT_SEEDS, arms_of, check_numbers, read_space
+    from divcon.experiments.results import table
     from divcon.runs.display import Bar
+    from divcon.training.names import check_names
 
     own, searched = read_space(space) if space is not None else ({}, {})
     arms = arms_of(DEFAULT_ARMS if names is None else names, own)
     numbers = DEFAULT_SEEDS if numbers is None else numbers
+    check_numbers(numbers, trials, folds, reference, arms)
+    check_names(base.model, base.train)
+    check_folder(out)
     benchmark = read_data(data, root, **reading.options(), **base.data.splitting)
+
+    from divcon.experiments import ablate as run_ablation
+
     with Bar(notes, in_flags) as bar:
         try:
             results = run_ablation(
@@ -149,8 +156,8 @@ def _print(markdown: str) -> None:
 
 def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None, reference: str | None) -> None:
     """Print the table and draw the pictures of finished runs, without the data."""
-    from divcon.experiments import Arm, arms_of, read_results
-    from divcon.experiments.results import ResultsFile, draw, tabulate
+    from divcon.experiments.arms import Arm, arms_of
+    from divcon.experiments.results import ResultsFile, draw, read_results, tabulate
     from divcon.runtime.context import Context
 
     results = read_results(out / ResultsFile.NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,7 +94,7 @@ def check(
 
     settings = {"--config": config, "--size": size, "--fit": fit, "--augment": augment}
     if show_augmented is not None:
-        _show_augmented(data, _read(data, root, reading, split), show_augmented, config, size, fit, augment)
+        _show_augmented(data, lambda: _read(data, root, reading, split), show_augmented, config, size, fit, augment)
         return
     for name, value in settings.items():
         if value is not None:
@@ -123,20 +124,15 @@ def check(
 
 def _show_augmented(
     data: str,
-    benchmark: Benchmark,
+    read: Callable[[], Benchmark],
     out: Path,
     config: Path | None,
     size: str | None,
     fit: Fit | None,
     augment: str | None,
 ) -> None:
-    from divcon.config.from_data import fit_images
     from divcon.config.image_size import saved_size
     from divcon.config.settings import RunConfig
-    from divcon.data.shapes import facts_to_choose_by
-    from divcon.models import EmbeddingModel
-    from divcon.models.backbone import resolve_backbone, takes_any_size
-    from divcon.training.sheet import augmented_sheet
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigError(f"--show-augmented {out}: is an image; use a name that ends in .png, .jpg or .webp")
@@ -145,6 +141,13 @@ def _show_augmented(
     changes: dict[str, Any] = {"image_size": size, "fit": fit}
     model = replace(settings.model, **{name: value for name, value in changes.items() if value is not None})
     train = settings.train if augment is None else replace(settings.train, augment=augment)  # type: ignore[arg-type]
+    benchmark = read()
+    from divcon.config.from_data import fit_images
+    from divcon.data.shapes import facts_to_choose_by
+    from divcon.models import EmbeddingModel
+    from divcon.models.backbone import resolve_backbone, takes_any_size
+    from divcon.training.sheet import augmented_sheet
+
     images = benchmark.train if len(benchmark.train) else benchmark.query
     if images.vectors is not None:
         raise ConfigError(f"--show-augmented: {data} holds vectors, which are not augmented")

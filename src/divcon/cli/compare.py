@@ -52,24 +52,33 @@ def compare(
         Evaluate what needs no training too, of each run folder (see evaluate); of files, those that they hold are
         shown.
     """
-    from divcon.data.loading import only_decodable
+    from divcon.evaluation.compare import check_number, read_scores
     from divcon.evaluation.compare import compare as compare_results
-    from divcon.evaluation.compare import read_scores
-    from divcon.evaluation.protocol import evaluate
-    from divcon.models import EmbeddingModel
+    from divcon.evaluation.metrics import metrics_of
+    from divcon.models.folder import check_model
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
 
     names = [str(run) for run in runs]
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"{twice} is given twice; give each run once")
+    check_number(len(names))
+    metrics_of(metric)
     if json_file is not None:
         check_writable(json_file)
+    results: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name, run in zip(names, runs, strict=True):
+        if run.is_file():
+            results[name] = read_scores(run)
+        else:
+            check_model(run)
 
     def scores(run: Path, context: Context) -> dict[str, Any]:
-        if run.is_file():
-            return read_scores(run)
+        from divcon.data.loading import only_decodable
+        from divcon.evaluation.protocol import evaluate
+        from divcon.models import EmbeddingModel
+        from divcon.runtime.device import resolve_device
+
         model = EmbeddingModel.load(run, device=resolve_device(device))
         benchmark = test_data(run)
         if on_bad_image == "skip":
@@ -79,7 +88,7 @@ def compare(
 
     with progress_bar() as on_progress:
         context = Context(workers, on_progress, note)
-        results = {name: scores(run, context) for name, run in zip(names, runs, strict=True)}
+        results = {name: results[name] or scores(run, context) for name, run in zip(names, runs, strict=True)}
     compared = compare_results(results)
     _print(compared, results[names[0]])
     if json_file is not None:

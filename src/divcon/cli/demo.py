@@ -30,6 +30,11 @@ def demo(
         Seed of everything random.
     """
     from divcon.cli.messages import in_flags
+    from divcon.config.settings import TrainConfig
+    from divcon.runtime.files import check_folder
+
+    TrainConfig(epochs=epochs, seed=seed)  # checks them, before PyTorch is imported
+    check_folder(out)
     from divcon.experiments.demo import demo as run_demo
     from divcon.experiments.demo import print_scores
 

@@ -200,6 +200,16 @@ def evaluate(
     rerank_weight
         Lambda, the weight of the original distance, 0 to 1. Default: 0.3.
     """
+    from divcon.evaluation.metrics import metrics_of
+    from divcon.models.folder import check_model
+
+    reranking = _reranking(rerank, {"k1": rerank_k1, "k2": rerank_k2, "weight": rerank_weight})
+    metrics_of(metric)
+    if json_file is not None:
+        check_writable(json_file)
+    check_model(run)
+    benchmark = test_data(run, data, root, reading, split)
+    # All that can be wrong with the command is found by now, without PyTorch.
     import numpy as np
 
     from divcon.data.loading import only_decodable
@@ -211,11 +221,7 @@ def evaluate(
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
-    reranking = _reranking(rerank, {"k1": rerank_k1, "k2": rerank_k2, "weight": rerank_weight})
-    if json_file is not None:
-        check_writable(json_file)
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    benchmark = test_data(run, data, root, reading, split)
     with progress_bar() as on_progress:
         context = Context(workers, on_progress, note)
         order_by = None
@@ -268,7 +274,7 @@ def keep_scores(run: Path, result: dict[str, Any]) -> Path | None:
 
 
 def _reranking(rerank: bool, options: dict[str, float | None]) -> ReRanking | None:
-    from divcon.evaluation import ReRanking
+    from divcon.evaluation.reranking import ReRanking
 
     options = {name: value for name, value in options.items() if value is not None}
     if options and not rerank:
@@ -306,22 +312,25 @@ def encode(
     learner
         Embed with this learner's subspace only.
     """
-    from divcon.data.loading import decodable
     from divcon.data.readers.folder import images_of
-    from divcon.data.readers.vectors import write_vectors
-    from divcon.models import EmbeddingModel
+    from divcon.models.folder import check_model
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
 
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: embeddings are written as parquet; use a name that ends in .parquet")
     check_writable(out)
+    check_model(run, learner=learner)
+    chosen = columns.columns()
+    image_set = images_of(images[0] if len(images) == 1 else images, chosen=chosen, context=Context(on_warning=note))
+
+    from divcon.data.loading import decodable
+    from divcon.data.readers.vectors import write_vectors
+    from divcon.models import EmbeddingModel
+    from divcon.runtime.device import resolve_device
+
     model = EmbeddingModel.load(run, device=resolve_device(device))
-    if learner is not None and not 0 <= learner < model.num_learners:
-        raise ConfigError(f"--learner {learner}: the model has learners 0 to {model.num_learners - 1}")
     with progress_bar() as on_progress:
         context = Context(workers, on_progress, note)
-        image_set = images_of(images[0] if len(images) == 1 else images, chosen=columns.columns(), context=context)
         if on_bad_image == "skip":
             image_set = decodable(image_set, context)
         embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)

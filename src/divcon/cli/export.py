@@ -45,9 +45,13 @@ def export(
     """
     from divcon.exports import check_export
     from divcon.exports import export as export_model
-    from divcon.models import EmbeddingModel
+    from divcon.models.folder import check_model
 
     check_export(out, format, scores)
+    check_model(run, learner=learner)
+
+    from divcon.models import EmbeddingModel
+
     model = EmbeddingModel.load(run)
     done = export_model(model, out, format, learner=learner, run=run, scores=scores)
 

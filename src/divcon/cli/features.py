@@ -76,6 +76,24 @@ def features(
         Instead of --backbone: take the features that the model in this run folder, or model folder such as RUN/last,
         passes to its head.
     """
+    from divcon.models.folder import check_model, check_weights
+    from divcon.models.names import check_backbone_name
+
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out {out}: vectors are written as parquet; use a name that ends in .parquet")
+    if run is not None:
+        for name, value in (("--backbone", backbone), ("--size", size), ("--fit", fit), ("--weights", weights)):
+            if value is not None:
+                raise ConfigError(f"{name} {value} does not go with --run {run}, whose model has its own")
+    check_writable(out)
+    settings = ModelConfig(backbone=backbone or "auto", image_size=size or 0, fit=fit or "auto", weights=weights)  # type: ignore[arg-type]
+    if run is not None:
+        check_model(run)
+    check_backbone_name(backbone)
+    if weights is not None:
+        check_weights(weights)
+    benchmark = read_data(data, root, **reading.options(), **split.options)
+
     import numpy as np
 
     from divcon.data.labeled_set import LabeledSet
@@ -86,17 +104,8 @@ def features(
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
 
-    if out.suffix != ".parquet":
-        raise ConfigError(f"--out {out}: vectors are written as parquet; use a name that ends in .parquet")
-    if run is not None:
-        for name, value in (("--backbone", backbone), ("--size", size), ("--fit", fit), ("--weights", weights)):
-            if value is not None:
-                raise ConfigError(f"{name} {value} does not go with --run {run}, whose model has its own")
-    check_writable(out)
     where = resolve_device(device)
-    settings = ModelConfig(backbone=backbone or "auto", image_size=size or 0, fit=fit or "auto", weights=weights)  # type: ignore[arg-type]
     model = EmbeddingModel.load(run, device=where) if run is not None else None
-    benchmark = read_data(data, root, **reading.options(), **split.options)
     if model is None:
         model = untrained_model(settings, benchmark.train if len(benchmark.train) else benchmark.query, note).to(where)
     context = Context(workers, on_warning=note)

@@ -31,7 +31,7 @@ from divcon.cli.app import (
 from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag
 from divcon.config.settings import Fit, OnBadImage
-from divcon.errors import ConfigError, DataError, DivconError, StoreError, WeightsError
+from divcon.errors import ConfigError, DataError, DivconError, StoreError
 from divcon.runtime.files import check_writable
 from divcon.runtime.launchers import started_task
 
@@ -200,9 +200,10 @@ def index(
         raise ConfigError(f"--shard {shard} needs --parts, the folder that all shards write to")
     if parts is not None and (delete_missing or store is not None):
         raise ConfigError("--parts writes to no store: give --store and --delete-missing to divcon index --load")
+    from divcon.models.folder import check_model
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
 
+    check_model(run)
     items, total = _items(images or [], root, stream, types, columns)
     if parts is not None:
         from divcon.search.items import chunks_of
@@ -210,7 +211,7 @@ def index(
         chunks = items if stream is not None else chunks_of(items)
         _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
         return
-    opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=resolve_device(device))
+    opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=device)
     with progress_bar("items", total) as on_progress:
         changes = opened.update(
             items,
@@ -279,6 +280,8 @@ def index_by_backbone(
         ConfigError, DataError, WeightsError, StoreError, OutputError: see `divcon.search.untrained.prepare` and
             `divcon.Index.update`.
     """
+    from divcon.models.folder import check_weights
+    from divcon.models.names import check_backbone_name
     from divcon.search.untrained import RECORD, place_of, prepare, training_of
 
     if stream is None:
@@ -287,9 +290,10 @@ def index_by_backbone(
         raise ConfigError("give either IMAGES, or a listing of their paths with --stream")
     elif store is None:
         raise ConfigError("--stream with --backbone needs a place for the index: add --store FOLDER")
-    if weights is not None and not weights.is_file():
-        raise WeightsError(f"{weights}: there is no such file of weights")
     allow_typed(backbone)
+    check_backbone_name(backbone)
+    if weights is not None:
+        check_weights(weights)
     folder, address = place_of(store, images)
     is_new = not folder.exists()
     check_writable(folder / RECORD)
@@ -297,10 +301,8 @@ def index_by_backbone(
         note(f"the index is in {folder}; --store chooses another place")
 
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
     from divcon.search import Index
 
-    where = resolve_device(device)
     try:
         items, total = _items(images, root, stream, column_types, columns)
         first: Any = items
@@ -325,7 +327,7 @@ def index_by_backbone(
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
         raise
-    opened = Index.create(folder, address, ann_from=ann_from, device=where)
+    opened = Index.create(folder, address, ann_from=ann_from, device=device)
     with progress_bar("items", total) as on_progress:
         changes = opened.update(
             items,
@@ -411,13 +413,16 @@ def _write_parts(
     on_bad_image: str,
 ) -> None:
     """Embed one shard of the chunks into parquet files in a folder."""
-    from divcon.models import EmbeddingModel
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
+    from divcon.runtime.files import check_folder
     from divcon.search.about import about_of
     from divcon.search.update import Embedder, write_shard
 
     number, shards = _shard_number(shard)
+    check_folder(folder)
+    from divcon.models import EmbeddingModel
+    from divcon.runtime.device import resolve_device
+
     model = EmbeddingModel.load(run, device=resolve_device(device))
     with progress_bar("items", None if total is None else -(-total // shards)) as on_progress:
         about = about_of(model, str(run.absolute()))

@@ -76,7 +76,6 @@ def draw(
     from divcon.maps import draw_map
     from divcon.runtime.context import Context
     from divcon.runtime.context import Progress as Step
-    from divcon.runtime.device import resolve_device
 
     benchmark = None
     if data is not None:
@@ -102,7 +101,7 @@ def draw(
             images=images,
             compare=compare,
             batch_size=batch_size,
-            device=resolve_device(device),
+            device=device,
             context=Context(workers, show, note),
         )
     console.print(f"map in {path}")

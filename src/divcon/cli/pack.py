@@ -22,6 +22,7 @@ from divcon.cli.app import (
     progress_bar,
     read_data,
 )
+from divcon.runtime.files import check_folder
 
 
 @app.command(group=DATA)
@@ -68,16 +69,18 @@ def pack(
         How to resize: bilinear for most convolutional networks, bicubic for most transformers.
     """
 
-    from divcon.data.loading import only_decodable
     from divcon.data.pack import Packing
     from divcon.data.pack import pack as pack_images
     from divcon.runtime.context import Context
 
     packing = Packing(short_side, lossless, quality, interpolation)
+    check_folder(out)
     benchmark = read_data(data, root, **reading.options(), **split.options)
     for text in benchmark.notes:
         note(text)
     if on_bad_image == "skip":
+        from divcon.data.loading import only_decodable
+
         benchmark = only_decodable(
             benchmark, ("train", "validation", "query", "gallery"), Context(workers, on_warning=note)
         )

@@ -67,16 +67,21 @@ def prune(
         features, the pooled features before the head, L2-normalised; whitening, their principal components, whitened
         (--embed pca); head, the embedding that was trained, for a model that embeds by one of these two.
     """
-    from divcon.models import EmbeddingModel
-    from divcon.models.pruning import EMBEDDING_NAMES
+    from divcon.models.folder import check_model
+    from divcon.models.names import EMBEDDING_NAMES
     from divcon.runs.folder import RunFolder, own_benchmark
-    from divcon.runs.prune import EMBEDDINGS, Pruning, check_prunable
+    from divcon.runs.prune import EMBEDDINGS, Pruning, check_arguments, check_prunable
     from divcon.runs.prune import prune as prune_model
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; use another folder")
+    check_arguments(dims, by, check_model(run).get("embedding_dim"))
+    passed = None if data is None else read_own_data(run, data, root, reading)
+
+    from divcon.models import EmbeddingModel
+    from divcon.runtime.device import resolve_device
+
     model = EmbeddingModel.load(run, device=resolve_device(device))
     check_prunable(model, dims, by)
     reports: list[Pruning] = []
@@ -84,7 +89,7 @@ def prune(
         context = Context(workers, on_progress, note)
         benchmark = own_benchmark(
             run,
-            None if data is None else read_own_data(run, data, root, reading),
+            passed,
             must_be_own=True,
             whole=by == "whitening",  # fitted to more images than the others choose by
             context=context,

@@ -60,12 +60,11 @@ def report(
         Evaluate on the test classes now, as divcon evaluate RUN does, but without NMI and AMI.
     """
     from divcon.evaluation.compare import read_scores
-    from divcon.evaluation.protocol import evaluate as evaluate_model
+    from divcon.evaluation.metrics import metrics_of
     from divcon.evaluation.threshold import read_threshold
-    from divcon.models import EmbeddingModel
-    from divcon.runs.report import report as write_report
+    from divcon.models.folder import check_model
+    from divcon.runs.folder import begun
     from divcon.runtime.context import Context
-    from divcon.runtime.device import resolve_device
 
     if scores is not None and evaluate:
         raise ConfigError("--scores and --evaluate both give scores: use one of them")
@@ -73,18 +72,29 @@ def report(
         raise ConfigError("--metric is computed by --evaluate: add that, or give --scores a file that has the metric")
     if out is not None:
         check_writable(out)
-    where, context = resolve_device(device), Context(workers, on_warning=note)
+    metrics_of(metric)
+    begun(run)
+    context = Context(workers, on_warning=note)
     test_scores = None if scores is None else read_scores(scores)
     benchmark = None
     if evaluate:
+        check_model(run)
         benchmark = test_data(run, data, root, moved(run, data, reading))
+    elif data is not None:
+        benchmark = read_own_data(run, data, root, reading)
+
+    from divcon.evaluation.protocol import evaluate as evaluate_model
+    from divcon.models import EmbeddingModel
+    from divcon.runs.report import report as write_report
+    from divcon.runtime.device import resolve_device
+
+    where = resolve_device(device)
+    if evaluate and benchmark is not None:
         model = EmbeddingModel.load(run, device=where)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
         options["threshold"] = (read_threshold(run) or {}).get("min_score")
         test_scores = evaluate_model(model, benchmark, clustering=False, baselines=True, **options)
         keep_scores(run, test_scores)
-    elif data is not None:
-        benchmark = read_own_data(run, data, root, reading)
     path = write_report(
         run, benchmark, out=out, scores=test_scores, batch_size=batch_size, device=where, context=context
     )

@@ -56,8 +56,11 @@ def reproduce(
         Compute NMI and AMI too.
     """
     from divcon.data.published import PUBLISHED_COUNTS
+    from divcon.experiments.reproduce import check_fraction
     from divcon.experiments.reproduce import reproduce as reproduce_preset
     from divcon.runs.display import Bar, print_scores
+    from divcon.runs.folder import RunFolder
+    from divcon.training.names import check_names
 
     if name not in (*PUBLISHED_COUNTS, "vehicleid"):
         raise ConfigError(
@@ -66,7 +69,10 @@ def reproduce(
         )
     if json_file is not None:
         check_writable(json_file)
+    check_fraction(fraction)
     chosen = run_config(settings)
+    check_names(chosen.model, chosen.train)
+    RunFolder(out).check_usable()
     data = read_data(name, root)
     source = {"data": name, "root": str(root.absolute())}
     with Bar(notes, in_flags) as bar:

@@ -61,10 +61,9 @@ def search(
     json_lines
         Print one line of JSON per neighbour.
     """
-    from divcon.runtime.device import resolve_device
     from divcon.search import Index
 
-    with Index.open(store, model, device=resolve_device(device)) as index:
+    with Index.open(store, model, device=device) as index:
         neighbours = index.search(
             queries, k, where=where, learner=learner, exact=exact, min_score=min_score, batch_size=batch_size
         )

@@ -109,13 +109,10 @@ def serve(
     from contextlib import ExitStack
 
     from divcon.runs.folder import RunFolder
-    from divcon.runtime.device import resolve_device
     from divcon.search import Index
-    from divcon.serve.app import create_app
     from divcon.serve.failures import read_scores
     from divcon.serve.guard import is_loopback
     from divcon.serve.limits import Limits
-    from divcon.serve.server import serve as run_server
 
     limits = Limits(upload_mb, megapixels, most_k, at_once, waiting, seconds)
     if token is not None and (len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token):
@@ -126,8 +123,11 @@ def serve(
     if run is not None and RunFolder(run).origin() is None:
         raise ConfigError(f"--run {run}: is not a run folder")
     with ExitStack() as opened:
-        index = opened.enter_context(Index.open(store, model, device=resolve_device(device)))
-        others = [opened.enter_context(Index.open(other, device=resolve_device(device))) for other in compare or ()]
+        index = opened.enter_context(Index.open(store, model, device=device))
+        others = [opened.enter_context(Index.open(other, device=device)) for other in compare or ()]
+        from divcon.serve.app import create_app
+        from divcon.serve.server import serve as run_server
+
         if run is None and index.about.model and RunFolder(index.about.model).origin() is not None:
             run = Path(index.about.model)
         server = create_app(

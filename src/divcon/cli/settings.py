@@ -327,6 +327,9 @@ def _preset_layer(name: str, data: str | None) -> _Layer:
 
 
 def _model_layer(init: Path) -> _Layer:
+    from divcon.runs.folder import check_trained
+
+    check_trained(init)
     from divcon.runs.run import model_settings
 
     return _Layer(model_settings(init), lambda *_: f"model {init}")

@@ -107,16 +107,23 @@ def train(
         )
     assert out is not None
     from divcon.runs.display import Bar
-    from divcon.runs.folder import RunFolder
-    from divcon.runs.run import run as train_run
-    from divcon.runtime.launch import is_main_process
+    from divcon.runs.folder import RunFolder, check_trained
+    from divcon.training.names import check_names
 
+    check_names(chosen.model, chosen.train)
+    RunFolder(out).check_usable(resume=resume)
+    if init is not None:
+        check_trained(init)
     benchmark, source = _read(source, chosen)
     if like is not None:
         from divcon.runs.like import settings_like
 
         chosen, length = settings_like(like, benchmark, chosen, current_origins().explicit)
         note(length)
+    # All that can be wrong with the command is found by now, without PyTorch.
+    from divcon.runs.run import run as train_run
+    from divcon.runtime.launch import is_main_process
+
     with Bar(notes if is_main_process() else Console(quiet=True), in_flags) as bar:
         try:
             train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar, like=like)

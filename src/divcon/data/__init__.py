@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from divcon.data.benchmark import Benchmark
-from divcon.data.labeled_set import LabeledSet
+from typing import TYPE_CHECKING
+
+from divcon.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from divcon.data.benchmark import Benchmark
+    from divcon.data.labeled_set import LabeledSet
 
 __all__ = ["Benchmark", "LabeledSet"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Benchmark": "benchmark",
+        "LabeledSet": "labeled_set",
+    },
+)

@@ -7,18 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 from PIL import Image
-from scipy.fft import dctn
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from divcon.data.benchmark import Benchmark, counted
 from divcon.data.image_files import Skipped
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.labels import alike
-from divcon.data.loading import each_image
 from divcon.data.published.counts import Difference, PublishedCounts, differences
 from divcon.runtime.context import DEFAULT, Context
 
@@ -244,6 +239,8 @@ def fingerprint_of(image: Image.Image) -> Fingerprint:
 def perceptual_hash(image: Image.Image) -> np.ndarray:
     """pHash with 256 bits, (32,) uint8: which of the 16 x 16 lowest frequencies of the grey values at 64 x 64 are above
     their median. The usual 64 bits are too few for flat drawings."""
+    from scipy.fft import dctn  # here, as below: wrong arguments of a command are found without SciPy and PyTorch
+
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), np.float32)
     low = np.asarray(dctn(grey, norm="ortho"))[:_LOW, :_LOW].reshape(-1)
     return np.packbits(low > np.median(low))
@@ -251,6 +248,8 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
 
 def fingerprints(images: LabeledSet, *, context: Context = DEFAULT) -> Iterator[Fingerprint | str]:
     """The fingerprint of every image, in order, or what is wrong with it; each is decoded once."""
+    from divcon.data.loading import each_image
+
     return each_image(images, fingerprint_of, context=context)
 
 
@@ -273,6 +272,8 @@ def near_groups(bits: np.ndarray, thumbs: np.ndarray, context: Context = DEFAULT
         bits: (N, 32) uint8, of `perceptual_hash`.
         thumbs: (N, 768) uint8.
     """
+    import faiss
+
     n = len(bits)
     plain = thumbs.std(axis=1) < _FLAT if n else np.zeros(0, bool)
     kept = np.flatnonzero(~plain)
@@ -301,6 +302,9 @@ def _joined(group: np.ndarray, left: np.ndarray, right: np.ndarray, thumbs: np.n
     near = np.abs(difference).mean(axis=1) <= MAX_DIFFERENCE
     if not near.any():
         return group
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     n = len(group)
     edges = np.concatenate([[left[near], right[near]], [np.arange(n), group]], axis=1)
     component = connected_components(coo_matrix((np.ones(edges.shape[1], bool), edges), (n, n)), directed=False)[1]

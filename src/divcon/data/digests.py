@@ -26,8 +26,12 @@ Spelling = Callable[[Sequence["LabeledSet"]], list[pa.Array]]
 """How the paths of sets are written in what is hashed."""
 
 _joined = pc.binary_join_element_wise
-_TAB, _NEWLINE = (pa.scalar(text, pa.large_string()) for text in "\t\n")
 _AT_A_TIME = 1 << 16
+
+
+def _separator(text: str) -> pa.Scalar:
+    """Not a constant of the module: with its first value pyarrow imports pandas, if that is installed."""
+    return pa.scalar(text, pa.large_string())
 
 
 def digest_of(images: LabeledSet, spelling: Spelling) -> str:
@@ -35,7 +39,7 @@ def digest_of(images: LabeledSet, spelling: Spelling) -> str:
     digest = hashlib.sha256()
     (paths,) = spelling([images])
     for block, labels in _columns(paths, images):
-        digest.update(_text(_joined(block, labels, _TAB)))
+        digest.update(_text(_joined(block, labels, _separator("\t"))))
     if images.vectors is not None:
         digest.update(str(images.vectors.shape).encode())
         for start in range(0, len(images), 8192):
@@ -50,8 +54,9 @@ def digest_of_split(protocol: str, query: LabeledSet, gallery: LabeledSet, spell
     lines = None
     for role, images, paths in zip(("query", "gallery"), (query, gallery), 2 * spelling(sets), strict=False):
         if lines is None or images is not query:
+            tab = _separator("\t")
             lines = pa.chunked_array(
-                [_joined(labels, block, _TAB) for block, labels in _columns(paths, images)], pa.large_string()
+                [_joined(labels, block, tab) for block, labels in _columns(paths, images)], pa.large_string()
             ).combine_chunks()
             # By bytes, which is the order of the characters too.
             order = pc.array_sort_indices(lines)
@@ -163,6 +168,6 @@ def _columns(paths: pa.Array, images: LabeledSet) -> Iterator[tuple[pa.Array, pa
 
 def _text(lines: pa.Array) -> memoryview:
     """The bytes of the lines in one piece, each with the end of a line."""
-    ended = _joined(lines, pa.scalar("", pa.large_string()), _NEWLINE)
+    ended = _joined(lines, _separator(""), _separator("\n"))
     _, offsets, data = ended.buffers()
     return memoryview(data)[: np.frombuffer(offsets, np.int64)[len(ended)]] if len(ended) else memoryview(b"")

@@ -19,15 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.decode import deep_values
 from divcon.data.image_files import is_system
 from divcon.data.in_memory import encoded
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.loading import each
 from divcon.data.readers.table import ABOUT
 from divcon.data.readers.vectors import benchmark_table, table_parts
 from divcon.data.tables import BOX_COLUMNS, IMAGE_COLUMN
@@ -78,6 +75,9 @@ class Packing:
             return images.content(index)
         resized: Any = image
         if min(image.size) > self.short_side:
+            from torchvision.transforms import InterpolationMode
+            from torchvision.transforms.v2 import functional
+
             interpolation = InterpolationMode(self.interpolation)
             resized = functional.resize(resized, [self.short_side], interpolation=interpolation)
         out = io.BytesIO()
@@ -193,6 +193,8 @@ class _File:
                 context.progress("pack", number, len(self.rows))
 
     def _contents(self, packing: Packing, context: Context) -> Iterator[bytes]:
+        from divcon.data.loading import each
+
         for images in self.images:
             for content in each(images, packing.of, context=context):
                 if isinstance(content, str):

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from divcon.config.settings import TEST_FRACTION, Protocol, check_splitting
 from divcon.errors import ConfigError, DataError
@@ -66,6 +64,9 @@ def classes_in_groups(labels: np.ndarray, codes: np.ndarray, num_classes: int) -
     """
     some = codes >= 0
     size = num_classes + int(codes.max(initial=-1)) + 1
+    from scipy.sparse import coo_array  # here: it takes as long as all else that reading imports
+    from scipy.sparse.csgraph import connected_components
+
     edges = coo_array((np.ones(some.sum(), bool), (labels[some], num_classes + codes[some])), shape=(size, size))
     return connected_components(edges, directed=False)[1][:num_classes].astype(np.int64)
 

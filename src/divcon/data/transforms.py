@@ -21,13 +21,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
-from torchvision.transforms.v2 import functional
 
 from divcon.config.augment import Augment
 from divcon.config.image_size import ImageSize, height_width, size_in_words
 from divcon.config.pixel_range import PixelRange
-from divcon.data.augmentation import Augmented
 from divcon.errors import ConfigError
 from divcon.runtime.importing import load_part, name_of
 
@@ -84,6 +81,9 @@ class TrainTransform:
         self.pixel_range = pixel_range
         self.channels = channels
         self._size = height, width = height_width(size)
+        # Here: what is embedded needs no torchvision, whose import takes as long as that of PyTorch.
+        from torchvision.transforms import InterpolationMode, v2
+
         self._interpolation = InterpolationMode(interpolation)
         self._scale = (min_scale, 1.0)
         self._fit = fit
@@ -96,6 +96,8 @@ class TrainTransform:
         steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if flip else []
         steps.append(v2.PILToTensor())
         if augment:
+            from divcon.data.augmentation import Augmented
+
             steps.append(Augmented(augment, fill))
         self._after = v2.Compose(steps)
         self.needs = math.ceil(max(height, width) / math.sqrt(min_scale * _RATIO[0]))
@@ -103,6 +105,9 @@ class TrainTransform:
 
     def __call__(self, image: Picture) -> torch.Tensor:
         if self._fit == "squash":
+            from torchvision.transforms import RandomResizedCrop
+            from torchvision.transforms.v2 import functional
+
             # Any: torchvision's types say that only tensors come out.
             whole: Any = image
             height, width = sides_of(image)
@@ -125,9 +130,8 @@ class TrainTransform:
         scale = max(high / height, wide / width)
         most = 1 / math.sqrt(self._scale[0] * _RATIO[0])
         if scale > most:
-            sides = [max(1, round(high * most / scale)), max(1, round(wide * most / scale))]
-            resized: Any = functional.resize(image, sides, interpolation=self._interpolation)  # type: ignore[arg-type]
-            image, scale = resized, most
+            sides = (max(1, round(high * most / scale)), max(1, round(wide * most / scale)))
+            image, scale = _resized(image, sides, self._interpolation.value), most
         return _on_canvas(image, (max(1, round(height * scale)), max(1, round(width * scale))), self._fill)
 
 
@@ -155,28 +159,25 @@ class EvalTransform:
         return 2 * (round(longer * EVAL_RESIZE) if self.fit == "crop" else longer)
 
     def __call__(self, image: Picture) -> torch.Tensor:
-        # Any: torchvision's types say that only tensors come out.
-        result: Any = image
+        result = image
         height, width = height_width(self.size)
-        interpolation = InterpolationMode(self.interpolation)
         high, wide = sides_of(image)
         if (high, wide) == (height, width):
             return _as_tensor(result)
         if self.fit == "squash":
-            result = functional.resize(result, [height, width], interpolation=interpolation)
+            result = _resized(result, (height, width), self.interpolation)
         elif self.fit == "pad":
             scale = min(height / high, width / wide)
-            sides = [min(height, max(1, round(high * scale))), min(width, max(1, round(wide * scale)))]
-            result = functional.resize(result, sides, interpolation=interpolation)
+            sides = (min(height, max(1, round(high * scale))), min(width, max(1, round(wide * scale))))
+            result = _resized(result, sides, self.interpolation)
             result = _on_canvas(result, (height, width), self.fill)
         else:
             short, long = min(high, wide), max(high, wide)
             if long > _LONG * short:
                 # Resizing a line of pixels would take gigabytes, of which the crop keeps the middle.
-                sides = (min(high, _LONG * short), min(wide, _LONG * short))
-                result = functional.center_crop(result, list(sides))
-            result = functional.resize(result, _covering(result, resize_sides(self.size)), interpolation=interpolation)
-            result = functional.center_crop(result, [height, width])
+                result = _centre_crop(result, (min(high, _LONG * short), min(wide, _LONG * short)))
+            result = _resized(result, _covering(result, resize_sides(self.size)), self.interpolation)
+            result = _centre_crop(result, (height, width))
         return _as_tensor(result)
 
 
@@ -185,8 +186,36 @@ def sides_of(image: Picture) -> tuple[int, int]:
     return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[1], image.shape[2])
 
 
+def _resized(image: Picture, sides: tuple[int, int], interpolation: str) -> Picture:
+    """An image at this height and width, as torchvision's ``resize`` has it, bit for bit."""
+    if isinstance(image, Image.Image):
+        height, width = sides
+        same = image.size == (width, height)
+        return image if same else image.resize((width, height), Image.Resampling[interpolation.upper()])
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    return functional.resize(image, list(sides), interpolation=InterpolationMode(interpolation))
+
+
+def _centre_crop(image: Picture, sides: tuple[int, int]) -> Picture:
+    """The middle of an image, which is no smaller than ``sides``, height and width; as torchvision's ``center_crop``
+    has it."""
+    height, width = sides
+    high, wide = sides_of(image)
+    top, left = round((high - height) / 2.0), round((wide - width) / 2.0)
+    if isinstance(image, Image.Image):
+        return image.crop((left, top, left + width, top + height))
+    return image[..., top : top + height, left : left + width]
+
+
 def _as_tensor(image: Picture) -> torch.Tensor:
-    return functional.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+    """(C, H, W) uint8, in the memory's order of the image, as torchvision's ``pil_to_tensor`` has it: convolutions
+    round by the order, too."""
+    if not isinstance(image, Image.Image):
+        return image
+    pixels = torch.as_tensor(np.array(image, copy=True))
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def resize_sides(size: ImageSize) -> tuple[int, int]:
@@ -195,13 +224,13 @@ def resize_sides(size: ImageSize) -> tuple[int, int]:
     return round(height * EVAL_RESIZE), round(width * EVAL_RESIZE)
 
 
-def _covering(image: Picture, sides: tuple[int, int]) -> list[int]:
+def _covering(image: Picture, sides: tuple[int, int]) -> tuple[int, int]:
     """The height and width to resize an image to, in its own shape, so that it just covers ``sides``."""
     height, width = sides
     high, wide = sides_of(image)
     if height * wide > width * high:
-        return [height, int(height * wide / high)]
-    return [int(width * high / wide), width]
+        return height, int(height * wide / high)
+    return int(width * high / wide), width
 
 
 def _on_canvas(image: Picture, sides: tuple[int, int], fill: tuple[int, ...]) -> Picture:
@@ -293,7 +322,7 @@ class OwnTransform:
         if self._takes == "array":
             argument = np.array(image)
         elif self._takes == "tensor":
-            argument = functional.pil_to_tensor(image)
+            argument = _as_tensor(image)
         try:
             with _seeded(self.own, seed):
                 result = self.own(image=argument) if self._takes_keywords else self.own(argument)
@@ -318,7 +347,7 @@ def _pixels(result: Any, size: ImageSize) -> torch.Tensor:
     if isinstance(result, Mapping) and "image" in result:
         result = result["image"]
     if isinstance(result, Image.Image):
-        result = functional.pil_to_tensor(result.convert("RGB"))
+        result = _as_tensor(result.convert("RGB"))
     elif isinstance(result, np.ndarray):
         if result.ndim != 3 or result.shape[2] != 3:
             raise ValueError(f"returned an array of shape {result.shape}; return (H, W, 3)")

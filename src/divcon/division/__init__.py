@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
-from divcon.division.division import Division, divide
+from typing import TYPE_CHECKING
+
+from divcon.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from divcon.division.division import Division, divide
 
 __all__ = ["Division", "divide"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Division": "division",
+        "divide": "division",
+    },
+)

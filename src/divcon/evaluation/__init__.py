@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from divcon.evaluation.bootstrap import (
-    bootstrap_difference,
-    bootstrap_interval,
-    bootstrap_runs_difference,
-    share_interval,
-    wilson_interval,
-)
-from divcon.evaluation.clustering import clustering_metrics
-from divcon.evaluation.metrics import METRICS, Metric, Ranking, metric
-from divcon.evaluation.protocol import evaluate
-from divcon.evaluation.reranking import ReRanking, reranked_distances
-from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
-from divcon.evaluation.subspaces import learner_similarity, similarity_correlations, subspace_order
+from typing import TYPE_CHECKING
+
+from divcon.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from divcon.evaluation.bootstrap import (
+        bootstrap_difference,
+        bootstrap_interval,
+        bootstrap_runs_difference,
+        share_interval,
+        wilson_interval,
+    )
+    from divcon.evaluation.clustering import clustering_metrics
+    from divcon.evaluation.metrics import METRICS, Metric, Ranking, metric
+    from divcon.evaluation.protocol import evaluate
+    from divcon.evaluation.reranking import ReRanking, reranked_distances
+    from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
+    from divcon.evaluation.subspaces import learner_similarity, similarity_correlations, subspace_order
 
 __all__ = [
     "METRICS",
@@ -36,3 +41,27 @@ __all__ = [
     "subspace_order",
     "wilson_interval",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "METRICS": "metrics",
+        "Metric": "metrics",
+        "Ranking": "metrics",
+        "ReRanking": "reranking",
+        "bootstrap_difference": "bootstrap",
+        "bootstrap_interval": "bootstrap",
+        "bootstrap_runs_difference": "bootstrap",
+        "clustering_metrics": "clustering",
+        "evaluate": "protocol",
+        "learner_similarity": "subspaces",
+        "metric": "metrics",
+        "random_gallery_metrics": "retrieval",
+        "reranked_distances": "reranking",
+        "retrieval_metrics": "retrieval",
+        "share_interval": "bootstrap",
+        "similarity_correlations": "subspaces",
+        "subspace_order": "subspaces",
+        "wilson_interval": "bootstrap",
+    },
+)

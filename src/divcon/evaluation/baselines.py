@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DivconError, WeightsError
 from divcon.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
 from divcon.evaluation.subspaces import normalized
-from divcon.models import EmbeddingModel
-from divcon.models.backbone import is_own
-from divcon.models.embedding_model import own_transform
 from divcon.runtime.context import DEFAULT, Context
+
+if TYPE_CHECKING:
+    from divcon.models import EmbeddingModel
 
 Baseline = Literal["pretrained_features", "pooled_features"]
 
@@ -37,6 +36,11 @@ def untrained_model(model: EmbeddingModel) -> EmbeddingModel:
         WeightsError: it started from random weights, or they are not known, or cannot be loaded here; the message
             says which.
     """
+    import torch
+
+    from divcon.models.backbone import is_own
+    from divcon.models.embedding_model import EmbeddingModel, own_transform
+
     config, start = model.config, model.start
     options: dict[str, Any] = {
         name: config[name]

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import gammaln
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
-from divcon.evaluation.neighbours import as_vectors
+from divcon.evaluation.nearness import as_vectors
 from divcon.evaluation.task import column
 
 

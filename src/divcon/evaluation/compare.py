@@ -67,8 +67,7 @@ def compare(results: Mapping[str, Scores | str | Path] | Sequence[str | Path]) -
     results = {
         name: read_scores(scores) if isinstance(scores, str | Path) else scores for name, scores in results.items()
     }
-    if len(results) < 2:
-        raise DataError(f"{len(results)} run to compare; pass at least two")
+    check_number(len(results))
     names = list(results)
     for name in names:
         _check(name, results[name])
@@ -94,6 +93,15 @@ def compare(results: Mapping[str, Scores | str | Path] | Sequence[str | Path]) -
         recall = differences["recall_at_1"]
         compared.append(Compared(name, scores, recall.value, recall.interval, differences, baselines))
     return compared
+
+
+def check_number(number: int) -> None:
+    """
+    Raises:
+        DataError: so many runs cannot be compared.
+    """
+    if number < 2:
+        raise DataError(f"{number} run to compare; pass at least two")
 
 
 def _baselines(result: Scores) -> dict[str, dict[str, float]]:

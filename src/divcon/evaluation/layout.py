@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 
 from divcon.errors import ConfigError
-from divcon.evaluation.neighbours import nearest
 
 By = Literal["tsne", "umap", "pca"]
 NAMES: dict[By, str] = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
@@ -133,6 +132,8 @@ def _beside(vectors: np.ndarray, chosen: np.ndarray, points: np.ndarray, on_step
     """Points of all vectors: those of the chosen, and for another one the mean of the most similar chosen ones,
     weighted by how much more similar each is than the next one after them."""
     on_step("placing the others", None)
+    from divcon.evaluation.neighbours import nearest
+
     places, cosines = nearest(vectors, vectors[chosen], _BESIDE + 1, metric="cosine")
     weights = np.maximum(cosines[:, :_BESIDE] - cosines[:, _BESIDE:], 1e-6) ** 2
     weights /= weights.sum(1, keepdims=True)
@@ -145,6 +146,8 @@ def _umap(vectors: np.ndarray, on_step: OnStep) -> np.ndarray:
     from umap import UMAP  # pyright: ignore[reportMissingImports]
 
     count = min(_NEIGHBOURS, len(vectors) - 1)
+    from divcon.evaluation.neighbours import nearest
+
     on_step("neighbours", None)
     places, cosines = nearest(vectors, vectors, count + 1, metric="cosine")
     rows = np.arange(len(vectors))[:, None]

@@ -10,13 +10,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Shaped
 
 from divcon.errors import ConfigError, unknown
 from divcon.runtime.importing import is_named, load_part
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float64, Int64, Shaped
 
 Depth = int | Literal["R", "all"]
 """How many ranks a metric uses: a number k; ``"R"``, as many as the query has matches; ``"all"``, the whole gallery,

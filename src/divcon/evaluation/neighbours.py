@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divcon.errors import NonFiniteError
+from divcon.evaluation.nearness import COSINE_DIGITS, METRICS, as_vectors, exact_nearness, lengths_of
 from divcon.evaluation.task import Exclusion
 
 _CHUNK = 32
@@ -74,8 +74,6 @@ def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chunks.gather(1, places // _CHUNK) * _CHUNK + places % _CHUNK
 
 
-METRICS = ("euclidean", "cosine", "inner")
-
 _MAX_QUICK = 2048
 """Neighbours a query, beyond which selecting from the whole row is faster."""
 _TRIAL = 512
@@ -84,8 +82,6 @@ _MAX_ITEMS = 2**16
 """Gallery items that are compared at a time."""
 _BUFFER_BYTES = 2**27
 """Bytes of their products with queries that are computed at a time."""
-_COSINE_DIGITS = 12
-"""Cosines that agree to this many digits tie: normalising rounds, and parallel vectors of any length should tie."""
 
 
 class Space:
@@ -114,7 +110,7 @@ class Space:
         self._seconds = dict.fromkeys(("torch", "faiss") if both else (backend or "torch",), 0.0)
         # Centring leaves distances as they are, and less is lost to rounding.
         self._centre = gallery.mean(axis=0, dtype=np.float64) if metric == "euclidean" else None
-        self._extent = float(max(_norms(query).max(), _norms(gallery).max()))
+        self._extent = float(max(lengths_of(query).max(), lengths_of(gallery).max()))
         if not np.isfinite(self._extent):
             raise ValueError("the vectors are so large that their squares overflow float64")
         self._scale = float(2.0 ** -np.frexp(self._extent)[1])
@@ -123,7 +119,7 @@ class Space:
         for items in self._slices():
             vectors = self._prepared(gallery[items])
             self._gallery32[items] = vectors
-            self._gallery_norm = max(self._gallery_norm, float(_norms(vectors).max()))
+            self._gallery_norm = max(self._gallery_norm, float(lengths_of(vectors).max()))
         self._gallery: torch.Tensor | None = None
         self._buffer: torch.Tensor | None = None
 
@@ -135,7 +131,7 @@ class Space:
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
         """(n, D) float64, centred and scaled for products."""
         if self.metric == "cosine":
-            norms = _norms(vectors)
+            norms = lengths_of(vectors)
             return vectors / np.where(norms > 0, norms, 1)[:, None]
         moved = vectors.astype(np.float64)
         if self._centre is not None:
@@ -156,23 +152,7 @@ class Space:
 
     def exact(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(n,) float64: the nearness of n pairs, from the vectors as they were passed."""
-        out = np.empty(len(rows), dtype=np.float64)
-        step = max(1, min(self.budget // 8, 2**25) // (32 * self.query.shape[1]))
-        for i in range(0, len(rows), step):
-            query = self.query[rows[i : i + step]].astype(np.float64)
-            gallery = self.gallery[items[i : i + step]]
-            if self.metric == "euclidean":
-                query -= gallery
-                out[i : i + step] = np.square(query, out=query).sum(axis=1)
-                continue
-            if self.metric == "cosine":
-                norms = _norms(query) * _norms(gallery)
-            query *= gallery
-            product = query.sum(axis=1)
-            if self.metric == "cosine":
-                product = np.round(product / np.where(norms > 0, norms, 1), _COSINE_DIGITS)
-            out[i : i + step] = -product
-        return out
+        return exact_nearness(self.query, self.gallery, rows, items, self.metric, self.budget)
 
     def error(self, norms: np.ndarray, quick: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         """Bounds on how far ``quick`` (q, m), computed in ``dtype``, may be from the exact nearness."""
@@ -180,7 +160,7 @@ class Space:
         unit = torch.finfo(dtype).eps * (4 + np.sqrt(self.query.shape[1]))
         norms = norms[:, None]
         if self.metric != "euclidean":
-            rounding = 4 * 10.0**-_COSINE_DIGITS if self.metric == "cosine" else 0.0
+            rounding = 4 * 10.0**-COSINE_DIGITS if self.metric == "cosine" else 0.0
             return unit * norms * self._gallery_norm + rounding + np.zeros_like(quick)
         # An item's norm is at most the query's plus the distance: a few far items do not widen the bounds of near ones.
         squared = np.minimum(self._gallery_norm**2, 2 * norms**2 + 2 * np.abs(quick))
@@ -201,7 +181,7 @@ class Space:
         if dtype == torch.float64:
             return self._top(vectors, self._products(vectors), reach)
         values, indices = (np.concatenate(arrays) for arrays in zip(*self._by_fastest(vectors, reach), strict=True))
-        return values, indices, self.error(_norms(vectors), values, dtype)
+        return values, indices, self.error(lengths_of(vectors), values, dtype)
 
     def _by_fastest(self, vectors: np.ndarray, reach: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Nearness and indices, a slice of queries at a time. Which search is faster depends on the
@@ -219,7 +199,7 @@ class Space:
             self._seconds[backend] = (time.perf_counter() - started) / len(some)
             values = values.astype(np.float64)
             if self.metric == "euclidean" and backend == "torch":
-                values += _norms(some)[:, None] ** 2
+                values += lengths_of(some)[:, None] ** 2
             yield values, indices
             vectors = vectors[len(some) :]
 
@@ -254,7 +234,7 @@ class Space:
         values, _, error = self._top(vectors, products, reach)
         last = values[:, -1] + 3 * error[:, -1]
         if self.metric == "euclidean":
-            last -= _norms(vectors) ** 2
+            last -= lengths_of(vectors) ** 2
         within = products <= torch.from_numpy(last).to(products.device)[:, None]
         return self._top(vectors, products, max(reach, int(within.sum(dim=1).max())))
 
@@ -262,7 +242,7 @@ class Space:
         self, vectors: np.ndarray, products: torch.Tensor, reach: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         top = torch.topk(products, reach, dim=1, largest=False)
-        values, norms = top.values.cpu().numpy().astype(np.float64), _norms(vectors)
+        values, norms = top.values.cpu().numpy().astype(np.float64), lengths_of(vectors)
         if self.metric == "euclidean":
             values += norms[:, None] ** 2
         return values, top.indices.cpu().numpy(), self.error(norms, values, products.dtype)
@@ -280,10 +260,6 @@ class Space:
                 else:
                     out[:, items] = (query @ gallery.T).neg_()
         return out
-
-
-def _norms(vectors: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
 
 
 @contextmanager
@@ -317,38 +293,6 @@ class Block:
     distances: np.ndarray | None
     """(q, k) float32: euclidean distances, ascending; or cosines or inner products, descending. Infinite, or minus
     infinite for the latter two, where the index is -1. None where not computed."""
-
-
-def as_vectors(values: object, name: str) -> np.ndarray:
-    """N vectors as a (N, D) array of float32, or of float64 where they are float64 or whole numbers.
-
-    Args:
-        values: (N, D) array, tensor or nested sequence of numbers.
-        name: what they are, for messages.
-
-    Raises:
-        ValueError: not two-dimensional, empty, or not numbers.
-        NonFiniteError: a value is NaN or infinite; the message names the rows.
-    """
-    if isinstance(values, torch.Tensor):
-        tensor = values.detach().cpu()
-        values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    vectors = np.asarray(values)
-    if vectors.ndim != 2:
-        raise ValueError(f"{name}: an array of shape (N, D) is needed, not one of shape {vectors.shape}")
-    if not vectors.size:
-        raise ValueError(f"{name}: there are no vectors in an array of shape {vectors.shape}")
-    if vectors.dtype.kind not in "fiub":
-        raise ValueError(f"{name}: numbers are needed, not {vectors.dtype}")
-    if vectors.dtype.kind != "f":
-        vectors = vectors.astype(np.float64)
-    elif vectors.dtype.itemsize < 4:
-        vectors = vectors.astype(np.float32)
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(broken):
-        shown = ", ".join(str(row) for row in broken[:10]) + (", ..." if len(broken) > 10 else "")
-        raise NonFiniteError(f"{name}: {len(broken)} of {len(vectors)} rows hold NaN or infinite values: {shown}")
-    return np.ascontiguousarray(vectors)
 
 
 def neighbour_blocks(

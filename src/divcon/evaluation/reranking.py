@@ -15,15 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Float64, Int64
-from scipy.sparse import csr_array, vstack
 
 from divcon.errors import ConfigError
-from divcon.evaluation.neighbours import as_vectors, neighbour_blocks
+from divcon.evaluation.nearness import as_vectors
 from divcon.evaluation.task import Exclusion
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Float32, Float64, Int64
+    from scipy.sparse import csr_array
 
 _BYTES = 32
 """Memory for an entry of a sparse matrix, with the copies that its products and transposes take."""
@@ -135,6 +138,8 @@ class Reranked:
         self._farthest[self._farthest == 0] = 1  # all items are equal
         neighbours = np.empty((count, k + 1), dtype=np.int32)
         neighbours[:, 0] = np.arange(count)
+        from divcon.evaluation.neighbours import neighbour_blocks
+
         blocks = neighbour_blocks(
             items,
             items,
@@ -180,6 +185,8 @@ class Reranked:
 
     def _encodings(self, neighbours: np.ndarray) -> csr_array:
         """(N, N): each item's k-reciprocal encoding, before its neighbours' are added (sections 3.2 and 3.3)."""
+        from scipy.sparse import csr_array, vstack
+
         k1, count = self._rerank.k1, len(neighbours)
         mutual = _mutual(neighbours[:, : k1 + 1])
         half = _mutual(neighbours[:, : round(k1 / 2) + 1])  # round and NumPy's around both take 2.5 to 2
@@ -204,6 +211,8 @@ class Reranked:
 
     def _expanded(self, own: csr_array, neighbours: np.ndarray) -> csr_array:
         """(N, N): the mean encoding of each item's k2 nearest (section 3.4)."""
+        from scipy.sparse import csr_array
+
         nearest = _graph(neighbours[:, : self._rerank.k2], np.float32)
         self._check_encodings_memory(int((nearest.astype(np.int64) @ np.diff(own.indptr)).sum()))
         nearest.data /= np.repeat(np.diff(nearest.indptr), np.diff(nearest.indptr)).astype(np.float32)
@@ -238,6 +247,8 @@ class Reranked:
 
 def _graph(neighbours: np.ndarray, dtype: type) -> csr_array:
     """(N, N): ones from each item to its neighbours; -1 is no neighbour."""
+    from scipy.sparse import csr_array
+
     there = neighbours >= 0
     begin = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
     graph = csr_array((np.ones(begin[-1], dtype), neighbours[there], begin), shape=(len(neighbours), len(neighbours)))

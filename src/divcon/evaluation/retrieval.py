@@ -12,7 +12,8 @@ from jaxtyping import Float, Int64
 
 from divcon.errors import DataError
 from divcon.evaluation.metrics import Metric, RankedBlock, compute_metrics, default_metrics, metrics_of
-from divcon.evaluation.neighbours import Block, as_vectors, neighbour_blocks, ranked_blocks
+from divcon.evaluation.nearness import as_vectors
+from divcon.evaluation.neighbours import Block, neighbour_blocks, ranked_blocks
 from divcon.evaluation.reranking import Reranked, ReRanking
 from divcon.evaluation.task import Task, column
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.evaluation.retrieval import retrieval_metrics
-from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
+
+if TYPE_CHECKING:
+    import torch
+
+    from divcon.models import EmbeddingModel
 
 MAX_IMAGES = 3000
 """Images by which subspaces are chosen, at most: each step of the choice searches among all of them."""
@@ -121,6 +123,8 @@ def scores_among(
         columns = {name: values for name, values in columns.items() if getattr(items, name) is not None}
         columns |= {f"gallery_{name}": getattr(items, name) for name in columns}
         columns |= {"gallery_embeddings": of_items, "gallery_labels": items.labels}
+    from divcon.evaluation.retrieval import retrieval_metrics
+
     return retrieval_metrics(embeddings, images.labels, recall_at=(1,), device=device, **columns)
 
 

@@ -18,16 +18,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from divcon.data.splitting import place_of
 from divcon.errors import DataError, RunError
-from divcon.evaluation.neighbours import as_vectors, neighbour_blocks
+from divcon.evaluation.nearness import as_vectors
 from divcon.evaluation.task import Exclusion, Task
 from divcon.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
 
 THRESHOLD = "threshold.json"
 """In the folder of a model: its threshold, and the scores at it that it was chosen by."""
@@ -103,6 +105,8 @@ def nearest_items(
         DataError: fewer than two classes, or no class has a match.
         NonFiniteError: an embedding holds NaN or infinite values.
     """
+    from divcon.evaluation.neighbours import neighbour_blocks
+
     query, names = as_vectors(embeddings, "embeddings"), np.asarray(labels)
     alone = gallery_embeddings is None
     gallery = query if alone else as_vectors(gallery_embeddings, "gallery_embeddings")

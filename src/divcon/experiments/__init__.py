@@ -3,9 +3,14 @@ and compare them on the test classes."""
 
 from __future__ import annotations
 
-from divcon.experiments.ablation import ablate
-from divcon.experiments.arms import ARMS, Arm, arms_of, read_space
-from divcon.experiments.results import picture, read_results, table
+from typing import TYPE_CHECKING
+
+from divcon.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from divcon.experiments.ablation import ablate
+    from divcon.experiments.arms import ARMS, Arm, arms_of, read_space
+    from divcon.experiments.results import picture, read_results, table
 
 __all__ = [
     "ARMS",
@@ -17,3 +22,17 @@ __all__ = [
     "read_space",
     "table",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ARMS": "arms",
+        "Arm": "arms",
+        "ablate": "ablation",
+        "arms_of": "arms",
+        "picture": "results",
+        "read_results": "results",
+        "read_space": "arms",
+        "table": "results",
+    },
+)

@@ -22,11 +22,14 @@ from divcon.errors import ConfigError, DataError, NonFiniteError, RunError, Weig
 from divcon.evaluation.baselines import METRICS, starting_weights
 from divcon.evaluation.protocol import evaluate
 from divcon.experiments.arms import (
+    DEFAULT_ARMS,
+    DEFAULT_SEEDS,
     Arm,
     Settings,
     Tree,
     arms_of,
     best_trial,
+    check_numbers,
     config_of,
     draw_trials,
     mean_at,
@@ -45,9 +48,6 @@ from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
 from divcon.training.report import EpochReport
 from divcon.training.setup import check
-
-DEFAULT_ARMS = ("single", "slices", "masks")
-DEFAULT_SEEDS = (0, 1, 2)
 
 
 def ablate(
@@ -103,7 +103,7 @@ def ablate(
     """
     display = display or NullDisplay()
     listed = [arm.searching(space or {}) for arm in arms_of(arms)]
-    _check_numbers(seeds, trials, folds, reference, listed)
+    check_numbers(seeds, trials, folds, reference, listed)
     data = as_benchmark(data)
     file = ResultsFile(out)
     base, data = _prepared(base or RunConfig(), data, display)
@@ -148,30 +148,6 @@ def ablate(
             tabulate(file.out, file.results, [a.name for a in listed], seeds, reference)
     draw(file.out, file.results, [arm.name for arm in listed], seeds, Context(on_warning=display.warn))
     return file.results
-
-
-def _check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str | None, arms: list[Arm]) -> None:
-    """
-    Raises:
-        ConfigError: a number out of bounds, a repeated seed, or a reference that is not one of the arms.
-    """
-    if not seeds or min(seeds) < 0:
-        raise ConfigError(
-            f"`seeds` {','.join(map(str, seeds)) or 'is empty'}: list seeds of 0 or more, as in 0,1,2", field="seeds"
-        )
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"`seeds` {','.join(map(str, seeds))}: list each seed once; a repeated seed would be the same run",
-            field="seeds",
-        )
-    for name, value, least in (("trials", trials, 1), ("folds", folds, 2)):
-        if value < least:
-            raise ConfigError(f"`{name}` {value}: must be at least {least}", field=name)
-    names = [arm.name for arm in arms]
-    if reference is not None and reference not in names:
-        raise ConfigError(
-            f"`reference` {reference}: is none of the arms ({', '.join(names)}); add it to `arms`", field="reference"
-        )
 
 
 def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunConfig, Benchmark]:

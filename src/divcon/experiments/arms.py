@@ -17,7 +17,7 @@ from divcon.config.fields import saved_value
 from divcon.config.files import ConfigFile, Where, read_config_file, unknown_key
 from divcon.config.settings import OPTIONS_OF, SECTION_OF, SECTIONS, RunConfig, SelectBy, sections_in
 from divcon.errors import ConfigError, unknown
-from divcon.models.heads import methods
+from divcon.models.names import known_methods
 
 Tree = Mapping[str, Mapping[str, Any]]
 """Settings by config section: ``{"train": {"lr": 1e-4}}``."""
@@ -27,6 +27,8 @@ Settings = dict[str, dict[str, Any]]
 
 _SECTIONS = ("model", "train")
 """The config sections in which arms may differ."""
+DEFAULT_ARMS = ("single", "slices", "masks")
+DEFAULT_SEEDS = (0, 1, 2)
 _BUDGET = ("epochs", "batch_size", "rounds", "seed")
 
 
@@ -156,8 +158,32 @@ def arms_of(names: Sequence[str | Arm], own: Mapping[str, Arm] | None = None) ->
 def known_arms(own: Mapping[str, Arm] | None = None) -> dict[str, Arm]:
     """All arms by name: the built-in ones, one for each other method, and ``own``, which replace those of their
     names."""
-    others = {name: _arm(name, "", name) for name in methods() if name not in ARMS}
+    others = {name: _arm(name, "", name) for name in known_methods() if name not in ARMS}
     return {**ARMS, **others, **(own or {})}
+
+
+def check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str | None, arms: list[Arm]) -> None:
+    """
+    Raises:
+        ConfigError: a number out of bounds, a repeated seed, or a reference that is not one of the arms.
+    """
+    if not seeds or min(seeds) < 0:
+        raise ConfigError(
+            f"`seeds` {','.join(map(str, seeds)) or 'is empty'}: list seeds of 0 or more, as in 0,1,2", field="seeds"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"`seeds` {','.join(map(str, seeds))}: list each seed once; a repeated seed would be the same run",
+            field="seeds",
+        )
+    for name, value, least in (("trials", trials, 1), ("folds", folds, 2)):
+        if value < least:
+            raise ConfigError(f"`{name}` {value}: must be at least {least}", field=name)
+    names = [arm.name for arm in arms]
+    if reference is not None and reference not in names:
+        raise ConfigError(
+            f"`reference` {reference}: is none of the arms ({', '.join(names)}); add it to `arms`", field="reference"
+        )
 
 
 def config_of(base: RunConfig, *settings: Tree) -> RunConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,16 +19,14 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, OutputError
-from divcon.evaluation.protocol import evaluate
-from divcon.models import EmbeddingModel
 from divcon.runs.display import Display, NullDisplay
-from divcon.runs.embedding import read_record
 from divcon.runs.folder import RunFolder, kept_epoch
-from divcon.runs.report import add_test_scores
-from divcon.runs.run import run, source_of
 from divcon.runtime.context import Context
 from divcon.runtime.environment import environment
-from divcon.training.report import EpochReport
+
+if TYPE_CHECKING:
+    from divcon.models import EmbeddingModel
+    from divcon.training.report import EpochReport
 
 _FEWEST_CLASSES = 8
 _FEWEST_EPOCHS = 6
@@ -71,8 +69,12 @@ def reproduce(
         ConfigError: there is no such preset, ``fraction`` is not above 0 and at most 1, or settings do not go together.
         RunError, DataError, ImageError, NonFiniteError, OutputError: as of `divcon.run`.
     """
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"`fraction` {fraction}: must be above 0 and at most 1", field="fraction")
+    check_fraction(fraction)
+    from divcon.evaluation.protocol import evaluate
+    from divcon.runs.embedding import read_record
+    from divcon.runs.report import add_test_scores
+    from divcon.runs.run import run, source_of
+
     display = display or NullDisplay()
     if source is None and isinstance(data, (str, os.PathLike)):
         source = source_of(data)
@@ -125,6 +127,15 @@ def reproduce(
         "seconds": sum(value for line in lines for name, value in line.items() if name.startswith("seconds_")),
     }
     return result
+
+
+def check_fraction(fraction: float) -> None:
+    """
+    Raises:
+        ConfigError: it is no share.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"`fraction` {fraction}: must be above 0 and at most 1", field="fraction")
 
 
 def part_of(data: Benchmark, fraction: float, seed: int) -> Benchmark:

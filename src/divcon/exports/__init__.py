@@ -6,17 +6,18 @@ The package is called ``exports`` because ``divcon.export`` is the function: a p
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from divcon.errors import ConfigError, OutputError, unknown
-from divcon.exports.hugging_face import write_folder
-from divcon.exports.onnx import require_onnx, write_onnx
-from divcon.exports.program import about_model, write_program
-from divcon.models import EmbeddingModel, as_model
-from divcon.models.pruning import check_learner
+from divcon.evaluation.compare import read_scores
+from divcon.models.names import check_learner
+
+if TYPE_CHECKING:
+    from divcon.models import EmbeddingModel
 
 __all__ = ["Exported", "Format", "check_export", "export"]
 
@@ -74,12 +75,17 @@ def export(
         RunError: the run's folder is damaged.
     """
     out = Path(out)
-    check_export(out, format, scores)
+    check_export(out, format, scores)  # before PyTorch is imported
+    from divcon.exports.hugging_face import write_folder
+    from divcon.exports.onnx import write_onnx
+    from divcon.exports.program import about_model, write_program
+    from divcon.models import EmbeddingModel, as_model
+
     if not isinstance(model, EmbeddingModel):
         run = run or model
     model = as_model(model)
     if learner is not None:
-        check_learner(model, learner)
+        check_learner(learner, model.num_learners)
     model = copy.deepcopy(model).cpu().eval()
     about = about_model(model, learner, run)
     if format == "hf":
@@ -117,4 +123,16 @@ def check_export(out: Path, format: Format, scores: str | Path | None = None) ->
     if out.exists() and (format != "hf" or not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"`out` {out}: exists already; choose another name")
     if format == "onnx":
-        require_onnx()
+        _require_onnx()
+    if scores is not None:
+        read_scores(scores)
+
+
+def _require_onnx() -> None:
+    for name in ("onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"format onnx needs onnxscript and onnxruntime (No module named {name!r}): pip install "
+                '"divcon[export]"',
+                field="format",
+            )

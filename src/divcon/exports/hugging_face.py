@@ -23,7 +23,7 @@ from divcon.exports.program import Embedder, check_equal
 from divcon.models import EmbeddingModel, keep_learner
 from divcon.models.backbone import is_own
 from divcon.models.embedding_model import own_backbone, own_parts, own_transform
-from divcon.models.pruning import EMBEDDING_NAMES
+from divcon.models.names import EMBEDDING_NAMES
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.selection import reason
 

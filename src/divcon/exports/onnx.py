@@ -23,20 +23,6 @@ LARGEST = 2**31 - 2**20
 """Bytes of weights that one file can hold: protobuf ends at 2 GiB, and the graph needs some of it."""
 
 
-def require_onnx() -> None:
-    """
-    Raises:
-        ConfigError: the packages that write and run ONNX are not installed.
-    """
-    try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f'format onnx needs onnxscript and onnxruntime ({error}): pip install "divcon[export]"', field="format"
-        ) from None
-
-
 def write_onnx(model: EmbeddingModel, out: Path, about: dict[str, Any], learner: int | None) -> tuple[str, float]:
     """
     Returns:

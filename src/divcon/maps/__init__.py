@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from divcon.maps.draw import draw_map
+from typing import TYPE_CHECKING
+
+from divcon.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from divcon.maps.draw import draw_map
 
 __all__ = ["draw_map"]
+
+__getattr__, __dir__ = lazy_names(__name__, {"draw_map": "draw"})

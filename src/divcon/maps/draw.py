@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
 
+from divcon.config.settings import Device
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, StoreError
@@ -16,13 +16,17 @@ from divcon.evaluation.layout import By, check_layout, lay_out
 from divcon.maps.items import MapItems, Panel, check_colour, check_count, items_of_index, items_of_set
 from divcon.maps.page import write_page
 from divcon.maps.picture import write_picture
-from divcon.models import EmbeddingModel
+from divcon.models.folder import check_model
 from divcon.runs.folder import RunFolder, own_benchmark
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.device import resolve_device
 from divcon.runtime.files import check_writable
 from divcon.search import Index
 from divcon.search.layout import index_layout
 from divcon.search.stores import open_store
+
+if TYPE_CHECKING:
+    import torch
 
 ENDINGS = (".png", ".svg", ".html")
 PRETRAINED = "pretrained"
@@ -123,6 +127,13 @@ def _of_models(
     device: str | torch.device,
     context: Context,
 ) -> list[Panel]:
+    for folder in (run, compare):
+        if folder is not None and str(folder) != PRETRAINED:
+            check_model(folder)  # before PyTorch is imported
+    from divcon.models import EmbeddingModel
+
+    if isinstance(device, str) and device in get_args(Device):
+        device = resolve_device(device)
     model = EmbeddingModel.load(run, device=device)
     wanted: list[tuple[str, np.ndarray]] = []
     if compare is not None and str(compare) == PRETRAINED:

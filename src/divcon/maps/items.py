@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.loading import each_image
 from divcon.errors import ConfigError, DataError
 from divcon.evaluation.layout import Layout
 from divcon.runtime.context import Context
@@ -137,6 +136,8 @@ def items_of_set(images: LabeledSet, colour: str, context: Context) -> MapItems:
 
     def thumbnails(wanted: Sequence[int]) -> list[bytes | None]:
         chosen = images.subset(np.asarray(wanted, np.int64))
+        from divcon.data.loading import each_image
+
         made = each_image(chosen, functools.partial(_webp, side=96), context=context)
         return [one if isinstance(one, bytes) else None for one in made]
 

@@ -9,27 +9,28 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file as load_safetensors
-from timm.data.config import resolve_data_config
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from divcon.config.image_size import ImageSize, height_width, saved_size
 from divcon.errors import ConfigError, WeightsError, unknown
+from divcon.models.names import AUTO, VECTOR_BACKBONES, check_backbone_name
 from divcon.models.weights import bundled_file, check_download, local_file, no_weights
 from divcon.runtime.importing import is_named, load_part, name_of
+from divcon.runtime.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import timm
+    import timm.data.config
+else:
+    timm = LazyModule("timm")  # which takes as long as PyTorch, and a model of vectors does not need it
 
 log = logging.getLogger(__name__)
-
-AUTO = {"images": "resnet50.tv_in1k", "vectors": "none"}
-"""The backbone ``auto``, by what the data holds."""
-VECTOR_BACKBONES = ("none", "mlp")
 
 Backbone = str | nn.Module | Callable[..., nn.Module]
 """A timm model by name; or one of your own: a module, a class or function that returns one, or its ``module:Name``."""
@@ -219,7 +220,7 @@ def preprocessing_of(backbone: nn.Module, *, name: str, channels: int = 3) -> Pr
 
 
 def _by_timm(backbone: nn.Module) -> Preprocessing:
-    config = resolve_data_config({}, model=backbone)
+    config = timm.data.config.resolve_data_config({}, model=backbone)
     return Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
 
 
@@ -249,8 +250,7 @@ def create_backbone(
         WeightsError: the weights cannot be downloaded or read, or do not fit the model.
     """
     architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise ConfigError(unknown("backbone", name, timm.list_models()), field="backbone")
+    check_backbone_name(name)
     known_tags = timm.list_pretrained(f"{architecture}.*")
     if tag and known_tags and name not in known_tags:
         raise ConfigError(unknown("backbone", name, known_tags), field="backbone")
@@ -372,7 +372,7 @@ def of_channels_of(target: Tensor, value: Tensor) -> Tensor:
     weights as they are."""
     is_first = target.ndim == value.ndim == 4 and value.shape[1] == 3 != target.shape[1]
     if is_first and (value.shape[0], *value.shape[2:]) == (target.shape[0], *target.shape[2:]):
-        return adapt_input_conv(target.shape[1], value)
+        return timm.models.adapt_input_conv(target.shape[1], value)
     return value
 
 

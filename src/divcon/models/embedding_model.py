@@ -38,16 +38,16 @@ from divcon.models.backbone import (
     preprocessing_of,
     resolve_backbone,
 )
+from divcon.models.batches import input_batches
+from divcon.models.folder import FORMAT, WEIGHTS, model_folder, read_config
 from divcon.models.folding import computed
 from divcon.models.heads import SubspaceHead, create_head, head_class, is_imported
-from divcon.models.inputs import Inputs, as_set, check_input, input_batches
+from divcon.models.inputs import Inputs, as_set, check_input
 from divcon.models.pooling import create_pooling, create_pooling_of
 from divcon.models.start import Start
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
 from divcon.runtime.importing import Trust, check_trusted, is_named
-
-FORMAT = 1
 
 
 class EmbeddingModel(nn.Module):
@@ -370,9 +370,7 @@ class EmbeddingModel(nn.Module):
             WeightsError: there is no model, or it is damaged, or it cannot be created here.
             TrustError: the folder names code of your own that ``trust`` does not allow.
         """
-        folder = Path(folder)
-        if (folder / "model").is_dir() or (folder / "metrics.jsonl").exists():
-            folder = folder / "model"
+        folder = model_folder(folder)
         config = read_config(folder)
         frozen = config.pop("freeze_batch_norm")
         own = {"backbone": backbone, "eval_transform": eval_transform}
@@ -566,32 +564,9 @@ def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, T
         shared = tensor.numel() > 0 and tensor.untyped_storage().data_ptr() in written
         tensors[name] = tensor.clone() if shared else tensor
         written.add(tensor.untyped_storage().data_ptr())
-    write_tensors(folder / "model.safetensors", save(tensors))
+    write_tensors(folder / WEIGHTS, save(tensors))
     with atomic_write(folder / "config.json") as beside:
         beside.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The ``config`` that `write_model` wrote.
-
-    Raises:
-        WeightsError: there is no model, or it is damaged, or another version wrote it.
-    """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError:
-        advice = "; its run has not saved an epoch yet: go on with `resume=True`" if folder.name == "model" else ""
-        raise WeightsError(f"{folder}: no model there (config.json is missing){advice}") from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{file}: damaged ({error})") from None
-    if not isinstance(config, dict) or "format" not in config:
-        raise WeightsError(f"{file}: not the file of a model of divcon")
-    if (version := config.pop("format")) != FORMAT:
-        raise WeightsError(f"{file}: written by another version of divcon (format {version}, this one reads {FORMAT})")
-    if "freeze_batch_norm" not in config:
-        raise WeightsError(f"{file}: damaged (freeze_batch_norm is missing)")
-    return config
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -600,7 +575,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         OSError, SafetensorError, DamagedTensorsError: they are missing or damaged.
     """
-    return load(checked_tensors(folder / "model.safetensors"))
+    return load(checked_tensors(folder / WEIGHTS))
 
 
 def _check_trusted(config: Mapping[str, Any], where: str, trust: Trust) -> None:

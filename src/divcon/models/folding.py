@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -11,9 +12,6 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
-from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -22,8 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 log = logging.getLogger(__name__)
 
-_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
-_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 _ROUNDING = 0.05
 """The largest difference from the backbone's features, relative to their length: half precision rounds by less."""
 
@@ -45,8 +41,19 @@ def folded(backbone: nn.Module, example: Tensor) -> nn.Module:
         return backbone
 
 
+def _kinds() -> tuple[tuple[type[nn.Module], ...], tuple[type[nn.Module], ...]]:
+    """The classes of convolutions, and of BatchNorms."""
+    if "timm" not in sys.modules:  # then no module is of its classes, and importing it takes a second
+        return (nn.Conv2d,), (nn.BatchNorm2d,)
+    from timm.layers.conv2d_same import Conv2dSame
+    from timm.layers.norm_act import BatchNormAct2d
+
+    return (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
+
+
 def _folded(backbone: nn.Module, example: Tensor) -> nn.Module:
-    if not any(type(module) in _NORMS for module in backbone.modules()):
+    convolutions, norms = _kinds()
+    if not any(type(module) in norms for module in backbone.modules()):
         return backbone
     with _Uses() as uses:
         features = uses.of_modules(_copy(backbone), example)
@@ -57,12 +64,12 @@ def _folded(backbone: nn.Module, example: Tensor) -> nn.Module:
     for convolution, norm, size in pairs:
         old = backbone.get_submodule(norm)
         fused: nn.Module = fuse_conv_bn_eval(backbone.get_submodule(convolution), old)  # type: ignore[arg-type]
-        if type(fused) is Conv2dSame:
+        if type(fused) in convolutions[1:]:
             fused = _padded_alike(fused, size)
         if example.device.type in ("cpu", "cuda"):
             fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         folding.set_submodule(convolution, fused)
-        rest = [old.get_submodule(name) for name in ("drop", "act") if isinstance(old, BatchNormAct2d)]
+        rest = [old.get_submodule(name) for name in ("drop", "act") if isinstance(old, norms[1:])]
         folding.set_submodule(norm, nn.Sequential(*rest))
     # A backbone that reads attributes of a norm fails here, since the norm is gone.
     wrong = (folding(example) - features).norm() > _ROUNDING * features.norm()
@@ -77,6 +84,8 @@ def _copy(module: nn.Module) -> nn.Module:
 def _padded_alike(convolution: Any, size: torch.Size) -> nn.Conv2d:
     """A convolution that pads its (h, w) input equally on both sides, in place of one that pads more at the end; its
     kernel starts with zeros instead. This avoids a copy of the input, which takes longer than the convolution."""
+    from timm.layers.padding import get_same_padding
+
     dims = zip(size, convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
     pads = [int(get_same_padding(*numbers)) for numbers in dims]
     if any(pad % 2 for pad in pads) and convolution.dilation != (1, 1):
@@ -107,6 +116,7 @@ class _Uses(TorchDispatchMode):
         self._counts: Counter[int] = Counter()
         self._calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
         self._alive: list[Any] = []  # so that no id is used twice
+        self._convolutions, self._norms = _kinds()
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -118,7 +128,7 @@ class _Uses(TorchDispatchMode):
         """The network's output for the example; its convolutions and BatchNorms are recorded."""
         for name, module in network.named_modules():
             # Exact types: a subclass may compute its weights, or do more than a BatchNorm.
-            if type(module) in (*_CONVOLUTIONS, *_NORMS):
+            if type(module) in (*self._convolutions, *self._norms):
                 module.register_forward_hook(partial(self._called, name))
         return network(example)
 
@@ -130,10 +140,10 @@ class _Uses(TorchDispatchMode):
         """The names of each convolution whose output goes into a BatchNorm alone, and of that BatchNorm; and the (h, w)
         of the convolution's input."""
         times = Counter(name for name, *_ in self._calls)
-        outputs = {id(call[-1]): call for call in self._calls if type(call[1]) in _CONVOLUTIONS}
+        outputs = {id(call[-1]): call for call in self._calls if type(call[1]) in self._convolutions}
         pairs = []
         for norm, module, taken, _ in self._calls:
-            if type(module) not in _NORMS or id(taken) not in outputs:
+            if type(module) not in self._norms or id(taken) not in outputs:
                 continue
             name, convolution, inputs, _ = outputs[id(taken)]
             tensors = [taken, *convolution.parameters(), *module.parameters(), *module.buffers()]

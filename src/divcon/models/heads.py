@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from divcon.errors import ConfigError, unknown
-from divcon.runtime.importing import is_named, load_part, name_of
+from divcon.models.names import check_method_name
+from divcon.runtime.importing import load_part, name_of
 
 _Derived = TypeVar("_Derived", bound="DerivedHead")
 
@@ -621,12 +622,7 @@ def _resolve(method: str | type[SubspaceHead]) -> type[SubspaceHead]:
     known = methods()
     kind: Any = method
     if isinstance(method, str):
-        if method not in known and not is_named(method):
-            raise ConfigError(
-                f"{unknown('method', method, known)}; for a head of your own write module:Name, or import its module "
-                "first",
-                field="method",
-            )
+        check_method_name(method, known)
         # Also by the names of defined classes: a class inside a function is not an attribute of its module.
         kind = known.get(method) or next((k for k in _kinds() if name_of(k) == method), None)
         kind = kind or load_part(method, "method")

@@ -1,23 +1,20 @@
-"""The inputs of a model, in batches: decoded images, or vectors as they are."""
+"""The inputs of a model as a set: images, or vectors as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from divcon.data.in_memory import ImageLike, is_image, is_tensor, set_of_images
 from divcon.data.inputs import check_vectors
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.loading import OnBad, Pixels, evaluation_batches
 from divcon.data.python_values import columns_of, is_batch, is_value
 from divcon.data.readers.folder import images_of
 from divcon.data.readers.table import set_of_columns
-from divcon.data.transforms import Transform
 from divcon.errors import DataError, NonFiniteError
 from divcon.runtime.context import DEFAULT, Context
 
@@ -118,50 +115,6 @@ def check_input(images: LabeledSet, vector_dim: int | None) -> None:
     if vector_dim is None:
         raise DataError(f"{what}: holds vectors of {dim} dimensions, and the model takes images")
     raise DataError(f"{what}: its vectors have {dim} dimensions, and the model takes vectors of {vector_dim}")
-
-
-def vector_batches(vectors: np.ndarray, batch_size: int) -> Iterator[Pixels]:
-    """All vectors in order, (B, F0) float32, each batch with its (B,) int64 rows."""
-    for start in range(0, len(vectors), batch_size):
-        indices = torch.arange(start, min(start + batch_size, len(vectors)))
-        yield torch.tensor(vectors[start : start + batch_size], dtype=torch.float32), indices
-
-
-def input_batches(
-    images: LabeledSet,
-    transform: Transform | None,
-    *,
-    batch_size: int,
-    context: Context,
-    pin_memory: bool,
-    on_bad_image: OnBad | None = None,
-) -> Iterator[Pixels]:
-    """All images or vectors in order, images with the evaluation transform; each batch is reported as progress when the
-    next one is requested.
-
-    Args:
-        on_bad_image: see `divcon.data.loading.evaluation_batches`.
-
-    Raises:
-        ImageError: an image does not decode; the message names it.
-    """
-    if transform is None:
-        assert images.vectors is not None
-        batches = vector_batches(images.vectors, batch_size)
-    else:
-        batches = evaluation_batches(
-            images,
-            transform,
-            batch_size=batch_size,
-            context=context,
-            pin_memory=pin_memory,
-            on_bad_image=on_bad_image,
-        )
-    done = 0
-    for inputs, indices in batches:
-        yield inputs, indices
-        done += len(indices)
-        context.progress("embed", done, len(images))
 
 
 def check_finite(features: np.ndarray, images: LabeledSet, what: str) -> None:

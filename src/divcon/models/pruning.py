@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +15,8 @@ from torch.nn import functional as F
 from divcon.errors import ConfigError
 from divcon.models.embedding_model import EmbeddingModel
 from divcon.models.heads import SubspaceHead, linear_head
+from divcon.models.names import EMBEDDING_NAMES, Embedding, check_learner
 from divcon.models.pca import principal_components
-
-Embedding = Literal["head", "features", "pca"]
-EMBEDDING_NAMES: dict[str, str] = {"head": "head", "features": "pooled features", "pca": "PCA of the pooled features"}
-"""In words."""
 
 
 def with_embedding(
@@ -119,17 +115,8 @@ def keep_learner(model: EmbeddingModel, learner: int) -> EmbeddingModel:
     Raises:
         ConfigError: there is no such learner.
     """
-    check_learner(model, learner)
+    check_learner(learner, model.num_learners)
     return model.with_head(model.head.keep_learner(learner))
-
-
-def check_learner(model: EmbeddingModel, learner: int) -> None:
-    """
-    Raises:
-        ConfigError: the model has no such learner.
-    """
-    if not 0 <= learner < model.num_learners:
-        raise ConfigError(f"`learner` {learner}: the model has learners 0 to {model.num_learners - 1}", field="learner")
 
 
 @torch.no_grad()

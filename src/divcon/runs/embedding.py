@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,13 +13,13 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, OutputError, RunError
 from divcon.evaluation.subspaces import scores_among
-from divcon.models import EmbeddingModel
-from divcon.models.embedding_model import shared_features, write_model
-from divcon.models.heads import SubspaceHead
-from divcon.models.pca import MAX_IMAGES, check_dims, sample_to_fit
-from divcon.models.pruning import EMBEDDING_NAMES, Embedding, embedding_head
+from divcon.models.names import EMBEDDING_NAMES, Embedding
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from divcon.models import EmbeddingModel
+    from divcon.models.heads import SubspaceHead
 
 RECORD = "embedding.json"
 """In the folder of a model: the record of `choose_embedding`."""
@@ -34,6 +34,8 @@ def check_embedding(config: ModelConfig, model: EmbeddingModel, train: LabeledSe
     Raises:
         ConfigError: a PCA of the training images has fewer dimensions than ``embedding_dim``.
     """
+    from divcon.models.pca import MAX_IMAGES, check_dims
+
     if config.embed == "pca":
         check_dims(model.head.embedding_dim, model.num_features, min(len(train), MAX_IMAGES), "embed=pca")
 
@@ -72,6 +74,10 @@ def choose_embedding(
         ConfigError: ``pca``, and the training images have too few principal components.
         ImageError: an image does not decode; the message names it.
     """
+    from divcon.models.embedding_model import shared_features
+    from divcon.models.pca import check_dims, sample_to_fit
+    from divcon.models.pruning import embedding_head
+
     if kind == "auto" and not (validation is not None and _has_matches(validation)):
         return _changed(model, kind, "head", {"head": embedding_head(model, "head")})
     context = context.subtask("evaluate")
@@ -150,6 +156,8 @@ def save_with_record(model: EmbeddingModel, folder: Path, record: dict[str, Any]
     Raises:
         OutputError: a file cannot be written.
     """
+    from divcon.models.embedding_model import write_model
+
     beside = _beside(folder)
     _remove(beside)
     beside.mkdir(parents=True)

@@ -8,35 +8,37 @@ import os
 import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import nn
 
 from divcon.config.fields import restored
 from divcon.config.settings import SECTION_OF, SECTIONS, SPLITTING, RunConfig
 from divcon.data.benchmark import Benchmark
-from divcon.data.loading import only_decodable
 from divcon.data.read import read_source
-from divcon.data.transforms import Own
 from divcon.errors import ConfigError, DataError, OutputError, RunError
 from divcon.evaluation.subspaces import sample_of
-from divcon.models import EmbeddingModel
-from divcon.models.backbone import AUTO
+from divcon.models.folder import check_model
+from divcon.models.names import AUTO
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.environment import machine, run_versions
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust, is_named
 from divcon.runtime.lock import LOCK_FILE, FolderLock
-from divcon.training.checkpoint import (
+from divcon.training.checkpoint_file import (
     MAY_CHANGE,
-    model_in,
     number_of_epochs,
     previous_of,
     read_checkpoint,
     restore_previous,
 )
 from divcon.training.schedule import difference_until
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from divcon.data.transforms import Own
+    from divcon.models import EmbeddingModel
 
 ORIGIN = "run.json"
 """In the folder of a model that was derived from a run's model (pruned, say): the ``config.json`` of that run."""
@@ -133,16 +135,24 @@ class RunFolder:
             with atomic_write(folder / self.classes.name) as beside:
                 beside.write_bytes(self.classes.read_bytes())
 
-    def check_usable(self) -> None:
+    def check_usable(self, *, resume: bool = True) -> None:
         """
+        Args:
+            resume: whether a run in the folder is to be resumed.
+
         Raises:
-            RunError: the folder is not empty and holds no run.
+            RunError: the folder is not empty and holds no run; or it holds one that is not to be resumed.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file; `out` is the folder of the run")
         entries = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
         if self.read() is None and not entries <= {LOCK_FILE, f"{self.config.name}.new"}:
             raise RunError(f"{self.path}: is not empty and holds no run; choose another folder as `out`")
+        if not resume and self.read() is not None and self.checkpoint.exists():
+            raise self._holds_a_run()
+
+    def _holds_a_run(self) -> RunError:
+        return RunError(f"{self.path}: holds a run already; resume it (`resume=True`), or choose another `out`")
 
     def recover(self, lock: FolderLock) -> list[str]:
         """Repair the checkpoints after a process was killed.
@@ -172,7 +182,7 @@ class RunFolder:
             return 0
         saved, record = saved_record
         if not resume:
-            raise RunError(f"{self.path}: holds a run already; resume it (`resume=True`), or choose another `out`")
+            raise self._holds_a_run()
         if not data.has_split(record.get("split_hash")):
             raise RunError(
                 f"{self.path}: the data has changed since the run started (split {record.get('split_hash')} then, "
@@ -486,6 +496,24 @@ def run_of(folder: str | Path) -> Path:
     return path.parent if is_model and RunFolder(path.parent).read() is not None else Path(folder)
 
 
+def begun(folder: str | Path) -> tuple[RunConfig, dict[str, Any], list[dict[str, Any]]]:
+    """What `RunFolder.read` and `RunFolder.lines` return of a run of which at least one epoch is done.
+
+    Raises:
+        RunError: the folder holds no run, none of its epochs is done, or a file of it is damaged.
+    """
+    run = RunFolder(folder)
+    if (of := run_of(folder)) != Path(folder):
+        raise RunError(f"{folder}: holds no run, but a model of the run {of}; pass that")
+    saved = run.read()
+    if saved is None:
+        raise RunError(f"{folder}: holds no run (no config.json of a run); pass a run folder")
+    lines = run.lines()
+    if not lines:
+        raise RunError(f"{folder}: no epoch of this run is done yet, so there is nothing to report")
+    return *saved, lines
+
+
 def _read(path: Path) -> tuple[RunConfig, dict[str, Any]] | None:
     """The settings in a run's ``config.json``, and all of it; None where the file is missing, or a model's."""
     if not path.exists():
@@ -514,10 +542,25 @@ def trained_model(
     Raises:
         WeightsError: there is no model, or it is damaged.
     """
+    from divcon.models import EmbeddingModel
+
     run = RunFolder(folder)
     if run.checkpoint.exists() and not run.model.exists():
+        from divcon.training.checkpoint import model_in
+
         return model_in(run.checkpoint, trust=trust, backbone=backbone, eval_transform=eval_transform)
     return EmbeddingModel.load(folder, trust=trust, backbone=backbone, eval_transform=eval_transform)
+
+
+def check_trained(folder: str | Path) -> None:
+    """Check, before PyTorch is imported, that there is a model for `trained_model`.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    run = RunFolder(folder)
+    if not run.checkpoint.exists() or run.model.exists():
+        check_model(folder)
 
 
 def own_benchmark(
@@ -577,6 +620,8 @@ def own_benchmark(
     if not whole:
         data = _sampled(data)
     if config.data.on_bad_image == "skip":
+        from divcon.data.loading import only_decodable
+
         splits = [split for split in ("train", "validation") if data.parts.get(split)]
         data = only_decodable(data, splits, context)
     return data

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import LabeledData, as_benchmark, as_labeled_set
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError
 from divcon.evaluation.subspaces import ordering_split, sample_of, scores_among, subspace_order
-from divcon.models import EmbeddingModel, as_model, keep_components, keep_subspaces, with_embedding
-from divcon.models.pca import MAX_IMAGES, check_dims, sample_to_fit
-from divcon.models.pruning import Embedding, no_subspaces
+from divcon.models.names import Embedding
 from divcon.runtime.context import DEFAULT, Context
+
+if TYPE_CHECKING:
+    from divcon.models import EmbeddingModel
 
 By = Literal["subspaces", "pca", "features", "whitening", "head"]
 EMBEDDINGS: dict[str, Embedding] = {"features": "features", "whitening": "pca", "head": "head"}
@@ -75,6 +76,10 @@ def prune(
         DataError: there are no two images of one class to choose by, or the model does not take them.
         ImageError: an image does not decode; the message names it.
     """
+    check_arguments(dims, by, None)  # before PyTorch is imported
+    from divcon.models import as_model, keep_components, keep_subspaces, with_embedding
+    from divcon.models.pca import sample_to_fit
+
     model = as_model(model)
     if not isinstance(data, LabeledSet):
         data = as_benchmark(data, context) if not isinstance(data, (tuple, list)) else as_labeled_set(data, context)
@@ -109,23 +114,14 @@ def check_prunable(model: EmbeddingModel, dims: int | None, by: By) -> None:
     Raises:
         ConfigError: as `prune`.
     """
-    if by not in ("subspaces", "pca", *EMBEDDINGS):
-        raise ConfigError(f"`by` {by}: must be subspaces, pca, {', '.join(EMBEDDINGS)}", field="by")
+    from divcon.models.pca import MAX_IMAGES, check_dims
+    from divcon.models.pruning import no_subspaces
+
+    check_arguments(dims, by, model.embedding_dim)
     if by == "whitening":
         check_dims(model.head.trained.embedding_dim if dims is None else dims, model.num_features, MAX_IMAGES)
         return
-    if by in EMBEDDINGS:
-        if dims is not None:
-            raise ConfigError(f"`dims` {dims}: `by={by}` has its own number; leave it out", field=("dims", "by"))
-        return
-    if dims is None:
-        raise _dims_missing(by)
-    if not 1 <= dims < model.embedding_dim:
-        raise ConfigError(
-            f"`dims` {dims}: the model has {model.embedding_dim} dimensions; choose at least 1 and fewer than it has",
-            field="dims",
-        )
-    if by == "pca":
+    if by == "pca" or by in EMBEDDINGS or dims is None:
         return
     if model.head.embedding != "head":
         raise no_subspaces(model)
@@ -144,6 +140,32 @@ def check_prunable(model: EmbeddingModel, dims: int | None, by: By) -> None:
             f"`dims` {dims} holds no whole subspace: the model's {len(parts)} learners have "
             f"{' or '.join(map(str, sizes))} dimensions each; choose more, or use `by=pca`",
             field=("dims", "by"),
+        )
+
+
+def check_arguments(dims: int | None, by: By, embedding_dim: int | None) -> None:
+    """Check what can be checked without the model itself, and without PyTorch.
+
+    Args:
+        embedding_dim: the dimensions of the model's embedding; None: not known.
+
+    Raises:
+        ConfigError: as `prune`.
+    """
+    if by not in ("subspaces", "pca", *EMBEDDINGS):
+        raise ConfigError(f"`by` {by}: must be subspaces, pca, {', '.join(EMBEDDINGS)}", field="by")
+    if by == "whitening":
+        return
+    if by in EMBEDDINGS:
+        if dims is not None:
+            raise ConfigError(f"`dims` {dims}: `by={by}` has its own number; leave it out", field=("dims", "by"))
+        return
+    if dims is None:
+        raise _dims_missing(by)
+    if embedding_dim is not None and not 1 <= dims < embedding_dim:
+        raise ConfigError(
+            f"`dims` {dims}: the model has {embedding_dim} dimensions; choose at least 1 and fewer than it has",
+            field="dims",
         )
 
 

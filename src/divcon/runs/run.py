@@ -57,7 +57,8 @@ from divcon.runtime.importing import Trust
 from divcon.runtime.launch import is_main_process, launch
 from divcon.runtime.lock import FolderLock
 from divcon.runtime.signals import SignalHandler
-from divcon.training.checkpoint import read_checkpoint, weights_in
+from divcon.training.checkpoint import weights_in
+from divcon.training.checkpoint_file import read_checkpoint
 from divcon.training.loop import train
 from divcon.training.report import EpochReport
 from divcon.training.schedule import difference_until

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from divcon.errors import ConfigError
 from divcon.runtime.launchers import started_size
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def resolve_device(device: str) -> str:
@@ -18,6 +20,8 @@ def resolve_device(device: str) -> str:
     Raises:
         ConfigError: there is no such device here.
     """
+    import torch  # here, as below: it takes a second, and what only names a device does not need it
+
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name, is_available in available.items() if is_available)
@@ -36,6 +40,8 @@ def torch_threads(number: int | None, devices: int = 1) -> Iterator[None]:
     Args:
         devices: the number of processes that share them; those that torchrun has started each enter this block.
     """
+    import torch
+
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(max(1, number // devices if started_size() else number))

@@ -91,6 +91,22 @@ def check_writable(path: str | Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def check_folder(path: str | Path) -> None:
+    """Check, before any work, that files can be written into a folder, which need not exist yet.
+
+    Raises:
+        OutputError: it is a file, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: is a file; give the name of a folder")
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise OutputError(f"{path}: cannot be written ({there} is a file)")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"{path}: cannot be written (no permission to write in {there})")
+
+
 _CHECKSUM = "sha256"
 
 

@@ -8,13 +8,15 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from divcon.errors import DataError, StoreError
-from divcon.models import EmbeddingModel
 from divcon.search.columns import UNTYPED, type_of
+
+if TYPE_CHECKING:
+    from divcon.models import EmbeddingModel
 
 FORMAT = 1
 METRIC = "cosine"

@@ -7,16 +7,17 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, get_args
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from divcon.config.image_size import ImageSize
+from divcon.config.settings import Device
 from divcon.errors import ConfigError, DataError, StoreError
-from divcon.models import EmbeddingModel
+from divcon.models.folder import check_model
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.device import resolve_device
 from divcon.runtime.importing import Trust
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.columns import json_value, python_value
@@ -29,6 +30,11 @@ from divcon.search.stores import Address, open_store
 from divcon.search.stores.base import Store
 from divcon.search.untrained import is_backbone, place_of, prepare
 from divcon.search.update import Changes, EmbeddedItems, Embedder, Update, checked_items, update_store
+
+if TYPE_CHECKING:
+    import torch
+
+    from divcon.models import EmbeddingModel
 
 
 @dataclass(frozen=True)
@@ -101,10 +107,27 @@ class StoreModel:
                 about, uri = self._store.about(), self._store.uri
                 if about.model is None:
                     raise StoreError(f"{uri}: does not say where its model is; pass `model`, a model or its folder")
-                model = EmbeddingModel.load(about.model, device=self._device, trust=self._trust)
+                model = _loaded(about.model, self._device, self._trust)
                 about.check_model(model, uri)
                 self._model = model
             return self._model
+
+
+def _loaded(folder: str | Path, device: str | torch.device, trust: Trust) -> EmbeddingModel:
+    check_model(folder)  # before PyTorch is imported
+    from divcon.models import EmbeddingModel
+
+    if isinstance(device, str) and device in get_args(Device):
+        device = resolve_device(device)
+    return EmbeddingModel.load(folder, device=device, trust=trust)
+
+
+def _is_model(model: object) -> TypeGuard[EmbeddingModel]:
+    if isinstance(model, str | Path):
+        return False
+    from divcon.models import EmbeddingModel
+
+    return isinstance(model, EmbeddingModel)
 
 
 def _folder(model: object) -> Path:
@@ -132,7 +155,7 @@ def _paths_of(data: object) -> list[str | Path]:
 MAX_K = 10_000
 """The largest k of a search."""
 
-Model = EmbeddingModel | str | Path
+Model: TypeAlias = "EmbeddingModel | str | Path"
 """A model, or the folder of a run or model."""
 
 
@@ -239,7 +262,7 @@ class Index:
                 the images, weights are timm's.
             ann_from: the number of rows from which the store's approximate index is built and used; None: 100,000, or
                 what an earlier call set.
-            device: where a model is loaded to.
+            device: where a model is loaded to; ``auto``: the first of cuda, mps and cpu that is available.
             trust: modules that the model's folder may import, see `EmbeddingModel.load`.
 
         Raises:
@@ -282,16 +305,13 @@ class Index:
         """
         if ann_from is not None and ann_from < 1:
             raise ConfigError(f"`ann_from` {ann_from}: pass 1 or more", field="ann_from")
-        folder = None if isinstance(model, EmbeddingModel) else _folder(model)
+        folder = None if _is_model(model) else _folder(model)
         if store is None:
             if folder is None:
                 raise ConfigError("pass `store`: the folder or address that the index is to be in", field="store")
             store = folder / "index"
-        loaded = (
-            model
-            if isinstance(model, EmbeddingModel)
-            else EmbeddingModel.load(_folder(model), device=device, trust=trust)
-        )
+        store = open_store(store)
+        loaded = model if _is_model(model) else _loaded(_folder(model), device, trust)
         about = about_of(loaded, None if folder is None else str(folder.absolute()), ann_from or ANN_FROM)
         return cls.for_about(about, store, loaded, replace=ann_from is not None)
 
@@ -331,7 +351,7 @@ class Index:
                 of a run, for the index in it.
             model: the model that built the index, or its folder; None: the one that the index names, loaded when there
                 is something to embed.
-            device: where a model is loaded to.
+            device: as `build` takes it.
             trust: modules that the model's folder may import, see `EmbeddingModel.load`.
 
         Raises:
@@ -340,11 +360,10 @@ class Index:
         """
         store = open_store(store)
         about = store.about()
-        if model is not None and not isinstance(model, EmbeddingModel):
-            model = EmbeddingModel.load(_folder(model), device=device, trust=trust)
-        if model is not None:
-            about.check_model(model, store.uri)
-        return cls(store, about, model, device=device, trust=trust)
+        loaded = model if model is None or _is_model(model) else _loaded(_folder(model), device, trust)
+        if loaded is not None:
+            about.check_model(loaded, store.uri)
+        return cls(store, about, loaded, device=device, trust=trust)
 
     @property
     def model(self) -> EmbeddingModel:

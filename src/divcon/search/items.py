@@ -239,6 +239,15 @@ def read_listing(listing: str, root: str = "") -> Iterator[Items]:
         DataError: there is no such file, or it is not text in UTF-8.
     """
     try:
+        if listing != "-":
+            Path(listing).stat()  # now, and not when the first item is asked for; a pipe cannot be opened twice
+    except OSError as error:
+        raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
+    return _read_listing(listing, root)
+
+
+def _read_listing(listing: str, root: str) -> Iterator[Items]:
+    try:
         with nullcontext(sys.stdin) if listing == "-" else Path(listing).open(encoding="utf-8-sig") as file:
             lines = (line.rstrip("\r\n") for line in file)
             yield from _chunks((line for line in lines if line.strip()), root)

@@ -6,20 +6,23 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from jaxtyping import Float32, Int64
 
-from divcon.evaluation.neighbours import nearest
+from divcon.evaluation.nearness import as_vectors, exact_nearness
 from divcon.search.about import METRIC
 from divcon.search.filters import Condition
 from divcon.search.stores.base import Store, joined
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64
 
 _MARGIN = 1e-3
 """An upper bound of the rounding error of a cosine in float32, at any dimension."""
 
 
-TopK = tuple[Int64[np.ndarray, " k"], Float32[np.ndarray, " k"]]
+TopK: TypeAlias = "tuple[Int64[np.ndarray, ' k'], Float32[np.ndarray, ' k']]"
 """The ids and cosines of the nearest rows, nearest first; fewer than k if there are fewer rows."""
 
 
@@ -136,8 +139,12 @@ def _top_k(query: Float32[np.ndarray, " D"], candidates: list[tuple[np.ndarray, 
         return ids, np.empty(0, np.float32)
     order = np.argsort(ids, kind="stable")
     vectors = vectors[order]
-    rows, cosines = nearest(query[None], vectors, min(k, len(ids)), metric=METRIC)
-    return ids[order][rows[0]], cosines[0]
+    # Few enough to compare each pair in float64, which is what `divcon.evaluation.neighbours` orders by, too.
+    rows = np.arange(len(ids))
+    query, vectors = as_vectors(query[None], "query"), as_vectors(vectors, "gallery")
+    nearness = exact_nearness(query, vectors, np.zeros_like(rows), rows, METRIC)
+    first = np.argsort(nearness, kind="stable")[:k]
+    return ids[order][first], (-nearness[first]).astype(np.float32)
 
 
 TARGET_RECALL = 0.99

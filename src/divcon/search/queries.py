@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
 from PIL import Image
 
 from divcon.data.finite import unusable
 from divcon.data.image_files import printable
 from divcon.data.in_memory import ImageLike, is_image, is_tensor, set_of_images
-from divcon.data.loading import needed_pixels
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
-from divcon.models import EmbeddingModel
-from divcon.models.pruning import EMBEDDING_NAMES, check_learner
+from divcon.models.names import EMBEDDING_NAMES, check_learner
 from divcon.runtime.context import Context
 from divcon.search.about import About
 from divcon.search.items import absolute, key_of
 from divcon.search.stores.base import Store
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+    from divcon.models import EmbeddingModel
 
 Query = Image.Image | str | Path | bytes | np.ndarray | Sequence[float] | int
 """An image (`divcon.data.in_memory.ImageLike`: PIL, an array, a tensor, bytes), the path of one, a vector, or the id of
@@ -88,6 +90,8 @@ def embeddings_of(
         names, contents = zip(*images.values(), strict=True)
         if about.vector_dim is not None:
             raise DataError(f"{names[0]}: the model's input is vectors of {about.vector_dim} dimensions, not images")
+        from divcon.data.loading import needed_pixels
+
         queried = set_of_images(contents, names, needed_pixels(model().eval_transform))
         embeddings[list(images)] = model().encode(queried, batch_size=batch_size, context=context)
     if vectors:
@@ -156,7 +160,7 @@ def subspace_weights(model: EmbeddingModel, learner: int) -> Float32[np.ndarray,
         ConfigError: there is no such learner, or the head has no such weights (see
             `divcon.models.SubspaceHead.subspace_weights`).
     """
-    check_learner(model, learner)
+    check_learner(learner, model.num_learners)
     weights = model.head.subspace_weights(learner)
     if weights is None and model.head.embedding != "head":
         raise ConfigError(

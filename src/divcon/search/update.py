@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
 
 from divcon.errors import DataError, ImageError, StoreError
-from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 from divcon.search.about import About
@@ -23,6 +22,11 @@ from divcon.search.columns import TYPES, as_in_index, typed, types_in
 from divcon.search.items import Items, details_of, key_of
 from divcon.search.neighbours import Neighbours, choose_effort
 from divcon.search.stores.base import FIXED_COLUMNS, Store, StoredItem, schema_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64
+
+    from divcon.models import EmbeddingModel
 
 
 @dataclass(frozen=True)

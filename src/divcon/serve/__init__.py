@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from divcon.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from divcon.serve.app import create_app
@@ -10,15 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "create_app"]
 
-
-def __getattr__(name: str) -> Any:
-    # At first use: FastAPI is an extra, and the maps that are written as files need none of it.
-    if name == "create_app":
-        from divcon.serve.app import create_app
-
-        return create_app
-    if name == "Limits":
-        from divcon.serve.limits import Limits
-
-        return Limits
-    raise AttributeError(f"module 'divcon.serve' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Limits": "limits",
+        "create_app": "app",
+    },
+)

@@ -10,7 +10,6 @@ import numpy as np
 
 from divcon.errors import ConfigError
 from divcon.evaluation.compare import read_scores as read_json
-from divcon.evaluation.neighbours import nearest
 from divcon.runs.report.thumbnails import sampled
 from divcon.search import Index
 from divcon.search.items import absolute, key_of
@@ -170,6 +169,8 @@ def _near(
     query_ids, vectors = _vectors(index, np.array(list(queries.values()), np.int64)) if queries else (np.empty(0), None)
     if not len(query_ids) or not len(gallery_ids):
         return {}
+    from divcon.evaluation.neighbours import nearest
+
     places, cosines = nearest(vectors, gallery_vectors, min(_NEIGHBOURS + 1, len(gallery_ids)), metric="cosine")
     by_id = {
         int(id_): [(int(gallery_ids[p]), float(c)) for p, c in zip(*pair, strict=True) if gallery_ids[p] != id_]
@@ -186,6 +187,8 @@ def _pairs(index: Index, splits: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     sides = [_vectors(index, sampled(ids[ids >= 0], _MAX_GALLERY // 5, (0,))) for ids in (test, train)]
     if not all(len(ids) for ids, _ in sides):
         return []
+    from divcon.evaluation.neighbours import nearest
+
     places, cosines = nearest(sides[0][1], sides[1][1], 1, metric="cosine")
     best = [int(i) for i in np.argsort(-cosines[:, 0], kind="stable")[:PAIRS] if cosines[i, 0] >= _DUPLICATE]
     pairs = [(int(sides[0][0][i]), int(sides[1][0][places[i, 0]]), float(cosines[i, 0])) for i in best]

@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.read import read_source
-from divcon.division import Division
 from divcon.errors import DataError, DivconError
 from divcon.runs.folder import RunFolder, run_of
 from divcon.runs.report.charts import flows
 from divcon.runs.report.thumbnails import sampled
 from divcon.search import Index
 from divcon.search.items import items_of
+
+if TYPE_CHECKING:
+    from divcon.division import Division
 
 MAX_DIVISIONS = 12
 """Divisions that the page shows; of more, some at even distances."""
@@ -104,6 +106,8 @@ class RunData:
 
     def _divisions(self) -> tuple[list[tuple[int, Division]], str | None]:
         """The divisions and their epochs, with the first and the last among them; and why others cannot be read."""
+        from divcon.division import Division
+
         files = sorted((run_of(self.run) / "divisions").glob("epoch_*.safetensors"))
         if len(files) > MAX_DIVISIONS:
             files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, MAX_DIVISIONS).round().astype(int))]

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError
-from divcon.training.instantiate import arguments, name_in_words, parameters_of
+from divcon.training.instantiate import arguments, parameters_of
 from divcon.training.miners import TripletMiner
+from divcon.training.own import name_in_words
 
 _REFUSED = {
     "NCALoss": "it would compare each image with its own copy in the memory",

@@ -12,7 +12,6 @@ from pytorch_metric_learning.utils.common_functions import TorchInitWrapper
 from torch import nn
 
 from divcon.errors import ConfigError, unknown
-from divcon.runtime.importing import is_named, load_part
 
 _CLASSES = {
     "distance": distances,
@@ -27,25 +26,6 @@ _NOT_BY_NAME = {
     "DoNothingReducer": "does not reduce a loss to one number",
     "ClassWeightedReducer": "needs a tensor of weights",
 }
-
-
-def resolve(part: Any, setting: str) -> Any:
-    """Import a part that is named ``module:Name``; anything else is returned as it is.
-
-    Raises:
-        ConfigError: the module cannot be imported, or has no such name.
-    """
-    if not is_named(part):
-        return part
-    try:
-        return load_part(part, setting)
-    except ConfigError as error:
-        raise ConfigError(str(error), field=setting) from error
-
-
-def name_in_words(part: Any) -> str:
-    """The name of a part in messages: that of its class or function."""
-    return getattr(part, "__name__", None) or type(part).__name__
 
 
 def instantiate(kind: type, options: Mapping[str, Any], setting: str, sizes: Mapping[str, int] | None = None) -> Any:

@@ -23,30 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from divcon.config.settings import TrainConfig
-from divcon.errors import ConfigError, unknown
+from divcon.errors import ConfigError
 from divcon.models import SubspaceHead
 from divcon.runtime.device import to_device
 from divcon.runtime.importing import is_named
 from divcon.training.cross_batch_memory import CrossBatchMemory, check_cross_batch_memory
-from divcon.training.instantiate import arguments, instantiate, name_in_words, parameters_of, resolve
+from divcon.training.instantiate import arguments, instantiate, parameters_of
 from divcon.training.miners import TripletMiner, create_miner
+from divcon.training.names import REFUSED, check_loss_name
+from divcon.training.own import name_in_words, resolve
 from divcon.training.proxies import ClusterProxies
 
-_REFUSED = {
-    "ManifoldLoss": "draws classes of its own and takes no labels; divcon trains losses of embeddings and labels",
-    "VICRegLoss": "compares two views of an image and takes no labels; divcon trains losses of embeddings and labels",
-    "SelfSupervisedLoss": "compares two views of an image and takes no labels; divcon trains losses of embeddings and "
-    "labels",
-    "InstanceLoss": "takes image number n of a batch for class number n in pytorch-metric-learning, and so draws "
-    "unlike images together; use NormalizedSoftmaxLoss or NTXentLoss",
-    "IntraPairVarianceLoss": "evens out similarities without telling classes apart, and is meant to be added to "
-    "another loss; use MultiSimilarityLoss",
-    "CrossBatchMemory": "wraps another loss: set `loss` to that one, and `memory_size`",
-    "MultipleLosses": "combines other losses: name one of them, or pass the object from Python",
-    "GenericPairLoss": "is a base class of other losses",
-    "BaseMetricLossFunction": "is a base class of other losses",
-    "BaseLossWrapper": "is a base class of other losses",
-}
 _SIZES = ("embedding_size", "descriptors_dim")
 
 
@@ -124,7 +111,7 @@ def loss_names() -> list[str]:
     return [
         name
         for name, value in vars(pml_losses).items()
-        if inspect.isclass(value) and issubclass(value, pml_losses.BaseMetricLossFunction) and name not in _REFUSED
+        if inspect.isclass(value) and issubclass(value, pml_losses.BaseMetricLossFunction) and name not in REFUSED
     ]
 
 
@@ -297,18 +284,15 @@ def _step_of_copy(
 def _resolve_loss(loss: Any) -> Any:
     """The class of a loss, or the module or function itself."""
     if isinstance(loss, str) and not is_named(loss):
-        if loss in _REFUSED:
-            raise ConfigError(f"loss {loss!r} {_REFUSED[loss]}", field="loss")
-        if loss not in loss_names():
-            raise ConfigError(unknown("loss", loss, loss_names()), field="loss")
+        check_loss_name(loss, loss_names())
         part = getattr(pml_losses, loss)
     else:
         part = resolve(loss, "loss")
     kind = part if isinstance(part, type) else type(part)
     name = kind.__name__
     if getattr(pml_losses, name, None) is kind:
-        if name in _REFUSED and not (name == "MultipleLosses" and part is not kind):
-            raise ConfigError(f"loss {name!r} {_REFUSED[name]}", field="loss")
+        if name in REFUSED and not (name == "MultipleLosses" and part is not kind):
+            raise ConfigError(f"loss {name!r} {REFUSED[name]}", field="loss")
         if name == "SmoothAPLoss" and part is kind:
             return SmoothAPLoss
     if not callable(part):

@@ -14,18 +14,18 @@ from pytorch_metric_learning import miners as pml_miners
 from torch import Tensor, nn
 
 from divcon.config.settings import TrainConfig
-from divcon.errors import ConfigError, unknown
+from divcon.errors import ConfigError
 from divcon.runtime.device import to_device
 from divcon.runtime.importing import is_named
-from divcon.training.instantiate import instantiate, name_in_words, parameters_of, resolve
-
-_NOT_BY_NAME = {"BaseMiner", "EmbeddingsAlreadyPackagedAsTriplets"}
+from divcon.training.instantiate import instantiate, parameters_of
+from divcon.training.names import NO_MINERS, check_miner_name
+from divcon.training.own import name_in_words, resolve
 
 
 def miner_names() -> list[str]:
     """The miners that `TrainConfig.miner` takes by name."""
     named = [name for name, value in vars(pml_miners).items() if inspect.isclass(value)]
-    return ["auto", "none", *OWN_MINERS, *(name for name in named if name not in _NOT_BY_NAME)]
+    return ["auto", "none", *OWN_MINERS, *(name for name in named if name not in NO_MINERS)]
 
 
 def create_miner(config: TrainConfig) -> nn.Module | None:
@@ -43,8 +43,7 @@ def create_miner(config: TrainConfig) -> nn.Module | None:
                     field=("miner_options", "miner"),
                 )
             return None
-        if chosen not in miner_names():
-            raise ConfigError(unknown("miner", chosen, miner_names()), field="miner")
+        check_miner_name(chosen, miner_names())
         part = OWN_MINERS.get(chosen) or getattr(pml_miners, chosen)
     else:
         part = resolve(chosen, "miner")

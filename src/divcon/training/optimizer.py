@@ -19,7 +19,7 @@ from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import Context
-from divcon.training.instantiate import name_in_words, resolve
+from divcon.training.own import name_in_words, resolve
 from divcon.training.precision import Precision
 from divcon.training.proxies import ClusterProxies
 

@@ -10,7 +10,7 @@ from typing import Any
 from divcon.config.fields import saved_value
 from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError
-from divcon.training.instantiate import name_in_words, resolve
+from divcon.training.own import name_in_words, resolve
 
 Schedule = Callable[[float, TrainConfig], float]
 """``schedule(epochs_done, config)``: the factor of all learning rates after ``epochs_done`` epochs, a fraction within

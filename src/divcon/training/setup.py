@@ -24,9 +24,9 @@ from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_input
 from divcon.runtime.device import resolve_device
 from divcon.runtime.launchers import started_size
-from divcon.training.instantiate import name_in_words
 from divcon.training.losses import create_objectives, keeps_state
 from divcon.training.optimizer import check_optimizer, create_optimizer
+from divcon.training.own import name_in_words
 from divcon.training.schedule import check_schedule
 
 _COMPILERS = (os.environ.get("CXX", "c++"), "g++", "clang++")

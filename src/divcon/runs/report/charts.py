@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from divcon.division import Division
 from divcon.runs.report.html import Child, Html, element
+
+if TYPE_CHECKING:
+    from divcon.division import Division
 
 COLORS = 10
 """Number of colors in the style sheet; further learners reuse them with another dash."""

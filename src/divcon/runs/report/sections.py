@@ -17,7 +17,7 @@ from divcon.config.image_size import saved_size
 from divcon.config.settings import RunConfig, TrainConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
-from divcon.errors import DataError, DivconError, RunError
+from divcon.errors import DataError, DivconError
 from divcon.evaluation.baselines import METRICS
 from divcon.evaluation.metrics import Score, scores_in
 from divcon.evaluation.neighbours import nearest
@@ -25,9 +25,9 @@ from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.subspaces import normalized
 from divcon.evaluation.task import Task
 from divcon.evaluation.threshold import in_words, read_threshold
-from divcon.models.pruning import EMBEDDING_NAMES
+from divcon.models.names import EMBEDDING_NAMES
 from divcon.runs.embedding import read_record
-from divcon.runs.folder import RunFolder, kept_epoch
+from divcon.runs.folder import RunFolder, begun, kept_epoch
 from divcon.runs.notes import EpochNotes, learners_are_one, template
 from divcon.runs.report.charts import MAX_COLUMNS, Line, flow_chart, learner_style, line_chart, thinned
 from divcon.runs.report.html import Child, Html, element, fold, joined, number, numbers, percent, short, table
@@ -73,14 +73,9 @@ class Contents:
         Raises:
             RunError: the folder holds no run, none of its epochs is done, or its ``config.json`` is damaged.
         """
-        saved = folder.read()
-        if saved is None:
-            raise RunError(f"{folder.path}: holds no run (no config.json of a run); pass a run folder")
-        lines = folder.lines()
-        if not lines:
-            raise RunError(f"{folder.path}: no epoch of this run is done yet, so there is nothing to report")
+        config, record, lines = begun(folder.path)
         divisions, problems = _divisions(folder, lines)
-        return cls(folder, *saved, lines, divisions, problems, folder.selection_over_folds())
+        return cls(folder, config, record, lines, divisions, problems, folder.selection_over_folds())
 
     @property
     def of_vectors(self) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from divcon.data.labeled_set import LabeledSet, row_name
-from divcon.data.loading import each_image
 from divcon.runs.report.html import Html, element
 from divcon.runtime.context import DEFAULT, Context
 
@@ -28,6 +27,8 @@ class Thumbnails:
         self._made: dict[int, bytes | str] = {}
         wanted = np.unique(np.asarray(indices, np.int64))
         if images.vectors is None and len(wanted):
+            from divcon.data.loading import each_image
+
             thumbnails = each_image(images.subset(wanted), functools.partial(_webp, side=_SIDE), context=context)
             self._made = dict(zip(wanted.tolist(), thumbnails, strict=True))
 

@@ -19,7 +19,7 @@ from divcon.evaluation.compare import read_scores
 from divcon.evaluation.subspaces import sample_of
 from divcon.models import EmbeddingModel
 from divcon.runs.embedding import read_record
-from divcon.runs.folder import RunFolder, own_benchmark, run_of
+from divcon.runs.folder import RunFolder, own_benchmark
 from divcon.runs.report import sections
 from divcon.runs.report.html import Child, element, joined, page, section, style
 from divcon.runs.report.sections import Contents, best_and_worst
@@ -73,8 +73,6 @@ def report(
     if isinstance(scores, (str, os.PathLike)):
         scores = read_scores(scores)
     folder = RunFolder(run)
-    if (of := run_of(run)) != Path(run):
-        raise RunError(f"{run}: holds no run, but a model of the run {of}; pass that")
     contents = Contents.of(folder)
     if scores is not None:
         sections.check_scores(scores)

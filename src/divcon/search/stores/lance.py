@@ -1,12 +1,15 @@
-"""`LanceStore`: a store in a folder, of LanceDB's files and ``divcon.json``."""
+"""`LanceStore`: a store in a folder, of LanceDB's files and ``divcon.json``; and a copy of a small store's rows, so
+that reading it needs no LanceDB, whose import takes a second."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import reduce
 from pathlib import Path
@@ -35,6 +38,12 @@ from divcon.search.stores.base import (
 ABOUT_FILE = "divcon.json"
 """The file that makes a folder a store."""
 _TABLE = "items"
+COPY_FILE = "rows.arrow"
+"""All rows of a small store, as an Arrow file."""
+_COPIED = b"divcon copied"
+"""The metadata of that file: which version of the table it has."""
+_LARGEST_COPY = 2**28
+"""Bytes of embeddings, above which there is no copy."""
 _AT_ONCE = 2048
 """Ids or keys in one filter."""
 
@@ -47,16 +56,12 @@ class LanceStore(Store):
     folder: Path  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, folder: Path) -> None:
-        try:
-            import lancedb
-        except ImportError:
-            raise ConfigError('an index in a folder needs LanceDB: pip install "divcon[search]"') from None
-        # Processes that decode images are forked from this one, and use nothing of LanceDB's.
-        warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
-        self._lancedb: Any = lancedb
+        if importlib.util.find_spec("lancedb") is None:
+            raise ConfigError('an index in a folder needs LanceDB: pip install "divcon[search]"')
         self.folder = folder
         self.uri = str(folder)
         self._about_file = folder / ABOUT_FILE
+        self._copy_file = folder / COPY_FILE
         self._open_table: Any = None
         self._opening = threading.Lock()
 
@@ -107,14 +112,17 @@ class LanceStore(Store):
             raise StoreError(str(error)) from None
         try:
             yield
+            self._write_copy()
         finally:
             lock.release()
 
     def _is_ours(self) -> bool:
-        return {entry.name for entry in self.folder.iterdir()} <= {f"{_TABLE}.lance", LOCK_FILE}
+        return {entry.name for entry in self.folder.iterdir()} <= {f"{_TABLE}.lance", LOCK_FILE, COPY_FILE}
 
     def version(self) -> str:
-        return f"{self.about().created} {self._run(lambda: self._table().version)}"
+        copied = self._copied()
+        version = self._run(lambda: self._table().version) if copied is None else copied["version"]
+        return f"{self.about().created} {version}"
 
     def changing(self) -> nullcontext[None]:
         return nullcontext()
@@ -146,14 +154,19 @@ class LanceStore(Store):
     # -------------------------------------------------------------------------------------------------------- reading
 
     def count(self) -> int:
+        if (copied := self._copied()) is not None:
+            return copied["rows"]
         return self._run(lambda: self._table().count_rows())
 
     def ids(self, conditions: Sequence[Condition] = ()) -> np.ndarray:
-        if any(condition.type == "decimal" for condition in conditions):  # text to LanceDB, in another order
+        # Decimals are text to LanceDB, in another order.
+        if self._copied() is not None or any(condition.type == "decimal" for condition in conditions):
             return super().ids(conditions)
         return np.sort(self._select(_expression(conditions), ["id"])["id"].to_numpy())
 
     def lookup(self, keys: Sequence[str]) -> dict[str, StoredItem]:
+        if self._copied() is not None:
+            return super().lookup(keys)
         items: dict[str, StoredItem] = {}
         for expression in _any_of("key", keys):
             rows = self._select(expression, ["id", "key", "content", "details"])
@@ -161,22 +174,30 @@ class LanceStore(Store):
         return items
 
     def rows(self, ids: np.ndarray) -> pa.Table:
+        if self._copied() is not None:
+            return super().rows(ids)
         about = self.about()
         columns = [*FIXED_COLUMNS, *(column.stored for column in about.columns)]
         parts = [self._select(expression, columns) for expression in _any_of("id", ids)]
         return pa.concat_tables(parts) if parts else schema_of(about).empty_table().select(columns)
 
     def embeddings(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._copied() is not None:
+            return super().embeddings(ids)
         blocks = [self._select(expression, ["id", "embedding"]) for expression in _any_of("id", ids)]
         return joined([ids_and_embeddings(block) for block in blocks], self.about().dims)
 
     def scan(self, conditions: Sequence[Condition] = ()) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if any(condition.type == "decimal" for condition in conditions):
+        if self._copied() is not None or any(condition.type == "decimal" for condition in conditions):
             yield from super().scan(conditions)
             return
         yield from map(ids_and_embeddings, self._scan(_expression(conditions), ["id", "embedding"]))
 
     def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        if self._copied() is not None:
+            # What is damaged, or was replaced by a store that is too large, is read from LanceDB's files.
+            with suppress(OSError, pa.ArrowException):
+                return iter([self._read_copy(columns)])
         return self._scan(None, list(columns))
 
     def _scan(self, expression: Any, columns: list[str]) -> Iterator[pa.Table]:
@@ -198,6 +219,49 @@ class LanceStore(Store):
     def _query(self, expression: Any, columns: list[str]) -> Any:
         query = self._table().search().select(columns)
         return query if expression is None else query.where(expression)
+
+    # ------------------------------------------------------------------------------------------------ copy of the rows
+
+    def _copied(self) -> dict[str, Any] | None:
+        """``version`` and ``rows`` of the copy; None where there is none of the table as it is now, or where LanceDB is
+        open anyway."""
+        return self._current_copy() if self._open_table is None else None
+
+    def _current_copy(self) -> dict[str, Any] | None:
+        with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+            with pa.OSFile(str(self._copy_file)) as file:
+                copied = json.loads(pa.ipc.open_file(file).schema.metadata[_COPIED])
+            return copied if copied["of"] == self._state() else None
+        return None
+
+    def _state(self) -> str:
+        """A digest that changes with every write to the table: LanceDB keeps a file for each of its versions."""
+        names = sorted(entry.name for entry in (self.folder / f"{_TABLE}.lance" / "_versions").iterdir())
+        return hashlib.blake2b("\n".join([self.about().created, *names]).encode(), digest_size=16).hexdigest()
+
+    def _read_copy(self, columns: Sequence[str]) -> pa.Table:
+        with pa.OSFile(str(self._copy_file)) as file:
+            names = pa.ipc.open_file(file).schema.names
+            there = [names.index(name) for name in columns if name in names]
+            return pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=there)).read_all()
+
+    def _write_copy(self) -> None:
+        """Copy the rows, where the store is small and has changed. Without a copy, everything works, but starts later:
+        a disk that is full is no error here."""
+        if self._open_table is None or not self.exists() or self._current_copy() is not None:
+            return  # nothing was written
+        about, rows = self.about(), self.count()
+        if rows >= about.ann_from or 4 * rows * about.dims > _LARGEST_COPY:
+            with suppress(OSError):
+                self._copy_file.unlink(missing_ok=True)
+            return
+        with suppress(OSError, OutputError):
+            copied = {"of": self._state(), "rows": rows, "version": self._run(lambda: self._table().version)}
+            schema = schema_of(about)
+            marked = schema.with_metadata({_COPIED: json.dumps(copied).encode()})
+            with atomic_write(self._copy_file) as beside, pa.ipc.new_file(beside, marked) as writer:
+                for block in self.read_columns(schema.names):
+                    writer.write_table(block)
 
     # ---------------------------------------------------------------------------------------------- approximate index
 
@@ -236,12 +300,18 @@ class LanceStore(Store):
         self._open_table = None
 
     def _connect(self) -> Any:
+        import lancedb
+
+        # Processes that decode images are forked from this one, and use nothing of LanceDB's.
+        warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
         # Other processes' writes are visible at the next read.
-        return self._lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
+        return lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
 
     def _table(self) -> Any:
         with self._opening:
             if self._open_table is None:
+                if not self.folder.is_dir():  # LanceDB would create it
+                    raise FileNotFoundError(self.folder)
                 self._open_table = self._connect().open_table(_TABLE)
             return self._open_table
 

@@ -1,0 +1,72 @@
+"""The folder of a model: ``config.json`` and ``model.safetensors``. What can be checked there without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from divcon.errors import WeightsError
+from divcon.models.names import check_learner
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The folder of the model that the folder of a run or model stands for."""
+    folder = Path(folder)
+    is_run = (folder / "model").is_dir() or (folder / "metrics.jsonl").exists()
+    return folder / "model" if is_run else folder
+
+
+def check_model(folder: str | Path, *, learner: int | None = None) -> dict[str, Any]:
+    """Check, before PyTorch is imported, that there is a model in the folder of a run or model, and return its
+    ``config``.
+
+    Args:
+        learner: one that it must have.
+
+    Raises:
+        WeightsError: there is no model, or its ``config.json`` is damaged, or another version wrote it.
+        ConfigError: the model has no such learner.
+    """
+    folder = model_folder(folder)
+    config = read_config(folder)
+    if not (folder / WEIGHTS).exists():
+        raise WeightsError(f"{folder}: the weights are missing or damaged ({WEIGHTS} is not there)")
+    if learner is not None and isinstance(config.get("num_learners"), int):
+        check_learner(learner, config["num_learners"])
+    return config
+
+
+def check_weights(path: str | Path) -> None:
+    """
+    Raises:
+        WeightsError: there is no file of weights.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: there is no such file of weights")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config`` of the model in its folder.
+
+    Raises:
+        WeightsError: there is no model, or it is damaged, or another version wrote it.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        advice = "; its run has not saved an epoch yet: go on with `resume=True`" if folder.name == "model" else ""
+        raise WeightsError(f"{folder}: no model there (config.json is missing){advice}") from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{file}: damaged ({error})") from None
+    if not isinstance(config, dict) or "format" not in config:
+        raise WeightsError(f"{file}: not the file of a model of divcon")
+    if (version := config.pop("format")) != FORMAT:
+        raise WeightsError(f"{file}: written by another version of divcon (format {version}, this one reads {FORMAT})")
+    if "freeze_batch_norm" not in config:
+        raise WeightsError(f"{file}: damaged (freeze_batch_norm is missing)")
+    return config
