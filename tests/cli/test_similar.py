@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import divcon as dc
-from divcon.cli.similar import _free_port
+from divcon.cli.similar import _free_port, _open_page
 from divcon.errors import ConfigError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -102,7 +102,7 @@ def test_the_page_is_served_with_what_training_needs(
     assert f"40 items of {tmp_path / 'here' / 'index'} at http://127.0.0.1:{port}/" in out
     assert opened == [f"127.0.0.1:{port}"]
     assert (told["items"], told["untrained"], told["port"]) == (40, True, port)
-    assert "these have none. Label some (on the page: select, tag, and export a CSV)" in told["training"]
+    assert "To train, label at least 6 classes of 2 images each (on the page: Label items" in told["training"]
     assert told["training"] in out
     record = json.loads((tmp_path / "here" / "untrained.json").read_text())
     assert record["data"] == [str(flat)]
@@ -127,7 +127,7 @@ def test_a_backbone_and_its_options_in_index(
     code, out, err = command(
         "index", "--backbone", "tf_efficientnet_lite0", "--stream", listing, "--store", tmp_path / "listed", *SMALL
     )
-    assert code == 0 and "5 added" in out and "these have" in out, err
+    assert code == 0 and "5 added" in out and "To train, label at least" in out, err
 
     tiny_model().save(tmp_path / "run")
     wrong: list[tuple[list[object], str]] = [
@@ -187,3 +187,36 @@ def test_what_the_page_needs_is_checked_first(
     assert code == 2 and 'pip install "divcon[serve]"; or leave it out (--no-serve)' in err
     with pytest.raises(ConfigError, match="cannot listen there"):
         _free_port("192.0.2.1", 8000)
+
+
+def test_the_browser_is_opened_when_the_page_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    tries: list[tuple[str, int]] = []
+    connect = socket.create_connection
+
+    def later(address: tuple[str, int], timeout: float) -> socket.socket:
+        tries.append(address)
+        if len(tries) < 3:
+            raise ConnectionRefusedError
+        return connect(address, timeout=timeout)
+
+    monkeypatch.setattr("socket.create_connection", later)
+    with socket.create_server(("127.0.0.1", 0)) as page:
+        port = page.getsockname()[1]
+        _open_page("127.0.0.1", port)
+    assert len(tries) == 3 and opened == [f"http://127.0.0.1:{port}/"]
+
+
+@pytest.mark.heavy
+def test_a_store_elsewhere_has_its_model_beside_the_photos(command: Command, image_folder: Path, postgres: str) -> None:
+    table = f"{postgres}{'&' if '?' in postgres else '?'}table=similar_photos"
+    query = sorted(image_folder.rglob("*.png"))[3]
+    code, out, err = similar(command, image_folder, "--store", table, "--query", query, "-k", 1)
+    assert code == 0 and out.splitlines()[-1].endswith(str(query)), err
+    beside = image_folder.with_name("photos.divcon")
+    assert sorted(path.name for path in beside.iterdir()) == ["model", "untrained.json"]
+    query.write_bytes(sorted(image_folder.rglob("*.png"))[30].read_bytes())
+    copy = query.rename(image_folder.parent / "new.png")  # its embedding is in no store
+    code, out, err = command("search", table, copy, "-k", 1)
+    assert code == 0 and out.startswith(" 1.0000"), err

@@ -65,6 +65,8 @@ def test_the_walk_of_every_preset(command: Run, cub: Path, tmp_path: Path, name:
     assert "this used 2 % of the classes and epochs: it is not a result" in printed
     known = reproduced["published"]
     assert (f"{100 * known['recall_at_1']:.1f}" if known else "-") in printed
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["recall_at_1"] == result["recall_at_1"]
+    assert "Scores on test classes" in (tmp_path / "run" / "report.html").read_text()
     # Its data cannot be read again, as it is a part.
     code, _, err = command("evaluate", tmp_path / "run")
     assert (code, "does not say what it was trained on" in err) == (2, True)

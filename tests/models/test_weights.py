@@ -139,7 +139,7 @@ def test_what_the_hub_answers_is_said(hub: Hub, status: int, says: str) -> None:
 def test_a_hub_that_says_nothing_is_left_alone(
     online: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(weights, "SECONDS", 0.3)
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.3")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         online(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(WeightsError, match=r"127\.0\.0\.1 did not answer in 0\.3 seconds"):

@@ -31,9 +31,9 @@ def test_the_command_of_a_report_puts_scores_there(
     assert len(commands) == 1
     program, *words = shlex.split(html.unescape(commands[0]))
     assert program == "divcon"
-    code, printed, err = command(*words)
+    code, _, err = command(*words)
     assert code == 0, err
-    assert str(report) in printed
+    assert f"the scores are in {report} too" in err
     assert "Scores on test classes" in report.read_text()
     assert not re.findall(r"<code>divcon ", report.read_text())
 
@@ -46,7 +46,7 @@ def test_a_report_of_data_that_no_file_names_shows_no_command(image_folder: Path
     dc.run(dc.read(image_folder), tmp_path / "run", config)
     text = (tmp_path / "run" / "report.html").read_text()
     assert "<code>divcon " not in text
-    assert "divcon.report(..., scores=divcon.evaluate(model, data))" in text
+    assert "divcon.report(run, data, scores=divcon.evaluate(model, data))" in text
 
 
 def test_the_command_after_a_report_that_was_not_written(

@@ -114,3 +114,48 @@ def test_a_listing_is_read_lazily(tmp_path: Path, image_folder: Path) -> None:
         list(read_listing(str(listing)))
     with pytest.raises(DataError, match=r"gone\.txt: cannot be read"):
         list(read_listing(str(tmp_path / "gone.txt")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_does_not_decode_is_left_out_in_the_one_pass_and_progress_comes_by_batch(
+    tiny_model: Callable[..., dc.EmbeddingModel],
+    image_folder: Path,
+    broken_png: Callable[[Path], None],
+    tmp_path: Path,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = sorted(image_folder.rglob("*.png"))
+    whole = tiny_model().encode(images)
+    for i in (3, *range(8, 16)):  # one in a batch, and all of a batch
+        broken_png(images[i])
+    decoded: list[int] = []
+    opened = LabeledSet.open
+
+    def counted(self: LabeledSet, index: int, *arguments: object, **options: object) -> object:
+        decoded.append(int(self.rows[index]))
+        return opened(self, index, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LabeledSet, "open", counted)
+    warned: list[str] = []
+    steps: list[tuple[str, int, int | None]] = []
+    context = dc.Context(
+        workers=workers,
+        on_warning=warned.append,
+        on_progress=lambda p: steps.append((p.stage, p.done, p.total)),
+    )
+    options = {"batch_size": 8, "on_bad_image": "skip", "context": context}
+    with dc.Index.build(tiny_model(), images, tmp_path / "store", **options) as index:
+        assert len(index) == 31
+        assert sorted(warned) == [w for w in warned if w.startswith("left out: ")] and len(warned) == 9
+        assert all(str(images[i]) in warned[place] for place, i in enumerate((3, *range(8, 16))))
+        for i in (0, 4, 20, 39):
+            hit = index.search(str(images[i]), 1)[0]
+            assert hit.path == str(images[i])
+            stored = index.store.embeddings(np.array([hit.id]))[1][0]
+            np.testing.assert_allclose(stored, whole[i], atol=1e-5)
+    if not workers:  # other processes count for themselves
+        assert sorted(decoded) == list(range(40))
+    assert {stage for stage, _, _ in steps} == {"index"} and {total for _, _, total in steps} == {40}
+    done = [count for _, count, _ in steps]
+    assert done == sorted(done) and done[0] == 7 and done[-1] == 40 and len(done) > 4

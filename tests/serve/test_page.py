@@ -236,7 +236,7 @@ def test_images_fill_their_cells(opened: Opened, index: Index, tmp_path: Path) -
         page = opened("/?id=0", url=url, scheme="dark")
         images = page.locator("#results img")
         expect(images).to_have_count(5)
-        page.wait_for_function("[...document.querySelectorAll('#results img')].every((image) => image.complete)")
+        page.wait_for_function("() => [...document.querySelectorAll('#results img')].every((image) => image.complete)")
         script = """node => {
             const style = getComputedStyle(node);
             return [node.alt && node.closest("a").title.split("/").at(-1), node.clientWidth === node.clientHeight,

@@ -307,7 +307,9 @@ def test_head_for_every_get(served: Any) -> None:
     with httpx2.Client(base_url=served.url, headers={"Accept-Encoding": "gzip"}, timeout=60) as client:
         described = client.get("/openapi.json").json()["paths"]
         paths = [path.format(item=3) for path, ways in described.items() if "get" in ways]
+        paths[paths.index("/map/column")] += "?name=colour"
         assert "/items/3/image" in paths and len(paths) >= 9
+        paths = [f"{path}?name=price" if path == "/map/column" else path for path in paths]
         for path in [*paths, "/", "/page.js", "/page.css", "/favicon.svg", "/openapi.json"]:
             while (got := client.get(path)).status_code == 202:
                 pass

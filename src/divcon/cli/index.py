@@ -297,7 +297,8 @@ def index_by_backbone(
     folder, address = place_of(store, images)
     is_new = not folder.exists()
     check_writable(folder / RECORD)
-    note(f"the index is in {address if store else folder}" + ("" if store else "; --store chooses another place"))
+    if store is None:
+        note(f"the index is in {folder}; --store chooses another place")
 
     from divcon.runtime.context import Context
     from divcon.search import Index
@@ -340,7 +341,7 @@ def index_by_backbone(
     _print_changes(opened, changes)
     if (training := training_of(opened)) is not None:
         console.print(training)
-    return folder, opened.uri
+    return folder, str(address)
 
 
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}

@@ -150,7 +150,7 @@ def similar(
             threading.Thread(target=_open_page, args=(host, port), daemon=True).start()
         serve(uri, host=host, port=port, token=token, device=device)
     else:
-        note(f"to see the page: divcon serve {folder}")
+        note(f"to see the page: divcon serve {folder if uri == str(folder / 'index') else 'STORE'}")
 
 
 def _check_size(size: str | None) -> None:

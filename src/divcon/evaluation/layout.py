@@ -52,8 +52,8 @@ def layouts() -> list[By]:
 
 
 def check_layout(by: By | Literal["auto"]) -> By:
-    """The layout of a name; of ``auto`` UMAP where it is installed, which takes a minute for 100,000 vectors, else
-    t-SNE.
+    """The layout of a name; of ``auto`` UMAP where it is installed, else t-SNE. UMAP takes one to two minutes for
+    100,000 vectors.
 
     Raises:
         ConfigError: another name, or UMAP is not installed.

@@ -18,7 +18,7 @@ from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.errors import ConfigError
+from divcon.errors import ConfigError, OutputError
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runtime.context import Context
@@ -71,6 +71,8 @@ def reproduce(
     """
     check_fraction(fraction)
     from divcon.evaluation.protocol import evaluate
+    from divcon.runs.embedding import read_record
+    from divcon.runs.report import add_test_scores
     from divcon.runs.run import run, source_of
 
     display = display or NullDisplay()
@@ -105,6 +107,12 @@ def reproduce(
     result = (
         of_last if of_last and kept_epoch(lines) == last else scored(model, last, clustering=clustering, per_query=True)
     )
+    record = read_record(RunFolder(out).model)
+    if result is not of_last or record is None or record["chosen"] == "head":  # scores of the kept model
+        try:
+            add_test_scores(out, result)
+        except OutputError as error:
+            display.warn(f"the scores are not in the report of the run: {error}")
     best = max((line for line in lines if line["observed"]), key=lambda line: line["observed"]["recall_at_1"])
     known = PUBLISHED_RESULTS.get(preset, {}).get(data.name)
     result["reproduced"] = {

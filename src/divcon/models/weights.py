@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import queue
 import socket
 import ssl
@@ -16,7 +17,8 @@ from urllib.request import Request, getproxies, urlopen
 from divcon.errors import WeightsError
 
 SECONDS = 4.0
-"""The time in which a server has to answer before anything is downloaded; a download itself may take any time."""
+"""The time in which a server has to answer before anything is downloaded, unless HF_HUB_ETAG_TIMEOUT says otherwise; a
+download itself may take any time."""
 
 _MOST_NAMES = 4
 """Names of weights at hand that a message has."""
@@ -60,7 +62,7 @@ def check_download(name: str) -> None:
         raise no_weights(name, "timm has no pretrained weights of it")
     server, ask = _question(config)
     try:
-        _within(SECONDS, ask)
+        _within(_seconds(), ask)
     except Exception as error:
         raise no_weights(name, f"its pretrained weights could not be downloaded: {_why(server, error)}") from error
 
@@ -142,20 +144,27 @@ def _ask_hub(urls: list[str]) -> None:
         raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
     for url in urls:
         try:
-            location = get_hf_file_metadata(url, timeout=SECONDS).location
+            location = get_hf_file_metadata(url, timeout=_seconds()).location
         except EntryNotFoundError:
             if url == urls[-1]:
                 raise
             continue
         if urlsplit(location).hostname != urlsplit(url).hostname:
             # Any answer will do, a refusal too: addresses that are signed for GET refuse HEAD.
-            get_session().head(location, timeout=SECONDS)
+            get_session().head(location, timeout=_seconds())
         return
 
 
 def _ask_for_url(url: str) -> None:
-    with urlopen(Request(url, method="HEAD"), timeout=SECONDS):
+    with urlopen(Request(url, method="HEAD"), timeout=_seconds()):
         pass
+
+
+def _seconds() -> float:
+    try:
+        return float(os.environ["HF_HUB_ETAG_TIMEOUT"])
+    except (KeyError, ValueError):
+        return SECONDS
 
 
 def _within(seconds: float, function: Callable[[], None]) -> None:
@@ -206,7 +215,7 @@ def _why(server: str, error: BaseException) -> str:
     if any(isinstance(each, ssl.SSLError) for each in chain):
         return f"the connection to {server} is not trusted ({_short(error)}); SSL_CERT_FILE names other certificates"
     if any(isinstance(each, TimeoutError) for each in chain) or any("Timeout" in kind for kind in kinds):
-        return f"{server} did not answer in {SECONDS:g} seconds{_by_proxy()}"
+        return f"{server} did not answer in {_seconds():g} seconds{_by_proxy()} (HF_HUB_ETAG_TIMEOUT waits longer)"
     return f"{server} cannot be reached{_by_proxy()} ({_short(chain[-1])})"
 
 

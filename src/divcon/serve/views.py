@@ -87,7 +87,7 @@ class Views:
         self.run = run
         self.scores = scores
         self.background = Background()
-        self.layouts = Background()  # of its own, since a layout takes a minute
+        self.layouts = Background()  # of its own, since a layout takes a minute or two
         self._steps: dict[str, tuple[str, float | None]] = {}
         self._closed = False
         self._run_data: tuple[str, RunData] | None = None
