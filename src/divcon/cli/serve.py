@@ -110,7 +110,6 @@ def serve(
 
     from divcon.runs.folder import RunFolder
     from divcon.search import Index
-    from divcon.serve.failures import read_scores
     from divcon.serve.guard import is_loopback
     from divcon.serve.limits import Limits
 
@@ -119,7 +118,11 @@ def serve(
         raise ConfigError("--token: use at least 16 letters, digits or signs without spaces, or leave it out")
     create_token = token is None and not is_loopback(host)
     token = secrets.token_urlsafe(24) if create_token else token
-    scores_of_run = None if scores is None else read_scores(scores)
+    scores_of_run = None
+    if scores is not None:
+        from divcon.serve.failures import read_scores
+
+        scores_of_run = read_scores(scores)
     if run is not None and RunFolder(run).origin() is None:
         raise ConfigError(f"--run {run}: is not a run folder")
     with ExitStack() as opened:
