@@ -105,6 +105,7 @@ def serve(
     seconds
         Most seconds per request, upload included.
     """
+    import importlib
     import secrets
     from contextlib import ExitStack
 
@@ -131,6 +132,9 @@ def serve(
         from divcon.serve.app import create_app
         from divcon.serve.server import serve as run_server
 
+        # Now, so that the first request does not wait seconds for PyTorch and timm.
+        for module in ("divcon.models.embedding_model", *(() if index.about.vector_dim else ("timm",))):
+            importlib.import_module(module)
         if run is None and index.about.model and RunFolder(index.about.model).origin() is not None:
             run = Path(index.about.model)
         server = create_app(
