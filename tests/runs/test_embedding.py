@@ -17,7 +17,7 @@ import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, Stopped
-from divcon.models import with_embedding
+from divcon.models import embedding_model, with_embedding
 from divcon.runs import embedding, run
 from divcon.runs.display import NullDisplay
 from divcon.runs.embedding import choose_embedding, in_words, read_record
@@ -171,7 +171,7 @@ def test_a_run_that_was_killed_before_it_chose_chooses_when_it_is_resumed(
         [
             (run, "choose_embedding"),
             (run, "save_with_record"),
-            (embedding, "write_model"),
+            (embedding_model, "write_model"),
             (embedding, "finish_replacing"),
         ]
     ):

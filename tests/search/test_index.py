@@ -88,8 +88,10 @@ def test_only_what_changed_is_embedded(
     data = vectors(50)
     index = dc.Index.build(model, data, uri, columns={"price": range(50)})
     embedded = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda images, **how: embedded.append(len(images)) or encode(images, **how))
+    features = model.features
+    monkeypatch.setattr(
+        model, "features", lambda images, **how: embedded.append(len(images)) or features(images, **how)
+    )
     assert index.update(data, columns={"price": range(50)}) == Changes(kept=50)
 
     # Another content, another label, another column, two new, three gone.
@@ -141,7 +143,8 @@ def test_an_interrupted_update_resumes(uri: str, image_folder: Path, tiny_model,
     images[25].write_bytes(whole)
     reported = []
     changes = index.update(chunks(), context=dc.Context(on_progress=lambda p: reported.append(p.done)))
-    assert (changes, reported) == (Changes(added=1, embedded=1, kept=39), [10, 20, 30, 40])
+    assert changes == Changes(added=1, embedded=1, kept=39)
+    assert reported == sorted(reported) and set(reported) == {10, 20, 30, 40}
     hit = index.search(images[7], k=1)[0]
     assert (hit.path, hit.label) == (str(images[7]), images[7].parent.name)
 

@@ -7,6 +7,7 @@ import io
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,10 @@ def test_beside_the_store_by_default_and_off_without_a_folder(index: Index, tmp_
     with client_of(own, None) as client:
         give(client, [1], label="a")
     assert (tmp_path / "store" / LABELS_FILE).is_file()
-    monkeypatch.setattr(own.store, "folder", None)  # as of PostgreSQL
-    with client_of(own, None) as client:
+    with ExitStack() as stack:
+        with monkeypatch.context() as patched:
+            patched.setattr(own.store, "folder", None)  # as of PostgreSQL
+            client = stack.enter_context(client_of(own, None))
         assert "--labels FILE" in client.get("/labels").json()["problem"]
         answer = client.post("/labels", json={"ids": [1], "label": "b"})
         assert answer.status_code == 409 and "--labels FILE" in answer.json()["error"]
