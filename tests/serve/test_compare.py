@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -14,9 +18,11 @@ from starlette.testclient import TestClient
 
 import divcon as dc
 from divcon.errors import ConfigError
+from divcon.runs.folder import RunFolder
 from divcon.search import Index
+from divcon.search.untrained import Untrained
 from divcon.serve import create_app
-from divcon.serve.compare import names_of
+from divcon.serve.compare import Side, names_of
 from tests.serve.conftest import serving
 from tests.serve.test_page import fits, shot
 
@@ -261,3 +267,24 @@ def test_the_view(browser: Browser, index: Index, run: Path, other: Index, photo
             expect(content).to_contain_text("searched among")
             context.close()
     assert not wrong
+
+
+def test_a_model_is_described_as_it_embeds_in_the_end(run: Path, index: Index, tmp_path: Path) -> None:
+    """Not by its head, where it embeds by something else; an untrained one by its backbone."""
+    own = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("index"))
+    lines = RunFolder(own).lines()
+    scores = {"recall_at_1": 0.25, "map_at_r": 0.2, "num_queries": 8, "num_classes": 2}
+    lines[-1] |= {"validation": scores, "kept": True}
+    RunFolder(own).metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    side = Side("a", index, own, cast("Any", None))
+    assert side.described()["validation"] == scores
+    kept = {"epoch": lines[-1]["epoch"], "recall_at_1": 0.75, "baselines": {}}
+    RunFolder(own).baselines.write_text(json.dumps(kept))
+    described = side.described()
+    assert described["validation"] == {**scores, "recall_at_1": 0.75}
+    assert (described["untrained"], described["backbone"]) == (False, "test_resnet")
+
+    Untrained("resnet18").write(tmp_path)
+    about = dataclasses.replace(index.about, model=str(tmp_path))
+    plain = Side("b", cast("Any", MagicMock(about=about, __len__=lambda _: 3)), None, cast("Any", None)).described()
+    assert (plain["untrained"], plain["backbone"], plain["validation"]) == (True, "resnet18", None)

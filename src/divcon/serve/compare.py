@@ -13,13 +13,14 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from divcon.errors import ConfigError, RunError
+from divcon.errors import ConfigError, RunError, StoreError
 from divcon.evaluation.neighbours import nearest
 from divcon.runs.folder import RunFolder, kept_epoch, run_of
 from divcon.runs.report.thumbnails import sampled
 from divcon.runtime.context import DEFAULT
 from divcon.search import Index
 from divcon.search.queries import embeddings_of
+from divcon.search.untrained import Untrained
 from divcon.serve import search_request
 from divcon.serve.items import EncodedImages, Pictures, Row, check_pixels, image_answer, row_of, rows_of
 from divcon.serve.limits import Limits, Refusal
@@ -103,9 +104,13 @@ class Side:
             "backbone": None,
             "method": None,
             "learners": None,
+            "untrained": False,
             "validation": None,
         }
         try:
+            untrained = Untrained.read(about.model) if about.model else None
+            if untrained is not None:
+                described |= {"untrained": True, "backbone": untrained.backbone if self.is_of_images else None}
             origin = None if self.run is None else RunFolder(self.run).origin()
             if origin is not None:
                 model = origin[0].model
@@ -113,7 +118,7 @@ class Side:
                 own = {"method": model.method, "learners": learners}
                 described |= own | ({"backbone": str(model.backbone)} if self.is_of_images else {})
                 described["validation"] = self._validation()
-        except RunError:
+        except (RunError, StoreError):
             pass  # a damaged run still has an index
         return described
 
@@ -124,6 +129,8 @@ class Side:
         line = next((line for line in lines if line["epoch"] == kept), {})
         names = ("recall_at_1", "map_at_r", "num_queries", "num_classes")
         scores = line.get("validation")
+        if scores is not None:  # of the head; here as the model embeds in the end
+            scores = {**scores, **(folder.baselines_of(kept) or {})}
         return None if scores is None else {name: scores[name] for name in names if name in scores}
 
     def validation_classes(self) -> list[str]:

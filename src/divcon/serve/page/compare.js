@@ -77,7 +77,8 @@ function facts(model) {
   const validation = model.validation
     ? `Recall@1 ${percent(model.validation.recall_at_1)} of ${many(model.validation.num_queries, "validation query", "validation queries")}`
     : null;
-  return [`${model.dims} dimensions`, model.backbone, learners, validation].filter(Boolean);
+  const training = model.untrained ? "before any training" : null;
+  return [`${model.dims} dimensions`, model.backbone, training, learners, validation].filter(Boolean);
 }
 
 function heading(model, ...more) {
