@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -138,3 +139,18 @@ def test_an_image_that_only_another_process_sees(photos: Path, tmp_path: Path) -
     assert process.returncode == 2
     assert str(last) in text.replace("\n", "")
     assert "Traceback" not in text
+
+
+def test_torchrun_evaluates_with_them(whole: Path, tmp_path: Path) -> None:
+    """They share the images, and rank 0 alone prints and writes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--parts", "--no-clustering", "--json"]
+    finished([*DIVCON, "evaluate", whole, *options, tmp_path / "one.json"])
+    command = [*torchrun, "-m", "divcon", "evaluate", whole, *options, tmp_path / "two.json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("recall_at_1: 95 %") == 1
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert one["per_query"]["recall_at_1"] == two["per_query"]["recall_at_1"]
+    assert two["map_at_r"] == pytest.approx(one["map_at_r"])

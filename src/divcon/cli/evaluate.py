@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,7 @@ from divcon.cli.messages import flag, in_flags
 from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
+from divcon.runtime.launchers import started_group
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -162,6 +164,8 @@ def evaluate(
 
     The scores on the run's own test classes are kept in the run folder, and shown in its report.
 
+    Under torchrun, the processes share the images.
+
     The threshold that the run has chosen on its validation classes (RUN/model/threshold.json) is reported with its
     precision and recall: a nearest neighbour of less similarity is of no known class. They are computed with half of
     the test classes in the gallery, and then with the other half.
@@ -203,6 +207,7 @@ def evaluate(
     from divcon.evaluation.metrics import metrics_of
     from divcon.models.folder import check_model
 
+    started_group()  # half of one is an error
     reranking = _reranking(rerank, {"k1": rerank_k1, "k2": rerank_k2, "weight": rerank_weight})
     metrics_of(metric)
     if json_file is not None:
@@ -220,16 +225,19 @@ def evaluate(
     from divcon.runs.folder import RunFolder, own_benchmark
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
+    from divcon.runtime.launch import started
 
-    model = EmbeddingModel.load(run, device=resolve_device(device))
-    with progress_bar() as on_progress:
-        context = Context(workers, on_progress, note)
+    with started(resolve_device(device)) as group, ExitStack() as stack:
+        model = EmbeddingModel.load(run, device=resolve_device(device))
+        context = Context(workers, on_warning=lambda message: None, processes=group)
+        if group.is_main:
+            context = Context(workers, stack.enter_context(progress_bar()), note, group)
         order_by = None
         if parts and len(model.head.dimensions()) > 1:
             try:
                 order_by = own_benchmark(run, benchmark, context=context)
             except DivconError as error:
-                note(f"no scores of the best few subspaces: {error}")
+                context.warn(f"no scores of the best few subspaces: {error}")
                 no_images = benchmark.train.subset(np.empty(0, np.int64))
                 order_by = replace(benchmark, train=no_images, validation=None)
         if on_bad_image == "skip":
@@ -250,6 +258,8 @@ def evaluate(
             batch_size=batch_size,
             context=context,
         )
+    if not group.is_main:
+        return
     if RunFolder(run).trained_on_test(benchmark):
         result["trained_on_test"] = True
     print_scores(result, console, in_flags)

@@ -169,7 +169,7 @@ def evaluate(
         order = None
         if ordering is not None:
             result["ordered_on"], images = ordering
-            within = context.subtask("evaluate", before=own_total, total=total)
+            within = context.alone().subtask("evaluate", before=own_total, total=total)
             order = subspace_order(embedder, images, batch_size=batch_size, context=within)
         result |= subspace_scores(embedder.head.dimensions(), embeddings, search.scores, order)
     result |= {
