@@ -154,3 +154,22 @@ def test_torchrun_evaluates_with_them(whole: Path, tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     assert one["per_query"]["recall_at_1"] == two["per_query"]["recall_at_1"]
     assert two["map_at_r"] == pytest.approx(one["map_at_r"])
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_again(vectors: Path, tmp_path: Path, whole: Path, run_of: Any) -> None:
+    """One is killed; the next start goes on from the checkpoint, to the same weights."""
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "--max-restarts", "2", "-m", "divcon", "train", vectors, "--out", out, "--resume", *SETTINGS]
+    process = started(command)
+    metrics = out / "metrics.jsonl"
+    until = time.monotonic() + SECONDS
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n")) and time.monotonic() < until:
+        time.sleep(0.05)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(max(map(int, ranks)), signal.SIGKILL)
+    _, text = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    assert "exitcode: -9" in text
+    run_of.of(whole).check_same(run_of.of(out))

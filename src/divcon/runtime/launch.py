@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore, HashStore  # type: ignore[reportPrivateImportUsage]
+from torch.distributed import FileStore, HashStore, PrefixStore  # type: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 from divcon.errors import ConfigError, DivconError, WorkerError
 from divcon.runtime.distributed import ALONE, ProcessGroup
@@ -313,11 +314,16 @@ def _joined(device: str) -> Iterator[Any]:
 @contextmanager
 def _process_group(device: str, rank: int = 0, size: int = 1, store: str | None = None) -> Iterator[None]:
     """Initialise PyTorch's process group for the block, through a store in a file, or as the environment says."""
-    where = {} if store is None else {"store": FileStore(store, size), "rank": rank, "world_size": size}
     if device == "cuda" and store is not None:
         torch.cuda.set_device(rank)
     try:
-        dist.init_process_group(BACKENDS[device], timeout=TIMEOUT, **where)
+        if store is None:
+            meeting, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+            # torchrun keeps its store when it starts the processes again, with the addresses of those that are gone.
+            shared: Any = PrefixStore(f"divcon {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", meeting)
+        else:
+            shared = FileStore(store, size)
+        dist.init_process_group(BACKENDS[device], timeout=TIMEOUT, store=shared, rank=rank, world_size=size)
     except BaseException:
         # PyTorch has counted this group: until one is destroyed, it would look for the next under another name than the
         # other ranks do.
