@@ -122,6 +122,7 @@ def test_each_process_takes_the_device_of_its_place_on_the_machine(
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr("divcon.runtime.launch.rendezvous", lambda *args, **options: iter([(HashStore(), 3, 8)]))
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda *args: None)
     monkeypatch.setattr("divcon.runtime.launch._ignore_signals", lambda: None)
