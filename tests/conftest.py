@@ -34,6 +34,7 @@ import divcon as dc
 from divcon.cli import main
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
+from tests.fork_server import client, fork_server
 
 MOST_SECONDS = 5
 """Of a test that is not marked ``heavy``, for each of its phases; it should take less than one on an idle machine."""
@@ -171,3 +172,14 @@ def postgres() -> Iterator[str]:
     server = pgserver.get_server(tempfile.mkdtemp(prefix="divcon-pg"), cleanup_mode="delete")
     yield server.get_uri()
     server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def divcon_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that runs programs with PyTorch imported already; beside it are ``divcon``, and ``page``,
+    which is ``run_page.py``."""
+    folder = tmp_path_factory.mktemp("server")
+    client(folder / "divcon", "divcon")
+    client(folder / "page", str(Path(__file__).with_name("run_page.py")))
+    with fork_server(folder) as address:
+        yield address

@@ -63,7 +63,10 @@ def _python(block: Block, names: dict[str, Any], where: str) -> str:
 
 
 def _bash(block: Block, where: str) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    folders = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    if (server := os.environ.get("DIVCON_TESTS_FORK_SERVER")) is not None:
+        folders.insert(0, str(Path(server).parent))  # where its `divcon` is
+    path = os.pathsep.join(folders)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.text],
         env={**os.environ, "PATH": path},

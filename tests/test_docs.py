@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -16,6 +17,7 @@ import divcon as dc
 from divcon.cli.messages import flag
 from divcon.training.losses import loss_names
 from divcon.training.miners import miner_names
+from tests.fork_server import VARIABLE
 
 pytestmark = pytest.mark.heavy
 
@@ -31,8 +33,14 @@ def run(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    done = run(page, tmp_path)
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, divcon_server: str) -> None:
+    done = subprocess.run(
+        [Path(divcon_server).with_name("page"), page],
+        cwd=tmp_path,
+        env={**os.environ, VARIABLE: divcon_server},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from divcon.data.benchmark import Benchmark
+from tests.fork_server import VARIABLE
 
 pytestmark = pytest.mark.heavy
 
@@ -38,26 +39,28 @@ def test_the_library_example(tmp_path: Path) -> None:
         assert all(re.fullmatch(r"[01]\.\d{3} \S+", line) for line in lines[3:])
 
 
-def test_the_command_line_session(tmp_path: Path, few: Benchmark, photos_in: Callable[[Path, int], Path]) -> None:
+def test_the_command_line_session(
+    tmp_path: Path, few: Benchmark, photos_in: Callable[[Path, int], Path], divcon_server: str
+) -> None:
     photos_in(tmp_path / "photos", 8)
     few.query.open(0).save(tmp_path / "query.jpg")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(divcon_server).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, VARIABLE: divcon_server}
     for block in blocks("bash"):
-        done = subprocess.run(
-            ["bash", "-euc", block], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
+        done = subprocess.run(["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         hits = done.stdout.splitlines()[-5:]
         assert all(re.match(r"\s*\d\.\d{4}  class\d+  .*\.png$", line) for line in hits), done.stdout
     assert (tmp_path / "runs/photos/model/model.safetensors").exists()
 
 
-def test_it_fits_on_a_page_and_shows_one_picture() -> None:
-    assert len(README.splitlines()) < 120
+def test_it_fits_on_a_page_and_shows_what_is_learned_and_the_page() -> None:
+    assert len(README.splitlines()) < 125
     pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", README)
-    assert len(pictures) == 1
-    assert len(pictures[0][0]) > 40
-    assert (ROOT / pictures[0][1]).exists()
+    assert len(pictures) == 2
+    for words, path in pictures:
+        assert len(words) > 40
+        assert (ROOT / path).exists()
 
 
 def test_its_links_lead_somewhere() -> None:
