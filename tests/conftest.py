@@ -147,8 +147,9 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 @pytest.fixture(scope="module")  # Playwright keeps an event loop open, in which no other test can have its own
 def browser() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright; it reaches nothing but files and this machine."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=60_000)  # the first map compiles UMAP, and a busy machine is slow
     program = shutil.which("chromium")
     if program is None:
         pytest.fail("the tests of pages need Chromium: apt-get install chromium")
