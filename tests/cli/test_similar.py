@@ -78,11 +78,11 @@ def test_the_page_is_served_with_what_training_needs(
 ) -> None:
     from fastapi.testclient import TestClient
 
-    told: dict[str, Any] = {}
+    about: dict[str, Any] = {}
 
     def answer(app: Any, host: str, port: int, **options: Any) -> None:
         with TestClient(app, base_url=f"http://127.0.0.1:{port}") as client:
-            told.update(client.get("/about").json(), port=port, host=host)
+            about.update(client.get("/about").json(), port=port, host=host)
 
     monkeypatch.setattr("divcon.serve.server.serve", answer)
     opened: list[str] = []
@@ -101,9 +101,9 @@ def test_the_page_is_served_with_what_training_needs(
     assert code == 0, err
     assert f"40 items of {tmp_path / 'here' / 'index'} at http://127.0.0.1:{port}/" in out
     assert opened == [f"127.0.0.1:{port}"]
-    assert (told["items"], told["untrained"], told["port"]) == (40, True, port)
-    assert "To train, label at least 6 classes of 2 images each (on the page: Label items" in told["training"]
-    assert told["training"] in out
+    assert (about["items"], about["untrained"], about["port"]) == (40, True, port)
+    assert "To train, label at least 6 classes of 2 images each (on the page: Label items" in about["training"]
+    assert about["training"] in out
     record = json.loads((tmp_path / "here" / "untrained.json").read_text())
     assert record["data"] == [str(flat)]
 

@@ -227,8 +227,9 @@ def evaluate(
     from divcon.runtime.device import resolve_device
     from divcon.runtime.launch import started
 
-    with started(resolve_device(device)) as group, ExitStack() as stack:
-        model = EmbeddingModel.load(run, device=resolve_device(device))
+    where = resolve_device(device)
+    with started(where) as group, ExitStack() as stack:
+        model = EmbeddingModel.load(run, device=where)
         context = Context(workers, on_warning=lambda message: None, processes=group)
         if group.is_main:
             context = Context(workers, stack.enter_context(progress_bar()), note, group)

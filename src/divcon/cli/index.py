@@ -201,7 +201,6 @@ def index(
     if parts is not None and (delete_missing or store is not None):
         raise ConfigError("--parts writes to no store: give --store and --delete-missing to divcon index --load")
     from divcon.models.folder import check_model
-    from divcon.runtime.context import Context
 
     check_model(run)
     items, total = _items(images or [], root, stream, types, columns)
@@ -212,14 +211,7 @@ def index(
         _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
         return
     opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=device)
-    with progress_bar("items", total) as on_progress:
-        changes = opened.update(
-            items,
-            delete_missing=delete_missing,
-            batch_size=batch_size,
-            on_bad_image=on_bad_image,
-            context=Context(workers, on_progress, note),
-        )
+    changes = _update(opened, items, total, workers, delete_missing, batch_size, on_bad_image)
     _print_changes(opened, changes)
 
 
@@ -328,14 +320,7 @@ def index_by_backbone(
                 folder.rmdir()
         raise
     opened = Index.create(folder, address, ann_from=ann_from, device=device)
-    with progress_bar("items", total) as on_progress:
-        changes = opened.update(
-            items,
-            delete_missing=delete_missing,
-            batch_size=batch_size,
-            on_bad_image=on_bad_image,
-            context=Context(workers, on_progress, note),
-        )
+    changes = _update(opened, items, total, workers, delete_missing, batch_size, on_bad_image)
     if not len(opened):
         raise DataError(f"{', '.join(images) or stream}: none of the images decodes")
     _print_changes(opened, changes)
@@ -345,6 +330,28 @@ def index_by_backbone(
 
 
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}
+
+
+def _update(
+    opened: Index,
+    items: Any,
+    total: int | None,
+    workers: int,
+    delete_missing: bool,
+    batch_size: int,
+    on_bad_image: OnBadImage,
+) -> Changes:
+    """Bring an index up to date with a progress bar."""
+    from divcon.runtime.context import Context
+
+    with progress_bar("items", total) as on_progress:
+        return opened.update(
+            items,
+            delete_missing=delete_missing,
+            batch_size=batch_size,
+            on_bad_image=on_bad_image,
+            context=Context(workers, on_progress, note),
+        )
 
 
 def _check_alone(**options: Any) -> None:

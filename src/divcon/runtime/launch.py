@@ -78,7 +78,7 @@ def launch(devices: int, across: str, device: str, worker: Callable[..., None], 
     if joins is not None and size > 1:
         if device == "cuda":
             torch.cuda.set_device(_local_device(joins))
-        if not is_main_process():
+        if joins.rank:
             _ignore_signals()
         try:
             with _joined(device) as cpu_group:

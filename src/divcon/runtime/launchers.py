@@ -82,11 +82,11 @@ def started_task() -> tuple[int, int]:
     """
     for name, of in (("RANK", "WORLD_SIZE"), *_TASKS):
         number, count = _number(name), _number(of)
-        if (number is None or count is None) and not (name == "RANK" and (number, count) != (None, None)):
-            continue  # a batch script of SLURM has the first alone
-        if number is None or count is None or number >= count:
-            raise ConfigError(f"the environment has {name}={number} and {of}={count}; {START}")
-        return number, count
+        if number is not None and count is not None and number < count:
+            return number, count
+        # PyTorch's variables go together; a batch script of SLURM has the first of its own alone.
+        if name == "RANK" and (number is not None or count is not None):
+            raise ConfigError(f"the environment has {name}={number} and {of}={count}, which name no process; {START}")
     return 0, 1
 
 

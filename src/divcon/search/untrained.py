@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from divcon.search.index import Index
 
 BACKBONE = "tf_efficientnet_lite0"
-"""The backbone of images where none is named: some 60 photos in a second of CPU time, decoded and embedded, and the
-weights come with the extra ``demo``, without network."""
+"""The backbone of images where none is named: it is fast on a CPU, and its weights come with the extra ``demo``,
+without network."""
 RECORD = "untrained.json"
 
 CLASSES, IMAGES = 6, 2

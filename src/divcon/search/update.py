@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divcon.errors import DataError, ImageError, StoreError
-from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.context import DEFAULT, Context, Progress
 from divcon.runtime.files import atomic_write
 from divcon.search.about import About
 from divcon.search.columns import TYPES, as_in_index, typed, types_in
@@ -160,8 +160,13 @@ class Update:
         ]
         before += len(items) - len(new)
         outer = embedder.context
-        inner = replace(outer, on_progress=lambda p: outer.progress("index", before + p.done, total))
-        embedded = embed(items, contents, np.array(new, np.int64), replace(embedder, context=inner))
+
+        def report(step: Progress) -> None:
+            if step.done != step.total:  # the end of the chunk is reported once it is written
+                outer.progress("index", before + step.done, total)
+
+        within = replace(embedder, context=replace(outer, on_progress=report))
+        embedded = embed(items, contents, np.array(new, np.int64), within)
         if len(embedded.rows):
             self._write(embedded, known)
         if relabelled:

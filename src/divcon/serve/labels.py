@@ -191,10 +191,10 @@ class Labelling:
     def problem(self) -> str | None:
         """Why labels cannot be given."""
         if self.file is None:
-            return "the index is in no folder of its own; start the server with --labels FILE to label its items"
+            return 'the index is in no folder of its own; to label its items, start "divcon serve ... --labels FILE"'
         there = self.file if self.file.exists() else next((p for p in self.file.parents if p.exists()), Path())
         if not os.access(there, os.W_OK) or (there != self.file and not there.is_dir()):
-            return f"{self.file}: cannot be written; start the server with --labels FILE to keep labels elsewhere"
+            return f'{self.file}: cannot be written; to keep labels elsewhere, start "divcon serve ... --labels FILE"'
         return None
 
     # ----------------------------------------------------------------------------------------------------- the file
