@@ -411,7 +411,8 @@ def test_where_labels_cannot_be_kept_it_is_said(opened: Opened, index: Index, tm
     (tmp_path / "text").write_text("not a folder")
     with serving(create_app(index, labels=tmp_path / "text" / "labels.csv")) as url:
         page = opened("/?labelling", url=url)
-        expect(page.locator("#label-problem")).to_contain_text("cannot be written; start the server with --labels FILE")
+        said = 'cannot be written; to keep labels elsewhere, start "divcon serve ... --labels FILE"'
+        expect(page.locator("#label-problem")).to_contain_text(said)
         expect(page.get_by_role("button", name="Give label")).to_be_disabled()
 
 
