@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from divcon.errors import OutputError
-from divcon.runtime.files import atomic_write
+from divcon.runtime.files import atomic_write, check_writable
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -48,3 +49,22 @@ def test_what_was_there_is_kept_beside(tmp_path: Path) -> None:
         beside.write_text("4")
     assert (path.read_text(), previous.read_text()) == ("4", "3")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "c.previous"]
+
+
+def test_a_check_touches_no_file_of_others(tmp_path: Path) -> None:
+    """All ranks of a group check one path at once, while another process writes it."""
+    path = tmp_path / "deep" / "scores.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check_writable, [path] * 400))
+    with atomic_write(path) as beside:
+        beside.write_text("written")
+        check_writable(path)
+    assert path.read_text() == "written"
+    assert [p.name for p in path.parent.iterdir()] == ["scores.json"]
+
+
+def test_a_check_names_the_place_and_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path, why in ((tmp_path / "file" / "x.json", "x.json: cannot be written"), (tmp_path, "is a folder")):
+        with pytest.raises(OutputError, match=why):
+            check_writable(path)
