@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,7 +55,11 @@ def here(path: str | os.PathLike[str], *, without: Sequence[str] = ()) -> Path:
         bring(target, url, about)
     else:
         files = remote.listing(url) if about is not None else {}
-        kept = {name: each for name, each in files.items() if name.split("/")[0] not in without}
+        kept = {
+            name: each
+            for name, each in files.items()
+            if name.split("/")[0] not in without and not _is_private(name.rsplit("/", 1)[-1])
+        }
         for name, each in kept.items():
             bring(target / name, f"{url}/{name}", each)
         _settle(target, files, without)
@@ -76,10 +81,12 @@ def uploaded(path: Path) -> None:
         RemoteError: it cannot be written there. The file stays here, and `here` sends it later.
     """
     url = url_of(path)
-    if url is None:
+    if url is None or any(map(_is_private, path.relative_to(cache_folder()).parts)):
         return
     from divcon.runtime import remote
+    from divcon.runtime.lease import check_not_lost
 
+    check_not_lost(url)
     with _locked(path):
         about = path.stat()
         remote.put(path, url)
@@ -89,6 +96,25 @@ def uploaded(path: Path) -> None:
             _blank(path)
             about = path.stat()
         _record(path, url, there, about, streamed=streamed)
+
+
+def removed(path: Path) -> None:
+    """Remove a file or folder here, and at the address that its path stands for; it is no error if there is none.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    if (url := url_of(path)) is None:
+        return
+    from divcon.runtime import remote
+
+    for name in remote.listing(url):
+        remote.remove(f"{url}/{name}")
+    remote.remove(url)
 
 
 def opened(path: str | os.PathLike[str]) -> Any:

@@ -275,7 +275,7 @@ def _indexed(archives: Sequence[Archive], context: Context) -> Iterator[pa.Table
     with ThreadPoolExecutor(8 if any(is_url(archive.name) for archive in archives) else 1) as threads:
         try:
             for done, table in enumerate(threads.map(_index_of, archives), 1):
-                context.progress("index shards", done, len(archives))
+                context.progress("fetch", done, len(archives))
                 yield table
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
