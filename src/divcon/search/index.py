@@ -21,8 +21,9 @@ from divcon.runtime.device import resolve_device
 from divcon.runtime.importing import Trust
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.columns import json_value, python_value
+from divcon.search.digests import key_of
 from divcon.search.filters import Where, conditions_of
-from divcon.search.items import Data, Items, chunks_of, items_of, key_of, set_of
+from divcon.search.items import Data, Items, chunks_of, items_of, set_of
 from divcon.search.neighbours import CHECK_QUERIES, Neighbours, Recall, TopK, at_least, measure_recall
 from divcon.search.queries import embeddings_of, is_batch, subspace_weights
 from divcon.search.retype import change_types
@@ -420,7 +421,7 @@ class Index:
             for done in update.embed(chunks, embedder, total):
                 context.progress("index", done, total)
 
-        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing)
+        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing, total=total)
 
     def _items(self, data: Data, columns: Any, column_types: Mapping[str, str] | None, context: Context) -> Items:
         items, repeated = items_of(set_of(data, context=context), columns, column_types, context)
