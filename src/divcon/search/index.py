@@ -429,10 +429,11 @@ class Index:
             context.warn(f"left out: {repeated:,} rows with the image of an earlier row")
         return items
 
-    def load(self, chunks: Iterable[EmbeddedItems], *, context: Context = DEFAULT) -> Changes:
+    def load(self, chunks: Iterable[EmbeddedItems], *, total: int | None = None, context: Context = DEFAULT) -> Changes:
         """Bring the index up to date with items that other processes embedded, see `divcon.search.update.read_shards`.
 
         Args:
+            total: the number of items, if it is known.
             context: reports progress in items.
 
         Raises:
@@ -441,9 +442,9 @@ class Index:
 
         def write(update: Update) -> None:
             for done in update.load(chunks):
-                context.progress("index", done, None)
+                context.progress("index", done, total)
 
-        return update_store(self.store, self._neighbours, write)
+        return update_store(self.store, self._neighbours, write, total=total)
 
     def search(
         self,

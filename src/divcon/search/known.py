@@ -54,9 +54,12 @@ class KnownItems:
     def __len__(self) -> int:
         return self._size
 
-    def find(self, keys: pa.Array | pa.ChunkedArray) -> Int64[np.ndarray, " n"]:
-        """The entry of each key; -1: it is in no store, and was not added."""
-        numbers = numbers_of(keys)
+    def find(self, keys: pa.Array | pa.ChunkedArray, numbers: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
+        """The entry of each key; -1: it is in no store, and was not added.
+
+        Args:
+            numbers: `numbers_of` the keys.
+        """
         entries = self._find(numbers)
         missing = np.flatnonzero(entries < 0)
         if not self._complete and len(missing):
@@ -72,19 +75,20 @@ class KnownItems:
 
     def has_content(self, entries: Int64[np.ndarray, " n"], contents: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """(n,) booleans: whether the items are there, with these contents."""
-        return (entries >= 0) & (self.contents[entries] == _half(contents))
+        return _equal(entries, self.contents, contents)
 
     def has_details(self, entries: Int64[np.ndarray, " n"], details: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """(n,) booleans: whether the items are there, with these details."""
-        return (entries >= 0) & (self.details[entries] == _half(details))
+        return _equal(entries, self.details, details)
 
-    def add(self, rows: pa.Table) -> None:
+    def add(self, rows: pa.Table, numbers: UInt64[np.ndarray, "n 2"]) -> None:
         """Add items that are not among those known, and no two of one key.
 
         Args:
-            rows: with the columns id, key, content and details.
+            rows: with the columns id, content and details.
+            numbers: `numbers_of` their keys.
         """
-        self._insert(numbers_of(rows["key"]), rows["id"].to_numpy(), *_halves(rows))
+        self._insert(numbers, rows["id"].to_numpy(), *_halves(rows))
 
     def change(self, entries: Int64[np.ndarray, " n"], rows: pa.Table) -> None:
         """Set the digests of items."""
@@ -165,10 +169,17 @@ def _half(digests: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return numbers_of(digests)[:, 0]
 
 
-def first_of_each(keys: pa.Array | pa.ChunkedArray) -> Int64[np.ndarray, " n"] | None:
+def _equal(entries: np.ndarray, known: np.ndarray, digests: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    there = entries >= 0
+    if not there.any():
+        return there
+    return there & (known[entries] == _half(digests))
+
+
+def first_of_each(numbers: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"] | None:
     """The rows of keys without those whose key an earlier row has; None: there are none of these."""
-    numbers = numbers_of(keys)
-    if len(np.unique(numbers[:, 0])) == len(numbers):
+    ordered = np.sort(numbers[:, 0])
+    if (ordered[1:] != ordered[:-1]).all():
         return None
     first = np.sort(np.unique(numbers, axis=0, return_index=True)[1])
     return None if len(first) == len(numbers) else first

@@ -14,20 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divcon.errors import DataError, ImageError, StoreError
+from divcon.errors import DataError, StoreError
 from divcon.runtime.context import DEFAULT, Context, Progress
 from divcon.runtime.files import atomic_write
 from divcon.search.about import About
 from divcon.search.columns import TYPES, as_in_index, typed, types_in
 from divcon.search.commits import Commits
-from divcon.search.digests import key_of
-from divcon.search.items import Items, details_of
+from divcon.search.digests import key_of, numbers_of
+from divcon.search.items import VECTORS, Items, details_of
 from divcon.search.known import KnownItems, first_of_each
 from divcon.search.neighbours import Neighbours, choose_effort
 from divcon.search.stores.base import FIXED_COLUMNS, Store, schema_of
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64
+    from jaxtyping import Float32, Int64, UInt64
 
     from divcon.models import EmbeddingModel
 
@@ -153,18 +153,18 @@ class Update:
             done += len(chunk.rows)
             yield done
 
-    def _find(self, keys: pa.Array | pa.ChunkedArray) -> Int64[np.ndarray, " n"]:
+    def _find(self, keys: pa.Array | pa.ChunkedArray, numbers: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
         """The entries of keys among the known items, which then count as part of the data; -1: it is none of them."""
-        entries = self._known.find(keys)
+        entries = self._known.find(keys, numbers)
         self._known.in_data[entries[entries >= 0]] = True
         return entries
 
     def _embed(self, items: Items, embedder: Embedder, before: int, total: int | None) -> None:
         items = checked_items(items, self.about)
-        number = len(items)
-        if (first := first_of_each(items.keys())) is not None:
-            items = items.take(first)
-        entries = self._find(items.keys())
+        number, numbers = len(items), numbers_of(items.keys())
+        if (first := first_of_each(numbers)) is not None:
+            items, numbers = items.take(first), numbers[first]
+        entries = self._find(items.keys(), numbers)
         contents = contents_of(items, embedder)
         readable = contents.is_valid().to_numpy(zero_copy_only=False)
         same = self._known.has_content(entries, contents)
@@ -179,39 +179,44 @@ class Update:
 
         within = replace(embedder, context=replace(outer, on_progress=report))
         embedded = embed(items, contents, new, within)
-        if len(embedded.rows):
-            self._write(embedded)
+        if len(embedded.rows) == len(new):
+            self._write(embedded, numbers[new])
+        elif len(embedded.rows):
+            self._write(embedded, numbers_of(embedded.rows["key"]))
         if len(relabelled):
             ids = self._known.ids[entries[relabelled]]
             self._write_waiting(entries[relabelled])
             stored, vectors = self.store.embeddings(ids)
             order = np.argsort(stored)[np.searchsorted(np.sort(stored), ids)]
-            self._write(with_embeddings(items.take(relabelled), contents.take(pa.array(relabelled)), vectors[order]))
+            same_items = with_embeddings(items.take(relabelled), contents.take(pa.array(relabelled)), vectors[order])
+            self._write(same_items, numbers[relabelled])
         unread, count = contents.null_count, len(embedded.rows)
         kept = number - unread - len(new) - len(relabelled)
         self._count(embedded=count, kept=kept, skipped=unread + len(new) - count)
 
     def _load(self, chunk: EmbeddedItems) -> None:
-        rows, number = chunk.rows, len(chunk.rows)
-        if (first := first_of_each(rows["key"])) is not None:
-            rows = rows.take(pa.array(first))
+        rows, number, numbers = chunk.rows, len(chunk.rows), numbers_of(chunk.rows["key"])
+        if (first := first_of_each(numbers)) is not None:
+            rows, numbers = rows.take(pa.array(first)), numbers[first]
         paths = rows["path"]
         own = typed(_user_columns(rows), lambda row: paths[row].as_py())
         about = self.about.with_columns(own.schema)
         rows = _with_user_columns(rows, as_in_index(own, about.types, lambda row: paths[row].as_py()))
-        entries = self._find(rows["key"])
+        entries = self._find(rows["key"], numbers)
         known = self._known
         new = ~(known.has_content(entries, rows["content"]) & known.has_details(entries, rows["details"]))
         if new.any():
-            self._write(EmbeddedItems(rows if new.all() else rows.filter(pa.array(new))))
+            self._write(EmbeddedItems(rows if new.all() else rows.filter(pa.array(new))), numbers[new])
         self._count(kept=number - int(new.sum()))
 
-    def _write(self, chunk: EmbeddedItems) -> None:
+    def _write(self, chunk: EmbeddedItems, numbers: UInt64[np.ndarray, "n 2"]) -> None:
         """Write the rows, with the next commit; those of known keys replace the stored ones."""
         assert self._commits is not None
         rows = chunk.rows
+        if not len(rows):
+            return
         about = self._with_columns(rows)
-        entries = self._known.find(rows["key"])
+        entries = self._known.find(rows["key"], numbers)
         is_new = entries < 0
         added = int(is_new.sum())
         ids = np.empty(len(rows), np.int64)
@@ -220,7 +225,7 @@ class Update:
         stored, written = _as_stored(rows, ids, about), False
         if added:
             new = stored if added == len(rows) else stored.filter(pa.array(is_new))
-            self._known.add(new)
+            self._known.add(new, numbers[is_new])
             self._next_id += added
             written = self._commits.append(new)
         if added < len(rows):
@@ -332,9 +337,7 @@ def contents_of(items: Items, embedder: Embedder) -> pa.Array:
     return items.contents((lambda error: warn(f"left out: {error}")) if embedder.skip else None)
 
 
-def embed(
-    items: Items, contents: pa.Array, indices: Int64[np.ndarray, " n"], embedder: Embedder
-) -> EmbeddedItems:
+def embed(items: Items, contents: pa.Array, indices: Int64[np.ndarray, " n"], embedder: Embedder) -> EmbeddedItems:
     """Embed the items at ``indices``; if the embedder skips images that do not decode, those that do.
 
     Args:
@@ -352,9 +355,7 @@ def embed(
 
         on_bad_image = leave_out if embedder.skip else None
         batch_size = embedder.batch_size if chosen.images.vectors is None else max(embedder.batch_size, _VECTORS)
-        features = model.features(
-            chosen.images, batch_size=batch_size, on_bad_image=on_bad_image, context=context
-        )
+        features = model.features(chosen.images, batch_size=batch_size, on_bad_image=on_bad_image, context=context)
         if bad:
             decoded = np.setdiff1d(np.arange(len(chosen)), list(bad))
             indices, chosen, features = indices[decoded], chosen.take(decoded), features[decoded]
@@ -488,7 +489,26 @@ def read_shards(folder: Path) -> tuple[About, int, Iterator[EmbeddedItems]]:
         about.check_same_model(other, str(path))
     assert about is not None
     total = sum(pq.read_metadata(path).num_rows for path in paths)
-    return about, total, (EmbeddedItems(pq.read_table(path).replace_schema_metadata(None)) for path in paths)
+    return about, total, rows_in(paths)
+
+
+def rows_in(paths: Iterable[Path]) -> Iterator[EmbeddedItems]:
+    """The rows of parquet files as `EmbeddedItems.rows` describes them, some thousand at a time, whatever the files'
+    sizes."""
+    batches: list[pa.RecordBatch] = []
+    for path in paths:
+        for batch in pq.ParquetFile(path).iter_batches(VECTORS):
+            if batches and (batch.schema != batches[0].schema or sum(map(len, batches)) + len(batch) > VECTORS):
+                yield _joined(batches)
+                batches = []
+            batches.append(batch)
+    if batches:
+        yield _joined(batches)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> EmbeddedItems:
+    rows = pa.Table.from_batches(batches).replace_schema_metadata(None)
+    return EmbeddedItems(rows if len(batches) == 1 else rows.combine_chunks())
 
 
 def _about(path: Path) -> About:
