@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import READING, TRAIN, Reading, app, console, note, notes, read_data
+from divcon.cli.app import READING, TRAIN, Place, Reading, app, console, note, notes, read_data
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, current_origins, gather, run_config
 from divcon.errors import ConfigError, Stopped
@@ -28,17 +28,17 @@ _NOT_OF_THE_BASE = {
 @app.command(config=gather, group=TRAIN)
 def ablate(
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     methods: str | None = None,
     seeds: str | None = None,
-    space: Path | None = None,
+    space: Place | None = None,
     trials: int = 8,
     folds: int = 3,
     reference: str | None = None,
     keep_models: Annotated[bool, Parameter(negative=())] = False,
-    config: Path | None = None,
+    config: Place | None = None,
     reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from divcon.runs.folder import RunFolder
 from divcon.runs.notes import template
 from divcon.runs.run import run
 from divcon.runtime.context import Context, Progress
+from divcon.runtime.copies import removed
 from divcon.runtime.device import resolve_device
 from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
@@ -484,8 +484,6 @@ def _seconds(line: dict[str, Any]) -> float:
 def _delete_models(folder: Path) -> None:
     """Delete the model and the checkpoints of a run that is recorded, which take most of its space."""
     run = RunFolder(folder)
-    shutil.rmtree(run.model, ignore_errors=True)
-    shutil.rmtree(run.last, ignore_errors=True)
-    run.checkpoint.unlink(missing_ok=True)
-    run.previous.unlink(missing_ok=True)
-    (folder / _Observer.NAME).unlink(missing_ok=True)
+    for path in (run.model, run.last, run.checkpoint, run.previous, folder / _Observer.NAME):
+        with contextlib.suppress(OSError):
+            removed(path)

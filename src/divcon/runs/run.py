@@ -50,12 +50,14 @@ from divcon.runs.like import check_like, settings_like
 from divcon.runs.notes import learners_are_one
 from divcon.runs.report import write_report
 from divcon.runtime.context import Context
+from divcon.runtime.copies import send_rest
 from divcon.runtime.device import resolve_device, torch_threads
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
 from divcon.runtime.importing import Trust
 from divcon.runtime.launch import is_main_process, launch
 from divcon.runtime.lock import FolderLock
+from divcon.runtime.places import absolute, exists_here, place
 from divcon.runtime.signals import SignalHandler
 from divcon.training.checkpoint import weights_in
 from divcon.training.checkpoint_file import read_checkpoint
@@ -140,7 +142,7 @@ def run(
         source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
     folder = RunFolder(out)
     folder.check_usable()
-    like = None if like is None else Path(like)
+    like = None if like is None else place(like)
     job = _Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report, like=like)
     if length:
         display.warn(length)
@@ -159,6 +161,7 @@ def _start(job: _Job) -> EmbeddingModel:
                     job.display.warn(message)
                 for saved in (folder.model, folder.last):
                     finish_replacing(saved)
+                send_rest(folder.path)
             if config.data.validation_folds is not None:
                 job = dataclasses.replace(job, over_folds=_train_folds(job, config.data.validation_folds))
             stack.enter_context(torch_threads(options.num_threads, options.num_devices))
@@ -173,9 +176,9 @@ def _start(job: _Job) -> EmbeddingModel:
 def source_of(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Where data was read from, for ``config.json``; a path is absolute, so that it works in any working directory."""
     name = os.fspath(data)
-    if not is_dataset_name(name) and Path(name).exists():
+    if not is_dataset_name(name) and exists_here(name):
         name = str(Path(name).absolute())
-    return {"data": name, "root": None if root is None else str(Path(root).absolute())}
+    return {"data": name, "root": None if root is None else absolute(root)}
 
 
 def _config_of(like: str | Path | None) -> RunConfig | None:
@@ -271,7 +274,7 @@ def _train_folds(job: _Job, count: int) -> dict[str, Any]:
     folder.check(config, data, job.resume)
     folds = folds_of(data, count, config.train.seed, "validation_folds")
     if is_main_process():
-        folder.begin(config, data, job.source, None if init is None else Path(init))  # so that it can be resumed
+        folder.begin(config, data, job.source, None if init is None else place(init))  # so that it can be resumed
     if not folder.checkpoint.exists():
         warn(
             f"cross-validation over {count} folds of the train classes: {count + 1} trainings of {config.train.epochs} "
@@ -376,7 +379,7 @@ class _Run:
         epochs_done = folder.check(config, job.data, job.resume)
         saved = folder.read()
         record = saved[1] if saved is not None else {}
-        self.like = job.like or (Path(record["like"]) if job.resume and record.get("like") else None)
+        self.like = job.like or (place(record["like"]) if job.resume and record.get("like") else None)
         init = job.init_for(folder)
         self.data = _with_validation(job.data, config, self.context)
         torch.manual_seed(config.train.seed)
@@ -405,7 +408,7 @@ class _Run:
                 + (f"; {self.like} has that of its settings" if self.like else " (`like` takes a validated length)")
             )
         if self.group.is_main:
-            folder.begin(config, self.data, job.source, None if init is None else Path(init), self.like)
+            folder.begin(config, self.data, job.source, None if init is None else place(init), self.like)
             kept = kept_epoch(folder.lines())
             self.lines = folder.drop_lines_from(epochs_done)
             self.kept_is_lost = kept is not None and kept_epoch(self.lines) != kept

@@ -19,6 +19,7 @@ from divcon.models.folder import check_model
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import resolve_device
 from divcon.runtime.importing import Trust
+from divcon.runtime.places import absolute, place, text_of
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.columns import json_value, python_value
 from divcon.search.digests import key_of
@@ -137,7 +138,7 @@ def _folder(model: object) -> Path:
             f"`model`: {type(model).__name__} is no model; pass a divcon.EmbeddingModel, or the folder of one or a run",
             field="model",
         )
-    return Path(model)
+    return place(model)
 
 
 def _check_score(score: object) -> None:
@@ -310,10 +311,10 @@ class Index:
         if store is None:
             if folder is None:
                 raise ConfigError("pass `store`: the folder or address that the index is to be in", field="store")
-            store = folder / "index"
+            store = text_of(folder / "index")
         store = open_store(store)
         loaded = model if _is_model(model) else _loaded(_folder(model), device, trust)
-        about = about_of(loaded, None if folder is None else str(folder.absolute()), ann_from or ANN_FROM)
+        about = about_of(loaded, None if folder is None else absolute(folder), ann_from or ANN_FROM)
         return cls.for_about(about, store, loaded, replace=ann_from is not None)
 
     @classmethod

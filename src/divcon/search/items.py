@@ -30,6 +30,8 @@ from divcon.data.readers.table import pc
 from divcon.errors import ConfigError, DataError, ImageError, unknown
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here, read_file
+from divcon.runtime.places import is_url, joined, text_of
 from divcon.search.columns import as_in_index, check_column_types, columns_of, columns_of_source, typed
 from divcon.search.digests import digests_of, keys_of
 
@@ -160,7 +162,7 @@ class Items:
             content = images.encoded[int(images.rows[i])].as_py()
         else:
             try:
-                content = Path(images.root, images.path(i)).read_bytes()
+                content = read_file(images.file(i))
             except OSError as error:
                 raise ImageError(f"{images.where(i)}: this image cannot be read ({error.strerror or error})") from None
         has_box = images.boxes is not None and images.boxes[i][0] >= 0
@@ -190,7 +192,9 @@ def _as_json(values: pa.Array | pa.ChunkedArray, before: str = "", after: str = 
 
 
 def absolute(root: str, path: str) -> str:
-    """The absolute path, without ``..``; links are not resolved."""
+    """The absolute path, without ``..``; links are not resolved. An address is itself."""
+    if is_url(file := os.fspath(joined(root, path))) or is_url(file := text_of(file)):
+        return file
     return os.path.abspath(os.path.join(root, path))  # noqa: PTH100, PTH118
 
 
@@ -299,6 +303,7 @@ def read_listing(listing: str, root: str = "") -> Iterator[Items]:
     """
     try:
         if listing != "-":
+            listing = str(here(listing))
             Path(listing).stat()  # now, and not when the first item is asked for; a pipe cannot be opened twice
     except OSError as error:
         raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
