@@ -19,7 +19,9 @@ from scipy.optimize import linear_sum_assignment
 from divcon.division.kmeans import kmeans
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.files import DamagedTensorsError, checked_tensors, write_tensors
+from divcon.runtime.places import place
 
 DivideBy = Literal["image", "class", "random", "random-class"]
 Clusters = tuple[np.ndarray, np.ndarray]
@@ -166,7 +168,7 @@ class Division:
         Raises:
             OutputError: the file cannot be written.
         """
-        write_tensors(Path(path), save(self.tensors()))
+        write_tensors(place(path), save(self.tensors()))
 
     @classmethod
     def load(cls, path: str | Path) -> Division:
@@ -176,7 +178,7 @@ class Division:
             DataError: the file is missing or damaged.
         """
         try:
-            return cls.of_tensors(load(checked_tensors(Path(path))))
+            return cls.of_tensors(load(checked_tensors(here(path))))
         except (OSError, SafetensorError, DamagedTensorsError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: this division cannot be read ({error}); the run's report leaves it out, and training does "
