@@ -15,6 +15,7 @@ from rich.console import Console
 from divcon import __version__
 from divcon.cli.imports import import_modules, look_in_current_folder
 from divcon.cli.messages import in_flags
+from divcon.cli.ranks import as_rank
 from divcon.config.fields import field_docs
 from divcon.config.settings import SPLITTING, TEST_FRACTION, DataConfig, Device, OnBadImage, Protocol
 
@@ -50,7 +51,8 @@ def launch(
     """
     look_in_current_folder()
     import_modules(modules or ())
-    return app(words)
+    with as_rank(words, (console, notes)) as has_work:
+        return app(words) if has_work else None
 
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
