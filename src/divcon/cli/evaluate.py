@@ -21,6 +21,7 @@ from divcon.cli.app import (
     BatchSize,
     ColumnChoice,
     DeviceOption,
+    Place,
     Reading,
     Split,
     Workers,
@@ -30,6 +31,7 @@ from divcon.cli.app import (
     notes,
     progress_bar,
     read_data,
+    to_path,
 )
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.ranks import of_first
@@ -37,6 +39,7 @@ from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
 from divcon.runtime.launchers import is_first
+from divcon.runtime.places import absolute, is_url, place
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -58,9 +61,9 @@ _RERANKING = Group("Re-ranking", sort_key=50)
 
 
 def test_data(
-    run: Path,
+    run: Place,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     reading: Reading = READING,
     split: Split = AS_IT_IS,
 ) -> Benchmark:
@@ -114,8 +117,11 @@ def _for_all(run: Path) -> Iterator[Path]:
     as the folder need not be on their machines."""
     import tempfile
 
+    from divcon.runs.folder import RunFolder
+
     def small() -> dict[str, bytes]:
-        there = [run / name for name in ("config.json", "classes.json", "run.json", "threshold.json")]
+        folder = RunFolder(run).path
+        there = [folder / name for name in ("config.json", "classes.json", "run.json", "threshold.json")]
         return {path.name: path.read_bytes() for path in there if path.exists()}
 
     files = of_first(small)
@@ -137,7 +143,7 @@ def moved(run: Path, data: str | None, reading: Reading) -> Reading:
     if data is None or reading.options() or not options:
         return reading
     file = options.get("labels_file")
-    return Reading(**{**options, "labels_file": None if file is None else Path(file)})
+    return Reading(**{**options, "labels_file": None if file is None else place(file)})
 
 
 def read_own_data(run: Path, data: str, root: Path | None, reading: Reading = READING) -> Benchmark:
@@ -162,21 +168,21 @@ def _exists(source: dict[str, Any]) -> bool:
     from divcon.data.read import is_dataset_name
 
     data = source.get("data")
-    return data is not None and not is_dataset_name(data) and Path(data).exists()
+    return data is not None and not is_dataset_name(data) and (is_url(data) or Path(data).exists())
 
 
 def _names_same(data: str, other: str | None) -> bool:
     """Whether two names or paths of data are the same."""
-    return other is not None and (data == other or Path(data).absolute() == Path(other).absolute())
+    return other is not None and (data == other or absolute(data) == absolute(other))
 
 
 @app.command(group=EVALUATE)
 def evaluate(
-    run: Path,
+    run: Place,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    json_file: Annotated[Place | None, Parameter(name="--json")] = None,
     clustering: bool = True,
     baselines: bool = True,
     parts: Annotated[bool, Parameter(negative=())] = False,
@@ -342,11 +348,11 @@ def _reranking(rerank: bool, options: dict[str, float | None]) -> ReRanking | No
 
 @app.command(group=EVALUATE)
 def encode(
-    run: Path,
-    images: Annotated[list[Path], Parameter(consume_multiple=True)],
+    run: Place,
+    images: Annotated[list[Path], Parameter(consume_multiple=True, converter=to_path)],
     /,
     *,
-    out: Path,
+    out: Place,
     learner: int | None = None,
     columns: ColumnChoice = COLUMNS,
     on_bad_image: BadImage = "stop",

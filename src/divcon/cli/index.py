@@ -21,6 +21,7 @@ from divcon.cli.app import (
     BatchSize,
     ColumnChoice,
     DeviceOption,
+    Place,
     Workers,
     app,
     console,
@@ -32,8 +33,10 @@ from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag
 from divcon.config.settings import Fit, OnBadImage
 from divcon.errors import ConfigError, DataError, DivconError, StoreError
+from divcon.runtime.copies import here
 from divcon.runtime.files import check_writable
 from divcon.runtime.launchers import started_task
+from divcon.runtime.places import absolute, exists_here, is_url, place, text_of
 
 if TYPE_CHECKING:
     from divcon.search import Changes, Index
@@ -44,23 +47,23 @@ Yes = Parameter(negative=())
 
 @app.command(group=SEARCH)
 def index(
-    run: Path | None = None,
+    run: Place | None = None,
     images: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     /,
     *,
     store: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     stream: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     backbone: str | None = None,
     size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
     fit: Fit | None = None,
-    weights: Path | None = None,
+    weights: Place | None = None,
     delete_missing: Annotated[bool, Yes] = False,
     column_type: Annotated[list[str] | None, Yes] = None,
     ann_from: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    parts: Path | None = None,
+    parts: Place | None = None,
     shard: str | None = None,
-    load: Path | None = None,
+    load: Place | None = None,
     check: str | None = None,
     info: str | None = None,
     change_types: str | None = None,
@@ -210,14 +213,16 @@ def index(
         chunks = items if stream is not None else chunks_of(items)
         _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
         return
-    opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=device)
+    opened = Index.create(run, store or text_of(run / "index"), ann_from=ann_from, device=device)
     changes = _update(opened, items, total, workers, delete_missing, batch_size, on_bad_image)
     _print_changes(opened, changes)
 
 
 def is_model_folder(path: str | Path) -> bool:
     """Whether it is the folder of a run or model."""
-    return any((Path(path) / name).is_file() for name in ("model.safetensors", "model/config.json", "metrics.jsonl"))
+    return any(
+        here(place(path) / name).is_file() for name in ("model.safetensors", "model/config.json", "metrics.jsonl")
+    )
 
 
 def check_sources(images: list[str]) -> None:
@@ -230,6 +235,8 @@ def check_sources(images: list[str]) -> None:
     if not images:
         raise ConfigError("IMAGES are missing: give a folder, a table, or images")
     for image in images:
+        if is_url(image):
+            continue
         path = Path(image)
         if path.suffix.lower() in _ARCHIVES and path.is_file():
             raise DataError(f"{image}: is an archive; unpack it, and give the folder")
@@ -249,9 +256,9 @@ def index_by_backbone(
     *,
     size: str | None,
     fit: str | None,
-    weights: Path | None,
+    weights: Place | None,
     store: str | None,
-    root: Path | None,
+    root: Place | None,
     stream: str | None,
     column_types: dict[str, str],
     columns: ColumnChoice,
@@ -377,7 +384,7 @@ def _column_types(words: list[str] | None) -> dict[str, str]:
 
 def _items(
     images: list[str],
-    root: Path | None,
+    root: Place | None,
     stream: str | None,
     column_types: dict[str, str],
     columns: ColumnChoice,
@@ -393,7 +400,7 @@ def _items(
         if column_types:
             raise ConfigError("--column-type: a listing of paths (--stream) has no columns")
         return read_listing(stream, str(root or "")), None
-    if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
+    if len(images) == 1 and is_dataset_name(images[0]) and not exists_here(images[0]):
         image_set = read_data(images[0], root).gallery
     else:
         image_set = images_of(
@@ -409,10 +416,10 @@ def _items(
 
 
 def _write_parts(
-    run: Path,
+    run: Place,
     chunks: Iterator[Items],
     total: int | None,
-    folder: Path,
+    folder: Place,
     shard: str | None,
     device: Any,
     batch_size: int,
@@ -432,7 +439,7 @@ def _write_parts(
 
     model = EmbeddingModel.load(run, device=resolve_device(device))
     with progress_bar("items", None if total is None else -(-total // shards)) as on_progress:
-        about = about_of(model, str(run.absolute()))
+        about = about_of(model, absolute(run))
         embedder = Embedder(model, batch_size, on_bad_image == "skip", Context(workers, on_progress, note))
         embedded, kept = write_shard(embedder, about, chunks, folder, number, shards)
     console.print(f"shard {number} of {shards}: {embedded:,} embedded, {kept:,} already there, in {folder}")
@@ -460,7 +467,7 @@ def _load_parts(folder: Path, store: str, ann_from: int | None) -> None:
         about = replace(about, ann_from=ann_from)
     opened = Index.for_about(about, store, replace=ann_from is not None)
     with progress_bar("items", total) as on_progress:
-        changes = opened.load(chunks, context=Context(on_progress=on_progress))
+        changes = opened.load(chunks, total=total, context=Context(on_progress=on_progress))
     _print_changes(opened, changes)
 
 

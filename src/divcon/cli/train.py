@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import READING, TRAIN, Reading, app, console, note, notes, read_data
+from divcon.cli.app import READING, TRAIN, Place, Reading, TrackerOption, app, console, note, notes, read_data, trackers
 from divcon.cli.messages import in_flags
 from divcon.cli.ranks import of_first
 from divcon.cli.settings import DEFAULTS, Settings, as_file, current_origins, gather, run_config
@@ -16,6 +16,7 @@ from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.importing import check_trusted
 from divcon.runtime.launchers import is_first, is_restarted_alone, started_group
+from divcon.runtime.places import absolute, exists_here, place
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
 @app.command(config=gather, group=TRAIN)
 def train(
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     preset: str | None = None,
-    config: Path | None = None,
+    config: Place | None = None,
     show_config: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
-    init: Path | None = None,
-    like: Path | None = None,
+    init: Place | None = None,
+    like: Place | None = None,
+    tracker: TrackerOption = None,
     reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:
@@ -89,11 +91,12 @@ def train(
         train on all of its classes with as many batches as it had trained when it kept its model, and embed as it has
         chosen: a model for use, which has no test score of its own; that of its settings is this run's.
     """
-    typed = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
+    typed = None if data is None else {"data": _absolute(data), "root": absolute(root) if root else None}
     if typed is not None and (options := reading.options()):
         typed["options"] = options
     if out is None and (resume or not show_config):
         raise ConfigError("--out is missing: give a folder for the run, as in --out runs/first")
+    callbacks = trackers(tracker)
     plan = of_first(lambda: _plan(settings, out, typed, init, like, resume=resume, show_config=show_config))
     if plan is None:
         return
@@ -113,8 +116,8 @@ def train(
 
     with Bar(notes, in_flags) as bar:
         try:
-            options = {"resume": plan.resume, "init": plan.init, "like": like, "source": source}
-            train_run(benchmark, out, chosen, display=bar, **options)
+            options: dict[str, Any] = {"resume": plan.resume, "init": plan.init, "like": like, "source": source}
+            train_run(benchmark, out, chosen, display=bar, callbacks=callbacks, **options)
         except KeyboardInterrupt as stopped:
             bar.__exit__()
             where = str(stopped) or "stopped at once; the last checkpoint is complete"
@@ -215,7 +218,7 @@ def _resumed(
     if source is not None and record.get("source") and source["data"] == record["source"]["data"]:
         # The columns of the run, where the command line says none.
         source = {"options": record["source"].get("options") or {}} | source
-    return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
+    return settings, source or record["source"], init or (place(record["init"]) if record.get("init") else None)
 
 
 def _read(source: dict[str, Any], settings: RunConfig) -> tuple[Benchmark, dict[str, Any]]:
@@ -241,4 +244,4 @@ def _absolute(data: str) -> str:
     """The absolute path of a file or folder; names of data sets and readers as they are."""
     from divcon.data.read import NAMED
 
-    return str(Path(data).absolute()) if data not in NAMED and Path(data).exists() else data
+    return str(Path(data).absolute()) if data not in NAMED and exists_here(data) else data

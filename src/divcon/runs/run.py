@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +36,7 @@ from divcon.models.backbone import resolve_backbone, takes_any_size
 from divcon.models.embedding_model import model_of_main, own_backbone, own_transform
 from divcon.models.pruning import embedding_head
 from divcon.runs import selection
+from divcon.runs.callbacks import Callback, Callbacks, check_callbacks, names_kept
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.embedding import (
     check_embedding,
@@ -50,7 +51,9 @@ from divcon.runs.folder import RunFolder, kept_epoch, trained_model
 from divcon.runs.like import check_like, settings_like
 from divcon.runs.notes import learners_are_one
 from divcon.runs.report import write_report
+from divcon.runs.trackers import created
 from divcon.runtime.context import Context
+from divcon.runtime.copies import send_rest
 from divcon.runtime.device import resolve_device, torch_threads
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
@@ -59,6 +62,7 @@ from divcon.runtime.importing import Trust
 from divcon.runtime.launch import begun_before_restart, current_group, join, launch, note_begun
 from divcon.runtime.launchers import is_first, started_size
 from divcon.runtime.lock import FolderLock
+from divcon.runtime.places import absolute, exists_here, place
 from divcon.runtime.signals import SignalHandler
 from divcon.training.checkpoint import weights_in
 from divcon.training.checkpoint_file import read_checkpoint
@@ -86,6 +90,7 @@ def run(
     report: bool = True,
     trust: Trust = (),
     like: str | Path | None = None,
+    callbacks: Sequence[str | Callback] | None = None,
 ) -> EmbeddingModel:
     """Train a model on a benchmark's train classes, in a run folder (see `divcon.runs.folder`).
 
@@ -110,6 +115,8 @@ def run(
         like: the folder of a complete run: train a model for use, on all classes, those of test and validation too,
             with that run's settings (or ``config``'s, where passed) and with as many batches as its kept epoch had
             seen; see `divcon.runs.like.settings_like`. The model has no test score of its own.
+        callbacks: called as the run goes on: the names of trackers (tensorboard, wandb, mlflow, trackio), and objects
+            of `divcon.runs.callbacks.Callback`. None: the trackers that a run which is resumed has, or none.
 
     Returns:
         The model that is kept, in evaluation mode.
@@ -128,7 +135,7 @@ def run(
     """
     display = display or NullDisplay()
     with join() as group:
-        return _run(data, out, config, resume, init, source, display, observe, report, trust, like, group)
+        return _run(data, out, config, resume, init, source, display, observe, report, trust, like, callbacks, group)
 
 
 def _run(
@@ -143,6 +150,7 @@ def _run(
     report: bool,
     trust: Trust,
     like: str | Path | None,
+    callbacks: Sequence[str | Callback] | None,
     group: ProcessGroup,
 ) -> EmbeddingModel:
     """As `run`, by a rank of the group that a launcher has started; rank 0 alone uses the folders."""
@@ -166,10 +174,14 @@ def _run(
     config = dataclasses.replace(config, train=on_started_group(config.train, resumed=goes_on))
     if source is None and isinstance(data, (str, os.PathLike)):
         source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
+    if callbacks is None:
+        callbacks = names_kept(folder.path) if resume and group.is_main else ()
+    check_callbacks(callbacks)
     if group.is_main:
         folder.check_usable()
-    like = None if like is None else Path(like)
+    like = None if like is None else place(like)
     job = _Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report, like=like)
+    job = dataclasses.replace(job, callbacks=tuple(callbacks))
     if length:
         display.warn(length)
     return _start(job)
@@ -187,6 +199,7 @@ def _start(job: _Job) -> EmbeddingModel:
                     job.display.warn(message)
                 for saved in (folder.model, folder.last):
                     finish_replacing(saved)
+                send_rest(folder.path)
             if config.data.validation_folds is not None:
                 job = dataclasses.replace(job, over_folds=_train_folds(job, config.data.validation_folds))
             stack.enter_context(torch_threads(options.num_threads, options.num_devices))
@@ -201,9 +214,9 @@ def _start(job: _Job) -> EmbeddingModel:
 def source_of(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Where data was read from, for ``config.json``; a path is absolute, so that it works in any working directory."""
     name = os.fspath(data)
-    if not is_dataset_name(name) and Path(name).exists():
+    if not is_dataset_name(name) and exists_here(name):
         name = str(Path(name).absolute())
-    return {"data": name, "root": None if root is None else str(Path(root).absolute())}
+    return {"data": name, "root": None if root is None else absolute(root)}
 
 
 def _config_of(like: str | Path | None) -> RunConfig | None:
@@ -263,6 +276,7 @@ class _Job:
     """Whether the run is of a fold, in which no epoch is chosen."""
     like: Path | None = None
     """The run whose settings and length it has."""
+    callbacks: Sequence[str | Callback] = ()
 
     def plan(self, folder: RunFolder, group: ProcessGroup, data: Benchmark) -> _Plan:
         """The plan that rank 0 makes, for all ranks.
@@ -338,7 +352,7 @@ def _train_folds(job: _Job, count: int) -> dict[str, Any]:
     config, init = plan.config, plan.init
     folds = folds_of(data, count, config.train.seed, "validation_folds")
     if group.is_main:
-        folder.begin(config, data, job.source, None if init is None else Path(init))  # so that it can be resumed
+        folder.begin(config, data, job.source, None if init is None else place(init))  # so that it can be resumed
         note_begun(folder.path)
     if not plan.has_checkpoint:
         warn(
@@ -351,7 +365,7 @@ def _train_folds(job: _Job, count: int) -> dict[str, Any]:
         out = folder.folds / str(number)
         warn(f"fold {number} of 0-{count - 1}, in {out}")
         options: dict[str, Any] = {"data": fold, "out": out, "config": of_fold, "resume": True, "init": init}
-        _start(dataclasses.replace(job, **options, observe=None, report=False, is_fold=True))
+        _start(dataclasses.replace(job, **options, observe=None, report=False, is_fold=True, callbacks=()))
         lines.append(from_main(group, RunFolder(out).lines))
     chosen = selection.select_over_folds(lines, config)
     if group.is_main:
@@ -372,6 +386,7 @@ class _Run:
         self.job, self.group, self.stop = job, group, stop
         self.folder, self.display = RunFolder(job.out), job.display
         self.warnings: list[str] = []
+        self.callbacks = Callbacks(created(job.callbacks, self._warn))
         self.lines: list[dict[str, Any]] = []
         """Of ``metrics.jsonl``."""
         self.trained = False
@@ -382,6 +397,13 @@ class _Run:
 
     def train(self) -> EmbeddingModel:
         """Train, evaluate and save each epoch, and return the model that is kept."""
+        try:
+            return self._train()
+        except BaseException as error:
+            self.callbacks.on_stop(error)
+            raise
+
+    def _train(self) -> EmbeddingModel:
         epochs = self._prepare()
         if self._ends_early():
             epochs.close()
@@ -448,7 +470,7 @@ class _Run:
         epochs_done, init = plan.epochs_done, plan.init
         saved = folder.read() if self.group.is_main else None
         record = saved[1] if saved is not None else {}
-        self.like = job.like or (Path(record["like"]) if job.resume and record.get("like") else None)
+        self.like = job.like or (place(record["like"]) if job.resume and record.get("like") else None)
         self.data = _with_validation(job.data, config, self.context)
         if not self.group.alone:
             advice = "each machine needs the same data: a copy of its own, or a shared folder"
@@ -479,12 +501,13 @@ class _Run:
                 + (f"; {self.like} has that of its settings" if self.like else " (`like` takes a validated length)")
             )
         if self.group.is_main:
-            folder.begin(config, self.data, job.source, None if init is None else Path(init), self.like)
+            folder.begin(config, self.data, job.source, None if init is None else place(init), self.like)
             note_begun(folder.path)
             kept = kept_epoch(folder.lines())
             self.lines = folder.drop_lines_from(epochs_done)
             self.kept_is_lost = kept is not None and kept_epoch(self.lines) != kept
         self.display.begin(self._shown(epochs_done), self.data, epochs_done)
+        self.callbacks.on_start(folder.path, config, self.data, self.lines)
         if epochs_done >= config.train.epochs and not job.is_fold:
             self.display.warn(_how_to_train_on(config))
         return epochs
@@ -539,6 +562,9 @@ class _Run:
             forget_threshold(self.folder.model)
             self.model.save(self.folder.model)
         self.display.epoch(line)
+        if epoch.redivided:
+            self.callbacks.on_division(epoch.number, epoch.division)
+        self.callbacks.on_epoch(line, self._evaluated)
 
     def _is_kept(self, line: dict[str, Any]) -> bool:
         if self.job.over_folds is not None:
@@ -607,6 +633,7 @@ class _Run:
                 self.display.warn(
                     f"no report was written ({error!r}); the run is complete. Try: {folder.command('report')}"
                 )
+        self.callbacks.on_end(model, kept)
         self.display.end(folder.path, kept)
 
     def _compare_with_baselines(
@@ -621,6 +648,7 @@ class _Run:
         threshold = scores.pop("threshold", None)
         self.folder.write_baselines(scores)
         self.display.baselines(scores)
+        self.callbacks.on_baselines(scores)
         for advice in scores.get("advice", []):
             self.display.warn(advice)
         return threshold
@@ -654,6 +682,7 @@ class _Run:
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         self.display.warn(message)
+        self.callbacks.on_warning(message)
 
 
 def _how_to_train_on(config: RunConfig) -> str:

@@ -23,6 +23,7 @@ from divcon.division import Division
 from divcon.errors import DataError, RunError, Stopped, WorkerError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.exchange import check_alike, from_main
 from divcon.runtime.importing import Trust
 from divcon.runtime.launch import ended_in_words
@@ -66,7 +67,7 @@ class Checkpointer:
         context: Context = DEFAULT,
     ) -> None:
         self._state = state
-        self._path = None if path is None else Path(path)
+        self._path = None if path is None else here(path) if context.group.is_main else Path(path)
         self._config = config
         self._images = images
         self._fingerprint = "" if path is None else images.fingerprint
