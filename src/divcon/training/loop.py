@@ -75,8 +75,9 @@ def train(
             (N, F) and (N,).
         checkpoint: a file to save the state to: after each epoch, when the next one is requested, and every
             ``config.checkpoint_minutes``. If it exists, training resumes from it; on the CPU the final weights are the
-            same, bit for bit, as without the interruption.
-        stop: requests a stop; training stops after the current step, with `divcon.errors.Stopped`.
+            same, bit for bit, as without the interruption. Of several processes rank 0 alone reads and writes it.
+        stop: requests a stop; training stops after the current step, with `divcon.errors.Stopped`, in all processes
+            where one of them is asked.
         context: reports progress after each step. If it has no process group, ``config.devices`` processes are
             launched. Its ``workers`` are ignored: those of ``config`` are used.
 
@@ -239,5 +240,7 @@ def _worker(
     checkpoint: str | Path | None,
 ) -> None:
     # A copy, because PyTorch passes tensors to another process in shared memory.
-    for _ in train(copy.deepcopy(model), images, config, checkpoint=checkpoint, context=Context(processes=processes)):
-        pass
+    network, context = copy.deepcopy(model), Context(processes=processes)
+    with SignalHandler() as stop:
+        for _ in train(network, images, config, checkpoint=checkpoint, stop=stop, context=context):
+            pass
