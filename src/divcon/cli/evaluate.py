@@ -56,6 +56,14 @@ Metrics = Annotated[
         "it for several.",
     ),
 ]
+MaxQueries = Annotated[
+    int,
+    Parameter(
+        validator=Number(gte=0),
+        help="Search for at most so many queries, drawn at random (always the same of the same data), each among the "
+        "whole gallery: of more, time grows with their square. 0: all.",
+    ),
+]
 Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 _RERANKING = Group("Re-ranking", sort_key=50)
 
@@ -188,6 +196,8 @@ def evaluate(
     parts: Annotated[bool, Parameter(negative=())] = False,
     mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
     metric: Metrics = (),
+    max_queries: MaxQueries = 0,
+    max_clustered: Annotated[int, Parameter(validator=Number(gte=0))] = 100_000,
     reading: Reading = READING,
     cmc: Rank | None = None,
     rerank: Annotated[bool, Parameter(negative=(), group=_RERANKING)] = False,
@@ -210,7 +220,7 @@ def evaluate(
 
     The scores on the run's own test classes are kept in the run folder, and shown in its report.
 
-    Under torchrun, the processes share the images.
+    Under torchrun, the processes share the images and the queries.
 
     The threshold that the run has chosen on its validation classes (RUN/model/threshold.json) is reported with its
     precision and recall: a nearest neighbour of less similarity is of no known class. They are computed with half of
@@ -228,6 +238,9 @@ def evaluate(
         Write the scores, and those of every query, to this file.
     clustering
         Compute NMI and AMI, which take longer than all other metrics.
+    max_clustered
+        Of more images, compute NMI and AMI of all images of some of the classes, at most so many images, which the
+        scores say. 0: all images, whose time grows with the square of the number of classes.
     baselines
         Evaluate what needs no training too: the pretrained features (of the network as it was before training) and
         this network's own pooled features, each with the difference to the embedding, and say what to do where the
@@ -308,6 +321,8 @@ def evaluate(
             map=mean_average_precision,
             cmc=cmc,
             rerank=reranking,
+            max_queries=max_queries or None,
+            max_clustered=max_clustered or None,
             per_query=json_file is not None,
             batch_size=batch_size,
             context=context,

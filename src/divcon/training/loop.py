@@ -32,6 +32,7 @@ from divcon.training.averaging import WeightAverage
 from divcon.training.checkpoint import Checkpointer, TrainState
 from divcon.training.dividing import Divider, division_budget
 from divcon.training.feature_bank import FeatureBank
+from divcon.training.gradients import Gradients
 from divcon.training.loader import create_loader
 from divcon.training.optimizer import set_learning_rates, take_step
 from divcon.training.precision import Precision
@@ -126,6 +127,7 @@ def divide_and_conquer(
     distill_weight = config.chosen_distill_weight(model.head.max_learners, vectors=model.vector_dim is not None)
     average = WeightAverage(model, config.ema_decay)
     budget = division_budget(config, context.group, device)
+    gradients = Gradients(model, context.group)
     state = TrainState(model, objectives, optimizer, precision, bank, average, division_budget=budget)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
     loader = create_loader(model, images, config, device, context)
@@ -179,18 +181,19 @@ def divide_and_conquer(
                 set_learning_rates(optimizer, learning_rates(epochs_done, phase, config))
                 optimizer.zero_grad()
                 for number, batch, inputs, targets in batches:
+                    network = gradients.network(step, number)
                     seed_batch(config.seed, epoch, number)
                     if phase is Phase.SUBSPACE:
                         # The loss of learner k on its subspace; with full_weight, which neither paper has, also that of
                         # the full embedding.
-                        own, full, features = precision.forward(model, inputs, learner=batch.learner, with_all=True)
+                        own, full, features = precision.forward(network, inputs, learner=batch.learner, with_all=True)
                         loss = record.loss(number, objectives[batch.learner], own, targets)
                         if config.full_weight:
                             loss = loss + config.full_weight * record.full_loss(number, objectives[-1], full, targets)
                         loss = loss + config.mask_penalty * model.head.penalty()
                     else:
                         # Conquer: one loss on the full embedding.
-                        _, full, features = precision.forward(model, inputs, with_all=True)
+                        _, full, features = precision.forward(network, inputs, with_all=True)
                         loss = record.loss(number, objectives[-1], full, targets)
                     if distill_weight:
                         # The full embedding learns the similarities of its own backbone's features (S2SD).
@@ -198,7 +201,7 @@ def divide_and_conquer(
                         loss = loss + distill_weight * distillation
                     bank.update(batch.indices, features)
                     precision.backward(loss / len(step))
-                take_step(optimizer, precision, objectives, model, context)
+                take_step(optimizer, precision, objectives, model, gradients, context)
                 record.step_done(step)
                 context.on_progress(report.progress(record))
             report.record_training(plan, record, optimizer.param_groups, model.head)
