@@ -116,6 +116,15 @@ BatchSize = Annotated[
 DeviceOption = Annotated[
     Device, Parameter(help="Where to compute: auto takes cuda, then mps, then cpu.", group=COMPUTING)
 ]
+TrackerOption = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--tracker",
+        negative=(),
+        help="Send the run to a tracker: tensorboard, wandb, mlflow, trackio, or one of your own (module:Name). Repeat "
+        "it, or separate names by commas, for several; none: no more, for a run that is resumed.",
+    ),
+]
 BadImage = Annotated[
     OnBadImage,
     Parameter(help="What to do with an image that does not decode: stop and name it, or skip it.", group=COMPUTING),
@@ -179,6 +188,22 @@ class Reading(ColumnChoice):
 
 READING = Reading()
 COLUMNS = ColumnChoice()
+
+
+def trackers(values: list[str] | None) -> list[str] | None:
+    """The names of `TrackerOption`; None where it is not given.
+
+    Raises:
+        ConfigError: there is no such tracker, or its package is not installed.
+    """
+    if values is None:
+        return None
+    from divcon.runs.callbacks import check_callbacks
+
+    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    names = [] if names == ["none"] else list(dict.fromkeys(names))
+    check_callbacks(names)
+    return names
 
 
 @Parameter(name="*")

@@ -467,7 +467,7 @@ def _load_parts(folder: Path, store: str, ann_from: int | None) -> None:
         about = replace(about, ann_from=ann_from)
     opened = Index.for_about(about, store, replace=ann_from is not None)
     with progress_bar("items", total) as on_progress:
-        changes = opened.load(chunks, context=Context(on_progress=on_progress))
+        changes = opened.load(chunks, total=total, context=Context(on_progress=on_progress))
     _print_changes(opened, changes)
 
 

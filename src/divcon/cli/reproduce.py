@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import TRAIN, Place, app, console, notes, read_data
+from divcon.cli.app import TRAIN, Place, TrackerOption, app, console, notes, read_data, trackers
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import DEFAULTS, Settings, gather, run_config
 from divcon.errors import ConfigError, Stopped
@@ -25,6 +25,7 @@ def reproduce(
     fraction: float = 1.0,
     json_file: Annotated[Place | None, Parameter(name="--json")] = None,
     clustering: bool = True,
+    tracker: TrackerOption = None,
     settings: Settings = DEFAULTS,
 ) -> None:
     """Reproduce a published result: train a preset, evaluate it, and print the score beside the paper's.
@@ -70,6 +71,7 @@ def reproduce(
     if json_file is not None:
         check_writable(json_file)
     check_fraction(fraction)
+    callbacks = trackers(tracker)
     chosen = run_config(settings)
     check_names(chosen.model, chosen.train)
     RunFolder(out).check_usable()
@@ -86,6 +88,7 @@ def reproduce(
                 clustering=clustering,
                 source=source,
                 display=bar,
+                callbacks=callbacks,
             )
         except KeyboardInterrupt as stopped:
             bar.__exit__()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from divcon.cli.app import READING, TRAIN, Place, Reading, app, console, note, notes, read_data
+from divcon.cli.app import READING, TRAIN, Place, Reading, TrackerOption, app, console, note, notes, read_data, trackers
 from divcon.cli.messages import in_flags
 from divcon.cli.settings import DEFAULTS, Settings, as_file, current_origins, gather, run_config
 from divcon.config.settings import RunConfig
@@ -33,6 +33,7 @@ def train(
     resume: Annotated[bool, Parameter(negative=())] = False,
     init: Place | None = None,
     like: Place | None = None,
+    tracker: TrackerOption = None,
     reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:
@@ -94,7 +95,7 @@ def train(
         source["options"] = options
     if out is None and (resume or not show_config):
         raise ConfigError("--out is missing: give a folder for the run, as in --out runs/first")
-    chosen = run_config(settings)
+    chosen, callbacks = run_config(settings), trackers(tracker)
     if like is not None:
         source = _check_like(chosen, like, source, resume=resume)
     if out is not None and resume:
@@ -127,7 +128,8 @@ def train(
 
     with Bar(notes if is_main_process() else Console(quiet=True), in_flags) as bar:
         try:
-            train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar, like=like)
+            options: dict[str, Any] = {"source": source, "display": bar, "like": like, "callbacks": callbacks}
+            train_run(benchmark, out, chosen, resume=resume, init=init, **options)
         except KeyboardInterrupt as stopped:
             bar.__exit__()
             where = str(stopped) or "stopped at once; the last checkpoint is complete"

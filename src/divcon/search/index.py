@@ -22,8 +22,9 @@ from divcon.runtime.importing import Trust
 from divcon.runtime.places import absolute, place, text_of
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.columns import json_value, python_value
+from divcon.search.digests import key_of
 from divcon.search.filters import Where, conditions_of
-from divcon.search.items import Data, Items, chunks_of, items_of, key_of, set_of
+from divcon.search.items import Data, Items, chunks_of, items_of, set_of
 from divcon.search.neighbours import CHECK_QUERIES, Neighbours, Recall, TopK, at_least, measure_recall
 from divcon.search.queries import embeddings_of, is_batch, subspace_weights
 from divcon.search.retype import change_types
@@ -421,7 +422,7 @@ class Index:
             for done in update.embed(chunks, embedder, total):
                 context.progress("index", done, total)
 
-        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing)
+        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing, total=total)
 
     def _items(self, data: Data, columns: Any, column_types: Mapping[str, str] | None, context: Context) -> Items:
         items, repeated = items_of(set_of(data, context=context), columns, column_types, context)
@@ -429,10 +430,11 @@ class Index:
             context.warn(f"left out: {repeated:,} rows with the image of an earlier row")
         return items
 
-    def load(self, chunks: Iterable[EmbeddedItems], *, context: Context = DEFAULT) -> Changes:
+    def load(self, chunks: Iterable[EmbeddedItems], *, total: int | None = None, context: Context = DEFAULT) -> Changes:
         """Bring the index up to date with items that other processes embedded, see `divcon.search.update.read_shards`.
 
         Args:
+            total: the number of items, if it is known.
             context: reports progress in items.
 
         Raises:
@@ -441,9 +443,9 @@ class Index:
 
         def write(update: Update) -> None:
             for done in update.load(chunks):
-                context.progress("index", done, None)
+                context.progress("index", done, total)
 
-        return update_store(self.store, self._neighbours, write)
+        return update_store(self.store, self._neighbours, write, total=total)
 
     def search(
         self,

@@ -18,7 +18,8 @@ from divcon.models.names import EMBEDDING_NAMES, check_learner
 from divcon.runtime.context import Context
 from divcon.runtime.copies import read_file
 from divcon.search.about import About
-from divcon.search.items import absolute, key_of
+from divcon.search.digests import key_of
+from divcon.search.items import absolute
 from divcon.search.stores.base import Store
 
 if TYPE_CHECKING:
