@@ -536,6 +536,10 @@ class DataConfig:
     """Share of the training classes to hold out, where the data does not mark validation classes; in a closed set, of
     the training images. 0: a tenth, or less where that would be more than 10,000 images (see
     `divcon.config.from_data`)."""
+    validation_queries: int = setting(20_000, before=0)
+    """Evaluate an epoch on at most so many of the validation queries that have a match, drawn once by `seed`, each
+    searched among all validation images: beyond, the time of an evaluation would grow with their square. 20,000 is
+    twice as many as are held out by default. 0: all."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
     select_by: SelectBy = setting("auto", before="recall_at_1")
@@ -558,7 +562,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_splitting(self.test_fraction, self.group, self.protocol)
-        at_least(self, evaluate_every=1)
+        at_least(self, evaluate_every=1, validation_queries=0)
         if self.end_epoch is not None:
             at_least(self, end_epoch=0)
         for name, bound in (("patience", 1), ("validation_folds", 2)):

@@ -32,6 +32,7 @@ from divcon.training.averaging import WeightAverage
 from divcon.training.checkpoint import Checkpointer, TrainState
 from divcon.training.dividing import Divider, division_budget
 from divcon.training.feature_bank import FeatureBank
+from divcon.training.gradients import Gradients
 from divcon.training.loader import create_loader
 from divcon.training.optimizer import set_learning_rates, take_step
 from divcon.training.precision import Precision
@@ -75,8 +76,9 @@ def train(
             (N, F) and (N,).
         checkpoint: a file to save the state to: after each epoch, when the next one is requested, and every
             ``config.checkpoint_minutes``. If it exists, training resumes from it; on the CPU the final weights are the
-            same, bit for bit, as without the interruption.
-        stop: requests a stop; training stops after the current step, with `divcon.errors.Stopped`.
+            same, bit for bit, as without the interruption. Of several processes rank 0 alone reads and writes it.
+        stop: requests a stop; training stops after the current step, with `divcon.errors.Stopped`, in all processes
+            where one of them is asked.
         context: reports progress after each step. If it has no process group, ``config.devices`` processes are
             launched. Its ``workers`` are ignored: those of ``config`` are used.
 
@@ -125,6 +127,7 @@ def divide_and_conquer(
     distill_weight = config.chosen_distill_weight(model.head.max_learners, vectors=model.vector_dim is not None)
     average = WeightAverage(model, config.ema_decay)
     budget = division_budget(config, context.group, device)
+    gradients = Gradients(model, context.group)
     state = TrainState(model, objectives, optimizer, precision, bank, average, division_budget=budget)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
     loader = create_loader(model, images, config, device, context)
@@ -178,18 +181,19 @@ def divide_and_conquer(
                 set_learning_rates(optimizer, learning_rates(epochs_done, phase, config))
                 optimizer.zero_grad()
                 for number, batch, inputs, targets in batches:
+                    network = gradients.network(step, number)
                     seed_batch(config.seed, epoch, number)
                     if phase is Phase.SUBSPACE:
                         # The loss of learner k on its subspace; with full_weight, which neither paper has, also that of
                         # the full embedding.
-                        own, full, features = precision.forward(model, inputs, learner=batch.learner, with_all=True)
+                        own, full, features = precision.forward(network, inputs, learner=batch.learner, with_all=True)
                         loss = record.loss(number, objectives[batch.learner], own, targets)
                         if config.full_weight:
                             loss = loss + config.full_weight * record.full_loss(number, objectives[-1], full, targets)
                         loss = loss + config.mask_penalty * model.head.penalty()
                     else:
                         # Conquer: one loss on the full embedding.
-                        _, full, features = precision.forward(model, inputs, with_all=True)
+                        _, full, features = precision.forward(network, inputs, with_all=True)
                         loss = record.loss(number, objectives[-1], full, targets)
                     if distill_weight:
                         # The full embedding learns the similarities of its own backbone's features (S2SD).
@@ -197,7 +201,7 @@ def divide_and_conquer(
                         loss = loss + distill_weight * distillation
                     bank.update(batch.indices, features)
                     precision.backward(loss / len(step))
-                take_step(optimizer, precision, objectives, model, context)
+                take_step(optimizer, precision, objectives, model, gradients, context)
                 record.step_done(step)
                 context.on_progress(report.progress(record))
             report.record_training(plan, record, optimizer.param_groups, model.head)
@@ -239,5 +243,7 @@ def _worker(
     checkpoint: str | Path | None,
 ) -> None:
     # A copy, because PyTorch passes tensors to another process in shared memory.
-    for _ in train(copy.deepcopy(model), images, config, checkpoint=checkpoint, context=Context(processes=processes)):
-        pass
+    network, context = copy.deepcopy(model), Context(processes=processes)
+    with SignalHandler() as stop:
+        for _ in train(network, images, config, checkpoint=checkpoint, stop=stop, context=context):
+            pass
