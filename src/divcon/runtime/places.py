@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -126,6 +127,15 @@ def without_secrets(url: str) -> str:
 
 
 def _root() -> str:
+    named = os.environ.get(CACHE_DIR)
+    if named and not os.path.isabs(named):  # noqa: PTH117 - a path is made for each of many millions of rows
+        return str(cache_folder() / _AT)
+    return _root_for(named, os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
+
+
+@lru_cache(maxsize=8)
+def _root_for(*variables: str | None) -> str:
+    """The folder while the environment has these ``variables``."""
     return str(cache_folder() / _AT)
 
 
