@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -38,7 +39,7 @@ def cache_folder() -> Path:
     """The folder of copies and blocks of remote files; it need not exist."""
     if named := os.environ.get(CACHE_DIR):
         return Path(named).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "divcon")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "divcon")
 
 
 def place(text: str | os.PathLike[str]) -> Path:
@@ -118,6 +119,12 @@ def without_secrets(url: str) -> str:
 
 
 def _root() -> str:
+    return _root_of(*map(os.environ.get, (CACHE_DIR, "XDG_CACHE_HOME", "HOME")))
+
+
+@lru_cache(maxsize=16)
+def _root_of(*_: str | None) -> str:
+    """Kept, as every path of a large table may be asked for its address."""
     return str(cache_folder() / _AT)
 
 
