@@ -24,6 +24,9 @@ class DivconError(Exception):
 names: list[Callable[[str], str]] = []
 """What is done to the text of an error when it is shown."""
 
+    elsewhere: bool = False
+    """Whether another rank of a process group reports the error, so that this one need not."""
+
 
 class DataError(DivconError):
     """The user's images, labels or tables cannot be used as they are."""

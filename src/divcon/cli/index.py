@@ -103,7 +103,8 @@ def index(
     root
         The folder that relative paths of a table or listing start from, instead of its own.
     stream
-        Instead of images: a text file with a path per line, of any length; - reads standard input.
+        Instead of images: a text file with a path per line, or a CSV or parquet of paths or vectors, of any length: it
+        is read as it is indexed, and never in memory as a whole. - reads paths from standard input.
     backbone
         Instead of a run: index by the pretrained features of this timm model, without any training; divcon similar
         also shows the page.
@@ -393,10 +394,14 @@ def _items(
     None."""
     from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
+    from divcon.data.table_format import is_table
     from divcon.runtime.context import Context
-    from divcon.search.items import items_of, read_listing
+    from divcon.search.items import items_of, read_listing, read_rows
 
     if stream is not None:
+        if is_table(stream):
+            context = Context(on_warning=note)
+            return read_rows(stream, root, column_types, chosen=columns.columns(), context=context), None
         if column_types:
             raise ConfigError("--column-type: a listing of paths (--stream) has no columns")
         return read_listing(stream, str(root or "")), None
