@@ -423,7 +423,8 @@ def _write_parts(
     from divcon.runtime.context import Context
     from divcon.runtime.files import check_folder
     from divcon.search.about import about_of
-    from divcon.search.update import Embedder, write_shard
+    from divcon.search.parts import write_shard
+    from divcon.search.update import Embedder
 
     number, shards = _shard_number(shard)
     check_folder(folder)
@@ -453,7 +454,7 @@ def _load_parts(folder: Path, store: str, ann_from: int | None) -> None:
     """Update a store with the parquet files that `_write_parts` wrote."""
     from divcon.runtime.context import Context
     from divcon.search import Index
-    from divcon.search.update import read_shards
+    from divcon.search.parts import read_shards
 
     about, total, chunks = read_shards(folder)
     if ann_from is not None:

@@ -429,7 +429,7 @@ class Index:
         return items
 
     def load(self, chunks: Iterable[EmbeddedItems], *, context: Context = DEFAULT) -> Changes:
-        """Bring the index up to date with items that other processes embedded, see `divcon.search.update.read_shards`.
+        """Bring the index up to date with items that other processes embedded, see `divcon.search.parts.read_shards`.
 
         Args:
             context: reports progress in items.
