@@ -212,7 +212,7 @@ def items_of(
         if own is None or name not in own.column_names:
             there = unknown("column", name, [] if own is None else own.column_names)
             raise ConfigError(f"`column_types`: {there}" if own is not None else _NO_COLUMNS, field="column_types")
-    items = Items(images, _names(images), _labels(images), own if own is not None and own.num_columns else None)
+    items = Items(images, _names(images), labels_of(images), own if own is not None and own.num_columns else None)
     first = {name: i for i, name in reversed(list(enumerate(items.names)))}
     if len(first) == len(items):
         return items, 0
@@ -228,8 +228,8 @@ def chunks_of(items: Items, size: int = CHUNK) -> Iterator[Items]:
         yield items.take(np.arange(start, min(start + size, len(items))))
 
 
-def read_listing(listing: str, root: str = "") -> Iterator[Items]:
-    """The images whose paths are in a text file, one per line (``-``: standard input), some at a time: the file is
+def read_listing(listing: str, root: str = "", size: int = CHUNK) -> Iterator[Items]:
+    """The images whose paths are in a text file, one per line (``-``: standard input), ``size`` at a time: the file is
     never in memory as a whole. Empty lines are skipped.
 
     Args:
@@ -238,39 +238,58 @@ def read_listing(listing: str, root: str = "") -> Iterator[Items]:
     Raises:
         DataError: there is no such file, or it is not text in UTF-8.
     """
+    return (items_of(images)[0] for images in listed_sets(listing, root, size))
+
+
+def listed_sets(listing: str, root: str = "", size: int = CHUNK) -> Iterator[LabeledSet]:
+    """As `read_listing`, sets without labels."""
     try:
         if listing != "-":
             Path(listing).stat()  # now, and not when the first item is asked for; a pipe cannot be opened twice
     except OSError as error:
         raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
-    return _read_listing(listing, root)
+    return _listed_sets(listing, root, size)
 
 
-def _read_listing(listing: str, root: str) -> Iterator[Items]:
+def count_lines(listing: str) -> int:
+    """The number of lines of a file that are not empty.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with Path(listing).open("rb") as file:
+            return sum(not line.isspace() for line in file)
+    except OSError as error:
+        raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
+
+
+def _listed_sets(listing: str, root: str, size: int) -> Iterator[LabeledSet]:
     try:
         with nullcontext(sys.stdin) if listing == "-" else Path(listing).open(encoding="utf-8-sig") as file:
             lines = (line.rstrip("\r\n") for line in file)
-            yield from _chunks((line for line in lines if line.strip()), root)
+            yield from _sets((line for line in lines if line.strip()), root, size)
     except UnicodeDecodeError as error:
         raise DataError(f"{listing}: this is not a listing of paths in UTF-8 ({error})") from None
     except OSError as error:
         raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
 
 
-def _chunks(paths: Iterable[str], root: str) -> Iterator[Items]:
+def _sets(paths: Iterable[str], root: str, size: int) -> Iterator[LabeledSet]:
     paths = iter(paths)
-    while some := list(itertools.islice(paths, CHUNK)):
+    done = 0
+    while some := list(itertools.islice(paths, size)):
         for path in some:
             check_name(path)
-        images = LabeledSet(
+        yield LabeledSet(
             labels=np.zeros(len(some), np.int64),
             label_names=("",),
             paths=pa.array(some, pa.string()),
-            rows=np.arange(len(some)),
+            rows=np.arange(done, done + len(some)),
             source="",
             root=root,
         )
-        yield items_of(images)[0]
+        done += len(some)
 
 
 def _names(images: LabeledSet) -> list[str]:
@@ -291,7 +310,8 @@ def _names(images: LabeledSet) -> list[str]:
     return names
 
 
-def _labels(images: LabeledSet) -> list[str | None]:
+def labels_of(images: LabeledSet) -> list[str | None]:
+    """The label of each: the set's, or if it has none, by the folders below its own."""
     if images.label_names != ("",):
         return [images.label_names[label] or None for label in images.labels]  # a row of a table may have no label
     if not images.root or images.encoded is not None or images.vectors is not None:

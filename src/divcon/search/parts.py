@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from divcon.data.tables import VECTOR_COLUMN
 from divcon.errors import DataError, StoreError
+from divcon.runtime.context import Progress
 from divcon.search.about import About
 from divcon.search.columns import types_in
 from divcon.search.items import CHUNK, Items, key_of
@@ -80,7 +81,7 @@ class PartWriter:
     """Embeds blocks of items into parts.
 
     Args:
-        embedder: its progress is not reported, but by block; its learner is for vectors.
+            embedder: its learner is for vectors.
     """
 
     def __init__(self, embedder: Embedder, layout: Layout, folder: PartFolder) -> None:
@@ -88,8 +89,11 @@ class PartWriter:
         self.layout = layout
         self.folder = folder
 
-    def write(self, number: int, block: Items) -> Written:
+    def write(self, number: int, block: Items, on_progress: Callable[[int], None] | None = None) -> Written:
         """Embed a block into the part of this number, unless it is there, of the same images and the same model.
+
+        Args:
+            on_progress: called with the number of images that are embedded, after each batch.
 
         Raises:
             StoreError: the part is of another model.
@@ -103,7 +107,12 @@ class PartWriter:
         known, num_rows = self._known(name)
         if known.get(_STAMPS) == stamps.encode():
             return Written(num_rows, True)
-        silent = replace(self.embedder, context=self.embedder.context.silent())
+
+        def report(step: Progress) -> None:
+            if on_progress is not None:
+                on_progress(step.done)
+
+        within = replace(self.embedder, context=replace(self.embedder.context, on_progress=report))
         metadata = {_ABOUT: json.dumps(layout.about.to_dict()).encode(), _STAMPS: stamps.encode()}
         if layout.kind == "items":
             contents = contents_of(block, self.embedder)
@@ -111,10 +120,10 @@ class PartWriter:
             if known.get(_INPUTS) == inputs:
                 return Written(num_rows, True)
             readable = np.array([i for i, content in enumerate(contents) if content], np.int64)
-            rows = embed(block, contents, readable, silent).rows
+            rows = embed(block, contents, readable, within).rows
             metadata[_INPUTS] = inputs
         else:
-            chosen, _, embeddings = embeddings_of(block, np.arange(len(block)), silent)
+            chosen, _, embeddings = embeddings_of(block, np.arange(len(block)), within)
             rows = _vectors_table(chosen, embeddings, layout.labels)
         self.folder.write_table(name, rows.replace_schema_metadata(metadata))
         return Written(len(rows), False)
@@ -180,6 +189,7 @@ def write_shard(
     shards: int = 1,
     *,
     layout: Layout | None = None,
+    total: int | None = None,
 ) -> tuple[int, int]:
     """Embed every ``shards``-th chunk into a parquet file of its own, ``part-00000017.parquet``. A file that is there
     already, of the same images and the same model, is kept, so that an interrupted shard continues where it stopped.
@@ -190,6 +200,7 @@ def write_shard(
         folder: a folder, or the address of one, such as ``s3://bucket/parts``.
         shard: the number of this shard, from 1.
         layout: what the parts hold; None: what an index is loaded from.
+        total: the number of items of all chunks, for progress; None: unknown.
 
     Returns:
         The number of items embedded, and of those that were there already.
@@ -203,16 +214,20 @@ def write_shard(
     writer = PartWriter(embedder, layout or Layout(about), where)
     begin_shard(where, shard, shards)
     embedded = kept = done = number = 0
+    share = None if total is None else -(-total // shards)
     for number, chunk in enumerate(chunks, 1):
         if number % shards != shard % shards:
             continue
-        written = writer.write(number - 1, chunk)
+        before = done
+        written = writer.write(
+            number - 1, chunk, lambda step, before=before: embedder.context.progress("index", before + step, share)
+        )
         if written.kept:
             kept += written.rows
         else:
             embedded += written.rows
         done += len(chunk)
-        embedder.context.progress("index", done, None)
+        embedder.context.progress("index", done, share)
     commit_shard(where, number, shard, shards)
     return embedded, kept
 
@@ -318,6 +333,13 @@ def join_parts(folder: PartFolder, out: Path) -> int:
 def _mapped(function: Callable[[str], T], names: list[str]) -> list[T]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(function, names))
+
+
+def about_in(folder: PartFolder, name: str) -> About | None:
+    """What a part says of its model; None if it is none, or a damaged one."""
+    with suppress(StoreError):
+        return _about(folder, name)[0]
+    return None
 
 
 def _about(folder: PartFolder, name: str) -> tuple[About, int]:
