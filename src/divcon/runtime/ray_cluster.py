@@ -107,14 +107,21 @@ def _version() -> str:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Ray's loggers say nothing in the block."""
+    """Ray says nothing in the block: neither do its loggers, nor does the thread that prints, on standard output, which
+    workers were lost (`divcon.search.on_ray` says so)."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
+    printing: Any = sys.modules.get("ray._private.worker")
+    prints = getattr(printing, "print_to_stdstream", None)
+    if prints is not None:
+        printing.print_to_stdstream = lambda *arguments, **options: None
     try:
         yield
     finally:
+        if prints is not None:
+            printing.print_to_stdstream = prints
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

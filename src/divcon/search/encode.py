@@ -16,7 +16,7 @@ from divcon.search.items import Data, set_of
 from divcon.search.on_ray import Ray, engine_of, write_on_ray
 from divcon.search.part_folder import PartFolder
 from divcon.search.parts import Layout, about_in, join_parts, rows_of_parts, write_shard
-from divcon.search.sources import ItemSource, StreamSource, items_to_encode
+from divcon.search.sources import ItemSource, Source, StreamSource, items_to_encode
 from divcon.search.update import Embedder
 
 if TYPE_CHECKING:
@@ -96,27 +96,10 @@ def encode(
     layout = Layout(about_of(loaded), "vectors", labels)
     if single:
         _remove_of_another(folder, layout)
-    folder.check()
-    if ray is not None:
-        embedded, kept = write_on_ray(
-            loaded,
-            layout,
-            source,
-            folder,
-            ray,
-            part_rows=part_rows,
-            batch_size=batch_size,
-            skip=on_bad_image == "skip",
-            workers=context.workers,
-            device=str(device),
-            learner=learner,
-            context=context,
-        )
-    else:
-        embedder = Embedder(loaded, batch_size, on_bad_image == "skip", context, learner)
-        total = source.count()
-        blocks = source.blocks(part_rows or rows_of_parts(total))
-        embedded, kept = write_shard(embedder, layout.about, blocks, folder, *shard, layout=layout, total=total)
+    how = {"engine": ray, "shard": shard, "part_rows": part_rows, "batch_size": batch_size, "device": device}
+    embedded, kept = _write(
+        loaded, layout, source, folder, **how, learner=learner, on_bad_image=on_bad_image, context=context
+    )
     if shard == (1, 1) and not embedded + kept:
         raise DataError(f"{place}: none of the images decodes")
     if single:
@@ -124,6 +107,74 @@ def encode(
         folder.remove_all()
     dims = loaded.embedding_dim if learner is None else loaded.head.subspace_dim(learner)
     return Encoded(place, embedded + kept, kept, dims)
+
+
+def write_parts(
+    model: EmbeddingModel | str | Path,
+    source: Source,
+    folder: str | Path,
+    *,
+    engine: Literal["ray"] | Ray | None = None,
+    shard: tuple[int, int] = (1, 1),
+    part_rows: int | None = None,
+    batch_size: int = 128,
+    on_bad_image: Literal["stop", "skip"] = "stop",
+    device: str | torch.device = "auto",
+    trust: Trust = (),
+    context: Context = DEFAULT,
+) -> tuple[int, int]:
+    """Embed items into the parts that an index is loaded from (`divcon.search.parts.read_shards`). The arguments are
+    those of `encode`.
+
+    Returns:
+        The number of items embedded, and of those that were there already.
+    """
+    ray = engine_of(engine)
+    loaded = _model_of(model, "cpu" if ray else device, trust)
+    where = None if not isinstance(model, (str, Path)) else str(Path(model).absolute())
+    layout = Layout(about_of(loaded, where))
+    how = {"engine": ray, "shard": shard, "part_rows": part_rows, "batch_size": batch_size, "device": device}
+    return _write(loaded, layout, source, PartFolder(folder), **how, on_bad_image=on_bad_image, context=context)
+
+
+def _write(
+    model: EmbeddingModel,
+    layout: Layout,
+    source: Source,
+    folder: PartFolder,
+    *,
+    engine: Ray | None,
+    shard: tuple[int, int],
+    part_rows: int | None,
+    batch_size: int,
+    on_bad_image: str,
+    device: Any,
+    context: Context,
+    learner: int | None = None,
+) -> tuple[int, int]:
+    folder.check()
+    skip = on_bad_image == "skip"
+    if engine is not None:
+        if shard != (1, 1):
+            raise ConfigError("`shard`: an engine shares the images out itself; leave it out", field="shard")
+        return write_on_ray(
+            model,
+            layout,
+            source,
+            folder,
+            engine,
+            part_rows=part_rows,
+            batch_size=batch_size,
+            skip=skip,
+            workers=context.workers,
+            device=str(device),
+            learner=learner,
+            context=context,
+        )
+    embedder = Embedder(model, batch_size, skip, context, learner)
+    total = source.count()
+    blocks = source.blocks(part_rows or rows_of_parts(total))
+    return write_shard(embedder, layout.about, blocks, folder, *shard, layout=layout, total=total)
 
 
 def check_output(out: str, shard: tuple[int, int] = (1, 1), on_engine: bool = False) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import re
 import sys
 from collections import Counter
@@ -104,8 +105,6 @@ class _Actor:
 
     def _write(self, number: int, content: bytes) -> dict[str, Any]:
         """A row about the part; an error goes to the driver in it, as Ray would wrap it in traces."""
-        import cloudpickle
-
         self._warnings.clear()
         if number == _FAILED:
             return {"number": number, "items": 0, "rows": 0, "kept": False, "error": content, "warnings": []}
@@ -116,10 +115,10 @@ class _Actor:
             written = self._loaded().write(number, block)
             row |= {"rows": written.rows, "kept": written.kept}
         except DivconError as error:
-            row["error"] = cloudpickle.dumps(error.with_traceback(None))
+            row["error"] = _sent(error)
         except Exception as error:
             text = f"part {number}: {type(error).__name__}: {error}"
-            row["error"] = cloudpickle.dumps(WorkerError(text))
+            row["error"] = _sent(WorkerError(text))
         return row | {"warnings": list(self._warnings)}
 
     def _check_begun(self, number: int, block: Items) -> None:
@@ -132,6 +131,8 @@ class _Actor:
                 "memory may have run out (fewer `actors` or a smaller `batch_size` need less), or an image kills them. "
                 "The parts that are done stay: run it again to go on"
             )
+        if times > 1:
+            self._warnings.append(f"a worker was lost; part {number} is computed again")
 
     def _loaded(self) -> PartWriter:
         """Once per actor, and not before its first block, so that an error is that block's."""
@@ -146,7 +147,6 @@ class _Actor:
 
 def _read(_: dict[str, Any], source: Any, rows: int) -> Iterator[dict[str, list[Any]]]:
     """Read a source on the cluster, and send out each block as a row of its own."""
-    import cloudpickle
     import ray
 
     reading: Any = ray.get(source[0])
@@ -154,7 +154,17 @@ def _read(_: dict[str, Any], source: Any, rows: int) -> Iterator[dict[str, list[
         for number, block in enumerate(reading.blocks(rows)):
             yield {"number": [number], "items": [packed(block)]}
     except DivconError as error:
-        yield {"number": [_FAILED], "items": [cloudpickle.dumps(error.with_traceback(None))]}
+        yield {"number": [_FAILED], "items": [_sent(error)]}
+
+
+def _sent(error: DivconError) -> bytes:
+    """An error as bytes, without its trace."""
+    content = pickle.dumps(error.with_traceback(None))
+    try:
+        pickle.loads(content)
+    except TypeError:  # it takes more arguments than its message
+        content = pickle.dumps(WorkerError(str(error)))
+    return content
 
 
 _FAILED = -1
@@ -220,9 +230,7 @@ def write_on_ray(
                 for text in result["warnings"]:
                     context.warn(text)
                 if result["error"]:
-                    import cloudpickle
-
-                    raise cloudpickle.loads(result["error"])
+                    raise pickle.loads(result["error"])
                 if result["number"] in parts:
                     continue
                 parts.add(result["number"])
@@ -312,13 +320,11 @@ def _on_client(ray: Any, *arguments: Any) -> Generator[dict[str, Any]]:
 
 
 def _lost(error: BaseException) -> WorkerError:
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
-    return WorkerError(f"Ray ended the work ({lines[-1] if lines else type(error).__name__}); run it again to go on")
+    """The error that ended Ray's work, by the line of its trace that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|System error): \S", line)]
+    why = (named or lines or [type(error).__name__])[-1]
+    return WorkerError(f"Ray ended the work ({why}); the parts that are done stay: run it again to go on")
 
 
 def _actors(ray: Any, engine: Ray, device: str) -> tuple[int, str]:
@@ -362,7 +368,7 @@ def _this_node(ray: Any) -> dict[str, float]:
 def _portable(model: EmbeddingModel) -> EmbeddingModel:
     """The model on the CPU, as it is pickled for other nodes: with the modules of its own parts, which need not be
     there. (They are trusted: they are imported here.)"""
-    import cloudpickle
+    from ray import cloudpickle  # not the package of that name, whose register Ray does not read
 
     from divcon.models.embedding_model import own_parts
 

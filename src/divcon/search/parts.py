@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divcon.data.tables import VECTOR_COLUMN
-from divcon.errors import DataError, StoreError
+from divcon.errors import ConfigError, DataError, StoreError
 from divcon.runtime.context import Progress
+from divcon.runtime.importing import is_named
 from divcon.search.about import About
 from divcon.search.columns import types_in
 from divcon.search.items import CHUNK, Items, key_of
@@ -142,6 +143,17 @@ class PartWriter:
 def name_of(number: int) -> str:
     """The name of a part."""
     return f"part-{number:08d}.parquet"
+
+
+def folder_beside(store: str) -> str:
+    """The folder of the parts of a store on a disk: ``STORE.parts``.
+
+    Raises:
+        ConfigError: the store is elsewhere.
+    """
+    if "://" in store or is_named(store):
+        raise ConfigError(f"`parts`: of the store {store}, say in which folder the parts are to be", field="parts")
+    return f"{store.rstrip('/')}.parts"
 
 
 def _vectors_table(items: Items, embeddings: Float32[np.ndarray, "N D"], labels: bool) -> pa.Table:
