@@ -56,6 +56,35 @@ class RunError(DivconError):
     """A run folder cannot be used as asked."""
 
 
+class RemoteError(DivconError, OSError):
+    """A file at an address (``s3://...``) cannot be read or written.
+
+    Args:
+        url: its address, as it is shown.
+        why: what is wrong, in words; also in ``strerror``, where other errors of files have it.
+    """
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(url, why)
+        self.url = url
+        self.strerror = why
+
+    def __str__(self) -> str:
+        return f"{self.url}: {self.strerror}"
+
+
+class RemoteMissingError(RemoteError, FileNotFoundError):
+    """There is no such file at the address; or, with ``bucket``, no such bucket."""
+
+    def __init__(self, url: str, why: str, *, bucket: bool = False) -> None:
+        super().__init__(url, why)
+        self.bucket = bucket
+
+
+class RemoteDeniedError(RemoteError, PermissionError):
+    """The storage does not allow it."""
+
+
 class StoreError(DivconError):
     """A store of embeddings cannot be used as asked: it is gone, busy, or of another model."""
 

@@ -17,6 +17,7 @@ from divcon.cli.app import (
     DeviceOption,
     EngineChoice,
     PartRows,
+    Place,
     Shard,
     Stream,
     Workers,
@@ -25,19 +26,21 @@ from divcon.cli.app import (
     note,
     progress_bar,
     shard_of,
+    to_path,
 )
 from divcon.errors import ConfigError
+from divcon.runtime.places import text_of
 
 
 @app.command(group=EVALUATE)
 def encode(
-    run: Path,
-    images: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    run: Place,
+    images: Annotated[list[Path] | None, Parameter(consume_multiple=True, converter=to_path)] = None,
     /,
     *,
     out: str,
     learner: int | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     stream: Stream = None,
     shard: Shard = None,
     engine: EngineChoice = HERE,
@@ -118,7 +121,7 @@ def encode_source(
     from divcon.search.sources import StreamSource
 
     if stream is not None:
-        return StreamSource(spooled(stream, on_cluster), str(root or ""), columns.columns(), to_encode=True)
+        return StreamSource(spooled(stream, on_cluster), text_of(root or ""), columns.columns(), to_encode=True)
     source = images[0] if len(images) == 1 else images
     return images_of(source, root, chosen=columns.columns(), context=Context(on_warning=note))
 

@@ -18,6 +18,7 @@ from divcon.cli.app import (
     BadImage,
     BatchSize,
     DeviceOption,
+    Place,
     Reading,
     Split,
     Workers,
@@ -33,6 +34,7 @@ from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
 from divcon.runtime.launchers import started_group
+from divcon.runtime.places import absolute, is_url, place
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -53,9 +55,9 @@ _RERANKING = Group("Re-ranking", sort_key=50)
 
 
 def test_data(
-    run: Path,
+    run: Place,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     reading: Reading = READING,
     split: Split = AS_IT_IS,
 ) -> Benchmark:
@@ -103,7 +105,7 @@ def moved(run: Path, data: str | None, reading: Reading) -> Reading:
     if data is None or reading.options() or not options:
         return reading
     file = options.get("labels_file")
-    return Reading(**{**options, "labels_file": None if file is None else Path(file)})
+    return Reading(**{**options, "labels_file": None if file is None else place(file)})
 
 
 def read_own_data(run: Path, data: str, root: Path | None, reading: Reading = READING) -> Benchmark:
@@ -120,21 +122,21 @@ def _exists(source: dict[str, Any]) -> bool:
     from divcon.data.read import is_dataset_name
 
     data = source.get("data")
-    return data is not None and not is_dataset_name(data) and Path(data).exists()
+    return data is not None and not is_dataset_name(data) and (is_url(data) or Path(data).exists())
 
 
 def _names_same(data: str, other: str | None) -> bool:
     """Whether two names or paths of data are the same."""
-    return other is not None and (data == other or Path(data).absolute() == Path(other).absolute())
+    return other is not None and (data == other or absolute(data) == absolute(other))
 
 
 @app.command(group=EVALUATE)
 def evaluate(
-    run: Path,
+    run: Place,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    json_file: Annotated[Place | None, Parameter(name="--json")] = None,
     clustering: bool = True,
     baselines: bool = True,
     parts: Annotated[bool, Parameter(negative=())] = False,

@@ -22,6 +22,7 @@ from divcon.cli.app import (
     DeviceOption,
     EngineChoice,
     PartRows,
+    Place,
     Shard,
     Stream,
     Workers,
@@ -37,7 +38,9 @@ from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag
 from divcon.config.settings import Fit, OnBadImage
 from divcon.errors import ConfigError, DataError, DivconError, StoreError
+from divcon.runtime.copies import here
 from divcon.runtime.files import check_writable
+from divcon.runtime.places import exists_here, is_url, place, text_of
 
 if TYPE_CHECKING:
     from divcon.search import Changes, Index
@@ -49,25 +52,25 @@ Yes = Parameter(negative=())
 
 @app.command(group=SEARCH)
 def index(
-    run: Path | None = None,
+    run: Place | None = None,
     images: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     /,
     *,
     store: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     stream: Stream = None,
     backbone: str | None = None,
     size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
     fit: Fit | None = None,
-    weights: Path | None = None,
+    weights: Place | None = None,
     delete_missing: Annotated[bool, Yes] = False,
     column_type: Annotated[list[str] | None, Yes] = None,
     ann_from: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    parts: str | None = None,
+    parts: Place | None = None,
     part_rows: PartRows = None,
     shard: Shard = None,
     engine: EngineChoice = HERE,
-    load: str | None = None,
+    load: Place | None = None,
     check: str | None = None,
     info: str | None = None,
     change_types: str | None = None,
@@ -202,7 +205,7 @@ def index(
         _check_alone(load=load, run=run, parts=parts, stream=stream, engine=engine.engine, column_type=column_type)
         if store is None:
             raise ConfigError("--load needs a store to write to: add --store")
-        _load_parts(load, store, ann_from, delete_missing)
+        _load_parts(text_of(load), store, ann_from, delete_missing)
         return
     if run is None:
         raise ConfigError(
@@ -229,22 +232,24 @@ def index(
 
         number = shard_of(shard) if chosen is None else (1, 1)
         source = _source(images or [], root, stream, types, columns, on_cluster=chosen is not None)
-        place = store or str(run / "index")
-        folder = parts or folder_beside(place)
+        address = store or text_of(run / "index")
+        folder = text_of(parts) if parts is not None else folder_beside(address)
         how = (device, batch_size, workers, on_bad_image)
         _write_parts(run, source, folder, number, chosen, part_rows, *how)
         if chosen is not None and (store is not None or parts is None):
-            _load_parts(folder, place, ann_from, delete_missing)
+            _load_parts(folder, address, ann_from, delete_missing)
         return
     items, total = _items(images or [], root, stream, types, columns)
-    opened = Index.create(run, store or str(run / "index"), ann_from=ann_from, device=device)
+    opened = Index.create(run, store or text_of(run / "index"), ann_from=ann_from, device=device)
     changes = _update(opened, items, total, workers, delete_missing, batch_size, on_bad_image)
     _print_changes(opened, changes)
 
 
 def is_model_folder(path: str | Path) -> bool:
     """Whether it is the folder of a run or model."""
-    return any((Path(path) / name).is_file() for name in ("model.safetensors", "model/config.json", "metrics.jsonl"))
+    return any(
+        here(place(path) / name).is_file() for name in ("model.safetensors", "model/config.json", "metrics.jsonl")
+    )
 
 
 def check_sources(images: list[str]) -> None:
@@ -257,6 +262,8 @@ def check_sources(images: list[str]) -> None:
     if not images:
         raise ConfigError("IMAGES are missing: give a folder, a table, or images")
     for image in images:
+        if is_url(image):
+            continue
         path = Path(image)
         if path.suffix.lower() in _ARCHIVES and path.is_file():
             raise DataError(f"{image}: is an archive; unpack it, and give the folder")
@@ -276,9 +283,9 @@ def index_by_backbone(
     *,
     size: str | None,
     fit: str | None,
-    weights: Path | None,
+    weights: Place | None,
     store: str | None,
-    root: Path | None,
+    root: Place | None,
     stream: str | None,
     column_types: dict[str, str],
     columns: ColumnChoice,
@@ -404,7 +411,7 @@ def _column_types(words: list[str] | None) -> dict[str, str]:
 
 def _items(
     images: list[str],
-    root: Path | None,
+    root: Place | None,
     stream: str | None,
     column_types: dict[str, str],
     columns: ColumnChoice,
@@ -421,9 +428,9 @@ def _items(
         from divcon.search.sources import StreamSource
 
         _check_stream(stream, column_types)
-        source = StreamSource(stream, str(root or ""), columns.columns(), column_types)
+        source = StreamSource(stream, text_of(root or ""), columns.columns(), column_types)
         return source.blocks(CHUNK), source.count()
-    if len(images) == 1 and is_dataset_name(images[0]) and not Path(images[0]).exists():
+    if len(images) == 1 and is_dataset_name(images[0]) and not exists_here(images[0]):
         image_set = read_data(images[0], root).gallery
     else:
         image_set = images_of(
@@ -463,12 +470,12 @@ def _source(
 
     if stream is not None:
         _check_stream(stream, column_types)
-        return StreamSource(spooled(stream, on_cluster), str(root or ""), columns.columns(), column_types)
+        return StreamSource(spooled(stream, on_cluster), text_of(root or ""), columns.columns(), column_types)
     return ItemSource(_items(images, root, None, column_types, columns)[0])
 
 
 def _write_parts(
-    run: Path,
+    run: Place,
     source: Source,
     folder: str,
     shard: tuple[int, int],
@@ -511,7 +518,9 @@ def _load_parts(folder: str, store: str, ann_from: int | None, delete_missing: b
         about = replace(about, ann_from=ann_from)
     opened = Index.for_about(about, store, replace=ann_from is not None)
     with progress_bar("items", total) as on_progress:
-        changes = opened.load(chunks, delete_missing=delete_missing, context=Context(on_progress=on_progress))
+        changes = opened.load(
+            chunks, total=total, delete_missing=delete_missing, context=Context(on_progress=on_progress)
+        )
     _print_changes(opened, changes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -12,6 +11,7 @@ from divcon.cli.app import (
     DATA,
     READING,
     BadImage,
+    Place,
     Reading,
     Split,
     Workers,
@@ -28,9 +28,9 @@ from divcon.runtime.files import check_folder
 @app.command(group=DATA)
 def pack(
     data: str,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path,
+    out: Place,
     short_side: int = 256,
     lossless: Annotated[bool, Parameter(negative=())] = False,
     quality: int = 95,

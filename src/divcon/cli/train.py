@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from divcon.cli.app import READING, TRAIN, Reading, app, console, note, notes, read_data
+from divcon.cli.app import READING, TRAIN, Place, Reading, TrackerOption, app, console, note, notes, read_data, trackers
 from divcon.cli.messages import in_flags
 from divcon.cli.settings import DEFAULTS, Settings, as_file, current_origins, gather, run_config
 from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.importing import check_trusted
 from divcon.runtime.launchers import started_group
+from divcon.runtime.places import absolute, exists_here, place
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
 @app.command(config=gather, group=TRAIN)
 def train(
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     preset: str | None = None,
-    config: Path | None = None,
+    config: Place | None = None,
     show_config: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
-    init: Path | None = None,
-    like: Path | None = None,
+    init: Place | None = None,
+    like: Place | None = None,
+    tracker: TrackerOption = None,
     reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:
@@ -88,12 +90,12 @@ def train(
         chosen: a model for use, which has no test score of its own; that of its settings is this run's.
     """
     started_group()  # half of one is an error
-    source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
+    source = None if data is None else {"data": _absolute(data), "root": absolute(root) if root else None}
     if source is not None and (options := reading.options()):
         source["options"] = options
     if out is None and (resume or not show_config):
         raise ConfigError("--out is missing: give a folder for the run, as in --out runs/first")
-    chosen = run_config(settings)
+    chosen, callbacks = run_config(settings), trackers(tracker)
     if like is not None:
         source = _check_like(chosen, like, source, resume=resume)
     if out is not None and resume:
@@ -126,7 +128,8 @@ def train(
 
     with Bar(notes if is_main_process() else Console(quiet=True), in_flags) as bar:
         try:
-            train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar, like=like)
+            options: dict[str, Any] = {"source": source, "display": bar, "like": like, "callbacks": callbacks}
+            train_run(benchmark, out, chosen, resume=resume, init=init, **options)
         except KeyboardInterrupt as stopped:
             bar.__exit__()
             where = str(stopped) or "stopped at once; the last checkpoint is complete"
@@ -170,7 +173,7 @@ def _resumed(
     if source is not None and record.get("source") and source["data"] == record["source"]["data"]:
         # The columns of the run, where the command line says none.
         source = {"options": record["source"].get("options") or {}} | source
-    return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
+    return settings, source or record["source"], init or (place(record["init"]) if record.get("init") else None)
 
 
 def _read(source: dict[str, Any], settings: RunConfig) -> tuple[Benchmark, dict[str, Any]]:
@@ -196,4 +199,4 @@ def _absolute(data: str) -> str:
     """The absolute path of a file or folder; names of data sets and readers as they are."""
     from divcon.data.read import NAMED
 
-    return str(Path(data).absolute()) if data not in NAMED and Path(data).exists() else data
+    return str(Path(data).absolute()) if data not in NAMED and exists_here(data) else data

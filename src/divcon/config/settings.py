@@ -33,6 +33,7 @@ from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust
 from divcon.runtime.launchers import started_size
+from divcon.runtime.places import place
 
 __all__ = [
     "AUTO_MINERS",
@@ -144,7 +145,7 @@ class ModelConfig:
         if self.method == "single" and self.num_learners != 1:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
-            object.__setattr__(self, "weights", Path(self.weights).absolute())
+            object.__setattr__(self, "weights", place(self.weights).absolute())
         at_least(self, num_learners=0, embedding_dim=1, channels=1)
         if min(height_width(self.image_size)) < 1 and self.image_size != 0:
             raise ConfigError(
@@ -704,7 +705,7 @@ class RunConfig:
             ConfigError: the name has another ending.
             OutputError: the file cannot be written.
         """
-        path, tree = Path(path), {**self.to_dict(), **more}
+        path, tree = place(path), {**self.to_dict(), **more}
         if path.suffix.lower() not in (".json", ".yaml", ".yml"):
             raise ConfigError(f"{path}: settings are written as .json or .yaml")
         with atomic_write(path) as temporary:

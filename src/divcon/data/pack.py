@@ -32,6 +32,7 @@ from divcon.errors import ConfigError, DataError, ImageError, RunError
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write
 from divcon.runtime.lock import LOCK_FILE, FolderLock
+from divcon.runtime.places import place, text_of
 
 IMAGES_A_FILE = 4096
 IMAGES_A_GROUP = 16
@@ -128,7 +129,7 @@ def pack(
         RunError: the folder holds something else, or another process packs into it.
         OutputError: the folder cannot be written.
     """
-    packing, out = packing or Packing(), Path(out)
+    packing, out = packing or Packing(), place(out)
     if any(part.images.vectors is not None for part in table_parts(data)):
         raise DataError(f"{data.name}: holds vectors; there are no images to pack")
     files = _files(data, packing, out)
@@ -142,7 +143,7 @@ def pack(
             context.progress("pack", done, total)
         about = {
             "name": data.name,
-            "packed": f"packed from {data.train.source or data.query.source}: {packing}",
+            "packed": f"packed from {text_of(data.train.source or data.query.source)}: {packing}",
             "recall_at": list(data.recall_at),
             "random_galleries": data.random_galleries,
             "flip": data.train.flip,

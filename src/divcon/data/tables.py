@@ -55,6 +55,8 @@ from divcon.data.table_format import (
     table_suffix,
 )
 from divcon.errors import DataError
+from divcon.runtime.copies import open_binary, opened, size_of
+from divcon.runtime.places import text_of, url_of
 
 __all__ = [
     "BOX_COLUMNS",
@@ -205,7 +207,7 @@ def load_file(
     if not len(rows) and not one_of_several:
         raise DataError(f"{path}: the table has no rows")
     if "label" in loaded.roles.names and loaded.format in ("parquet", "arrow"):
-        schema = loaded.whole.schema if loaded.whole is not None else pq.read_schema(path)
+        schema = loaded.whole.schema if loaded.whole is not None else pq.read_schema(opened(path))
         names = class_names(schema, loaded.roles.names["label"])
         labels = named_labels(path, rows["label"], names, unknown_is_missing=unknown_is_missing)
         rows = rows.set_column(rows.column_names.index("label"), "label", labels)
@@ -222,7 +224,7 @@ def _paths_alone(loaded: Loaded) -> pa.ChunkedArray | None:
     name = loaded.roles.names["image"]
     if loaded.whole is not None:
         return paths_alone(loaded.whole[name])
-    with pq.ParquetFile(loaded.path) as parquet:
+    with pq.ParquetFile(opened(loaded.path)) as parquet:
         kind = parquet.schema_arrow.field(name).type
         if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
             return None
@@ -313,7 +315,7 @@ def column_names(path: Path) -> list[str]:
     kind = content_of(path).format
     if kind == "csv":
         return _header(path)
-    return list(pq.read_schema(path).names if kind == "parquet" else load_file(path).present)
+    return list(pq.read_schema(opened(path)).names if kind == "parquet" else load_file(path).present)
 
 
 def csv_line(source: str | Path, row: int) -> int:
@@ -412,21 +414,31 @@ def _is_padded(header: Sequence[str]) -> bool:
 
 def _load_parquet(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | None]]) -> Loaded:
     try:
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(opened(path)) as parquet:
             schema = parquet.schema_arrow
             kinds = kinds_of(schema)
             more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in kinds]
             roles = roles_of(str(path), [*((name, kinds[name]) for name in schema.names), *more], chosen)
             wanted = list(dict.fromkeys(roles.names[role] for role in COLUMNS if role in roles.names))
-            table = _with(parquet.read(columns=[name for name in wanted if name in kinds]), constants)
+            table = _with(_columns_of(parquet, path, [name for name in wanted if name in kinds]), constants)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(_damaged_parquet(path, error)) from None
     return Loaded(path, "parquet", _renamed(table, roles), tuple(schema.names), roles)
 
 
+def _columns_of(parquet: pq.ParquetFile, path: Path, names: Sequence[str]) -> pa.Table:
+    # One thread reads a file at an address: Arrow's threads would each move its position.
+    return parquet.read(columns=list(names), use_threads=url_of(path) is None)
+
+
+def _parquet_column(path: Path, name: str) -> pa.Table:
+    with pq.ParquetFile(opened(path)) as parquet:
+        return _columns_of(parquet, path, [name])
+
+
 def _damaged_parquet(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4))
+    with open_binary(path) as file:
+        file.seek(max(0, size_of(path) - 4))
         end = file.read()
     if end != b"PAR1":
         return f"{path}: this is not a parquet file that can be read: its end is missing: it was cut off; get it again"
@@ -679,15 +691,16 @@ def where_in(source: str, row: int) -> str:
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
+    shown = text_of(source)
     if (not is_table(source) and table_suffix(source) not in VECTOR_SUFFIXES) or Path(source).is_dir():
         return ""
     kind = format_of(source) if is_table(source) else ""
     if kind == "csv":
-        return f"{source} line {csv_line(source, row)}: "
+        return f"{shown} line {csv_line(source, row)}: "
     if kind == "json":
         line = json_line(source, row)
-        return f"{source} line {line}: " if line is not None else f"{source} entry {row + 1}: "
-    return f"{source} row {row}: "
+        return f"{shown} line {line}: " if line is not None else f"{shown} entry {row + 1}: "
+    return f"{shown} row {row}: "
 
 
 VECTOR_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
@@ -828,7 +841,7 @@ def _values_of(loaded: Sequence[Loaded]) -> tuple[pa.Table | None, str]:
         return None, names.pop()
     chunks = []
     for one in loaded:
-        whole = one.whole if one.whole is not None else pq.read_table(one.path, columns=[one.roles.names[role]])
+        whole = one.whole if one.whole is not None else _parquet_column(one.path, one.roles.names[role])
         chunks += whole[one.roles.names[role]].chunks
     kinds = {chunk.type for chunk in chunks}
     if len(kinds) > 1 and kind == "vectors":
@@ -1015,10 +1028,10 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
         _no_twins(file, names)
         return table.select(names)
     if kind == "parquet":
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(opened(file)) as parquet:
             names = _others(parquet.schema_arrow.names)
             _no_twins(file, names)
-            return parquet.read(columns=names)
+            return _columns_of(parquet, file, names)
     header = _header(file)
     _no_twins(file, header)
     table = pyarrow.csv.read_csv(

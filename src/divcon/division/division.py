@@ -19,7 +19,9 @@ from scipy.optimize import linear_sum_assignment
 from divcon.division.kmeans import kmeans
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.files import DamagedTensorsError, checked_tensors, write_tensors
+from divcon.runtime.places import place
 
 DivideBy = Literal["image", "class", "random", "random-class"]
 Clusters = tuple[np.ndarray, np.ndarray]
@@ -145,7 +147,7 @@ class Division:
         Raises:
             OutputError: the file cannot be written.
         """
-        write_tensors(Path(path), save({"learner": self.learner, "centroids": self.centroids}))
+        write_tensors(place(path), save({"learner": self.learner, "centroids": self.centroids}))
 
     @classmethod
     def load(cls, path: str | Path) -> Division:
@@ -155,7 +157,7 @@ class Division:
             DataError: the file is missing or damaged.
         """
         try:
-            return cls(**load(checked_tensors(Path(path))))
+            return cls(**load(checked_tensors(here(path))))
         except (OSError, SafetensorError, DamagedTensorsError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: this division cannot be read ({error}); the run's report leaves it out, and training does "

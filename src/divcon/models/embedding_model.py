@@ -48,6 +48,7 @@ from divcon.models.start import Start
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
 from divcon.runtime.importing import Trust, check_trusted, is_named
+from divcon.runtime.places import place
 
 
 class EmbeddingModel(nn.Module):
@@ -174,7 +175,7 @@ class EmbeddingModel(nn.Module):
             self._own_transform = create_transform(eval_transform, image_size, "eval_transform", self.pixel_range)
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
         self.freeze_batch_norm = weights is not None or (pretrained and vector_dim is None and not own)
-        self.start = Start(pretrained, None if weights is None else Path(weights))
+        self.start = Start(pretrained, None if weights is None else place(weights))
         self.config = {
             "backbone": name,
             **self.head.config,
@@ -345,7 +346,7 @@ class EmbeddingModel(nn.Module):
         Raises:
             OutputError: a file cannot be written.
         """
-        write_model(Path(folder), {**self.config, "freeze_batch_norm": self.freeze_batch_norm}, self.state_dict())
+        write_model(place(folder), {**self.config, "freeze_batch_norm": self.freeze_batch_norm}, self.state_dict())
 
     @classmethod
     def load(
@@ -510,7 +511,7 @@ def as_model(model: object) -> EmbeddingModel:
             f"`model` is of type {type(model).__name__}: pass a divcon.EmbeddingModel, or the folder of a run or model",
             field="model",
         )
-    return EmbeddingModel.load(Path(model))
+    return EmbeddingModel.load(place(model))
 
 
 def own_parts(config: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +35,7 @@ from divcon.models.backbone import resolve_backbone, takes_any_size
 from divcon.models.embedding_model import own_backbone, own_transform
 from divcon.models.pruning import embedding_head
 from divcon.runs import selection
+from divcon.runs.callbacks import Callback, Callbacks, check_callbacks, names_kept
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.embedding import (
     check_embedding,
@@ -49,13 +50,16 @@ from divcon.runs.folder import RunFolder, kept_epoch, trained_model
 from divcon.runs.like import check_like, settings_like
 from divcon.runs.notes import learners_are_one
 from divcon.runs.report import write_report
+from divcon.runs.trackers import created
 from divcon.runtime.context import Context
+from divcon.runtime.copies import send_rest
 from divcon.runtime.device import resolve_device, torch_threads
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
 from divcon.runtime.importing import Trust
 from divcon.runtime.launch import is_main_process, launch
 from divcon.runtime.lock import FolderLock
+from divcon.runtime.places import absolute, exists_here, place
 from divcon.runtime.signals import SignalHandler
 from divcon.training.checkpoint import weights_in
 from divcon.training.checkpoint_file import read_checkpoint
@@ -83,6 +87,7 @@ def run(
     report: bool = True,
     trust: Trust = (),
     like: str | Path | None = None,
+    callbacks: Sequence[str | Callback] | None = None,
 ) -> EmbeddingModel:
     """Train a model on a benchmark's train classes, in a run folder (see `divcon.runs.folder`).
 
@@ -107,6 +112,8 @@ def run(
         like: the folder of a complete run: train a model for use, on all classes, those of test and validation too,
             with that run's settings (or ``config``'s, where passed) and with as many batches as its kept epoch had
             seen; see `divcon.runs.like.settings_like`. The model has no test score of its own.
+        callbacks: called as the run goes on: the names of trackers (tensorboard, wandb, mlflow, trackio), and objects
+            of `divcon.runs.callbacks.Callback`. None: the trackers that a run which is resumed has, or none.
 
     Returns:
         The model that is kept, in evaluation mode.
@@ -124,6 +131,9 @@ def run(
         NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """
     display, length = display or NullDisplay(), ""
+    if callbacks is None:
+        callbacks = names_kept(Path(out)) if resume else ()
+    check_callbacks(callbacks)
     asked = config or _config_of(like) or RunConfig()
     options = splitting_for(data, asked.data.splitting) if isinstance(data, (str, os.PathLike)) else {}
     context = Context(asked.train.workers, display.progress, display.warn)
@@ -140,8 +150,9 @@ def run(
         source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
     folder = RunFolder(out)
     folder.check_usable()
-    like = None if like is None else Path(like)
+    like = None if like is None else place(like)
     job = _Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report, like=like)
+    job = dataclasses.replace(job, callbacks=tuple(callbacks))
     if length:
         display.warn(length)
     return _start(job)
@@ -159,6 +170,7 @@ def _start(job: _Job) -> EmbeddingModel:
                     job.display.warn(message)
                 for saved in (folder.model, folder.last):
                     finish_replacing(saved)
+                send_rest(folder.path)
             if config.data.validation_folds is not None:
                 job = dataclasses.replace(job, over_folds=_train_folds(job, config.data.validation_folds))
             stack.enter_context(torch_threads(options.num_threads, options.num_devices))
@@ -173,9 +185,9 @@ def _start(job: _Job) -> EmbeddingModel:
 def source_of(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Where data was read from, for ``config.json``; a path is absolute, so that it works in any working directory."""
     name = os.fspath(data)
-    if not is_dataset_name(name) and Path(name).exists():
+    if not is_dataset_name(name) and exists_here(name):
         name = str(Path(name).absolute())
-    return {"data": name, "root": None if root is None else str(Path(root).absolute())}
+    return {"data": name, "root": None if root is None else absolute(root)}
 
 
 def _config_of(like: str | Path | None) -> RunConfig | None:
@@ -224,6 +236,7 @@ class _Job:
     """Whether the run is of a fold, in which no epoch is chosen."""
     like: Path | None = None
     """The run whose settings and length it has."""
+    callbacks: Sequence[str | Callback] = ()
 
     def config_for(self, folder: RunFolder) -> RunConfig:
         """The settings, with the backbone resolved, those left at 0 chosen from the data (or as the run that is resumed
@@ -271,7 +284,7 @@ def _train_folds(job: _Job, count: int) -> dict[str, Any]:
     folder.check(config, data, job.resume)
     folds = folds_of(data, count, config.train.seed, "validation_folds")
     if is_main_process():
-        folder.begin(config, data, job.source, None if init is None else Path(init))  # so that it can be resumed
+        folder.begin(config, data, job.source, None if init is None else place(init))  # so that it can be resumed
     if not folder.checkpoint.exists():
         warn(
             f"cross-validation over {count} folds of the train classes: {count + 1} trainings of {config.train.epochs} "
@@ -283,7 +296,7 @@ def _train_folds(job: _Job, count: int) -> dict[str, Any]:
         out = folder.folds / str(number)
         warn(f"fold {number} of 0-{count - 1}, in {out}")
         options: dict[str, Any] = {"data": fold, "out": out, "config": of_fold, "resume": True, "init": init}
-        _start(dataclasses.replace(job, **options, observe=None, report=False, is_fold=True))
+        _start(dataclasses.replace(job, **options, observe=None, report=False, is_fold=True, callbacks=()))
         lines.append(RunFolder(out).lines())
     chosen = selection.select_over_folds(lines, config)
     if is_main_process():
@@ -303,6 +316,7 @@ class _Run:
         self.job, self.group, self.stop = job, group, stop
         self.folder, self.display = RunFolder(job.out), job.display
         self.warnings: list[str] = []
+        self.callbacks = Callbacks(created(job.callbacks, self._warn))
         self.lines: list[dict[str, Any]] = []
         """Of ``metrics.jsonl``."""
         self.trained = False
@@ -313,6 +327,13 @@ class _Run:
 
     def train(self) -> EmbeddingModel:
         """Train, evaluate and save each epoch, and return the model that is kept."""
+        try:
+            return self._train()
+        except BaseException as error:
+            self.callbacks.on_stop(error)
+            raise
+
+    def _train(self) -> EmbeddingModel:
         self.group.barrier()  # rank 0 has recovered the folder
         epochs = self._prepare()
         if self._ends_early():
@@ -376,7 +397,7 @@ class _Run:
         epochs_done = folder.check(config, job.data, job.resume)
         saved = folder.read()
         record = saved[1] if saved is not None else {}
-        self.like = job.like or (Path(record["like"]) if job.resume and record.get("like") else None)
+        self.like = job.like or (place(record["like"]) if job.resume and record.get("like") else None)
         init = job.init_for(folder)
         self.data = _with_validation(job.data, config, self.context)
         torch.manual_seed(config.train.seed)
@@ -405,11 +426,12 @@ class _Run:
                 + (f"; {self.like} has that of its settings" if self.like else " (`like` takes a validated length)")
             )
         if self.group.is_main:
-            folder.begin(config, self.data, job.source, None if init is None else Path(init), self.like)
+            folder.begin(config, self.data, job.source, None if init is None else place(init), self.like)
             kept = kept_epoch(folder.lines())
             self.lines = folder.drop_lines_from(epochs_done)
             self.kept_is_lost = kept is not None and kept_epoch(self.lines) != kept
         self.display.begin(self._shown(epochs_done), self.data, epochs_done)
+        self.callbacks.on_start(folder.path, config, self.data, self.lines)
         if epochs_done >= config.train.epochs and not job.is_fold:
             self.display.warn(_how_to_train_on(config))
         return epochs
@@ -464,6 +486,9 @@ class _Run:
             forget_threshold(self.folder.model)
             self.model.save(self.folder.model)
         self.display.epoch(line)
+        if epoch.redivided:
+            self.callbacks.on_division(epoch.number, epoch.division)
+        self.callbacks.on_epoch(line, self._evaluated)
 
     def _is_kept(self, line: dict[str, Any]) -> bool:
         if self.job.over_folds is not None:
@@ -532,6 +557,7 @@ class _Run:
                 self.display.warn(
                     f"no report was written ({error!r}); the run is complete. Try: {folder.command('report')}"
                 )
+        self.callbacks.on_end(model, kept)
         self.display.end(folder.path, kept)
 
     def _compare_with_baselines(
@@ -546,6 +572,7 @@ class _Run:
         threshold = scores.pop("threshold", None)
         self.folder.write_baselines(scores)
         self.display.baselines(scores)
+        self.callbacks.on_baselines(scores)
         for advice in scores.get("advice", []):
             self.display.warn(advice)
         return threshold
@@ -579,6 +606,7 @@ class _Run:
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         self.display.warn(message)
+        self.callbacks.on_warning(message)
 
 
 def _how_to_train_on(config: RunConfig) -> str:

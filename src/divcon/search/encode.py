@@ -11,6 +11,7 @@ from divcon.errors import ConfigError, DataError
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import check_writable
 from divcon.runtime.importing import Trust
+from divcon.runtime.places import absolute, is_url, text_of
 from divcon.search.about import about_of
 from divcon.search.items import Data, set_of
 from divcon.search.on_ray import Ray, engine_of, write_on_ray
@@ -81,7 +82,7 @@ def encode(
         OutputError: the output cannot be written.
         WorkerError: workers of the engine died.
     """
-    place = str(out)
+    place = text_of(out)
     ray = engine_of(engine)
     single = check_output(place, shard, ray is not None)
     loaded = _model_of(model, "cpu" if ray else device, trust)
@@ -103,7 +104,7 @@ def encode(
     if shard == (1, 1) and not embedded + kept:
         raise DataError(f"{place}: none of the images decodes")
     if single:
-        join_parts(folder, Path(place))
+        join_parts(folder, place)
         folder.remove_all()
     dims = loaded.embedding_dim if learner is None else loaded.head.subspace_dim(learner)
     return Encoded(place, embedded + kept, kept, dims)
@@ -131,7 +132,7 @@ def write_parts(
     """
     ray = engine_of(engine)
     loaded = _model_of(model, "cpu" if ray else device, trust)
-    where = None if not isinstance(model, (str, Path)) else str(Path(model).absolute())
+    where = None if not isinstance(model, (str, Path)) else absolute(model)
     layout = Layout(about_of(loaded, where))
     how = {"engine": ray, "shard": shard, "part_rows": part_rows, "batch_size": batch_size, "device": device}
     return _write(loaded, layout, source, PartFolder(folder), **how, on_bad_image=on_bad_image, context=context)
@@ -186,8 +187,6 @@ def check_output(out: str, shard: tuple[int, int] = (1, 1), on_engine: bool = Fa
     """
     suffix = Path(out).suffix
     if suffix == _FILE:
-        if "://" in out:
-            raise ConfigError(f"`out` {out}: at an address embeddings are a folder of parts; leave {suffix} out")
         if shard[1] > 1:
             raise ConfigError(
                 f"`out` {out}: {shard[1]} processes cannot write one file; name a folder, without {suffix}, and "
@@ -196,7 +195,7 @@ def check_output(out: str, shard: tuple[int, int] = (1, 1), on_engine: bool = Fa
             )
         check_writable(out)
         return True
-    if suffix and not out.endswith("/") and not Path(out).is_dir() and "://" not in out:
+    if suffix and not out.endswith("/") and not Path(out).is_dir() and not is_url(out):
         raise ConfigError(
             f"`out` {out}: embeddings are written as parquet; use a name that ends in .parquet, or that of a folder",
             field="out",

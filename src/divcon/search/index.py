@@ -19,10 +19,12 @@ from divcon.models.folder import check_model
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import resolve_device
 from divcon.runtime.importing import Trust
+from divcon.runtime.places import absolute, place, text_of
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.columns import json_value, python_value
+from divcon.search.digests import key_of
 from divcon.search.filters import Where, conditions_of
-from divcon.search.items import Data, Items, chunks_of, items_of, key_of, set_of
+from divcon.search.items import Data, Items, chunks_of, items_of, set_of
 from divcon.search.neighbours import CHECK_QUERIES, Neighbours, Recall, TopK, at_least, measure_recall
 from divcon.search.queries import embeddings_of, is_batch, subspace_weights
 from divcon.search.retype import change_types
@@ -137,7 +139,7 @@ def _folder(model: object) -> Path:
             f"`model`: {type(model).__name__} is no model; pass a divcon.EmbeddingModel, or the folder of one or a run",
             field="model",
         )
-    return Path(model)
+    return place(model)
 
 
 def _check_score(score: object) -> None:
@@ -349,10 +351,10 @@ class Index:
         if store is None:
             if folder is None:
                 raise ConfigError("pass `store`: the folder or address that the index is to be in", field="store")
-            store = folder / "index"
+            store = text_of(folder / "index")
         store = open_store(store)
         loaded = model if _is_model(model) else _loaded(_folder(model), device, trust)
-        about = about_of(loaded, None if folder is None else str(folder.absolute()), ann_from or ANN_FROM)
+        about = about_of(loaded, None if folder is None else absolute(folder), ann_from or ANN_FROM)
         return cls.for_about(about, store, loaded, replace=ann_from is not None)
 
     @classmethod
@@ -460,7 +462,7 @@ class Index:
             for done in update.embed(chunks, embedder, total):
                 context.progress("index", done, total)
 
-        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing)
+        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing, total=total)
 
     def _items(self, data: Data, columns: Any, column_types: Mapping[str, str] | None, context: Context) -> Items:
         items, repeated = items_of(set_of(data, context=context), columns, column_types, context)
@@ -469,11 +471,17 @@ class Index:
         return items
 
     def load(
-        self, chunks: Iterable[EmbeddedItems], *, delete_missing: bool = False, context: Context = DEFAULT
+        self,
+        chunks: Iterable[EmbeddedItems],
+        *,
+        total: int | None = None,
+        delete_missing: bool = False,
+        context: Context = DEFAULT,
     ) -> Changes:
         """Bring the index up to date with items that other processes embedded, see `divcon.search.parts.read_shards`.
 
         Args:
+            total: the number of items, if it is known.
             delete_missing: delete items that are not among these.
             context: reports progress in items.
 
@@ -483,9 +491,9 @@ class Index:
 
         def write(update: Update) -> None:
             for done in update.load(chunks):
-                context.progress("index", done, None)
+                context.progress("index", done, total)
 
-        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing)
+        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing, total=total)
 
     def search(
         self,

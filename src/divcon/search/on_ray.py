@@ -5,7 +5,6 @@ nothing is there twice."""
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import re
 import sys
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from divcon.errors import ConfigError, DivconError, WorkerError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.places import url_of
 from divcon.runtime.ray_cluster import check_nodes, connected, is_client
 from divcon.search.items import Items
 from divcon.search.part_folder import PartFolder
@@ -391,7 +391,7 @@ def _paths_in(source: Source) -> list[str]:
     if images.vectors is not None:
         return []
     if images.encoded is not None:
-        return sorted({str(file) for file, _ in getattr(images.encoded, "groups", ())})[:3]
+        files = sorted({str(file) for file, _ in getattr(images.encoded, "groups", ())})
+        return [file for file in files if url_of(file) is None][:3]
     places = sorted({0, len(images) // 2, len(images) - 1}) if len(images) else []
-    paths = [os.path.join(images.root, images.path(i)) for i in places]  # noqa: PTH118
-    return [path for path in paths if "://" not in path]
+    return [str(file) for file in map(images.file, places) if url_of(file) is None]

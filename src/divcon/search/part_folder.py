@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divcon.errors import ConfigError, OutputError, StoreError
-from divcon.runtime.files import atomic_write
+from divcon.errors import OutputError, StoreError
+from divcon.runtime import remote
+from divcon.runtime.blocks import RemoteFile
+from divcon.runtime.files import atomic_write, check_folder
+from divcon.runtime.places import is_url, text_of
 
 
 class PartFolder:
@@ -24,8 +27,8 @@ class PartFolder:
     """
 
     def __init__(self, address: str | Path) -> None:
-        self.address = str(address)
-        self.remote = "://" in self.address
+        self.address = text_of(address)
+        self.remote = is_url(self.address)
 
     def __str__(self) -> str:
         return self.address
@@ -42,10 +45,7 @@ class PartFolder:
         if not self.remote:
             folder = Path(self.address)
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        with suppress(FileNotFoundError):
-            found = self._files.ls(self._path, detail=False, refresh=True)
-            return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
-        return []
+        return [name for name in remote.listing(self.address) if "/" not in name]
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a parquet file.
@@ -85,9 +85,7 @@ class PartFolder:
 
     def read_text(self, name: str) -> str:
         """The text of a file."""
-        return (
-            self._files.cat_file(f"{self._path}/{name}").decode() if self.remote else Path(self.where(name)).read_text()
-        )
+        return remote.read(self.where(name)).decode() if self.remote else Path(self.where(name)).read_text()
 
     def about(self, name: str) -> tuple[dict[bytes, bytes], int] | None:
         """What a parquet file's schema says beside its columns, and the number of rows; None if there is no such file,
@@ -111,11 +109,23 @@ class PartFolder:
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{self.where(name)}: cannot be read ({error}); remove it, and write it again") from None
 
+    def batches(self, name: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a parquet file, ``rows`` at a time, without what its schema says beside its columns.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            with self._opened(name) as file:
+                for batch in pq.ParquetFile(file).iter_batches(rows):
+                    yield batch.replace_schema_metadata(None)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self.where(name)}: cannot be read ({error}); remove it, and write it again") from None
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         if self.remote:
-            with suppress(FileNotFoundError):
-                self._files.rm_file(f"{self._path}/{name}")
+            remote.remove(self.where(name))
             return
         Path(self.where(name)).unlink(missing_ok=True)
 
@@ -139,40 +149,13 @@ class PartFolder:
         Raises:
             OutputError: they cannot.
         """
-        if self.remote:
-            name = f".check-{uuid.uuid4().hex}"
-            self._put(name, b"")
-            self.remove(name)
-            return
-        from divcon.runtime.files import check_folder
-
         check_folder(self.address)
 
     def _opened(self, name: str) -> Any:
-        if self.remote:
-            return self._files.open(f"{self._path}/{name}", "rb")
-        return Path(self.where(name)).open("rb")
+        return RemoteFile(self.where(name)) if self.remote else Path(self.where(name)).open("rb")
 
     def _put(self, name: str, content: bytes) -> None:
         try:
-            self._files.pipe_file(f"{self._path}/{name}", content)
-        except Exception as error:  # each file system has errors of its own
-            raise OutputError(f"{self.where(name)}: cannot be written ({error})") from None
-
-    @cached_property
-    def _opened_address(self) -> tuple[Any, str]:
-        import fsspec
-
-        try:
-            files, path = fsspec.core.url_to_fs(self.address)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"{self.address}: cannot be opened ({error})") from None
-        return files, path.rstrip("/")
-
-    @property
-    def _files(self) -> Any:
-        return self._opened_address[0]
-
-    @property
-    def _path(self) -> str:
-        return self._opened_address[1]
+            remote.put_bytes(content, self.where(name))
+        except OSError as error:
+            raise OutputError(f"{self.where(name)}: cannot be written ({error.strerror or error})") from None

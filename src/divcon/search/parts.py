@@ -25,9 +25,11 @@ from divcon.data.tables import VECTOR_COLUMN
 from divcon.errors import ConfigError, DataError, StoreError
 from divcon.runtime.context import Progress
 from divcon.runtime.importing import is_named
+from divcon.runtime.places import is_url, url_of
 from divcon.search.about import About
 from divcon.search.columns import types_in
-from divcon.search.items import CHUNK, Items, key_of
+from divcon.search.digests import key_of
+from divcon.search.items import CHUNK, VECTORS, Items
 from divcon.search.part_folder import PartFolder
 from divcon.search.update import EmbeddedItems, Embedder, contents_of, embed, embeddings_of
 
@@ -103,7 +105,8 @@ class PartWriter:
         """
         name, layout = name_of(number), self.layout
         block = block.checked()
-        described = [block.keys(), block.details(), *_types_as_text(block)]
+        keys = block.keys().to_pylist()
+        described = [keys, block.details().to_pylist(), *_types_as_text(block)]
         stamps = key_of(json.dumps([*described, stamps_of(block), layout.kind, self.embedder.learner, layout.labels]))
         known, num_rows = self._known(name)
         if known.get(_STAMPS) == stamps.encode():
@@ -117,10 +120,10 @@ class PartWriter:
         metadata = {_ABOUT: json.dumps(layout.about.to_dict()).encode(), _STAMPS: stamps.encode()}
         if layout.kind == "items":
             contents = contents_of(block, self.embedder)
-            inputs = key_of(json.dumps([block.keys(), contents, *described[1:]])).encode()
+            inputs = key_of(json.dumps([keys, contents.to_pylist(), *described[1:]])).encode()
             if known.get(_INPUTS) == inputs:
                 return Written(num_rows, True)
-            readable = np.array([i for i, content in enumerate(contents) if content], np.int64)
+            readable = np.flatnonzero(contents.is_valid().to_numpy(zero_copy_only=False))
             rows = embed(block, contents, readable, within).rows
             metadata[_INPUTS] = inputs
         else:
@@ -151,7 +154,7 @@ def folder_beside(store: str) -> str:
     Raises:
         ConfigError: the store is elsewhere.
     """
-    if "://" in store or is_named(store):
+    if (is_url(store) and not store.startswith(("s3://", "gs://"))) or is_named(store):
         raise ConfigError(f"`parts`: of the store {store}, say in which folder the parts are to be", field="parts")
     return f"{store.rstrip('/')}.parts"
 
@@ -174,17 +177,19 @@ def stamps_of(items: Items) -> list[str]:
     images in memory, their digests. Objects at an address have none: a path is taken for one image."""
     images = items.images
     if images.vectors is not None:
-        return [items.content(i) for i in range(len(items))]
+        return items.contents().to_pylist()
     if images.encoded is not None:
         groups = getattr(images.encoded, "groups", None)
         if groups is None:
-            return [items.content(i) for i in range(len(items))]
+            return items.contents().to_pylist()
         files = sorted({str(file) for file, _ in groups})
         return [_stamp(file) for file in files] + [str(row) for row in images.rows.tolist()]
     return [_stamp(path) for path in items.paths()]
 
 
 def _stamp(path: str) -> str:
+    if url_of(path) is not None:
+        return ""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -312,10 +317,28 @@ def read_shards(folder: str | Path | PartFolder) -> tuple[About, int, Iterator[E
         about.check_same_model(other, where.where(name))
         total += num_rows
     assert about is not None
-    return about, total, (EmbeddedItems(where.read_table(name).replace_schema_metadata(None)) for name in parts)
+    return about, total, rows_in(where, parts)
 
 
-def join_parts(folder: PartFolder, out: Path) -> int:
+def rows_in(folder: PartFolder, names: Iterable[str]) -> Iterator[EmbeddedItems]:
+    """The rows of parts as `EmbeddedItems.rows` describes them, some thousand at a time, whatever the files' sizes."""
+    batches: list[pa.RecordBatch] = []
+    for name in names:
+        for batch in folder.batches(name, VECTORS):
+            if batches and (batch.schema != batches[0].schema or sum(map(len, batches)) + len(batch) > VECTORS):
+                yield _joined(batches)
+                batches = []
+            batches.append(batch)
+    if batches:
+        yield _joined(batches)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> EmbeddedItems:
+    rows = pa.Table.from_batches(batches).replace_schema_metadata(None)
+    return EmbeddedItems(rows if len(batches) == 1 else rows.combine_chunks())
+
+
+def join_parts(folder: PartFolder, out: str) -> int:
     """Write the vectors of all parts into one parquet, and return the number of rows.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,8 @@ from divcon.data.table_format import is_table
 from divcon.data.tables import tables_in_memory
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
+from divcon.runtime.places import place, text_of
 from divcon.search.columns import columns_of_source
 from divcon.search.items import Items, chunks_of, count_lines, items_of, labels_of, listed_sets
 
@@ -70,16 +71,16 @@ class StreamSource:
                 yield items_of(images, column_types=self.column_types)[0]
 
     def count(self) -> int | None:
-        if is_table(self.path):
-            return table_rows(self.path) if Path(self.path).is_file() else None
-        return count_lines(self.path) if Path(self.path).is_file() else None
+        if self.path == "-" or not here(self.path).is_file():
+            return None  # or not on this machine: a worker says what is wrong with it
+        return table_rows(self.path) if is_table(self.path) else count_lines(self.path)
 
     def _sets(self, rows: int) -> Iterator[LabeledSet]:
         if not is_table(self.path):
             yield from listed_sets(self.path, self.root, rows)
             return
         done = 0
-        root = self.root or str(Path(self.path).parent)
+        root = self.root or text_of(place(self.path).parent)
         for table in stream_table(self.path, rows):
             tables = tables_in_memory(self.path, table, root, self.columns, unknown_is_missing=True)
             images = images_of_tables(tables, check_files=False)

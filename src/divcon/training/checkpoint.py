@@ -22,6 +22,7 @@ from divcon.division import Division
 from divcon.errors import DataError, RunError, Stopped, WorkerError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.importing import Trust
 from divcon.runtime.signals import SignalHandler
 from divcon.training.averaging import WeightAverage
@@ -60,7 +61,7 @@ class Checkpointer:
         context: Context = DEFAULT,
     ) -> None:
         self._state = state
-        self._path = None if path is None else Path(path)
+        self._path = None if path is None else here(path)
         self._config = config
         self._images = images
         self._fingerprint = "" if path is None else images.fingerprint

@@ -13,15 +13,17 @@ import pyarrow.parquet as pq
 from divcon.data.table_format import format_of, is_table
 from divcon.data.tables import UNTYPED, delimiter, first_line
 from divcon.errors import DataError
+from divcon.runtime.copies import here, opened
+from divcon.runtime.places import place
 
 
 def table_rows(path: str | Path) -> int | None:
     """The number of rows of a parquet; None of other tables, which say it nowhere."""
-    path = Path(path)
+    path = place(path)
     if format_of(path) != "parquet":
         return None
     try:
-        return pq.read_metadata(path).num_rows
+        return pq.read_metadata(opened(path)).num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
 
@@ -32,7 +34,7 @@ def stream_table(path: str | Path, rows: int) -> Iterator[pa.Table]:
     Raises:
         DataError: it is no table of these kinds, or damaged.
     """
-    path = Path(path)
+    path = place(path)
     if not is_table(path) or format_of(path) not in ("csv", "parquet"):
         raise DataError(f"{path}: only a CSV or parquet is read some rows at a time")
     try:
@@ -55,7 +57,7 @@ def stream_table(path: str | Path, rows: int) -> Iterator[pa.Table]:
 
 
 def _parquet(path: Path, rows: int) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as parquet:
+    with pq.ParquetFile(opened(path)) as parquet:
         for batch in parquet.iter_batches(rows):
             yield pa.Table.from_batches([batch])
 
@@ -63,7 +65,7 @@ def _parquet(path: Path, rows: int) -> Iterator[pa.Table]:
 def _csv(path: Path) -> Iterator[pa.Table]:
     separator: Any = {"delimiter": delimiter(path), "newlines_in_values": True}
     parse = pyarrow.csv.ParseOptions(**separator)
-    with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+    with pyarrow.csv.open_csv(here(path), parse_options=parse) as reader:
         names = reader.schema.names
     texts = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
@@ -72,6 +74,6 @@ def _csv(path: Path) -> Iterator[pa.Table]:
         quoted_strings_can_be_null=False,
     )
     schema = pa.schema([pa.field(name, pa.string(), metadata=UNTYPED) for name in names])
-    with pyarrow.csv.open_csv(path, parse_options=parse, convert_options=texts) as reader:
+    with pyarrow.csv.open_csv(here(path), parse_options=parse, convert_options=texts) as reader:
         for batch in reader:
             yield pa.Table.from_batches([batch]).cast(schema)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,6 +44,7 @@ from divcon.data.tables import (
 )
 from divcon.errors import ConfigError, DataError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.places import is_url, text_of, without_secrets
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -436,7 +438,7 @@ def _one(
         stem_of(path),
         str(path),
         [TableFile(path)],
-        str(path.parent if root is None else root),
+        text_of(path.parent if root is None else root),
         chosen,
         unknown_is_missing=on_missing_label != "stop",
     )
@@ -611,22 +613,53 @@ def check_paths(images: LabeledSet) -> None:
     """Raise DataError if files are missing, with the first and their number."""
     if images.encoded is not None or images.vectors is not None:
         return
+    if images.addresses([0] if len(images) else []):
+        _check_addresses(images)
+        return
     exists, join, root = os.path.exists, os.path.join, images.root
     first, missing = 0, 0
     for start in range(0, len(images), 1 << 16):
         paths = images.paths[start : start + (1 << 16)].to_pylist()
-        gone = [start + i for i, path in enumerate(paths) if not exists(join(root, path))]
+        gone = [start + i for i, path in enumerate(paths) if not (exists(join(root, path)) or is_url(path))]
         if gone and not missing:
             first = gone[0]
         missing += len(gone)
     if missing:
         path = images.path(first)
-        if re.match(r"(?i)[a-z0-9+]{2,}://", path):
-            raise DataError(f"{images.where(first)}: this is an address, not a file; download the images first")
         ending = "" if Path(path).suffix else "; the path has no ending such as .jpg"
         raise DataError(
             f"{images.where(first)}: there is no such file ({missing:,} of {len(images):,} are "
             f"missing); relative paths start from {images.root or '.'}: `root` sets another folder{ending}"
+        )
+
+
+_LOOKED_AT = 16
+"""Images at addresses that are looked for when a table is read: a request for each of a million would take hours."""
+
+
+def _check_addresses(images: LabeledSet) -> None:
+    """Look for some of the images, from the first to the last.
+
+    Raises:
+        DataError: one is missing. RemoteError: the storage cannot be reached, or refuses.
+    """
+    from divcon.runtime import remote
+
+    places = np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(np.int64)).tolist()
+
+    def is_there(i: int) -> bool:
+        file = images.file(i)
+        return remote.exists(file) if isinstance(file, str) else file.exists()
+
+    if not is_there(places[0]):
+        gone = 0
+    else:
+        with ThreadPoolExecutor(8) as threads:
+            gone = next((i for i, there in zip(places, threads.map(is_there, places), strict=True) if not there), None)
+    if gone is not None:
+        raise DataError(
+            f"{images.where(gone)}: there is no such file ({without_secrets(str(images.file(gone)))}); relative paths "
+            f"start from {images.root or '.'}: `root` sets another folder"
         )
 
 
@@ -858,7 +891,8 @@ def _loaded(root: str | os.PathLike[str], chosen: Columns, on_missing_label: str
     if not files:
         raise DataError(f"{root}: there are no tables in it ({', '.join(_METADATA)}, or parquet files of each split)")
     missing = on_missing_label != "stop"
-    return load_tables(Path(root).resolve().name, str(root), files, str(root), chosen, unknown_is_missing=missing)
+    name, start = Path(root).resolve().name, text_of(root)
+    return load_tables(name, str(root), files, start, chosen, unknown_is_missing=missing)
 
 
 def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:

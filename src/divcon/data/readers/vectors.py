@@ -20,6 +20,7 @@ from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.tables import BOX_COLUMNS, VECTOR_COLUMN, where_in
 from divcon.errors import DataError
 from divcon.runtime.files import atomic_write
+from divcon.runtime.places import joined
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -176,7 +177,7 @@ def _labels(images: LabeledSet) -> pa.Array:
 
 
 def _under(root: str, paths: pa.Array) -> pa.Array:
-    return pa.array([str(Path(root, path)) for path in paths.to_pylist()], pa.string())
+    return pa.array([str(joined(root, path)) for path in paths.to_pylist()], pa.string())
 
 
 def _numbered(paths: pa.Array, sets: Iterable[LabeledSet]) -> pa.Array:
