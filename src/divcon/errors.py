@@ -13,6 +13,9 @@ from collections.abc import Iterable
 class DivconError(Exception):
     """Base of all errors that are the input's, not the program's; the command line prints them without a trace."""
 
+    elsewhere: bool = False
+    """Whether another rank of a process group reports the error, so that this one need not."""
+
 
 class DataError(DivconError):
     """The user's images, labels or tables cannot be used as they are."""

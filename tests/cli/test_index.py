@@ -199,6 +199,8 @@ def test_shards_a_listing_and_what_is_loaded(
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, out, err = index(command, run, "--stream", listing, "--parts", parts)
     assert out.startswith("shard 2 of 2: 0 embedded")
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
     code, out, err = index(command, "--load", parts, "--store", tmp_path / "store", "--ann-from", 7_000)
     assert code == 0, err
     assert out.startswith("40 added")

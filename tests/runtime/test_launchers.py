@@ -11,8 +11,8 @@ from torch.distributed import HashStore  # type: ignore[reportPrivateImportUsage
 
 import divcon as dc
 from divcon.errors import ConfigError
-from divcon.runtime.launch import is_main_process, launch, started
-from divcon.runtime.launchers import StartedGroup, started_group, started_size, started_task
+from divcon.runtime.launch import launch, started
+from divcon.runtime.launchers import StartedGroup, is_first, started_group, started_size, started_task
 
 WHOLE = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 VARIABLES = (
@@ -44,10 +44,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_group_that_is_named_whole_is_joined(environment: Any) -> None:
     environment()
-    assert (started_group(), started_size(), is_main_process()) == (None, None, True)
+    assert (started_group(), started_size(), is_first()) == (None, None, True)
     environment(**WHOLE)
     assert started_group() == StartedGroup(3, 8)
-    assert not is_main_process()
+    assert not is_first()
     environment(**WHOLE, LOCAL_RANK="1", LOCAL_WORLD_SIZE="2")
     assert started_group() == StartedGroup(3, 8, 1, 2)
     assert dc.TrainConfig().devices == 8
@@ -125,7 +125,6 @@ def test_each_process_takes_the_device_of_its_place_on_the_machine(
     monkeypatch.setattr("divcon.runtime.launch.rendezvous", lambda *args, **options: iter([(HashStore(), 3, 8)]))
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda *args: None)
-    monkeypatch.setattr("divcon.runtime.launch._ignore_signals", lambda: None)
     if isinstance(device, str):
         with pytest.raises(ConfigError, match=device), launch(8, "learners", "cuda", print):
             pass

@@ -145,8 +145,9 @@ def test_torchrun_evaluates_with_them(whole: Path, tmp_path: Path) -> None:
     """They share the images, and rank 0 alone prints and writes."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--parts", "--no-clustering", "--json"]
-    finished([*DIVCON, "evaluate", whole, *options, tmp_path / "one.json"])
-    command = [*torchrun, "-m", "divcon", "evaluate", whole, *options, tmp_path / "two.json"]
+    run = shutil.copytree(whole, tmp_path / "run")  # the scores go into it
+    finished([*DIVCON, "evaluate", run, *options, tmp_path / "one.json"])
+    command = [*torchrun, "-m", "divcon", "evaluate", run, *options, tmp_path / "two.json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("recall_at_1: 95 %") == 1
@@ -158,10 +159,10 @@ def test_torchrun_evaluates_with_them(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_starts_them_again(vectors: Path, tmp_path: Path, whole: Path, run_of: Any) -> None:
-    """One is killed; the next start goes on from the checkpoint, to the same weights."""
+    """One is killed; the next start goes on from the checkpoint by itself, to the same weights."""
     out = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "--max-restarts", "2", "-m", "divcon", "train", vectors, "--out", out, "--resume", *SETTINGS]
+    command = [*torchrun, "--max-restarts", "2", "-m", "divcon", "train", vectors, "--out", out, *SETTINGS]
     process = started(command)
     metrics = out / "metrics.jsonl"
     until = time.monotonic() + SECONDS

@@ -67,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app.meta(arguments)
     except DivconError as error:
+        if error.elsewhere:
+            sys.exit(2)
         notes.print(Text.assemble(("error: ", "bold red"), shown(in_flags(str(current_origins().placed(error))))))
         sys.exit(2)
     except Stopped as stopped:

@@ -17,6 +17,7 @@ from rich.console import Console
 from divcon import __version__
 from divcon.cli.imports import import_modules, look_in_current_folder
 from divcon.cli.messages import in_flags
+from divcon.cli.ranks import as_rank
 from divcon.config.fields import field_docs
 from divcon.config.settings import SPLITTING, TEST_FRACTION, DataConfig, Device, OnBadImage, Protocol
 from divcon.errors import ConfigError
@@ -74,7 +75,8 @@ def launch(
         os.environ[CACHE_SIZE] = cache_size
     look_in_current_folder()
     import_modules(modules or ())
-    return app(words)
+    with as_rank(words, (console, notes)) as has_work:
+        return app(words) if has_work else None
 
 
 def to_path(kind: Any, tokens: Sequence[Token]) -> Any:
@@ -146,8 +148,8 @@ PartRows = Annotated[
 Stream = Annotated[
     str | None,
     Parameter(
-        help="Instead of images: a text file with a path per line, or a CSV or parquet, of any length: it is read some "
-        "rows at a time. - reads paths from standard input.",
+        help="Instead of images: a text file with a path per line, or a CSV or parquet of paths or vectors, of any "
+        "length: it is read some rows at a time. - reads paths from standard input.",
         allow_leading_hyphen=True,
     ),
 ]

@@ -420,14 +420,16 @@ def _items(
     None."""
     from divcon.data.read import is_dataset_name
     from divcon.data.readers.folder import images_of
+    from divcon.data.table_format import is_table
     from divcon.runtime.context import Context
-    from divcon.search.items import items_of
+    from divcon.search.items import CHUNK, items_of, read_rows
+    from divcon.search.sources import StreamSource
 
     if stream is not None:
-        from divcon.search.items import CHUNK
-        from divcon.search.sources import StreamSource
-
         _check_stream(stream, column_types)
+        if is_table(stream):
+            context = Context(on_warning=note)
+            return read_rows(stream, root, column_types, chosen=columns.columns(), context=context), None
         source = StreamSource(stream, text_of(root or ""), columns.columns(), column_types)
         return source.blocks(CHUNK), source.count()
     if len(images) == 1 and is_dataset_name(images[0]) and not exists_here(images[0]):

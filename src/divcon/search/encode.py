@@ -17,7 +17,7 @@ from divcon.search.items import Data, set_of
 from divcon.search.on_ray import Ray, engine_of, write_on_ray
 from divcon.search.part_folder import PartFolder
 from divcon.search.parts import Layout, about_in, join_parts, rows_of_parts, write_shard
-from divcon.search.sources import ItemSource, Source, StreamSource, items_to_encode
+from divcon.search.sources import ItemSource, Source, StreamSource, items_to_encode, user_columns
 from divcon.search.update import Embedder
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def encode(
         images = set_of(data, context=context)
         if not len(images):
             raise DataError("there are no images to encode")
-        source, labels = ItemSource(items_to_encode(images, context)), images.label_names != ("",)
+        source, labels = ItemSource(items_to_encode(images, user_columns(images, context))), images.label_names != ("",)
     folder = PartFolder(f"{place}.parts" if single else place)
     layout = Layout(about_of(loaded), "vectors", labels)
     if single:

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.columns import GUESS, Columns
 from divcon.data.finite import unusable
 from divcon.data.image_files import check_name
 from divcon.data.in_memory import is_image
@@ -26,13 +28,15 @@ from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
 from divcon.data.python_values import is_value
 from divcon.data.read import is_dataset_name, read
 from divcon.data.readers.folder import images_of, label_in
-from divcon.data.readers.table import pc
+from divcon.data.readers.table import images_of_tables, pc
+from divcon.data.table_format import format_of
+from divcon.data.table_stream import stream_table
 from divcon.errors import ConfigError, DataError, ImageError, unknown
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
-from divcon.runtime.copies import here, read_file
-from divcon.runtime.places import is_url, joined, text_of
-from divcon.search.columns import as_in_index, check_column_types, columns_of, columns_of_source, typed
+from divcon.runtime.copies import here, opened, read_file
+from divcon.runtime.places import is_url, joined, place, text_of
+from divcon.search.columns import as_in_index, check_column_types, columns_of, columns_of_source, is_vector, typed
 from divcon.search.digests import digests_of, keys_of
 
 CHUNK = 1024
@@ -270,15 +274,23 @@ def items_of(
         own = columns_of(columns, declared, warn=context.warn)
     if own is not None and len(own) != len(images):
         raise DataError(f"`columns` has {len(own):,} rows for {len(images):,} images; pass one row per image")
-    for name in declared:
-        if own is None or name not in own.column_names:
-            there = unknown("column", name, [] if own is None else own.column_names)
-            raise ConfigError(f"`column_types`: {there}" if own is not None else _NO_COLUMNS, field="column_types")
-    items = Items(images, _names(images), labels_of(images), own if own is not None and own.num_columns else None)
+    _check_declared(declared, own)
+    return _once(Items(images, _names(images), labels_of(images), own if own is not None and own.num_columns else None))
+
+
+def _once(items: Items) -> tuple[Items, int]:
+    """The items without those whose name an earlier one has, and the number of these."""
     if len(set(items.names)) == len(items):
         return items, 0
     first = {name: i for i, name in reversed(list(enumerate(items.names)))}
     return items.take(np.sort(np.fromiter(first.values(), np.int64))), len(items) - len(first)
+
+
+def _check_declared(declared: Mapping[str, str], own: pa.Table | None) -> None:
+    for name in declared:
+        if own is None or name not in own.column_names:
+            there = unknown("column", name, [] if own is None else own.column_names)
+            raise ConfigError(f"`column_types`: {there}" if own is not None else _NO_COLUMNS, field="column_types")
 
 
 _NO_COLUMNS = "`column_types`: this data has no columns; they come from a table, or from the argument `columns`"
@@ -289,6 +301,76 @@ def chunks_of(items: Items, size: int | None = None) -> Iterator[Items]:
     size = size or (CHUNK if items.images.vectors is None else VECTORS)
     for start in range(0, len(items), size):
         yield items.take(np.arange(start, min(start + size, len(items))))
+
+
+def read_rows(
+    table: str | Path,
+    root: str | Path | None = None,
+    column_types: Mapping[str, str] | None = None,
+    *,
+    chosen: Columns = GUESS,
+    size: int | None = None,
+    context: Context = DEFAULT,
+) -> Iterator[Items]:
+    """The images or vectors of a CSV or parquet as `items_of` has them, some at a time: the table is never in memory as
+    a whole. An image that an earlier row has is left out where both rows are in memory together.
+
+    Args:
+        root: the folder that relative paths start from, instead of the table's own.
+        column_types: as of `items_of`.
+        chosen: the names of columns.
+        size: the most rows at a time; None: as `chunks_of` takes of images, or of vectors.
+        context: warns of what is guessed or left out.
+
+    Raises:
+        DataError, ConfigError: as `items_of`, or as `divcon.data.table_stream.stream_table`.
+    """
+    sets = streamed_sets(table, root, check_column_types(column_types), chosen=chosen, size=size, context=context)
+    for images, own in sets:
+        yield _once(Items(images, _names(images), labels_of(images), own))[0]
+
+
+def streamed_sets(
+    table: str | Path,
+    root: str | Path | None,
+    declared: dict[str, str],
+    *,
+    chosen: Columns = GUESS,
+    size: int | None = None,
+    context: Context = DEFAULT,
+) -> Iterator[tuple[LabeledSet, pa.Table | None]]:
+    """As `read_rows`, sets with the user's columns."""
+    path = here(table)
+    said: set[str] = set()
+
+    def warn(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            context.warn(message)
+
+    once = replace(context, on_warning=warn)
+    folder = text_of(place(table).parent if root is None else root)
+    for start, tables in stream_table(path, folder, chosen, size=size or _rows_at_once(path)):
+        images = images_of_tables(tables, check_files=False, context=once)
+        own = columns_of_source(images.source, declared, warn)
+        if not start:
+            _check_declared(declared, own)
+        rows = images.rows + start
+        if images.vectors is not None:
+            local = pa.array([row_name(row) for row in images.rows.tolist()])
+            named = pa.array([row_name(row) for row in rows.tolist()])
+            images = replace(images, paths=pc.if_else(pc.equal(images.paths, local), named, images.paths))
+        images = replace(images, rows=rows)
+        yield images, own if own is not None and own.num_columns else None
+
+
+def _rows_at_once(path: Path) -> int:
+    """As many as `chunks_of` takes of images, or of vectors."""
+    if format_of(path) != "parquet":
+        return CHUNK
+    with pq.ParquetFile(opened(path)) as parquet:
+        kinds = parquet.schema_arrow.types
+    return VECTORS if any(map(is_vector, kinds)) else CHUNK
 
 
 def read_listing(listing: str, root: str = "", size: int = CHUNK) -> Iterator[Items]:

@@ -9,20 +9,26 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from divcon.data.columns import GUESS, Columns
 from divcon.data.labeled_set import LabeledSet
-from divcon.data.readers.stream import stream_table, table_rows
-from divcon.data.readers.table import images_of_tables
 from divcon.data.readers.vectors import paths_to_write
-from divcon.data.table_format import is_table
-from divcon.data.tables import tables_in_memory
+from divcon.data.table_format import format_of, is_table
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
-from divcon.runtime.copies import here
-from divcon.runtime.places import place, text_of
+from divcon.runtime.copies import here, opened
 from divcon.search.columns import columns_of_source
-from divcon.search.items import Items, chunks_of, count_lines, items_of, labels_of, listed_sets
+from divcon.search.items import (
+    Items,
+    chunks_of,
+    count_lines,
+    items_of,
+    labels_of,
+    listed_sets,
+    read_rows,
+    streamed_sets,
+)
 
 
 class Source(Protocol):
@@ -64,47 +70,46 @@ class StreamSource:
     """Whether the items are to be encoded, and not indexed (see `items_to_encode`)."""
 
     def blocks(self, rows: int) -> Iterator[Items]:
-        for images in self._sets(rows):
-            if self.to_encode:
-                yield items_to_encode(images)
-            else:
-                yield items_of(images, column_types=self.column_types)[0]
+        root = self.root or None
+        if not is_table(self.path):
+            sets = listed_sets(self.path, self.root, rows)
+            yield from (items_to_encode(images) if self.to_encode else items_of(images)[0] for images in sets)
+        elif self.to_encode:
+            for images, own in streamed_sets(self.path, root, {}, chosen=self.columns, size=rows):
+                yield items_to_encode(images, own)
+        else:
+            yield from read_rows(self.path, root, self.column_types, chosen=self.columns, size=rows)
 
     def count(self) -> int | None:
         if self.path == "-" or not here(self.path).is_file():
             return None  # or not on this machine: a worker says what is wrong with it
-        return table_rows(self.path) if is_table(self.path) else count_lines(self.path)
-
-    def _sets(self, rows: int) -> Iterator[LabeledSet]:
         if not is_table(self.path):
-            yield from listed_sets(self.path, self.root, rows)
-            return
-        done = 0
-        root = self.root or text_of(place(self.path).parent)
-        for table in stream_table(self.path, rows):
-            tables = tables_in_memory(self.path, table, root, self.columns, unknown_is_missing=True)
-            images = images_of_tables(tables, check_files=False)
-            if images.encoded is None:  # there rows are places in the block
-                images = replace(images, rows=images.rows + done)
-            yield images
-            done += len(table)
+            return count_lines(self.path)
+        if format_of(self.path) != "parquet":
+            return None
+        with pq.ParquetFile(opened(self.path)) as parquet:
+            return parquet.metadata.num_rows
 
 
-def items_to_encode(images: LabeledSet, context: Context = DEFAULT) -> Items:
+def items_to_encode(images: LabeledSet, columns: pa.Table | None = None) -> Items:
     """The items of a set as a table of their embeddings has them: one for each row, also of a repeated image, under the
     path that `divcon.data.readers.vectors.paths_to_write` says; labels only if the set has any.
 
     Args:
-        context: warns of columns that are left out.
+        columns: the user's columns, row for row.
     """
     labels: list[str | None] = labels_of(images) if images.label_names != ("",) else [None] * len(images)
+    return Items(images, paths_to_write(images).to_pylist(), labels, columns)
+
+
+def user_columns(images: LabeledSet, context: Context = DEFAULT) -> pa.Table | None:
+    """The columns of the table that a set was read from, row for row; a warning names those that are left out."""
     try:
         own = columns_of_source(images.source, warn=context.warn)
     except DataError as error:
         context.warn(f"left out: the other columns of the table ({error})")
-        own = None
-    columns = None if own is None or not own.num_columns else own.take(pa.array(images.rows))
-    return Items(images, paths_to_write(images).to_pylist(), labels, columns)
+        return None
+    return None if own is None or not own.num_columns else own.take(pa.array(images.rows))
 
 
 @dataclass(frozen=True)
