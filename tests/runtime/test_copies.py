@@ -20,9 +20,9 @@ def storage(cache, monkeypatch):
 
     monkeypatch.setattr(copies, "_known", set())
     system = fsspec.filesystem("memory")
-    if system.exists("/work"):
-        system.rm("/work", recursive=True)
-    system.makedirs("/work")
+    if system.exists("/bucket"):
+        system.rm("/bucket", recursive=True)
+    system.makedirs("/bucket")
     return system
 
 
@@ -60,13 +60,13 @@ def test_what_is_written_is_uploaded(storage):
         beside.write_text("{}")
         assert not storage.exists("/bucket/out/scores.json")
     assert storage.cat_file("/bucket/out/scores.json") == b"{}"
-    assert storage.find("/work") == ["/bucket/out/scores.json"]
+    assert storage.find("/bucket") == ["/bucket/out/scores.json"]
     removed(place("memory://bucket/out/scores.json"))
-    assert storage.find("/work") == []
+    assert storage.find("/bucket") == []
     with atomic_write("memory://bucket/a/b.json") as beside:
         beside.write_text("{}")
     removed(place("memory://bucket/a"))
-    assert storage.find("/work") == [] and not place("memory://bucket/a").exists()
+    assert storage.find("/bucket") == [] and not place("memory://bucket/a").exists()
 
 
 def test_an_upload_that_fails_is_made_up_for(storage, monkeypatch):
@@ -112,7 +112,7 @@ def test_what_never_came_there_is_sent_later(storage):
     anew()
     assert (here("memory://bucket/run") / "config.json").exists()
     send_rest(folder)
-    assert storage.find("/work") == ["/bucket/run/config.json"]
+    assert storage.find("/bucket") == ["/bucket/run/config.json"]
 
 
 def test_parquet_files_are_read_where_they_are(storage):
@@ -131,7 +131,7 @@ def test_parquet_files_are_read_where_they_are(storage):
 def test_outputs_are_checked_before_any_work(storage, s3):
     check_writable("memory://bucket/a.json")
     check_folder("memory://bucket/runs/x")
-    assert storage.find("/work") == []
+    assert storage.find("/bucket") == []
     with pytest.raises(
         OutputError, match=r"^s3://no-such-bucket/a\.json: cannot be written \(there is no such bucket\)"
     ):
