@@ -258,9 +258,9 @@ def _results(ray: Any, work: _Work, source: Source, rows: int, actors: int, kind
         setattr(here, name, value)
     try:
         references = ray.put(work), ray.put(source)
-        begun = ray.remote(num_cpus=0, max_restarts=-1)(_Begun).remote()
-        # What this program has read may be on the disk of its node alone.
+        # What this program has read may be on the disk of its node alone; and that node is not lost before it is.
         near = {} if work.anywhere else _this_node(ray)
+        begun = ray.remote(num_cpus=0, max_restarts=-1, resources=near)(_Begun).remote()
         blocks = data.from_items([0]).map_batches(
             _read, fn_args=([references[1]], rows), batch_size=None, num_cpus=0, resources=near
         )
