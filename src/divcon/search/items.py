@@ -35,7 +35,7 @@ from divcon.errors import ConfigError, DataError, ImageError, unknown
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.copies import here, opened, read_file
-from divcon.runtime.places import is_url, joined, place, text_of
+from divcon.runtime.places import joined, place, text_of
 from divcon.search.columns import as_in_index, check_column_types, columns_of, columns_of_source, is_vector, typed
 from divcon.search.digests import digests_of, keys_of
 
@@ -197,8 +197,8 @@ def _as_json(values: pa.Array | pa.ChunkedArray, before: str = "", after: str = 
 
 def absolute(root: str, path: str) -> str:
     """The absolute path, without ``..``; links are not resolved. An address is itself."""
-    if is_url(file := os.fspath(joined(root, path))) or is_url(file := text_of(file)):
-        return file
+    if "://" in path or "://" in root:
+        return os.fspath(joined(root, path))
     return os.path.abspath(os.path.join(root, path))  # noqa: PTH100, PTH118
 
 
