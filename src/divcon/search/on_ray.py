@@ -260,7 +260,9 @@ def _results(ray: Any, work: _Work, source: Source, rows: int, actors: int, kind
         references = ray.put(work), ray.put(source)
         # What this program has read may be on the disk of its node alone; and that node is not lost before it is.
         near = {} if work.anywhere else _this_node(ray)
-        begun = ray.remote(num_cpus=0, max_restarts=-1, resources=near)(_Begun).remote()
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        here_alone = strategy(ray.get_runtime_context().get_node_id(), soft=True)
+        begun = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here_alone)(_Begun).remote()
         blocks = data.from_items([0]).map_batches(
             _read, fn_args=([references[1]], rows), batch_size=None, num_cpus=0, resources=near
         )
