@@ -125,7 +125,9 @@ def test_shards_as_slurm_starts_them(
         code, printed, err = command("encode", *how, out)
         assert code == 0, err
         assert printed == f"shard {number + 1} of 2: {(24, 16)[number]} embeddings of 16 dimensions in {out}\n"
-    code, _, err = command("encode", *how, tmp_path / "one.parquet")
+    assert command("encode", *how, tmp_path / "one.parquet") == (0, "", "")  # the first process writes it
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    code, _, err = command("encode", *how, tmp_path / "one.parquet", "--shard", "1/2")
     assert code == 2
     assert "2 processes cannot write one file; name a folder, without .parquet" in err
     rows = [pq.read_table(path) for path in sorted(out.glob("*.parquet"))]

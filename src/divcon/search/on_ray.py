@@ -237,7 +237,7 @@ def write_on_ray(
                 done += result["items"]
                 kept += result["rows"] if result["kept"] else 0
                 embedded += 0 if result["kept"] else result["rows"]
-                context.progress("index", done, total)
+                context.progress(layout.stage, done, total)
         finally:
             results.close()
         if len(parts) != max(parts, default=-1) + 1:
