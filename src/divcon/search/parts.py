@@ -171,7 +171,7 @@ def _vectors_table(items: Items, embeddings: Float32[np.ndarray, "N D"], labels:
     table = pa.table(columns)
     own = items.columns
     for field in () if own is None else own.schema:
-        if field.name not in (*table.column_names, VECTOR_COLUMN):
+        if own is not None and field.name not in (*table.column_names, VECTOR_COLUMN):
             table = table.append_column(field.remove_metadata(), own[field.name])
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
     return table.append_column(VECTOR_COLUMN, pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]))
