@@ -18,7 +18,7 @@ from divcon.errors import ConfigError, StoreError
 from divcon.runtime import remote
 from divcon.search import Changes, open_store
 from divcon.search.layout import index_layout
-from divcon.search.stores import places
+from divcon.search.stores import lease, places
 from divcon.search.stores.lance import LanceStore
 
 Vectors = Callable[..., LabeledSet]
@@ -106,16 +106,16 @@ def test_one_writer(
     # One that is killed leaves its lock; it ends when it has not been renewed for a while.
     place = index.store._place
     owner = {"pid": 1, "host": "gone", "since": "then", "token": "its"}
-    assert place._put(owner, new=True)
+    assert place._lease._put(owner, new=True)
     with pytest.raises(StoreError, match="another process is writing to it"):
         other.update(vectors(13))
-    monkeypatch.setattr(places, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.2)
     time.sleep(0.3)
     assert other.update(vectors(13)).added == 1
 
     # Should that one come back, it commits nothing.
     with index.store.writing():
-        other.store._place._put({**owner, "token": "another"}, new=False)
+        other.store._place._lease._put({**owner, "token": "another"}, new=False)
         rows = index.store.rows(np.array([0]))
         with pytest.raises(StoreError, match="has taken over the lock"):
             index.store.append(rows)
@@ -123,17 +123,17 @@ def test_one_writer(
             index.store.delete(np.array([0]))
         with pytest.raises(StoreError, match="has taken over the lock"):
             index.store.append_all(iter([next(index.store.read(index.store.schema().names))]))
-    assert place._owner()["token"] == "another"  # not removed by who has lost it
+    assert place._lease._note.get()["token"] == "another"  # not removed by who has lost it
     assert len(index) == 13
 
 
 def test_a_lock_is_renewed(s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.05)
     place = places.BucketPlace(s3("index"))
     with place.lock():
-        first = place._owner()
+        first = place._lease._note.get()
         deadline = time.monotonic() + 20
-        while place._owner()["renewed"] == first["renewed"]:
+        while place._lease._note.get()["renewed"] == first["renewed"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         place.check_lock()

@@ -1,4 +1,4 @@
-"""Vector stores: a folder (LanceDB), PostgreSQL with pgvector, or a store of your own."""
+"""Vector stores: a folder or object storage (LanceDB), PostgreSQL with pgvector, Qdrant, or a store of your own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from divcon.runtime.places import is_url, place, text_of, without_secrets
 from divcon.search.stores.base import Store
 
 Address = str | Path | Store | type[Store]
-"""A folder, ``s3://BUCKET/PATH``, ``postgresql://USER@HOST/DATABASE``, ``module:Name`` of a store of your own, or a
-`Store` itself."""
+"""A folder, ``s3://BUCKET/PATH``, ``postgresql://USER@HOST/DATABASE``, ``qdrant://HOST:PORT/COLLECTION``,
+``module:Name`` of a store of your own, or a `Store` itself."""
 
 _NAMED = re.compile(r"(?P<part>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)(?:\?(?P<options>.*))?", re.DOTALL)
 
@@ -45,6 +45,10 @@ def open_store(store: Address) -> Store:
         from divcon.search.stores.postgres import PostgresStore
 
         return PostgresStore(text)
+    if text.startswith(("qdrant://", "qdrants://")):
+        from divcon.search.stores.qdrant import QdrantStore
+
+        return QdrantStore(text)
     if is_url(text):
         return _in_bucket(text)
     if "://" in text.partition("?")[0]:

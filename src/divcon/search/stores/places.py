@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,12 @@ from divcon.errors import OutputError, RemoteError, RemoteMissingError, StoreErr
 from divcon.runtime.files import atomic_write
 from divcon.runtime.lock import LOCK_FILE, FolderLock
 from divcon.runtime.places import without_secrets
+from divcon.search.stores.lease import Lease
 
 ABOUT_FILE = "divcon.json"
 """The file that makes a place a store."""
 SCHEMES = ("s3", "gs", "az")
 """The kinds of object storage that LanceDB and fsspec both know."""
-LEASE_SECONDS = 120.0
-"""A writer to object storage that has not renewed its lock for so long is taken to be dead."""
-_RENEW_SECONDS = 30.0
 FRESH_SECONDS = 2.0
 """How old what is known of an index in object storage may be: each look is a request."""
 
@@ -103,7 +98,7 @@ class BucketPlace:
         self.address = url.rstrip("/")
         self.uri = without_secrets(self.address)
         self._about: tuple[float, bytes | None] | None = None
-        self._held: str | None = None
+        self._lease = Lease(self.uri, _LockFile(f"{self.address}/{LOCK_FILE}"))
 
     @property
     def options(self) -> dict[str, str]:
@@ -155,38 +150,13 @@ class BucketPlace:
     def is_file(self) -> bool:
         return False
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the only writer, as long as this process renews the lock. It is an object that is created only where there
-        is none (a conditional put). The lock of a process that has not renewed it for two minutes is taken over; that
-        process stops at its next commit, should it come back (see `check_lock`).
+    def lock(self) -> AbstractContextManager[None]:
+        """Be the only writer: see `Lease`.
 
         Raises:
             StoreError: another process is writing, or the storage cannot be written.
         """
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        owner |= {"token": secrets.token_hex(8)}
-        self._acquire(owner)
-        self._held = str(owner["token"])
-        ended = threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(_RENEW_SECONDS):
-                with suppress(StoreError):  # the next time, or at the next commit
-                    if self._owner().get("token") == owner["token"]:
-                        self._put(owner, new=False)
-
-        renewing = threading.Thread(target=renew, name="divcon-lock", daemon=True)
-        renewing.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            renewing.join()
-            held, self._held = self._held, None
-            with suppress(StoreError):
-                if self._owner().get("token") == held:
-                    self._remove()
+        return self._lease.held()
 
     def check_lock(self) -> None:
         """Check that this process still has the lock that it took.
@@ -194,51 +164,36 @@ class BucketPlace:
         Raises:
             StoreError: another process has taken it over.
         """
-        if self._held is not None and self._owner().get("token") != self._held:
-            raise StoreError(f"{self.uri}: another process has taken over the lock of this one; run the command again")
+        self._lease.check()
 
-    def _acquire(self, owner: dict[str, Any]) -> None:
-        if self._put(owner, new=True):
-            return
-        other = self._owner()
-        if other and time.time() - float(other.get("renewed", 0)) < LEASE_SECONDS:
-            raise StoreError(
-                f"{self.uri}: another process is writing to it ({other.get('pid')} on {other.get('host')}, since "
-                f"{other.get('since')}); wait until it has ended, or stop it. If it was killed, its lock ends "
-                f"{LEASE_SECONDS:.0f} s after it was renewed last"
-            )
-        self._remove()
-        taken = self._put(owner, new=True)
-        time.sleep(min(1.0, LEASE_SECONDS / 2))  # who else took it over at this moment has removed it by then
-        if not taken or self._owner().get("token") != owner["token"]:
-            raise StoreError(f"{self.uri}: another process is writing to it; wait until it has ended")
 
-    @property
-    def _lock_file(self) -> str:
-        return f"{self.address}/{LOCK_FILE}"
+class _LockFile:
+    """The lock of a place in object storage: an object that is created only where there is none (a conditional put)."""
 
-    def _put(self, owner: dict[str, Any], *, new: bool) -> bool:
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def put(self, owner: Mapping[str, Any], *, new: bool) -> bool:
         from divcon.runtime import remote
 
-        content = json.dumps({**owner, "renewed": time.time()}).encode() + b"\n"
         with _store_errors():
-            return remote.put_bytes(content, self._lock_file, new=new)
+            return remote.put_bytes(json.dumps(owner).encode() + b"\n", self._url, new=new)
 
-    def _owner(self) -> dict[str, Any]:
+    def get(self) -> dict[str, Any]:
         from divcon.runtime import remote
 
         try:
             with _store_errors():
-                owner = json.loads(remote.read(self._lock_file))
+                owner = json.loads(remote.read(self._url))
         except (RemoteMissingError, ValueError):
             return {}
         return owner if isinstance(owner, dict) else {}
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
         from divcon.runtime import remote
 
         with _store_errors():
-            remote.remove(self._lock_file)
+            remote.remove(self._url)
 
 
 @contextmanager
