@@ -24,6 +24,7 @@ from divcon.config.files import ConfigFile, as_yaml, placed, read_config_file
 from divcon.config.settings import OPTIONS_OF, SECTION_OF, SECTIONS, RunConfig, sections_in
 from divcon.errors import ConfigError, DivconError, unknown
 from divcon.runtime.copies import here
+from divcon.runtime.launchers import is_first
 from divcon.runtime.places import absolute, is_url, place
 
 COMMAND_LINE = "command line"
@@ -177,6 +178,8 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
             origins.places[(name, *token.keys)] = COMMAND_LINE
             if name in _DOORS:
                 allow_typed(token.value)
+    if not is_first():  # rank 0 has the files, and the settings of all ranks
+        return
     layers = []
     if "config" in options and (path := _word(options["config"])) is not None:
         layers.append(_file_layer(here(path), options, origins))

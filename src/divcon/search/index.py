@@ -35,8 +35,10 @@ from divcon.search.update import Changes, EmbeddedItems, Embedder, Update, check
 
 if TYPE_CHECKING:
     import torch
+    from jaxtyping import Float32
 
     from divcon.models import EmbeddingModel
+    from divcon.search.on_ray import Ray
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,13 @@ def _folder(model: object) -> Path:
             field="model",
         )
     return place(model)
+
+
+def _check_k(k: int, min_score: float | None) -> None:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
+        raise ConfigError(f"`k` {k}: a search returns 1 to {MAX_K:,} items", field="k")
+    if min_score is not None:
+        _check_score(min_score)
 
 
 def _check_score(score: object) -> None:
@@ -246,6 +255,8 @@ class Index:
         image_size: ImageSize | str | None = None,
         fit: str | None = None,
         weights: str | Path | None = None,
+        engine: Literal["ray"] | Ray | None = None,
+        parts: str | Path | None = None,
         device: str | torch.device = "cpu",
         trust: Trust = (),
         **options: Any,
@@ -264,7 +275,13 @@ class Index:
                 the images, weights are timm's.
             ann_from: the number of rows from which the store's approximate index is built and used; None: 100,000, or
                 what an earlier call set.
-            device: where a model is loaded to; ``auto``: the first of cuda, mps and cpu that is available.
+            engine: ``"ray"``, or a `divcon.search.Ray` with its address: embed on a cluster, or on all cores or GPUs of
+                this machine. ``data`` may then be a `divcon.search.sources.StreamSource`, of any length.
+            parts: where an engine's workers write the embeddings, before they are loaded into the store: a folder that
+                all nodes share, or an address (``s3://bucket/parts``); None: ``STORE.parts``. Called again, the parts
+                that have not changed are kept.
+            device: where a model is loaded to; ``auto``: the first of cuda, mps and cpu that is available. On an
+                engine, ``cpu`` too is the cluster's to choose: its GPUs, if it has any.
             trust: modules that the model's folder may import, see `EmbeddingModel.load`.
 
         Raises:
@@ -285,9 +302,40 @@ class Index:
             for name, value in of_backbone.items():
                 if value is not None:
                     raise ConfigError(f"`{name}` {value}: is of a backbone, and the model has its own", field=name)
-        index = cls.create(model, store, ann_from=ann_from, device=device, trust=trust)
-        index.update(data, **options)
+        if engine is None and parts is not None:
+            raise ConfigError(f"`parts` {parts}: is of an engine: pass `engine=ray`", field="parts")
+        index = cls.create(model, store, ann_from=ann_from, device="cpu" if engine else device, trust=trust)
+        if engine is None:
+            index.update(data, **options)
+        else:
+            index._update_by(engine, data, parts, **options)
         return index
+
+    def _update_by(
+        self,
+        engine: Literal["ray"] | Ray,
+        data: Any,
+        parts: str | Path | None,
+        *,
+        columns: Any = None,
+        column_types: Mapping[str, str] | None = None,
+        delete_missing: bool = False,
+        context: Context = DEFAULT,
+        **options: Any,
+    ) -> None:
+        """As `update`, by parts that an engine writes."""
+        from divcon.search.encode import write_parts
+        from divcon.search.parts import folder_beside, read_shards
+        from divcon.search.sources import ItemSource, StreamSource
+
+        folder = str(parts or folder_beside(self.uri))
+        source = data
+        if not isinstance(data, StreamSource):
+            items = data if isinstance(data, Items) else self._items(data, columns, column_types, context)
+            source = ItemSource(checked_items(items, self.about))
+        write_parts(self.model, source, folder, engine=engine, context=context, **options)
+        _, _, chunks = read_shards(folder)
+        self.load(chunks, delete_missing=delete_missing, context=context)
 
     @classmethod
     def create(
@@ -430,11 +478,19 @@ class Index:
             context.warn(f"left out: {repeated:,} rows with the image of an earlier row")
         return items
 
-    def load(self, chunks: Iterable[EmbeddedItems], *, total: int | None = None, context: Context = DEFAULT) -> Changes:
-        """Bring the index up to date with items that other processes embedded, see `divcon.search.update.read_shards`.
+    def load(
+        self,
+        chunks: Iterable[EmbeddedItems],
+        *,
+        total: int | None = None,
+        delete_missing: bool = False,
+        context: Context = DEFAULT,
+    ) -> Changes:
+        """Bring the index up to date with items that other processes embedded, see `divcon.search.parts.read_shards`.
 
         Args:
             total: the number of items, if it is known.
+            delete_missing: delete items that are not among these.
             context: reports progress in items.
 
         Raises:
@@ -445,7 +501,7 @@ class Index:
             for done in update.load(chunks):
                 context.progress("index", done, total)
 
-        return update_store(self.store, self._neighbours, write, total=total)
+        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing, total=total)
 
     def search(
         self,
@@ -492,19 +548,42 @@ class Index:
                 message has its row in the batch.
             StoreError: the store no longer exists, or has an index of another model.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
-            raise ConfigError(f"`k` {k}: a search returns 1 to {MAX_K:,} items", field="k")
-        if min_score is not None:
-            _check_score(min_score)
+        _check_k(k, min_score)
         about = self.about
-        conditions = conditions_of(where, about)
+        conditions_of(where, about)  # what is wrong with it, before the model is loaded
+        if learner is not None:
+            subspace_weights(self.model, learner)
         batch = is_batch(query)
         queries = list(query) if batch else [query]
         if not queries:
             return []
-        weights = None if learner is None else subspace_weights(self.model, learner)
         options = {"embedded": embedded, "batch_size": batch_size, "context": context}
         vectors = embeddings_of(queries, self.store, about, self._model, **options)
+        neighbours = self.neighbours(vectors, k, where=where, learner=learner, exact=exact, min_score=min_score)
+        hits = hits_of(self.store, about, neighbours)
+        return hits if batch else hits[0]
+
+    def neighbours(
+        self,
+        embeddings: Float32[np.ndarray, "Q D"],
+        k: int = 10,
+        *,
+        where: Where = None,
+        learner: int | None = None,
+        exact: bool = False,
+        min_score: float | None = None,
+    ) -> list[TopK]:
+        """As `search`, of embeddings of length one: for each, the (n,) int64 ids of the items and their (n,) float32
+        scores, best first, without their paths, labels and columns.
+
+        Raises:
+            ConfigError, StoreError: as `search`.
+        """
+        _check_k(k, min_score)
+        about = self.about
+        conditions = conditions_of(where, about)
+        weights = None if learner is None else subspace_weights(self.model, learner)
+        vectors = embeddings
         exact = exact or bool(conditions) or weights is not None or k > self.store.max_k
         if exact or about.effort is None or len(self) < about.ann_from:
             neighbours = self._neighbours.exact(vectors, int(k), conditions, weights)
@@ -512,8 +591,7 @@ class Index:
             neighbours = self._neighbours.approximate(vectors, int(k), about.effort)
         if min_score is not None:
             neighbours = [at_least(of_query, min_score) for of_query in neighbours]
-        hits = hits_of(self.store, about, neighbours)
-        return hits if batch else hits[0]
+        return neighbours
 
     def item(self, item: int | str | Path) -> Hit:
         """The item of an id, or of a path as it was indexed; its score is 1. No file is opened.

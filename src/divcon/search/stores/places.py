@@ -38,6 +38,7 @@ class FolderPlace:
         self.folder = folder
         self.uri = self.address = str(folder)
         self._about_file = folder / ABOUT_FILE
+        self._known: tuple[object, bytes] | None = None
 
     def is_there(self) -> bool:
         """Whether the folder exists."""
@@ -50,7 +51,12 @@ class FolderPlace:
     def read_about(self) -> bytes | None:
         """The file about the index; None: there is none."""
         try:
-            return self._about_file.read_bytes()
+            status = self._about_file.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            known = self._known  # each search asks several times
+            if known is None or known[0] != stamp:
+                known = self._known = (stamp, self._about_file.read_bytes())
+            return known[1]
         except FileNotFoundError:
             return None
 
