@@ -7,14 +7,25 @@ flags (see ``divcon.cli.messages``).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class DivconError(Exception):
-    """Base of all errors that are the input's, not the program's; the command line prints them without a trace."""
+    """Base of all errors that are the input's, not the program's; the command line prints them without a trace. The
+    text names addresses in place of the paths on this machine that stand for them (`divcon.runtime.places`)."""
 
     elsewhere: bool = False
     """Whether another rank of a process group reports the error, so that this one need not."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        for rename in names:
+            text = rename(text)
+        return text
+
+
+names: list[Callable[[str], str]] = []
+"""What is done to the text of an error when it is shown."""
 
 
 class DataError(DivconError):

@@ -132,3 +132,16 @@ def test_bad_input_is_reported(points, labels, options, message):
 def test_broken_embeddings_are_named():
     with pytest.raises(NonFiniteError, match="1 of 2 rows"):
         clustering_metrics([[0.0], [np.nan]], [0, 1])
+
+
+def test_a_sample_is_of_whole_classes() -> None:
+    points, labels = clustered(num_classes=20, per_class=15, spread=1.0)
+    some = clustering_metrics(points, labels, max_items=100)
+    assert some.pop("clustered") == {"num_items": 90, "num_classes": 6, "num_items_total": 300}
+    chosen = np.random.default_rng(0x0EE5).permutation(20)[:6]
+    rows = np.isin(labels, chosen)
+    assert some == clustering_metrics(points[rows], labels[rows])
+    assert clustering_metrics(points, labels, max_items=300) == clustering_metrics(points, labels)
+    assert clustering_metrics(points, labels, max_items=1)["clustered"]["num_classes"] == 1
+    with pytest.raises(ValueError, match="max_items must be at least 1, not 0"):
+        clustering_metrics(points, labels, max_items=0)

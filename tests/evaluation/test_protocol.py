@@ -208,3 +208,27 @@ class TestJunk:
         names = ("recall_at_1", "map_at_r", "num_gallery", "nmi")
         one, two = (dc.evaluate(model, data) for data in (market, again))
         assert {name: two[name] for name in names} == pytest.approx({name: one[name] for name in names})
+
+
+def test_a_budget_holds_for_all_scores(tiny_model: Make, few: Benchmark) -> None:
+    model = tiny_model(num_learners=2, method="slices")
+    options = {"per_query": True, "parts": True, "baselines": ("pooled_features",), "clustering": False}
+    every = dc.evaluate(model, few, **options)
+    some = dc.evaluate(model, few, max_queries=12, seed=3, **options)
+    assert (some["num_queries"], some["num_queries_total"]) == (12, len(few.query))
+    assert some["num_gallery"] == len(few.query)
+    paths = some["per_query"]["path"]
+    assert len(paths) == 12
+    at = [every["per_query"]["path"].index(path) for path in paths]
+    for name in ("label", "recall_at_1", "map_at_r", "num_matches"):
+        assert some["per_query"][name] == [every["per_query"][name][i] for i in at]
+    low, high = some["recall_at_1_interval"]
+    assert low <= some["recall_at_1"] <= high
+    for scores in (*some["learners"], *some["without"], some["features"], some["baselines"]["pooled_features"]):
+        assert (scores["num_queries"], scores["num_queries_total"]) == (12, len(few.query))
+    # The same queries, so that two models compare.
+    other = dc.evaluate(tiny_model(seed=1), few, max_queries=12, seed=3, per_query=True, clustering=False)
+    assert dc.compare({"one": some, "other": other})[1].difference is not None
+    for name in ("max_queries", "max_clustered"):
+        with pytest.raises(dc.errors.ConfigError, match=f"`{name}` 0: must be at least 1, or None"):
+            dc.evaluate(model, few, **{name: 0})

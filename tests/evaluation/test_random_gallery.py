@@ -125,3 +125,13 @@ def test_vehicleid_is_scored_both_ways(trees, tmp_path, capsys) -> None:
     assert "one random gallery image a class, 10 draws of" in printed
     for curve in (scores["cmc"], scores["random_gallery"]["cmc"]):
         assert "cmc, %, ranks 1 to 3: " + " ".join(f"{100 * share:5.1f}" for share in curve) in printed
+
+
+def test_some_queries_of_each_draw() -> None:
+    some = random_gallery_metrics(POINTS, LABELS, max_queries=20)
+    assert (some["num_queries"], some["num_queries_total"]) == (20, len(LABELS) - 15)
+    means = [random_gallery_metrics(POINTS, LABELS, max_queries=20, seed=seed)["map"] for seed in range(40)]
+    every = [random_gallery_metrics(POINTS, LABELS, seed=seed) for seed in range(40)]
+    assert "num_queries_total" not in every[0]
+    assert np.mean(means) == pytest.approx(np.mean([each["map"] for each in every]), abs=0.01)
+    assert random_gallery_metrics(POINTS, LABELS, max_queries=len(LABELS)) == random_gallery_metrics(POINTS, LABELS)

@@ -435,3 +435,35 @@ def test_broken_embeddings_are_named():
     points[2] = np.inf
     with pytest.raises(NonFiniteError, match="embeddings: 1 of 4 rows hold NaN or infinite values: 2"):
         retrieval_metrics(points, [0, 0, 1, 1])
+
+
+@given(st.integers(1, 60), st.integers(0, 3))
+@settings(max_examples=20, deadline=None)
+def test_some_queries_are_those_of_all_and_search_among_all(most: int, seed: int) -> None:
+    points, labels = clustered(num_classes=9, per_class=5, spread=1.5)
+    labels[:4] = np.arange(100, 104)  # without a match
+    every = retrieval_metrics(points, labels, per_query=True)["per_query"]
+    some = retrieval_metrics(points, labels, per_query=True, max_queries=most, seed=seed)
+    each = some.pop("per_query")
+    if most >= 41:
+        assert "num_queries_total" not in some and "position" not in each
+        assert some == retrieval_metrics(points, labels)
+        return
+    place = each.pop("position")
+    assert len(set(place.tolist())) == most == some["num_queries"] and (np.sort(place) == place).all()
+    assert (some["num_queries_total"], some["num_queries_without_match"]) == (45, 4)
+    for name, values in each.items():
+        assert np.array_equal(values, every[name][place])
+    assert some["map_at_r"] == pytest.approx(every["map_at_r"][place].mean())
+
+
+def test_each_query_with_a_match_may_be_drawn() -> None:
+    points, labels = clustered(num_classes=9, per_class=5)
+    labels[:4] = np.arange(100, 104)
+    drawn = [
+        retrieval_metrics(points, labels, per_query=True, max_queries=5, seed=seed)["per_query"]["position"]
+        for seed in range(100)
+    ]
+    assert set(np.concatenate(drawn).tolist()) == set(range(4, 45))
+    with pytest.raises(ValueError, match="max_queries must be at least 1, not 0"):
+        retrieval_metrics(points, labels, max_queries=0)

@@ -94,7 +94,7 @@ def test_the_best_by_map_at_r_is_chosen_and_the_line_says_so() -> None:
 def test_the_head_wins_ties(scores: tuple[float, ...], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter(scores)
 
-    def scored(*arguments: Any) -> dict[str, Any]:
+    def scored(*arguments: Any, **more: Any) -> dict[str, Any]:
         return {"map_at_r": next(values), "recall_at_1": 0.5, "num_queries": 72}
 
     monkeypatch.setattr(embedding, "scores_among", scored)

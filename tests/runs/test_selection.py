@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import divcon as dc
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.errors import ConfigError, RunError
+from divcon.models.pruning import embedding_head
 from divcon.runs import selection
 from divcon.runs.display import NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch, own_benchmark, run_of
@@ -174,6 +175,8 @@ def test_few_queries_saturation_ties_and_an_untrained_embedding_are_warned_of() 
         "31 validation queries are too few to choose an epoch by (fewer than 300): the last is kept; to choose on "
         "more, use `validation_folds=5` or a larger `validation_fraction`"
     )
+    drawn = found([line(0, 0.5, 0.5, queries=31)], of(validation_queries=31))
+    assert drawn.endswith("to choose on more, use a larger `validation_queries`")
     assert "the best MAP@R on them may be chance" in found([line(0, 0.5, 0.5, queries=31)], of(select_by="map_at_r"))
     saturated = found([line(0, 0.5, 0.4), line(1, 0.99, 0.8)], of())
     assert saturated.startswith("Recall@1 on validation classes reached 99.0 % and no longer tells epochs apart: MAP@R")
@@ -246,6 +249,44 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = replace(MODEL, method="slices")
     dc.run(str(DATA), out, replace(CONFIG, model=model))
     return out
+
+
+def test_a_run_is_evaluated_on_some_queries_the_same_each_epoch_and_says_so(
+    data: Benchmark, tmp_path: Path, command: Command
+) -> None:
+    model = replace(MODEL, embed="auto")
+    config = replace(CONFIG, model=model, data=replace(CONFIG.data, validation_fraction=0.4, validation_queries=9))
+    config = replace(config, train=replace(config.train, seed=5, ema_decay=0.0))
+    dc.run(str(DATA), tmp_path / "run", config)
+    held = data.with_validation(0.4, 5).validation
+    assert held is not None
+    lines, total = lines_of(tmp_path / "run"), len(held)
+    assert {(each["validation"]["num_queries"], each["validation"]["num_queries_total"]) for each in lines} == {
+        (9, total)
+    }
+    last = dc.EmbeddingModel.load(tmp_path / "run" / "last")
+    by_head = last.with_head(embedding_head(last, "head"))
+    scores = dc.evaluation.retrieval_metrics(by_head.encode(held), held.labels, max_queries=9, seed=5)
+    assert scores["recall_at_1"] == lines[-1]["validation"]["recall_at_1"]
+    record = json.loads((tmp_path / "run" / "model" / "embedding.json").read_text())
+    assert (record["num_queries"], record["num_queries_total"]) == (9, total)
+    baselines = json.loads((tmp_path / "run" / "baselines.json").read_text())["baselines"]
+    assert baselines["pretrained_features"]["num_queries_total"] == total
+    assert (tmp_path / "run" / "report.html").read_text().count(f">9 of {total}<") >= 2
+    code, printed, err = command(
+        *("evaluate", tmp_path / "run", "--max-queries", 7, "--max-clustered", 20, "--workers", 0),
+        *("--json", tmp_path / "scores.json"),
+    )
+    assert code == 0, err
+    test = json.loads((tmp_path / "scores.json").read_text())
+    assert f": 7 of {len(data.query)} queries of" in printed and test["num_queries"] == 7
+    clustered = test["clustered"]
+    assert f"NMI and AMI are of {clustered['num_items']} of {len(data.query)} items, all items of" in printed
+    assert f"7 of {len(data.query)}" in (tmp_path / "run" / "report.html").read_text()
+    code, printed, _ = command(
+        *("compare", tmp_path / "run", tmp_path / "run" / "last", "--max-queries", 7, "--workers", 0, "--no-baselines"),
+    )
+    assert code == 0 and f": 7 of {len(data.query)} queries of" in printed
 
 
 @pytest.mark.parametrize("which", ["last", "model"])

@@ -13,6 +13,7 @@ from divcon.cli import (
     compare,
     completion,
     demo,
+    encode,
     evaluate,
     export,
     features,
@@ -31,7 +32,6 @@ from divcon.cli.app import app, notes
 from divcon.cli.messages import in_flags
 from divcon.cli.settings import current_origins
 from divcon.errors import DivconError, Stopped
-from divcon.runtime.places import shown
 
 __all__ = [
     "ablate",
@@ -39,6 +39,7 @@ __all__ = [
     "compare",
     "completion",
     "demo",
+    "encode",
     "evaluate",
     "export",
     "features",
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     except DivconError as error:
         if error.elsewhere:
             sys.exit(2)
-        notes.print(Text.assemble(("error: ", "bold red"), shown(in_flags(str(current_origins().placed(error))))))
+        notes.print(Text.assemble(("error: ", "bold red"), in_flags(str(current_origins().placed(error)))))
         sys.exit(2)
     except Stopped as stopped:
         notes.print(str(stopped), markup=False)

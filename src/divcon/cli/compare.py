@@ -23,7 +23,7 @@ from divcon.cli.app import (
     progress_bar,
     to_path,
 )
-from divcon.cli.evaluate import Metrics, test_data
+from divcon.cli.evaluate import MaxQueries, Metrics, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
 
@@ -43,6 +43,7 @@ def compare(
     workers: Workers = 2,
     device: DeviceOption = "auto",
     metric: Metrics = (),
+    max_queries: MaxQueries = 0,
 ) -> None:
     """Compare the scores of several models, with a confidence interval for the difference of each from the first.
 
@@ -96,6 +97,7 @@ def compare(
         if on_bad_image == "skip":
             benchmark = only_decodable(benchmark, ("query", "gallery"), context)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
+        options["max_queries"] = max_queries or None
         return evaluate(model, benchmark, clustering=False, per_query=True, baselines=baselines, **options)
 
     with progress_bar() as on_progress:
@@ -104,7 +106,7 @@ def compare(
     compared = compare_results(results)
     _print(compared, results[names[0]])
     if json_file is not None:
-        keys = ("benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")
+        keys = ("benchmark", "protocol", "split_hash", "num_queries", "num_queries_total", "num_gallery", "num_classes")
         of = {key: results[names[0]][key] for key in keys if key in results[names[0]]}
         rows = [dataclasses.asdict(row) for row in compared]
         with atomic_write(json_file) as beside:
@@ -116,9 +118,11 @@ def _print(compared: list[Compared], first: Mapping[str, Any]) -> None:
     from divcon.evaluation.metrics import scores_in
     from divcon.runs.display import print_table
 
+    total = first.get("num_queries_total")
+    queries = f"{len(first['per_query']['path']):,}" + ("" if total is None else f" of {total:,}")
     console.print(
         f"{first['benchmark']}, {first['protocol']}, split {first['split_hash']}: "
-        f"{len(first['per_query']['path']):,} queries of {len(set(first['per_query']['label'])):,} classes"
+        f"{queries} queries of {len(set(first['per_query']['label'])):,} classes"
     )
     rows = []
     shown = [score for score in scores_in(first) if score.name in compared[0].scores]

@@ -1,4 +1,4 @@
-"""``divcon evaluate`` and ``divcon encode``."""
+"""``divcon evaluate``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from cyclopts.validators import Number
 
 from divcon.cli.app import (
     AS_IT_IS,
-    COLUMNS,
     EVALUATE,
     READING,
     BadImage,
     BatchSize,
-    ColumnChoice,
     DeviceOption,
     Place,
     Reading,
@@ -31,7 +29,6 @@ from divcon.cli.app import (
     notes,
     progress_bar,
     read_data,
-    to_path,
 )
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.ranks import of_first
@@ -54,6 +51,14 @@ Metrics = Annotated[
         negative=(),
         help="Another metric of the ranking: module:Name of your own, or a built-in one such as recall_at_100. Repeat "
         "it for several.",
+    ),
+]
+MaxQueries = Annotated[
+    int,
+    Parameter(
+        validator=Number(gte=0),
+        help="Search for at most so many queries, drawn at random (always the same of the same data), each among the "
+        "whole gallery: of more, time grows with their square. 0: all.",
     ),
 ]
 Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
@@ -188,6 +193,8 @@ def evaluate(
     parts: Annotated[bool, Parameter(negative=())] = False,
     mean_average_precision: Annotated[bool, Parameter(name="--map", negative=())] = False,
     metric: Metrics = (),
+    max_queries: MaxQueries = 0,
+    max_clustered: Annotated[int, Parameter(validator=Number(gte=0))] = 100_000,
     reading: Reading = READING,
     cmc: Rank | None = None,
     rerank: Annotated[bool, Parameter(negative=(), group=_RERANKING)] = False,
@@ -210,7 +217,7 @@ def evaluate(
 
     The scores on the run's own test classes are kept in the run folder, and shown in its report.
 
-    Under torchrun, the processes share the images.
+    Under torchrun, the processes share the images and the queries.
 
     The threshold that the run has chosen on its validation classes (RUN/model/threshold.json) is reported with its
     precision and recall: a nearest neighbour of less similarity is of no known class. They are computed with half of
@@ -228,6 +235,9 @@ def evaluate(
         Write the scores, and those of every query, to this file.
     clustering
         Compute NMI and AMI, which take longer than all other metrics.
+    max_clustered
+        Of more images, compute NMI and AMI of all images of some of the classes, at most so many images, which the
+        scores say. 0: all images, whose time grows with the square of the number of classes.
     baselines
         Evaluate what needs no training too: the pretrained features (of the network as it was before training) and
         this network's own pooled features, each with the difference to the embedding, and say what to do where the
@@ -308,6 +318,8 @@ def evaluate(
             map=mean_average_precision,
             cmc=cmc,
             rerank=reranking,
+            max_queries=max_queries or None,
+            max_clustered=max_clustered or None,
             per_query=json_file is not None,
             batch_size=batch_size,
             context=context,
@@ -344,59 +356,3 @@ def _reranking(rerank: bool, options: dict[str, float | None]) -> ReRanking | No
     if options and not rerank:
         raise ConfigError(f"--rerank-{next(iter(options))} is an option of re-ranking: add --rerank")
     return ReRanking(**options) if rerank else None  # pyright: ignore[reportArgumentType]
-
-
-@app.command(group=EVALUATE)
-def encode(
-    run: Place,
-    images: Annotated[list[Path], Parameter(consume_multiple=True, converter=to_path)],
-    /,
-    *,
-    out: Place,
-    learner: int | None = None,
-    columns: ColumnChoice = COLUMNS,
-    on_bad_image: BadImage = "stop",
-    batch_size: BatchSize = 128,
-    workers: Workers = 2,
-    device: DeviceOption = "auto",
-) -> None:
-    """Embed images or vectors with a run's model, into a parquet file of paths and embeddings.
-
-    divcon encode runs/products photos/ --out vectors.parquet
-
-    Parameters
-    ----------
-    run
-        A run folder, or a model folder such as RUN/last.
-    images
-        Images, folders (searched recursively), or a CSV or parquet with a column path. For a model of vectors, a
-        parquet with a column embedding.
-    out
-        The parquet file: path (relative to where you are), label if there is one, embedding (D float32, of length one).
-    learner
-        Embed with this learner's subspace only.
-    """
-    from divcon.data.readers.folder import images_of
-    from divcon.models.folder import check_model
-    from divcon.runtime.context import Context
-
-    if out.suffix != ".parquet":
-        raise ConfigError(f"--out {out}: embeddings are written as parquet; use a name that ends in .parquet")
-    check_writable(out)
-    check_model(run, learner=learner)
-    chosen = columns.columns()
-    image_set = images_of(images[0] if len(images) == 1 else images, chosen=chosen, context=Context(on_warning=note))
-
-    from divcon.data.loading import decodable
-    from divcon.data.readers.vectors import write_vectors
-    from divcon.models import EmbeddingModel
-    from divcon.runtime.device import resolve_device
-
-    model = EmbeddingModel.load(run, device=resolve_device(device))
-    with progress_bar() as on_progress:
-        context = Context(workers, on_progress, note)
-        if on_bad_image == "skip":
-            image_set = decodable(image_set, context)
-        embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)
-    write_vectors(out, image_set, embeddings)
-    console.print(f"{len(image_set):,} embeddings of {embeddings.shape[1]} dimensions in {out}")

@@ -22,6 +22,7 @@ from divcon.cli.app import (
     progress_bar,
     read_data,
 )
+from divcon.runtime.copies import size_of
 from divcon.runtime.files import check_folder
 
 
@@ -91,5 +92,5 @@ def pack(
     except KeyboardInterrupt:
         notes.print(f"stopped; run the same command again to resume (in {out})", markup=False)
         raise SystemExit(130) from None
-    size = sum(path.stat().st_size for path in out.glob("*.parquet"))
+    size = sum(size_of(path) for path in out.glob("*.parquet"))
     console.print(f"{size / 2**20:,.0f} MiB in {out}\ntrain with: divcon train {out} --out runs/{out.name}")

@@ -28,6 +28,7 @@ from divcon.config.fields import (
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
 from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.memory_size import MemorySize, read_memory_size
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write
@@ -52,6 +53,7 @@ __all__ = [
     "Fit",
     "HeadInit",
     "ImageSize",
+    "MemorySize",
     "ModelConfig",
     "OnBadImage",
     "Pooling",
@@ -208,6 +210,12 @@ class TrainConfig:
     the features that training has computed since the last division from a feature bank, and embed only the rest)."""
     division_tries: int = 30
     """Number of k-means seeds to try until each cluster has two classes with a positive pair (2021)."""
+    division_memory: MemorySize = setting(0.25, before=0, read=read_memory_size)
+    """Memory that dividing may take in each process: a size, as in `division_memory=8GB`, or a share of the machine's
+    memory, which the processes on it divide among them. Where the features of all training images take more, k-means
+    is fitted on a sample of the images that fits, and each other image goes to the nearest centroid as it is embedded;
+    the log says the size of the sample. By class it holds the classes' means. A run keeps the number of bytes that it
+    started with, so that it resumes the same on another machine. 0: no limit."""
     rounds: Rounds = "epoch"
     """Number of batches in an epoch: epoch (N // `batch_size`, for any method); or as many rounds, of one batch per
     learner, as the largest cluster has batches (longest: smaller clusters start over; 2019) or the smallest
@@ -528,6 +536,10 @@ class DataConfig:
     """Share of the training classes to hold out, where the data does not mark validation classes; in a closed set, of
     the training images. 0: a tenth, or less where that would be more than 10,000 images (see
     `divcon.config.from_data`)."""
+    validation_queries: int = setting(20_000, before=0)
+    """Evaluate an epoch on at most so many of the validation queries that have a match, drawn once by `seed`, each
+    searched among all validation images: beyond, the time of an evaluation would grow with their square. 20,000 is
+    twice as many as are held out by default. 0: all."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation classes (the last epoch is always evaluated)."""
     select_by: SelectBy = setting("auto", before="recall_at_1")
@@ -550,7 +562,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_splitting(self.test_fraction, self.group, self.protocol)
-        at_least(self, evaluate_every=1)
+        at_least(self, evaluate_every=1, validation_queries=0)
         if self.end_epoch is not None:
             at_least(self, end_epoch=0)
         for name, bound in (("patience", 1), ("validation_folds", 2)):

@@ -33,7 +33,7 @@ from divcon.errors import ConfigError, DataError, DivconError, unknown
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.copies import here
 from divcon.runtime.importing import Trust, check_trusted, is_named, load_part, name_of
-from divcon.runtime.places import naming_addresses, place, url_of, without_secrets
+from divcon.runtime.places import place, url_of, without_secrets
 
 Reader = Callable[..., Any]
 """Returns a benchmark. It may take ``root``, ``context`` and options of its own; it is passed what it takes."""
@@ -93,12 +93,8 @@ def read(
         ConfigError: the reader does not take an option, or there is no such reader.
         OutputError: an archive cannot be unpacked where it is.
     """
-    with naming_addresses():
-        return _read(data, root, context, dict(options))
-
-
-def _read(data: Readable, root: str | os.PathLike[str] | None, context: Context, options: dict[str, Any]) -> Benchmark:
     reader, name, arguments = _reader(data, root)
+    options = dict(options)
     if root is not None and not arguments:
         options["root"] = root
     _check_options(reader, name, options, len(arguments))

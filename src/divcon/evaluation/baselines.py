@@ -90,16 +90,29 @@ def pretrained_features(
     """The features of each set before training, (N, F) float32: the vectors themselves, of a model of vectors that did
     not start from another.
 
+    Args:
+        context: the processes of its group call this at once and share the images; each gets all features.
+
     Raises:
-        WeightsError: as `untrained_model`.
+        WeightsError: as `untrained_model`, of any of the processes.
         ImageError: an image does not decode.
     """
     if model.vector_dim is not None and model.start.init is None:
         return [np.asarray(side.vectors, np.float32) for side in sides]
-    untrained, done, features = untrained_model(model), 0, []
+    from divcon.models.embedding_model import shared_features
+
+    untrained, failed = None, None
+    try:
+        untrained = untrained_model(model)
+    except WeightsError as error:
+        failed = error
+    # All or none: one that goes on alone would wait for the others for ever.
+    if context.group.all_reduce(np.array([failed is not None]))[0] or untrained is None:
+        raise failed or WeightsError("another process cannot load the weights that training started from")
+    done, features = 0, []
     for side in sides:
         within = context.subtask("evaluate", before=done, total=sum(map(len, sides)))
-        features.append(untrained.features(side, batch_size=batch_size, context=within))
+        features.append(shared_features(untrained, side, batch_size=batch_size, context=within))
         done += len(side)
     return features
 
@@ -107,8 +120,9 @@ def pretrained_features(
 def baseline_scores(
     model: EmbeddingModel,
     sides: Sequence[LabeledSet],
-    features: Sequence[np.ndarray],
+    pooled: Callable[[], Sequence[np.ndarray]],
     each: Mapping[str, np.ndarray],
+    labels: np.ndarray,
     scores: Callable[..., dict[str, Any]],
     wanted: Sequence[Baseline],
     *,
@@ -119,8 +133,9 @@ def baseline_scores(
 
     Args:
         sides: the queries, and the gallery where it is another set.
-        features: the model's pooled features of each side, (N, F) float32.
+        pooled: returns the model's pooled features of each side, (N, F) float32.
         each: the embedding's values of each query, by metric.
+        labels: (Q,) int64, those queries' labels.
         scores: the scores of the embeddings of the sides, with ``per_query=True`` those of each query too.
         wanted: which baselines.
 
@@ -130,13 +145,12 @@ def baseline_scores(
         bootstrap over classes, paired). ``note`` where there are no pretrained features. And a line for each baseline
         that the embedding is below by more than the interval.
     """
-    labels = sides[0].labels
     of: dict[Baseline, str] = {}
     result: dict[str, Any] = {}
     advice: list[str] = []
     compared: dict[Baseline, Sequence[np.ndarray]] = {}
     if "pooled_features" in wanted:
-        compared["pooled_features"], of["pooled_features"] = features, "this network, without its head"
+        compared["pooled_features"], of["pooled_features"] = pooled(), "this network, without its head"
     if "pretrained_features" in wanted:
         try:
             compared["pretrained_features"] = pretrained_features(model, sides, batch_size=batch_size, context=context)

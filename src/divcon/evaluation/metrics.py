@@ -151,7 +151,8 @@ _NAME = re.compile(r"[A-Za-z]\w*")
 _RESERVED = frozenset(
     {
         *("benchmark", "protocol", "split_hash", "num_queries", "num_queries_without_match", "num_gallery"),
-        *("num_classes", "num_matches", "path", "label", "per_query", "metrics", "cmc", "random_gallery", "draws"),
+        *("num_queries_total", "position", "clustered", "num_classes", "num_matches", "path", "label", "per_query"),
+        *("metrics", "cmc", "random_gallery", "draws"),
         *("reranked", "k1", "k2", "weight", "nmi", "ami", "learners", "features", "without", "by_size", "dims"),
         *("ordered_on", "similarity_correlations", "reproduced"),
     }
@@ -401,3 +402,20 @@ def scores_in(result: Mapping[str, Any]) -> list[Score]:
             )
         )
     return scores
+
+
+def queries_in_words(result: Mapping[str, Any]) -> str:
+    """How many queries a result of `divcon.evaluate` is of: ``6,000``, or ``20,000 of 1,000,000`` of a sample."""
+    total = result.get("num_queries_total")
+    return f"{result['num_queries']:,}" + ("" if total is None else f" of {total:,}")
+
+
+def clustered_in_words(result: Mapping[str, Any]) -> str | None:
+    """What NMI and AMI of a result are of, where they are of a sample; else None."""
+    clustered = result.get("clustered")
+    if clustered is None:
+        return None
+    return (
+        f"NMI and AMI are of {clustered['num_items']:,} of {clustered['num_items_total']:,} items, all items of "
+        f"{clustered['num_classes']:,} classes drawn at random"
+    )

@@ -17,16 +17,18 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, DataError, unknown
 from divcon.evaluation.baselines import BASELINES, Baseline, baseline_scores
 from divcon.evaluation.bootstrap import share_interval
-from divcon.evaluation.clustering import clustering_metrics
+from divcon.evaluation.clustering import MAX_CLUSTERED, clustering_metrics
 from divcon.evaluation.metrics import Metric, metrics_of
 from divcon.evaluation.reranking import ReRanking
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
 from divcon.evaluation.subspaces import (
     MAX_COMPARED,
+    MAX_MONITORED,
     learner_similarity,
     normalized,
     ordering_split,
     similarity_correlations,
+    some_rows,
     subspace_order,
     subspace_scores,
 )
@@ -53,6 +55,9 @@ def evaluate(
     recall_at: Sequence[int] | None = None,
     metrics: Sequence[str | Metric] = (),
     threshold: float | Literal["best"] | None = None,
+    max_queries: int | None = None,
+    max_clustered: int | None = MAX_CLUSTERED,
+    seed: int = 0,
     batch_size: int = 128,
     context: Context = DEFAULT,
 ) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def evaluate(
         data: a benchmark; a path or name that `divcon.read` takes; or a labelled set, or ``(vectors, labels)``, in
             which each item searches among all others.
         clustering: add NMI and AMI of k-means with as many clusters as classes, on query and gallery together: mean and
-            standard deviation over three seeds. They take most of the time.
+            standard deviation over three seeds. They take most of the time. See ``max_clustered``.
         parts: add the scores of each learner's subspace alone (``learners``) and of the pooled features before the
             head, L2-normalised (``features``). With several learners, add how similar their subspaces are
             (``similarity_correlations``, see `divcon.evaluation.similarity_correlations`). Where each has dimensions to
@@ -97,9 +102,16 @@ def evaluate(
             ``unknown_rejected``, ``num_known``, ``num_unknown`` (see `divcon.evaluation.threshold`). best: at the
             one with the highest F1 on this data, which must be no test classes. None: that of the folder, where
             ``model`` is one and its run has chosen one on validation classes.
+        max_queries: search for at most so many of the queries that have a match, drawn at random, among the whole
+            gallery, so that time grows with the gallery and not with its square. It holds for all scores but NMI and
+            AMI; ``num_queries_total`` is then how many queries there are. None: all.
+        max_clustered: of more images, NMI and AMI are of all images of some of the classes, at most so many, and
+            ``clustered`` says of how many (see `divcon.evaluation.clustering_metrics`). None: all, whose time grows
+            with the square of the number of classes.
+        seed: draws the queries; the same for the same data.
         batch_size: images that are embedded at once.
-        context: the processes of its group call this at once and share the images; only rank 0 gets the scores, the
-            others an empty dict.
+        context: the processes of its group call this at once, and share the images and the queries; only rank 0 gets
+            the scores, the others an empty dict. Rank 0 alone re-ranks.
 
     Returns:
         ``recall_at_1`` ..., ``precision_at_1``, ``r_precision``, ``map_at_r`` (see
@@ -116,12 +128,16 @@ def evaluate(
         WeightsError: there is no model in the folder.
     """
     rows = metrics_of(metrics)
+    for name, most in (("max_queries", max_queries), ("max_clustered", max_clustered)):
+        if most is not None and most < 1:
+            raise ConfigError(f"`{name}` {most}: must be at least 1, or None for all", field=name)
     if isinstance(threshold, str) and threshold != "best":
         raise ConfigError(f"`threshold` {threshold!r}: must be a similarity (cosine), or best", field="threshold")
     if threshold is None and isinstance(model, (str, Path)):
         threshold = (read_threshold(model) or {}).get("min_score")
     embedder, data = as_model(model), as_benchmark(data, context)
-    search = _Search.of(data, sorted({1, *(recall_at or data.recall_at)}), rows, embedder.device)
+    recall_at = sorted({1, *(recall_at or data.recall_at)})
+    search = _Search.of(data, recall_at, rows, embedder.device, max_queries, seed, context)
     divided = parts and len(embedder.head.dimensions()) > 1
     ordering = ordering_split(order_by or data) if divided else None
     wanted: Sequence[Baseline] = ()
@@ -132,14 +148,13 @@ def evaluate(
     twice = "pretrained_features" in wanted and (embedder.vector_dim is None or embedder.start.init is not None)
     own_total = search.num_images * (1 + twice)
     total = own_total + (len(ordering[1]) if ordering else 0)
-    features = _features(embedder, search, data.name, batch_size, total, context)
-    if not context.group.is_main:
-        return {}
-
-    embeddings = [embedder.embed(side) for side in features]
+    of_images = _Embedded(embedder, search, data.name, batch_size, total, keep=parts or bool(wanted), context=context)
+    embeddings = of_images.embeddings
     result = search.scores(embeddings, per_query=True, map=map, cmc=cmc, rerank=rerank)
     each = result.pop("per_query")
-    *interval, method = share_interval(each["recall_at_1"], search.query.labels)
+    asked = each.pop("position", np.arange(len(search.query)))
+    labels = search.query.labels[asked]
+    *interval, method = share_interval(each["recall_at_1"], labels)
     result |= {"recall_at_1_interval": interval, "recall_at_1_interval_method": method}
     if threshold is not None and (found := search.nearest_items(embeddings)) is not None:
         result["threshold"] = found.at(found.best() if threshold == "best" else threshold)
@@ -150,28 +165,41 @@ def evaluate(
             draws=data.random_galleries,
             recall_at=search.recall_at,
             cmc=cmc,
+            max_queries=max_queries,
             device=embedder.device,
+            context=context,
         )
     if clustering:
-        labels = [search.query_labels] + ([] if search.leave_one_out else [search.gallery_labels])
-        result |= clustering_metrics(np.concatenate(embeddings), np.concatenate(labels))
+        names = [search.query_labels] + ([] if search.leave_one_out else [search.gallery_labels])
+        result |= clustering_metrics(
+            np.concatenate(embeddings), np.concatenate(names), max_items=max_clustered, context=context
+        )
     if wanted:
-        within = context.alone().subtask("evaluate", before=search.num_images, total=total)
+        within = context.subtask("evaluate", before=search.num_images, total=total)
         options: dict[str, Any] = {"batch_size": batch_size, "context": within}
-        score = partial(search.scores, map=map)
-        result["baselines"], advice = baseline_scores(embedder, search.sides, features, each, score, wanted, **options)
+        pooled, score = partial(of_images.embedded, normalized), partial(search.scores, map=map)
+        result["baselines"], advice = baseline_scores(
+            embedder, search.sides, pooled, each, labels, score, wanted, **options
+        )
         result |= {"advice": advice} if advice else {}
     if similarity:
-        result["learner_similarity"] = learner_similarity(embedder, features[0])
+        result["learner_similarity"] = learner_similarity(embedder, of_images.some[:MAX_MONITORED])
     if parts:
-        result |= _scores_of_parts(embedder, search, features)
+        result |= _scores_of_parts(embedder, search, of_images)
     if divided:
         order = None
         if ordering is not None:
             result["ordered_on"], images = ordering
-            within = context.alone().subtask("evaluate", before=own_total, total=total)
-            order = subspace_order(embedder, images, batch_size=batch_size, context=within)
+            within = context.subtask("evaluate", before=own_total, total=total)
+            features = shared_features(embedder, images, batch_size=batch_size, context=within)
+            # By rank 0, so that another rank's rounding cannot give another order.
+            order = np.zeros(embedder.num_learners, np.int64)
+            if context.group.is_main:
+                order[:] = subspace_order(embedder, images, features=features)
+            order = context.group.broadcast(order).tolist()
         result |= subspace_scores(embedder.head.dimensions(), embeddings, search.scores, order)
+    if not context.group.is_main:
+        return {}
     result |= {
         "benchmark": data.name,
         "protocol": data.protocol,
@@ -182,8 +210,8 @@ def evaluate(
     if per_query:
         query = search.query
         result["per_query"] = {
-            "path": [query.path(i) for i in range(len(query))],
-            "label": [query.label_name(i) for i in range(len(query))],
+            "path": [query.path(i) for i in asked.tolist()],
+            "label": [query.label_name(i) for i in asked.tolist()],
             # Queries that are left out of a mean have no score.
             **{name: [None if np.isnan(v) else v for v in values.tolist()] for name, values in each.items()},
         }
@@ -191,22 +219,29 @@ def evaluate(
 
 
 def chosen_threshold(
-    model: EmbeddingModel, data: LabeledData, *, batch_size: int = 128, context: Context = DEFAULT
+    model: EmbeddingModel,
+    data: LabeledData,
+    *,
+    max_queries: int | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    context: Context = DEFAULT,
 ) -> dict[str, Any] | None:
     """The threshold with the highest F1 on validation images, and the scores at it (see `divcon.evaluation.threshold`);
     None where there are too few classes.
 
     Args:
         data: as of `evaluate`; no test classes.
+        max_queries, seed, context: as of `evaluate`; all processes of the group get the threshold.
 
     Raises:
         DataError: there are no images.
         ImageError: an image does not decode; the message names it.
     """
     data = as_benchmark(data, context)
-    search = _Search.of(data, (1,), (), model.device)
-    embeddings = [model.encode(side, batch_size=batch_size, context=context) for side in search.sides]
-    found = search.nearest_items(embeddings)
+    search = _Search.of(data, (1,), (), model.device, max_queries, seed, context)
+    of_images = _Embedded(model, search, data.name, batch_size, search.num_images, keep=False, context=context)
+    found = search.nearest_items(of_images.embeddings)
     return None if found is None else found.at(found.best())
 
 
@@ -220,9 +255,21 @@ class _Search:
     recall_at: Sequence[int]
     rows: Sequence[Metric]
     device: torch.device
+    max_queries: int | None
+    seed: int
+    context: Context
 
     @classmethod
-    def of(cls, data: Benchmark, recall_at: Sequence[int], rows: Sequence[Metric], device: torch.device) -> _Search:
+    def of(
+        cls,
+        data: Benchmark,
+        recall_at: Sequence[int],
+        rows: Sequence[Metric],
+        device: torch.device,
+        max_queries: int | None,
+        seed: int,
+        context: Context,
+    ) -> _Search:
         """
         Raises:
             DataError: there are no queries, or there is no gallery.
@@ -234,7 +281,7 @@ class _Search:
         junk = ignored_by_all(query, gallery)
         if junk.any() and not junk.all():
             gallery = gallery.subset(~junk)
-        return cls(query, gallery, recall_at, rows, device)
+        return cls(query, gallery, recall_at, rows, device, max_queries, seed, context)
 
     @property
     def leave_one_out(self) -> bool:
@@ -266,7 +313,7 @@ class _Search:
             **self._excluded,
             recall_at=self.recall_at,
             metrics=self.rows,
-            device=self.device,
+            **self._options,
             **more,
         )
 
@@ -280,10 +327,16 @@ class _Search:
                 self.query_labels,
                 **({"gallery_embeddings": items[0], "gallery_labels": self.gallery_labels} if items else {}),
                 **self._excluded,
-                device=self.device,
+                **self._options,
             )
         except DataError:
             return None
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """How each search runs: it is of the same queries, and the ranks share them."""
+        fields = ("max_queries", "seed", "device", "context")
+        return {name: getattr(self, name) for name in fields}
 
     @cached_property
     def _excluded(self) -> dict[str, Any]:
@@ -299,29 +352,95 @@ class _Search:
         return columns
 
 
-def _features(
-    model: EmbeddingModel, search: _Search, name: str, batch_size: int, total: int, context: Context
-) -> list[np.ndarray]:
-    """The pooled features of each side, (N, F) float32; each process of the group computes a shard and gets all."""
-    done, features = 0, []
-    for images in search.sides:
-        within = context.subtask("evaluate", before=done, total=total)
-        features.append(shared_features(model, images, batch_size=batch_size, context=within))
-        check_finite(features[-1], images, f"evaluating {name}")
-        done += len(images)
-    return features
+_AT_ONCE = 2**16
+"""Images whose pooled features a process holds before it embeds them, where only the embeddings are needed."""
 
 
-def _scores_of_parts(model: EmbeddingModel, search: _Search, features: Sequence[np.ndarray]) -> dict[str, Any]:
+class _Embedded:
+    """The embeddings of the queries and of the gallery, from one pass over the images. Each process of the group passes
+    a shard of them through the network."""
+
+    embeddings: list[np.ndarray]
+    """Of each side all of its images, (N, D) float32."""
+    some: np.ndarray
+    """(n, F) float32: the pooled features of at most `MAX_COMPARED` queries."""
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        search: _Search,
+        name: str,
+        batch_size: int,
+        total: int,
+        *,
+        keep: bool,
+        context: Context,
+    ) -> None:
+        """
+        Args:
+            name: of the benchmark, for messages.
+            total: images of the whole work, for its progress.
+            keep: keep this process's shard of the pooled features, for `embedded`.
+
+        Raises:
+            ImageError: an image does not decode.
+            NonFiniteError: the features of an image are NaN or infinite; all processes raise it.
+        """
+        group = context.group
+        self._group, self._sizes = group, [len(side) for side in search.sides]
+        self._shards: list[np.ndarray] = []
+        self.embeddings = []
+        done = 0
+        for number, images in enumerate(search.sides):
+            shard = group.shard(len(images))
+            at_once = max(1, shard.stop - shard.start) if keep else _AT_ONCE
+            vectors: list[np.ndarray] = []
+            finite = np.zeros(shard.stop - shard.start, np.float32)  # NaN for an image whose features are not
+            rows = some_rows(len(images), MAX_COMPARED)
+            if not number:
+                some = np.zeros((len(rows), model.num_features))
+            for start in range(shard.start, shard.stop, at_once):
+                stop = min(start + at_once, shard.stop)
+                before = done + group.world_size * (start - shard.start)
+                within = context.subtask("evaluate", before=before, total=total, times=group.world_size)
+                own = images if stop - start == len(images) else images.subset(np.arange(start, stop))
+                features = model.features(own, batch_size=batch_size, context=within)
+                finite[start - shard.start : stop - shard.start] = np.where(
+                    np.isfinite(features).all(axis=1), 0, np.nan
+                )
+                vectors.append(model.embed(features))
+                if not number:
+                    here = (rows >= start) & (rows < stop)
+                    some[here] = features[rows[here] - start]
+                if keep:
+                    self._shards.append(features)
+            if keep and shard.stop == shard.start:
+                self._shards.append(np.zeros((0, model.num_features), np.float32))
+            of_all = group.all_gather(torch.from_numpy(finite), len(images)).numpy()
+            check_finite(of_all[:, None], images, f"evaluating {name}")
+            own_vectors = np.concatenate(vectors) if vectors else np.zeros((0, model.embedding_dim), np.float32)
+            self.embeddings.append(self._all(own_vectors, len(images)))
+            if not number:
+                self.some = group.all_reduce(some).astype(np.float32)
+            done += len(images)
+
+    def embedded(self, embed: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        """What ``embed`` makes of the pooled features, (n, F) to (n, d), of all images of each side."""
+        return [self._all(embed(own), size) for own, size in zip(self._shards, self._sizes, strict=True)]
+
+    def _all(self, own: np.ndarray, size: int) -> np.ndarray:
+        return self._group.all_gather(torch.from_numpy(own), size).numpy()
+
+
+def _scores_of_parts(model: EmbeddingModel, search: _Search, of_images: _Embedded) -> dict[str, Any]:
     """The scores of each learner's subspace alone and of the pooled features, and how similar the subspaces are."""
 
     def scores(embed: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-        return search.scores([embed(side) for side in features])
+        return search.scores(of_images.embedded(embed))
 
     learners = range(model.num_learners)
     result: dict[str, Any] = {"learners": [scores(lambda f, k=k: model.embed(f, k)) for k in learners]}
     result["features"] = scores(normalized)
     if len(learners) > 1:
-        some = features[0][np.random.default_rng(0).permutation(len(features[0]))[:MAX_COMPARED]]
-        result["similarity_correlations"] = similarity_correlations([model.embed(some, k) for k in learners])
+        result["similarity_correlations"] = similarity_correlations([model.embed(of_images.some, k) for k in learners])
     return result

@@ -16,6 +16,8 @@ from divcon.evaluation.nearness import as_vectors
 from divcon.evaluation.neighbours import Block, neighbour_blocks, ranked_blocks
 from divcon.evaluation.reranking import Reranked, ReRanking
 from divcon.evaluation.task import Task, column
+from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.distributed import ALONE, ProcessGroup
 
 
 def retrieval_metrics(
@@ -38,8 +40,11 @@ def retrieval_metrics(
     gallery_groups: object = None,
     metric: str = "euclidean",
     per_query: bool = False,
+    max_queries: int | None = None,
+    seed: int = 0,
     device: str | torch.device = "cpu",
     memory_mb: float = 1024,
+    context: Context = DEFAULT,
 ) -> dict[str, Any]:
     """Retrieval metrics of N queries, each searched among the N - 1 other items (leave-one-out) or in a gallery of G.
 
@@ -66,6 +71,8 @@ def retrieval_metrics(
       ranking (see `divcon.evaluation.reranked_distances`). Items that are not admissible are excluded from that
       ranking too, but count as neighbours before, since re-ranking uses no labels.
     - ``num_queries``: N. ``num_queries_without_match``: how many of them were left out.
+    - ``num_queries_total``, where ``max_queries`` left some out: N. There ``num_queries`` is the number of those that
+      were drawn, each of which has a match.
 
     Args:
         embeddings: (N, D) numbers, array or tensor.
@@ -84,9 +91,15 @@ def retrieval_metrics(
         metric: "euclidean" (nothing is normalised), "cosine" or "inner". Or "precomputed": ``embeddings`` are
             distances, (Q, G) with ``gallery_labels``, or (N, N) without them for leave-one-out.
         per_query: add ``per_query``: the metrics of each query as (N,) float64 in input order, NaN for those left out,
-            and ``num_matches``, R, (N,) int64.
+            and ``num_matches``, R, (N,) int64. Where some were drawn, these have their entries alone, and ``position``,
+            (n,) int64 ascending, says which they are.
+        max_queries: search for at most so many of the queries that have a match, drawn at random, among all items: the
+            time then grows with the number of items, not with its square. None: all.
+        seed: of that draw, which depends on nothing else but the number of queries with a match.
         device: where torch searches; on the CPU faiss may.
         memory_mb: a limit on the memory of the search beyond its input.
+        context: the processes of its group call this at once, with the same arguments, and share out the queries; each
+            gets the scores that one process alone would have. Only rank 0 re-ranks, and has ``reranked``.
 
     Raises:
         ValueError: shapes or lengths that do not fit, empty input, a k below 1, one side without the other, ``rerank``
@@ -99,6 +112,8 @@ def retrieval_metrics(
         raise ValueError(f"recall_at and precision_at must be at least 1: {tuple(recall_at)}, {tuple(precision_at)}")
     if cmc is not None and cmc < 1:
         raise ValueError(f"cmc, the last rank, must be at least 1, not {cmc}")
+    if max_queries is not None and max_queries < 1:
+        raise ValueError(f"max_queries must be at least 1, not {max_queries}")
     rows = metrics_of([*default_metrics(recall_at, precision_at, map or rerank is not None), *metrics_of(metrics)])
     query = as_vectors(embeddings, "embeddings")
     if metric == "precomputed":
@@ -126,24 +141,52 @@ def retrieval_metrics(
     matches = task.exclude.admissible(task.query_labels, task.gallery_labels)
     if not matches.any():
         raise DataError(f"none of the {len(matches)} queries has a match: the gallery has no other item of its class")
+    queries = drawn_queries(matches, max_queries, seed)
     search = {"metric": metric, "memory_mb": memory_mb, "device": device}
-    reranked = None if rerank is None else _reranked(task, query, gallery, rerank, **search)
+    group = context.group
+    reranked = _reranked(task, query, gallery, rerank, **search) if rerank is not None and group.is_main else None
 
     def nearest(queries: np.ndarray, k: int) -> Iterator[Block]:
         exclude = task.exclude.take(queries)
         if metric == "precomputed":
             at_once = max(1, int(memory_mb * 2**20) // (128 * num_gallery))
             return ranked_blocks(lambda rows: query[rows], queries, k, exclude=exclude, at_once=at_once)
-        return neighbour_blocks(query[queries], gallery, k, exclude=exclude, distances=False, **search)
+        return neighbour_blocks(taken(query, queries), gallery, k, exclude=exclude, distances=False, **search)
 
-    result, scores = _scores(task, matches, rows, cmc, nearest)
+    result, scores = _scores(task, matches, queries, rows, cmc, nearest, group)
     if reranked is not None and rerank is not None:
-        result["reranked"] = asdict(rerank) | _scores(task, matches, rows, cmc, reranked)[0]
-    result["num_queries"] = len(matches)
-    result["num_queries_without_match"] = int((matches == 0).sum())
+        result["reranked"] = asdict(rerank) | _scores(task, matches, queries, rows, cmc, reranked)[0]
+    without_match = int((matches == 0).sum())
+    drawn = len(queries) + without_match < len(matches)
+    result["num_queries"] = len(queries) if drawn else len(matches)
+    result["num_queries_without_match"] = without_match
+    if drawn:
+        result["num_queries_total"] = len(matches)
     if per_query:
-        result["per_query"] = {**scores, "num_matches": matches}
+        if drawn:
+            scores = {name: values[queries] for name, values in scores.items()}
+            scores |= {"num_matches": matches[queries], "position": queries}
+        else:
+            scores["num_matches"] = matches
+        result["per_query"] = scores
     return result
+
+
+def drawn_queries(matches: Int64[np.ndarray, "Q"], most: int | None, seed: int) -> Int64[np.ndarray, "q"]:
+    """The positions of the queries that have a match, ascending; of more than ``most``, so many drawn at random.
+
+    Args:
+        matches: each query's R.
+    """
+    with_match = np.flatnonzero(matches)
+    if most is None or len(with_match) <= most:
+        return with_match
+    return np.sort(np.random.default_rng([seed, 0x0EE5]).choice(with_match, most, replace=False))
+
+
+def taken(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The vectors at ascending rows; no copy where these are all."""
+    return vectors if len(rows) == len(vectors) else vectors[rows]
 
 
 Search = Callable[[np.ndarray, int], Iterator[Block]]
@@ -165,34 +208,51 @@ def _reranked(task: Task, query: np.ndarray, gallery: np.ndarray, rerank: ReRank
 
 
 def _scores(
-    task: Task, matches: np.ndarray, rows: Sequence[Metric], cmc: int | None, search: Search
+    task: Task,
+    matches: np.ndarray,
+    queries: np.ndarray,
+    rows: Sequence[Metric],
+    cmc: int | None,
+    search: Search,
+    group: ProcessGroup = ALONE,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The means over all queries that have a match, and the values of each query, by metric.
+    """The means over queries, and the values of each query, by metric; NaN for all other queries.
 
     Args:
         matches: (Q,) int64, each query's R.
+        queries: positions of queries that have a match.
         rows: of the table of metrics.
+        group: its processes share out the queries, and each gets all values.
     """
-    with_match = np.flatnonzero(matches)
-    scores = {row.name: np.full(len(matches), np.nan) for row in rows}
+    values = {row.name: np.zeros(len(matches)) for row in rows}
     first_hit = np.zeros(len(matches), dtype=np.int64)
-    for queries, k in _by_depth(matches, with_match, rows, cmc or 1, len(task.gallery_labels)):
-        for block in search(queries, k):
-            at = queries[block.start : block.start + len(block.indices)]
+    for of_depth, k in _by_depth(matches, queries, rows, cmc or 1, len(task.gallery_labels)):
+        # Every R-th, since neighbours in the order of the data may be alike in how long they take.
+        own = of_depth[group.rank :: group.world_size]
+        for block in search(own, k) if len(own) else ():
+            at = own[block.start : block.start + len(block.indices)]
             hits = task.gallery_labels[block.indices] == task.query_labels[at, None]
             hits &= block.indices >= 0
             first_hit[at] = _first_hit(hits)
             ranked = RankedBlock(
                 hits, block.indices, matches[at], task.query_labels[at], task.gallery_labels, task.label_names
             )
-            for name, values in compute_metrics(rows, ranked).items():
-                scores[name][at] = values
-    means: dict[str, Any] = {row.name: row.mean(scores[row.name][with_match]) for row in rows}
+            for name, of_block in compute_metrics(rows, ranked).items():
+                values[name][at] = of_block
+    # The values of another rank's queries are zero here, so that the sum over ranks is exact.
+    values = {name: group.all_reduce(of_own) for name, of_own in values.items()}
+    if cmc is not None:
+        first_hit = group.all_reduce(first_hit).astype(np.int64)
+    means: dict[str, Any] = {row.name: row.mean(values[row.name][queries]) for row in rows}
     if own := {row.name: row.to_dict() for row in rows if not row.built_in}:
         means["metrics"] = own
     if cmc is not None:
-        means["cmc"] = match_characteristic(first_hit[with_match], cmc)
-    return means, scores
+        means["cmc"] = match_characteristic(first_hit[queries], cmc)
+    unasked = np.ones(len(matches), dtype=bool)
+    unasked[queries] = False
+    for of_all in values.values():
+        of_all[unasked] = np.nan
+    return means, values
 
 
 def _by_depth(
@@ -223,7 +283,7 @@ def match_characteristic(first_hit: np.ndarray, last: int) -> list[float]:
 
 def _first_hit(hits: np.ndarray) -> np.ndarray:
     """(q,) int64: the rank of each row's first hit in (q, k) bool hits, from 1 on; beyond all ranks without one."""
-    return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, np.iinfo(np.int64).max)
+    return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 2**53)  # which float64 holds exactly
 
 
 _COMPARED_AT_ONCE = 2**24
@@ -237,7 +297,9 @@ def random_gallery_metrics(
     recall_at: Sequence[int] = (1, 5),
     cmc: int | None = None,
     seed: int = 0,
+    max_queries: int | None = None,
     device: str | torch.device = "cpu",
+    context: Context = DEFAULT,
 ) -> dict[str, Any]:
     """Retrieval metrics where one image of each class, drawn at random, is the gallery and the rest are queries (Liu et
     al. 2016, "Deep Relative Distance Learning"). Each query has one match, so that Recall@k is the cumulative match
@@ -250,12 +312,16 @@ def random_gallery_metrics(
         recall_at: each k of Recall@k.
         cmc: the last rank of the cumulative match characteristic; None: leave it out.
         seed: draw number i is the same for the same seed and labels.
+        max_queries: search for at most so many queries a draw, drawn at random; None: all.
         device: where distances are computed.
+        context: the processes of its group call this at once, with the same arguments, and share out the draws; each
+            gets the scores that one process alone would have.
 
     Returns:
         ``recall_at_k`` for each k and ``map``, the mean over draws of the mean over queries, each with its sample
         standard deviation over the draws, ``recall_at_k_std`` (0 for one draw); ``cmc``, where passed, a list of
-        the mean Recall@1, Recall@2 ... Recall@``cmc``; ``draws``, ``num_queries``, ``num_gallery``.
+        the mean Recall@1, Recall@2 ... Recall@``cmc``; ``draws``, ``num_queries`` of a draw (and where ``max_queries``
+        left some out, their number before, ``num_queries_total``), ``num_gallery``.
 
     Raises:
         ValueError: lengths that differ, ``draws``, ``cmc`` or a k below 1.
@@ -266,6 +332,8 @@ def random_gallery_metrics(
         raise ValueError(f"draws and recall_at must be at least 1, not {draws} and {tuple(recall_at)}")
     if cmc is not None and cmc < 1:
         raise ValueError(f"cmc, the last rank, must be at least 1, not {cmc}")
+    if max_queries is not None and max_queries < 1:
+        raise ValueError(f"max_queries must be at least 1, not {max_queries}")
     vectors, names = as_vectors(embeddings, "embeddings"), column(labels, "labels")
     if len(vectors) != len(names):
         raise ValueError(f"labels has {len(names)} entries for {len(vectors)} embeddings")
@@ -273,24 +341,28 @@ def random_gallery_metrics(
     num_classes = int(code.max(initial=-1)) + 1
     if len(code) == num_classes:
         raise DataError("no class has two images, one for the gallery and one as query")
-    by_draw: dict[str, list[float]] = {}
-    curves = []
-    for draw in range(draws):
+    num_queries = len(code) - num_classes
+    asked = num_queries if max_queries is None else min(num_queries, max_queries)
+    group = context.group
+    # One row a draw: each Recall@k, mean average precision, and the characteristic.
+    values = np.zeros((draws, len(recall_at) + 1 + (cmc or 0)))
+    for draw in range(group.rank, draws, group.world_size):
         gallery = drawn_gallery(code, seed, draw)
         query = np.setdiff1d(np.arange(len(code)), gallery)
+        if asked < num_queries:
+            query = np.sort(np.random.default_rng([seed, draw, 0x0EE5]).choice(query, asked, replace=False))
         rank = _ranks(vectors[query], vectors[gallery], code[query], device)
-        for k in recall_at:
-            by_draw.setdefault(f"recall_at_{k}", []).append(float((rank <= k).mean()))
-        by_draw.setdefault("map", []).append(float((1 / rank).mean()))
-        if cmc is not None:
-            curves.append(match_characteristic(rank, cmc))
+        curve = [] if cmc is None else match_characteristic(rank, cmc)
+        values[draw] = [*((rank <= k).mean() for k in recall_at), (1 / rank).mean(), *curve]
+    values = group.all_reduce(values)
     result: dict[str, Any] = {}
-    for name, values in by_draw.items():
-        result[name] = float(np.mean(values))
-        result[f"{name}_std"] = float(np.std(values, ddof=1)) if draws > 1 else 0.0
-    if curves:
-        result["cmc"] = np.mean(curves, axis=0).tolist()
-    return result | {"draws": draws, "num_queries": len(code) - num_classes, "num_gallery": num_classes}
+    for name, column_of in zip([*(f"recall_at_{k}" for k in recall_at), "map"], values.T, strict=False):
+        result[name] = float(np.mean(column_of))
+        result[f"{name}_std"] = float(np.std(column_of, ddof=1)) if draws > 1 else 0.0
+    if cmc is not None:
+        result["cmc"] = values[:, len(recall_at) + 1 :].mean(axis=0).tolist()
+    result |= {"draws": draws, "num_queries": asked, "num_gallery": num_classes}
+    return result | ({"num_queries_total": num_queries} if asked < num_queries else {})
 
 
 def drawn_gallery(code: Int64[np.ndarray, "N"], seed: int, draw: int) -> Int64[np.ndarray, "C"]:

@@ -114,9 +114,11 @@ def scores_among(
     images: LabeledSet,
     device: str | torch.device = "cpu",
     gallery: tuple[LabeledSet, np.ndarray] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """Leave-one-out retrieval metrics of images, from their (N, d) embeddings; or of their search in a gallery of other
-    images of the same source, with its embeddings."""
+    images of the same source, with its embeddings. More arguments are those of
+    `divcon.evaluation.retrieval_metrics`."""
     columns: dict[str, Any] = {"cameras": images.cameras, "groups": images.groups}
     if gallery is not None:
         items, of_items = gallery
@@ -125,7 +127,7 @@ def scores_among(
         columns |= {"gallery_embeddings": of_items, "gallery_labels": items.labels}
     from divcon.evaluation.retrieval import retrieval_metrics
 
-    return retrieval_metrics(embeddings, images.labels, recall_at=(1,), device=device, **columns)
+    return retrieval_metrics(embeddings, images.labels, recall_at=(1,), device=device, **columns, **more)
 
 
 def greedy_order(
@@ -225,9 +227,14 @@ def learner_similarity(model: EmbeddingModel, features: np.ndarray) -> float | N
     """
     if model.num_learners < 2:
         return None
-    some = features[np.random.default_rng(0).permutation(len(features))[:MAX_MONITORED]]
+    some = features[some_rows(len(features), MAX_MONITORED)]
     correlations = similarity_correlations([model.embed(some, k) for k in range(model.num_learners)])
     return mean_over_pairs(correlations)
+
+
+def some_rows(size: int, most: int) -> np.ndarray:
+    """(n,) int64: at most so many rows of ``size``, drawn with a fixed seed."""
+    return np.random.default_rng(0).permutation(size)[:most]
 
 
 def mean_over_pairs(correlations: Sequence[Sequence[float | None]]) -> float | None:

@@ -26,6 +26,7 @@ from divcon.data.splitting import place_of
 from divcon.errors import DataError, RunError
 from divcon.evaluation.nearness import as_vectors
 from divcon.evaluation.task import Exclusion, Task
+from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.copies import here, removed
 from divcon.runtime.files import atomic_write
 from divcon.runtime.places import place
@@ -90,7 +91,10 @@ def nearest_items(
     gallery_cameras: object = None,
     groups: object = None,
     gallery_groups: object = None,
+    max_queries: int | None = None,
+    seed: int = 0,
     device: str | torch.device = "cpu",
+    context: Context = DEFAULT,
 ) -> NearestItems:
     """Search for each query twice, among the items of either half of the classes.
 
@@ -102,12 +106,15 @@ def nearest_items(
         labels: (N,) names.
         gallery_embeddings, gallery_labels, ids, cameras, groups, gallery_ids, gallery_cameras, gallery_groups: as in
             `divcon.evaluation.retrieval_metrics`; leave-one-out without a gallery.
+        max_queries, seed: as in `divcon.evaluation.retrieval_metrics`: the same queries are drawn.
+        context: the processes of its group call this at once, with the same arguments, and share out the queries.
 
     Raises:
         DataError: fewer than two classes, or no class has a match.
         NonFiniteError: an embedding holds NaN or infinite values.
     """
     from divcon.evaluation.neighbours import neighbour_blocks
+    from divcon.evaluation.retrieval import drawn_queries, taken
 
     query, names = as_vectors(embeddings, "embeddings"), np.asarray(labels)
     alone = gallery_embeddings is None
@@ -120,31 +127,38 @@ def nearest_items(
         "groups": (groups, gallery_groups),
     }
     task = Task.of(len(query), None if alone else len(gallery), columns)
-    half = _halves(task.label_names)
-    similarity, is_correct, is_known = [], [], []
+    half, queries = _halves(task.label_names), np.arange(len(query))
+    if max_queries is not None:
+        matches = task.exclude.admissible(task.query_labels, task.gallery_labels)
+        drawn = drawn_queries(matches, max_queries, seed)
+        queries = drawn if len(drawn) < np.count_nonzero(matches) else queries
+    group = context.group
+    own = np.arange(group.rank, len(queries), group.world_size)  # positions in the queries
+    asked = queries[own]
+    found_by_side = []
     for side in (False, True):
         items = np.flatnonzero(half[task.gallery_labels] == side)
         if not len(items):
             continue
-        exclude = Exclusion(tuple((mine, theirs[items]) for mine, theirs in task.exclude.pairs))
-        matches = exclude.admissible(task.query_labels, task.gallery_labels[items])
-        own = half[task.query_labels] == side
-        blocks = neighbour_blocks(query, gallery[items], 1, metric="cosine", exclude=exclude, device=device)
-        for block in blocks:
+        exclude = Exclusion(tuple((mine[asked], theirs[items]) for mine, theirs in task.exclude.pairs))
+        matches = exclude.admissible(task.query_labels[asked], task.gallery_labels[items])
+        in_half = half[task.query_labels[asked]] == side
+        # A row a query: its nearest neighbour's similarity, whether that is correct, and whether the query is known and
+        # counted. The rows of another rank's queries are zero, so that the sum over ranks is exact.
+        found = np.zeros((len(queries), 4))
+        options: dict[str, Any] = {"metric": "cosine", "exclude": exclude, "device": device}
+        for block in neighbour_blocks(taken(query, asked), gallery[items], 1, **options) if len(asked) else ():
             rows = slice(block.start, block.start + len(block.indices))
             place = block.indices[:, 0]
             assert block.distances is not None
-            counted = (place >= 0) & (~own[rows] | (matches[rows] > 0))
-            found = task.gallery_labels[items[place]] == task.query_labels[rows]
-            similarity.append(block.distances[counted, 0].astype(np.float64))
-            is_correct.append(found[counted])
-            is_known.append(own[rows][counted])
-    empty = np.zeros(0)
-    result = NearestItems(
-        np.concatenate([empty, *similarity]),
-        np.concatenate([empty, *is_correct]).astype(bool),
-        np.concatenate([empty, *is_known]).astype(bool),
-    )
+            is_correct = task.gallery_labels[items[place]] == task.query_labels[asked[rows]]
+            counted = (place >= 0) & (~in_half[rows] | (matches[rows] > 0))
+            values = (np.where(counted, block.distances[:, 0], 0), is_correct, in_half[rows], counted)
+            found[own[rows]] = np.stack(values, axis=1)
+        found = group.all_reduce(found)
+        found_by_side.append(found[found[:, 3] > 0])
+    similarity, *flags = np.concatenate([np.zeros((0, 4)), *found_by_side]).T[:3]
+    result = NearestItems(np.ascontiguousarray(similarity), *(flag > 0 for flag in flags))
     if not result.is_known.any() or result.is_known.all():
         raise DataError(
             "a threshold needs at least two classes, of which at least one has a match: with half of the classes in "

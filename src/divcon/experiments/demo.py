@@ -15,6 +15,7 @@ from divcon.data.read import read
 from divcon.division import Division
 from divcon.evaluation.baselines import pretrained_features
 from divcon.evaluation.bootstrap import bootstrap_difference
+from divcon.evaluation.metrics import queries_in_words
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.subspaces import normalized
 from divcon.experiments import drawing
@@ -81,7 +82,7 @@ def _recall_figure(runs: dict[str, list[dict[str, Any]]], untrained: float | Non
             color=drawing.GREY, xytext=(0, 2), textcoords="offset points",
         )  # fmt: skip
     queries = (
-        f"{counts['num_queries']:,} queries in {counts['num_classes']:,} classes" if "num_classes" in counts else ""
+        f"{queries_in_words(counts)} queries in {counts['num_classes']:,} classes" if "num_classes" in counts else ""
     )
     about = [f"{queries} that are not trained on." if queries else "", "A band is the 95 % interval." if bands else ""]
     about.append("The number is the score at the end, in percent.")

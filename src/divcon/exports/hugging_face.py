@@ -18,7 +18,7 @@ from divcon.config.settings import SECTION_OF, RunConfig
 from divcon.errors import ConfigError, DataError, OutputError
 from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.compare import read_scores
-from divcon.evaluation.metrics import Score
+from divcon.evaluation.metrics import Score, queries_in_words
 from divcon.exports.program import Embedder, check_equal
 from divcon.models import EmbeddingModel, keep_learner
 from divcon.models.backbone import is_own
@@ -304,7 +304,7 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
         )
         texts.append(
             f"On {_code(scores['benchmark'])}, protocol {_code(scores['protocol'])}, split "
-            f"{_code(scores['split_hash'])}{of}: {scores['num_queries']:,} queries of {scores['num_classes']:,} "
+            f"{_code(scores['split_hash'])}{of}: {queries_in_words(scores)} queries of {scores['num_classes']:,} "
             f"classes, gallery {scores['num_gallery']:,}."
         )
         rows = [(key, f"{100 * value:.1f} %") for key, value in _numbers(scores)]
@@ -324,7 +324,7 @@ def _scores(about: dict[str, Any], run: RunFolder | None, scores: dict[str, Any]
     if best is not None and "validation" in best:
         validation = best["validation"]
         texts.append(
-            f"Recall@1 on {validation['num_classes']:,} validation classes ({validation['num_queries']:,} queries), "
+            f"Recall@1 on {validation['num_classes']:,} validation classes ({queries_in_words(validation)} queries), "
             f"after epoch {best['epoch']}: {100 * validation['recall_at_1']:.1f} %."
         )
         if run is not None and (beside := run.baselines_of(best["epoch"])) and (rows := _baseline_rows(beside)):

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -256,11 +256,23 @@ class EmbeddingModel(nn.Module):
     def pool(self, batches: Iterable[Pixels], features: np.ndarray) -> np.ndarray:
         """Write the pooled features of batches of pixels or vectors into their rows of ``features``, (N, F) float32,
         and return it; sets evaluation mode."""
+        for pooled, rows in self.pooled(batches):
+            features[rows] = pooled
+        return features
+
+    def pooled(self, batches: Iterable[Pixels]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The pooled features of each of these batches of pixels or vectors, (b, F) float32, with their (b,) int64
+        rows; sets evaluation mode."""
         self.eval()
         prepared = ((self._prepare(inputs), indices) for inputs, indices in batches)
-        for pooled, indices in computed(self.backbone, self.pooling, prepared):
-            features[indices.numpy()] = pooled.float().cpu().numpy()
-        return features
+        computing = computed(self.backbone, self.pooling, prepared)
+        while True:
+            with torch.inference_mode():  # not while the caller has a batch
+                batch = next(computing, None)
+                pooled = None if batch is None else batch[0].float().cpu().numpy()
+            if batch is None or pooled is None:
+                return
+            yield pooled, batch[1].numpy()
 
     def _prepare(self, inputs: Tensor) -> Tensor:
         inputs = inputs.to(self.device, non_blocking=True)

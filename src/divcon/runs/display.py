@@ -19,7 +19,7 @@ from divcon.config.settings import RunConfig
 from divcon.data.benchmark import CLOSED_SET, Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.evaluation.baselines import BASELINES, METRICS
-from divcon.evaluation.metrics import Score, scores_in
+from divcon.evaluation.metrics import Score, clustered_in_words, queries_in_words, scores_in
 from divcon.evaluation.subspaces import mean_over_pairs
 from divcon.evaluation.threshold import in_words
 from divcon.runs.notes import EpochNotes
@@ -200,9 +200,9 @@ class Bar(Display):
 
     def _print_head(self, scores: Mapping[str, Any]) -> None:
         if self._validation is not None:
-            of = scores.get("num_queries", len(self._validation))
+            of = queries_in_words(scores) if "num_queries" in scores else f"{len(self._validation):,}"
             self.console.print(
-                f"recall@1 and map@r: % of {of:,} queries of the validation classes", style="dim", soft_wrap=True
+                f"recall@1 and map@r: % of {of} queries of the validation classes", style="dim", soft_wrap=True
             )
         head = "epoch  phase       loss  recall@1    map@r  seconds  learner sizes (left out)"
         self.console.print(head, style="dim", soft_wrap=True)
@@ -220,7 +220,7 @@ class Bar(Display):
     def baselines(self, scores: dict[str, Any]) -> None:
         number = f"{scores['num_classes']:,} validation classes"
         if scores["protocol"] == CLOSED_SET:
-            number = f"{scores['num_queries']:,} validation images"
+            number = f"{queries_in_words(scores)} validation images"
         where = f"epoch {scores['epoch']} beside what needs no training, on {number}:"
         print_baselines(scores, self.console, where)
 
@@ -262,11 +262,13 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
     unmatched = result["num_queries_without_match"]
     console.print(
         f"{result['benchmark']}, {result['protocol']}, split {result['split_hash']}: "
-        f"{result['num_queries']:,} queries of {result['num_classes']:,} classes, gallery {result['num_gallery']:,}"
+        f"{queries_in_words(result)} queries of {result['num_classes']:,} classes, gallery {result['num_gallery']:,}"
         + (f"; {unmatched:,} queries without a match are left out" if unmatched else "")
     )
     console.print(_scores_table(result))
     _print_characteristic(result, console)
+    if (clustered := clustered_in_words(result)) is not None:
+        console.print(f"{clustered} (--max-clustered 0: of all)" if reword is not str else clustered, markup=False)
     if "threshold" in result:
         console.print(
             f"{in_words(result['threshold'])}, where half of the classes are not in the gallery", markup=False
@@ -285,7 +287,7 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
         means = [name for name in drawn if f"{name}_std" in drawn]
         scores = [f"{name} {100 * drawn[name]:.1f} ± {100 * drawn[f'{name}_std']:.1f}" for name in means]
         console.print(
-            f"one random gallery image a class, {drawn['draws']} draws of {drawn['num_queries']:,} queries: "
+            f"one random gallery image a class, {drawn['draws']} draws of {queries_in_words(drawn)} queries: "
             + ", ".join(scores)
         )
         _print_characteristic(drawn, console)

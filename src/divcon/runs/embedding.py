@@ -12,6 +12,7 @@ from divcon.config.settings import Embed, ModelConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, OutputError, RunError
+from divcon.evaluation.metrics import queries_in_words
 from divcon.evaluation.subspaces import scores_among
 from divcon.models.names import EMBEDDING_NAMES, Embedding
 from divcon.runtime.context import DEFAULT, Context
@@ -48,6 +49,7 @@ def choose_embedding(
     validation: LabeledSet | Benchmark | None,
     kind: Embed = "auto",
     *,
+    max_queries: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
     context: Context = DEFAULT,
@@ -62,15 +64,15 @@ def choose_embedding(
         validation: images of other classes. ``auto`` chooses by MAP@R on them, each searching among all others: the
             head, unless the features or the PCA are better by more than 0.1 points. Without them it is the head. Or of
             a closed set, queries and a gallery of the train classes (`Benchmark.validation_task`).
-        seed: draws the images of the PCA.
-        context: the processes of its group call this at once and share the images; all get the same features, and
-            compute the same.
+        max_queries: as in `divcon.evaluate`.
+        seed: draws the images of the PCA, and the queries.
+        context: the processes of its group call this at once and share the images and the queries; all get the same.
 
     Returns:
         A copy of the model, in evaluation mode; and ``embed`` (``kind``), ``chosen`` (``head``, ``features`` or
         ``pca``), ``dims``, ``scores`` (of each that was compared: ``dims``, ``map_at_r``, ``recall_at_1``; empty where
         nothing was compared), ``num_queries`` (None where nothing was compared) and ``left_out`` (why no PCA was
-        compared, or None).
+        compared, or None); ``num_queries_total`` where ``max_queries`` left some out.
 
     Raises:
         ConfigError: ``pca``, and the training images have too few principal components.
@@ -111,16 +113,17 @@ def choose_embedding(
     query, gallery = (validation, None) if alone else (validation.query, validation.gallery)
     features, of_gallery = features_of(query), None if gallery is None else features_of(gallery)
     scores: dict[Embedding, dict[str, Any]] = {}
-    queries = 0
+    queries: dict[str, int] = {}
     for name, head in heads.items():
         embedder = model.with_head(head, shared=True)
         items = None if gallery is None or of_gallery is None else (gallery, embedder.embed(of_gallery))
-        scored = scores_among(embedder.embed(features), query, model.device, items)
+        options: dict[str, Any] = {"max_queries": max_queries, "seed": seed, "context": context}
+        scored = scores_among(embedder.embed(features), query, model.device, items, **options)
         scores[name] = {"dims": head.embedding_dim, **{key: scored[key] for key in ("map_at_r", "recall_at_1")}}
-        queries = scored["num_queries"]
+        queries = {name: scored[name] for name in ("num_queries", "num_queries_total") if name in scored}
     best = max(each["map_at_r"] for each in scores.values())
     chosen: Embedding = next(name for name in asked if name in scores and scores[name]["map_at_r"] >= best - TIE)
-    return _changed(model, kind, chosen, heads, scores=scores, num_queries=queries, left_out=left_out)
+    return _changed(model, kind, chosen, heads, scores=scores, left_out=left_out, **queries)
 
 
 def _has_matches(images: LabeledSet | Benchmark) -> bool:
@@ -147,7 +150,7 @@ def in_words(record: dict[str, Any]) -> str:
         for other, each in scores.items()
         if other != chosen
     )
-    best = f"MAP@R {100 * scores[chosen]['map_at_r']:.1f} on {record['num_queries']:,} validation queries"
+    best = f"MAP@R {100 * scores[chosen]['map_at_r']:.1f} on {queries_in_words(record)} validation queries"
     return f"{name} ({best}{others})" + ("" if chosen == "head" else "; `embed=head` keeps the head's")
 
 

@@ -450,7 +450,7 @@ class _Run:
             self.data.train,
             self.data.validation_task,
             embed,
-            seed=self.config.train.seed,
+            **self._budget,
             context=self.context.subtask("evaluate", epoch=selection.last_epoch(self.config)),
         )
         if self.group.is_main:
@@ -537,7 +537,7 @@ class _Run:
         within = self.context.subtask("evaluate", epoch=epoch.number)
         if validation is not None and due:
             line["validation"] = evaluate(
-                self._evaluated, validation, clustering=False, similarity=True, context=within
+                self._evaluated, validation, clustering=False, similarity=True, context=within, **self._budget
             )
         if not self.group.is_main:
             return
@@ -574,6 +574,11 @@ class _Run:
         lost = self.kept_is_lost and "validation" in line
         self.kept_is_lost = self.kept_is_lost and not lost
         return lost or selection.is_better(line, self.lines, self.config)
+
+    @property
+    def _budget(self) -> dict[str, Any]:
+        """The validation queries that are searched for: the same in each evaluation."""
+        return {"max_queries": self.config.data.validation_queries or None, "seed": self.config.train.seed}
 
     @property
     def _evaluated(self) -> EmbeddingModel:
@@ -642,6 +647,7 @@ class _Run:
         """Score the kept model's pooled features, and those of the network before training, on the validation classes.
         Returns the kept model's threshold, from the same embeddings; None where there are too few classes."""
         options: dict[str, Any] = {"clustering": False, "baselines": True, "threshold": "best", "context": context}
+        options |= self._budget
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of downloading weights were shown when the run started
             scores = {"epoch": kept, **evaluate(model, validation, **options)}
@@ -668,7 +674,7 @@ class _Run:
                     scores = read_threshold(self.folder.model)
                 else:
                     scores = None
-                scores = scores or chosen_threshold(self._load(folder), task, context=context)
+                scores = scores or chosen_threshold(self._load(folder), task, context=context, **self._budget)
                 record = None if scores is None else scores | {"chosen_on": "validation"}
             elif self.like is not None and (of_run := read_threshold(self.like)) is not None:
                 record = of_run | {"of_run": str(self.like)}

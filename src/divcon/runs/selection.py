@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from divcon.config.settings import RunConfig, SelectBy
+from divcon.evaluation.metrics import queries_in_words
 from divcon.runs.folder import kept_epoch
 from divcon.training.schedule import Phase
 
@@ -133,12 +134,14 @@ def select_over_folds(folds: Sequence[Sequence[dict[str, Any]]], config: RunConf
         epoch ``epoch``, ``recall_at_1``, ``map_at_r`` and ``trains_full``.
     """
     curves = [points_of(lines, config) for lines in folds]
-    queries = [next(line["validation"]["num_queries"] for line in lines if "validation" in line) for lines in folds]
+    scores = [next(line["validation"] for line in lines if "validation" in line) for lines in folds]
+    queries = [each["num_queries"] for each in scores]
+    weights = [each.get("num_queries_total", each["num_queries"]) for each in scores]  # of samples, what they stand for
     curve = [
         Point(
             same[0].epoch,
-            float(np.average([point.recall_at_1 for point in same], weights=queries)),
-            float(np.average([point.map_at_r for point in same], weights=queries)),
+            float(np.average([point.recall_at_1 for point in same], weights=weights)),
+            float(np.average([point.map_at_r for point in same], weights=weights)),
             same[0].trains_full,
         )
         for same in zip(*curves, strict=True)
@@ -170,12 +173,12 @@ def reason(lines: Sequence[dict[str, Any]], config: RunConfig, over_folds: dict[
         return "the last; all classes train"
     if not validated:
         return "the last; there are no validation classes"
-    queries = validated[-1]["validation"]["num_queries"]
-    by = resolved(config.data.select_by, queries)
+    scores = validated[-1]["validation"]
+    by, queries = resolved(config.data.select_by, scores["num_queries"]), queries_in_words(scores)
     if by != "last":
-        return f"the best {_TITLES[by]} on {queries:,} validation queries"
+        return f"the best {_TITLES[by]} on {queries} validation queries"
     if config.data.select_by == "auto":
-        return f"the last, as {queries:,} validation queries are too few to choose by"
+        return f"the last, as {queries} validation queries are too few to choose by"
     return "the last, by `select_by`"
 
 
@@ -204,6 +207,8 @@ def notes(lines: Sequence[dict[str, Any]], config: RunConfig, over_folds: dict[s
 def _about_scores(points: Sequence[Point], queries: int, config: RunConfig, *, folds: bool) -> list[str]:
     messages, by = [], resolved(config.data.select_by, queries)
     more = "more labelled classes" if folds else "`validation_folds=5` or a larger `validation_fraction`"
+    if queries == config.data.validation_queries:
+        more = "a larger `validation_queries`"
     if queries < FEW_QUERIES:
         kept = "the last is kept" if by == "last" else f"the best {_TITLES[by]} on them may be chance"
         messages.append(

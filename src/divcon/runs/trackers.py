@@ -8,6 +8,7 @@ in ``trackers.json`` of the run folder.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -326,7 +327,7 @@ class Trackio(Tracker):
 
     def open(self, run: Path, settings: dict[str, Any], identity: str | None, epochs_done: int) -> str | None:
         with _quiet():
-            import trackio
+            trackio: Any = importlib.import_module("trackio")
 
             self._trackio = trackio
             name = identity or f"{run_name(run)}-{os.urandom(3).hex()}"

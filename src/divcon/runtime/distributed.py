@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,7 +118,9 @@ class ProcessGroup:
                     value.copy_(sent)
 
     @torch.no_grad()
-    def all_reduce_gradients(self, optimizer: torch.optim.Optimizer, backbone: nn.Module) -> None:
+    def all_reduce_gradients(
+        self, optimizer: torch.optim.Optimizer, backbone: nn.Module, already: Collection[int] = ()
+    ) -> None:
         """Give all ranks the gradient of the whole step; call it after the last backward pass.
 
         With ``across=learners`` each rank holds the gradient of its own batches, and they are summed. With
@@ -127,10 +129,11 @@ class ProcessGroup:
 
         Args:
             backbone: the modules whose input is the rank's own images alone under ``across=batch``.
+            already: ids of the parameters whose gradients are those of the whole step already.
         """
         if self.alone:
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in already]
         # A parameter that has no gradient on any rank must keep none: the optimiser then leaves it alone.
         ranks_with_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
         dist.all_reduce(ranks_with_gradient, group=self._cpu_group)

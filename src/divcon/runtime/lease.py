@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from divcon.errors import DivconError, RemoteError, RemoteMissingError
@@ -27,6 +28,8 @@ STALE_SECONDS = 45.0
 """A lock that has not changed for so long is nobody's any more."""
 _FILE = "divcon.lock"
 
+_held: set[str] = set()
+"""The tokens of this process's locks."""
 _lost: dict[str, str] = {}
 """The folders whose lock another process has taken over, and which."""
 
@@ -55,6 +58,7 @@ class Lease:
         self._error = error
         self._about: dict[str, Any] = {
             "host": socket.gethostname(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "token": uuid.uuid4().hex,
@@ -81,6 +85,7 @@ class Lease:
             if (now := self._read()) is not None and now.get("token") != self._about["token"]:
                 raise self._held_by(now)
         _lost.pop(self._folder, None)
+        _held.add(self._about["token"])
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
@@ -93,6 +98,7 @@ class Lease:
             if (now := self._read()) is not None and now.get("token") == self._about["token"]:
                 remote.remove(self._url)
         _lost.pop(self._folder, None)
+        _held.discard(self._about["token"])
 
     def _wait_for(self, there: dict[str, Any]) -> None:
         """Wait until the lock is nobody's any more.
@@ -100,8 +106,9 @@ class Lease:
         Raises:
             DivconError: its owner is alive.
         """
-        if there.get("host") == self._about["host"]:
-            if there.get("pid") != os.getpid() and _is_alive(there.get("pid")):
+        if there.get("machine") == self._about["machine"] != "":
+            mine = there.get("pid") == os.getpid()  # or that of a process before a restart of its container
+            if there.get("token") in _held if mine else _is_alive(there.get("pid")):
                 raise self._held_by(there)
             return
         until = time.monotonic() + STALE_SECONDS
@@ -139,6 +146,15 @@ class Lease:
             f"{without_secrets(self._folder)}: another process is {self._what} ({_named(there)}); wait until it has "
             f"ended, or stop it (where there is none, delete {_FILE} in it)"
         )
+
+
+def _machine() -> str:
+    """Identifies what a process id is of: the machine since its start, and the container; "": it cannot be known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
 
 
 def _named(there: dict[str, Any]) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
+
+from divcon import errors
 
 CACHE_DIR = "DIVCON_CACHE_DIR"
 """The variable that names the cache folder. Default: ``divcon`` in XDG_CACHE_HOME, or in ``~/.cache``."""
@@ -38,7 +39,7 @@ def cache_folder() -> Path:
     """The folder of copies and blocks of remote files; it need not exist."""
     if named := os.environ.get(CACHE_DIR):
         return Path(named).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "divcon")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "divcon")
 
 
 def place(text: str | os.PathLike[str]) -> Path:
@@ -107,15 +108,7 @@ def shown(text: str) -> str:
     return re.sub(pattern, address, text)
 
 
-@contextmanager
-def naming_addresses() -> Iterator[None]:
-    """Put addresses into the messages of errors in place of the paths that stand for them."""
-    try:
-        yield
-    except Exception as error:
-        if any(isinstance(part, str) and _root() in part for part in error.args):
-            error.args = tuple(shown(part) if isinstance(part, str) else part for part in error.args)
-        raise
+errors.names.append(shown)
 
 
 def without_secrets(url: str) -> str:
@@ -126,6 +119,15 @@ def without_secrets(url: str) -> str:
 
 
 def _root() -> str:
+    named = os.environ.get(CACHE_DIR)
+    if named and not os.path.isabs(named):  # noqa: PTH117 - a path is made for each of many millions of rows
+        return str(cache_folder() / _AT)
+    return _root_for(named, os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
+
+
+@lru_cache(maxsize=8)
+def _root_for(*variables: str | None) -> str:
+    """The folder while the environment has these ``variables``."""
     return str(cache_folder() / _AT)
 
 

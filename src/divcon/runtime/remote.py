@@ -224,7 +224,7 @@ def _system(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     if scheme in ("s3", "s3a"):
         # Listings are not kept: other processes write to the same folder.
-        limits = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"max_attempts": 2}}
+        limits = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"max_attempts": 0}}
         options = {"use_listings_cache": False, "config_kwargs": limits}
     elif scheme in ("gs", "gcs"):
         options = {"use_listings_cache": False}
@@ -237,6 +237,8 @@ def _system(url: str) -> tuple[Any, str]:
     if "::" in url:
         return url_to_fs(url)
     system = fsspec.filesystem(scheme, **options)
+    if scheme in ("s3", "s3a"):
+        system.retries = 1  # `_call` does, within its own limit
     if scheme == "hf":
         system.invalidate_cache()
     return system, url
@@ -258,10 +260,12 @@ def _call(url: str, function: Callable[[Any, str], T]) -> T:
         try:
             system, path = _system(url)
             result = function(system, path)
-        except Exception as error:
+        except Exception as raised:
+            error = _cause(raised)
             tries = _TRIES if server in _answered else _TRIES_AT_FIRST
-            if attempt >= tries or not _is_passing(error):
-                raise _in_words(url, error, attempt) from error
+            slow = server not in _answered and _is_slow(error)  # waited for long enough
+            if attempt >= tries or slow or not _is_passing(error):
+                raise _in_words(url, error, attempt) from raised
             time.sleep(0.5 * 2 ** (attempt - 1) if server in _answered else 0.2)
             continue
         _answered.add(server)
@@ -326,10 +330,24 @@ def _is_passing(error: BaseException) -> bool:
     kinds, status = _kinds(error), _status(error)
     if "NoCredentialsError" in kinds:
         return False
+    if kinds & _BROKEN:  # an error of aiohttp's about a cut answer has a status, 400
+        return True
     if status is not None and status >= 400:
         return status >= 500 or status in (408, 429)
     network = (TimeoutError, asyncio.TimeoutError, ConnectionError, socket.gaierror)
     return isinstance(error, network) or bool(kinds & (_BROKEN | _UNREACHABLE | _SLOW)) or "SlowDown" in str(error)
+
+
+def _cause(error: Exception) -> Exception:
+    """The error itself; of fsspec's "not found" for whatever a web server did, what it did."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and "ClientError" in _kinds(cause):
+        return cause
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, TimeoutError) else error
+
+
+def _is_slow(error: BaseException) -> bool:
+    return isinstance(error, (TimeoutError, asyncio.TimeoutError)) or bool(_kinds(error) & _SLOW)
 
 
 def _in_words(url: str, error: Exception, tries: int) -> RemoteError:
@@ -361,10 +379,10 @@ def _in_words(url: str, error: Exception, tries: int) -> RemoteError:
         return RemoteError(name, f"{_server(url)} cannot be found: no network, or no name server")
     if any(isinstance(each, ssl.SSLError) for each in _chain(error)):
         return RemoteError(name, f"the connection is not trusted ({text})")
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or kinds & _SLOW:
+    if _is_slow(error):
         return RemoteError(name, f"{_server(url)} did not answer in time{again}")
     if kinds & _BROKEN or isinstance(error, ConnectionResetError):
-        return RemoteError(name, f"the connection broke off{again} ({text})")
+        return RemoteError(name, f"the connection broke off{again}")
     if kinds & _UNREACHABLE:
         return RemoteError(name, f"{_server(url)} cannot be reached{again} ({text})")
     if status is not None:

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from divcon.data.benchmark import Benchmark
+from divcon.data.columns import GUESS, Columns
 from divcon.data.finite import unusable
 from divcon.data.image_files import check_name
 from divcon.data.in_memory import is_image
@@ -26,13 +28,15 @@ from divcon.data.labeled_set import NO_PATH, LabeledSet, row_name
 from divcon.data.python_values import is_value
 from divcon.data.read import is_dataset_name, read
 from divcon.data.readers.folder import images_of, label_in
-from divcon.data.readers.table import pc
+from divcon.data.readers.table import images_of_tables, pc
+from divcon.data.table_format import format_of
+from divcon.data.table_stream import stream_table
 from divcon.errors import ConfigError, DataError, ImageError, unknown
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT, Context
-from divcon.runtime.copies import here, read_file
-from divcon.runtime.places import is_url, joined, text_of
-from divcon.search.columns import as_in_index, check_column_types, columns_of, columns_of_source, typed
+from divcon.runtime.copies import here, opened, read_file
+from divcon.runtime.places import joined, place, text_of
+from divcon.search.columns import as_in_index, check_column_types, columns_of, columns_of_source, is_vector, typed
 from divcon.search.digests import digests_of, keys_of
 
 CHUNK = 1024
@@ -193,8 +197,8 @@ def _as_json(values: pa.Array | pa.ChunkedArray, before: str = "", after: str = 
 
 def absolute(root: str, path: str) -> str:
     """The absolute path, without ``..``; links are not resolved. An address is itself."""
-    if is_url(file := os.fspath(joined(root, path))) or is_url(file := text_of(file)):
-        return file
+    if "://" in path or "://" in root:
+        return os.fspath(joined(root, path))
     return os.path.abspath(os.path.join(root, path))  # noqa: PTH100, PTH118
 
 
@@ -270,15 +274,23 @@ def items_of(
         own = columns_of(columns, declared, warn=context.warn)
     if own is not None and len(own) != len(images):
         raise DataError(f"`columns` has {len(own):,} rows for {len(images):,} images; pass one row per image")
-    for name in declared:
-        if own is None or name not in own.column_names:
-            there = unknown("column", name, [] if own is None else own.column_names)
-            raise ConfigError(f"`column_types`: {there}" if own is not None else _NO_COLUMNS, field="column_types")
-    items = Items(images, _names(images), _labels(images), own if own is not None and own.num_columns else None)
+    _check_declared(declared, own)
+    return _once(Items(images, _names(images), labels_of(images), own if own is not None and own.num_columns else None))
+
+
+def _once(items: Items) -> tuple[Items, int]:
+    """The items without those whose name an earlier one has, and the number of these."""
     if len(set(items.names)) == len(items):
         return items, 0
     first = {name: i for i, name in reversed(list(enumerate(items.names)))}
     return items.take(np.sort(np.fromiter(first.values(), np.int64))), len(items) - len(first)
+
+
+def _check_declared(declared: Mapping[str, str], own: pa.Table | None) -> None:
+    for name in declared:
+        if own is None or name not in own.column_names:
+            there = unknown("column", name, [] if own is None else own.column_names)
+            raise ConfigError(f"`column_types`: {there}" if own is not None else _NO_COLUMNS, field="column_types")
 
 
 _NO_COLUMNS = "`column_types`: this data has no columns; they come from a table, or from the argument `columns`"
@@ -291,8 +303,78 @@ def chunks_of(items: Items, size: int | None = None) -> Iterator[Items]:
         yield items.take(np.arange(start, min(start + size, len(items))))
 
 
-def read_listing(listing: str, root: str = "") -> Iterator[Items]:
-    """The images whose paths are in a text file, one per line (``-``: standard input), some at a time: the file is
+def read_rows(
+    table: str | Path,
+    root: str | Path | None = None,
+    column_types: Mapping[str, str] | None = None,
+    *,
+    chosen: Columns = GUESS,
+    size: int | None = None,
+    context: Context = DEFAULT,
+) -> Iterator[Items]:
+    """The images or vectors of a CSV or parquet as `items_of` has them, some at a time: the table is never in memory as
+    a whole. An image that an earlier row has is left out where both rows are in memory together.
+
+    Args:
+        root: the folder that relative paths start from, instead of the table's own.
+        column_types: as of `items_of`.
+        chosen: the names of columns.
+        size: the most rows at a time; None: as `chunks_of` takes of images, or of vectors.
+        context: warns of what is guessed or left out.
+
+    Raises:
+        DataError, ConfigError: as `items_of`, or as `divcon.data.table_stream.stream_table`.
+    """
+    sets = streamed_sets(table, root, check_column_types(column_types), chosen=chosen, size=size, context=context)
+    for images, own in sets:
+        yield _once(Items(images, _names(images), labels_of(images), own))[0]
+
+
+def streamed_sets(
+    table: str | Path,
+    root: str | Path | None,
+    declared: dict[str, str],
+    *,
+    chosen: Columns = GUESS,
+    size: int | None = None,
+    context: Context = DEFAULT,
+) -> Iterator[tuple[LabeledSet, pa.Table | None]]:
+    """As `read_rows`, sets with the user's columns."""
+    path = here(table)
+    said: set[str] = set()
+
+    def warn(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            context.warn(message)
+
+    once = replace(context, on_warning=warn)
+    folder = text_of(place(table).parent if root is None else root)
+    for start, tables in stream_table(path, folder, chosen, size=size or _rows_at_once(path)):
+        images = images_of_tables(tables, check_files=False, context=once)
+        own = columns_of_source(images.source, declared, warn)
+        if not start:
+            _check_declared(declared, own)
+        rows = images.rows + start
+        if images.vectors is not None:
+            local = pa.array([row_name(row) for row in images.rows.tolist()])
+            named = pa.array([row_name(row) for row in rows.tolist()])
+            images = replace(images, paths=pc.if_else(pc.equal(images.paths, local), named, images.paths))
+        images = replace(images, rows=rows)
+        yield images, own if own is not None and own.num_columns else None
+
+
+def _rows_at_once(path: Path) -> int:
+    """As many as `chunks_of` takes of images, or of vectors."""
+    if format_of(path) != "parquet":
+        return CHUNK
+    with pq.ParquetFile(opened(path)) as parquet:
+        kinds = parquet.schema_arrow.types
+    return VECTORS if any(map(is_vector, kinds)) else CHUNK
+
+
+def read_listing(listing: str, root: str = "", size: int = CHUNK) -> Iterator[Items]:
+    """The images whose paths are in a text file, one per line (``-``: standard input), ``size`` at a time: the file is
     never in memory as a whole. Empty lines are skipped.
 
     Args:
@@ -301,40 +383,59 @@ def read_listing(listing: str, root: str = "") -> Iterator[Items]:
     Raises:
         DataError: there is no such file, or it is not text in UTF-8.
     """
+    return (items_of(images)[0] for images in listed_sets(listing, root, size))
+
+
+def listed_sets(listing: str, root: str = "", size: int = CHUNK) -> Iterator[LabeledSet]:
+    """As `read_listing`, sets without labels."""
     try:
         if listing != "-":
             listing = str(here(listing))
             Path(listing).stat()  # now, and not when the first item is asked for; a pipe cannot be opened twice
     except OSError as error:
         raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
-    return _read_listing(listing, root)
+    return _listed_sets(listing, root, size)
 
 
-def _read_listing(listing: str, root: str) -> Iterator[Items]:
+def count_lines(listing: str) -> int:
+    """The number of lines of a file that are not empty.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with here(listing).open("rb") as file:
+            return sum(not line.isspace() for line in file)
+    except OSError as error:
+        raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
+
+
+def _listed_sets(listing: str, root: str, size: int) -> Iterator[LabeledSet]:
     try:
         with nullcontext(sys.stdin) if listing == "-" else Path(listing).open(encoding="utf-8-sig") as file:
             lines = (line.rstrip("\r\n") for line in file)
-            yield from _chunks((line for line in lines if line.strip()), root)
+            yield from _sets((line for line in lines if line.strip()), root, size)
     except UnicodeDecodeError as error:
         raise DataError(f"{listing}: this is not a listing of paths in UTF-8 ({error})") from None
     except OSError as error:
         raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
 
 
-def _chunks(paths: Iterable[str], root: str) -> Iterator[Items]:
+def _sets(paths: Iterable[str], root: str, size: int) -> Iterator[LabeledSet]:
     paths = iter(paths)
-    while some := list(itertools.islice(paths, CHUNK)):
+    done = 0
+    while some := list(itertools.islice(paths, size)):
         for path in some:
             check_name(path)
-        images = LabeledSet(
+        yield LabeledSet(
             labels=np.zeros(len(some), np.int64),
             label_names=("",),
             paths=pa.array(some, pa.string()),
-            rows=np.arange(len(some)),
+            rows=np.arange(done, done + len(some)),
             source="",
             root=root,
         )
-        yield items_of(images)[0]
+        done += len(some)
 
 
 def _names(images: LabeledSet) -> list[str]:
@@ -355,7 +456,8 @@ def _names(images: LabeledSet) -> list[str]:
     return names
 
 
-def _labels(images: LabeledSet) -> list[str | None]:
+def labels_of(images: LabeledSet) -> list[str | None]:
+    """The label of each: the set's, or if it has none, by the folders below its own."""
     if images.label_names != ("",):
         return [images.label_names[label] or None for label in images.labels]  # a row of a table may have no label
     if not images.root or images.encoded is not None or images.vectors is not None:

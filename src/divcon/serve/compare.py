@@ -128,7 +128,7 @@ class Side:
         lines = folder.lines()
         kept = kept_epoch(lines)
         line = next((line for line in lines if line["epoch"] == kept), {})
-        names = ("recall_at_1", "map_at_r", "num_queries", "num_classes")
+        names = ("recall_at_1", "map_at_r", "num_queries", "num_queries_total", "num_classes")
         scores = line.get("validation")
         if scores is not None:  # of the head; here as the model embeds in the end
             scores = {**scores, **(folder.baselines_of(kept) or {})}

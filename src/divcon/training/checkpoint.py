@@ -253,6 +253,8 @@ class TrainState:
     average: WeightAverage
     division: Division | None = None
     epochs_done: int = 0
+    division_budget: int = 0
+    """Bytes that dividing may take in each process, as this training started with; 0: no limit."""
     file_sizes: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
     """(N,) int64, of the training images; empty where they do not come from files."""
     changed_files: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
@@ -282,6 +284,7 @@ class TrainState:
             "features": self.bank.state_dict(),
             "average": self.average.state_dict(),
             "division": _division_to_save(self.division),
+            "division_budget": self.division_budget,
             "file_sizes": torch.from_numpy(self.file_sizes),
             "inside": None,
         }
@@ -329,6 +332,7 @@ class TrainState:
         self.average.load_state_dict(content.get("average", {}))
         self.division = _load_division(content["division"])
         self.epochs_done = content["epochs_done"]
+        self.division_budget = content.get("division_budget", 0)
         sizes = content.get("file_sizes")  # format 2 has neither these nor ``inside``
         if sizes is not None:
             self.changed_files = resized(sizes.numpy(), self.file_sizes)
@@ -389,8 +393,8 @@ def weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def _division_to_save(division: Division | None) -> dict[str, torch.Tensor] | None:
     if division is None:
         return None
-    return {"learner": torch.from_numpy(division.learner), "centroids": torch.from_numpy(division.centroids)}
+    return {name: torch.from_numpy(values) for name, values in division.tensors().items()}
 
 
 def _load_division(tensors: dict[str, torch.Tensor] | None) -> Division | None:
-    return None if tensors is None else Division(np.asarray(tensors["learner"]), np.asarray(tensors["centroids"]))
+    return None if tensors is None else Division.of_tensors({name: values.numpy() for name, values in tensors.items()})

@@ -20,7 +20,7 @@ from divcon.config.from_data import fit_training
 from divcon.config.settings import TrainConfig
 from divcon.data.inputs import LabeledData, as_labeled_set
 from divcon.data.labeled_set import LabeledSet
-from divcon.division import Division, divide
+from divcon.division import Division
 from divcon.errors import ConfigError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
@@ -30,7 +30,9 @@ from divcon.runtime.launch import launch
 from divcon.runtime.signals import SignalHandler
 from divcon.training.averaging import WeightAverage
 from divcon.training.checkpoint import Checkpointer, TrainState
+from divcon.training.dividing import Divider, division_budget
 from divcon.training.feature_bank import FeatureBank
+from divcon.training.gradients import Gradients
 from divcon.training.loader import create_loader
 from divcon.training.optimizer import set_learning_rates, take_step
 from divcon.training.precision import Precision
@@ -124,10 +126,13 @@ def divide_and_conquer(
     bank = FeatureBank(len(images), model.num_features, device, enabled=config.divide_on == "bank")
     distill_weight = config.chosen_distill_weight(model.head.max_learners, vectors=model.vector_dim is not None)
     average = WeightAverage(model, config.ema_decay)
-    state = TrainState(model, objectives, optimizer, precision, bank, average)
+    budget = division_budget(config, context.group, device)
+    gradients = Gradients(model, context.group)
+    state = TrainState(model, objectives, optimizer, precision, bank, average, division_budget=budget)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
     loader = create_loader(model, images, config, device, context)
     with loader, checkpointer, context.group.gathered_batch(model.pooling):
+        divider = Divider(model, loader, bank, labels, config, state.division_budget, precision, device, context)
         for epoch in range(state.epochs_done, config.epochs):
             phase = phase_at(epoch, config, model.head.max_learners)
             report = EpochReport(epoch, phase)
@@ -141,22 +146,9 @@ def divide_and_conquer(
                 bank.disable()
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
-                with precision.autocast():
-                    features = bank.features_to_divide(model, loader, epoch, context)
                 # A hierarchy starts with one learner and doubles the learners at each division until there are K.
                 double = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
-                division = divide(
-                    features,
-                    labels,
-                    model.num_learners,
-                    by=config.divide_by,
-                    seed=(config.seed, epoch),
-                    tries=config.division_tries,
-                    previous=previous,
-                    double=double,
-                    device=device,
-                    context=context,
-                )
+                division = divider.divide(epoch, previous, double=double)
                 if double:
                     double_learners(model, objectives, optimizer)
                     average.restart()
@@ -167,6 +159,8 @@ def divide_and_conquer(
             set_classes(objectives, division, labels, num_learners, redivided=redivided)
             checkpointer.start_epoch(division, previous)
             report.record_division(division, previous, labels, time.perf_counter() - started)
+            if division.sample and report.redivided:
+                report.warnings += (divider.sampled,)
 
             # Train the learners in turn, each on batches of its own cluster, or conquer.
             plan = plan_epoch(
@@ -187,18 +181,19 @@ def divide_and_conquer(
                 set_learning_rates(optimizer, learning_rates(epochs_done, phase, config))
                 optimizer.zero_grad()
                 for number, batch, inputs, targets in batches:
+                    network = gradients.network(step, number)
                     seed_batch(config.seed, epoch, number)
                     if phase is Phase.SUBSPACE:
                         # The loss of learner k on its subspace; with full_weight, which neither paper has, also that of
                         # the full embedding.
-                        own, full, features = precision.forward(model, inputs, learner=batch.learner, with_all=True)
+                        own, full, features = precision.forward(network, inputs, learner=batch.learner, with_all=True)
                         loss = record.loss(number, objectives[batch.learner], own, targets)
                         if config.full_weight:
                             loss = loss + config.full_weight * record.full_loss(number, objectives[-1], full, targets)
                         loss = loss + config.mask_penalty * model.head.penalty()
                     else:
                         # Conquer: one loss on the full embedding.
-                        _, full, features = precision.forward(model, inputs, with_all=True)
+                        _, full, features = precision.forward(network, inputs, with_all=True)
                         loss = record.loss(number, objectives[-1], full, targets)
                     if distill_weight:
                         # The full embedding learns the similarities of its own backbone's features (S2SD).
@@ -206,7 +201,7 @@ def divide_and_conquer(
                         loss = loss + distill_weight * distillation
                     bank.update(batch.indices, features)
                     precision.backward(loss / len(step))
-                take_step(optimizer, precision, objectives, model, context)
+                take_step(optimizer, precision, objectives, model, gradients, context)
                 record.step_done(step)
                 context.on_progress(report.progress(record))
             report.record_training(plan, record, optimizer.param_groups, model.head)

@@ -19,6 +19,7 @@ from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import Context
+from divcon.training.gradients import Gradients
 from divcon.training.own import name_in_words, resolve
 from divcon.training.precision import Precision
 from divcon.training.proxies import ClusterProxies
@@ -173,16 +174,16 @@ def take_step(
     precision: Precision,
     objectives: nn.ModuleList,
     model: EmbeddingModel,
+    gradients: Gradients,
     context: Context,
 ) -> None:
     """Take a step of the optimiser, on the gradients of all processes."""
     group = context.group
     if not group.alone:
-        backbone = nn.ModuleList([model.backbone, model.pooling])
         for module in objectives.modules():
             if isinstance(module, ClusterProxies):
                 module.restore()  # as the process that computed with it has done
-        group.all_reduce_gradients(optimizer, backbone)
+        gradients.all_reduce(optimizer)
     precision.step(optimizer)
     if not group.alone:
         group.average_statistics(model.backbone)

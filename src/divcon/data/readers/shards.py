@@ -306,10 +306,11 @@ def _index_of(archive: Archive) -> pa.Table:
 def _read_archive(archive: Archive) -> Iterator[dict[str, Any]]:
     shown = without_secrets(text_of(archive.name))
     sample: dict[str, Any] = {}
-    key = None
+    key, end = None, 0
     try:
         with _opened(archive) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                end = member.offset_data + -(-member.size // 512) * 512
                 folder, _, name = member.name.rpartition("/")
                 stem, _, endings = name.partition(".")
                 if not member.isfile() or not stem or name.startswith("."):
@@ -329,6 +330,9 @@ def _read_archive(archive: Archive) -> Iterator[dict[str, Any]]:
                     sample |= {"path": f"{key}.{endings}", "offset": member.offset_data, "size": member.size}
             if "path" in sample:
                 yield sample
+            file.seek(end)
+            if file.read(512) != bytes(512):  # tarfile takes half a header for the end
+                raise tarfile.ReadError("its end is missing: it was cut off")
     except tarfile.TarError as error:
         raise DataError(f"{shown}: this is no tar archive that can be read ({error}); make or get it again") from None
     except RemoteMissingError:

@@ -19,7 +19,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, DivconError
 from divcon.evaluation.baselines import METRICS
-from divcon.evaluation.metrics import Score, scores_in
+from divcon.evaluation.metrics import Score, clustered_in_words, queries_in_words, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.subspaces import normalized
@@ -208,7 +208,7 @@ def _headline(split: str, scores: Mapping[str, Any], of: str = "") -> Html:
             "p",
             element("strong", percent(scores["recall_at_1"]), class_="big"),
             " Recall@1 of ",
-            number(scores["num_queries"]),
+            number(scores["num_queries"], queries_in_words(scores)),
             f" {split} queries in ",
             number(scores["num_classes"]),
             " classes",
@@ -272,7 +272,12 @@ def overview(contents: Contents) -> Html:
         ("Trained on", [number(trained), f" {what} of ", number(len(contents.folder.classes_of("train"))), " classes"]),
         (
             "Validation",
-            [number(validation["num_queries"]), f" {what} of ", number(validation["num_classes"]), " classes held out"]
+            [
+                number(validation["num_queries"], queries_in_words(validation)),
+                f" {what} of ",
+                number(validation["num_classes"]),
+                " classes held out",
+            ]
             if validation
             else "not scored yet"
             if config.data.validates
@@ -406,7 +411,7 @@ def _embedding(contents: Contents) -> Html | None:
     if compared:
         words += [
             " It was chosen by MAP@R on ",
-            number(record["num_queries"]),
+            number(record["num_queries"], queries_in_words(record)),
             " validation queries; the head, unless another is better by more than 0.1 points. The scores by epoch are "
             "those of the head.",
         ]
@@ -489,7 +494,7 @@ def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
         f"{result['benchmark']}, {result['protocol']}, split ",
         element("code", str(result["split_hash"])),
         ": ",
-        number(result["num_queries"]),
+        number(result["num_queries"], queries_in_words(result)),
         " queries of ",
         number(result["num_classes"]),
         " classes, gallery ",
@@ -512,6 +517,8 @@ def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
         words.append("The embedding less these: ")
         words += [[f"{METRICS[name]} ", _points_with_interval(own[name]), "; "] for name in list(METRICS)[:-1]]
         words += [[f"{METRICS[name]} ", _points_with_interval(own[name]), "."] for name in list(METRICS)[-1:]]
+    if (clustered := clustered_in_words(result)) is not None:
+        words.append(f" {clustered}.")
     advice = [element("p", coded(line), role="note") for line in result.get("advice", [])]
     return joined(of, table(caption, head, rows, class_="scores"), element("p", words, class_="dim small"), advice)
 
@@ -608,7 +615,7 @@ def _recall_chart(contents: Contents, marks: list[tuple[float, str]]) -> list[Ht
     embed = read_record(contents.folder.model)
     of_head = embed is not None and embed["chosen"] != "head" and contents.config.model.embed != embed["chosen"]
     caption = (
-        f"{kept['validation']['num_queries']:,} validation queries in {kept['validation']['num_classes']:,} classes"
+        f"{queries_in_words(kept['validation'])} validation queries in {kept['validation']['num_classes']:,} classes"
     )
     caption += ", by the head." if of_head else "."
     levels = []
@@ -733,6 +740,12 @@ def division(contents: Contents) -> Html:
         "NMI to the previous",
     )
     parts.append(fold(f"Numbers of {len(lines):,} divisions", table("Divisions", head, rows, class_="numbers")))
+    if sample := next((line.get("division_sample") for line in reversed(lines) if line.get("division_sample")), None):
+        what = "classes" if contents.config.train.divide_by == "class" else "images"
+        words = (
+            f"k-means was fitted on {sample:,} {what} drawn at random (division_memory); each other one went to the "
+        )
+        parts.append(element("p", f"{words}nearest centroid."))
     return joined(parts)
 
 
