@@ -30,11 +30,13 @@ def test_every_command_has_its_place() -> None:
 
 
 def test_the_second_process_ends_at_once(as_second: None, command: Any, tmp_path: Path) -> None:
-    for name in sorted({*commands()} - {*SHARED, *SEVERAL}):
+    for name in sorted({*commands()} - {*SHARED, *SEVERAL, "encode"}):
         assert command(name, "nothing.csv", "--out", tmp_path / "x") == (0, "", ""), name
     assert command("index", "--store", "x") == (0, "", "")
-    code, _, err = command("index", "run", "photos", "--parts", tmp_path / "parts")  # has a shard of its own
-    assert (code, "run" in err) == (2, True)
+    assert command("encode", "run", "photos", "--out", tmp_path / "x", "--engine", "ray") == (0, "", "")
+    for name, option in (("index", "--parts"), ("encode", "--out")):  # have a shard of their own
+        code, _, err = command(name, "run", "photos", option, tmp_path / "folder")
+        assert (code, "run" in err) == (2, True), name
     assert not list(tmp_path.iterdir())
 
 
