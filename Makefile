@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KILLS ?= 100
 JOBS ?= 2
 
-.PHONY: demo test test-fast test-slow torture fuzz fuzz-guided check docs clean chromium
+.PHONY: demo test test-fast test-slow test-lowest torture fuzz fuzz-guided check docs clean chromium
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,13 @@ test-fast: $(VENV)/.installed  ## for every edit: without what is marked heavy, 
 
 test-slow: $(VENV)/.installed chromium  ## all tests, the long ones too
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'slow or not slow'
+
+# With the lower bounds of pyproject.toml, in an environment of its own; uv chooses them.
+test-lowest: chromium  ## the default suite with the oldest dependencies that are allowed
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 # Some hundred runs are killed and resumed; where the file systems that it fills up cannot be mounted, that part is skipped.
 torture: $(VENV)/.installed  ## kills and faults over and over: docs/survives.md
@@ -54,4 +61,4 @@ docs: $(VENV)/.installed  ## the documentation, in build/docs/index.html
 	@echo build/docs/index.html
 
 clean:
-	rm -rf $(VENV) build dist divcon-demo
+	rm -rf $(VENV) $(VENV)-lowest build dist divcon-demo

@@ -35,6 +35,7 @@ from divcon.cli import main
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from tests.fork_server import client, fork_server
+from tests.remote import cache, s3, s3_server, web  # noqa: F401 - fixtures
 
 MOST_SECONDS = 5
 """Of a test that is not marked ``heavy``, for each of its phases; it should take less than one on an idle machine."""

@@ -7,11 +7,25 @@ flags (see ``divcon.cli.messages``).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class DivconError(Exception):
-    """Base of all errors that are the input's, not the program's; the command line prints them without a trace."""
+    """Base of all errors that are the input's, not the program's; the command line prints them without a trace. The
+    text names addresses in place of the paths on this machine that stand for them (`divcon.runtime.places`)."""
+
+    elsewhere: bool = False
+    """Whether another rank of a process group reports the error, so that this one need not."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        for rename in names:
+            text = rename(text)
+        return text
+
+
+names: list[Callable[[str], str]] = []
+"""What is done to the text of an error when it is shown."""
 
 
 class DataError(DivconError):
@@ -54,6 +68,35 @@ class WeightsError(DivconError):
 
 class RunError(DivconError):
     """A run folder cannot be used as asked."""
+
+
+class RemoteError(DivconError, OSError):
+    """A file at an address (``s3://...``) cannot be read or written.
+
+    Args:
+        url: its address, as it is shown.
+        why: what is wrong, in words; also in ``strerror``, where other errors of files have it.
+    """
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(url, why)
+        self.url = url
+        self.strerror = why
+
+    def __str__(self) -> str:
+        return f"{self.url}: {self.strerror}"
+
+
+class RemoteMissingError(RemoteError, FileNotFoundError):
+    """There is no such file at the address; or, with ``bucket``, no such bucket."""
+
+    def __init__(self, url: str, why: str, *, bucket: bool = False) -> None:
+        super().__init__(url, why)
+        self.bucket = bucket
+
+
+class RemoteDeniedError(RemoteError, PermissionError):
+    """The storage does not allow it."""
 
 
 class StoreError(DivconError):

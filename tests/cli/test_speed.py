@@ -25,6 +25,7 @@ pytestmark = pytest.mark.heavy
 
 SLOW = [
     *("torch", "torchvision", "timm", "pytorch_metric_learning", "sklearn", "scipy", "faiss", "lancedb", "psycopg"),
+    *("fsspec", "s3fs", "aiohttp", "botocore"),
     *("matplotlib", "fastapi", "uvicorn", "onnxruntime", "onnxscript", "tensorboard"),
 ]
 """Packages that take long to import, and that neither help nor mistakes need."""

@@ -339,7 +339,7 @@ def test_a_config_of_an_earlier_version_loads() -> None:
     then = {"head_init": "random", "embed": "head", "fit": "crop", "pixel_range": "full"}
     expected = ModelConfig("slices", 2, 16, backbone="test_resnet", pretrained=False, image_size=32, **then)
     assert config.model == expected
-    off = {"full_weight": 0.0, "distill_weight": 0.0, "ema_decay": 0.0}
+    off = {"full_weight": 0.0, "distill_weight": 0.0, "ema_decay": 0.0, "division_memory": 0}
     assert config.train == TrainConfig(epochs=3, batch_size=16, images_per_class=2, **off)
     then = {"test_fraction": None, "validation_fraction": 0.1, "validation_queries": 0}
     assert config.data == DataConfig(select_by="recall_at_1", **then)

@@ -321,11 +321,6 @@ class TestErrors:
         message = error_of(make_csv(csv(header, *PAIRS)))
         assert f"there is no column {column!r}" in message and advice in message
 
-    @pytest.mark.parametrize("prefix", ["https://shop.example/", "s3://bucket/"])
-    def test_addresses_are_no_files(self, make_csv, prefix):
-        message = error_of(make_csv(csv("path,label", *(prefix + row for row in PAIRS))))
-        assert f"line 2: {prefix}a1.png: this is an address, not a file; download the images first" in message
-
     def test_paths_without_an_ending(self, make_csv):
         message = error_of(make_csv(csv("image_id,label", *(row.replace(".png", "") for row in PAIRS))))
         assert "a1: there is no such file" in message and "the path has no ending such as .jpg" in message

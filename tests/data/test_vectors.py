@@ -105,6 +105,8 @@ class TestColumn:
     )
     @pytest.mark.parametrize("row", [0, 5])
     def test_a_bad_vector_is_named(self, tmp_path, kind, bad, said, row, monkeypatch):
+        if bad is None and kind == pa.list_(pa.float64(), 2) and int(pa.__version__.split(".")[0]) < 26:
+            pytest.skip("older versions do not read them")
         monkeypatch.setattr("divcon.data.readers.vectors._ROWS_AT_A_TIME", 3)
         values = [[1.0, 2.0]] * 8
         values[row] = bad

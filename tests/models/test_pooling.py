@@ -193,6 +193,8 @@ def test_a_model_pools_the_same_in_training_and_encoding(few: Benchmark) -> None
     ],
 )
 def test_a_pooling_that_a_backbone_does_not_have_is_refused(backbone: str, pooling: str, message: str) -> None:
+    if backbone in ("test_vit2", "test_vit_relpos") and "test_vit_relpos" not in timm.list_models():
+        pytest.skip("an older timm pools these, or does not have them")
     with pytest.raises(ConfigError, match=message):
         model_of(backbone, pooling)
 

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.heavy
 
 def worker(group: ProcessGroup, failing: str | None = None) -> None:
     """Fail on the last rank, if asked to."""
+    group.barrier()
     if failing is not None and group.rank == group.world_size - 1:
         if failing == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -60,17 +61,18 @@ def test_a_group_that_was_not_complete_does_not_keep_the_next_from_starting(monk
     with monkeypatch.context() as patched, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-        patched.setattr("divcon.runtime.launch.TIMEOUT", timedelta(seconds=0.5))
+        patched.setattr("divcon.runtime.launch.MEETING", timedelta(seconds=0.5))
         torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         for name, value in {**torchrun, "MASTER_PORT": port}.items():
             patched.setenv(name, value)
         free.close()
         with (
-            pytest.raises(WorkerError, match="another process of the group ended"),
+            pytest.raises(WorkerError, match="the 2 processes of the group did not meet"),
             launch(2, "learners", "cpu", worker),
         ):
             pass
     with launch(2, "learners", "cpu", worker) as group:
+        group.barrier()
         np.testing.assert_array_equal(group.all_reduce(np.ones(1)), [1])
 
 
@@ -109,6 +111,7 @@ def listening() -> list[str]:
 def test_no_other_machine_can_join() -> None:
     with launch(2, "learners", "cpu", worker) as group:
         addresses = listening()
+        group.barrier()
         group.barrier()
     assert addresses and set(addresses) == {"0100007F"}
 

@@ -149,6 +149,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(images: LabeledSet, tmp_path
         finetune_epoch=3,
         distill_weight=0.0,
         ema_decay=0.0,
+        division_memory=0,
     )
     begun = dc.EmbeddingModel("none", 8, 2, vector_dim=8)
     assert [report.number for report in dc.train(begun, images, config, checkpoint=path)] == [2, 3]

@@ -13,6 +13,7 @@ from divcon.cli import (
     compare,
     completion,
     demo,
+    encode,
     evaluate,
     export,
     features,
@@ -38,6 +39,7 @@ __all__ = [
     "compare",
     "completion",
     "demo",
+    "encode",
     "evaluate",
     "export",
     "features",
@@ -64,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app.meta(arguments)
     except DivconError as error:
+        if error.elsewhere:
+            sys.exit(2)
         notes.print(Text.assemble(("error: ", "bold red"), in_flags(str(current_origins().placed(error)))))
         sys.exit(2)
     except Stopped as stopped:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import READING, TRAIN, Reading, app, console, note, notes, read_data
+from divcon.cli.app import READING, TRAIN, Place, Reading, TrackerOption, app, console, note, notes, read_data, trackers
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, current_origins, gather, run_config
 from divcon.errors import ConfigError, Stopped
@@ -28,17 +28,18 @@ _NOT_OF_THE_BASE = {
 @app.command(config=gather, group=TRAIN)
 def ablate(
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     methods: str | None = None,
     seeds: str | None = None,
-    space: Path | None = None,
+    space: Place | None = None,
     trials: int = 8,
     folds: int = 3,
     reference: str | None = None,
     keep_models: Annotated[bool, Parameter(negative=())] = False,
-    config: Path | None = None,
+    config: Place | None = None,
+    tracker: TrackerOption = None,
     reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:
@@ -95,7 +96,7 @@ def ablate(
     for name, why in _NOT_OF_THE_BASE.items():
         if current_origins().places.get((name,)) == COMMAND_LINE:
             raise ConfigError(f"{flag(name)} is not a setting of the base: {why}")
-    base = run_config(settings)
+    base, callbacks = run_config(settings), trackers(tracker)
     names = None if methods is None else _listed(methods)
     numbers = None if seeds is None else _numbers(seeds)
     if data is None:
@@ -131,6 +132,7 @@ def ablate(
                 reference=reference,
                 keep_models=keep_models,
                 display=bar,
+                callbacks=callbacks,
                 tell=lambda line: notes.print(line, markup=False),
             )
         except KeyboardInterrupt as stopped:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
-from cyclopts import App, Group, Parameter
+from cyclopts import UNSET, App, Group, Parameter, Token
 from cyclopts.validators import Number
 from rich.console import Console
 
 from divcon import __version__
 from divcon.cli.imports import import_modules, look_in_current_folder
 from divcon.cli.messages import in_flags
+from divcon.cli.ranks import as_rank
 from divcon.config.fields import field_docs
 from divcon.config.settings import SPLITTING, TEST_FRACTION, DataConfig, Device, OnBadImage, Protocol
+from divcon.errors import ConfigError
+from divcon.runtime.blocks import parse_size
+from divcon.runtime.launchers import started_task
+from divcon.runtime.places import CACHE_DIR, CACHE_SIZE, absolute, place, shown
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
     from divcon.data.columns import Columns
     from divcon.runtime.context import Progress
+    from divcon.search.on_ray import Ray
 
 app = App(
     name="divcon",
@@ -31,6 +39,9 @@ app = App(
 )
 
 
+_CACHE = Group("Data at addresses (s3://, gs://, https:// ...)", sort_key=98)
+
+
 @app.meta.default
 def launch(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
@@ -38,6 +49,8 @@ def launch(
         list[str] | None,
         Parameter(name="--import", negative=(), group=Group("Parts of your own", sort_key=99), metavar="MODULE"),
     ] = None,
+    cache_dir: Annotated[Path | None, Parameter(group=_CACHE)] = None,
+    cache_size: Annotated[str | None, Parameter(group=_CACHE)] = None,
 ) -> Any:
     """Run a command, with the options that every command takes.
 
@@ -47,14 +60,45 @@ def launch(
         Import this Python module first, and let the files that the command reads (a model, a run, settings) name parts
         of your own in it: a loss, a backbone, a reader. Repeat it for several modules. A part that you type as
         module:Name needs no --import. The current folder is searched for modules too.
+    cache_dir
+        The folder on this machine for what is read from addresses such as s3://. Default: DIVCON_CACHE_DIR, or
+        ~/.cache/divcon.
+    cache_size
+        How large that folder may grow, such as 50GB; what was used longest ago is removed. Default: DIVCON_CACHE_SIZE,
+        or half of what is free on its disk.
     """
+    # Variables, so that the processes that this one starts have them too.
+    if cache_dir is not None:
+        os.environ[CACHE_DIR] = str(cache_dir.absolute())
+    if cache_size is not None:
+        parse_size(cache_size)
+        os.environ[CACHE_SIZE] = cache_size
     look_in_current_folder()
     import_modules(modules or ())
-    return app(words)
+    with as_rank(words, (console, notes)) as has_work:
+        return app(words) if has_work else None
 
 
-console = Console(highlight=False, soft_wrap=True, markup=False)
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
+def to_path(kind: Any, tokens: Sequence[Token]) -> Any:
+    """The paths of words, where addresses are the places that stand for them (`divcon.runtime.places`)."""
+    words = [token.value if token.implicit_value is UNSET else token.implicit_value for token in tokens]
+    paths = [place(word) for word in words]
+    return paths if get_origin(kind) is list else paths[-1]
+
+
+Place = Annotated[Path, Parameter(converter=to_path)]
+"""A path, or an address such as ``s3://bucket/x``."""
+
+
+class _Console(Console):
+    """Prints addresses in place of the paths that stand for them."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(shown(each) if isinstance(each, str) else each for each in objects), **options)
+
+
+console = _Console(highlight=False, soft_wrap=True, markup=False)
+notes = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 TRAIN = Group("Train", sort_key=1)
 EVALUATE = Group("Evaluate and use a model", sort_key=2)
@@ -78,10 +122,106 @@ BatchSize = Annotated[
 DeviceOption = Annotated[
     Device, Parameter(help="Where to compute: auto takes cuda, then mps, then cpu.", group=COMPUTING)
 ]
+TrackerOption = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--tracker",
+        negative=(),
+        help="Send the run to a tracker: tensorboard, wandb, mlflow, trackio, or one of your own (module:Name). Repeat "
+        "it, or separate names by commas, for several; none: no more, for a run that is resumed.",
+    ),
+]
 BadImage = Annotated[
     OnBadImage,
     Parameter(help="What to do with an image that does not decode: stop and name it, or skip it.", group=COMPUTING),
 ]
+
+
+PartRows = Annotated[
+    int | None,
+    Parameter(
+        help="Rows of a part, what an interruption can lose. Default: 1,024 to 8,192, by their number.",
+        validator=Number(gte=1),
+        group=COMPUTING,
+    ),
+]
+Stream = Annotated[
+    str | None,
+    Parameter(
+        help="Instead of images: a text file with a path per line, or a CSV or parquet of paths or vectors, of any "
+        "length: it is read some rows at a time. - reads paths from standard input.",
+        allow_leading_hyphen=True,
+    ),
+]
+Shard = Annotated[
+    str | None,
+    Parameter(
+        help="The number of this process and of all, such as 2/8. Default: as a launcher has started them (SLURM, "
+        "torchrun, mpirun), or 1/1."
+    ),
+]
+
+ENGINE = Group("Several machines", sort_key=80)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EngineChoice:
+    """Where images are embedded, if not in this process."""
+
+    engine: Annotated[
+        Literal["ray"] | None,
+        Parameter(
+            help="Embed on a Ray cluster, or on all cores or GPUs of this machine by Ray. Default: in this process.",
+            group=ENGINE,
+        ),
+    ] = None
+    address: Annotated[
+        str | None,
+        Parameter(
+            help="The Ray cluster: auto (the one that this machine is in), HOST:6379 or ray://HOST:10001. Default: "
+            "RAY_ADDRESS, or a Ray of this machine alone, which ends with the command.",
+            group=ENGINE,
+        ),
+    ] = None
+    actors: Annotated[
+        int | None,
+        Parameter(
+            help="The most workers of Ray, each with a copy of the model. Default: one for each GPU of the cluster, or "
+            "each core if it has none.",
+            validator=Number(gte=1),
+            group=ENGINE,
+        ),
+    ] = None
+
+    def chosen(self) -> Ray | None:
+        """The engine; None: this process.
+
+        Raises:
+            ConfigError: an option of an engine without one.
+        """
+        if self.engine is None:
+            for name, value in (("address", self.address), ("actors", self.actors)):
+                if value is not None:
+                    raise ConfigError(f"--{name} {value} is of an engine: add --engine ray")
+            return None
+        from divcon.search.on_ray import Ray
+
+        return Ray(self.address, self.actors)
+
+
+HERE = EngineChoice()
+
+
+def shard_of(shard: str | None) -> tuple[int, int]:
+    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or as a launcher has started it."""
+    if shard is None:
+        number, count = started_task()
+        return number + 1, count
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--shard {shard}: write NUMBER/SHARDS, with a number from 1, such as 1/8")
+    return int(match[1]), int(match[2])
 
 
 _SPLIT = Group("Split of the data", sort_key=60)
@@ -123,7 +263,7 @@ class Reading(ColumnChoice):
     ] = None
 
     labels_file: Annotated[
-        Path | None,
+        Place | None,
         Parameter(
             help="The labels of a file of vectors (.npy, .npz, .pt, .safetensors), row for row: a .npy, a text with "
             "one a line, or a table. Default: in the file itself, or beside it.",
@@ -135,12 +275,28 @@ class Reading(ColumnChoice):
         """The options that are set, by their names in Python."""
         options = {name: value for name, value in vars(self).items() if value is not None}
         if self.labels_file is not None:
-            options["labels_file"] = str(self.labels_file.absolute())  # it is recorded with a run
+            options["labels_file"] = absolute(self.labels_file)  # it is recorded with a run
         return options
 
 
 READING = Reading()
 COLUMNS = ColumnChoice()
+
+
+def trackers(values: list[str] | None) -> list[str] | None:
+    """The names of `TrackerOption`; None where it is not given.
+
+    Raises:
+        ConfigError: there is no such tracker, or its package is not installed.
+    """
+    if values is None:
+        return None
+    from divcon.runs.callbacks import check_callbacks
+
+    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    names = [] if names == ["none"] else list(dict.fromkeys(names))
+    check_callbacks(names)
+    return names
 
 
 @Parameter(name="*")

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import AS_IT_IS, DATA, READING, Reading, Split, Workers, app, console, note, progress_bar, read_data
+from divcon.cli.app import (
+    AS_IT_IS,
+    DATA,
+    READING,
+    Place,
+    Reading,
+    Split,
+    Workers,
+    app,
+    console,
+    note,
+    progress_bar,
+    read_data,
+)
 from divcon.config.settings import Fit
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
@@ -26,13 +39,13 @@ _SHOWN = 5
 @app.command(group=DATA)
 def check(
     data: str,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    fix: Path | None = None,
+    fix: Place | None = None,
     near: bool = True,
-    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
-    show_augmented: Path | None = None,
-    config: Path | None = None,
+    json_file: Annotated[Place | None, Parameter(name="--json")] = None,
+    show_augmented: Place | None = None,
+    config: Place | None = None,
     size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
     fit: Fit | None = None,
     augment: str | None = None,
@@ -125,8 +138,8 @@ def check(
 def _show_augmented(
     data: str,
     read: Callable[[], Benchmark],
-    out: Path,
-    config: Path | None,
+    out: Place,
+    config: Place | None,
     size: str | None,
     fit: Fit | None,
     augment: str | None,

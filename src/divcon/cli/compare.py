@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import EVALUATE, BadImage, BatchSize, DeviceOption, Workers, app, console, note, progress_bar
+from divcon.cli.app import (
+    EVALUATE,
+    BadImage,
+    BatchSize,
+    DeviceOption,
+    Place,
+    Workers,
+    app,
+    console,
+    note,
+    progress_bar,
+    to_path,
+)
 from divcon.cli.evaluate import MaxQueries, Metrics, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write, check_writable
@@ -21,10 +33,10 @@ if TYPE_CHECKING:
 
 @app.command(group=EVALUATE)
 def compare(
-    runs: Annotated[list[Path], Parameter(consume_multiple=True)],
+    runs: Annotated[list[Path], Parameter(consume_multiple=True, converter=to_path)],
     /,
     *,
-    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    json_file: Annotated[Place | None, Parameter(name="--json")] = None,
     baselines: bool = True,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from divcon.cli.app import TRAIN, Workers, app, console, notes
+from divcon.cli.app import TRAIN, Place, Workers, app, console, notes
 
 
 @app.command(group=TRAIN)
 def demo(
-    *, out: Path = Path("divcon-demo"), epochs: int = 0, compare: bool = False, seed: int = 0, workers: Workers = 1
+    *, out: Place = Path("divcon-demo"), epochs: int = 0, compare: bool = False, seed: int = 0, workers: Workers = 1
 ) -> None:
     """Train on the bundled icons with the default settings, and show on classes that training has not seen what it
     brings. Takes minutes on a laptop, without network.

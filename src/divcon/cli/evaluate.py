@@ -1,9 +1,10 @@
-"""``divcon evaluate`` and ``divcon encode``."""
+"""``divcon evaluate``."""
 
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +14,12 @@ from cyclopts.validators import Number
 
 from divcon.cli.app import (
     AS_IT_IS,
-    COLUMNS,
     EVALUATE,
     READING,
     BadImage,
     BatchSize,
-    ColumnChoice,
     DeviceOption,
+    Place,
     Reading,
     Split,
     Workers,
@@ -31,14 +31,17 @@ from divcon.cli.app import (
     read_data,
 )
 from divcon.cli.messages import flag, in_flags
+from divcon.cli.ranks import of_first
 from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
-from divcon.runtime.launchers import started_group
+from divcon.runtime.launchers import is_first
+from divcon.runtime.places import absolute, is_url, place
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
     from divcon.evaluation import ReRanking
+    from divcon.runs.folder import RunFolder
 
 Rank = Annotated[int, Parameter(validator=Number(gte=1))]
 Metrics = Annotated[
@@ -63,9 +66,9 @@ _RERANKING = Group("Re-ranking", sort_key=50)
 
 
 def test_data(
-    run: Path,
+    run: Place,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     reading: Reading = READING,
     split: Split = AS_IT_IS,
 ) -> Benchmark:
@@ -74,6 +77,23 @@ def test_data(
 
     The run's own data is read and split as the run has done, also where it is passed.
     """
+    folder, guessed, names, options = _named_data(run, data, root, reading, split)
+    benchmark = read_data(*names, **options)
+    if guessed:
+        for text in benchmark.notes:
+            if text.startswith("columns: "):
+                note(text)
+    warning = folder.check_test_classes(benchmark, own=data is None)
+    if warning:
+        note(warning)
+    return benchmark
+
+
+def _named_data(
+    run: Path, data: str | None, root: Path | None, reading: Reading, split: Split
+) -> tuple[RunFolder, bool, tuple[str, str | Path | None], dict[str, Any]]:
+    """The run's folder; whether the data is passed, and not the run's own; its name or path and root; and how to read
+    it."""
     from divcon.data.read import splitting_for
     from divcon.runs.folder import RunFolder
 
@@ -84,24 +104,39 @@ def test_data(
     if data is not None:
         same = _names_same(data, source.get("data"))
         own = {**(source.get("options") or {}), **as_trained} if same else {}
-        benchmark = read_data(data, root, **{**own, **reading.options(), **split.options})
-        for text in benchmark.notes:
-            if text.startswith("columns: "):
-                note(text)
-    elif options := {**reading.options(), **split.options}:
+        return folder, True, (data, root), {**own, **reading.options(), **split.options}
+    if options := {**reading.options(), **split.options}:
         raise ConfigError(
             f"{flag(next(iter(options)))} is for DATA: the run's own data is read and split as the run has done; give "
             "DATA too"
         )
-    else:
-        if not source:
-            raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
-        check_trusted(source["data"], str(folder.config))
-        benchmark = read_data(source["data"], source["root"], **{**(source.get("options") or {}), **as_trained})
-    warning = folder.check_test_classes(benchmark, own=data is None)
-    if warning:
-        note(warning)
-    return benchmark
+    if not source:
+        raise ConfigError(f"{run}: does not say what it was trained on; give DATA, as in divcon evaluate RUN DATA")
+    check_trusted(source["data"], str(folder.config))
+    return folder, False, (source["data"], source["root"]), {**(source.get("options") or {}), **as_trained}
+
+
+@contextmanager
+def _for_all(run: Path) -> Iterator[Path]:
+    """The folder of the run, for all processes that evaluate it: those but the first have a copy of its small files,
+    as the folder need not be on their machines."""
+    import tempfile
+
+    from divcon.runs.folder import RunFolder
+
+    def small() -> dict[str, bytes]:
+        folder = RunFolder(run).path
+        there = [folder / name for name in ("config.json", "classes.json", "run.json", "threshold.json")]
+        return {path.name: path.read_bytes() for path in there if path.exists()}
+
+    files = of_first(small)
+    if is_first():
+        yield run
+        return
+    with tempfile.TemporaryDirectory(prefix="divcon-") as copied:
+        for name, content in files.items():
+            (Path(copied) / name).write_bytes(content)
+        yield Path(copied)
 
 
 def moved(run: Path, data: str | None, reading: Reading) -> Reading:
@@ -113,7 +148,7 @@ def moved(run: Path, data: str | None, reading: Reading) -> Reading:
     if data is None or reading.options() or not options:
         return reading
     file = options.get("labels_file")
-    return Reading(**{**options, "labels_file": None if file is None else Path(file)})
+    return Reading(**{**options, "labels_file": None if file is None else place(file)})
 
 
 def read_own_data(run: Path, data: str, root: Path | None, reading: Reading = READING) -> Benchmark:
@@ -126,25 +161,33 @@ def read_own_data(run: Path, data: str, root: Path | None, reading: Reading = RE
     return read_data(data, root, **{**splitting, **moved(run, data, reading).options()})
 
 
+def _test_data_for_all(run: Path, data: str | None, root: Path | None, reading: Reading, split: Split) -> Benchmark:
+    """As `test_data`; of the processes that evaluate a run, the first alone needs its folder."""
+    names, options = of_first(lambda: _named_data(run, data, root, reading, split)[2:])
+    if is_first():
+        return test_data(run, data, root, reading, split)
+    return read_data(*(names if data is None else (data, root)), **options)
+
+
 def _exists(source: dict[str, Any]) -> bool:
     from divcon.data.read import is_dataset_name
 
     data = source.get("data")
-    return data is not None and not is_dataset_name(data) and Path(data).exists()
+    return data is not None and not is_dataset_name(data) and (is_url(data) or Path(data).exists())
 
 
 def _names_same(data: str, other: str | None) -> bool:
     """Whether two names or paths of data are the same."""
-    return other is not None and (data == other or Path(data).absolute() == Path(other).absolute())
+    return other is not None and (data == other or absolute(data) == absolute(other))
 
 
 @app.command(group=EVALUATE)
 def evaluate(
-    run: Path,
+    run: Place,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    json_file: Annotated[Place | None, Parameter(name="--json")] = None,
     clustering: bool = True,
     baselines: bool = True,
     parts: Annotated[bool, Parameter(negative=())] = False,
@@ -220,13 +263,13 @@ def evaluate(
     from divcon.evaluation.metrics import metrics_of
     from divcon.models.folder import check_model
 
-    started_group()  # half of one is an error
     reranking = _reranking(rerank, {"k1": rerank_k1, "k2": rerank_k2, "weight": rerank_weight})
     metrics_of(metric)
-    if json_file is not None:
+    if json_file is not None and is_first():
         check_writable(json_file)
-    check_model(run)
-    benchmark = test_data(run, data, root, reading, split)
+    if is_first():
+        check_model(run)
+    benchmark = _test_data_for_all(run, data, root, reading, split)
     # All that can be wrong with the command is found by now, without PyTorch.
     import numpy as np
 
@@ -234,24 +277,31 @@ def evaluate(
     from divcon.evaluation.protocol import evaluate as evaluate_model
     from divcon.evaluation.threshold import read_threshold
     from divcon.models import EmbeddingModel
+    from divcon.models.embedding_model import model_of_main
     from divcon.runs.display import print_scores
     from divcon.runs.folder import RunFolder, own_benchmark
     from divcon.runtime.context import Context
     from divcon.runtime.device import resolve_device
+    from divcon.runtime.exchange import check_alike
     from divcon.runtime.launch import started
 
     where = resolve_device(device)
     with started(where) as group, ExitStack() as stack:
-        model = EmbeddingModel.load(run, device=where)
+        advice = "each machine needs the same data: a copy of its own, or a shared folder"
+        check_alike(group, benchmark.name, benchmark.split_hash, advice)
+        model = model_of_main(group, lambda: EmbeddingModel.load(run, device=where), device=where)
         context = Context(workers, on_warning=lambda message: None, processes=group)
         if group.is_main:
             context = Context(workers, stack.enter_context(progress_bar()), note, group)
         order_by = None
         if parts and len(model.head.dimensions()) > 1:
+            here, why = stack.enter_context(_for_all(run)), ""
             try:
-                order_by = own_benchmark(run, benchmark, context=context)
+                order_by = own_benchmark(here, benchmark, context=context)
             except DivconError as error:
-                context.warn(f"no scores of the best few subspaces: {error}")
+                why = str(error)
+            if group.all_reduce(np.array([bool(why)]))[0]:
+                context.warn(f"no scores of the best few subspaces: {why or 'another process has none of the data'}")
                 no_images = benchmark.train.subset(np.empty(0, np.int64))
                 order_by = replace(benchmark, train=no_images, validation=None)
         if on_bad_image == "skip":
@@ -259,7 +309,7 @@ def evaluate(
         result = evaluate_model(
             model,
             benchmark,
-            threshold=(read_threshold(run) or {}).get("min_score"),
+            threshold=(read_threshold(run) or {}).get("min_score") if group.is_main else None,
             clustering=clustering,
             parts=parts,
             baselines=baselines,
@@ -306,59 +356,3 @@ def _reranking(rerank: bool, options: dict[str, float | None]) -> ReRanking | No
     if options and not rerank:
         raise ConfigError(f"--rerank-{next(iter(options))} is an option of re-ranking: add --rerank")
     return ReRanking(**options) if rerank else None  # pyright: ignore[reportArgumentType]
-
-
-@app.command(group=EVALUATE)
-def encode(
-    run: Path,
-    images: Annotated[list[Path], Parameter(consume_multiple=True)],
-    /,
-    *,
-    out: Path,
-    learner: int | None = None,
-    columns: ColumnChoice = COLUMNS,
-    on_bad_image: BadImage = "stop",
-    batch_size: BatchSize = 128,
-    workers: Workers = 2,
-    device: DeviceOption = "auto",
-) -> None:
-    """Embed images or vectors with a run's model, into a parquet file of paths and embeddings.
-
-    divcon encode runs/products photos/ --out vectors.parquet
-
-    Parameters
-    ----------
-    run
-        A run folder, or a model folder such as RUN/last.
-    images
-        Images, folders (searched recursively), or a CSV or parquet with a column path. For a model of vectors, a
-        parquet with a column embedding.
-    out
-        The parquet file: path (relative to where you are), label if there is one, embedding (D float32, of length one).
-    learner
-        Embed with this learner's subspace only.
-    """
-    from divcon.data.readers.folder import images_of
-    from divcon.models.folder import check_model
-    from divcon.runtime.context import Context
-
-    if out.suffix != ".parquet":
-        raise ConfigError(f"--out {out}: embeddings are written as parquet; use a name that ends in .parquet")
-    check_writable(out)
-    check_model(run, learner=learner)
-    chosen = columns.columns()
-    image_set = images_of(images[0] if len(images) == 1 else images, chosen=chosen, context=Context(on_warning=note))
-
-    from divcon.data.loading import decodable
-    from divcon.data.readers.vectors import write_vectors
-    from divcon.models import EmbeddingModel
-    from divcon.runtime.device import resolve_device
-
-    model = EmbeddingModel.load(run, device=resolve_device(device))
-    with progress_bar() as on_progress:
-        context = Context(workers, on_progress, note)
-        if on_bad_image == "skip":
-            image_set = decodable(image_set, context)
-        embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)
-    write_vectors(out, image_set, embeddings)
-    console.print(f"{len(image_set):,} embeddings of {embeddings.shape[1]} dimensions in {out}")

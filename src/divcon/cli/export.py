@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from divcon.cli.app import EVALUATE, app, console
+from divcon.cli.app import EVALUATE, Place, app, console
 
 
 @app.command(group=EVALUATE)
 def export(
-    run: Path,
+    run: Place,
     *,
-    out: Path,
+    out: Place,
     format: Literal["onnx", "torch", "hf"] = "onnx",
     learner: int | None = None,
-    scores: Path | None = None,
+    scores: Place | None = None,
 ) -> None:
     """Export a run's model for other programs, and compare the exported model with the original.
 

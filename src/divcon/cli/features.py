@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -15,6 +14,7 @@ from divcon.cli.app import (
     BadImage,
     BatchSize,
     DeviceOption,
+    Place,
     Reading,
     Split,
     Workers,
@@ -32,14 +32,14 @@ from divcon.runtime.files import check_writable
 @app.command(group=DATA)
 def features(
     data: str,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path,
+    out: Place,
     backbone: str | None = None,
     size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
     fit: Fit | None = None,
-    weights: Path | None = None,
-    run: Path | None = None,
+    weights: Place | None = None,
+    run: Place | None = None,
     reading: Reading = READING,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,

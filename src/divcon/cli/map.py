@@ -8,18 +8,31 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from divcon.cli.app import EVALUATE, READING, BatchSize, DeviceOption, Reading, Workers, app, console, note, notes
+from divcon.cli.app import (
+    EVALUATE,
+    READING,
+    BatchSize,
+    DeviceOption,
+    Place,
+    Reading,
+    Workers,
+    app,
+    console,
+    note,
+    notes,
+)
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
+from divcon.runtime.places import place
 
 
 @app.command(name="map", group=EVALUATE)
 def draw(
     run: str,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path,
+    out: Place,
     by: Literal["auto", "tsne", "umap", "pca"] = "auto",
     colour: Annotated[str, Parameter(name=("--colour", "--color"))] = "label",
     images: bool = True,
@@ -79,7 +92,7 @@ def draw(
 
     benchmark = None
     if data is not None:
-        benchmark = test_data(Path(run), data, root, reading)
+        benchmark = test_data(place(run), data, root, reading)
     elif reading.options():
         raise ConfigError("options of DATA: give DATA too")
     names = {"embed": "embedding", "map": "laying out", "decode": "decoding"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -12,6 +11,7 @@ from divcon.cli.app import (
     DATA,
     READING,
     BadImage,
+    Place,
     Reading,
     Split,
     Workers,
@@ -22,15 +22,16 @@ from divcon.cli.app import (
     progress_bar,
     read_data,
 )
+from divcon.runtime.copies import size_of
 from divcon.runtime.files import check_folder
 
 
 @app.command(group=DATA)
 def pack(
     data: str,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path,
+    out: Place,
     short_side: int = 256,
     lossless: Annotated[bool, Parameter(negative=())] = False,
     quality: int = 95,
@@ -91,5 +92,5 @@ def pack(
     except KeyboardInterrupt:
         notes.print(f"stopped; run the same command again to resume (in {out})", markup=False)
         raise SystemExit(130) from None
-    size = sum(path.stat().st_size for path in out.glob("*.parquet"))
+    size = sum(size_of(path) for path in out.glob("*.parquet"))
     console.print(f"{size / 2**20:,.0f} MiB in {out}\ntrain with: divcon train {out} --out runs/{out.name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -13,6 +12,7 @@ from divcon.cli.app import (
     READING,
     BatchSize,
     DeviceOption,
+    Place,
     Reading,
     Workers,
     app,
@@ -22,16 +22,17 @@ from divcon.cli.app import (
 )
 from divcon.cli.evaluate import read_own_data
 from divcon.errors import OutputError
+from divcon.runtime.places import absolute
 
 
 @app.command(group=EVALUATE)
 def prune(
-    run: Path,
+    run: Place,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
     dims: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    out: Path,
+    out: Place,
     by: Literal["pca", "subspaces", "features", "whitening", "head"] = "pca",
     reading: Reading = READING,
     batch_size: BatchSize = 128,
@@ -99,7 +100,7 @@ def prune(
         )
     about = reports[0]
     RunFolder(run).write_origin(
-        out, pruned={"run": str(run.absolute()), "by": by, "dims": about.dims, "learners": about.learners}
+        out, pruned={"run": absolute(run), "by": by, "dims": about.dims, "learners": about.learners}
     )
     pruned.save(out)
 

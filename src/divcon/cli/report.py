@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import EVALUATE, READING, BatchSize, DeviceOption, Reading, Workers, app, console, note
+from divcon.cli.app import EVALUATE, READING, BatchSize, DeviceOption, Place, Reading, Workers, app, console, note
 from divcon.cli.evaluate import Metrics, keep_scores, moved, read_own_data, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.files import check_writable
@@ -15,12 +14,12 @@ from divcon.runtime.files import check_writable
 
 @app.command(group=EVALUATE)
 def report(
-    run: Path,
+    run: Place,
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path | None = None,
-    scores: Path | None = None,
+    out: Place | None = None,
+    scores: Place | None = None,
     evaluate: Annotated[bool, Parameter(negative=())] = False,
     metric: Metrics = (),
     reading: Reading = READING,

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import TRAIN, app, console, notes, read_data
+from divcon.cli.app import TRAIN, Place, TrackerOption, app, console, notes, read_data, trackers
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import DEFAULTS, Settings, gather, run_config
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.files import atomic_write, check_writable
+from divcon.runtime.places import absolute
 
 
 @app.command(config=gather, group=TRAIN)
 def reproduce(
     name: str,
-    root: Path,
+    root: Place,
     *,
-    out: Path,
+    out: Place,
     preset: str = "cvpr2019",
     fraction: float = 1.0,
-    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    json_file: Annotated[Place | None, Parameter(name="--json")] = None,
     clustering: bool = True,
+    tracker: TrackerOption = None,
     settings: Settings = DEFAULTS,
 ) -> None:
     """Reproduce a published result: train a preset, evaluate it, and print the score beside the paper's.
@@ -70,11 +71,12 @@ def reproduce(
     if json_file is not None:
         check_writable(json_file)
     check_fraction(fraction)
+    callbacks = trackers(tracker)
     chosen = run_config(settings)
     check_names(chosen.model, chosen.train)
     RunFolder(out).check_usable()
     data = read_data(name, root)
-    source = {"data": name, "root": str(root.absolute())}
+    source = {"data": name, "root": absolute(root)}
     with Bar(notes, in_flags) as bar:
         try:
             result = reproduce_preset(
@@ -86,6 +88,7 @@ def reproduce(
                 clustering=clustering,
                 source=source,
                 display=bar,
+                callbacks=callbacks,
             )
         except KeyboardInterrupt as stopped:
             bar.__exit__()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from divcon.cli.app import SEARCH, BatchSize, DeviceOption, app, console, note
+from divcon.cli.app import SEARCH, BatchSize, DeviceOption, Place, app, console, note
 
 
 @app.command(group=SEARCH)
@@ -22,7 +21,7 @@ def search(
     min_score: float | None = None,
     learner: int | None = None,
     exact: Annotated[bool, Parameter(negative=())] = False,
-    model: Path | None = None,
+    model: Place | None = None,
     json_lines: Annotated[bool, Parameter(name="--json", negative=())] = False,
     batch_size: BatchSize = 128,
     device: DeviceOption = "auto",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from divcon.cli.app import SEARCH, DeviceOption, app, console, note
+from divcon.cli.app import SEARCH, DeviceOption, Place, app, console, note
 from divcon.errors import ConfigError
+from divcon.runtime.places import place
 
 _PROXY = Group("Behind a proxy", sort_key=40)
 _LIMITS = Group("Limits", sort_key=50)
@@ -19,14 +19,14 @@ _Repeated = Annotated[list[str] | None, Parameter(group=_PROXY, negative=())]
 @app.command(group=SEARCH)
 def serve(
     store: str,
-    model: Path | None = None,
+    model: Place | None = None,
     *,
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=Number(gte=1, lte=65535))] = 8000,
-    scores: Path | None = None,
-    run: Path | None = None,
+    scores: Place | None = None,
+    run: Place | None = None,
     compare: Annotated[list[str] | None, Parameter(negative=())] = None,
-    labels: Path | None = None,
+    labels: Place | None = None,
     token: Annotated[str | None, Parameter(env_var="DIVCON_TOKEN")] = None,
     root_path: Annotated[str, Parameter(group=_PROXY)] = "",
     allow_host: _Repeated = None,
@@ -136,7 +136,7 @@ def serve(
         for module in ("divcon.models.embedding_model", *(() if index.about.vector_dim else ("timm",))):
             importlib.import_module(module)
         if run is None and index.about.model and RunFolder(index.about.model).origin() is not None:
-            run = Path(index.about.model)
+            run = place(index.about.model)
         server = create_app(
             index,
             limits=limits,

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import UNSET, App, Argument, ArgumentCollection, Group, Parameter, Token
 
-from divcon.cli.app import Reading, note
+from divcon.cli.app import Reading, note, to_path
 from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag, in_flags
 from divcon.config.fields import check_doors, doors, field_docs, file_types
 from divcon.config.files import ConfigFile, as_yaml, placed, read_config_file
 from divcon.config.settings import OPTIONS_OF, SECTION_OF, SECTIONS, RunConfig, sections_in
 from divcon.errors import ConfigError, DivconError, unknown
+from divcon.runtime.copies import here
+from divcon.runtime.launchers import is_first
+from divcon.runtime.places import absolute, is_url, place
 
 COMMAND_LINE = "command line"
 
@@ -67,6 +70,8 @@ def _settings_class() -> type:
             hint = types[each.name]
             if each.name in OPTIONS_OF:
                 hint = dict[str, Annotated[float | int | bool | str, Parameter(converter=option_value)]]
+            elif Path in typing.get_args(hint):
+                options["converter"] = to_path
             elif each.metadata.get("read"):  # checked where the section is made, with the other settings
                 hint = Annotated[Any, Parameter(converter=unread)]
             if each.name not in OPTIONS_OF and flag(each.name) != (by_name := "--" + each.name.replace("_", "-")):
@@ -173,18 +178,20 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
             origins.places[(name, *token.keys)] = COMMAND_LINE
             if name in _DOORS:
                 allow_typed(token.value)
+    if not is_first():  # rank 0 has the files, and the settings of all ranks
+        return
     layers = []
     if "config" in options and (path := _word(options["config"])) is not None:
-        layers.append(_file_layer(Path(path), options, origins))
+        layers.append(_file_layer(here(path), options, origins))
         _put_reading(origins, settings)
     # By now the options hold the data and init that the file names.
     words = {name: _word(argument) for name, argument in options.items()}
     resume, out, init, like = (words.get(name) for name in ("resume", "out", "init", "like"))
-    run = _run_layer(Path(out)) if resume and out else None
+    run = _run_layer(place(out)) if resume and out else None
     if run is not None:
         layers.append(run)
     if like is not None and not resume:
-        layers.append(_like_layer(Path(like)))
+        layers.append(_like_layer(place(like)))
     preset = words.get("preset") or (options["preset"].field_info.default if "preset" in options else None)
     if run is not None and preset is not None:
         raise ConfigError(f"--preset {preset}: the run in {out} is resumed with its own settings; leave it out")
@@ -194,7 +201,7 @@ def gather(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -
         _put(layer, settings, origins)
     unset = [name for name, section in SECTION_OF.items() if section == "model" and not settings[name].tokens]
     if init is not None and run is None and unset:
-        _put(_model_layer(Path(init)), settings, origins)
+        _put(_model_layer(place(init)), settings, origins)
 
 
 def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | None) -> str:
@@ -206,7 +213,7 @@ def as_file(settings: RunConfig, source: dict[str, Any] | None, init: Path | Non
         if source.get("options"):
             tree["source"]["options"] = dict(source["options"])
     if init is not None:
-        tree["init"] = str(init.absolute())
+        tree["init"] = absolute(init)
     comments: dict[tuple[str, ...], str] = {}
     comments |= {("source", name): origins.places.get((name,), "") for name in ("data", "root")}
     comments[("init",)] = origins.places.get(("init",), "")
@@ -288,6 +295,8 @@ def _data(file: ConfigFile, data: str) -> str:
     from divcon.data.read import NAMED
     from divcon.runtime.importing import check_trusted, is_named
 
+    if is_url(data):
+        return data
     path = file.path.absolute().parent / Path(data).expanduser()
     if data in NAMED or path.exists():
         return data if data in NAMED else str(path)

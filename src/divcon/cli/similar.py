@@ -20,6 +20,7 @@ from divcon.cli.app import (
     BatchSize,
     ColumnChoice,
     DeviceOption,
+    Place,
     Workers,
     app,
     note,
@@ -28,6 +29,7 @@ from divcon.cli.index import check_sources, index_by_backbone
 from divcon.config.image_size import read_size
 from divcon.config.settings import Fit
 from divcon.errors import ConfigError, DataError
+from divcon.runtime.places import is_url
 
 _BACKBONE = Group("Backbone", sort_key=20)
 _PAGE = Group("Page", sort_key=30)
@@ -42,11 +44,11 @@ def similar(
     query: Annotated[list[str] | None, Parameter(negative=())] = None,
     k: Annotated[int | None, Parameter(name=("--k", "-k"), validator=Number(gte=1, lte=10_000))] = None,
     store: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     backbone: Annotated[str | None, Parameter(group=_BACKBONE)] = None,
     size: Annotated[str | None, Parameter(name=("--size", "--image-size"), group=_BACKBONE)] = None,
     fit: Annotated[Fit | None, Parameter(group=_BACKBONE)] = None,
-    weights: Annotated[Path | None, Parameter(group=_BACKBONE)] = None,
+    weights: Annotated[Place | None, Parameter(group=_BACKBONE)] = None,
     page: Annotated[bool, Parameter(name="--serve", group=_PAGE)] = True,
     host: Annotated[str, Parameter(group=_PAGE)] = "127.0.0.1",
     port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535), group=_PAGE)] = None,
@@ -114,7 +116,7 @@ def similar(
         raise ConfigError(f"-k {k} is of --query: add --query IMAGE")
     _check_size(size)
     for image in query or ():
-        if not Path(image).is_file():
+        if not is_url(image) and not Path(image).is_file():
             raise DataError(f"--query {image}: there is no such file")
     check_sources(photos)
     if page and not query:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
-from divcon.cli.app import READING, TRAIN, Reading, app, console, note, notes, read_data
+from divcon.cli.app import READING, TRAIN, Place, Reading, TrackerOption, app, console, note, notes, read_data, trackers
 from divcon.cli.messages import in_flags
+from divcon.cli.ranks import of_first
 from divcon.cli.settings import DEFAULTS, Settings, as_file, current_origins, gather, run_config
 from divcon.config.settings import RunConfig
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.importing import check_trusted
-from divcon.runtime.launchers import started_group
+from divcon.runtime.launchers import is_first, is_restarted_alone, started_group
+from divcon.runtime.places import absolute, exists_here, place
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -23,15 +25,16 @@ if TYPE_CHECKING:
 @app.command(config=gather, group=TRAIN)
 def train(
     data: str | None = None,
-    root: Path | None = None,
+    root: Place | None = None,
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     preset: str | None = None,
-    config: Path | None = None,
+    config: Place | None = None,
     show_config: Annotated[bool, Parameter(negative=())] = False,
     resume: Annotated[bool, Parameter(negative=())] = False,
-    init: Path | None = None,
-    like: Path | None = None,
+    init: Place | None = None,
+    like: Place | None = None,
+    tracker: TrackerOption = None,
     reading: Reading = READING,
     settings: Settings = DEFAULTS,
 ) -> None:
@@ -77,7 +80,8 @@ def train(
     show_config
         Print every setting and where it comes from, as YAML that --config takes, and exit.
     resume
-        Resume the run in --out where it stopped, with its settings and data. With a larger --epochs a run is made
+        Resume the run in --out where it stopped, with its settings and data. Processes that torchrun starts again do so
+        without it. With a larger --epochs a run is made
         longer, a finished one too, if its learning rates do not depend on the number of epochs.
     init
         Start from the model in this run folder, or model folder such as RUN/last, and take its backbone, size and head
@@ -87,12 +91,66 @@ def train(
         train on all of its classes with as many batches as it had trained when it kept its model, and embed as it has
         chosen: a model for use, which has no test score of its own; that of its settings is this run's.
     """
-    started_group()  # half of one is an error
-    source = None if data is None else {"data": _absolute(data), "root": str(root.absolute()) if root else None}
-    if source is not None and (options := reading.options()):
-        source["options"] = options
+    typed = None if data is None else {"data": _absolute(data), "root": absolute(root) if root else None}
+    if typed is not None and (options := reading.options()):
+        typed["options"] = options
     if out is None and (resume or not show_config):
         raise ConfigError("--out is missing: give a folder for the run, as in --out runs/first")
+    callbacks = trackers(tracker)
+    plan = of_first(lambda: _plan(settings, out, typed, init, like, resume=resume, show_config=show_config))
+    if plan is None:
+        return
+    from divcon.runs.display import Bar
+    from divcon.runs.folder import RunFolder
+
+    assert out is not None
+    benchmark, source = _read(typed or plan.source, plan.settings)
+    chosen, like = plan.settings, plan.like
+    if like is not None:
+        from divcon.runs.like import settings_like
+
+        chosen, length = of_first(lambda: settings_like(plan.like or "", benchmark, chosen, current_origins().explicit))
+        note(length)
+    # All that can be wrong with the command is found by now, without PyTorch.
+    from divcon.runs.run import run as train_run
+
+    with Bar(notes, in_flags) as bar:
+        try:
+            options: dict[str, Any] = {"resume": plan.resume, "init": plan.init, "like": like, "source": source}
+            train_run(benchmark, out, chosen, display=bar, callbacks=callbacks, **options)
+        except KeyboardInterrupt as stopped:
+            bar.__exit__()
+            where = str(stopped) or "stopped at once; the last checkpoint is complete"
+            has_run = is_first() and RunFolder(out).read() is not None
+            advice = f"Resume with: divcon train --out {out} --resume" if has_run else "Nothing was written"
+            notes.print(f"{where}. {advice}", markup=False)
+            raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be trained, as rank 0 reads it from the command line and its folders."""
+
+    settings: RunConfig
+    source: dict[str, Any]
+    init: Path | None
+    like: Path | None
+    resume: bool
+
+
+def _plan(
+    settings: Settings,
+    out: Path | None,
+    source: dict[str, Any] | None,
+    init: Path | None,
+    like: Path | None,
+    *,
+    resume: bool,
+    show_config: bool,
+) -> _Plan | None:
+    """The plan, checked; None where the settings are shown, and nothing is trained."""
+    if not resume and out is not None and _begun_before_restart(out):
+        resume, like = True, None
     chosen = run_config(settings)
     if like is not None:
         source = _check_like(chosen, like, source, resume=resume)
@@ -100,13 +158,12 @@ def train(
         chosen, source, init = _resumed(out, chosen, source, init)
     if show_config:
         console.print(as_file(chosen, source, init), end="")
-        return
+        return None
     if source is None:
         raise ConfigError(
             "DATA is missing: give a folder, a CSV or parquet, or a named data set, as in divcon train a.csv"
         )
     assert out is not None
-    from divcon.runs.display import Bar
     from divcon.runs.folder import RunFolder, check_trained
     from divcon.training.names import check_names
 
@@ -114,26 +171,17 @@ def train(
     RunFolder(out).check_usable(resume=resume)
     if init is not None:
         check_trained(init)
-    benchmark, source = _read(source, chosen)
-    if like is not None:
-        from divcon.runs.like import settings_like
+    return _Plan(chosen, source, init, like, resume)
 
-        chosen, length = settings_like(like, benchmark, chosen, current_origins().explicit)
-        note(length)
-    # All that can be wrong with the command is found by now, without PyTorch.
-    from divcon.runs.run import run as train_run
-    from divcon.runtime.launch import is_main_process
 
-    with Bar(notes if is_main_process() else Console(quiet=True), in_flags) as bar:
-        try:
-            train_run(benchmark, out, chosen, resume=resume, init=init, source=source, display=bar, like=like)
-        except KeyboardInterrupt as stopped:
-            bar.__exit__()
-            where = str(stopped) or "stopped at once; the last checkpoint is complete"
-            has_run = RunFolder(out).read() is not None
-            advice = f"Resume with: divcon train --out {out} --resume" if has_run else "Nothing was written"
-            notes.print(f"{where}. {advice}", markup=False)
-            raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
+def _begun_before_restart(out: Path) -> bool:
+    """Whether torchrun has started this process again, which goes on with the run that it had begun."""
+    group = started_group()
+    if group is None or (group.world_size == 1 and not is_restarted_alone()):
+        return False
+    from divcon.runtime.launch import begun_before_restart
+
+    return begun_before_restart(out)
 
 
 def _check_like(
@@ -170,7 +218,7 @@ def _resumed(
     if source is not None and record.get("source") and source["data"] == record["source"]["data"]:
         # The columns of the run, where the command line says none.
         source = {"options": record["source"].get("options") or {}} | source
-    return settings, source or record["source"], init or (Path(record["init"]) if record.get("init") else None)
+    return settings, source or record["source"], init or (place(record["init"]) if record.get("init") else None)
 
 
 def _read(source: dict[str, Any], settings: RunConfig) -> tuple[Benchmark, dict[str, Any]]:
@@ -196,4 +244,4 @@ def _absolute(data: str) -> str:
     """The absolute path of a file or folder; names of data sets and readers as they are."""
     from divcon.data.read import NAMED
 
-    return str(Path(data).absolute()) if data not in NAMED and Path(data).exists() else data
+    return str(Path(data).absolute()) if data not in NAMED and exists_here(data) else data

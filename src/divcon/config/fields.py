@@ -37,6 +37,7 @@ from typing import Any, Literal, TypeAlias
 
 from divcon.errors import ConfigError, unknown
 from divcon.runtime.importing import Trust, check_trusted, is_named, name_of
+from divcon.runtime.places import text_of
 
 Part: TypeAlias = str | Any
 """The type of a door: a built-in name, ``module:Name``, or the part itself."""
@@ -104,7 +105,7 @@ def saved_value(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, Path):
-        return str(value)
+        return text_of(value)
     if isinstance(value, Mapping):
         return {key: saved_value(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -17,6 +17,8 @@ from typing import Any
 
 from divcon.config.fields import SHORT_NAMES, adapter, expected_words, file_types, nearest
 from divcon.errors import ConfigError, unknown
+from divcon.runtime.copies import here
+from divcon.runtime.places import is_url, place
 
 Keys = tuple[str, ...]
 
@@ -48,7 +50,7 @@ def read_config_file(path: str | Path) -> ConfigFile:
         ConfigError: there is no such file; it is not YAML, TOML or JSON; a key is repeated; it is empty, or not a
             mapping. The message has the line where it is known.
     """
-    path = Path(path)
+    path = here(path)
     if path.is_dir():
         of_run = path / "config.json"
         hint = f"pass {of_run}" if of_run.exists() else f"pass a file ({', '.join(SUFFIXES)})"
@@ -285,6 +287,8 @@ def typed_value(
             raise ConfigError(f"{where(*keys)}: {'.'.join(keys)}: {error}") from None
     from pydantic import ValidationError
 
+    if is_url(value) and Path in (hint, *typing.get_args(hint)):
+        return place(value)
     try:
         value = adapter(hint).validate_python(value)
     except ValidationError as error:

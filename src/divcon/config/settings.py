@@ -28,11 +28,13 @@ from divcon.config.fields import (
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
 from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.memory_size import MemorySize, read_memory_size
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.errors import ConfigError
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust
 from divcon.runtime.launchers import started_size
+from divcon.runtime.places import place
 
 __all__ = [
     "AUTO_MINERS",
@@ -51,6 +53,7 @@ __all__ = [
     "Fit",
     "HeadInit",
     "ImageSize",
+    "MemorySize",
     "ModelConfig",
     "OnBadImage",
     "Pooling",
@@ -144,7 +147,7 @@ class ModelConfig:
         if self.method == "single" and self.num_learners != 1:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
-            object.__setattr__(self, "weights", Path(self.weights).absolute())
+            object.__setattr__(self, "weights", place(self.weights).absolute())
         at_least(self, num_learners=0, embedding_dim=1, channels=1)
         if min(height_width(self.image_size)) < 1 and self.image_size != 0:
             raise ConfigError(
@@ -207,6 +210,12 @@ class TrainConfig:
     the features that training has computed since the last division from a feature bank, and embed only the rest)."""
     division_tries: int = 30
     """Number of k-means seeds to try until each cluster has two classes with a positive pair (2021)."""
+    division_memory: MemorySize = setting(0.25, before=0, read=read_memory_size)
+    """Memory that dividing may take in each process: a size, as in `division_memory=8GB`, or a share of the machine's
+    memory, which the processes on it divide among them. Where the features of all training images take more, k-means
+    is fitted on a sample of the images that fits, and each other image goes to the nearest centroid as it is embedded;
+    the log says the size of the sample. By class it holds the classes' means. A run keeps the number of bytes that it
+    started with, so that it resumes the same on another machine. 0: no limit."""
     rounds: Rounds = "epoch"
     """Number of batches in an epoch: epoch (N // `batch_size`, for any method); or as many rounds, of one batch per
     learner, as the largest cluster has batches (longest: smaller clusters start over; 2019) or the smallest
@@ -712,7 +721,7 @@ class RunConfig:
             ConfigError: the name has another ending.
             OutputError: the file cannot be written.
         """
-        path, tree = Path(path), {**self.to_dict(), **more}
+        path, tree = place(path), {**self.to_dict(), **more}
         if path.suffix.lower() not in (".json", ".yaml", ".yml"):
             raise ConfigError(f"{path}: settings are written as .json or .yaml")
         with atomic_write(path) as temporary:

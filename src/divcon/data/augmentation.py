@@ -70,7 +70,7 @@ def _create(name: str, arguments: Mapping[str, Any], fill: tuple[int, ...]) -> n
     of_class = inspect.signature(CLASSES[name].__init__).parameters
     options: dict[str, Any] = dict(DEFAULTS[name])
     if "interpolation" in of_class:
-        options["interpolation"] = "bilinear"
+        options["interpolation"] = v2.InterpolationMode.BILINEAR
     if "fill" in of_class:
         options["fill"] = list(fill)
     if name == "erasing":

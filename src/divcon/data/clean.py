@@ -18,6 +18,7 @@ from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.readers.vectors import TablePart, table_parts, write_benchmark_vectors
 from divcon.errors import ConfigError, DataError
 from divcon.runtime.files import atomic_write
+from divcon.runtime.places import is_url, joined, url_of
 
 _SIDES = ("train", "validation", "test")
 _ROWS_AT_A_TIME = 1024
@@ -164,9 +165,12 @@ def _with_paths(part: TablePart, folder: Path) -> pa.Table:
     table, images = part.table(), part.images
     base = os.path.abspath(folder)  # noqa: PTH100
     if images.encoded is None:
-        whole = (os.path.abspath(os.path.join(images.root, path)) for path in images.paths.to_pylist())  # noqa: PTH100, PTH118
-        prefix = os.path.join(base, "")  # noqa: PTH118
-        paths = pa.array([Path(path.removeprefix(prefix)).as_posix() for path in whole], pa.string())
+        files = (joined(images.root, path) for path in images.paths.to_pylist())
+        whole = (file if isinstance(file, str) else os.path.abspath(file) for file in files)  # noqa: PTH100
+        below = url_of(folder)
+        prefix = f"{below}/" if below else os.path.join(base, "")  # noqa: PTH118
+        rest = (path.removeprefix(prefix) for path in whole)
+        paths = pa.array([path if is_url(path) else Path(path).as_posix() for path in rest], pa.string())
     else:
         paths = pa.array([None if path == NO_PATH else path for path in images.paths.to_pylist()], pa.string())
     return table.set_column(table.column_names.index("path"), "path", paths)

@@ -18,7 +18,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from divcon.config.pixel_range import PixelRange
 from divcon.data.channels import NPY, TIFF, array_in, as_picture, is_npy_image
 from divcon.data.channels import decode_channels as read_channels
-from divcon.errors import ImageError
+from divcon.errors import ImageError, RemoteError
+from divcon.runtime.copies import read_file
+from divcon.runtime.places import url_of
 
 if TYPE_CHECKING:
     import torch  # takes seconds, and reading data does without
@@ -154,10 +156,14 @@ def _decoded(source: str | os.PathLike[str] | bytes, function: Callable[[IO[byte
     try:
         if isinstance(source, bytes):
             return function(io.BytesIO(source))
+        if (url := url_of(source)) is not None:
+            return function(io.BytesIO(read_file(url)))
         with Path(source).open("rb") as file:
             return function(file)
     except MemoryError:
         raise
+    except RemoteError as error:
+        raise ImageError(error.strerror) from None
     except FileNotFoundError:
         raise ImageError("there is no such file") from None
     except IsADirectoryError:
@@ -281,7 +287,7 @@ def deep_values(source: str | os.PathLike[str] | bytes) -> np.ndarray | None:
     Raises:
         Exception: of any kind, where the image cannot be read.
     """
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    content = source if isinstance(source, bytes) else read_file(source)
     if content.startswith(NPY):
         array = array_in(content)
         return None if array is None or array.dtype in (np.uint8, np.bool_) else array

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from divcon.runtime.places import is_url, joined
+
 if TYPE_CHECKING:
     from divcon.data.labeled_set import LabeledSet
 
@@ -77,8 +79,10 @@ def from_root(sets: Sequence[LabeledSet]) -> list[pa.Array]:
     folders = {os.path.dirname(name) for block in names for name in block}  # noqa: PTH120
     try:
         start = os.path.join(os.path.commonpath(folders), "")  # noqa: PTH118
-    except ValueError:  # two drives
+    except ValueError:  # two drives, or files here and at addresses
         return paths
+    if any(map(is_url, folders)):
+        start = start.replace(":/", "://", 1)  # the common path of addresses has lost a slash
     return [pa.array([name.removeprefix(start) for name in block], pa.large_string()) for block in names]
 
 
@@ -115,7 +119,8 @@ def _below_root(images: LabeledSet) -> pa.Array:
     if not len(paths):
         return paths
     if _are_files(images) and images.root:
-        start = os.path.join(os.path.abspath(images.root), "")  # noqa: PTH100, PTH118
+        remote = is_url(images.root)
+        start = images.root.rstrip("/") + "/" if remote else os.path.join(os.path.abspath(images.root), "")  # noqa: PTH100, PTH118
         inside = pc.starts_with(paths, start)
         if pc.any(inside).as_py():
             paths = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(start)), paths)
@@ -125,7 +130,7 @@ def _below_root(images: LabeledSet) -> pa.Array:
 
 
 def _straight(path: str | None) -> str | None:
-    return path and os.path.normpath(path)
+    return path if not path or is_url(path) else os.path.normpath(path)
 
 
 def _is_winding(paths: pa.Array) -> bool:
@@ -135,11 +140,11 @@ def _is_winding(paths: pa.Array) -> bool:
 
 
 def _are_absolute(paths: pa.Array) -> bool:
-    return all(name and os.path.isabs(name) for name in paths.to_pylist())  # noqa: PTH117
+    return all(name and (os.path.isabs(name) or is_url(name)) for name in paths.to_pylist())  # noqa: PTH117
 
 
 def _leads_out(paths: pa.Array) -> bool:
-    tests = (pc.starts_with(paths, "/"), pc.starts_with(paths, ".."))
+    tests = (pc.starts_with(paths, "/"), pc.starts_with(paths, ".."), pc.match_substring(paths, "://"))
     if os.sep != "/":
         tests += (pc.match_substring_regex(paths, r"^([A-Za-z]:)?\\"),)
     return any(pc.any(test).as_py() for test in tests)
@@ -150,8 +155,13 @@ def _absolute(images: LabeledSet, paths: pa.Array) -> pa.Array | None:
     names = paths.to_pylist()
     if not _are_files(images) and not _are_absolute(paths):
         return None
-    whole = [os.path.abspath(os.path.join(images.root, name)) for name in names]  # noqa: PTH100, PTH118
+    whole = [_whole(images.root, name) for name in names]
     return pa.array(whole, pa.large_string())
+
+
+def _whole(root: str, name: str) -> str:
+    file = joined(root, name)
+    return file if isinstance(file, str) else os.path.abspath(file)  # noqa: PTH100
 
 
 def _are_files(images: LabeledSet) -> bool:

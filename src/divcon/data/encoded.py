@@ -17,7 +17,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from divcon.data.tables import IMAGE_COLUMN, SourceName, first_line, where_in
+from divcon.data.tar_members import TarMembers
 from divcon.errors import DataError, ImageError
+from divcon.runtime.copies import opened, read_file
+from divcon.runtime.places import url_of
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -77,13 +80,13 @@ class RowGroups:
         """Files stay open: reading their metadata takes longer than reading a row group."""
         key = (os.getpid(), path)
         if key not in self._opened:
-            self._opened[key] = pq.ParquetFile(path, page_checksum_verification=True)
+            self._opened[key] = pq.ParquetFile(opened(path), page_checksum_verification=True)
             while len(self._opened) > _FILES_OPEN:
                 self._opened.popitem(last=False)
         return self._opened[key]
 
 
-Encoded = pa.Array | pa.ChunkedArray | RowGroups
+Encoded = pa.Array | pa.ChunkedArray | RowGroups | TarMembers
 
 
 def read_encoded(
@@ -98,7 +101,7 @@ def read_encoded(
     if len(leaves) > 1:
         raise DataError(f"{source}: its files have two kinds of column {name!r}; write them alike")
     leaf = leaves.pop()
-    metadata = [pq.read_metadata(file) for file in files]
+    metadata = [pq.read_metadata(opened(file)) for file in files]
     groups = [(file, g) for file, about in zip(files, metadata, strict=True) for g in range(about.num_row_groups)]
     counts = [about.row_group(g).num_rows for about in metadata for g in range(about.num_row_groups)]
     starts = tuple(accumulate(counts, initial=0))[:-1]
@@ -155,7 +158,7 @@ def _content(path: str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as error:
         message = f"{path}: cannot be read ({error.strerror or error}); a row has this path and no bytes"
         raise DataError(message) from None
@@ -172,7 +175,7 @@ def _not_encoded(source: object, kind: object, name: str) -> str:
 
 def _leaf(file: Path, name: str) -> str:
     """The path of the column of bytes in the file's schema."""
-    kind = pq.read_schema(file).field(name).type
+    kind = pq.read_schema(opened(file)).field(name).type
     leaf, value = name, kind
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         leaf, value = f"{name}.bytes", kind.field("bytes").type
@@ -183,8 +186,8 @@ def _leaf(file: Path, name: str) -> str:
 
 def _read(file: Path, leaf: str) -> pa.ChunkedArray:
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            return _bytes_in(parquet.read(columns=[leaf]))
+        with pq.ParquetFile(opened(file), page_checksum_verification=True) as parquet:
+            return _bytes_in(parquet.read(columns=[leaf], use_threads=url_of(file) is None))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: its images are damaged ({first_line(error)}); make the file again") from None
 
@@ -199,10 +202,10 @@ def _bytes_in(table: pa.Table) -> pa.ChunkedArray:
 def _paths(files: Sequence[Path], name: str) -> pa.Array | None:
     parts = []
     for file in files:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(opened(file)) as parquet:
             if parquet.schema_arrow.field(name).type.get_field_index("path") < 0:
                 return None
-            column = parquet.read(columns=[f"{name}.path"]).column(0)
+            column = parquet.read(columns=[f"{name}.path"], use_threads=url_of(file) is None).column(0)
             parts += [chunk.cast(pa.string()) for chunk in pc.struct_field(column, "path").chunks]
     return pa.chunked_array(parts, pa.string()).combine_chunks()
 

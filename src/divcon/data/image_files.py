@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from divcon.data.decode import begins_as_image, image_endings, is_image_file
+from divcon.data.remote_folder import RemoteEntry, entries_below
 from divcon.errors import DataError
+from divcon.runtime.places import url_of
 
 HIDDEN = "hidden or system files"
 HIDDEN_FOLDERS = "hidden or system folders"
@@ -151,14 +154,24 @@ class ImageFiles:
         more = "".join(f"; {text}" for text in map(str, skipped))
         return f"{where or self.root}: there are no images in it (.jpg, .png, .webp, ...){more}"
 
-    def _walk(self, below: str, chain: tuple[str, ...]) -> int:
+    def _walk(
+        self, below: str, chain: tuple[str, ...], listed: Mapping[str, Sequence[RemoteEntry]] | None = None
+    ) -> int:
         """Walk the folder ``root/below``, whose real path is the last of the chain of the folders that led to it;
-        returns the number of its images."""
+        returns the number of its images.
+
+        Args:
+            listed: what is in each folder, of a folder at an address.
+        """
         before, empty = len(self.paths), self.skipped_paths.setdefault(EMPTY, [])
         num_empty = len(empty)
         self._real[below] = chain[-1]
         folders = []
-        for entry in entries_of(os.path.join(self.root, below) if below else self.root):  # noqa: PTH118
+        if listed is not None:
+            entries: Sequence[Any] = listed.get(below, ())
+        else:
+            entries = entries_of(os.path.join(self.root, below) if below else self.root)  # noqa: PTH118
+        for entry in entries:
             path = f"{below}/{entry.name}" if below else entry.name
             if _is(entry.is_dir):
                 if self._takes_folder(entry, path, chain):
@@ -171,13 +184,13 @@ class ImageFiles:
             link = entry.is_symlink()
             self._linked |= link
             real = os.path.realpath(entry.path) if link else os.path.join(chain[-1], entry.name)  # noqa: PTH118
-            self._walk(path, (*chain, real))
+            self._walk(path, (*chain, real), listed)
         if len(self.paths) == before and below:
             # The outermost folder stands for those in it.
             empty[num_empty:] = [f"{below}/"]
         return len(self.paths) - before
 
-    def _takes_folder(self, entry: os.DirEntry[str], path: str, chain: tuple[str, ...]) -> bool:
+    def _takes_folder(self, entry: os.DirEntry[str] | RemoteEntry, path: str, chain: tuple[str, ...]) -> bool:
         kind = None
         if not is_text(entry.name):
             kind = _NO_TEXT
@@ -200,6 +213,10 @@ def image_files(root: str | os.PathLike[str]) -> ImageFiles:
         DataError: there is no such folder, or one cannot be read.
     """
     check_name(root)
+    if (url := url_of(root)) is not None:
+        files = ImageFiles(url)
+        files._walk("", ("",), entries_below(url))
+        return files
     if not is_folder(root):
         raise DataError(f"{root}: {'this is not a folder' if Path(root).exists() else 'there is no such folder'}")
     files = ImageFiles(os.fspath(root))
@@ -228,6 +245,12 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return Path(path).is_dir()
     except OSError as error:
         raise DataError(f"{path}: this cannot be read ({error.strerror or error})") from None
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an image, by its ending alone."""
+    ending = os.path.splitext(name.partition("?")[0])[1].lower()  # noqa: PTH122
+    return ending in image_endings() and ending not in _NO_IMAGES
 
 
 def is_text(name: str) -> bool:
@@ -271,7 +294,7 @@ def _is(test: Callable[[], bool]) -> bool:
         return False
 
 
-def _kind_of(entry: os.DirEntry[str]) -> str | None:
+def _kind_of(entry: os.DirEntry[str] | RemoteEntry) -> str | None:
     """What a file is skipped as; None: it is an image."""
     name = entry.name
     if not is_text(name):
@@ -281,6 +304,8 @@ def _kind_of(entry: os.DirEntry[str]) -> str | None:
     # Windows drops dots and spaces at the end.
     ending = os.path.splitext(name.rstrip(". "))[1].lower()  # noqa: PTH122
     regular = _is(entry.is_file)
+    if isinstance(entry, RemoteEntry):
+        return _kind_at_address(entry, ending)
     if not regular and os.path.exists(entry.path):  # noqa: PTH110
         return _OTHER  # a pipe or socket: opening it would wait for ever
     if not regular:
@@ -292,6 +317,14 @@ def _kind_of(entry: os.DirEntry[str]) -> str | None:
     if kind is None and ending and ending not in _NO_IMAGES and ending not in image_endings():
         kind = _MISNAMED if begins_as_image(entry.path) else None
     return kind or _OTHER
+
+
+def _kind_at_address(entry: RemoteEntry, ending: str) -> str | None:
+    """As `_kind_of`, by the name alone: to look into each file would take a request each. A file without an ending is
+    an image: storages have many."""
+    if (ending in image_endings() and ending not in _NO_IMAGES) or not ending:
+        return None
+    return next((kind for kind, _, endings in _UNREADABLE if ending in endings), _OTHER)
 
 
 def _leads_back(real: str, chain: Sequence[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from PIL import Image
 
 from divcon.config.pixel_range import PixelRange
@@ -19,11 +20,16 @@ from divcon.data.encoded import Encoded
 from divcon.data.image_files import printable
 from divcon.data.tables import where_in
 from divcon.errors import ImageError
+from divcon.runtime.copies import read_file
+from divcon.runtime.places import is_url, joined, text_of
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+pc: Any = pyarrow.compute
+"""Any: pyarrow creates its functions at import, so type checkers do not know them."""
 
 NO_PATH = "(no path)"
 """The path of an encoded image that has none."""
@@ -91,7 +97,7 @@ class LabeledSet:
 
     def __repr__(self) -> str:
         what = "images" if self.vectors is None else "vectors"
-        return f"LabeledSet({len(self)} {what}, {self.num_classes} classes, {self.source!r})"
+        return f"LabeledSet({len(self)} {what}, {self.num_classes} classes, {text_of(self.source)!r})"
 
     @cached_property
     def classes(self) -> np.ndarray:
@@ -160,13 +166,27 @@ class LabeledSet:
     def label_name(self, i: int) -> str:
         return self.label_names[self.labels[i]]
 
+    def file(self, i: int) -> str | Path:
+        """The file of image i: a path, or the text of an address; of a set of files."""
+        return joined(self.root, self.path(i))
+
+    def addresses(self, indices: Sequence[int]) -> list[str]:
+        """The addresses among the files of these images."""
+        if self.encoded is not None or self.vectors is not None or not self._has_addresses:
+            return []
+        return [file for i in indices if isinstance(file := self.file(i), str)]
+
+    @cached_property
+    def _has_addresses(self) -> bool:
+        return is_url(self.root) or bool(pc.any(pc.match_substring(self.paths, "://")).as_py())
+
     def where(self, i: int) -> str:
         """The name of image i for messages: the table and line that name it, and its path there; or its full path."""
         row, path = int(self.rows[i]), self.path(i)
         table = where_in(self.source, row)
         if self.vectors is not None and path == row_name(row):
             return table.removesuffix(": ") or path
-        return f"{table}{printable(path)}" if table else printable(str(Path(self.root, path)))
+        return f"{table}{printable(path)}" if table else printable(str(joined(self.root, path)))
 
     def content(self, i: int) -> bytes:
         """The encoded bytes of image i, without cropping.
@@ -179,7 +199,7 @@ class LabeledSet:
         if self.encoded is not None:
             return self.encoded[int(self.rows[i])].as_py()
         try:
-            return Path(self.root, self.path(i)).read_bytes()
+            return read_file(self.file(i))
         except OSError as error:
             raise ImageError(f"{self.where(i)}: cannot be read ({error.strerror or error})") from None
 
@@ -217,7 +237,7 @@ class LabeledSet:
         encoded = self.encoded
         try:
             if encoded is None:
-                return function(Path(self.root, self.path(i)), box)
+                return function(self.file(i), box)
             return function(encoded[int(self.rows[i])].as_py(), box)
         except ImageError as error:
             raise ImageError(f"{self.where(i)}: {error}") from None
@@ -229,13 +249,14 @@ def row_name(row: int) -> str:
 
 
 def file_sizes(images: LabeledSet) -> np.ndarray:
-    """The size of each image's file in bytes, (N,) int64; -1 if there is no such file. Empty if no image is a file."""
+    """The size of each image's file in bytes, (N,) int64; -1 if there is no such file, or it is at
+    an address: asking for each would take hours. Empty if no image is a file."""
     if images.vectors is not None or images.encoded is not None:
         return np.empty(0, np.int64)
     known: dict[str, int] = {}
     for path in images.paths.unique().to_pylist():
         try:
-            known[path] = Path(images.root, path).stat().st_size
+            known[path] = -1 if isinstance(file := joined(images.root, path), str) else file.stat().st_size
         except (OSError, TypeError, ValueError):
             known[path] = -1
     return np.fromiter((known[path] for path in images.paths.to_pylist()), np.int64, len(images))

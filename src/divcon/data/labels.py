@@ -97,11 +97,15 @@ def read_labels(column: pa.ChunkedArray | Iterable[Any], *, untyped: bool = Fals
         texts = _typed(texts)
     names: dict[str, int] = {}
     places = np.full(len(values) + 1, -1, np.int64)  # the last is for -1
-    ways: dict[str, set[str]] = {}
+    ways: dict[str, set[str]] = {}  # of names that some value is written in another way than
     for i, (value, text) in enumerate(zip(values, texts, strict=True)):
         if text is not None:
             places[i] = names.setdefault(text, len(names))
-            ways.setdefault(text, set()).add(value if isinstance(value, str) else text)
+            if isinstance(value, str) and value != text:
+                ways.setdefault(text, set()).add(value)
+    for value, text in zip(values, texts, strict=True) if ways else ():
+        if text in ways:
+            ways[text].add(value if isinstance(value, str) else text)
     return Labels(tuple(names), places[codes], _several(ways))
 
 
@@ -128,6 +132,10 @@ def _coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[Any]]:
         return np.full(len(column), -1, np.int64), []
     if pa.types.is_dictionary(column.type):
         column = column.cast(kind)  # its dictionaries may be too small to be joined
+    if column.num_chunks > 1 and pa.types.is_string(kind):
+        # A dictionary for each of many small pieces, and their union, takes longer than one for all.
+        column = pa.chunked_array([column.cast(pa.large_string()).combine_chunks()])
+        kind = column.type
     coded = column.dictionary_encode().unify_dictionaries()
     chunks = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in coded.chunks]
     distinct = coded.chunk(0).dictionary if coded.num_chunks else pa.array([], kind)

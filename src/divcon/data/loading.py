@@ -117,6 +117,19 @@ OnBad = Callable[[int, str], None]
 """What to do with the index of an image that does not decode, and the message."""
 
 
+@contextmanager
+def reading_ahead(images: LabeledSet, indices: Sequence[int]) -> Iterator[None]:
+    """Fetch the images of a batch that are at addresses at once: one after the other, each waits for the storage."""
+    urls = images.addresses(indices)
+    if not urls:
+        yield
+        return
+    from divcon.runtime import remote
+
+    with remote.read_ahead(urls):
+        yield
+
+
 class Decoded(Dataset):
     """The images of a set, decoded and transformed.
 
@@ -136,6 +149,11 @@ class Decoded(Dataset):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
+        """The items of a batch; the loader asks for it where it is there."""
+        with reading_ahead(self.images, [key[0] if isinstance(key, tuple) else key for key in keys]):
+            return [self[key] for key in keys]
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, int] | ImageError | ConfigError:
         index, *draw = key if isinstance(key, tuple) else (key,)
@@ -298,6 +316,10 @@ class _Each(Dataset, Generic[T]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[T | str]:
+        with reading_ahead(self.images, indices):
+            return [self[index] for index in indices]
 
     def __getitem__(self, index: int) -> T | str:
         try:

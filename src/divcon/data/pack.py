@@ -30,8 +30,10 @@ from divcon.data.readers.vectors import benchmark_table, table_parts
 from divcon.data.tables import BOX_COLUMNS, IMAGE_COLUMN
 from divcon.errors import ConfigError, DataError, ImageError, RunError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here, opened
 from divcon.runtime.files import atomic_write
 from divcon.runtime.lock import LOCK_FILE, FolderLock
+from divcon.runtime.places import text_of
 
 IMAGES_A_FILE = 4096
 IMAGES_A_GROUP = 16
@@ -128,7 +130,7 @@ def pack(
         RunError: the folder holds something else, or another process packs into it.
         OutputError: the folder cannot be written.
     """
-    packing, out = packing or Packing(), Path(out)
+    packing, out = packing or Packing(), here(out)
     if any(part.images.vectors is not None for part in table_parts(data)):
         raise DataError(f"{data.name}: holds vectors; there are no images to pack")
     files = _files(data, packing, out)
@@ -142,7 +144,7 @@ def pack(
             context.progress("pack", done, total)
         about = {
             "name": data.name,
-            "packed": f"packed from {data.train.source or data.query.source}: {packing}",
+            "packed": f"packed from {text_of(data.train.source or data.query.source)}: {packing}",
             "recall_at": list(data.recall_at),
             "random_galleries": data.random_galleries,
             "flip": data.train.flip,
@@ -171,11 +173,11 @@ class _File:
         if not self.path.exists():
             return False
         try:
-            signature = (pq.read_schema(self.path).metadata or {}).get(_SIGNATURE)
+            signature = (pq.read_schema(opened(self.path)).metadata or {}).get(_SIGNATURE)
         except (pa.ArrowException, OSError):
             signature = None
         if signature != self.signature:
-            raise RunError(f"{self.path}: is of other data or other settings; use another `out`, or remove it")
+            raise RunError(f"{text_of(self.path)}: is of other data or other settings; use another `out`, or remove it")
         return True
 
     def write(self, packing: Packing, context: Context) -> None:
@@ -207,7 +209,7 @@ def _check_mine(out: Path, files: list[Path]) -> None:
     known = {*names, *(f"{name}.new" for name in names), ABOUT, f"{ABOUT}.new", LOCK_FILE}
     foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in known and not is_system(entry.name))
     if foreign:
-        raise RunError(f"{out}: holds {foreign[0]}, which is not of this pack; use another `out`")
+        raise RunError(f"{text_of(out)}: holds {foreign[0]}, which is not of this pack; use another `out`")
 
 
 def _files(data: Benchmark, packing: Packing, out: Path) -> list[_File]:

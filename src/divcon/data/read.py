@@ -25,11 +25,15 @@ from divcon.data.python_values import columns_of, is_value
 from divcon.data.readers.arrays import is_vector_file, read_vector_file
 from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
+from divcon.data.readers.shards import is_folder_of_shards, is_shards, read_shards
 from divcon.data.readers.table import read_columns, read_table, read_table_folder, table_files
+from divcon.data.remote_folder import bring_tables
 from divcon.data.table_format import TABLE_SUFFIXES, content_of, is_table
 from divcon.errors import ConfigError, DataError, DivconError, unknown
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.importing import Trust, check_trusted, is_named, load_part, name_of
+from divcon.runtime.places import place, url_of, without_secrets
 
 Reader = Callable[..., Any]
 """Returns a benchmark. It may take ``root``, ``context`` and options of its own; it is passed what it takes."""
@@ -193,8 +197,12 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
         check_name(root)
     if name in NAMED:
         return NAMED[name], name, ()
+    if (url := url_of(name)) is not None:
+        return _reader_at_address(url, root)
     check_name(name)
     path = Path(name)
+    if is_shards(name):
+        return read_shards, name, (name,)
     if is_folder(path):
         if root is not None:
             raise ConfigError(f"{name}: a folder takes no `root`; its own path says where it is", field="root")
@@ -219,6 +227,29 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
             raise ConfigError(f"reader {name!r}: is no function, but {type(reader).__name__}")
         return cast(Reader, reader), f"reader {name}", ()
     raise DataError(f"{name}: there is no such file or folder; {unknown('data set', name, NAMED)}")
+
+
+def _reader_at_address(url: str, root: str | os.PathLike[str] | None) -> tuple[Reader, str, tuple[Any, ...]]:
+    """As `_reader`, of data at an address: tables are brought here, parquet files and images are read when needed."""
+    if is_shards(url):
+        return read_shards, url, (url,)
+    path = place(url)
+    if is_table(path):
+        return read_table, url, (_file_at(url), root)
+    if root is not None:
+        raise ConfigError(f"{without_secrets(url)}: takes no `root`; its own address says where it is", field="root")
+    if is_vector_file(path):
+        return read_vector_file, url, (_file_at(url),)
+    if is_folder_of_shards(url):
+        return read_shards, url, (url,)
+    tables = bring_tables(url)
+    return (read_table_folder if tables is not None and table_files(tables) else read_folder), url, (path,)
+
+
+def _file_at(url: str) -> Path:
+    if not (path := here(url)).is_file():
+        raise DataError(f"{without_secrets(url)}: there is no such file")
+    return path
 
 
 def _check_options(reader: Reader, name: str, options: Mapping[str, Any], num_arguments: int) -> None:

@@ -83,7 +83,11 @@ def _npy_shape(images: LabeledSet, index: int) -> tuple[int, int] | None:
     if images.boxes is not None and images.boxes[index][0] >= 0:
         left, top, right, bottom = images.boxes[index].tolist()
         return bottom - top, right - left
-    array = np.load(Path(images.root, images.path(index)), mmap_mode="r", allow_pickle=False)
+    file = images.file(index)
+    if isinstance(file, str):
+        array = np.load(io.BytesIO(images.content(index)), allow_pickle=False)
+    else:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
     height, width = channels_last(array).shape[:2]
     return height, width
 
@@ -92,7 +96,8 @@ def _shape(images: LabeledSet, index: int) -> tuple[int, int] | None:
     try:
         if (shape := _npy_shape(images, index)) is not None:
             return shape
-        file = Path(images.root, images.path(index)) if images.encoded is None else io.BytesIO(images.content(index))
+        at = None if images.encoded is not None else images.file(index)
+        file = at if isinstance(at, Path) else io.BytesIO(images.content(index))
         with Image.open(file) as image:
             (width, height), turned = image.size, lies_on_its_side(image)
     except Exception:  # broken bytes raise whatever a format's reader did not expect; decoding names the image

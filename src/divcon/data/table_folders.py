@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from divcon.data.table_format import is_table
 from divcon.data.tables import TableFile
 from divcon.errors import DataError
+from divcon.runtime.copies import size_of
 
 _ABOUT = (".json", ".md", ".txt", ".yml", ".yaml", ".crc", ".rst", ".cff", ".gitattributes", ".lock", ".sha256", ".py")
 """Endings of files that may lie beside tables and are none."""
@@ -104,7 +105,7 @@ def tree_files(root: Path, splits: Sequence[str]) -> list[TableFile]:
             )
     if len(files) > 1:
         # An empty file holds no row; of one alone that is an error.
-        files = [file for file in files if file.path.stat().st_size] or files
+        files = [file for file in files if size_of(file.path)] or files
     return files
 
 

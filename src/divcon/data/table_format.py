@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, cast
 import pyarrow as pa
 
 from divcon.errors import DataError
+from divcon.runtime.copies import open_binary, size_of
 
 Format = Literal["csv", "json", "parquet", "arrow"]
 
@@ -68,10 +69,10 @@ def content_of(path: Path) -> Content:
         DataError: it is no table; the message says what it is.
     """
     try:
-        about = path.stat()
+        about, size = path.stat(), size_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return _content(str(path), about.st_mtime_ns, about.st_size)
+    return _content(str(path), about.st_mtime_ns, size)
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
@@ -172,7 +173,7 @@ _TABLES = "a table is a CSV in UTF-8, a parquet or Arrow file, or JSON Lines"
 def _content(name: str, changed: int, size: int) -> Content:
     path = Path(name)
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             start = file.read(_START)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None

@@ -55,6 +55,8 @@ from divcon.data.table_format import (
     table_suffix,
 )
 from divcon.errors import DataError
+from divcon.runtime.copies import open_binary, opened, size_of
+from divcon.runtime.places import text_of, url_of
 
 __all__ = [
     "BOX_COLUMNS",
@@ -205,7 +207,7 @@ def load_file(
     if not len(rows) and not one_of_several:
         raise DataError(f"{path}: the table has no rows")
     if "label" in loaded.roles.names and loaded.format in ("parquet", "arrow"):
-        schema = loaded.whole.schema if loaded.whole is not None else pq.read_schema(path)
+        schema = loaded.whole.schema if loaded.whole is not None else pq.read_schema(opened(path))
         names = class_names(schema, loaded.roles.names["label"])
         labels = named_labels(path, rows["label"], names, unknown_is_missing=unknown_is_missing)
         rows = rows.set_column(rows.column_names.index("label"), "label", labels)
@@ -222,7 +224,7 @@ def _paths_alone(loaded: Loaded) -> pa.ChunkedArray | None:
     name = loaded.roles.names["image"]
     if loaded.whole is not None:
         return paths_alone(loaded.whole[name])
-    with pq.ParquetFile(loaded.path) as parquet:
+    with pq.ParquetFile(opened(loaded.path)) as parquet:
         kind = parquet.schema_arrow.field(name).type
         if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
             return None
@@ -313,7 +315,7 @@ def column_names(path: Path) -> list[str]:
     kind = content_of(path).format
     if kind == "csv":
         return _header(path)
-    return list(pq.read_schema(path).names if kind == "parquet" else load_file(path).present)
+    return list(pq.read_schema(opened(path)).names if kind == "parquet" else load_file(path).present)
 
 
 def csv_line(source: str | Path, row: int) -> int:
@@ -330,7 +332,7 @@ def _record_lines(source: str, changed: int) -> array[int]:
     with open_text(path, "replace") as file:
         reader = csv.reader(file, delimiter=delimiter(path))
         lines = array("q", (reader.line_num for record in reader if record))
-    return lines[1 + _lines_before_header(path) :]
+    return lines[1 + lines_before_header(path) :]
 
 
 def json_line(source: str | Path, row: int) -> int | None:
@@ -345,7 +347,7 @@ def json_line(source: str | Path, row: int) -> int | None:
 def _load_csv(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | None]]) -> Loaded:
     header = _header(path)
     more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in header]
-    roles = roles_of(str(path), _kinds_in_csv(path, header) + more, chosen, text_alone=True)
+    roles = roles_of(str(path), kinds_in_csv(path, header) + more, chosen, text_alone=True)
     wanted = [name for name in dict.fromkeys(roles.names.values()) if name in header]
     if not wanted:
         # Arrow reads every column when none is named.
@@ -353,7 +355,7 @@ def _load_csv(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | 
     try:
         table = pyarrow.csv.read_csv(
             source_for_arrow(path),
-            read_options=pyarrow.csv.ReadOptions(skip_rows=_lines_before_header(path)),
+            read_options=pyarrow.csv.ReadOptions(skip_rows=lines_before_header(path)),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(path), newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=wanted,
@@ -374,12 +376,12 @@ def _load_csv(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | 
     return Loaded(path, "csv", _renamed(table, roles), tuple(header), roles, whole)
 
 
-def _kinds_in_csv(path: Path, header: Sequence[str]) -> list[tuple[str, Kind]]:
+def kinds_in_csv(path: Path, header: Sequence[str]) -> list[tuple[str, Kind]]:
     """The columns; those whose first value is a list of numbers are vectors, all others text."""
     try:
         with open_text(path, "replace") as file:
             records = (record for record in csv.reader(file, delimiter=delimiter(path)) if record)
-            first = next(itertools.islice(records, 1 + _lines_before_header(path), None), [])
+            first = next(itertools.islice(records, 1 + lines_before_header(path), None), [])
     except csv.Error:
         first = []  # the reader says where it is wrong
     values = [*first, *[""] * len(header)]
@@ -412,21 +414,31 @@ def _is_padded(header: Sequence[str]) -> bool:
 
 def _load_parquet(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | None]]) -> Loaded:
     try:
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(opened(path)) as parquet:
             schema = parquet.schema_arrow
             kinds = kinds_of(schema)
             more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in kinds]
             roles = roles_of(str(path), [*((name, kinds[name]) for name in schema.names), *more], chosen)
             wanted = list(dict.fromkeys(roles.names[role] for role in COLUMNS if role in roles.names))
-            table = _with(parquet.read(columns=[name for name in wanted if name in kinds]), constants)
+            table = _with(_columns_of(parquet, path, [name for name in wanted if name in kinds]), constants)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(_damaged_parquet(path, error)) from None
     return Loaded(path, "parquet", _renamed(table, roles), tuple(schema.names), roles)
 
 
+def _columns_of(parquet: pq.ParquetFile, path: Path, names: Sequence[str]) -> pa.Table:
+    # One thread reads a file at an address: Arrow's threads would each move its position.
+    return parquet.read(columns=list(names), use_threads=url_of(path) is None)
+
+
+def _parquet_column(path: Path, name: str) -> pa.Table:
+    with pq.ParquetFile(opened(path)) as parquet:
+        return _columns_of(parquet, path, [name])
+
+
 def _damaged_parquet(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4))
+    with open_binary(path) as file:
+        file.seek(max(0, size_of(path) - 4))
         end = file.read()
     if end != b"PAR1":
         return f"{path}: this is not a parquet file that can be read: its end is missing: it was cut off; get it again"
@@ -574,9 +586,7 @@ def _header(path: Path) -> list[str]:
     try:
         with open_text(path) as file:
             records = csv.reader(file, delimiter=delimiter(path))
-            return next(
-                itertools.islice((record for record in records if record), _lines_before_header(path), None), []
-            )
+            return next(itertools.islice((record for record in records if record), lines_before_header(path), None), [])
     except UnicodeDecodeError as error:
         raise DataError(_what_is_wrong(path, error)) from None
     except csv.Error as error:
@@ -593,7 +603,7 @@ def _first_lines(path: Path) -> list[str]:
         return list(itertools.islice((line.strip("\r\n") for line in file if line.strip()), 2))
 
 
-def _lines_before_header(path: Path) -> int:
+def lines_before_header(path: Path) -> int:
     """1 where the first line only says what separates the columns, else 0."""
     lines = _first_lines(path)
     return int(bool(lines) and _SEPARATOR_LINE.fullmatch(lines[0].strip()) is not None)
@@ -622,7 +632,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         with open_text(path) as file:
             reader = csv.reader(file, delimiter=delimiter(path), strict=True)
             records = (record for record in reader if record)
-            width = len(next(itertools.islice(records, _lines_before_header(path), None), []))
+            width = len(next(itertools.islice(records, lines_before_header(path), None), []))
             for record in records:
                 if len(record) != width:
                     return (
@@ -679,15 +689,16 @@ def where_in(source: str, row: int) -> str:
     if tables:
         source, start = tables[bisect_right(tables, row, key=lambda table: table[1]) - 1]
         row -= start
+    shown = text_of(source)
     if (not is_table(source) and table_suffix(source) not in VECTOR_SUFFIXES) or Path(source).is_dir():
         return ""
     kind = format_of(source) if is_table(source) else ""
     if kind == "csv":
-        return f"{source} line {csv_line(source, row)}: "
+        return f"{shown} line {csv_line(source, row)}: "
     if kind == "json":
         line = json_line(source, row)
-        return f"{source} line {line}: " if line is not None else f"{source} entry {row + 1}: "
-    return f"{source} row {row}: "
+        return f"{shown} line {line}: " if line is not None else f"{shown} entry {row + 1}: "
+    return f"{shown} row {row}: "
 
 
 VECTOR_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
@@ -828,7 +839,7 @@ def _values_of(loaded: Sequence[Loaded]) -> tuple[pa.Table | None, str]:
         return None, names.pop()
     chunks = []
     for one in loaded:
-        whole = one.whole if one.whole is not None else pq.read_table(one.path, columns=[one.roles.names[role]])
+        whole = one.whole if one.whole is not None else _parquet_column(one.path, one.roles.names[role])
         chunks += whole[one.roles.names[role]].chunks
     kinds = {chunk.type for chunk in chunks}
     if len(kinds) > 1 and kind == "vectors":
@@ -996,11 +1007,12 @@ def metadata_of(source: str) -> list[tuple[Path, pa.Table | dict[str, list[Any]]
 def _metadata_in(table: pa.Table, roles: Roles) -> pa.Table:
     """The columns in memory that are metadata."""
     used = {roles.names.get(role) for role in ("path", "image", "embedding")}
-    others = set(_others(table.column_names)) - used
+    others = set(other_columns(table.column_names)) - used
     return table.select([i for i, name in enumerate(table.column_names) if name in others])
 
 
-def _others(names: Sequence[str]) -> list[str]:
+def other_columns(names: Sequence[str]) -> list[str]:
+    """The names of a table's columns that `metadata_of` returns."""
     own = [name for name in _OWN if name != FILE_NAME or "path" not in names]
     return [name for name in names if name not in own]
 
@@ -1011,19 +1023,19 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
         return _read_objects(file)
     if kind == "arrow":
         table = _read_arrow(file)
-        names = _others(table.column_names)
+        names = other_columns(table.column_names)
         _no_twins(file, names)
         return table.select(names)
     if kind == "parquet":
-        with pq.ParquetFile(file) as parquet:
-            names = _others(parquet.schema_arrow.names)
+        with pq.ParquetFile(opened(file)) as parquet:
+            names = other_columns(parquet.schema_arrow.names)
             _no_twins(file, names)
-            return parquet.read(columns=names)
+            return _columns_of(parquet, file, names)
     header = _header(file)
     _no_twins(file, header)
     table = pyarrow.csv.read_csv(
         source_for_arrow(file),
-        read_options=pyarrow.csv.ReadOptions(skip_rows=_lines_before_header(file)),
+        read_options=pyarrow.csv.ReadOptions(skip_rows=lines_before_header(file)),
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter(file), newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(header, pa.string()),
@@ -1032,13 +1044,13 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
             quoted_strings_can_be_null=False,
         ),
     )
-    roles = roles_of(str(file), _kinds_in_csv(file, header), GUESS, text_alone=True)
+    roles = roles_of(str(file), kinds_in_csv(file, header), GUESS, text_alone=True)
     if (vectors := roles.names.get("embedding")) is not None:
         table = table.drop_columns([vectors])
     if _is_padded(header):
         table = pa.table({name.strip(): pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
     schema = pa.schema([pa.field(name, pa.string(), metadata=UNTYPED) for name in table.column_names])
-    return table.cast(schema).select(_others(table.column_names))
+    return table.cast(schema).select(other_columns(table.column_names))
 
 
 def _no_twins(file: Path, names: Sequence[str]) -> None:
@@ -1052,5 +1064,5 @@ def _read_objects(file: Path) -> dict[str, list[Any]]:
     with open_bytes(file) as content:
         text = content.read().decode("utf-8-sig")
     rows = _json_rows(file, text, parse_float=NumberText)
-    names = _others(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
+    names = other_columns(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
     return {name: [row.get(name) for row in rows] for name in names}

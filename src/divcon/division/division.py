@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,9 @@ from scipy.optimize import linear_sum_assignment
 from divcon.division.kmeans import kmeans
 from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.files import DamagedTensorsError, checked_tensors, write_tensors
+from divcon.runtime.places import place
 
 DivideBy = Literal["image", "class", "random", "random-class"]
 Clusters = tuple[np.ndarray, np.ndarray]
@@ -34,6 +36,8 @@ class Division:
     """(N,) int64: the learner of each image; -1 for images that sit out until the next division."""
     centroids: np.ndarray
     """(K, F) float32: row k is the centroid of learner k's cluster."""
+    sample: int | None = None
+    """The number of images (by class: of classes) that k-means was fitted on; None: all."""
 
     def __post_init__(self) -> None:
         learner = np.asarray(self.learner, dtype=np.int64)
@@ -85,19 +89,22 @@ class Division:
         # new_number[c] is the learner that cluster c goes to: the assignment itself, not its inverse.
         new_number = np.empty(self.num_learners, np.int64)
         new_number[clusters] = learners
+        return self.renumbered(new_number)
+
+    def renumbered(self, new_number: np.ndarray) -> Division:
+        """The same clusters, with cluster c as ``new_number[c]``, (K,) int64, a permutation."""
         centroids = np.empty_like(self.centroids)
         centroids[new_number] = self.centroids
-        return Division(np.where(self.learner >= 0, new_number[self.learner], -1), centroids)
+        return replace(self, learner=np.where(self.learner >= 0, new_number[self.learner], -1), centroids=centroids)
 
     def without_singletons(self, labels: np.ndarray) -> Division:
         """This division without the images that have no positive pair: each is the only one of its class in its
         cluster."""
-        _, group, count = groups(self.learner, labels)
-        return replace(self, learner=np.where(count[group] >= 2, self.learner, -1))
+        return replace(self, learner=np.where(has_pair(self.learner, labels), self.learner, -1))
 
     def kept_pairs(self, labels: np.ndarray) -> float:
         """The share of all positive pairs (two images of one class) that are with one learner."""
-        learner, _, count = groups(self.learner, labels)
+        learner, count = groups(self.learner, labels)
         within = (count * (count - 1) / 2)[learner >= 0].sum()
         sizes = np.bincount(labels)
         pairs = (sizes * (sizes - 1) / 2).sum()
@@ -105,7 +112,7 @@ class Division:
 
     def classes_per_learner(self, labels: np.ndarray) -> tuple[int, ...]:
         """The number of classes of each learner."""
-        learner, _, _ = groups(self.learner, labels)
+        learner, _ = groups(self.learner, labels)
         return tuple(np.bincount(learner[learner >= 0], minlength=self.num_learners).tolist())
 
     def doubled(
@@ -130,14 +137,29 @@ class Division:
             DataError: a cluster cannot be split this way; the message names it.
         """
         seed = (seed,) if isinstance(seed, int) else seed
-        return _doubled(self, normalized(features), labels, by, seed, tries, device)
+        return doubled(self, normalized(features), labels, by, seed, tries, device)
 
     def merged(self) -> Division:
         """Merge clusters 2k and 2k + 1 into k: the inverse of `doubled`. Centroids are weighted by size."""
         sizes = np.array(self.sizes, np.float64).reshape(-1, 2, 1)
         weights = np.where(sizes.sum(1, keepdims=True) > 0, sizes / np.maximum(sizes.sum(1, keepdims=True), 1), 0.5)
         centroids = (self.centroids.reshape(len(sizes), 2, -1) * weights).sum(1)
-        return Division(np.where(self.learner >= 0, self.learner // 2, -1), centroids)
+        return replace(self, learner=np.where(self.learner >= 0, self.learner // 2, -1), centroids=centroids)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What files keep; `of_tensors` is the inverse."""
+        sample = {} if self.sample is None else {"sample": np.array([self.sample], np.int64)}
+        return {"learner": self.learner, "centroids": self.centroids, **sample}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Division:
+        """
+        Raises:
+            TypeError, ValueError: these are no division's.
+        """
+        values = {name: np.asarray(value) for name, value in tensors.items()}
+        sample = values.pop("sample", None)
+        return cls(**values, sample=None if sample is None else int(sample[0]))
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically.
@@ -145,7 +167,7 @@ class Division:
         Raises:
             OutputError: the file cannot be written.
         """
-        write_tensors(Path(path), save({"learner": self.learner, "centroids": self.centroids}))
+        write_tensors(place(path), save(self.tensors()))
 
     @classmethod
     def load(cls, path: str | Path) -> Division:
@@ -155,7 +177,7 @@ class Division:
             DataError: the file is missing or damaged.
         """
         try:
-            return cls(**load(checked_tensors(Path(path))))
+            return cls.of_tensors(load(checked_tensors(here(path))))
         except (OSError, SafetensorError, DamagedTensorsError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: this division cannot be read ({error}); the run's report leaves it out, and training does "
@@ -197,17 +219,38 @@ def divide(
     """
     seed = (seed,) if isinstance(seed, int) else seed
     features = normalized(features)
+    division = matched_clusters(
+        features, labels, num_learners, by=by, seed=seed, tries=tries, previous=previous, device=device, context=context
+    )
+    if double:
+        division = doubled(division, features, labels, by, seed, tries, device, context)
+    return shared(division, context).without_singletons(labels)
+
+
+def matched_clusters(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_learners: int,
+    *,
+    by: DivideBy,
+    seed: tuple[int, ...],
+    tries: int,
+    previous: Division | None,
+    device: str | torch.device,
+    context: Context,
+) -> Division:
+    """The first two steps of `divide`, for features of length one: cluster, and match to the previous division."""
     (learner, centroids), _ = cluster(
         features, labels, num_learners, by=by, seed=seed, tries=tries, device=device, context=context
     )
     division = Division(learner, centroids)
-    if previous is not None:
-        division = division.matched_to(previous)
-    if double:
-        division = _doubled(division, features, labels, by, seed, tries, device, context)
+    return division if previous is None else division.matched_to(previous)
+
+
+def shared(division: Division, context: Context) -> Division:
+    """The division of rank 0, on all ranks of the context's group."""
     group = context.group
-    division = Division(group.broadcast(division.learner), group.broadcast(division.centroids))
-    return division.without_singletons(labels)
+    return replace(division, learner=group.broadcast(division.learner), centroids=group.broadcast(division.centroids))
 
 
 def cluster(
@@ -282,7 +325,7 @@ def _best(
     return best, most == num_clusters
 
 
-def _doubled(
+def doubled(
     division: Division,
     features: np.ndarray,
     labels: np.ndarray,
@@ -291,13 +334,19 @@ def _doubled(
     tries: int,
     device: str | torch.device,
     context: Context = DEFAULT,
+    *,
+    in_pairs: bool = True,
 ) -> Division:
-    """`Division.doubled`, for features of length one."""
+    """`Division.doubled`, for features of length one.
+
+    Args:
+        in_pairs: False: halves without two classes with a positive pair are no error, if no seed gives better ones.
+    """
     learner = np.full_like(division.learner, -1)
     centroids = np.zeros((2 * division.num_learners, features.shape[1]), np.float32)
     for k in range(division.num_learners):
         indices = division.indices(k)
-        split = False
+        split, halves, centres = False, None, None
         if len(indices) > 1:
             with suppress(DataError):  # fewer than two distinct images or classes
                 (halves, centres), split = cluster(
@@ -310,14 +359,15 @@ def _doubled(
                     device=device,
                     context=context,
                 )
-        if not split:
-            raise DataError(_cannot_split(k, division, labels, tries, by))
+        if halves is None or (in_pairs and not split):
+            raise DataError(cannot_split(k, division, labels, tries, by))
         learner[indices] = 2 * k + halves
         centroids[2 * k : 2 * k + 2] = centres
-    return Division(learner, centroids)
+    return replace(division, learner=learner, centroids=centroids)
 
 
-def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by: str) -> str:
+def cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by: str) -> str:
+    """Why `doubled` cannot split learner k's cluster, and what to do."""
     classes = int(classes_with_pairs(division.learner, labels, division.num_learners)[k])
     advice = "" if by.endswith("class") else ", divide by class (`divide_by=class`)"
     return (
@@ -328,17 +378,44 @@ def _cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by
     )
 
 
-def groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The groups of images with one learner and one class: the learner of each group (G,), the group of each image
-    (N,), and the number of images of each group (G,)."""
+DENSE = 4
+"""Counts of all groups that there could be take less memory than sorting, up to so many groups an image."""
+
+
+def groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The groups of images with one learner and one class: the learner of each group and its number of images, (G,)
+    int64 each."""
+    keys, width, dense = _keys(learner, labels)
+    if dense:
+        counts = np.bincount(keys)
+        present = np.flatnonzero(counts)
+        return present // width - 1, counts[present]
+    present, counts = np.unique(keys, return_counts=True)
+    return present // width - 1, counts
+
+
+def has_pair(learner: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether another image has the learner and the class of each, (N,) bool."""
+    keys, _, dense = _keys(learner, labels)
+    if dense:
+        return (np.bincount(keys) >= 2)[keys]
+    _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return (counts >= 2)[group]
+
+
+def _keys(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int, bool]:
+    """The number of each image's group, (N,) int64; the number of classes; and whether so few groups are possible that
+    counts of all of them take little memory."""
     width = int(labels.max()) + 1 if len(labels) else 1
-    keys, group, count = np.unique((learner + 1) * width + labels, return_inverse=True, return_counts=True)
-    return keys // width - 1, group, count
+    keys = learner + np.int64(1)
+    keys *= width
+    keys += labels
+    return keys, width, len(keys) > 0 and int(keys.max()) < DENSE * len(keys)
 
 
 def classes_with_pairs(learner: np.ndarray, labels: np.ndarray, num_learners: int) -> np.ndarray:
     """The number of classes of which each learner has at least two images, (K,) int64."""
-    of, _, count = groups(learner, labels)
+    of, count = groups(learner, labels)
     return np.bincount(of[(count >= 2) & (of >= 0)], minlength=num_learners)
 
 

@@ -288,6 +288,18 @@ def squared_distances(
     return squared.add_(norms[:, None]).clamp_(min=0)
 
 
+def nearest_centroids(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The nearest of (K, F) centroids to each of (N, F) points, (N,) int64; the first where several are as near."""
+    # Centred on the centroids, so that points far from the origin lose no digits.
+    mean = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+    shifted = torch.from_numpy(centroids - mean)
+    nearest = np.empty(len(points), np.int64)
+    for rows, block in blocks(torch.from_numpy(points), BLOCK_ELEMENTS):
+        x = block - torch.from_numpy(mean)
+        nearest[rows] = squared_distances(x, torch.linalg.vecdot(x, x), shifted).argmin(dim=1).numpy()
+    return nearest
+
+
 def if_few(chosen: torch.Tensor) -> torch.Tensor | None:
     """The positions of the chosen points, (n,) int64; None if they are so many that comparing all points is as fast,
     without a copy."""

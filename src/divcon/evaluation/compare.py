@@ -14,6 +14,7 @@ from divcon.errors import DataError
 from divcon.evaluation.baselines import BASELINES, METRICS
 from divcon.evaluation.bootstrap import bootstrap_difference
 from divcon.evaluation.metrics import scores_in
+from divcon.runtime.copies import here
 
 _SAME = ("benchmark", "protocol", "split_hash")
 
@@ -126,7 +127,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
         DataError: the file cannot be read, or does not hold a JSON object.
     """
     try:
-        scores = json.loads(Path(path).read_text(encoding="utf-8"))
+        scores = json.loads(here(path).read_text(encoding="utf-8"))
     except IsADirectoryError as error:
         raise DataError(
             f"{path}: is a folder; evaluate its model first, with divcon.evaluate(model, data, per_query=True), or "

@@ -27,7 +27,9 @@ from divcon.errors import DataError, RunError
 from divcon.evaluation.nearness import as_vectors
 from divcon.evaluation.task import Exclusion, Task
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here, removed
 from divcon.runtime.files import atomic_write
+from divcon.runtime.places import place
 
 if TYPE_CHECKING:
     import torch
@@ -179,7 +181,7 @@ def read_threshold(model: str | Path) -> dict[str, Any] | None:
     Raises:
         RunError: the file is damaged.
     """
-    for path in (Path(model) / "model" / THRESHOLD, Path(model) / THRESHOLD):
+    for path in (here(place(model) / "model" / THRESHOLD), here(place(model) / THRESHOLD)):
         if not path.exists():
             continue
         try:
@@ -202,7 +204,7 @@ def write_threshold(folder: Path, record: dict[str, Any]) -> None:
 
 def forget_threshold(folder: Path) -> None:
     """Delete the threshold, as another model is to be saved in the folder."""
-    (folder / THRESHOLD).unlink(missing_ok=True)
+    removed(folder / THRESHOLD)
 
 
 def in_words(record: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,13 @@ from divcon.experiments.arms import (
 from divcon.experiments.results import Results, ResultsFile, draw, tabulate
 from divcon.models import EmbeddingModel
 from divcon.models.backbone import resolve_backbone, takes_any_size
+from divcon.runs.callbacks import Callback, check_callbacks
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder
 from divcon.runs.notes import template
 from divcon.runs.run import run
 from divcon.runtime.context import Context, Progress
+from divcon.runtime.copies import removed
 from divcon.runtime.device import resolve_device
 from divcon.runtime.environment import machine
 from divcon.runtime.files import atomic_write
@@ -64,6 +66,7 @@ def ablate(
     keep_models: bool = False,
     display: Display | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    callbacks: Sequence[str | Callback] | None = None,
 ) -> Results:
     """Train several arms at the same budget and compare them on the test classes.
 
@@ -88,6 +91,7 @@ def ablate(
         reference: the arm that the others are compared with; None: single, or else the first.
         keep_models: keep the models and checkpoints of the runs.
         tell: called with a line of text before and after each run.
+        callbacks: of each run that is compared, as of `divcon.run`; trials have none.
 
     Returns:
         What ``results.json`` holds: ``settings``, ``environment``, ``trials``, ``choices``, ``runs``, and
@@ -102,6 +106,7 @@ def ablate(
         OutputError, ImageError, NonFiniteError: as in `divcon.run`.
     """
     display = display or NullDisplay()
+    check_callbacks(callbacks or ())
     listed = [arm.searching(space or {}) for arm in arms_of(arms)]
     check_numbers(seeds, trials, folds, reference, listed)
     data = as_benchmark(data)
@@ -132,7 +137,7 @@ def ablate(
         }
     )
     total = sum(map(len, planned.values())) * len(benchmarks) + len(seeds) * len(listed)
-    ablation = _Ablation(data, base, file, keep_models, display, tell, total)
+    ablation = _Ablation(data, base, file, keep_models, display, tell, total, callbacks)
     for arm in listed:
         if searched and len(planned[arm.name]) < trials:
             tell(f"note: {arm.name} has {len(planned[arm.name])} combinations to try, fewer than `trials` {trials}")
@@ -262,6 +267,7 @@ class _Ablation:
         display: Display,
         tell: Callable[[str], None],
         total: int,
+        callbacks: Sequence[str | Callback] | None,
     ) -> None:
         self.data = data
         self.base = base
@@ -271,6 +277,7 @@ class _Ablation:
         self.tell = tell
         self.total = total
         """Runs, with those of trials."""
+        self.callbacks = callbacks
         self._number = 0
 
     def choose(self, arm: Arm, trials: list[Settings], folds: list[Benchmark], seed: int) -> None:
@@ -333,7 +340,8 @@ class _Ablation:
             settings = {"train": {"seed": seed}, "data": {"validation": False}}
             config = config_of(self.base, arm.settings, choice["settings"], settings)
             observer = _Observer(self.data, folder, config, choice["epochs"] - 1, self.display)
-            run(self.data, folder, config, resume=True, display=self.display, observe=observer.observe)
+            options: dict[str, Any] = {"observe": observer.observe, "callbacks": self.callbacks}
+            run(self.data, folder, config, resume=True, display=self.display, **options)
             record = {
                 "method": arm.name,
                 "settings": _changes(self.base, config),
@@ -484,8 +492,6 @@ def _seconds(line: dict[str, Any]) -> float:
 def _delete_models(folder: Path) -> None:
     """Delete the model and the checkpoints of a run that is recorded, which take most of its space."""
     run = RunFolder(folder)
-    shutil.rmtree(run.model, ignore_errors=True)
-    shutil.rmtree(run.last, ignore_errors=True)
-    run.checkpoint.unlink(missing_ok=True)
-    run.previous.unlink(missing_ok=True)
-    (folder / _Observer.NAME).unlink(missing_ok=True)
+    for path in (run.model, run.last, run.checkpoint, run.previous, folder / _Observer.NAME):
+        with contextlib.suppress(OSError):
+            removed(path)

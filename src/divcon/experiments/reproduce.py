@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, OutputError
+from divcon.runs.callbacks import Callback, check_callbacks
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runtime.context import Context
@@ -43,6 +45,7 @@ def reproduce(
     clustering: bool = True,
     source: dict[str, Any] | None = None,
     display: Display | None = None,
+    callbacks: Sequence[str | Callback] | None = None,
 ) -> dict[str, Any]:
     """Train a preset on a benchmark in a run folder, and evaluate it. A run in the folder is resumed.
 
@@ -57,6 +60,7 @@ def reproduce(
         fraction: below 1, the same steps on that share of the classes and epochs.
         clustering: as of `divcon.evaluate`, of the result.
         source: what the data was read from, for ``config.json``.
+        callbacks: as of `divcon.run`.
 
     Returns:
         What `divcon.evaluate` returns with ``per_query=True``, and under ``reproduced``: ``preset``, ``fraction``,
@@ -70,6 +74,7 @@ def reproduce(
         RunError, DataError, ImageError, NonFiniteError, OutputError: as of `divcon.run`.
     """
     check_fraction(fraction)
+    check_callbacks(callbacks or ())
     from divcon.evaluation.protocol import evaluate
     from divcon.runs.embedding import read_record
     from divcon.runs.report import add_test_scores
@@ -100,7 +105,8 @@ def reproduce(
         context = Context(config.train.workers, display.progress, display.warn)
         return evaluate(model, data, context=context.subtask("evaluate", epoch=epoch), **options)
 
-    model = run(data, out, config, resume=True, source=source, display=display, observe=observe)
+    options: dict[str, Any] = {"source": source, "display": display, "observe": observe, "callbacks": callbacks}
+    model = run(data, out, config, resume=True, **options)
     lines = RunFolder(out).lines()
     # The scores of the last epoch are missing where the run was complete already, and with validation classes another
     # epoch may be kept.

@@ -15,8 +15,10 @@ from divcon.evaluation.bootstrap import bootstrap_runs_difference
 from divcon.experiments import drawing
 from divcon.experiments.arms import settings_text
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.environment import environment
 from divcon.runtime.files import atomic_write
+from divcon.runtime.places import place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +43,7 @@ class ResultsFile:
         Raises:
             RunError: ``out`` is not empty and holds no ablation, or the file is damaged.
         """
-        self.out = Path(out)
+        self.out = place(out)
         self.path = self.out / self.NAME
         self.results: Results = {"settings": {}, "environment": {}, "trials": [], "choices": {}, "runs": []}
         if self.path.exists():
@@ -109,7 +111,7 @@ def read_results(path: str | Path) -> Results:
     Raises:
         RunError: there is no such file, or it is damaged.
     """
-    path = Path(path)
+    path = here(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         if not all(name in results for name in ("settings", "trials", "choices", "runs")):
@@ -387,7 +389,7 @@ def picture(
         RunError: no run is done.
         OutputError: the file cannot be written.
     """
-    path = Path(path)
+    path = place(path)
     drawn = _figure(results, arms, seeds)
     from matplotlib import rc_context
 

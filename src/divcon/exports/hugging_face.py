@@ -26,6 +26,8 @@ from divcon.models.embedding_model import own_backbone, own_parts, own_transform
 from divcon.models.names import EMBEDDING_NAMES
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.selection import reason
+from divcon.runtime.copies import send_rest
+from divcon.runtime.places import text_of
 
 TO_FILL_IN = "TO FILL IN"
 _NEEDED = ("recall_at_1", "benchmark", "protocol", "split_hash", "num_queries", "num_gallery", "num_classes")
@@ -67,8 +69,9 @@ def write_folder(
             if target.exists():
                 target.rmdir()
             new.replace(target)
+            send_rest(target)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{text_of(out)}: cannot be written ({error.strerror or error})") from error
     return difference, card.count(TO_FILL_IN)
 
 

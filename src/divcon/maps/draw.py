@@ -21,6 +21,7 @@ from divcon.runs.folder import RunFolder, own_benchmark
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import resolve_device
 from divcon.runtime.files import check_writable
+from divcon.runtime.places import place
 from divcon.search import Index
 from divcon.search.layout import index_layout
 from divcon.search.stores import open_store
@@ -70,7 +71,7 @@ def draw_map(
         RunError: the run's data is not named, gone or changed.
         StoreError, WeightsError: there is neither an index nor a model.
     """
-    out = Path(out)
+    out = place(out)
     if out.suffix.lower() not in ENDINGS:
         raise ConfigError(f"`out` {out}: end it in .png, .svg or .html", field="out")
     by = check_layout(by)
@@ -112,7 +113,7 @@ def _of_index(index: Index, by: By, colour: str, context: Context) -> tuple[MapI
     check_count(len(index), index.uri)
     check_colour(index, colour)
     model = index.about.model
-    run = Path(model) if model and RunFolder(model).origin() is not None else None
+    run = place(model) if model and RunFolder(model).origin() is not None else None
     ids, layout = index_layout(index, by, _reported(context))
     name = run.name if run is not None else Path(index.uri).name
     return items_of_index(index, ids, colour, run), [Panel(name, layout)]

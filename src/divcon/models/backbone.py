@@ -21,6 +21,7 @@ from divcon.config.image_size import ImageSize, height_width, saved_size
 from divcon.errors import ConfigError, WeightsError, unknown
 from divcon.models.names import AUTO, VECTOR_BACKBONES, check_backbone_name
 from divcon.models.weights import bundled_file, check_download, local_file, no_weights
+from divcon.runtime.copies import here
 from divcon.runtime.importing import is_named, load_part, name_of
 from divcon.runtime.lazy import LazyModule
 
@@ -134,7 +135,7 @@ def create_own_backbone(
             field="backbone",
         )
     if weights is not None:
-        load_file(module, Path(weights))
+        load_file(module, here(weights))
     return module
 
 
@@ -280,7 +281,7 @@ def create_backbone(
     _check_patches(name, backbone, image_size)
 
     if weights is not None:
-        load_file(backbone, Path(weights))
+        load_file(backbone, here(weights))
     elif bundled is not None:
         load_in_order(backbone, torch.load(bundled, map_location="cpu", weights_only=True))
     return backbone, _by_timm(backbone).of_channels(channels)

@@ -6,9 +6,9 @@ import copy
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -47,8 +47,13 @@ from divcon.models.inputs import Inputs, as_set, check_input
 from divcon.models.pooling import create_pooling, create_pooling_of
 from divcon.models.start import Start
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.exchange import from_main
 from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
 from divcon.runtime.importing import Trust, check_trusted, is_named
+from divcon.runtime.places import place
+
+if TYPE_CHECKING:
+    from divcon.runtime.distributed import ProcessGroup
 
 
 class EmbeddingModel(nn.Module):
@@ -176,7 +181,7 @@ class EmbeddingModel(nn.Module):
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
         self._recomputes = False
         self.freeze_batch_norm = weights is not None or (pretrained and vector_dim is None and not own)
-        self.start = Start(pretrained, None if weights is None else Path(weights))
+        self.start = Start(pretrained, None if weights is None else place(weights))
         self.config = {
             "backbone": name,
             **self.head.config,
@@ -276,11 +281,23 @@ class EmbeddingModel(nn.Module):
     def pool(self, batches: Iterable[Pixels], features: np.ndarray) -> np.ndarray:
         """Write the pooled features of batches of pixels or vectors into their rows of ``features``, (N, F) float32,
         and return it; sets evaluation mode."""
+        for pooled, rows in self.pooled(batches):
+            features[rows] = pooled
+        return features
+
+    def pooled(self, batches: Iterable[Pixels]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The pooled features of each of these batches of pixels or vectors, (b, F) float32, with their (b,) int64
+        rows; sets evaluation mode."""
         self.eval()
         prepared = ((self._prepare(inputs), indices) for inputs, indices in batches)
-        for pooled, indices in computed(self.backbone, self.pooling, prepared):
-            features[indices.numpy()] = pooled.float().cpu().numpy()
-        return features
+        computing = computed(self.backbone, self.pooling, prepared)
+        while True:
+            with torch.inference_mode():  # not while the caller has a batch
+                batch = next(computing, None)
+                pooled = None if batch is None else batch[0].float().cpu().numpy()
+            if batch is None or pooled is None:
+                return
+            yield pooled, batch[1].numpy()
 
     def _prepare(self, inputs: Tensor) -> Tensor:
         inputs = inputs.to(self.device, non_blocking=True)
@@ -370,7 +387,7 @@ class EmbeddingModel(nn.Module):
         Raises:
             OutputError: a file cannot be written.
         """
-        write_model(Path(folder), {**self.config, "freeze_batch_norm": self.freeze_batch_norm}, self.state_dict())
+        write_model(place(folder), {**self.config, "freeze_batch_norm": self.freeze_batch_norm}, self.state_dict())
 
     @classmethod
     def load(
@@ -535,7 +552,7 @@ def as_model(model: object) -> EmbeddingModel:
             f"`model` is of type {type(model).__name__}: pass a divcon.EmbeddingModel, or the folder of a run or model",
             field="model",
         )
-    return EmbeddingModel.load(Path(model))
+    return EmbeddingModel.load(place(model))
 
 
 def own_parts(config: Mapping[str, Any]) -> list[str]:
@@ -557,6 +574,38 @@ def own_backbone(model: EmbeddingModel) -> nn.Module | None:
 def own_transform(model: EmbeddingModel) -> Own | None:
     """The model's evaluation transform where it is the user's own, for `EmbeddingModel.load`."""
     return None if model._own_transform is None else model._own_transform.own
+
+
+def model_of_main(
+    group: ProcessGroup,
+    load: Callable[[], EmbeddingModel],
+    *,
+    device: str | torch.device = "cpu",
+    backbone: nn.Module | None = None,
+    eval_transform: Own | None = None,
+) -> EmbeddingModel:
+    """The model that ``load`` loads in rank 0, for all ranks of a group, of which the others need no file of it.
+
+    Args:
+        device, backbone, eval_transform: as `EmbeddingModel.load` takes them, of the other ranks.
+    """
+    if group.alone:
+        return load()
+    loaded: list[EmbeddingModel] = []
+
+    def parts() -> tuple[Any, ...]:
+        model = load()
+        loaded.append(model)
+        return model.config, model.freeze_batch_norm, model.start, model.state_dict()
+
+    config, frozen, start, weights = from_main(group, parts)
+    if loaded:
+        return loaded[0]
+    own: dict[str, Any] = {"backbone": backbone, "eval_transform": eval_transform}
+    model = EmbeddingModel.from_config(config, "rank 0", trust=True, **own)
+    model.load_state_dict(weights)
+    model.freeze_batch_norm, model.start = frozen, start
+    return model.to(device).eval()
 
 
 def shared_features(

@@ -8,6 +8,8 @@ from typing import Any
 
 from divcon.errors import WeightsError
 from divcon.models.names import check_learner
+from divcon.runtime.copies import here
+from divcon.runtime.places import place, url_of
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -15,7 +17,11 @@ WEIGHTS = "model.safetensors"
 
 def model_folder(folder: str | Path) -> Path:
     """The folder of the model that the folder of a run or model stands for."""
-    folder = Path(folder)
+    folder = place(folder)
+    if url_of(folder) is not None:
+        if (here(folder / "model") / "config.json").exists():
+            return folder / "model"
+        here(folder, without=("checkpoint", "divisions", "last", "folds", "index"))
     is_run = (folder / "model").is_dir() or (folder / "metrics.jsonl").exists()
     return folder / "model" if is_run else folder
 
@@ -45,7 +51,7 @@ def check_weights(path: str | Path) -> None:
     Raises:
         WeightsError: there is no file of weights.
     """
-    if not Path(path).is_file():
+    if not here(path).is_file():
         raise WeightsError(f"{path}: there is no such file of weights")
 
 

@@ -117,10 +117,15 @@ def check_input(images: LabeledSet, vector_dim: int | None) -> None:
     raise DataError(f"{what}: its vectors have {dim} dimensions, and the model takes vectors of {vector_dim}")
 
 
-def check_finite(features: np.ndarray, images: LabeledSet, what: str) -> None:
-    """Raise NonFiniteError, with the names of the images, unless all (N, F) features are finite."""
+def check_finite(features: np.ndarray, images: LabeledSet, what: str, rows: np.ndarray | None = None) -> None:
+    """Raise NonFiniteError, with the names of the images, unless all (N, F) features are finite.
+
+    Args:
+        rows: (n,) int64, where ``features``, (n, F), are of these images only.
+    """
     wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(wrong):
+        wrong = wrong if rows is None else rows[wrong]
         named = ", ".join(images.where(i) for i in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
         raise NonFiniteError(
             f"{what}: the model's features of {len(wrong):,} of {len(images):,} images are NaN or infinite: {named}; "

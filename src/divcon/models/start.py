@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from divcon.runtime.places import place
+
 
 @dataclass(frozen=True)
 class Start:
@@ -37,7 +39,7 @@ class Start:
                 if "train" not in record or settings["backbone"] != config["backbone"]:
                     continue
                 weights, init = settings["weights"], record.get("init")
-                return cls(bool(settings["pretrained"]), weights and Path(weights), init and Path(init))
+                return cls(bool(settings["pretrained"]), weights and place(weights), init and place(init))
             except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue  # no file of a run: the folder was copied out of it, or exported
         return cls(frozen, recorded=False)

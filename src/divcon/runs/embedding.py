@@ -16,7 +16,9 @@ from divcon.evaluation.metrics import queries_in_words
 from divcon.evaluation.subspaces import scores_among
 from divcon.models.names import EMBEDDING_NAMES, Embedding
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import removed, uploaded
 from divcon.runtime.files import atomic_write
+from divcon.runtime.places import text_of
 
 if TYPE_CHECKING:
     from divcon.models import EmbeddingModel
@@ -183,9 +185,10 @@ def finish_replacing(folder: Path) -> None:
         if (beside / "config.json").exists():
             for file in sorted(beside.iterdir(), key=lambda file: file.name == "config.json"):
                 file.replace(folder / file.name)
+                uploaded(folder / file.name)
         _remove(beside)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{text_of(folder)}: cannot be written ({error.strerror})") from error
 
 
 def _beside(folder: Path) -> Path:
@@ -216,4 +219,4 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def forget_record(folder: Path) -> None:
     """Delete the record, as another model is to be saved in the folder."""
-    (folder / RECORD).unlink(missing_ok=True)
+    removed(folder / RECORD)

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,10 +22,12 @@ from divcon.evaluation.subspaces import sample_of
 from divcon.models.folder import check_model
 from divcon.models.names import AUTO
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here, uploaded
 from divcon.runtime.environment import machine, run_versions
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust, is_named
 from divcon.runtime.lock import LOCK_FILE, FolderLock
+from divcon.runtime.places import absolute, place, text_of
 from divcon.training.checkpoint_file import (
     MAY_CHANGE,
     number_of_epochs,
@@ -46,6 +49,9 @@ ORIGIN = "run.json"
 SELECTION = "selection.json"
 """In the folder of a run's folds: the scores over the folds, and the epoch that they choose."""
 
+_HEAVY = ("checkpoint", "divisions", "last", "folds", "index")
+"""What is fetched from a run at an address only when it is needed."""
+
 LENGTH = {"epochs", "patience"}
 """Settings that a resumed run may change where what is done stays as it is."""
 
@@ -57,32 +63,46 @@ class RunFolder:
 
     ``model`` is the model that the run keeps, ``last`` that of the last epoch, a model folder that knows its run.
 
+    A run may be at an address (``s3://bucket/runs/x``): ``path`` is then its place on this machine
+    (`divcon.runtime.places`), where what is written is uploaded at once, and what is read is what is there now.
+
     Until the first epoch is done there is nothing to lose: a run may start again in a folder without ``checkpoint``,
     with other settings too.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = here(path, without=_HEAVY)
         self.config = self.path / "config.json"
         self.classes = self.path / "classes.json"
         self.metrics = self.path / "metrics.jsonl"
-        self.divisions = self.path / "divisions"
-        self.checkpoint = self.path / "checkpoint"
-        self.previous = previous_of(self.checkpoint)
         self.model = self.path / "model"
-        self.last = self.path / "last"
-        self.folds = self.path / "folds"
         self.baselines = self.path / "baselines.json"
         self.test = self.path / "test.json"
         self.report = self.path / "report.html"
 
+    @cached_property
+    def checkpoint(self) -> Path:
+        return here(self.path / "checkpoint")
+
+    @property
+    def previous(self) -> Path:
+        return previous_of(self.checkpoint)
+
+    @cached_property
+    def last(self) -> Path:
+        return here(self.path / "last")
+
+    @cached_property
+    def folds(self) -> Path:
+        return here(self.path / "folds")
+
     def division(self, epoch: int) -> Path:
         """The file of an epoch's division."""
-        return self.divisions / f"epoch_{epoch:04d}.safetensors"
+        return here(self.path / "divisions" / f"epoch_{epoch:04d}.safetensors")
 
     def command(self, name: str, *options: str) -> str:
         """A ``divcon`` command on this run that works in any working directory."""
-        words = ["divcon", name, str(self.path.absolute()), *options]
+        words = ["divcon", name, absolute(self.path), *options]
         for module in self._own_modules():
             words += ["--import", module]
         return shlex.join(words)
@@ -259,12 +279,12 @@ class RunFolder:
         config.save(
             self.config,
             source=source,
-            init=None if init is None else str(init.absolute()),
+            init=None if init is None else absolute(init),
             benchmark=data.name,
             protocol=data.protocol,
             split_hash=data.split_hash,
             packed=data.packed or None,
-            like=None if like is None else str(like.absolute()),
+            like=None if like is None else absolute(like),
             versions=run_versions(),
             machine=machine(),
         )
@@ -390,8 +410,11 @@ class RunFolder:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            uploaded(self.metrics)
         except OSError as error:
-            raise OutputError(f"{self.metrics}: cannot be written ({error.strerror}); resume when it can") from error
+            raise OutputError(
+                f"{text_of(self.metrics)}: cannot be written ({error.strerror}); resume when it can"
+            ) from error
 
     def write_baselines(self, scores: dict[str, Any]) -> None:
         """Write what `baselines_of` reads.
@@ -491,9 +514,9 @@ def kept_epoch(lines: Sequence[dict[str, Any]]) -> int | None:
 
 def run_of(folder: str | Path) -> Path:
     """The folder of the run that a path is of: of ``RUN/last`` and ``RUN/model`` it is ``RUN``, else the path."""
-    path = Path(folder).absolute()
+    path = place(folder).absolute()
     is_model = path.name in ("last", "model") and RunFolder(path).read() is None
-    return path.parent if is_model and RunFolder(path.parent).read() is not None else Path(folder)
+    return path.parent if is_model and RunFolder(path.parent).read() is not None else place(folder)
 
 
 def begun(folder: str | Path) -> tuple[RunConfig, dict[str, Any], list[dict[str, Any]]]:
@@ -503,7 +526,7 @@ def begun(folder: str | Path) -> tuple[RunConfig, dict[str, Any], list[dict[str,
         RunError: the folder holds no run, none of its epochs is done, or a file of it is damaged.
     """
     run = RunFolder(folder)
-    if (of := run_of(folder)) != Path(folder):
+    if (of := run_of(folder)) != place(folder):
         raise RunError(f"{folder}: holds no run, but a model of the run {of}; pass that")
     saved = run.read()
     if saved is None:

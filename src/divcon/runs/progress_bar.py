@@ -24,6 +24,7 @@ STAGES = {
     "decode": "decoding",
     "compare": "comparing",
     "pack": "packing",
+    "fetch": "fetching",
     "embed": "embedding",
     "divide": "dividing",
     "train": "training",
@@ -130,7 +131,7 @@ def stage_bar(console: Console, unit: str = "images", total: int | None = None) 
             if (step.stage, whole) != before[:2] or step.done < before[2]:
                 bar.reset(task, total=whole, description=STAGES.get(step.stage, step.stage))
             before = (step.stage, whole, step.done)
-            size, of_what = (1_000_000, "MB") if step.stage == "unpack" else (1, unit)
+            size, of_what = {"unpack": (1_000_000, "MB"), "fetch": (1, "files")}.get(step.stage, (1, unit))
             of = "" if whole is None else f"/{whole // size:,}"
             speed = bar.tasks[0].speed
             rate = [f"{speed / size:,.0f} {of_what}/s"] if speed else []

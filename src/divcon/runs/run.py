@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from divcon.config.fields import doors
 from divcon.config.from_data import fit, fit_data, with_choices_of
-from divcon.config.settings import SECTION_OF, SPLITTING, DataConfig, ModelConfig, RunConfig
+from divcon.config.settings import SECTION_OF, SECTIONS, SPLITTING, DataConfig, ModelConfig, RunConfig
 from divcon.data.benchmark import Benchmark, folds_of
 from divcon.data.inputs import as_benchmark
 from divcon.data.labeled_set import LabeledSet
@@ -32,9 +33,10 @@ from divcon.evaluation.threshold import forget_threshold, read_threshold, write_
 from divcon.evaluation.threshold import in_words as in_words_of
 from divcon.models import EmbeddingModel, can_start_as_pca, start_as_pca
 from divcon.models.backbone import resolve_backbone, takes_any_size
-from divcon.models.embedding_model import own_backbone, own_transform
+from divcon.models.embedding_model import model_of_main, own_backbone, own_transform
 from divcon.models.pruning import embedding_head
 from divcon.runs import selection
+from divcon.runs.callbacks import Callback, Callbacks, check_callbacks, names_kept
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.embedding import (
     check_embedding,
@@ -49,13 +51,18 @@ from divcon.runs.folder import RunFolder, kept_epoch, trained_model
 from divcon.runs.like import check_like, settings_like
 from divcon.runs.notes import learners_are_one
 from divcon.runs.report import write_report
+from divcon.runs.trackers import created
 from divcon.runtime.context import Context
+from divcon.runtime.copies import send_rest
 from divcon.runtime.device import resolve_device, torch_threads
 from divcon.runtime.distributed import ProcessGroup
 from divcon.runtime.environment import not_repeatable
+from divcon.runtime.exchange import check_alike, from_main
 from divcon.runtime.importing import Trust
-from divcon.runtime.launch import is_main_process, launch
+from divcon.runtime.launch import begun_before_restart, current_group, join, launch, note_begun
+from divcon.runtime.launchers import is_first, started_size
 from divcon.runtime.lock import FolderLock
+from divcon.runtime.places import absolute, exists_here, place
 from divcon.runtime.signals import SignalHandler
 from divcon.training.checkpoint import weights_in
 from divcon.training.checkpoint_file import read_checkpoint
@@ -83,6 +90,7 @@ def run(
     report: bool = True,
     trust: Trust = (),
     like: str | Path | None = None,
+    callbacks: Sequence[str | Callback] | None = None,
 ) -> EmbeddingModel:
     """Train a model on a benchmark's train classes, in a run folder (see `divcon.runs.folder`).
 
@@ -107,6 +115,8 @@ def run(
         like: the folder of a complete run: train a model for use, on all classes, those of test and validation too,
             with that run's settings (or ``config``'s, where passed) and with as many batches as its kept epoch had
             seen; see `divcon.runs.like.settings_like`. The model has no test score of its own.
+        callbacks: called as the run goes on: the names of trackers (tensorboard, wandb, mlflow, trackio), and objects
+            of `divcon.runs.callbacks.Callback`. None: the trackers that a run which is resumed has, or none.
 
     Returns:
         The model that is kept, in evaluation mode.
@@ -123,8 +133,29 @@ def run(
         WorkerError: a process that decodes images or trains was killed; what the checkpoint holds stays.
         NonFiniteError: as in `divcon.train`; what the checkpoint holds stays.
     """
-    display, length = display or NullDisplay(), ""
-    asked = config or _config_of(like) or RunConfig()
+    display = display or NullDisplay()
+    with join() as group:
+        return _run(data, out, config, resume, init, source, display, observe, report, trust, like, callbacks, group)
+
+
+def _run(
+    data: Any,
+    out: str | Path,
+    config: RunConfig | None,
+    resume: bool,
+    init: str | Path | None,
+    source: dict[str, Any] | None,
+    display: Display,
+    observe: Observe | None,
+    report: bool,
+    trust: Trust,
+    like: str | Path | None,
+    callbacks: Sequence[str | Callback] | None,
+    group: ProcessGroup,
+) -> EmbeddingModel:
+    """As `run`, by a rank of the group that a launcher has started; rank 0 alone uses the folders."""
+    length = ""
+    asked = config or from_main(group, lambda: _config_of(like)) or RunConfig()
     options = splitting_for(data, asked.data.splitting) if isinstance(data, (str, os.PathLike)) else {}
     context = Context(asked.train.workers, display.progress, display.warn)
     # A value that is no set has a test too: `read` splits its classes.
@@ -133,15 +164,24 @@ def run(
     if like is not None:
         check_like(config or RunConfig(data=DataConfig(train_on="all")), like)
         if config is None:
-            config, length = settings_like(like, benchmark)
+            run_like, all_of = like, benchmark
+            config, length = from_main(group, lambda: settings_like(run_like, all_of))
     config = _with_splitting(config or asked, benchmark)
-    config = dataclasses.replace(config, train=on_started_group(config.train))
+    folder = RunFolder(out)
+    restarted = group.is_main and not resume and begun_before_restart(folder.path)
+    resume = from_main(group, lambda: resume or restarted)
+    goes_on = from_main(group, lambda: resume and folder.checkpoint.exists())
+    config = dataclasses.replace(config, train=on_started_group(config.train, resumed=goes_on))
     if source is None and isinstance(data, (str, os.PathLike)):
         source = source_of(data) | {"fingerprint": benchmark.train_fingerprint}
-    folder = RunFolder(out)
-    folder.check_usable()
-    like = None if like is None else Path(like)
+    if callbacks is None:
+        callbacks = names_kept(folder.path) if resume and group.is_main else ()
+    check_callbacks(callbacks)
+    if group.is_main:
+        folder.check_usable()
+    like = None if like is None else place(like)
     job = _Job(benchmark, folder.path, config, resume, init, trust, source, display, observe, report, like=like)
+    job = dataclasses.replace(job, callbacks=tuple(callbacks))
     if length:
         display.warn(length)
     return _start(job)
@@ -153,17 +193,18 @@ def _start(job: _Job) -> EmbeddingModel:
     device = resolve_device(options.device)
     try:
         with ExitStack() as stack:
-            if is_main_process():
+            if is_first():
                 lock = stack.enter_context(FolderLock(folder.path, "training it", RunError))
                 for message in folder.recover(lock):
                     job.display.warn(message)
                 for saved in (folder.model, folder.last):
                     finish_replacing(saved)
+                send_rest(folder.path)
             if config.data.validation_folds is not None:
                 job = dataclasses.replace(job, over_folds=_train_folds(job, config.data.validation_folds))
             stack.enter_context(torch_threads(options.num_threads, options.num_devices))
-            group = launch(options.num_devices, options.across, device, _train_in_worker, job.for_worker())
-            group = stack.enter_context(group)
+            joined = launch(options.num_devices, options.across, device, _train_in_worker, job.for_worker())
+            group = stack.enter_context(joined)
             stop = stack.enter_context(SignalHandler())
             return _Run(job if group.is_main else job.for_worker(), group, stop).train()
     except RuntimeError as error:  # PyTorch reports a killed worker wherever the main process is
@@ -173,9 +214,9 @@ def _start(job: _Job) -> EmbeddingModel:
 def source_of(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Where data was read from, for ``config.json``; a path is absolute, so that it works in any working directory."""
     name = os.fspath(data)
-    if not is_dataset_name(name) and Path(name).exists():
+    if not is_dataset_name(name) and exists_here(name):
         name = str(Path(name).absolute())
-    return {"data": name, "root": None if root is None else str(Path(root).absolute())}
+    return {"data": name, "root": None if root is None else absolute(root)}
 
 
 def _config_of(like: str | Path | None) -> RunConfig | None:
@@ -204,6 +245,17 @@ def _with_splitting(config: RunConfig, data: Benchmark) -> RunConfig:
 
 
 @dataclass(frozen=True)
+class _Plan:
+    """What rank 0 knows from the run's folder before training."""
+
+    config: RunConfig
+    """Resolved; settings that are objects of the user's own are the rank's own."""
+    epochs_done: int
+    has_checkpoint: bool
+    init: str | Path | None
+
+
+@dataclass(frozen=True)
 class _Job:
     """The arguments of a run."""
 
@@ -224,6 +276,27 @@ class _Job:
     """Whether the run is of a fold, in which no epoch is chosen."""
     like: Path | None = None
     """The run whose settings and length it has."""
+    callbacks: Sequence[str | Callback] = ()
+
+    def plan(self, folder: RunFolder, group: ProcessGroup, data: Benchmark) -> _Plan:
+        """The plan that rank 0 makes, for all ranks.
+
+        Args:
+            data: what the run in the folder must have been trained on.
+
+        Raises:
+            RunError: as `RunFolder.check`.
+        """
+        own: list[_Plan] = []
+
+        def made() -> _Plan:
+            config = self.config_for(folder)
+            done = folder.check(config, data, self.resume)
+            own.append(_Plan(config, done, folder.checkpoint.exists(), self.init_for(folder)))
+            return dataclasses.replace(own[0], config=_with_plain(config, RunConfig()))
+
+        sent = from_main(group, made)
+        return own[0] if own else dataclasses.replace(sent, config=_with_plain(sent.config, self.config))
 
     def config_for(self, folder: RunFolder) -> RunConfig:
         """The settings, with the backbone resolved, those left at 0 chosen from the data (or as the run that is resumed
@@ -235,6 +308,13 @@ class _Job:
         config = dataclasses.replace(self.config, model=model)
         saved = folder.read() if self.resume and folder.checkpoint.exists() else None
         if saved is not None:
+            then = saved[0].train.learners_per_step
+            if config.train.learners_per_step == started_size() and then is not None and started_size():
+                # The default of a group of this size, where the run was begun by another.
+                train = dataclasses.replace(config.train, learners_per_step=None, devices=1)
+                train = dataclasses.replace(train, learners_per_step=then)
+                train = on_started_group(train, resumed=True)
+                config = dataclasses.replace(config, train=train)
             return folder.settled(with_choices_of(config, saved[0]))
         data, held_out = fit_data(config.data, len(self.data.train))
         config = dataclasses.replace(config, data=data)
@@ -264,15 +344,17 @@ def _train_folds(job: _Job, count: int) -> dict[str, Any]:
     Returns:
         What `divcon.runs.selection.select_over_folds` returns.
     """
-    folder, warn = RunFolder(job.out), job.display.warn
+    folder, warn, group = RunFolder(job.out), job.display.warn, current_group()
     if not len(job.data.train):
         raise DataError(f"{job.data.train.source}: has no train images; it can be evaluated on, not trained on")
-    config, init, data = job.config_for(folder), job.init_for(folder), job.data.without_validation()
-    folder.check(config, data, job.resume)
+    data = job.data.without_validation()
+    plan = job.plan(folder, group, data)
+    config, init = plan.config, plan.init
     folds = folds_of(data, count, config.train.seed, "validation_folds")
-    if is_main_process():
-        folder.begin(config, data, job.source, None if init is None else Path(init))  # so that it can be resumed
-    if not folder.checkpoint.exists():
+    if group.is_main:
+        folder.begin(config, data, job.source, None if init is None else place(init))  # so that it can be resumed
+        note_begun(folder.path)
+    if not plan.has_checkpoint:
         warn(
             f"cross-validation over {count} folds of the train classes: {count + 1} trainings of {config.train.epochs} "
             "epochs, the last of them on all train classes"
@@ -283,17 +365,18 @@ def _train_folds(job: _Job, count: int) -> dict[str, Any]:
         out = folder.folds / str(number)
         warn(f"fold {number} of 0-{count - 1}, in {out}")
         options: dict[str, Any] = {"data": fold, "out": out, "config": of_fold, "resume": True, "init": init}
-        _start(dataclasses.replace(job, **options, observe=None, report=False, is_fold=True))
-        lines.append(RunFolder(out).lines())
+        _start(dataclasses.replace(job, **options, observe=None, report=False, is_fold=True, callbacks=()))
+        lines.append(from_main(group, RunFolder(out).lines))
     chosen = selection.select_over_folds(lines, config)
-    if is_main_process():
+    if group.is_main:
         folder.write_selection_over_folds(chosen)
     warn(f"all folds are trained: epoch {chosen['epoch']} will be kept ({selection.reason([], config, chosen)})")
     return chosen
 
 
 def _train_in_worker(group: ProcessGroup, job: _Job) -> None:
-    _Run(job, group, SignalHandler()).train()
+    with SignalHandler() as stop:
+        _Run(job, group, stop).train()
 
 
 class _Run:
@@ -303,6 +386,7 @@ class _Run:
         self.job, self.group, self.stop = job, group, stop
         self.folder, self.display = RunFolder(job.out), job.display
         self.warnings: list[str] = []
+        self.callbacks = Callbacks(created(job.callbacks, self._warn))
         self.lines: list[dict[str, Any]] = []
         """Of ``metrics.jsonl``."""
         self.trained = False
@@ -313,11 +397,18 @@ class _Run:
 
     def train(self) -> EmbeddingModel:
         """Train, evaluate and save each epoch, and return the model that is kept."""
-        self.group.barrier()  # rank 0 has recovered the folder
+        try:
+            return self._train()
+        except BaseException as error:
+            self.callbacks.on_stop(error)
+            raise
+
+    def _train(self) -> EmbeddingModel:
         epochs = self._prepare()
         if self._ends_early():
             epochs.close()
-            self.model.load_state_dict(weights_in(read_checkpoint(self.folder.checkpoint)))
+            weights = from_main(self.group, lambda: weights_in(read_checkpoint(self.folder.checkpoint)))
+            self.model.load_state_dict(weights)
         for epoch in epochs:
             try:
                 self._end_epoch(epoch)
@@ -330,40 +421,42 @@ class _Run:
                     with suppress(StopIteration):
                         epochs.send(True)
                     break
-        self.group.barrier()  # the kept model is saved
         self._choose_embedding(self.folder.model)
         if self.group.is_main:
             self._save_last()
-        self.group.barrier()  # the last model is saved
         self._choose_embedding(self.folder.last)
-        model = self._load(self.folder.model)
+        model = self._load_for_all(self.folder.model)
         if self.group.is_main:
             self._finish(model)
         return model
 
     def _load(self, folder: Path) -> EmbeddingModel:
-        own: Any = {"backbone": own_backbone(self.model), "eval_transform": own_transform(self.model)}
-        return EmbeddingModel.load(folder, device=self.model.device, **own)
+        return EmbeddingModel.load(folder, device=self.model.device, **self._own)
+
+    def _load_for_all(self, folder: Path) -> EmbeddingModel:
+        return model_of_main(self.group, lambda: self._load(folder), device=self.model.device, **self._own)
+
+    @property
+    def _own(self) -> Any:
+        return {"backbone": own_backbone(self.model), "eval_transform": own_transform(self.model)}
 
     def _choose_embedding(self, folder: Path) -> None:
         """Give the model in a folder the embedding that ``embed`` says, unless it has it already."""
         embed = self.config.model.embed
-        if embed == "head" or read_record(folder) is not None:
+        if embed == "head" or from_main(self.group, lambda: read_record(folder) is not None):
             return
         model, record = choose_embedding(
-            self._load(folder),
+            self._load_for_all(folder),
             self.data.train,
             self.data.validation_task,
             embed,
             **self._budget,
             context=self.context.subtask("evaluate", epoch=selection.last_epoch(self.config)),
         )
-        self.group.barrier()  # all ranks have read the folder
         if self.group.is_main:
             save_with_record(model, folder, record)
             if folder == self.folder.model:
                 self.display.embedding(in_words(record))
-        self.group.barrier()  # the model is saved
 
     def _prepare(self) -> Any:
         """Check all arguments, then write ``config.json``, and return the epochs."""
@@ -372,13 +465,16 @@ class _Run:
             raise DataError(f"{job.data.train.source}: has no train images; it can be evaluated on, not trained on")
         vectors = job.data.train.vectors
         vector_dim = None if vectors is None else vectors.shape[1]
-        self.config = config = job.config_for(folder)
-        epochs_done = folder.check(config, job.data, job.resume)
-        saved = folder.read()
+        plan = job.plan(folder, self.group, job.data)
+        self.config = config = plan.config
+        epochs_done, init = plan.epochs_done, plan.init
+        saved = folder.read() if self.group.is_main else None
         record = saved[1] if saved is not None else {}
-        self.like = job.like or (Path(record["like"]) if job.resume and record.get("like") else None)
-        init = job.init_for(folder)
+        self.like = job.like or (place(record["like"]) if job.resume and record.get("like") else None)
         self.data = _with_validation(job.data, config, self.context)
+        if not self.group.alone:
+            advice = "each machine needs the same data: a copy of its own, or a shared folder"
+            check_alike(self.group, self.data.name, f"{self.data.train_fingerprint} {self.data.split_hash}", advice)
         torch.manual_seed(config.train.seed)
         self.model, new_head = _initial_model(config.model, vector_dim, init, job.trust, epochs_done, self.context)
         check_embedding(config.model, self.model, self.data.train)
@@ -396,7 +492,7 @@ class _Run:
         starts = config.model.head_init == "pca" or (
             config.model.head_init == "auto" and can_start_as_pca(self.model, self.data.train)
         )
-        if starts and new_head and not folder.checkpoint.exists():
+        if starts and new_head and not plan.has_checkpoint:
             self.model.to(device)
             start_as_pca(self.model, self.data.train, seed=config.train.seed, context=self.context)
         if self.data.for_use:
@@ -405,11 +501,13 @@ class _Run:
                 + (f"; {self.like} has that of its settings" if self.like else " (`like` takes a validated length)")
             )
         if self.group.is_main:
-            folder.begin(config, self.data, job.source, None if init is None else Path(init), self.like)
+            folder.begin(config, self.data, job.source, None if init is None else place(init), self.like)
+            note_begun(folder.path)
             kept = kept_epoch(folder.lines())
             self.lines = folder.drop_lines_from(epochs_done)
             self.kept_is_lost = kept is not None and kept_epoch(self.lines) != kept
         self.display.begin(self._shown(epochs_done), self.data, epochs_done)
+        self.callbacks.on_start(folder.path, config, self.data, self.lines)
         if epochs_done >= config.train.epochs and not job.is_fold:
             self.display.warn(_how_to_train_on(config))
         return epochs
@@ -464,6 +562,9 @@ class _Run:
             forget_threshold(self.folder.model)
             self.model.save(self.folder.model)
         self.display.epoch(line)
+        if epoch.redivided:
+            self.callbacks.on_division(epoch.number, epoch.division)
+        self.callbacks.on_epoch(line, self._evaluated)
 
     def _is_kept(self, line: dict[str, Any]) -> bool:
         if self.job.over_folds is not None:
@@ -537,6 +638,7 @@ class _Run:
                 self.display.warn(
                     f"no report was written ({error!r}); the run is complete. Try: {folder.command('report')}"
                 )
+        self.callbacks.on_end(model, kept)
         self.display.end(folder.path, kept)
 
     def _compare_with_baselines(
@@ -552,6 +654,7 @@ class _Run:
         threshold = scores.pop("threshold", None)
         self.folder.write_baselines(scores)
         self.display.baselines(scores)
+        self.callbacks.on_baselines(scores)
         for advice in scores.get("advice", []):
             self.display.warn(advice)
         return threshold
@@ -585,6 +688,7 @@ class _Run:
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         self.display.warn(message)
+        self.callbacks.on_warning(message)
 
 
 def _how_to_train_on(config: RunConfig) -> str:
@@ -626,12 +730,23 @@ def _initial_model(
 ) -> tuple[EmbeddingModel, bool]:
     """The model before training, and whether its head has new weights; a resumed run takes all weights from the
     checkpoint."""
+    group = context.group
     options = {**config.network, "vector_dim": vector_dim}
-    if epochs_done or init is not None:
+    if epochs_done or init is not None or not group.is_main:
         options |= {"pretrained": False, "weights": None}
     model = EmbeddingModel(**options)
-    if init is None or epochs_done:
-        return model, True
+    new_head = True
+    if init is not None and not epochs_done and group.is_main:
+        new_head = _start_from(model, config, init, trust, context)
+    if not group.alone:  # rank 0 alone has read weights
+        new_head, frozen, weights = from_main(group, lambda: (new_head, model.freeze_batch_norm, model.state_dict()))
+        model.freeze_batch_norm = frozen
+        model.load_state_dict(weights)
+    return model, new_head
+
+
+def _start_from(model: EmbeddingModel, config: ModelConfig, init: str | Path, trust: Trust, context: Context) -> bool:
+    """Start from the weights of the model in ``init``. Returns whether the head has new weights."""
     own: Any = {"backbone": copy.deepcopy(own_backbone(model)), "eval_transform": own_transform(model)}
     new_head = not model.warm_start(trained_model(init, trust=trust, **own))
     if new_head:
@@ -641,7 +756,27 @@ def _initial_model(
         )
     elif config.head_init == "pca":
         context.warn(f"`head_init=pca` has no effect: the head starts from the weights of {init}")
-    return model, new_head
+    return new_head
+
+
+def _with_plain(config: RunConfig, own: RunConfig) -> RunConfig:
+    """The settings, but for objects of the user's own, which are those of ``own``: other ranks have made theirs."""
+    sections = {}
+    for section in SECTIONS:
+        mine, theirs = getattr(own, section), getattr(config, section)
+        values = {name: getattr(mine, name) for name in doors(type(theirs)) if not _is_plain(getattr(theirs, name))}
+        sections[section] = dataclasses.replace(theirs, **values)
+    return RunConfig(**sections)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    return (
+        all(map(_is_plain, value))
+        if isinstance(value, (tuple, list))
+        else isinstance(value, (str, int, float, type(None)))
+    )
 
 
 def model_settings(init: str | Path) -> dict[str, Any]:

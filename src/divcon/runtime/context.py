@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from divcon.runtime.distributed import ProcessGroup
 
-Stage = Literal["unpack", "decode", "compare", "pack", "embed", "divide", "train", "evaluate", "index", "map"]
+Stage = Literal["unpack", "decode", "compare", "pack", "fetch", "embed", "divide", "train", "evaluate", "index", "map"]
 """The kind of work whose progress is reported."""
 
 

@@ -36,6 +36,11 @@ class ProcessGroup:
         self._cpu_group = cpu_group
 
     @property
+    def cpu_group(self) -> Any:
+        """The group of PyTorch for tensors on the CPU; None: the default one."""
+        return self._cpu_group
+
+    @property
     def alone(self) -> bool:
         return self.world_size == 1
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from divcon.errors import OutputError
+from divcon.runtime.copies import uploaded
+from divcon.runtime.places import place, text_of, url_of
 
 
 @contextmanager
@@ -20,7 +22,8 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
     """Write a file whole or not at all: yields a path beside ``path``, which replaces ``path`` when the block ends.
 
     The folder is created. If the block fails, ``path`` stays as it was, and nothing is left beside it. Neither a kill
-    nor a loss of power leaves half a file.
+    nor a loss of power leaves half a file. If ``path`` is an address, or stands for one (`divcon.runtime.places`), the
+    file is written here and then uploaded, when the block ends.
 
     Args:
         previous: a path to keep the old file at.
@@ -28,7 +31,7 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
     Raises:
         OutputError: the file cannot be written; the message names it and says why.
     """
-    path = Path(path)
+    path = place(path)
     beside = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +42,9 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
             _keep_previous(path, previous)
         beside.replace(path)
         _sync_names(path.parent)
+        uploaded(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{text_of(path)}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -80,7 +84,10 @@ def check_writable(path: str | Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    path = Path(path)
+    path = place(path)
+    if (url := url_of(path)) is not None:
+        _check_upload(url)
+        return
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give the name of a file")
     try:
@@ -98,7 +105,10 @@ def check_folder(path: str | Path) -> None:
     Raises:
         OutputError: it is a file, or cannot be written.
     """
-    path = Path(path)
+    path = place(path)
+    if (url := url_of(path)) is not None:
+        _check_upload(f"{url}/divcon")
+        return
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file; give the name of a folder")
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -106,6 +116,18 @@ def check_folder(path: str | Path) -> None:
         raise OutputError(f"{path}: cannot be written ({there} is a file)")
     if not os.access(there, os.W_OK):
         raise OutputError(f"{path}: cannot be written (no permission to write in {there})")
+
+
+def _check_upload(url: str) -> None:
+    """Write a small file beside the address, and remove it: storages have no other way to ask."""
+    from divcon.runtime import remote
+
+    probe = f"{url}.{os.getpid()}.test"
+    try:
+        remote.put_bytes(b"divcon can write here\n", probe)
+        remote.remove(probe)
+    except OSError as error:
+        raise OutputError(f"{text_of(url)}: cannot be written ({error.strerror or error})") from error
 
 
 _CHECKSUM = "sha256"

@@ -90,6 +90,21 @@ def started_task() -> tuple[int, int]:
     return 0, 1
 
 
+def is_first() -> bool:
+    """Whether this process is alone, or rank 0 of those that a launcher has started.
+
+    Raises:
+        ConfigError: as `started_group`.
+    """
+    group = started_group()
+    return group is None or group.rank == 0
+
+
+def is_restarted_alone() -> bool:
+    """Whether torchrun has started this process alone, and may start it again, by itself or with others."""
+    return "TORCHELASTIC_RESTART_COUNT" in os.environ and _number("WORLD_SIZE") == 1 and not is_initialised()
+
+
 def is_initialised() -> bool:
     """Whether somebody has initialised PyTorch's process group in this process."""
     return _initialised() is not None

@@ -11,9 +11,13 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from divcon.errors import DivconError, OutputError
+from divcon.runtime.places import place, text_of, url_of
+
+if TYPE_CHECKING:
+    from divcon.runtime.lease import Lease
 
 try:
     import fcntl
@@ -27,7 +31,8 @@ class FolderLock:
     """The lock of a folder, as a context manager. The kernel releases it when the process ends, however it ends; the
     file ``divcon.lock`` names the process that holds it, and is removed on exit.
 
-    A folder that does not exist is created, and removed on exit if it is still empty.
+    A folder that does not exist is created, and removed on exit if it is still empty. A folder at an address is locked
+    there too (`divcon.runtime.lease`).
 
     Args:
         what: what this process does with the folder, for the message: ``training it``.
@@ -35,12 +40,13 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | Path, what: str, error: type[DivconError]) -> None:
-        self._folder = Path(folder)
+        self._folder = place(folder)
         self._file = self._folder / LOCK_FILE
         self._what = what
         self._error = error
         self._descriptor: int | None = None
         self._created_folder = False
+        self._lease: Lease | None = None
         self.left_by: str | None = None
         """The process that held the lock before and was killed, as text; None where there was none."""
         self.locks = True
@@ -67,14 +73,20 @@ class FolderLock:
             owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, json.dumps(owner).encode() + b"\n", 0)
+            self._acquire_lease()
         except OSError as error:
             self._close()
-            raise OutputError(f"{self._folder}: cannot be written ({error.strerror or error})") from error
+            raise OutputError(f"{text_of(self._folder)}: cannot be written ({error.strerror or error})") from error
+        except DivconError:
+            self._close()
+            raise
 
     def release(self) -> None:
         """Release the lock."""
         if self._descriptor not in _open_locks:  # in a process that was forked from the owner
             return
+        if self._lease is not None:
+            self._lease.release()
         # Before the lock is released: a process that opens the file after that creates a new one.
         with suppress(OSError):
             self._file.unlink()
@@ -82,6 +94,16 @@ class FolderLock:
         if self._created_folder:
             with suppress(OSError):
                 self._folder.rmdir()
+
+    def _acquire_lease(self) -> None:
+        if (url := url_of(self._folder)) is None:
+            return
+        from divcon.runtime.lease import Lease
+
+        lease = Lease(url, self._what, self._error)
+        lease.acquire()
+        self._lease = lease
+        self.left_by = self.left_by or lease.left_by
 
     def _try(self) -> None:
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -92,8 +114,8 @@ class FolderLock:
                 owner = _owner(descriptor)
                 os.close(descriptor)
                 raise self._error(
-                    f"{self._folder}: another process is {self._what}{f' ({owner})' if owner else ''}; wait until it "
-                    "has ended, or stop it"
+                    f"{text_of(self._folder)}: another process is {self._what}{f' ({owner})' if owner else ''}; wait "
+                    "until it has ended, or stop it"
                 ) from None
             except OSError:
                 self.locks = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +23,9 @@ class SignalHandler:
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        """The signal that asked for a stop; None where there was none."""
+        """The signal that asked for a stop, this process or another rank; None where there was none."""
         self._deferred = 0
+        self._delivered: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
@@ -32,9 +34,12 @@ class SignalHandler:
             self._before = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
             for number in self._before:
                 signal.signal(number, self._handle)
+            _handling.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self in _handling:
+            _handling.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -53,9 +58,49 @@ class SignalHandler:
         if self.asked is not None:
             raise Stopped("stopped", self.asked)
 
+    def _deliver(self, number: int) -> None:
+        """A signal that another rank has received; called by another thread than the main one."""
+        if self.asked is not None:
+            return
+        if signal.SIGTERM in self._before:  # so that the main thread is interrupted wherever it is
+            self._delivered = number
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.asked = number
+
     def _handle(self, number: int, frame: object) -> None:
-        again, self.asked = self.asked is not None, number if self.asked is None else self.asked
+        again, own = self.asked is not None, self._delivered is None
+        if not again:
+            self.asked = self._delivered or number
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not again and not self._deferred:
+        if again:
+            return
+        if own:
+            for announce in _announcing:
+                announce(number)
+        if not self._deferred:
             self.check()
+
+
+_handling: list[SignalHandler] = []
+"""The handlers that are in force, the last of them the innermost."""
+
+_announcing: list[Callable[[int], None]] = []
+
+
+@contextmanager
+def announced(announce: Callable[[int], None]) -> Iterator[None]:
+    """Inside of the block, ``announce`` is called in the main thread with each signal that asks for a stop."""
+    _announcing.append(announce)
+    try:
+        yield
+    finally:
+        _announcing.remove(announce)
+
+
+def deliver(number: int) -> None:
+    """Ask for a stop, as if this process had received the signal that another rank has. Nothing happens where no
+    `SignalHandler` is in force: the other rank's end is noticed by itself. Called by any thread."""
+    if _handling:
+        _handling[-1]._deliver(number)

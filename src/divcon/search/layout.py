@@ -12,6 +12,7 @@ import numpy as np
 from divcon.errors import OutputError
 from divcon.evaluation.layout import By, Layout, OnStep, check_layout, lay_out
 from divcon.runtime.files import atomic_write
+from divcon.runtime.places import place
 from divcon.search.index import Index
 
 MAX_ITEMS = 200_000
@@ -39,7 +40,7 @@ def index_layout(
     by = check_layout(by)
     version = f"{_FORMAT} {index.store.version()}"
     folder = folder or getattr(index.store, "folder", None)
-    file = None if folder is None else Path(folder) / f"map-{by}.npz"
+    file = None if folder is None else place(folder) / f"map-{by}.npz"
     if file is not None and (known := _read(file, version)) is not None:
         return known
     ids = np.sort(index.store.ids())

@@ -16,8 +16,10 @@ from divcon.data.in_memory import ImageLike, is_image, is_tensor, set_of_images
 from divcon.errors import ConfigError, DataError, ImageError, NonFiniteError
 from divcon.models.names import EMBEDDING_NAMES, check_learner
 from divcon.runtime.context import Context
+from divcon.runtime.copies import read_file
 from divcon.search.about import About
-from divcon.search.items import absolute, key_of
+from divcon.search.digests import key_of
+from divcon.search.items import absolute
 from divcon.search.stores.base import Store
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ def _item_of(path: str, store: Store) -> int | None:
 
 def _read(path: str, store: Store) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except FileNotFoundError:
         raise DataError(f"{printable(path)}: there is no such file, and no item of this path in {store.uri}") from None
     except (OSError, ValueError) as error:

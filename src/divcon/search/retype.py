@@ -74,6 +74,6 @@ def _converted(store: Store, about: About, types: Mapping[str, str]) -> pa.Table
         rows = rows.set_column(place, pa.field(column.stored, TYPES[type_]), pa.array(new, TYPES[type_]))
     own = rows.select([column.stored for column in about.user_columns])
     own = own.rename_columns([column.name for column in about.user_columns])
-    details = pa.array(details_of(rows["label"].to_pylist(), own), pa.string())
+    details = details_of(rows["label"], own)
     stored = [column.stored for column in about.user_columns if column.name in types]
     return rows.select(["id", *stored]).append_column("details", details)

@@ -20,8 +20,10 @@ from divcon.data.decode import image_endings
 from divcon.data.image_files import INDEX
 from divcon.errors import ConfigError, StoreError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import Trust, is_named
+from divcon.runtime.places import absolute, exists_here, is_url, place, text_of, url_of
 
 if TYPE_CHECKING:
     from divcon.config.image_size import ImageSize
@@ -61,7 +63,7 @@ class Untrained:
         Raises:
             StoreError: the file is damaged.
         """
-        path = Path(folder) / RECORD
+        path = here(place(folder) / RECORD)
         try:
             values = json.loads(path.read_text())
             return cls(**{**values, "data": tuple(values["data"])})
@@ -82,7 +84,7 @@ class Untrained:
 def is_backbone(model: object) -> bool:
     """Whether it is the name of a backbone, and no folder: a timm model, one of your own as ``module:Name``, or
     ``none``, for vectors."""
-    if not isinstance(model, str) or Path(model).exists():
+    if not isinstance(model, str) or is_url(model) or Path(model).exists():
         return False
     import timm
 
@@ -96,6 +98,8 @@ def default_folder(data: Sequence[str | os.PathLike[str]]) -> Path:
     Raises:
         ConfigError: it has no name.
     """
+    if data and url_of(data[0]) is not None:
+        raise ConfigError("pass `store`: the images are at an address, and the index needs a folder", field="store")
     first = Path(os.path.abspath(data[0])) if data else Path()  # noqa: PTH100 - a link keeps its own name
     if first.is_file() and first.suffix.lower() in image_endings():
         first = first.parent
@@ -172,7 +176,7 @@ def prepare(
         )
     wanted = Untrained(
         backbone or (known.backbone if known else BACKBONE if images.vectors is None else "none"),
-        None if weights is None else str(Path(weights).absolute()),
+        None if weights is None else absolute(weights),
         size,
         fit or "auto",
         tuple(_absolute(path) for path in data),
@@ -186,7 +190,7 @@ def prepare(
         return EmbeddingModel.load(folder / "model", trust=trust)
     settings = ModelConfig(
         backbone=wanted.backbone,
-        weights=None if weights is None else Path(weights),
+        weights=None if weights is None else place(weights),
         image_size=read_size(size),
         fit=wanted.fit,  # type: ignore[arg-type] - the settings check it
     )
@@ -214,7 +218,7 @@ def _check_same(folder: Path, known: Untrained, wanted: Untrained) -> None:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    return str(Path(path).absolute()) if Path(path).exists() else os.fspath(path)
+    return str(Path(path).absolute()) if exists_here(os.fspath(path)) else text_of(path)
 
 
 def training_of(index: Index) -> str | None:

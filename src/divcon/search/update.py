@@ -1,30 +1,27 @@
-"""Update an index: embed and write new and changed items, in one process or in shards in several."""
+"""Update an index: embed and write new and changed items, or load those that other processes embedded."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from divcon.errors import DataError, ImageError, StoreError
+from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context, Progress
-from divcon.runtime.files import atomic_write
 from divcon.search.about import About
-from divcon.search.columns import TYPES, as_in_index, typed, types_in
-from divcon.search.items import Items, details_of, key_of
+from divcon.search.columns import TYPES, as_in_index, typed
+from divcon.search.commits import Commits
+from divcon.search.digests import numbers_of
+from divcon.search.items import Items, details_of
+from divcon.search.known import KnownItems, first_of_each
 from divcon.search.neighbours import Neighbours, choose_effort
-from divcon.search.stores.base import FIXED_COLUMNS, Store, StoredItem, schema_of
+from divcon.search.stores.base import FIXED_COLUMNS, Store, schema_of
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64
+    from jaxtyping import Float32, Int64, UInt64
 
     from divcon.models import EmbeddingModel
 
@@ -38,6 +35,8 @@ class Embedder:
     skip: bool = False
     """Leave out images that do not decode, with a warning; False: they are an error."""
     context: Context = DEFAULT
+    learner: int | None = None
+    """Embed in this learner's subspace; None: in all of them."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,18 @@ class EmbeddedItems:
     """The columns key, path, box, label, content, details, embedding, and the user's as ``meta NAME``."""
 
 
-def with_embeddings(items: Items, contents: list[str], embeddings: Float32[np.ndarray, "N D"]) -> EmbeddedItems:
+def with_embeddings(items: Items, contents: pa.Array, embeddings: Float32[np.ndarray, "N D"]) -> EmbeddedItems:
     """Join items with their embeddings and the digests of their content."""
     width = embeddings.shape[1]
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
     table = pa.table(
         {
-            "key": pa.array(items.keys(), pa.string()),
+            "key": items.keys(),
             "path": pa.array(items.paths(), pa.string()),
             "box": pa.array(items.boxes(), pa.string()),
             "label": pa.array(items.labels, pa.string()),
-            "content": pa.array(contents, pa.string()),
-            "details": pa.array(items.details(), pa.string()),
+            "content": contents,
+            "details": items.details(),
             "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
         }
     )
@@ -101,28 +100,27 @@ def _with_user_columns(rows: pa.Table, columns: pa.Table) -> pa.Table:
     rows = rows.select([name for name in rows.column_names if not name.startswith(_META)])
     for field in columns.schema:
         rows = rows.append_column(field.with_name(_META + field.name), columns[field.name])
-    details = pa.array(details_of(rows["label"].to_pylist(), columns if columns.num_columns else None), pa.string())
+    details = details_of(rows["label"], columns if columns.num_columns else None)
     return rows.set_column(rows.column_names.index("details"), "details", details)
 
 
 class Update:
-    """One pass over the data, by the store's only writer."""
+    """One pass over the data, by the store's only writer.
 
-    def __init__(self, store: Store, delete_missing: bool) -> None:
+    Args:
+        total: the number of items in the data, if it is known.
+    """
+
+    def __init__(self, store: Store, delete_missing: bool, total: int | None = None) -> None:
         self.store = store
         self.about = store.about()
         self.changes = Changes()
         self._delete_missing = delete_missing
-        self._next_id = store.next_id()
-        self._first_new = self._next_id
-        self._in_data = np.zeros(self._next_id, bool)
-
-    def _known(self, keys: list[str]) -> dict[str, StoredItem]:
-        """The items of these keys that are in the store; they count as part of the data."""
-        known = self.store.lookup(keys)
-        old = np.fromiter((item.id for item in known.values()), np.int64, len(known))
-        self._in_data[old[old < self._first_new]] = True
-        return known
+        self._known = KnownItems(store, total, whole=delete_missing)
+        self._next_id = self._written_to = self._known.next_id
+        self._waiting: list[np.ndarray] = []
+        """The entries of changed rows that are not written yet; of new rows, these are the ids from `_written_to`."""
+        self._commits: Commits | None = None
 
     def embed(self, chunks: Iterable[Items], embedder: Embedder, total: int | None = None) -> Iterator[int]:
         """Embed and write the items that are new or changed; after each chunk, yield the number of items processed.
@@ -131,8 +129,11 @@ class Update:
             total: the number of all items, for the progress that is reported after each batch; None: unknown.
 
         Raises:
-            ImageError: an image does not decode, and the embedder does not skip it; the chunks before are written.
+            ImageError: an image does not decode, and the embedder does not skip it; the chunks before are written, by
+                `commit` at the latest.
         """
+        # Processes that decode images are forked from this one: no thread of it should be writing then.
+        self._commits = Commits(self.store, stream=self.about.vector_dim is not None)
         done = 0
         for items in chunks:
             self._embed(items, embedder, done, total)
@@ -141,24 +142,31 @@ class Update:
 
     def load(self, chunks: Iterable[EmbeddedItems]) -> Iterator[int]:
         """Write the items that are new or changed; after each chunk, yield the number of items processed."""
+        self._commits = Commits(self.store, stream=True)
         done = 0
         for chunk in chunks:
             self._load(chunk)
             done += len(chunk.rows)
             yield done
 
+    def _find(self, keys: pa.Array | pa.ChunkedArray, numbers: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
+        """The entries of keys among the known items, which then count as part of the data; -1: it is none of them."""
+        entries = self._known.find(keys, numbers)
+        self._known.in_data[entries[entries >= 0]] = True
+        return entries
+
     def _embed(self, items: Items, embedder: Embedder, before: int, total: int | None) -> None:
         items = checked_items(items, self.about)
-        known = self._known(items.keys())
+        number, numbers = len(items), numbers_of(items.keys())
+        if (first := first_of_each(numbers)) is not None:
+            items, numbers = items.take(first), numbers[first]
+        entries = self._find(items.keys(), numbers)
         contents = contents_of(items, embedder)
-        keys, details = items.keys(), items.details()
-        new = [i for i, c in enumerate(contents) if c and (keys[i] not in known or known[keys[i]].content != c)]
-        relabelled = [
-            i
-            for i, c in enumerate(contents)
-            if c and keys[i] in known and known[keys[i]].content == c and known[keys[i]].details != details[i]
-        ]
-        before += len(items) - len(new)
+        readable = contents.is_valid().to_numpy(zero_copy_only=False)
+        same = self._known.has_content(entries, contents)
+        new = np.flatnonzero(readable & ~same)
+        relabelled = np.flatnonzero(readable & same & ~self._known.has_details(entries, items.details()))
+        before += number - len(new)
         outer = embedder.context
 
         def report(step: Progress) -> None:
@@ -166,70 +174,101 @@ class Update:
                 outer.progress("index", before + step.done, total)
 
         within = replace(embedder, context=replace(outer, on_progress=report))
-        embedded = embed(items, contents, np.array(new, np.int64), within)
-        if len(embedded.rows):
-            self._write(embedded, known)
-        if relabelled:
-            ids = np.array([known[keys[i]].id for i in relabelled])
+        embedded = embed(items, contents, new, within)
+        if len(embedded.rows) == len(new):
+            self._write(embedded, numbers[new])
+        elif len(embedded.rows):
+            self._write(embedded, numbers_of(embedded.rows["key"]))
+        if len(relabelled):
+            ids = self._known.ids[entries[relabelled]]
+            self._write_waiting(entries[relabelled])
             stored, vectors = self.store.embeddings(ids)
             order = np.argsort(stored)[np.searchsorted(np.sort(stored), ids)]
-            same = items.take(np.array(relabelled))
-            self._write(with_embeddings(same, [contents[i] or "" for i in relabelled], vectors[order]), known)
-        unread, count = contents.count(None), len(embedded.rows)
-        kept = len(items) - unread - len(new) - len(relabelled)
+            same_items = with_embeddings(items.take(relabelled), contents.take(pa.array(relabelled)), vectors[order])
+            self._write(same_items, numbers[relabelled])
+        unread, count = contents.null_count, len(embedded.rows)
+        kept = number - unread - len(new) - len(relabelled)
         self._count(embedded=count, kept=kept, skipped=unread + len(new) - count)
 
     def _load(self, chunk: EmbeddedItems) -> None:
-        rows = chunk.rows
+        rows, number, numbers = chunk.rows, len(chunk.rows), numbers_of(chunk.rows["key"])
+        if (first := first_of_each(numbers)) is not None:
+            rows, numbers = rows.take(pa.array(first)), numbers[first]
         paths = rows["path"]
         own = typed(_user_columns(rows), lambda row: paths[row].as_py())
         about = self.about.with_columns(own.schema)
         rows = _with_user_columns(rows, as_in_index(own, about.types, lambda row: paths[row].as_py()))
-        keys = rows["key"].to_pylist()
-        known = self._known(keys)
-        pairs = zip(keys, rows["content"].to_pylist(), rows["details"].to_pylist(), strict=True)
-        new = [
-            i
-            for i, (key, content, details) in enumerate(pairs)
-            if key not in known or (known[key].content, known[key].details) != (content, details)
-        ]
-        if new:
-            self._write(EmbeddedItems(rows.take(pa.array(new, pa.int64()))), known)
-        self._count(kept=len(keys) - len(new))
+        entries = self._find(rows["key"], numbers)
+        known = self._known
+        new = ~(known.has_content(entries, rows["content"]) & known.has_details(entries, rows["details"]))
+        if new.any():
+            self._write(EmbeddedItems(rows if new.all() else rows.filter(pa.array(new))), numbers[new])
+        self._count(kept=number - int(new.sum()))
 
-    def _write(self, chunk: EmbeddedItems, known: dict[str, StoredItem]) -> None:
-        """Write the rows; those of known keys replace the stored ones."""
-        rows, keys = chunk.rows, chunk.rows["key"].to_pylist()
+    def _write(self, chunk: EmbeddedItems, numbers: UInt64[np.ndarray, "n 2"]) -> None:
+        """Write the rows, with the next commit; those of known keys replace the stored ones."""
+        assert self._commits is not None
+        rows = chunk.rows
+        if not len(rows):
+            return
         about = self._with_columns(rows)
-        changed = np.array([key in known for key in keys])
-        ids = np.array([known[key].id if key in known else -1 for key in keys], np.int64)
-        added = int((~changed).sum())
-        ids[~changed] = np.arange(self._next_id, self._next_id + added)
-        stored = _as_stored(rows, ids, about)
-        new, old = stored.filter(pa.array(~changed)), stored.filter(pa.array(changed))
-        with self.store.changing():
-            if len(new):
-                self.store.append(new)
-            if len(old):
-                self.store.write(old)
-        self._next_id += added
-        self._count(added=added, changed=int(changed.sum()))
+        entries = self._known.find(rows["key"], numbers)
+        is_new = entries < 0
+        added = int(is_new.sum())
+        ids = np.empty(len(rows), np.int64)
+        ids[is_new] = np.arange(self._next_id, self._next_id + added)
+        ids[~is_new] = self._known.ids[entries[~is_new]]
+        stored, written = _as_stored(rows, ids, about), False
+        if added:
+            new = stored if added == len(rows) else stored.filter(pa.array(is_new))
+            self._known.add(new, numbers[is_new])
+            self._next_id += added
+            written = self._commits.append(new)
+        if added < len(rows):
+            changed, old = entries[~is_new], stored if not added else stored.filter(pa.array(~is_new))
+            self._write_waiting(changed)
+            self._known.change(changed, old)
+            written = self._commits.write(old)
+            self._waiting.append(changed)
+        if written:
+            self._are_written()
+        self._count(added=added, changed=len(rows) - added)
+
+    def _write_waiting(self, entries: Int64[np.ndarray, " n"]) -> None:
+        """Commit, if some of these items are not written yet."""
+        waiting = (self._known.ids[entries] >= self._written_to).any()
+        if waiting or any(np.isin(entries, some).any() for some in self._waiting):
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what was passed so far.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        if self._commits is not None:
+            self._commits.commit()
+            self._are_written()
+
+    def _are_written(self) -> None:
+        self._written_to, self._waiting = self._next_id, []
 
     def end(self) -> None:
-        """Delete the items that are not in the data, or count them."""
-        missing = self.store.ids()
-        missing = missing[(missing < self._first_new)]
-        missing = missing[~self._in_data[missing]]
-        if self._delete_missing and len(missing):
-            with self.store.changing():
-                self.store.delete(missing)
+        """Write what is left; delete the items that are not in the data, or count them."""
+        self.commit()
+        if self._delete_missing:
+            missing = np.sort(self._known.missing())
+            if len(missing):
+                with self.store.changing():
+                    self.store.delete(missing)
             self._count(removed=len(missing))
         else:
-            self._count(missing=len(missing))
+            self._count(missing=self._known.num_missing())
 
     def _with_columns(self, rows: pa.Table) -> About:
         about = self.about.with_columns(_user_columns(rows).schema)
         if about != self.about:
+            self.commit()
             self.store.set_about(about)
             self.about = about
         return about
@@ -240,17 +279,29 @@ class Update:
 
 
 def update_store(
-    store: Store, neighbours: Neighbours, write: Callable[[Update], None], *, delete_missing: bool = False
+    store: Store,
+    neighbours: Neighbours,
+    write: Callable[[Update], None],
+    *,
+    delete_missing: bool = False,
+    total: int | None = None,
 ) -> Changes:
     """Write to a store as its only writer, then build its approximate index, or bring it up to date, if there are
     enough rows.
+
+    Args:
+        total: the number of items in the data, if it is known: few of them are looked up in a large store, for more
+            the digests of all rows are read.
 
     Raises:
         StoreError: another process is writing.
     """
     with store.writing():
-        update = Update(store, delete_missing)
-        write(update)
+        update = Update(store, delete_missing, total)
+        try:
+            write(update)
+        finally:
+            update.commit()
         update.end()
         changes, about = update.changes, store.about()
         ann = store.count() >= about.ann_from
@@ -272,35 +323,39 @@ def checked_items(items: Items, about: About) -> Items:
     return items.checked(about.with_columns(items.columns.schema).types)
 
 
-def contents_of(items: Items, embedder: Embedder) -> list[str | None]:
-    """The digest of each item's content; None if it cannot be read and the embedder skips such.
+def contents_of(items: Items, embedder: Embedder) -> pa.Array:
+    """The digest of each item's content, as text; null if it cannot be read and the embedder skips such.
 
     Raises:
         ImageError: it cannot be read.
     """
-    contents: list[str | None] = []
-    for i in range(len(items)):
-        try:
-            contents.append(items.content(i))
-        except ImageError as error:
-            if not embedder.skip:
-                raise
-            embedder.context.warn(f"left out: {error}")
-            contents.append(None)
-    return contents
+    warn = embedder.context.warn
+    return items.contents((lambda error: warn(f"left out: {error}")) if embedder.skip else None)
 
 
-def embed(
-    items: Items, contents: list[str | None], indices: Int64[np.ndarray, " n"], embedder: Embedder
-) -> EmbeddedItems:
+def embed(items: Items, contents: pa.Array, indices: Int64[np.ndarray, " n"], embedder: Embedder) -> EmbeddedItems:
     """Embed the items at ``indices``; if the embedder skips images that do not decode, those that do.
 
     Args:
         contents: the digest of each item's content.
     """
+    chosen, indices, embeddings = embeddings_of(items, indices, embedder)
+    return with_embeddings(chosen, contents.take(pa.array(indices)), embeddings)
+
+
+def embeddings_of(
+    items: Items, indices: Int64[np.ndarray, " n"], embedder: Embedder
+) -> tuple[Items, Int64[np.ndarray, " m"], Float32[np.ndarray, "m D"]]:
+    """The items at ``indices``, their indices and embeddings; if the embedder skips images that do not decode, of those
+    that do.
+
+    Raises:
+        ImageError: an image does not decode, and the embedder does not skip it.
+        DataError: an embedding has NaN or infinite numbers.
+    """
     model, context = embedder.model, embedder.context
     chosen = items.take(indices)
-    embeddings = np.empty((0, model.embedding_dim), np.float32)
+    embeddings = model.embed(np.empty((0, model.num_features), np.float32), embedder.learner)
     if len(chosen):
         bad: set[int] = set()
 
@@ -309,15 +364,20 @@ def embed(
             context.warn(f"left out: {message}")
 
         on_bad_image = leave_out if embedder.skip else None
-        features = model.features(
-            chosen.images, batch_size=embedder.batch_size, on_bad_image=on_bad_image, context=context
-        )
-        decoded = np.array([i for i in range(len(chosen)) if i not in bad], np.int64)
-        indices, chosen, embeddings = indices[decoded], chosen.take(decoded), model.embed(features[decoded])
+        batch_size = embedder.batch_size if chosen.images.vectors is None else max(embedder.batch_size, _VECTORS)
+        features = model.features(chosen.images, batch_size=batch_size, on_bad_image=on_bad_image, context=context)
+        if bad:
+            decoded = np.setdiff1d(np.arange(len(chosen)), list(bad))
+            indices, chosen, features = indices[decoded], chosen.take(decoded), features[decoded]
+        embeddings = model.embed(features, embedder.learner)
     broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(broken):
         raise DataError(f"{chosen.names[broken[0]]}: its embedding has NaN or infinite numbers; it cannot be indexed")
-    return with_embeddings(chosen, [contents[i] or "" for i in indices], embeddings)
+    return chosen, indices, embeddings
+
+
+_VECTORS = 4096
+"""Vectors in a batch, at least."""
 
 
 def _as_stored(rows: pa.Table, ids: np.ndarray, about: About) -> pa.Table:
@@ -328,120 +388,3 @@ def _as_stored(rows: pa.Table, ids: np.ndarray, about: About) -> pa.Table:
         there = name in rows.column_names and not column.unfinished
         columns.append(rows[name] if there else pa.nulls(len(rows), kind))
     return pa.table(columns, schema=schema_of(about))
-
-
-_ABOUT, _INPUTS = b"divcon about", b"divcon made of"
-_FILE = re.compile(r"part-(\d{8})\.parquet")
-_SHARD = re.compile(r"shard-(\d+)-of-(\d+)\.json")
-
-
-def write_shard(
-    embedder: Embedder,
-    about: About,
-    chunks: Iterable[Items],
-    folder: Path,
-    shard: int = 1,
-    shards: int = 1,
-) -> tuple[int, int]:
-    """Embed every ``shards``-th chunk into a parquet file of its own, ``part-00000017.parquet``. A file that is there
-    already, of the same images and the same model, is kept, so that an interrupted shard continues where it stopped.
-
-    Args:
-        about: of the embedder's model: see `divcon.search.about.about_of`.
-        chunks: all chunks, the same for every shard.
-        shard: the number of this shard, from 1.
-
-    Returns:
-        The number of items embedded, and of those that were there already.
-
-    Raises:
-        StoreError: a file is of another model.
-        OutputError: a file cannot be written.
-        ImageError: an image does not decode, and the embedder does not skip it.
-    """
-    complete = folder / f"shard-{shard}-of-{shards}.json"
-    complete.unlink(missing_ok=True)
-    embedded = kept = done = number = 0
-    for number, chunk in enumerate(chunks, 1):
-        if number % shards != shard % shards:
-            continue
-        path = folder / f"part-{number - 1:08d}.parquet"
-        chunk = chunk.checked()
-        contents = contents_of(chunk, embedder)
-        inputs = key_of(json.dumps([chunk.keys(), contents, chunk.details(), *_types_as_text(chunk)]))
-        if _inputs_of(path, about) == inputs:
-            kept += len(chunk)
-        else:
-            readable = np.array([i for i, content in enumerate(contents) if content], np.int64)
-            silent = replace(embedder, context=embedder.context.silent())
-            rows = embed(chunk, contents, readable, silent).rows
-            metadata = {_ABOUT: json.dumps(about.to_dict()).encode(), _INPUTS: inputs.encode()}
-            with atomic_write(path) as beside:
-                pq.write_table(rows.replace_schema_metadata(metadata), beside)
-            embedded += len(rows)
-        done += len(chunk)
-        embedder.context.progress("index", done, None)
-    for path in folder.glob("part-*.parquet"):
-        match = _FILE.fullmatch(path.name)
-        if match and int(match[1]) >= number and (int(match[1]) + 1) % shards == shard % shards:
-            path.unlink()  # of images that are not among the chunks any more
-    with atomic_write(complete) as beside:
-        beside.write_text(json.dumps({"parts": number}) + "\n")
-    return embedded, kept
-
-
-def _types_as_text(chunk: Items) -> list[list[tuple[str, str]]]:
-    """The types of columns that are text in a store, and so the same in `Items.details`."""
-    types = types_in(chunk.columns) if chunk.columns is not None else {}
-    special = sorted((name, type_) for name, type_ in types.items() if type_ not in ("text", "int", "float", "bool"))
-    return [special] if special else []
-
-
-def _inputs_of(path: Path, about: About) -> str | None:
-    """The digest of the images that a file was embedded from; None if there is no such file, or a damaged one."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
-        return None
-    About.from_dict(json.loads(metadata[_ABOUT]), str(path)).check_same_model(about, str(path))
-    return metadata[_INPUTS].decode()
-
-
-def read_shards(folder: Path) -> tuple[About, int, Iterator[EmbeddedItems]]:
-    """Read what `write_shard` wrote: what an index of these items says of its model, the number of items, and the
-    items, chunk by chunk.
-
-    Raises:
-        StoreError: there are no shards, one is incomplete, or they are of several models.
-    """
-    complete = [match for path in folder.glob("shard-*.json") if (match := _SHARD.fullmatch(path.name))]
-    if not complete:
-        raise StoreError(
-            f"{folder}: there is no complete shard; write one with "
-            f'"divcon index RUN IMAGES --shard 1/N --parts {folder}"'
-        )
-    shards = max(int(match[2]) for match in complete)
-    complete = [match for match in complete if int(match[2]) == shards]
-    missing = sorted(set(range(1, shards + 1)) - {int(match[1]) for match in complete})
-    if missing:
-        raise StoreError(f"{folder}: shard {missing[0]} of {shards} is not complete; run it (again)")
-    counts = {json.loads((folder / match.string).read_text())["parts"] for match in complete}
-    paths = [folder / f"part-{number:08d}.parquet" for number in range(max(counts))]
-    gone = next((path for path in paths if not path.is_file()), None)
-    if len(counts) > 1 or gone is not None or not paths:
-        reason = f"{gone.name} is missing" if gone else "the shards are of different images"
-        raise StoreError(f"{folder}: {reason}; run the shards again, which embed only what is missing")
-    about: About | None = None
-    for path in paths:
-        other = _about(path)
-        about = about or other
-        about.check_same_model(other, str(path))
-    assert about is not None
-    total = sum(pq.read_metadata(path).num_rows for path in paths)
-    return about, total, (EmbeddedItems(pq.read_table(path).replace_schema_metadata(None)) for path in paths)
-
-
-def _about(path: Path) -> About:
-    with suppress(OSError, pa.ArrowException, KeyError, ValueError, TypeError):
-        return About.from_dict(json.loads((pq.read_schema(path).metadata or {})[_ABOUT]), str(path))
-    raise StoreError(f"{path}: damaged; remove it, and run its shard again")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from divcon import __version__
 from divcon.errors import ConfigError, DivconError, StoreError, WeightsError
 from divcon.evaluation.threshold import read_threshold
+from divcon.runtime.places import place
 from divcon.search import Index
 from divcon.search.filters import conditions_of
 from divcon.search.queries import subspace_weights
@@ -77,13 +78,13 @@ def create_app(
     """
     limits = limits or Limits()
     access = Access(token, root_path, allow_host, trust_proxy, cors_origin)
-    run = None if run is None else Path(run)
+    run = None if run is None else place(run)
     threads, metrics, pictures = Threads(limits), Metrics(), Pictures(limits, EncodedImages(index, run))
     views = Views(index, threads, run, scores)
     others = [compare] if isinstance(compare, Index) else list(compare)
     comparison = Comparison(index, run, pictures, others, limits) if others else None
     catalogue = Catalogue(index)
-    labelling = Labelling(index, catalogue, threads, None if labels is None else Path(labels))
+    labelling = Labelling(index, catalogue, threads, None if labels is None else place(labels))
     learners = _learners(index)
 
     @asynccontextmanager

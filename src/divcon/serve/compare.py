@@ -18,6 +18,7 @@ from divcon.evaluation.neighbours import nearest
 from divcon.runs.folder import RunFolder, kept_epoch, run_of
 from divcon.runs.report.thumbnails import sampled
 from divcon.runtime.context import DEFAULT
+from divcon.runtime.places import place
 from divcon.search import Index
 from divcon.search.queries import embeddings_of
 from divcon.search.untrained import Untrained
@@ -184,7 +185,7 @@ class Comparison:
         self.others: dict[str, Side] = {}
         for name, other in zip(names, others, strict=True):
             folder = other.about.model
-            of = Path(folder) if folder and RunFolder(folder).origin() is not None else None
+            of = place(folder) if folder and RunFolder(folder).origin() is not None else None
             self.others[name] = Side(name, other, of, Pictures(limits, EncodedImages(other, of)))
 
     @property

@@ -12,7 +12,8 @@ from divcon.errors import ConfigError
 from divcon.evaluation.compare import read_scores as read_json
 from divcon.runs.report.thumbnails import sampled
 from divcon.search import Index
-from divcon.search.items import absolute, key_of
+from divcon.search.digests import key_of
+from divcon.search.items import absolute
 from divcon.serve.items import rows_of
 from divcon.serve.run_data import RunData
 

@@ -19,6 +19,8 @@ from starlette.responses import Response
 from divcon.data.decode import decode, image_formats
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DivconError, ImageError
+from divcon.runtime.copies import read_file
+from divcon.runtime.places import is_url
 from divcon.search import Index
 from divcon.search.columns import json_value
 from divcon.search.filters import Condition
@@ -266,7 +268,12 @@ class Pictures:
         return content
 
     def source(self, row: Row) -> Path | bytes | None:
-        """The file of an item, or its encoded image; None if neither is on this machine."""
+        """The file of an item, or its encoded image, also of a file at an address; None if neither can be had."""
+        if is_url(row.path):
+            try:
+                return read_file(row.path)
+            except OSError:
+                return None
         path = Path(row.path)
         return path if path.is_absolute() and path.is_file() else self._encoded.get(row.id)
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from divcon.runtime.context import DEFAULT
 from divcon.search import Index
-from divcon.search.items import key_of
+from divcon.search.digests import key_of
 from divcon.search.queries import embeddings_of, subspace_weights
 from divcon.serve.items import check_pixels, rows_of
 from divcon.serve.limits import Limits, Refusal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from divcon.division import Division
 from divcon.errors import DataError, RunError, Stopped, WorkerError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
+from divcon.runtime.exchange import check_alike, from_main
 from divcon.runtime.importing import Trust
-from divcon.runtime.signals import SignalHandler
+from divcon.runtime.launch import ended_in_words
+from divcon.runtime.signals import SIGNALS, SignalHandler
 from divcon.training.averaging import WeightAverage
 from divcon.training.checkpoint_file import (
     MAY_CHANGE,
@@ -39,6 +43,9 @@ from divcon.training.report import EpochReport, LossRecord
 from divcon.training.sampler import Batch, EpochPlan
 from divcon.training.schedule import difference_until
 
+_CHECK_S = 0.25
+"""Seconds between two exchanges of ranks about whether one of them was asked to stop."""
+
 
 class Checkpointer:
     """Saves the state of a training to a file, and resumes from that file if it exists.
@@ -47,7 +54,7 @@ class Checkpointer:
     step.
 
     Args:
-        path: the file; None saves nothing. All processes read it, and the main process writes it.
+        path: the file; None saves nothing. Rank 0 alone reads and writes it, and sends the others what it holds.
     """
 
     def __init__(
@@ -60,7 +67,7 @@ class Checkpointer:
         context: Context = DEFAULT,
     ) -> None:
         self._state = state
-        self._path = None if path is None else Path(path)
+        self._path = None if path is None else here(path) if context.group.is_main else Path(path)
         self._config = config
         self._images = images
         self._fingerprint = "" if path is None else images.fingerprint
@@ -69,13 +76,19 @@ class Checkpointer:
         self._group = group = context.group
         self._record: LossRecord | None = None
         self._batches = 0
+        self._every = self._until_check = 1
+        self._last_check = time.perf_counter()
+        if not group.alone:
+            advice = "each machine needs the same data: a copy of its own, or a shared folder"
+            check_alike(group, "the training images", images.fingerprint, advice)
         if self._path is not None:
-            if group.is_main and (message := restore_previous(self._path)):
-                context.warn(message)
-            group.barrier()  # no process reads it before that
-            state.file_sizes = file_sizes(images)
-            if self._path.exists():
-                state.load(self._path, config, images)
+            if group.is_main:
+                if message := restore_previous(self._path):
+                    context.warn(message)
+                state.file_sizes = file_sizes(images)
+            content = from_main(group, partial(_content, self._path))
+            if content is not None:
+                state.load(self._path, content, config, images)
                 self._warnings = self._changed_files(state.changed_files, "the stop")
         group.broadcast_parameters(state.model, state.objectives)
         self.resumes_inside_epoch = state.inside is not None
@@ -86,6 +99,18 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            with ended_in_words():
+                if error is not None:
+                    raise error
+        except Stopped as stopped:
+            self._end(stopped)
+            if stopped is not error:  # another rank was asked to stop, and its connections have ended
+                raise
+        except BaseException:
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         # After any other error the weights may be those of the middle of a step.
         if isinstance(error, (Stopped, DataError, WorkerError)) and self._between_steps():
             self._save()
@@ -133,12 +158,12 @@ class Checkpointer:
             for step in steps:
                 yield step, islice(mine, len(self._group.batches(step)))
                 inside.batches = step.stop
-                if not record.synced and not self._group.alone:
-                    continue  # other processes have losses that belong to the state
-                minutes = (time.perf_counter() - self._last_saved) / 60
-                if self._config.checkpoint_minutes and minutes >= self._config.checkpoint_minutes:
-                    self._save()
-                self._stop.check()
+                # Without this, other processes have losses that belong to the state.
+                if record.synced or self._group.alone:
+                    minutes = (time.perf_counter() - self._last_saved) / 60
+                    if self._config.checkpoint_minutes and minutes >= self._config.checkpoint_minutes:
+                        self._save()
+                self._check_stop(record, last=step.stop == len(plan.batches))
         if report.number == self._config.epochs - 1 and self._path is not None and self._group.is_main:
             changed = resized(self._state.file_sizes, file_sizes(self._images))
             report.warnings += self._changed_files(changed, "training began")
@@ -153,7 +178,31 @@ class Checkpointer:
         with self._stop.deferred():
             self._state.epochs_done, self._state.inside, self._record = epoch + 1, None, None
             self._save()
+            self._check_stop(last=True)
         self._stop.check()
+
+    def _check_stop(self, record: LossRecord | None = None, *, last: bool = False) -> None:
+        """Raise `Stopped` if any rank was asked to stop, in all ranks after the same step. They ask each other after so
+        many steps as take `_CHECK_S`; ``last``: at once."""
+        if self._group.alone:
+            self._stop.check()
+            return
+        self._until_check -= 1
+        if self._until_check > 0 and not last:
+            return
+        steps, now = max(1, self._every - self._until_check), time.perf_counter()
+        each = (now - self._last_check) / steps
+        every = min(1000, max(1, round(_CHECK_S / max(each, 1e-6))))
+        asked = [self._stop.asked == number for number in SIGNALS]
+        *asked, every = self._group.all_reduce(np.array([*asked, every if self._group.is_main else 0])).tolist()
+        self._every = self._until_check = int(every)
+        self._last_check = now
+        if any(asked):
+            if record is not None and not record.synced:
+                record.sync()
+            if self._stop.asked is None:
+                self._stop.asked = next(number for number, count in zip(SIGNALS, asked, strict=True) if count)
+            self._stop.check()
 
     def _between_steps(self) -> bool:
         inside = self._state.inside
@@ -204,6 +253,8 @@ class TrainState:
     average: WeightAverage
     division: Division | None = None
     epochs_done: int = 0
+    division_budget: int = 0
+    """Bytes that dividing may take in each process, as this training started with; 0: no limit."""
     file_sizes: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
     """(N,) int64, of the training images; empty where they do not come from files."""
     changed_files: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
@@ -233,6 +284,7 @@ class TrainState:
             "features": self.bank.state_dict(),
             "average": self.average.state_dict(),
             "division": _division_to_save(self.division),
+            "division_budget": self.division_budget,
             "file_sizes": torch.from_numpy(self.file_sizes),
             "inside": None,
         }
@@ -248,13 +300,12 @@ class TrainState:
             }
         write_checkpoint(path, content)
 
-    def load(self, path: Path, config: TrainConfig, images: LabeledSet) -> None:
-        """Load a checkpoint to resume from.
+    def load(self, path: Path, content: dict[str, Any], config: TrainConfig, images: LabeledSet) -> None:
+        """Take over what a checkpoint holds, to resume from it.
 
         Raises:
-            RunError: the file is damaged, or belongs to a training with other settings or data.
+            RunError: it belongs to a training with other settings or data.
         """
-        content = read_checkpoint(path)
         then, now = restored(type(config), content["config"]), saved(config)
         changed = [name for name in now if name not in MAY_CHANGE and then[name] != now[name]]
         if "epochs" in changed:  # a training that is made longer
@@ -281,6 +332,7 @@ class TrainState:
         self.average.load_state_dict(content.get("average", {}))
         self.division = _load_division(content["division"])
         self.epochs_done = content["epochs_done"]
+        self.division_budget = content.get("division_budget", 0)
         sizes = content.get("file_sizes")  # format 2 has neither these nor ``inside``
         if sizes is not None:
             self.changed_files = resized(sizes.numpy(), self.file_sizes)
@@ -306,6 +358,10 @@ class EpochProgress:
     distillations: list[float] = dataclasses.field(default_factory=list)
     seconds_dividing: float = 0.0
     seconds_training: float = 0.0
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    return read_checkpoint(path) if path.exists() else None
 
 
 def model_in(
@@ -337,8 +393,8 @@ def weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def _division_to_save(division: Division | None) -> dict[str, torch.Tensor] | None:
     if division is None:
         return None
-    return {"learner": torch.from_numpy(division.learner), "centroids": torch.from_numpy(division.centroids)}
+    return {name: torch.from_numpy(values) for name, values in division.tensors().items()}
 
 
 def _load_division(tensors: dict[str, torch.Tensor] | None) -> Division | None:
-    return None if tensors is None else Division(np.asarray(tensors["learner"]), np.asarray(tensors["centroids"]))
+    return None if tensors is None else Division.of_tensors({name: values.numpy() for name, values in tensors.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import numpy as np
@@ -49,17 +49,23 @@ class TrainLoader(ABC):
     def close(self) -> None:  # noqa: B027 — most have no workers
         """End the workers."""
 
-    def evaluation_batches(self, images: np.ndarray, epoch: int) -> Iterator[Pixels]:
+    def evaluation_batches(
+        self, images: np.ndarray, epoch: int, *, done: int = 0, total: int | None = None
+    ) -> Iterator[Pixels]:
         """Load the training images at these positions, (n,) int64, in order, with the evaluation transform.
+
+        Args:
+            done, total: of a division that loads them in several calls: the images done before, and in all.
 
         Raises:
             ImageError: an image does not decode.
         """
-        done, size = 0, 2 * self._config.batch_size
+        size = 2 * self._config.batch_size
+        total = done + len(images) if total is None else max(total, done + len(images))
         for inputs, indices in self._evaluation_batches([images[i : i + size] for i in range(0, len(images), size)]):
             yield inputs, indices
             done += len(indices)
-            self._context.progress("divide", done, len(images), epoch=epoch)
+            self._context.progress("divide", done, total, epoch=epoch)
 
     @abstractmethod
     def _evaluation_batches(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
@@ -113,17 +119,20 @@ def training_transform(model: EmbeddingModel, images: LabeledSet, config: TrainC
 
 
 class _BatchSampler:
-    """The batch sampler: a list of batches of keys, replaced for each epoch. Nothing is prefetched across a division,
-    because no worker has a key of the next epoch."""
+    """The batch sampler: batches of keys, replaced for each epoch. Nothing is prefetched across a division, because no
+    worker has a key of the next epoch. Keys are created as they are asked for: those of ten million images would take a
+    gigabyte."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Key]] = []
+        self.keys: Callable[[int], list[Key]] = lambda _: []
+        """The keys of a batch, by its number."""
+        self.numbers: Sequence[int] = ()
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
+        return map(self.keys, self.numbers)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.numbers)
 
 
 class _PixelCache:
@@ -189,8 +198,8 @@ class ImageLoader(TrainLoader):
 
     def _evaluation_batches(self, batches: list[np.ndarray]) -> Iterator[Pixels]:
         cached = [self._cache.has(batch) for batch in batches]
-        missing = [batch.tolist() for batch, is_cached in zip(batches, cached, strict=True) if not is_cached]
-        decoded = self._run(missing) if missing else iter(())
+        missing = [i for i, is_cached in enumerate(cached) if not is_cached]
+        decoded = self._run(missing, lambda i: batches[i].tolist()) if missing else iter(())
         for batch, is_cached in zip(batches, cached, strict=True):
             if is_cached:
                 yield self._cache.get(batch)
@@ -203,22 +212,21 @@ class ImageLoader(TrainLoader):
     def training_batches(
         self, plan: EpochPlan, epoch: int, labels: np.ndarray, numbers: Sequence[int]
     ) -> Iterator[tuple[int, Batch, Tensor, Tensor]]:
-        starts = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
-        keys: list[list[Key]] = []
-        for number in numbers:
-            indices, start = plan.batches[number].indices, int(starts[number])
+        def keys(number: int) -> list[Key]:
+            indices, start = plan.batches[number].indices, int(plan.batches.starts[number])
             mine = range(*self._context.group.images(len(indices)).indices(len(indices)))
-            keys.append([(int(indices[i]), epoch, start + i) for i in mine])
-        for number, (pixels, _) in zip(numbers, self._run(keys), strict=True):
+            return [(int(indices[i]), epoch, start + i) for i in mine]
+
+        for number, (pixels, _) in zip(numbers, self._run(numbers, keys), strict=True):
             batch = plan.batches[number]
             images = self._model.normalize(pixels.to(self._device, non_blocking=True))
             if self._config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             yield number, batch, images, torch.from_numpy(labels[batch.indices])
 
-    def _run(self, batches: list[list[Key]]) -> Iterator[Pixels]:
+    def _run(self, numbers: Sequence[int], keys: Callable[[int], list[Key]]) -> Iterator[Pixels]:
         assert self._loader is not None, "the loader was closed"
-        self._sampler.batches = batches
+        self._sampler.numbers, self._sampler.keys = numbers, keys
         return batches_of(self._loader)
 
 

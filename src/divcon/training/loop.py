@@ -20,7 +20,7 @@ from divcon.config.from_data import fit_training
 from divcon.config.settings import TrainConfig
 from divcon.data.inputs import LabeledData, as_labeled_set
 from divcon.data.labeled_set import LabeledSet
-from divcon.division import Division, divide
+from divcon.division import Division
 from divcon.errors import ConfigError
 from divcon.models import EmbeddingModel
 from divcon.runtime.context import DEFAULT, Context
@@ -30,6 +30,7 @@ from divcon.runtime.launch import launch
 from divcon.runtime.signals import SignalHandler
 from divcon.training.averaging import WeightAverage
 from divcon.training.checkpoint import Checkpointer, TrainState
+from divcon.training.dividing import Divider, division_budget
 from divcon.training.feature_bank import FeatureBank
 from divcon.training.gradients import Gradients
 from divcon.training.loader import create_loader
@@ -75,8 +76,9 @@ def train(
             (N, F) and (N,).
         checkpoint: a file to save the state to: after each epoch, when the next one is requested, and every
             ``config.checkpoint_minutes``. If it exists, training resumes from it; on the CPU the final weights are the
-            same, bit for bit, as without the interruption.
-        stop: requests a stop; training stops after the current step, with `divcon.errors.Stopped`.
+            same, bit for bit, as without the interruption. Of several processes rank 0 alone reads and writes it.
+        stop: requests a stop; training stops after the current step, with `divcon.errors.Stopped`, in all processes
+            where one of them is asked.
         context: reports progress after each step. If it has no process group, ``config.devices`` processes are
             launched. Its ``workers`` are ignored: those of ``config`` are used.
 
@@ -124,11 +126,13 @@ def divide_and_conquer(
     bank = FeatureBank(len(images), model.num_features, device, enabled=config.divide_on == "bank")
     distill_weight = config.chosen_distill_weight(model.head.max_learners, vectors=model.vector_dim is not None)
     average = WeightAverage(model, config.ema_decay)
+    budget = division_budget(config, context.group, device)
     gradients = Gradients(model, context.group)
-    state = TrainState(model, objectives, optimizer, precision, bank, average)
+    state = TrainState(model, objectives, optimizer, precision, bank, average, division_budget=budget)
     checkpointer = Checkpointer(state, checkpoint, config, images, stop, context)
     loader = create_loader(model, images, config, device, context)
     with loader, checkpointer, context.group.gathered_batch(model.pooling):
+        divider = Divider(model, loader, bank, labels, config, state.division_budget, precision, device, context)
         for epoch in range(state.epochs_done, config.epochs):
             phase = phase_at(epoch, config, model.head.max_learners)
             report = EpochReport(epoch, phase)
@@ -142,22 +146,9 @@ def divide_and_conquer(
                 bank.disable()
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
             elif previous is None or epoch % config.redivide_every == 0:
-                with precision.autocast():
-                    features = bank.features_to_divide(model, loader, epoch, context)
                 # A hierarchy starts with one learner and doubles the learners at each division until there are K.
                 double = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
-                division = divide(
-                    features,
-                    labels,
-                    model.num_learners,
-                    by=config.divide_by,
-                    seed=(config.seed, epoch),
-                    tries=config.division_tries,
-                    previous=previous,
-                    double=double,
-                    device=device,
-                    context=context,
-                )
+                division = divider.divide(epoch, previous, double=double)
                 if double:
                     double_learners(model, objectives, optimizer)
                     average.restart()
@@ -168,6 +159,8 @@ def divide_and_conquer(
             set_classes(objectives, division, labels, num_learners, redivided=redivided)
             checkpointer.start_epoch(division, previous)
             report.record_division(division, previous, labels, time.perf_counter() - started)
+            if division.sample and report.redivided:
+                report.warnings += (divider.sampled,)
 
             # Train the learners in turn, each on batches of its own cluster, or conquer.
             plan = plan_epoch(
@@ -250,5 +243,7 @@ def _worker(
     checkpoint: str | Path | None,
 ) -> None:
     # A copy, because PyTorch passes tensors to another process in shared memory.
-    for _ in train(copy.deepcopy(model), images, config, checkpoint=checkpoint, context=Context(processes=processes)):
-        pass
+    network, context = copy.deepcopy(model), Context(processes=processes)
+    with SignalHandler() as stop:
+        for _ in train(network, images, config, checkpoint=checkpoint, stop=stop, context=context):
+            pass

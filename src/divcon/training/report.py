@@ -54,7 +54,7 @@ class LossRecord:
         """Batches of complete steps."""
         self.inside_a_step = False
         """Whether a loss of the next step was computed."""
-        self._images_up_to = np.cumsum([0, *(len(batch.indices) for batch in plan.batches)])
+        self._images_up_to = plan.batches.starts
         self.started = time.perf_counter()
 
     def loss(self, number: int, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class LossRecord:
 
     def by_learner(self, num_learners: int) -> list[float | None]:
         """The mean loss of each learner; None for a learner without batches."""
-        learner = np.array([batch.learner for batch in self._plan.batches])
+        learner = self._plan.batches.learners
         values = np.array(self.values)
         return [float(values[learner == k].mean()) if (learner == k).any() else None for k in range(num_learners)]
 
@@ -228,6 +228,8 @@ class EpochReport:
     """The division that the batches come from."""
     redivided: bool = False
     """Whether it is new in this epoch."""
+    division_sample: int | None = None
+    """Number of images (by class: of classes) that k-means was fitted on; None: all."""
     classes: tuple[int, ...] = ()
     """Number of classes of each learner."""
     kept_pairs: float = 0.0
@@ -260,6 +262,7 @@ class EpochReport:
         """Record the division that this epoch trains on."""
         self.division = division
         self.redivided = division is not previous
+        self.division_sample = division.sample
         self.classes = division.classes_per_learner(labels)
         self.kept_pairs = division.kept_pairs(labels)
         self.seconds_dividing = seconds
@@ -285,9 +288,11 @@ class EpochReport:
         self.full_loss = record.full_mean
         self.distillation = record.distillation_mean
         self.batches = len(plan.batches)
-        self.images = sum(len(batch.indices) for batch in plan.batches)
+        self.images = len(plan.batches.indices)
         self.distinct_images = plan.distinct_images
-        self.drawn = np.unique(np.concatenate([batch.indices for batch in plan.batches]))
+        drawn = np.zeros(len(self.division.learner), bool)
+        drawn[plan.batches.indices] = True
+        self.drawn = np.flatnonzero(drawn)
         self.lr = groups[0]["lr"]
         self.seconds_training = record.seconds
         self.warnings += plan.warnings

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from typing import overload
 
 import numpy as np
 
 from divcon.config.settings import Rounds, SmallClasses
 from divcon.division import Division
 from divcon.errors import DataError
+from divcon.training.decks import Cluster, deal
+
+BLOCK = 1 << 20
+"""Images that are compared at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +26,44 @@ class Batch:
     """(B,) int64 into the training images."""
 
 
+class Batches(Sequence[Batch]):
+    """The batches of an epoch, one after the other in arrays: a batch is created when it is asked for, as ten million
+    images make more of them than Python holds in little memory."""
+
+    def __init__(self, learners: np.ndarray, indices: np.ndarray, starts: np.ndarray) -> None:
+        self.learners = learners
+        """(n,) int64, the learner of each batch."""
+        self.indices = indices
+        """The images of all batches, int64."""
+        self.starts = starts
+        """(n + 1,) int64: batch i has the images from ``starts[i]`` to ``starts[i + 1]``."""
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Batches:
+        """Of single batches."""
+        indices = [batch.indices for batch in batches]
+        starts = np.cumsum([0, *map(len, indices)])
+        return cls(np.array([b.learner for b in batches], np.int64), np.concatenate([*indices, []]).astype(int), starts)
+
+    def __len__(self) -> int:
+        return len(self.learners)
+
+    @overload
+    def __getitem__(self, number: int) -> Batch: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Batch]: ...
+    def __getitem__(self, number: int | slice) -> Batch | list[Batch]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        i = range(len(self))[number]
+        return Batch(int(self.learners[i]), self.indices[self.starts[i] : self.starts[i + 1]])
+
+
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
     """All batches of an epoch."""
 
-    batches: list[Batch]
+    batches: Batches
     warnings: tuple[str, ...]
     """Learners that sit the epoch out, and batches that cannot be filled."""
     num_learners: int
@@ -39,7 +76,16 @@ class EpochPlan:
     @property
     def distinct_images(self) -> float:
         """Mean number of distinct images per batch."""
-        return float(np.mean([len(np.unique(batch.indices)) for batch in self.batches]))
+        starts, indices = self.batches.starts, self.batches.indices
+        sizes, counts = np.diff(starts), np.empty(len(self.batches))
+        for size in np.unique(sizes).tolist():
+            of_size = np.flatnonzero(sizes == size)
+            step = max(1, BLOCK // max(1, size))
+            for i in range(0, len(of_size), step):
+                some = of_size[i : i + step]
+                rows = np.sort(indices[starts[some, None] + np.arange(size)], axis=1)
+                counts[some] = (rows[:, 1:] != rows[:, :-1]).sum(axis=1) + (size > 0)
+        return float(counts.mean())
 
 
 def plan_epoch(
@@ -74,27 +120,27 @@ def plan_epoch(
     num_batches = max(1, len(labels) // batch_size)
     num_learners = num_learners or division.num_learners
     lengths: list[int] = []
-    streams: list[tuple[int, Iterator[np.ndarray]]] = []
+    streams: list[_Stream] = []
     warnings: list[str] = []
+    fill = small_classes == "fill"
+    cluster = None
     for learner in range(num_learners):
-        indices = division.indices(learner)
-        by_class = _by_class(indices, labels[indices])
-        if len(by_class) < 2:
+        if cluster is None or division.num_learners > 1:
+            cluster = Cluster.of(division.indices(learner), labels)
+        if cluster.num_classes < 2:
             warnings.append(
-                f"learner {learner} sits epoch {epoch} out: its {len(indices)} images are of {len(by_class)} "
+                f"learner {learner} sits epoch {epoch} out: its {cluster.size} images are of {cluster.num_classes} "
                 "classes with a positive pair, and a batch needs two"
             )
             continue
-        fill = small_classes == "fill"
-        size = _size(by_class, batch_size, images_per_class, fill)
-        if size < batch_size:
+        take, size = _take(cluster, batch_size, images_per_class, fill)
+        if size < batch_size // images_per_class * images_per_class:
             warnings.append(
-                f"learner {learner} has batches of {size} images, not {batch_size}: its cluster has {len(by_class)} "
-                f"classes, {len(indices)} images"
+                f"learner {learner} has batches of {size} images, not {batch_size}: its cluster has "
+                f"{cluster.num_classes} classes, {cluster.size} images"
             )
-        rng = np.random.default_rng([seed, epoch, learner])
-        lengths.append(max(1, len(indices) // batch_size))
-        streams.append((learner, _stream(by_class, batch_size, images_per_class, fill, rng)))
+        lengths.append(max(1, cluster.size // batch_size))
+        streams.append(_Stream(learner, cluster, take, size))
     if not streams:
         raise DataError(
             "no learner has two classes with two images each, so no batch has both a positive and a negative pair; "
@@ -104,85 +150,43 @@ def plan_epoch(
     first = epoch * num_batches
     if rounds != "epoch":
         first, num_batches = 0, len(streams) * (max if rounds == "longest" else min)(lengths)
-    turns = (number % len(streams) for number in range(first, first + num_batches))
-    return EpochPlan([Batch(streams[t][0], next(streams[t][1])) for t in turns], tuple(warnings), num_learners)
+    turns = np.arange(first, first + num_batches) % len(streams)
+    starts = np.concatenate([[0], np.cumsum(np.array([stream.size for stream in streams])[turns])])
+    indices = np.empty(starts[-1], np.int64)
+    for turn, stream in enumerate(streams):
+        begins = starts[:-1][turns == turn]
+        rng = np.random.default_rng([seed, epoch, stream.learner])
+        done = 0
+        for batches in deal(stream.cluster, len(begins), stream.take, batch_size // images_per_class, stream.size, rng):
+            indices[begins[done : done + len(batches), None] + np.arange(stream.size)] = batches
+            done += len(batches)
+    learners = np.array([stream.learner for stream in streams], np.int64)[turns]
+    return EpochPlan(Batches(learners, indices, starts), tuple(warnings), num_learners)
 
 
-def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """The images of each class with at least two."""
-    order = np.argsort(labels, kind="stable")
-    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    pairs = zip(starts, counts, strict=True)
-    return [indices[order[start : start + count]] for start, count in pairs if count >= 2]
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    """The batches of a learner."""
+
+    learner: int
+    cluster: Cluster
+    take: np.ndarray
+    """(C,) int64: the number of images of each class in a batch."""
+    size: int
+    """The number of images in a batch."""
 
 
-def _size(by_class: list[np.ndarray], batch_size: int, images_per_class: int, fill: bool) -> int:
-    """The number of images in a batch of the cluster."""
+def _take(cluster: Cluster, batch_size: int, images_per_class: int, fill: bool) -> tuple[np.ndarray, int]:
+    """(C,) int64, the number of images of each class in a batch: M, or with ``fill`` as many as there are. In a batch
+    with all classes the remaining places go one by one to classes that have more images. And the size of a batch."""
+    counts, places = cluster.counts, batch_size // images_per_class
     if fill:
-        return min(batch_size, sum(map(len, by_class)))
-    if len(by_class) >= batch_size // images_per_class:
-        return batch_size
-    return sum(_images_per_class(by_class, batch_size, images_per_class))
-
-
-def _images_per_class(by_class: list[np.ndarray], batch_size: int, images_per_class: int) -> list[int]:
-    """The number of images of each class in a batch with all classes: M, and the remaining places go one by one to
-    classes that have more images."""
-    take = [images_per_class] * len(by_class)
-    left = batch_size - sum(take)
-    open_classes = [c for c, images in enumerate(by_class) if len(images) > images_per_class]
-    while left > 0 and open_classes:
-        for c in open_classes[:left]:
-            take[c] += 1
+        return np.minimum(images_per_class, counts), min(batch_size, len(cluster.cards))
+    take = np.full(len(counts), images_per_class)
+    if len(counts) >= places:
+        return take, places * images_per_class
+    left = batch_size - int(take.sum())
+    while left > 0 and len(open_classes := np.flatnonzero(counts > take)):
+        take[open_classes[:left]] += 1
         left -= min(left, len(open_classes))
-        open_classes = [c for c in open_classes if len(by_class[c]) > take[c]]
-    return take
-
-
-def _stream(
-    by_class: list[np.ndarray], batch_size: int, images_per_class: int, fill: bool, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    num_classes = batch_size // images_per_class
-    images = [_Deck(members, rng) for members in by_class]
-    if fill:
-        everything, size = _Deck(np.concatenate(by_class), rng), _size(by_class, batch_size, images_per_class, fill)
-        take = [min(images_per_class, len(members)) for members in by_class]
-    elif len(by_class) < num_classes:
-        take = _images_per_class(by_class, batch_size, images_per_class)
-    else:
-        take = [images_per_class] * len(by_class)
-    classes = _Deck(np.arange(len(by_class)), rng)
-    while True:
-        chosen = range(len(by_class)) if len(by_class) < num_classes else classes.deal(num_classes)
-        batch = np.concatenate([images[c].deal(take[c]) for c in chosen])
-        yield np.concatenate([batch, everything.deal_others(batch, size - len(batch))]) if fill else batch
-
-
-class _Deck:
-    """Cards dealt at random, each once before any comes twice; a hand repeats a card only if it is larger than the
-    deck."""
-
-    def __init__(self, cards: np.ndarray, rng: np.random.Generator) -> None:
-        self._cards = cards
-        self._rng = rng
-        self._pile = iter(())
-
-    def deal(self, number: int) -> np.ndarray:
-        hand = list(islice(self._pile, number))
-        while len(hand) < number:
-            fresh = self._rng.permutation(self._cards)
-            # Cards that are in the hand already go to the end.
-            last = np.isin(fresh, hand[-len(fresh) :] if len(hand) < len(fresh) else [])
-            self._pile = iter(np.concatenate([fresh[~last], fresh[last]]).tolist())
-            hand += islice(self._pile, number - len(hand))
-        return np.array(hand, dtype=np.int64)
-
-    def deal_others(self, hand: np.ndarray, number: int) -> np.ndarray:
-        """``number`` cards that are not in ``hand``; those that are in it are skipped."""
-        excluded, dealt = set(hand.tolist()), []
-        while len(dealt) < number:
-            card = int(self.deal(1)[0])
-            if card not in excluded:
-                excluded.add(card)
-                dealt.append(card)
-        return np.array(dealt, dtype=np.int64)
+    return take, int(take.sum())

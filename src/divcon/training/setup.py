@@ -23,7 +23,7 @@ from divcon.errors import ConfigError, DataError
 from divcon.models import EmbeddingModel
 from divcon.models.inputs import check_input
 from divcon.runtime.device import resolve_device
-from divcon.runtime.launchers import started_size
+from divcon.runtime.launchers import is_restarted_alone, started_size
 from divcon.training.losses import create_objectives, keeps_state
 from divcon.training.optimizer import check_optimizer, create_optimizer
 from divcon.training.own import name_in_words
@@ -141,15 +141,19 @@ def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
         )
 
 
-def on_started_group(config: TrainConfig) -> TrainConfig:
+def on_started_group(config: TrainConfig, *, resumed: bool = False) -> TrainConfig:
     """The settings with ``devices`` as a launcher has started them, where one has: a training that is resumed may have
-    more or fewer than before.
+    more or fewer than before. What is trained stays: where there are more than ``learners_per_step``, these share out
+    the images of each batch.
 
     Raises:
-        ConfigError: the batches of a step cannot be shared out among so many.
+        ConfigError: the batches of a step cannot be shared out among so many, in a training that is not resumed.
     """
-    size = started_size()
-    return config if size in (None, 1, config.num_devices) else replace(config, devices=size)
+    size = started_size() or 1
+    if size == config.num_devices or (size == 1 and not is_restarted_alone()):
+        return config
+    across = "batch" if resumed and size > config.batches_per_step else config.across
+    return replace(config, devices=size, across=across)
 
 
 def training_device(config: TrainConfig) -> torch.device:

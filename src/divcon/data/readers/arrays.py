@@ -19,6 +19,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.columns import COLUMNS, GUESS, VECTOR_COLUMN, Columns, roles_of
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.readers.table import OnMissingLabel, benchmark_of, images_of_tables
+from divcon.data.remote_folder import files_below
 from divcon.data.table_format import content_of, is_table
 from divcon.data.tables import (
     VECTOR_SUFFIXES,
@@ -30,6 +31,8 @@ from divcon.data.tables import (
 )
 from divcon.errors import ConfigError, DataError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
+from divcon.runtime.places import url_of
 
 
 def is_vector_file(path: str | os.PathLike[str]) -> bool:
@@ -95,7 +98,7 @@ def _loaded(
     columns = _columns(path, _arrays(path), chosen)
     num_rows = len(next(iter(columns.values())))
     note = None
-    labels = None if labels_file is None else Path(labels_file)
+    labels = None if labels_file is None else here(labels_file)
     guessed = roles_of(str(path), [(name, "plain") for name in columns], GUESS).names
     has_labels = "label" in guessed or chosen.label in columns
     if labels is None and not has_labels:
@@ -239,6 +242,8 @@ def _beside(path: Path) -> Path:
         DataError: there is none, or there are several.
     """
     stem = path.stem
+    url = url_of(path.parent)
+    known = None if url is None else set(files_below(url))
     twins = [re.sub(r"(?i)(embeddings?|vectors?|features?|feats?|embs?)", word, stem) for word in ("labels", "label")]
     twins += ["y" + stem[1:]] if re.fullmatch(r"[xX](_.*)?", stem) else []
     # The names that say most come first; only within a line is there a choice.
@@ -249,6 +254,8 @@ def _beside(path: Path) -> Path:
         [stem, "metadata"],
     ):
         there = [path.with_name(name + ending) for name in dict.fromkeys(names) for ending in _ENDINGS]
+        if known is not None:
+            there = [here(file) for file in there if file.name in known]
         there = [file for file in there if file.is_file() and file != path]
         if len(there) == 1:
             return there[0]

@@ -23,18 +23,23 @@ from divcon.data.image_files import (
     check_name,
     image_files,
     is_folder,
+    is_image_name,
     printable,
 )
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.labels import spellings_in
 from divcon.data.readers.arrays import images_in_vector_file, is_vector_file
+from divcon.data.readers.shards import images_in_shards, is_folder_of_shards, is_shards
 from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
+from divcon.data.remote_folder import bring_tables
 from divcon.data.split_names import Role, is_fold, split_role
 from divcon.data.splitting import Splitting
 from divcon.data.tables import is_table
 from divcon.errors import ConfigError, DataError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
+from divcon.runtime.places import place, text_of, url_of, without_secrets
 
 _LAYOUT = "images are in one folder per class, ROOT/CLASS/*, or ROOT/train/CLASS/* and ROOT/test/CLASS/*"
 _SPLITS = "a split is called train, test, validation, query or gallery"
@@ -81,7 +86,7 @@ def read_folder(
             f"path, label and {group}, or a metadata.csv beside the images",
             field="group",
         )
-    root = Path(root)
+    root = place(root)
     files = image_files(root)
     layout = _layout(files)
     if not layout.files:
@@ -140,6 +145,10 @@ def images_of(
         ConfigError: a table has no column of a chosen name.
     """
     if isinstance(source, (str, os.PathLike)):
+        if is_shards(source):
+            return images_in_shards(source, context=context)
+        if (url := url_of(source)) is not None:
+            return _images_at_address(url, root, chosen, context)
         check_name(source)
         path = Path(source)
         if is_folder(path):
@@ -156,6 +165,12 @@ def images_of(
             raise DataError(
                 f"item {number} of the list is of type {type(item).__name__}: pass files, folders, images or vectors"
             )
+        if (url := url_of(item)) is not None:
+            if is_image_name(url):
+                paths.append(url)
+            else:
+                paths += [f"{url}/{path}" for path in _all_under(place(url), context)]
+            continue
         check_name(item)
         if is_folder(item):
             paths += [str(Path(item, path)) for path in _all_under(Path(item), context)]
@@ -166,6 +181,24 @@ def images_of(
     if not paths:
         raise DataError("there are no images to read: the list is empty")
     return _image_set(None, None, paths)
+
+
+def _images_at_address(url: str, root: str | os.PathLike[str] | None, chosen: Columns, context: Context) -> LabeledSet:
+    path = place(url)
+    if is_table(path) or is_vector_file(path):
+        if not (path := here(url)).is_file():
+            raise DataError(f"{without_secrets(url)}: there is no such file")
+        if is_table(path):
+            return images_in_table(path, root, chosen=chosen, context=context)
+        return images_in_vector_file(path, chosen=chosen, context=context)
+    if is_image_name(url):
+        return _image_set(None, None, [url])
+    if is_folder_of_shards(url):
+        return images_in_shards(url, context=context)
+    tables = bring_tables(url)
+    if tables is not None and table_files(tables):
+        return images_in_table_folder(tables, chosen=chosen, context=context)
+    return _image_set(path, None, _all_under(path, context))
 
 
 def label_in(path: str) -> str | None:
@@ -186,8 +219,8 @@ def _image_set(root: Path | None, names: list[str] | None, paths: list[str]) -> 
         label_names=label_names,
         paths=pa.array(paths, pa.string()),
         rows=np.arange(len(paths), dtype=np.int64),
-        source="" if root is None else str(root),
-        root="" if root is None else str(root),
+        source="" if root is None else text_of(root),
+        root="" if root is None else text_of(root),
         spellings=() if names is None else spellings_in(set(names)),
     )
 

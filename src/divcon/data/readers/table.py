@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,6 +44,7 @@ from divcon.data.tables import (
 )
 from divcon.errors import ConfigError, DataError
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.places import is_url, text_of, without_secrets
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -69,7 +71,8 @@ def texts_of(column: pa.ChunkedArray) -> pa.Array:
     """The values as text, in one piece; whole numbers without a decimal point."""
     chunks = [text_chunk(chunk) for chunk in column.chunks]
     kind = pa.large_string() if sum(chunk.nbytes for chunk in chunks) > _MOST_BYTES else pa.string()
-    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind).combine_chunks()
+    chunks = [chunk.cast(kind) for chunk in chunks]
+    return chunks[0] if len(chunks) == 1 else pa.chunked_array(chunks, kind).combine_chunks()
 
 
 def text_chunk(chunk: pa.Array) -> pa.Array:
@@ -249,6 +252,8 @@ def first_rows(images: LabeledSet) -> np.ndarray:
     Raises:
         DataError: an image has two labels.
     """
+    if _is_ascending(images.paths):
+        return np.arange(len(images))
     codes = images.paths.dictionary_encode().indices.to_numpy()
     if images.boxes is not None:
         for side in images.boxes.T:
@@ -264,6 +269,17 @@ def first_rows(images: LabeledSet) -> np.ndarray:
             "one label"
         )
     return first
+
+
+def _is_ascending(texts: pa.Array) -> bool:
+    """Whether each text is greater than the one before, so that none comes twice. Tables are often sorted, and a table
+    of all texts takes as much memory as they do."""
+    size = 1 << 20
+    for start in range(0, len(texts) - 1, size):
+        before, after = texts[start : start + size + 1][:-1], texts[start + 1 : start + size + 1]
+        if not pc.all(pc.less(before, after), skip_nulls=False).as_py():
+            return False
+    return not texts.null_count
 
 
 def once(part: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -339,9 +355,12 @@ def read_table(
     """
     chosen = Columns(image_column, label_column, split_column, vector_column)
     splitting = Splitting(test_fraction, group, protocol, ignore_split)
-    tables = _one(path, root, chosen, on_missing_label)
     return benchmark_of(
-        tables, check_files=check_files, flip=flip, on_missing_label=on_missing_label, splitting=splitting
+        _one(path, root, chosen, on_missing_label),  # no name for it here, so that it is freed there
+        check_files=check_files,
+        flip=flip,
+        on_missing_label=on_missing_label,
+        splitting=splitting,
     )
 
 
@@ -436,7 +455,7 @@ def _one(
         stem_of(path),
         str(path),
         [TableFile(path)],
-        str(path.parent if root is None else root),
+        text_of(path.parent if root is None else root),
         chosen,
         unknown_is_missing=on_missing_label != "stop",
     )
@@ -611,22 +630,53 @@ def check_paths(images: LabeledSet) -> None:
     """Raise DataError if files are missing, with the first and their number."""
     if images.encoded is not None or images.vectors is not None:
         return
+    if images.addresses([0] if len(images) else []):
+        _check_addresses(images)
+        return
     exists, join, root = os.path.exists, os.path.join, images.root
     first, missing = 0, 0
     for start in range(0, len(images), 1 << 16):
         paths = images.paths[start : start + (1 << 16)].to_pylist()
-        gone = [start + i for i, path in enumerate(paths) if not exists(join(root, path))]
+        gone = [start + i for i, path in enumerate(paths) if not (exists(join(root, path)) or is_url(path))]
         if gone and not missing:
             first = gone[0]
         missing += len(gone)
     if missing:
         path = images.path(first)
-        if re.match(r"(?i)[a-z0-9+]{2,}://", path):
-            raise DataError(f"{images.where(first)}: this is an address, not a file; download the images first")
         ending = "" if Path(path).suffix else "; the path has no ending such as .jpg"
         raise DataError(
             f"{images.where(first)}: there is no such file ({missing:,} of {len(images):,} are "
             f"missing); relative paths start from {images.root or '.'}: `root` sets another folder{ending}"
+        )
+
+
+_LOOKED_AT = 16
+"""Images at addresses that are looked for when a table is read: a request for each of a million would take hours."""
+
+
+def _check_addresses(images: LabeledSet) -> None:
+    """Look for some of the images, from the first to the last.
+
+    Raises:
+        DataError: one is missing. RemoteError: the storage cannot be reached, or refuses.
+    """
+    from divcon.runtime import remote
+
+    places = np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(np.int64)).tolist()
+
+    def is_there(i: int) -> bool:
+        file = images.file(i)
+        return remote.exists(file) if isinstance(file, str) else file.exists()
+
+    if not is_there(places[0]):
+        gone = 0
+    else:
+        with ThreadPoolExecutor(8) as threads:
+            gone = next((i for i, there in zip(places, threads.map(is_there, places), strict=True) if not there), None)
+    if gone is not None:
+        raise DataError(
+            f"{images.where(gone)}: there is no such file ({without_secrets(str(images.file(gone)))}); relative paths "
+            f"start from {images.root or '.'}: `root` sets another folder"
         )
 
 
@@ -858,7 +908,8 @@ def _loaded(root: str | os.PathLike[str], chosen: Columns, on_missing_label: str
     if not files:
         raise DataError(f"{root}: there are no tables in it ({', '.join(_METADATA)}, or parquet files of each split)")
     missing = on_missing_label != "stop"
-    return load_tables(Path(root).resolve().name, str(root), files, str(root), chosen, unknown_is_missing=missing)
+    name, start = Path(root).resolve().name, text_of(root)
+    return load_tables(name, str(root), files, start, chosen, unknown_is_missing=missing)
 
 
 def _metadata_in(folder: Path, split: str | None = None) -> list[TableFile]:

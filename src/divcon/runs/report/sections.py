@@ -740,6 +740,12 @@ def division(contents: Contents) -> Html:
         "NMI to the previous",
     )
     parts.append(fold(f"Numbers of {len(lines):,} divisions", table("Divisions", head, rows, class_="numbers")))
+    if sample := next((line.get("division_sample") for line in reversed(lines) if line.get("division_sample")), None):
+        what = "classes" if contents.config.train.divide_by == "class" else "images"
+        words = (
+            f"k-means was fitted on {sample:,} {what} drawn at random (division_memory); each other one went to the "
+        )
+        parts.append(element("p", f"{words}nearest centroid."))
     return joined(parts)
 
 

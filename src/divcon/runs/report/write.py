@@ -27,6 +27,7 @@ from divcon.runs.report.thumbnails import Thumbnails
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import Trust, check_trusted
+from divcon.runtime.places import place
 from divcon.training.sheet import augmented_sheet
 
 MAX_SEARCHED = 1000
@@ -76,7 +77,7 @@ def report(
     contents = Contents.of(folder)
     if scores is not None:
         sections.check_scores(scores)
-    path = folder.report if out is None else Path(out)
+    path = folder.report if out is None else place(out)
     check_writable(path)
     notes: list[str] = []
 

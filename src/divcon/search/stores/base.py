@@ -181,6 +181,18 @@ class Store(ABC):
         """`write` for rows whose ids are all new."""
         self.write(rows)
 
+    commit_bytes: int = 2**26
+    """New and changed rows are collected in memory until they have so many bytes, and then written as one change."""
+
+    streams: bool = False
+    """Whether `append_all` writes rows as they come, and may be called in a thread of its own."""
+
+    def append_all(self, tables: Iterable[pa.Table]) -> None:
+        """`append` for tables that come one after the other, and may be more than fit into memory: all of them as one
+        change, or, if writing fails or the iterator raises, none."""
+        if tables := list(tables):
+            self.append(pa.concat_tables(tables))
+
     def retype(self, types: Mapping[str, str], values: pa.Table) -> None:
         """Give columns another type, with new values for all rows: as one change that a search sees at once, and that
         leaves the old values where it is interrupted.

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import reduce
@@ -38,6 +39,7 @@ from divcon.search.stores.base import (
 ABOUT_FILE = "divcon.json"
 """The file that makes a folder a store."""
 _TABLE = "items"
+_ANN = "embedding_idx"
 COPY_FILE = "rows.arrow"
 """All rows of a small store, as an Arrow file."""
 _COPIED = b"divcon copied"
@@ -46,12 +48,20 @@ _LARGEST_COPY = 2**28
 """Bytes of embeddings, above which there is no copy."""
 _AT_ONCE = 2048
 """Ids or keys in one filter."""
+_DELETED_AT_ONCE = 65_536
+_FRAGMENTS = 16
+"""Files of fewer than 100,000 rows, from which on they are rewritten as one."""
+_UNINDEXED = 0.05
+"""The fraction of rows that the approximate index may lack: a search compares them one by one."""
+_KEPT_FOR = timedelta(hours=1)
+"""Files of earlier versions stay that long, for those who read them."""
 
 
 class LanceStore(Store):
     """LanceDB in a folder. Its approximate index is IVF_FLAT; the effort is the number of partitions searched."""
 
     max_k = 10_000
+    streams = True
 
     folder: Path  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -131,6 +141,14 @@ class LanceStore(Store):
         if len(rows):
             self._run(lambda: self._table().add(rows))
 
+    def append_all(self, tables: Iterable[pa.Table]) -> None:
+        tables = iter(tables)
+        first = next(tables, None)
+        if first is not None:
+            batches = (batch for table in itertools.chain([first], tables) for batch in table.to_batches())
+            reader = pa.RecordBatchReader.from_batches(first.schema, batches)
+            self._run(lambda: self._table().add(reader))
+
     def write(self, rows: pa.Table) -> None:
         def merge() -> None:
             how = self._table().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
@@ -148,7 +166,7 @@ class LanceStore(Store):
             self._run(lambda: self._table().drop_columns(there))
 
     def delete(self, ids: np.ndarray) -> None:
-        for expression in _any_of("id", ids):
+        for expression in _any_of("id", ids, _DELETED_AT_ONCE):
             self._run(lambda expression=expression: self._table().delete(expression))
 
     # -------------------------------------------------------------------------------------------------------- reading
@@ -271,13 +289,19 @@ class LanceStore(Store):
         def make() -> bool:
             table = self._table()
             names = {index.name for index in table.list_indices()}
-            if "key_idx" not in names and table.count_rows() > BLOCK:
-                table.create_index("key", config=BTree())
-            has_ann = "embedding_idx" in names
+            rows = table.count_rows()
+            if rows > BLOCK:
+                for column in ("id", "key"):
+                    if f"{column}_idx" not in names:
+                        table.create_index(column, config=BTree())
+            has_ann = _ANN in names
             if ann and not has_ann:
                 table.create_index("embedding", config=IvfFlat(distance_type="cosine"))
                 has_ann = True
-            table.optimize()
+            # It rewrites files, up to a million rows of them, and so not after each small change.
+            small = table.stats()["fragment_stats"]["num_small_fragments"]
+            if small >= _FRAGMENTS or (has_ann and table.index_stats(_ANN).num_unindexed_rows > _UNINDEXED * rows):
+                table.optimize(cleanup_older_than=_KEPT_FOR)
             return has_ann
 
         return self._run(make)
@@ -327,13 +351,13 @@ class LanceStore(Store):
             raise StoreError(f"{self.uri}: cannot be used ({reason}); index again into another `store`") from None
 
 
-def _any_of(column: str, values: np.ndarray | Sequence[str]) -> Iterator[Any]:
+def _any_of(column: str, values: np.ndarray | Sequence[str], at_once: int = _AT_ONCE) -> Iterator[Any]:
     """Expressions of the rows that have one of these values, of so many values each."""
     from lancedb.expr import col
 
     values = list(values.tolist() if isinstance(values, np.ndarray) else values)
-    for start in range(0, len(values), _AT_ONCE):
-        yield col(column).isin(values[start : start + _AT_ONCE])
+    for start in range(0, len(values), at_once):
+        yield col(column).isin(values[start : start + at_once])
 
 
 def _expression(conditions: Sequence[Condition]) -> Any:
