@@ -148,6 +148,20 @@ def overlapping(processes: ProcessGroup) -> list[str]:
     return happened
 
 
+def recomputing(processes: ProcessGroup) -> dict[str, torch.Tensor | None]:
+    """The gradients of a step with gradient checkpointing."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"pretrained": False, "image_size": 32, "dropout": 0.0}
+    network = dc.EmbeddingModel("test_vit", 4, **options).train()
+    network.recompute_activations(True)
+    gradients = Gradients(network, processes)
+    for number in processes.batches(range(2)):
+        images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(number))
+        gradients.network(range(2), number)(images)[:, 0].sum().backward()
+    gradients.all_reduce(torch.optim.SGD(network.parameters()))
+    return {key: p.grad for key, p in network.named_parameters()}
+
+
 def follow(processes: ProcessGroup) -> None:
     for name in CASES:
         trained(name, processes)
@@ -155,6 +169,7 @@ def follow(processes: ProcessGroup) -> None:
     for name in BRANCHES:
         branching(name, processes)
     overlapping(processes)
+    recomputing(processes)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +179,7 @@ def by_two() -> dict[str, Any]:
         results: dict[str, Any] = {name: trained(name, processes) for name in CASES}
         processes.across = "learners"
         results |= {name: branching(name, processes) for name in BRANCHES}
-        return results | {"overlapping": overlapping(processes)}
+        return results | {"overlapping": overlapping(processes), "recomputing": recomputing(processes)}
 
 
 @pytest.mark.parametrize("name", BRANCHES)
@@ -177,6 +192,11 @@ def test_a_backbone_that_leaves_layers_out(name: str, by_two: dict[str, Any]) ->
         else:
             torch.testing.assert_close(by_two[name][key], gradient, msg=key)
     assert alone["backbone.unused.weight"] is None and alone["backbone.fixed.weight"] is None
+
+
+def test_gradient_checkpointing(by_two: dict[str, Any]) -> None:
+    for key, gradient in recomputing(ALONE).items():
+        torch.testing.assert_close(by_two["recomputing"][key], gradient, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_gradients_are_reduced_while_the_backward_pass_goes_on(by_two: dict[str, Any]) -> None:
