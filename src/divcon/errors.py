@@ -14,6 +14,9 @@ class DivconError(Exception):
     """Base of all errors that are the input's, not the program's; the command line prints them without a trace. The
     text names addresses in place of the paths on this machine that stand for them (`divcon.runtime.places`)."""
 
+    elsewhere: bool = False
+    """Whether another rank of a process group reports the error, so that this one need not."""
+
     def __str__(self) -> str:
         text = super().__str__()
         for rename in names:
@@ -23,9 +26,6 @@ class DivconError(Exception):
 
 names: list[Callable[[str], str]] = []
 """What is done to the text of an error when it is shown."""
-
-    elsewhere: bool = False
-    """Whether another rank of a process group reports the error, so that this one need not."""
 
 
 class DataError(DivconError):

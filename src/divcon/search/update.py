@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from divcon.errors import DataError, StoreError
 from divcon.runtime.context import DEFAULT, Context, Progress
+from divcon.runtime.copies import here, opened, removed
 from divcon.runtime.files import atomic_write
 from divcon.search.about import About
 from divcon.search.columns import TYPES, as_in_index, typed, types_in
@@ -409,8 +410,9 @@ def write_shard(
         OutputError: a file cannot be written.
         ImageError: an image does not decode, and the embedder does not skip it.
     """
+    folder = here(folder)
     complete = folder / f"shard-{shard}-of-{shards}.json"
-    complete.unlink(missing_ok=True)
+    removed(complete)
     embedded = kept = done = number = 0
     for number, chunk in enumerate(chunks, 1):
         if number % shards != shard % shards:
@@ -435,7 +437,7 @@ def write_shard(
     for path in folder.glob("part-*.parquet"):
         match = _FILE.fullmatch(path.name)
         if match and int(match[1]) >= number and (int(match[1]) + 1) % shards == shard % shards:
-            path.unlink()  # of images that are not among the chunks any more
+            removed(path)  # of images that are not among the chunks any more
     with atomic_write(complete) as beside:
         beside.write_text(json.dumps({"parts": number}) + "\n")
     return embedded, kept
@@ -451,7 +453,7 @@ def _types_as_text(chunk: Items) -> list[list[tuple[str, str]]]:
 def _inputs_of(path: Path, about: About) -> str | None:
     """The digest of the images that a file was embedded from; None if there is no such file, or a damaged one."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(opened(path)).metadata or {}
     except (OSError, pa.ArrowException):
         return None
     About.from_dict(json.loads(metadata[_ABOUT]), str(path)).check_same_model(about, str(path))
@@ -465,6 +467,7 @@ def read_shards(folder: Path) -> tuple[About, int, Iterator[EmbeddedItems]]:
     Raises:
         StoreError: there are no shards, one is incomplete, or they are of several models.
     """
+    folder = here(folder)
     complete = [match for path in folder.glob("shard-*.json") if (match := _SHARD.fullmatch(path.name))]
     if not complete:
         raise StoreError(
@@ -488,7 +491,7 @@ def read_shards(folder: Path) -> tuple[About, int, Iterator[EmbeddedItems]]:
         about = about or other
         about.check_same_model(other, str(path))
     assert about is not None
-    total = sum(pq.read_metadata(path).num_rows for path in paths)
+    total = sum(pq.read_metadata(opened(path)).num_rows for path in paths)
     return about, total, rows_in(paths)
 
 
@@ -497,7 +500,7 @@ def rows_in(paths: Iterable[Path]) -> Iterator[EmbeddedItems]:
     sizes."""
     batches: list[pa.RecordBatch] = []
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(VECTORS):
+        for batch in pq.ParquetFile(opened(path)).iter_batches(VECTORS):
             if batches and (batch.schema != batches[0].schema or sum(map(len, batches)) + len(batch) > VECTORS):
                 yield _joined(batches)
                 batches = []
@@ -513,5 +516,5 @@ def _joined(batches: list[pa.RecordBatch]) -> EmbeddedItems:
 
 def _about(path: Path) -> About:
     with suppress(OSError, pa.ArrowException, KeyError, ValueError, TypeError):
-        return About.from_dict(json.loads((pq.read_schema(path).metadata or {})[_ABOUT]), str(path))
+        return About.from_dict(json.loads((pq.read_schema(opened(path)).metadata or {})[_ABOUT]), str(path))
     raise StoreError(f"{path}: damaged; remove it, and run its shard again")
