@@ -70,7 +70,8 @@ def write_parts(folder: Path, n: int, dim: int) -> None:
     """Parts as `divcon index --parts` writes them."""
     from divcon.search.about import about_of
     from divcon.search.items import chunks_of, items_of
-    from divcon.search.update import Embedder, write_shard
+    from divcon.search.parts import write_shard
+    from divcon.search.update import Embedder
 
     model = model_of(dim)
     items, _ = items_of(set_of(vectors_of(n, dim)))
@@ -94,7 +95,7 @@ def prepare(contender: str, n: int, dim: int, folder: str) -> Callable[[], dict[
     import lancedb
 
     import divcon as dc
-    from divcon.search.update import read_shards
+    from divcon.search.parts import read_shards
 
     place = Path(folder or tempfile.gettempdir()) / f"divcon-index-{n}-{dim}"
     parts, store, times = place / "parts", place / contender, list[float]()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from divcon.runs.report import report
     from divcon.runs.run import run
     from divcon.runtime.context import Context
+    from divcon.search.encode import encode
     from divcon.search.index import Index
     from divcon.training.loop import train
 
@@ -58,6 +59,7 @@ __all__ = [
     "compare",
     "divide",
     "draw_map",
+    "encode",
     "evaluate",
     "export",
     "pack",
@@ -90,6 +92,7 @@ __getattr__, __dir__ = lazy_names(
         "compare": "evaluation.compare",
         "divide": "division.division",
         "draw_map": "maps.draw",
+        "encode": "search.encode",
         "evaluate": "evaluation.protocol",
         "export": "exports",
         "pack": "data.pack",

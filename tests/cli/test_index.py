@@ -16,8 +16,7 @@ import pytest
 import torch
 
 import divcon as dc
-from divcon.cli.app import progress_bar
-from divcon.cli.index import _shard_number
+from divcon.cli.app import progress_bar, shard_of
 from divcon.errors import ConfigError
 from divcon.runtime.context import Progress
 
@@ -200,6 +199,8 @@ def test_shards_a_listing_and_what_is_loaded(
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, out, err = index(command, run, "--stream", listing, "--parts", parts)
     assert out.startswith("shard 2 of 2: 0 embedded")
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
     code, out, err = index(command, "--load", parts, "--store", tmp_path / "store", "--ann-from", 7_000)
     assert code == 0, err
     assert out.startswith("40 added")
@@ -273,11 +274,11 @@ def test_search_reports_wrong_options(command: Command, run: Path, image_folder:
 def test_which_shard_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert _shard_number(None) == (1, 1)
-    assert _shard_number("8/8") == (8, 8)
+    assert shard_of(None) == (1, 1)
+    assert shard_of("8/8") == (8, 8)
     for wrong in ("0/8", "9/8", "8", "a/b", "1/2/3"):
         with pytest.raises(ConfigError, match="write NUMBER/SHARDS"):
-            _shard_number(wrong)
+            shard_of(wrong)
 
 
 def test_a_terminal_shows_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

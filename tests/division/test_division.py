@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divcon.division import Division, divide
+from divcon.division.division import groups, has_pair
 from divcon.errors import DataError
 
 
@@ -150,3 +151,17 @@ def test_errors() -> None:
         divide(features, np.arange(6), 7)
     with pytest.raises(DataError, match="6 images cannot be divided among 7"):
         divide(features, np.arange(6), 7, by="random")
+
+
+@pytest.mark.parametrize("dense", [0, 1, 100])
+def test_groups_are_those_of_a_loop(dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divcon.division.division.DENSE", dense)
+    rng = np.random.default_rng(0)
+    learner, labels = rng.integers(-1, 4, 60), rng.integers(0, 9, 60)
+    counts: dict[tuple[int, int], int] = {}
+    for pair in zip(learner.tolist(), labels.tolist(), strict=True):
+        counts[pair] = counts.get(pair, 0) + 1
+    of, count = groups(learner, labels)
+    assert list(zip(of.tolist(), count.tolist(), strict=True)) == [(k, counts[k, c]) for k, c in sorted(counts)]
+    expected = [counts[pair] >= 2 for pair in zip(learner.tolist(), labels.tolist(), strict=True)]
+    assert has_pair(learner, labels).tolist() == expected

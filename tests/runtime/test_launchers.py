@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.distributed import HashStore  # type: ignore[reportPrivateImportUsage
 
 import divcon as dc
 from divcon.errors import ConfigError
-from divcon.runtime.launch import launch, started
+from divcon.runtime.launch import _agree, launch, started
 from divcon.runtime.launchers import StartedGroup, is_first, started_group, started_size, started_task
 
 WHOLE = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -123,6 +124,7 @@ def test_each_process_takes_the_device_of_its_place_on_the_machine(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr("divcon.runtime.launch.rendezvous", lambda *args, **options: iter([(HashStore(), 3, 8)]))
+    monkeypatch.setattr("divcon.runtime.launch._agree", lambda store, rank, size: "name")
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda *args: None)
     if isinstance(device, str):
@@ -145,3 +147,16 @@ def test_a_group_of_somebody_else_is_joined_and_left_as_it_is(environment: Any) 
     finally:
         dist.destroy_process_group()
     assert started_group() is None
+
+
+def test_processes_that_are_started_again_meet_under_another_name() -> None:
+    """In a store that still has what those before them wrote, who were more."""
+    store = HashStore()
+
+    def meet(size: int) -> set[str]:
+        with ThreadPoolExecutor(size) as pool:
+            return set(pool.map(lambda rank: _agree(store, rank, size), range(size)))
+
+    names = [meet(3), meet(3), meet(2), meet(3)]
+    assert [len(each) for each in names] == [1, 1, 1, 1]
+    assert len(set.union(*names)) == 4

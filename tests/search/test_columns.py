@@ -24,7 +24,8 @@ from divcon.search.about import About, about_of
 from divcon.search.columns import TYPES, Unfit, columns_of_source, convert, python_value, stored_value
 from divcon.search.filters import conditions_of
 from divcon.search.items import Items, chunks_of, items_of
-from divcon.search.update import Embedder, read_shards, write_shard
+from divcon.search.parts import read_shards, write_shard
+from divcon.search.update import Embedder
 
 Vectors = Callable[..., LabeledSet]
 

@@ -14,7 +14,8 @@ from divcon.errors import DataError, ImageError, StoreError
 from divcon.search import Changes
 from divcon.search.about import about_of
 from divcon.search.items import CHUNK, Items, chunks_of, items_of, read_listing
-from divcon.search.update import Embedder, read_shards, write_shard
+from divcon.search.parts import read_shards, write_shard
+from divcon.search.update import Embedder
 
 
 def chunks(data: LabeledSet) -> Iterator[Items]:

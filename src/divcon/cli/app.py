@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from divcon.cli.messages import in_flags
 from divcon.cli.ranks import as_rank
 from divcon.config.fields import field_docs
 from divcon.config.settings import SPLITTING, TEST_FRACTION, DataConfig, Device, OnBadImage, Protocol
+from divcon.errors import ConfigError
 from divcon.runtime.blocks import parse_size
+from divcon.runtime.launchers import started_task
 from divcon.runtime.places import CACHE_DIR, CACHE_SIZE, absolute, place, shown
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
     from divcon.data.columns import Columns
     from divcon.runtime.context import Progress
+    from divcon.search.on_ray import Ray
 
 app = App(
     name="divcon",
@@ -131,6 +135,93 @@ BadImage = Annotated[
     OnBadImage,
     Parameter(help="What to do with an image that does not decode: stop and name it, or skip it.", group=COMPUTING),
 ]
+
+
+PartRows = Annotated[
+    int | None,
+    Parameter(
+        help="Rows of a part, what an interruption can lose. Default: 1,024 to 8,192, by their number.",
+        validator=Number(gte=1),
+        group=COMPUTING,
+    ),
+]
+Stream = Annotated[
+    str | None,
+    Parameter(
+        help="Instead of images: a text file with a path per line, or a CSV or parquet of paths or vectors, of any "
+        "length: it is read some rows at a time. - reads paths from standard input.",
+        allow_leading_hyphen=True,
+    ),
+]
+Shard = Annotated[
+    str | None,
+    Parameter(
+        help="The number of this process and of all, such as 2/8. Default: as a launcher has started them (SLURM, "
+        "torchrun, mpirun), or 1/1."
+    ),
+]
+
+ENGINE = Group("Several machines", sort_key=80)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EngineChoice:
+    """Where images are embedded, if not in this process."""
+
+    engine: Annotated[
+        Literal["ray"] | None,
+        Parameter(
+            help="Embed on a Ray cluster, or on all cores or GPUs of this machine by Ray. Default: in this process.",
+            group=ENGINE,
+        ),
+    ] = None
+    address: Annotated[
+        str | None,
+        Parameter(
+            help="The Ray cluster: auto (the one that this machine is in), HOST:6379 or ray://HOST:10001. Default: "
+            "RAY_ADDRESS, or a Ray of this machine alone, which ends with the command.",
+            group=ENGINE,
+        ),
+    ] = None
+    actors: Annotated[
+        int | None,
+        Parameter(
+            help="The most workers of Ray, each with a copy of the model. Default: one for each GPU of the cluster, or "
+            "each core if it has none.",
+            validator=Number(gte=1),
+            group=ENGINE,
+        ),
+    ] = None
+
+    def chosen(self) -> Ray | None:
+        """The engine; None: this process.
+
+        Raises:
+            ConfigError: an option of an engine without one.
+        """
+        if self.engine is None:
+            for name, value in (("address", self.address), ("actors", self.actors)):
+                if value is not None:
+                    raise ConfigError(f"--{name} {value} is of an engine: add --engine ray")
+            return None
+        from divcon.search.on_ray import Ray
+
+        return Ray(self.address, self.actors)
+
+
+HERE = EngineChoice()
+
+
+def shard_of(shard: str | None) -> tuple[int, int]:
+    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or as a launcher has started it."""
+    if shard is None:
+        number, count = started_task()
+        return number + 1, count
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--shard {shard}: write NUMBER/SHARDS, with a number from 1, such as 1/8")
+    return int(match[1]), int(match[2])
 
 
 _SPLIT = Group("Split of the data", sort_key=60)

@@ -1,4 +1,4 @@
-"""``divcon evaluate`` and ``divcon encode``."""
+"""``divcon evaluate``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from cyclopts.validators import Number
 
 from divcon.cli.app import (
     AS_IT_IS,
-    COLUMNS,
     EVALUATE,
     READING,
     BadImage,
     BatchSize,
-    ColumnChoice,
     DeviceOption,
     Place,
     Reading,
@@ -31,7 +29,6 @@ from divcon.cli.app import (
     notes,
     progress_bar,
     read_data,
-    to_path,
 )
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.ranks import of_first
@@ -359,59 +356,3 @@ def _reranking(rerank: bool, options: dict[str, float | None]) -> ReRanking | No
     if options and not rerank:
         raise ConfigError(f"--rerank-{next(iter(options))} is an option of re-ranking: add --rerank")
     return ReRanking(**options) if rerank else None  # pyright: ignore[reportArgumentType]
-
-
-@app.command(group=EVALUATE)
-def encode(
-    run: Place,
-    images: Annotated[list[Path], Parameter(consume_multiple=True, converter=to_path)],
-    /,
-    *,
-    out: Place,
-    learner: int | None = None,
-    columns: ColumnChoice = COLUMNS,
-    on_bad_image: BadImage = "stop",
-    batch_size: BatchSize = 128,
-    workers: Workers = 2,
-    device: DeviceOption = "auto",
-) -> None:
-    """Embed images or vectors with a run's model, into a parquet file of paths and embeddings.
-
-    divcon encode runs/products photos/ --out vectors.parquet
-
-    Parameters
-    ----------
-    run
-        A run folder, or a model folder such as RUN/last.
-    images
-        Images, folders (searched recursively), or a CSV or parquet with a column path. For a model of vectors, a
-        parquet with a column embedding.
-    out
-        The parquet file: path (relative to where you are), label if there is one, embedding (D float32, of length one).
-    learner
-        Embed with this learner's subspace only.
-    """
-    from divcon.data.readers.folder import images_of
-    from divcon.models.folder import check_model
-    from divcon.runtime.context import Context
-
-    if out.suffix != ".parquet":
-        raise ConfigError(f"--out {out}: embeddings are written as parquet; use a name that ends in .parquet")
-    check_writable(out)
-    check_model(run, learner=learner)
-    chosen = columns.columns()
-    image_set = images_of(images[0] if len(images) == 1 else images, chosen=chosen, context=Context(on_warning=note))
-
-    from divcon.data.loading import decodable
-    from divcon.data.readers.vectors import write_vectors
-    from divcon.models import EmbeddingModel
-    from divcon.runtime.device import resolve_device
-
-    model = EmbeddingModel.load(run, device=resolve_device(device))
-    with progress_bar() as on_progress:
-        context = Context(workers, on_progress, note)
-        if on_bad_image == "skip":
-            image_set = decodable(image_set, context)
-        embeddings = model.encode(image_set, learner=learner, batch_size=batch_size, context=context)
-    write_vectors(out, image_set, embeddings)
-    console.print(f"{len(image_set):,} embeddings of {embeddings.shape[1]} dimensions in {out}")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,31 +14,38 @@ from cyclopts.validators import Number
 
 from divcon.cli.app import (
     COLUMNS,
+    HERE,
     SEARCH,
     BadImage,
     BatchSize,
     ColumnChoice,
     DeviceOption,
+    EngineChoice,
+    PartRows,
     Place,
+    Shard,
+    Stream,
     Workers,
     app,
     console,
     note,
     progress_bar,
     read_data,
+    shard_of,
 )
+from divcon.cli.encode import spooled
 from divcon.cli.imports import allow_typed
 from divcon.cli.messages import flag
 from divcon.config.settings import Fit, OnBadImage
 from divcon.errors import ConfigError, DataError, DivconError, StoreError
 from divcon.runtime.copies import here
 from divcon.runtime.files import check_writable
-from divcon.runtime.launchers import started_task
-from divcon.runtime.places import absolute, exists_here, is_url, place, text_of
+from divcon.runtime.places import exists_here, is_url, place, text_of
 
 if TYPE_CHECKING:
     from divcon.search import Changes, Index
-    from divcon.search.items import Items
+    from divcon.search.on_ray import Ray
+    from divcon.search.sources import Source
 
 Yes = Parameter(negative=())
 
@@ -53,7 +58,7 @@ def index(
     *,
     store: str | None = None,
     root: Place | None = None,
-    stream: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    stream: Stream = None,
     backbone: str | None = None,
     size: Annotated[str | None, Parameter(name=("--size", "--image-size"))] = None,
     fit: Fit | None = None,
@@ -62,7 +67,9 @@ def index(
     column_type: Annotated[list[str] | None, Yes] = None,
     ann_from: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     parts: Place | None = None,
-    shard: str | None = None,
+    part_rows: PartRows = None,
+    shard: Shard = None,
+    engine: EngineChoice = HERE,
     load: Place | None = None,
     check: str | None = None,
     info: str | None = None,
@@ -84,6 +91,8 @@ def index(
 
     divcon index runs/products products.csv --column-type price=float --column-type added=date
 
+    divcon index runs/products --stream paths.parquet --engine ray --address auto --parts s3://shop/parts --store big
+
     divcon index --info runs/products
 
     divcon index --change-types runs/products --column-type price=decimal
@@ -102,9 +111,6 @@ def index(
         photos.divcon beside photos/, a folder that then stands for a run in index, search and serve.
     root
         The folder that relative paths of a table or listing start from, instead of its own.
-    stream
-        Instead of images: a text file with a path per line, or a CSV or parquet of paths or vectors, of any length: it
-        is read as it is indexed, and never in memory as a whole. - reads paths from standard input.
     backbone
         Instead of a run: index by the pretrained features of this timm model, without any training; divcon similar
         also shows the page.
@@ -124,10 +130,9 @@ def index(
     ann_from
         Number of items from which the store builds and uses an approximate index. Default: 100,000.
     parts
-        Embed into parquet files in this folder instead of a store, as one of several processes (--shard).
-    shard
-        The number of this process and of all, such as 2/8. Default: as a launcher has started them (torchrun, srun,
-        mpirun), or 1/1.
+        Embed into parquet files in this folder, or at this address (s3://BUCKET/FOLDER), instead of a store, as one of
+        several processes (--shard), or by --engine, which also loads them into --store if that is given. Default with
+        --engine: STORE.parts.
     load
         Instead of a run and images: update --store with the parquet files that --parts wrote.
     check
@@ -139,9 +144,18 @@ def index(
         or changed, nothing is, and the items are named.
     """
     types = _column_types(column_type)
+    chosen = engine.chosen()
     of_backbone = {"size": size, "fit": fit, "weights": weights}
     if backbone is not None:
-        _check_alone(backbone=backbone, parts=parts, load=load, check=check, info=info, change_types=change_types)
+        _check_alone(
+            backbone=backbone,
+            engine=engine.engine,
+            parts=parts,
+            load=load,
+            check=check,
+            info=info,
+            change_types=change_types,
+        )
         sources = [*([] if run is None else [str(run)]), *(images or [])]
         if run is not None and is_model_folder(run):
             raise ConfigError(
@@ -169,7 +183,7 @@ def index(
             raise ConfigError(f"--{name} {value} is of a backbone: add --backbone NAME, in place of RUN")
     from divcon.search import Index
 
-    others = {"run": run, "store": store, "load": load, "parts": parts, "stream": stream}
+    others = {"run": run, "store": store, "load": load, "parts": parts, "stream": stream, "engine": engine.engine}
     if check is not None:
         _check_alone(check=check, **others, info=info, change_types=change_types, column_type=column_type)
         _print_check(Index.open(check))
@@ -188,10 +202,10 @@ def index(
         )
         return
     if load is not None:
-        _check_alone(load=load, run=run, parts=parts, stream=stream, column_type=column_type)
+        _check_alone(load=load, run=run, parts=parts, stream=stream, engine=engine.engine, column_type=column_type)
         if store is None:
             raise ConfigError("--load needs a store to write to: add --store")
-        _load_parts(load, store, ann_from)
+        _load_parts(text_of(load), store, ann_from, delete_missing)
         return
     if run is None:
         raise ConfigError(
@@ -200,20 +214,32 @@ def index(
         )
     if bool(images) == (stream is not None):
         raise ConfigError("give either IMAGES after RUN, or a listing of their paths with --stream")
+    if chosen is not None and shard is not None:
+        raise ConfigError(f"--shard {shard} does not go with --engine ray, which shares the images out itself")
     if shard is not None and parts is None:
         raise ConfigError(f"--shard {shard} needs --parts, the folder that all shards write to")
-    if parts is not None and (delete_missing or store is not None):
+    if parts is not None and chosen is None and (delete_missing or store is not None):
         raise ConfigError("--parts writes to no store: give --store and --delete-missing to divcon index --load")
+    if parts is not None and store is None and delete_missing:
+        raise ConfigError("--parts without --store writes to no store: --delete-missing needs one")
+    if part_rows is not None and parts is None and chosen is None:
+        raise ConfigError(f"--part-rows {part_rows} is of parts: add --parts or --engine ray")
     from divcon.models.folder import check_model
 
     check_model(run)
-    items, total = _items(images or [], root, stream, types, columns)
-    if parts is not None:
-        from divcon.search.items import chunks_of
+    if parts is not None or chosen is not None:
+        from divcon.search.parts import folder_beside
 
-        chunks = items if stream is not None else chunks_of(items)
-        _write_parts(run, chunks, total, parts, shard, device, batch_size, workers, on_bad_image)
+        number = shard_of(shard) if chosen is None else (1, 1)
+        source = _source(images or [], root, stream, types, columns, on_cluster=chosen is not None)
+        address = store or text_of(run / "index")
+        folder = text_of(parts) if parts is not None else folder_beside(address)
+        how = (device, batch_size, workers, on_bad_image)
+        _write_parts(run, source, folder, number, chosen, part_rows, *how)
+        if chosen is not None and (store is not None or parts is None):
+            _load_parts(folder, address, ann_from, delete_missing)
         return
+    items, total = _items(images or [], root, stream, types, columns)
     opened = Index.create(run, store or text_of(run / "index"), ann_from=ann_from, device=device)
     changes = _update(opened, items, total, workers, delete_missing, batch_size, on_bad_image)
     _print_changes(opened, changes)
@@ -396,15 +422,16 @@ def _items(
     from divcon.data.readers.folder import images_of
     from divcon.data.table_format import is_table
     from divcon.runtime.context import Context
-    from divcon.search.items import items_of, read_listing, read_rows
+    from divcon.search.items import CHUNK, items_of, read_rows
+    from divcon.search.sources import StreamSource
 
     if stream is not None:
+        _check_stream(stream, column_types)
         if is_table(stream):
             context = Context(on_warning=note)
             return read_rows(stream, root, column_types, chosen=columns.columns(), context=context), None
-        if column_types:
-            raise ConfigError("--column-type: a listing of paths (--stream) has no columns")
-        return read_listing(stream, str(root or "")), None
+        source = StreamSource(stream, text_of(root or ""), columns.columns(), column_types)
+        return source.blocks(CHUNK), source.count()
     if len(images) == 1 and is_dataset_name(images[0]) and not exists_here(images[0]):
         image_set = read_data(images[0], root).gallery
     else:
@@ -420,59 +447,82 @@ def _items(
     return items, len(items)
 
 
+def _check_stream(stream: str, column_types: dict[str, str]) -> None:
+    from divcon.data.table_format import is_table
+    from divcon.search.items import listed_sets
+
+    if is_table(stream):
+        return
+    if column_types:
+        raise ConfigError("--column-type: a listing of paths (--stream) has no columns")
+    listed_sets(stream)  # whether it is there
+
+
+def _source(
+    images: list[str],
+    root: Path | None,
+    stream: str | None,
+    column_types: dict[str, str],
+    columns: ColumnChoice,
+    *,
+    on_cluster: bool,
+) -> Source:
+    """The items to embed into parts."""
+    from divcon.search.sources import ItemSource, StreamSource
+
+    if stream is not None:
+        _check_stream(stream, column_types)
+        return StreamSource(spooled(stream, on_cluster), text_of(root or ""), columns.columns(), column_types)
+    return ItemSource(_items(images, root, None, column_types, columns)[0])
+
+
 def _write_parts(
     run: Place,
-    chunks: Iterator[Items],
-    total: int | None,
-    folder: Place,
-    shard: str | None,
+    source: Source,
+    folder: str,
+    shard: tuple[int, int],
+    engine: Ray | None,
+    part_rows: int | None,
     device: Any,
     batch_size: int,
     workers: int,
-    on_bad_image: str,
+    on_bad_image: OnBadImage,
 ) -> None:
-    """Embed one shard of the chunks into parquet files in a folder."""
+    """Embed one shard of the items, or all by an engine, into parquet files in a folder."""
     from divcon.runtime.context import Context
-    from divcon.runtime.files import check_folder
-    from divcon.search.about import about_of
-    from divcon.search.update import Embedder, write_shard
+    from divcon.search.encode import write_parts
 
-    number, shards = _shard_number(shard)
-    check_folder(folder)
-    from divcon.models import EmbeddingModel
-    from divcon.runtime.device import resolve_device
-
-    model = EmbeddingModel.load(run, device=resolve_device(device))
-    with progress_bar("items", None if total is None else -(-total // shards)) as on_progress:
-        about = about_of(model, absolute(run))
-        embedder = Embedder(model, batch_size, on_bad_image == "skip", Context(workers, on_progress, note))
-        embedded, kept = write_shard(embedder, about, chunks, folder, number, shards)
-    console.print(f"shard {number} of {shards}: {embedded:,} embedded, {kept:,} already there, in {folder}")
-
-
-def _shard_number(shard: str | None) -> tuple[int, int]:
-    """The shard's number, from 1, and the number of shards: of ``--shard 1/8``, or as a launcher has started it."""
-    if shard is None:
-        number, count = started_task()
-        return number + 1, count
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise ConfigError(f"--shard {shard}: write NUMBER/SHARDS, with a number from 1, such as 1/8")
-    return int(match[1]), int(match[2])
+    with progress_bar("items") as on_progress:
+        embedded, kept = write_parts(
+            run,
+            source,
+            folder,
+            engine=engine,
+            shard=shard,
+            part_rows=part_rows,
+            batch_size=batch_size,
+            on_bad_image=on_bad_image,
+            device=device,
+            context=Context(workers, on_progress, note),
+        )
+    who = f"shard {shard[0]} of {shard[1]}" if engine is None else "parts"
+    console.print(f"{who}: {embedded:,} embedded, {kept:,} already there, in {folder}")
 
 
-def _load_parts(folder: Path, store: str, ann_from: int | None) -> None:
+def _load_parts(folder: str, store: str, ann_from: int | None, delete_missing: bool) -> None:
     """Update a store with the parquet files that `_write_parts` wrote."""
     from divcon.runtime.context import Context
     from divcon.search import Index
-    from divcon.search.update import read_shards
+    from divcon.search.parts import read_shards
 
     about, total, chunks = read_shards(folder)
     if ann_from is not None:
         about = replace(about, ann_from=ann_from)
     opened = Index.for_about(about, store, replace=ann_from is not None)
     with progress_bar("items", total) as on_progress:
-        changes = opened.load(chunks, total=total, context=Context(on_progress=on_progress))
+        changes = opened.load(
+            chunks, total=total, delete_missing=delete_missing, context=Context(on_progress=on_progress)
+        )
     _print_changes(opened, changes)
 
 

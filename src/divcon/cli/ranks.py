@@ -1,6 +1,7 @@
 """What the processes that a launcher has started do with a command: one rule for all commands.
 
-`train` and `evaluate` share the work, and `index --parts` gives each process a shard of its own. Commands that train
+`train` and `evaluate` share the work, and `encode` and `index --parts` give each process a shard of its own, unless an
+engine (`--engine`) shares it out. Commands that train
 several runs one after the other are refused. Every other command runs in process 0, and the others end at once.
 """
 
@@ -17,7 +18,7 @@ from divcon.runtime.launchers import started_group, started_task
 
 SHARED = ("train", "evaluate")
 """Commands whose work the processes share."""
-SHARDED = {"index": "--parts"}
+SHARDED = {"index": "--parts", "encode": "--out"}
 """Commands that take a shard of the work each, without a word to the others, with this option."""
 SEVERAL = ("ablate", "demo", "reproduce")
 """Commands that train one run after the other."""
@@ -62,8 +63,8 @@ def as_rank(words: Sequence[str], consoles: Sequence[Console]) -> Iterator[bool]
             "devices by itself: `devices=N`",
             field="devices",
         )
-    option = SHARDED.get(command)
-    yield number == 0 or any(word == option or word.startswith(f"{option}=") for word in words)
+    options = {word.partition("=")[0] for word in words}
+    yield number == 0 or (SHARDED.get(command) in options and "--engine" not in options)
 
 
 def of_first(work: Callable[[], T]) -> T:

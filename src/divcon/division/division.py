@@ -100,12 +100,11 @@ class Division:
     def without_singletons(self, labels: np.ndarray) -> Division:
         """This division without the images that have no positive pair: each is the only one of its class in its
         cluster."""
-        _, group, count = groups(self.learner, labels)
-        return replace(self, learner=np.where(count[group] >= 2, self.learner, -1))
+        return replace(self, learner=np.where(has_pair(self.learner, labels), self.learner, -1))
 
     def kept_pairs(self, labels: np.ndarray) -> float:
         """The share of all positive pairs (two images of one class) that are with one learner."""
-        learner, _, count = groups(self.learner, labels)
+        learner, count = groups(self.learner, labels)
         within = (count * (count - 1) / 2)[learner >= 0].sum()
         sizes = np.bincount(labels)
         pairs = (sizes * (sizes - 1) / 2).sum()
@@ -113,7 +112,7 @@ class Division:
 
     def classes_per_learner(self, labels: np.ndarray) -> tuple[int, ...]:
         """The number of classes of each learner."""
-        learner, _, _ = groups(self.learner, labels)
+        learner, _ = groups(self.learner, labels)
         return tuple(np.bincount(learner[learner >= 0], minlength=self.num_learners).tolist())
 
     def doubled(
@@ -379,17 +378,44 @@ def cannot_split(k: int, division: Division, labels: np.ndarray, tries: int, by:
     )
 
 
-def groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The groups of images with one learner and one class: the learner of each group (G,), the group of each image
-    (N,), and the number of images of each group (G,)."""
+DENSE = 4
+"""Counts of all groups that there could be take less memory than sorting, up to so many groups an image."""
+
+
+def groups(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The groups of images with one learner and one class: the learner of each group and its number of images, (G,)
+    int64 each."""
+    keys, width, dense = _keys(learner, labels)
+    if dense:
+        counts = np.bincount(keys)
+        present = np.flatnonzero(counts)
+        return present // width - 1, counts[present]
+    present, counts = np.unique(keys, return_counts=True)
+    return present // width - 1, counts
+
+
+def has_pair(learner: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether another image has the learner and the class of each, (N,) bool."""
+    keys, _, dense = _keys(learner, labels)
+    if dense:
+        return (np.bincount(keys) >= 2)[keys]
+    _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return (counts >= 2)[group]
+
+
+def _keys(learner: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int, bool]:
+    """The number of each image's group, (N,) int64; the number of classes; and whether so few groups are possible that
+    counts of all of them take little memory."""
     width = int(labels.max()) + 1 if len(labels) else 1
-    keys, group, count = np.unique((learner + 1) * width + labels, return_inverse=True, return_counts=True)
-    return keys // width - 1, group, count
+    keys = learner + np.int64(1)
+    keys *= width
+    keys += labels
+    return keys, width, len(keys) > 0 and int(keys.max()) < DENSE * len(keys)
 
 
 def classes_with_pairs(learner: np.ndarray, labels: np.ndarray, num_learners: int) -> np.ndarray:
     """The number of classes of which each learner has at least two images, (K,) int64."""
-    of, _, count = groups(learner, labels)
+    of, count = groups(learner, labels)
     return np.bincount(of[(count >= 2) & (of >= 0)], minlength=num_learners)
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 import _thread
 import copy
 import itertools
+import json
 import logging
 import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -35,7 +38,7 @@ from torch.distributed import FileStore, HashStore, PrefixStore  # type: ignore[
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessException, ProcessRaisedException, start_processes
 
-from divcon.errors import ConfigError, DivconError, Stopped, WorkerError
+from divcon.errors import ConfigError, DivconError, RunError, Stopped, WorkerError
 from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.runtime.launchers import StartedGroup, is_initialised, is_restarted_alone, own_group, started_group
 from divcon.runtime.watch import Watch
@@ -61,6 +64,9 @@ class _Joined:
 
 _joined: list[_Joined] = []
 """The group that this process has joined, if any."""
+
+_PROCESS = uuid4().hex
+"""This process, which no other is, on any machine."""
 
 _numbers = itertools.count()
 """Of the groups that this process has joined: the same in all ranks."""
@@ -231,16 +237,26 @@ def note_begun(folder: Path) -> None:
     """Note in the launcher's store that its processes have begun a run; rank 0 calls it."""
     store = _launcher_store()
     if store is not None:
-        store.set(_begun(folder), _attempt())
+        store.set(_begun(folder), json.dumps([_PROCESS, socket.gethostname()]))
 
 
 def begun_before_restart(folder: Path) -> bool:
     """Whether the processes that the launcher had started before, and now starts again, have begun this run; rank 0
-    calls it."""
+    calls it.
+
+    Raises:
+        RunError: they have, on another machine, whose folder is not here.
+    """
     store = _launcher_store()
-    with suppress(Exception):
-        return store is not None and store.check([_begun(folder)]) and store.get(_begun(folder)).decode() != _attempt()
-    return False
+    if store is None or not store.check([_begun(folder)]):
+        return False
+    process, host = json.loads(store.get(_begun(folder)))
+    if host != socket.gethostname() and not (folder / "config.json").exists():
+        raise RunError(
+            f"{folder}: this run was begun on {host}, which had rank 0, and is not here; start it again with that "
+            "machine, or use a folder that all machines share as `out`"
+        )
+    return process != _PROCESS
 
 
 def _launcher_store() -> Any:
@@ -254,11 +270,6 @@ def _launcher_store() -> Any:
 
 def _begun(folder: Path) -> str:
     return f"begun {folder.absolute()}"
-
-
-def _attempt() -> str:
-    """Which of torchrun's starts this is. A group of another size is another start, without being counted."""
-    return f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
 
 
 class _Workers:
@@ -427,12 +438,10 @@ def _meet(started: StartedGroup) -> tuple[Any, Any, Any, Callable[[], object]]:
         except RuntimeError as error:
             if not _is_lost(error):
                 raise
-            raise WorkerError(
-                f"the {started.world_size} processes of the group did not meet within {MEETING} at "
-                f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]})"
-            ) from None
-        # torchrun keeps its store when it starts the processes again, with the addresses of those that are gone.
-        store = PrefixStore(f"divcon {_attempt()}", meeting)
+            raise _not_met(started.world_size, f" ({str(error).splitlines()[0]})") from None
+        # torchrun keeps its store when it starts the processes again, with the addresses of those that are gone; and
+        # its agents do not count their restarts alike.
+        store = PrefixStore(f"divcon {_agree(PrefixStore('divcon meeting', meeting), rank, size)}", meeting)
         entered = _process_group("cuda" if torch.cuda.is_available() else "cpu", rank, size, store)
         entered.__enter__()
         return PrefixStore("divcon launch", meeting), store, None, lambda: entered.__exit__(None, None, None)
@@ -441,6 +450,42 @@ def _meet(started: StartedGroup) -> tuple[Any, Any, Any, Callable[[], object]]:
         return None, store, None, lambda: None
     group = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return None, store, group, lambda: _destroy(group)
+
+
+def _agree(store: Any, rank: int, size: int) -> str:
+    """A name for what these processes do together, which no processes before them have used. Each says that it is
+    there; rank 0 offers a name to those; when they have accepted it, they use it.
+
+    Raises:
+        WorkerError: not all have come.
+    """
+    others, until = range(1, size), time.monotonic() + MEETING.total_seconds()
+    offered, name, me = None, "", uuid4().hex
+    store.set(f"here {rank}", me)
+    while time.monotonic() < until:
+        if rank == 0 and store.check([f"here {other}" for other in others]):
+            there = [each.decode() for each in store.multi_get([f"here {other}" for other in others])]
+            if there != offered:  # the others, or those before them, whose places they take
+                offered, name = there, uuid4().hex
+                store.set("offer", json.dumps([name, *there]))
+            if store.check([f"{name} accepted by {other}" for other in others]):
+                store.set(f"{name} is used", "yes")
+                return name
+        elif rank and store.check(["offer"]):
+            name, *there = json.loads(store.get("offer"))
+            if len(there) == size - 1 and there[rank - 1] == me:
+                store.set(f"{name} accepted by {rank}", "yes")
+                if store.check([f"{name} is used"]):
+                    return name
+        time.sleep(0.05)
+    raise _not_met(size)
+
+
+def _not_met(size: int, why: str = "") -> WorkerError:
+    return WorkerError(
+        f"the {size} processes of the group did not meet within {MEETING} at {os.environ['MASTER_ADDR']}:"
+        f"{os.environ['MASTER_PORT']}{why}"
+    )
 
 
 def _destroy(group: Any) -> None:

@@ -119,12 +119,15 @@ def without_secrets(url: str) -> str:
 
 
 def _root() -> str:
-    return _root_of(*map(os.environ.get, (CACHE_DIR, "XDG_CACHE_HOME", "HOME")))
+    named = os.environ.get(CACHE_DIR)
+    if named and not os.path.isabs(named):  # noqa: PTH117 - a path is made for each of many millions of rows
+        return str(cache_folder() / _AT)
+    return _root_for(named, os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
 
 
-@lru_cache(maxsize=16)
-def _root_of(*_: str | None) -> str:
-    """Kept, as every path of a large table may be asked for its address."""
+@lru_cache(maxsize=8)
+def _root_for(*variables: str | None) -> str:
+    """The folder while the environment has these ``variables``."""
     return str(cache_folder() / _AT)
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from divcon.models import EmbeddingModel
+    from divcon.search.on_ray import Ray
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,8 @@ class Index:
         image_size: ImageSize | str | None = None,
         fit: str | None = None,
         weights: str | Path | None = None,
+        engine: Literal["ray"] | Ray | None = None,
+        parts: str | Path | None = None,
         device: str | torch.device = "cpu",
         trust: Trust = (),
         **options: Any,
@@ -264,7 +267,13 @@ class Index:
                 the images, weights are timm's.
             ann_from: the number of rows from which the store's approximate index is built and used; None: 100,000, or
                 what an earlier call set.
-            device: where a model is loaded to; ``auto``: the first of cuda, mps and cpu that is available.
+            engine: ``"ray"``, or a `divcon.search.Ray` with its address: embed on a cluster, or on all cores or GPUs of
+                this machine. ``data`` may then be a `divcon.search.sources.StreamSource`, of any length.
+            parts: where an engine's workers write the embeddings, before they are loaded into the store: a folder that
+                all nodes share, or an address (``s3://bucket/parts``); None: ``STORE.parts``. Called again, the parts
+                that have not changed are kept.
+            device: where a model is loaded to; ``auto``: the first of cuda, mps and cpu that is available. On an
+                engine, ``cpu`` too is the cluster's to choose: its GPUs, if it has any.
             trust: modules that the model's folder may import, see `EmbeddingModel.load`.
 
         Raises:
@@ -285,9 +294,40 @@ class Index:
             for name, value in of_backbone.items():
                 if value is not None:
                     raise ConfigError(f"`{name}` {value}: is of a backbone, and the model has its own", field=name)
-        index = cls.create(model, store, ann_from=ann_from, device=device, trust=trust)
-        index.update(data, **options)
+        if engine is None and parts is not None:
+            raise ConfigError(f"`parts` {parts}: is of an engine: pass `engine=ray`", field="parts")
+        index = cls.create(model, store, ann_from=ann_from, device="cpu" if engine else device, trust=trust)
+        if engine is None:
+            index.update(data, **options)
+        else:
+            index._update_by(engine, data, parts, **options)
         return index
+
+    def _update_by(
+        self,
+        engine: Literal["ray"] | Ray,
+        data: Any,
+        parts: str | Path | None,
+        *,
+        columns: Any = None,
+        column_types: Mapping[str, str] | None = None,
+        delete_missing: bool = False,
+        context: Context = DEFAULT,
+        **options: Any,
+    ) -> None:
+        """As `update`, by parts that an engine writes."""
+        from divcon.search.encode import write_parts
+        from divcon.search.parts import folder_beside, read_shards
+        from divcon.search.sources import ItemSource, StreamSource
+
+        folder = str(parts or folder_beside(self.uri))
+        source = data
+        if not isinstance(data, StreamSource):
+            items = data if isinstance(data, Items) else self._items(data, columns, column_types, context)
+            source = ItemSource(checked_items(items, self.about))
+        write_parts(self.model, source, folder, engine=engine, context=context, **options)
+        _, _, chunks = read_shards(folder)
+        self.load(chunks, delete_missing=delete_missing, context=context)
 
     @classmethod
     def create(
@@ -430,11 +470,19 @@ class Index:
             context.warn(f"left out: {repeated:,} rows with the image of an earlier row")
         return items
 
-    def load(self, chunks: Iterable[EmbeddedItems], *, total: int | None = None, context: Context = DEFAULT) -> Changes:
-        """Bring the index up to date with items that other processes embedded, see `divcon.search.update.read_shards`.
+    def load(
+        self,
+        chunks: Iterable[EmbeddedItems],
+        *,
+        total: int | None = None,
+        delete_missing: bool = False,
+        context: Context = DEFAULT,
+    ) -> Changes:
+        """Bring the index up to date with items that other processes embedded, see `divcon.search.parts.read_shards`.
 
         Args:
             total: the number of items, if it is known.
+            delete_missing: delete items that are not among these.
             context: reports progress in items.
 
         Raises:
@@ -445,7 +493,7 @@ class Index:
             for done in update.load(chunks):
                 context.progress("index", done, total)
 
-        return update_store(self.store, self._neighbours, write, total=total)
+        return update_store(self.store, self._neighbours, write, delete_missing=delete_missing, total=total)
 
     def search(
         self,

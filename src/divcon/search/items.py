@@ -275,7 +275,7 @@ def items_of(
     if own is not None and len(own) != len(images):
         raise DataError(f"`columns` has {len(own):,} rows for {len(images):,} images; pass one row per image")
     _check_declared(declared, own)
-    return _once(Items(images, _names(images), _labels(images), own if own is not None and own.num_columns else None))
+    return _once(Items(images, _names(images), labels_of(images), own if own is not None and own.num_columns else None))
 
 
 def _once(items: Items) -> tuple[Items, int]:
@@ -309,6 +309,7 @@ def read_rows(
     column_types: Mapping[str, str] | None = None,
     *,
     chosen: Columns = GUESS,
+    size: int | None = None,
     context: Context = DEFAULT,
 ) -> Iterator[Items]:
     """The images or vectors of a CSV or parquet as `items_of` has them, some at a time: the table is never in memory as
@@ -318,12 +319,28 @@ def read_rows(
         root: the folder that relative paths start from, instead of the table's own.
         column_types: as of `items_of`.
         chosen: the names of columns.
+        size: the most rows at a time; None: as `chunks_of` takes of images, or of vectors.
         context: warns of what is guessed or left out.
 
     Raises:
         DataError, ConfigError: as `items_of`, or as `divcon.data.table_stream.stream_table`.
     """
-    path, declared = here(table), check_column_types(column_types)
+    sets = streamed_sets(table, root, check_column_types(column_types), chosen=chosen, size=size, context=context)
+    for images, own in sets:
+        yield _once(Items(images, _names(images), labels_of(images), own))[0]
+
+
+def streamed_sets(
+    table: str | Path,
+    root: str | Path | None,
+    declared: dict[str, str],
+    *,
+    chosen: Columns = GUESS,
+    size: int | None = None,
+    context: Context = DEFAULT,
+) -> Iterator[tuple[LabeledSet, pa.Table | None]]:
+    """As `read_rows`, sets with the user's columns."""
+    path = here(table)
     said: set[str] = set()
 
     def warn(message: str) -> None:
@@ -333,7 +350,7 @@ def read_rows(
 
     once = replace(context, on_warning=warn)
     folder = text_of(place(table).parent if root is None else root)
-    for start, tables in stream_table(path, folder, chosen, size=_rows_at_once(path)):
+    for start, tables in stream_table(path, folder, chosen, size=size or _rows_at_once(path)):
         images = images_of_tables(tables, check_files=False, context=once)
         own = columns_of_source(images.source, declared, warn)
         if not start:
@@ -344,8 +361,7 @@ def read_rows(
             named = pa.array([row_name(row) for row in rows.tolist()])
             images = replace(images, paths=pc.if_else(pc.equal(images.paths, local), named, images.paths))
         images = replace(images, rows=rows)
-        own = own if own is not None and own.num_columns else None
-        yield _once(Items(images, _names(images), _labels(images), own))[0]
+        yield images, own if own is not None and own.num_columns else None
 
 
 def _rows_at_once(path: Path) -> int:
@@ -357,8 +373,8 @@ def _rows_at_once(path: Path) -> int:
     return VECTORS if any(map(is_vector, kinds)) else CHUNK
 
 
-def read_listing(listing: str, root: str = "") -> Iterator[Items]:
-    """The images whose paths are in a text file, one per line (``-``: standard input), some at a time: the file is
+def read_listing(listing: str, root: str = "", size: int = CHUNK) -> Iterator[Items]:
+    """The images whose paths are in a text file, one per line (``-``: standard input), ``size`` at a time: the file is
     never in memory as a whole. Empty lines are skipped.
 
     Args:
@@ -367,40 +383,59 @@ def read_listing(listing: str, root: str = "") -> Iterator[Items]:
     Raises:
         DataError: there is no such file, or it is not text in UTF-8.
     """
+    return (items_of(images)[0] for images in listed_sets(listing, root, size))
+
+
+def listed_sets(listing: str, root: str = "", size: int = CHUNK) -> Iterator[LabeledSet]:
+    """As `read_listing`, sets without labels."""
     try:
         if listing != "-":
             listing = str(here(listing))
             Path(listing).stat()  # now, and not when the first item is asked for; a pipe cannot be opened twice
     except OSError as error:
         raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
-    return _read_listing(listing, root)
+    return _listed_sets(listing, root, size)
 
 
-def _read_listing(listing: str, root: str) -> Iterator[Items]:
+def count_lines(listing: str) -> int:
+    """The number of lines of a file that are not empty.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with here(listing).open("rb") as file:
+            return sum(not line.isspace() for line in file)
+    except OSError as error:
+        raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
+
+
+def _listed_sets(listing: str, root: str, size: int) -> Iterator[LabeledSet]:
     try:
         with nullcontext(sys.stdin) if listing == "-" else Path(listing).open(encoding="utf-8-sig") as file:
             lines = (line.rstrip("\r\n") for line in file)
-            yield from _chunks((line for line in lines if line.strip()), root)
+            yield from _sets((line for line in lines if line.strip()), root, size)
     except UnicodeDecodeError as error:
         raise DataError(f"{listing}: this is not a listing of paths in UTF-8 ({error})") from None
     except OSError as error:
         raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from None
 
 
-def _chunks(paths: Iterable[str], root: str) -> Iterator[Items]:
+def _sets(paths: Iterable[str], root: str, size: int) -> Iterator[LabeledSet]:
     paths = iter(paths)
-    while some := list(itertools.islice(paths, CHUNK)):
+    done = 0
+    while some := list(itertools.islice(paths, size)):
         for path in some:
             check_name(path)
-        images = LabeledSet(
+        yield LabeledSet(
             labels=np.zeros(len(some), np.int64),
             label_names=("",),
             paths=pa.array(some, pa.string()),
-            rows=np.arange(len(some)),
+            rows=np.arange(done, done + len(some)),
             source="",
             root=root,
         )
-        yield items_of(images)[0]
+        done += len(some)
 
 
 def _names(images: LabeledSet) -> list[str]:
@@ -421,7 +456,8 @@ def _names(images: LabeledSet) -> list[str]:
     return names
 
 
-def _labels(images: LabeledSet) -> list[str | None]:
+def labels_of(images: LabeledSet) -> list[str | None]:
+    """The label of each: the set's, or if it has none, by the folders below its own."""
     if images.label_names != ("",):
         return [images.label_names[label] or None for label in images.labels]  # a row of a table may have no label
     if not images.root or images.encoded is not None or images.vectors is not None:

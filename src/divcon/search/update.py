@@ -1,28 +1,21 @@
-"""Update an index: embed and write new and changed items, in one process or in shards in several."""
+"""Update an index: embed and write new and changed items, or load those that other processes embedded."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from divcon.errors import DataError, StoreError
+from divcon.errors import DataError
 from divcon.runtime.context import DEFAULT, Context, Progress
-from divcon.runtime.copies import here, opened, removed
-from divcon.runtime.files import atomic_write
 from divcon.search.about import About
-from divcon.search.columns import TYPES, as_in_index, typed, types_in
+from divcon.search.columns import TYPES, as_in_index, typed
 from divcon.search.commits import Commits
-from divcon.search.digests import key_of, numbers_of
-from divcon.search.items import VECTORS, Items, details_of
+from divcon.search.digests import numbers_of
+from divcon.search.items import Items, details_of
 from divcon.search.known import KnownItems, first_of_each
 from divcon.search.neighbours import Neighbours, choose_effort
 from divcon.search.stores.base import FIXED_COLUMNS, Store, schema_of
@@ -42,6 +35,8 @@ class Embedder:
     skip: bool = False
     """Leave out images that do not decode, with a warning; False: they are an error."""
     context: Context = DEFAULT
+    learner: int | None = None
+    """Embed in this learner's subspace; None: in all of them."""
 
 
 @dataclass(frozen=True)
@@ -344,9 +339,23 @@ def embed(items: Items, contents: pa.Array, indices: Int64[np.ndarray, " n"], em
     Args:
         contents: the digest of each item's content.
     """
+    chosen, indices, embeddings = embeddings_of(items, indices, embedder)
+    return with_embeddings(chosen, contents.take(pa.array(indices)), embeddings)
+
+
+def embeddings_of(
+    items: Items, indices: Int64[np.ndarray, " n"], embedder: Embedder
+) -> tuple[Items, Int64[np.ndarray, " m"], Float32[np.ndarray, "m D"]]:
+    """The items at ``indices``, their indices and embeddings; if the embedder skips images that do not decode, of those
+    that do.
+
+    Raises:
+        ImageError: an image does not decode, and the embedder does not skip it.
+        DataError: an embedding has NaN or infinite numbers.
+    """
     model, context = embedder.model, embedder.context
     chosen = items.take(indices)
-    embeddings = np.empty((0, model.embedding_dim), np.float32)
+    embeddings = model.embed(np.empty((0, model.num_features), np.float32), embedder.learner)
     if len(chosen):
         bad: set[int] = set()
 
@@ -360,11 +369,11 @@ def embed(items: Items, contents: pa.Array, indices: Int64[np.ndarray, " n"], em
         if bad:
             decoded = np.setdiff1d(np.arange(len(chosen)), list(bad))
             indices, chosen, features = indices[decoded], chosen.take(decoded), features[decoded]
-        embeddings = model.embed(features)
+        embeddings = model.embed(features, embedder.learner)
     broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(broken):
         raise DataError(f"{chosen.names[broken[0]]}: its embedding has NaN or infinite numbers; it cannot be indexed")
-    return with_embeddings(chosen, contents.take(pa.array(indices)), embeddings)
+    return chosen, indices, embeddings
 
 
 _VECTORS = 4096
@@ -379,142 +388,3 @@ def _as_stored(rows: pa.Table, ids: np.ndarray, about: About) -> pa.Table:
         there = name in rows.column_names and not column.unfinished
         columns.append(rows[name] if there else pa.nulls(len(rows), kind))
     return pa.table(columns, schema=schema_of(about))
-
-
-_ABOUT, _INPUTS = b"divcon about", b"divcon made of"
-_FILE = re.compile(r"part-(\d{8})\.parquet")
-_SHARD = re.compile(r"shard-(\d+)-of-(\d+)\.json")
-
-
-def write_shard(
-    embedder: Embedder,
-    about: About,
-    chunks: Iterable[Items],
-    folder: Path,
-    shard: int = 1,
-    shards: int = 1,
-) -> tuple[int, int]:
-    """Embed every ``shards``-th chunk into a parquet file of its own, ``part-00000017.parquet``. A file that is there
-    already, of the same images and the same model, is kept, so that an interrupted shard continues where it stopped.
-
-    Args:
-        about: of the embedder's model: see `divcon.search.about.about_of`.
-        chunks: all chunks, the same for every shard.
-        shard: the number of this shard, from 1.
-
-    Returns:
-        The number of items embedded, and of those that were there already.
-
-    Raises:
-        StoreError: a file is of another model.
-        OutputError: a file cannot be written.
-        ImageError: an image does not decode, and the embedder does not skip it.
-    """
-    folder = here(folder)
-    complete = folder / f"shard-{shard}-of-{shards}.json"
-    removed(complete)
-    embedded = kept = done = number = 0
-    for number, chunk in enumerate(chunks, 1):
-        if number % shards != shard % shards:
-            continue
-        path = folder / f"part-{number - 1:08d}.parquet"
-        chunk = chunk.checked()
-        contents = contents_of(chunk, embedder)
-        digests = [chunk.keys().to_pylist(), contents.to_pylist(), chunk.details().to_pylist()]
-        inputs = key_of(json.dumps([*digests, *_types_as_text(chunk)]))
-        if _inputs_of(path, about) == inputs:
-            kept += len(chunk)
-        else:
-            readable = np.flatnonzero(contents.is_valid().to_numpy(zero_copy_only=False))
-            silent = replace(embedder, context=embedder.context.silent())
-            rows = embed(chunk, contents, readable, silent).rows
-            metadata = {_ABOUT: json.dumps(about.to_dict()).encode(), _INPUTS: inputs.encode()}
-            with atomic_write(path) as beside:
-                pq.write_table(rows.replace_schema_metadata(metadata), beside)
-            embedded += len(rows)
-        done += len(chunk)
-        embedder.context.progress("index", done, None)
-    for path in folder.glob("part-*.parquet"):
-        match = _FILE.fullmatch(path.name)
-        if match and int(match[1]) >= number and (int(match[1]) + 1) % shards == shard % shards:
-            removed(path)  # of images that are not among the chunks any more
-    with atomic_write(complete) as beside:
-        beside.write_text(json.dumps({"parts": number}) + "\n")
-    return embedded, kept
-
-
-def _types_as_text(chunk: Items) -> list[list[tuple[str, str]]]:
-    """The types of columns that are text in a store, and so the same in `Items.details`."""
-    types = types_in(chunk.columns) if chunk.columns is not None else {}
-    special = sorted((name, type_) for name, type_ in types.items() if type_ not in ("text", "int", "float", "bool"))
-    return [special] if special else []
-
-
-def _inputs_of(path: Path, about: About) -> str | None:
-    """The digest of the images that a file was embedded from; None if there is no such file, or a damaged one."""
-    try:
-        metadata = pq.read_schema(opened(path)).metadata or {}
-    except (OSError, pa.ArrowException):
-        return None
-    About.from_dict(json.loads(metadata[_ABOUT]), str(path)).check_same_model(about, str(path))
-    return metadata[_INPUTS].decode()
-
-
-def read_shards(folder: Path) -> tuple[About, int, Iterator[EmbeddedItems]]:
-    """Read what `write_shard` wrote: what an index of these items says of its model, the number of items, and the
-    items, chunk by chunk.
-
-    Raises:
-        StoreError: there are no shards, one is incomplete, or they are of several models.
-    """
-    folder = here(folder)
-    complete = [match for path in folder.glob("shard-*.json") if (match := _SHARD.fullmatch(path.name))]
-    if not complete:
-        raise StoreError(
-            f"{folder}: there is no complete shard; write one with "
-            f'"divcon index RUN IMAGES --shard 1/N --parts {folder}"'
-        )
-    shards = max(int(match[2]) for match in complete)
-    complete = [match for match in complete if int(match[2]) == shards]
-    missing = sorted(set(range(1, shards + 1)) - {int(match[1]) for match in complete})
-    if missing:
-        raise StoreError(f"{folder}: shard {missing[0]} of {shards} is not complete; run it (again)")
-    counts = {json.loads((folder / match.string).read_text())["parts"] for match in complete}
-    paths = [folder / f"part-{number:08d}.parquet" for number in range(max(counts))]
-    gone = next((path for path in paths if not path.is_file()), None)
-    if len(counts) > 1 or gone is not None or not paths:
-        reason = f"{gone.name} is missing" if gone else "the shards are of different images"
-        raise StoreError(f"{folder}: {reason}; run the shards again, which embed only what is missing")
-    about: About | None = None
-    for path in paths:
-        other = _about(path)
-        about = about or other
-        about.check_same_model(other, str(path))
-    assert about is not None
-    total = sum(pq.read_metadata(opened(path)).num_rows for path in paths)
-    return about, total, rows_in(paths)
-
-
-def rows_in(paths: Iterable[Path]) -> Iterator[EmbeddedItems]:
-    """The rows of parquet files as `EmbeddedItems.rows` describes them, some thousand at a time, whatever the files'
-    sizes."""
-    batches: list[pa.RecordBatch] = []
-    for path in paths:
-        for batch in pq.ParquetFile(opened(path)).iter_batches(VECTORS):
-            if batches and (batch.schema != batches[0].schema or sum(map(len, batches)) + len(batch) > VECTORS):
-                yield _joined(batches)
-                batches = []
-            batches.append(batch)
-    if batches:
-        yield _joined(batches)
-
-
-def _joined(batches: list[pa.RecordBatch]) -> EmbeddedItems:
-    rows = pa.Table.from_batches(batches).replace_schema_metadata(None)
-    return EmbeddedItems(rows if len(batches) == 1 else rows.combine_chunks())
-
-
-def _about(path: Path) -> About:
-    with suppress(OSError, pa.ArrowException, KeyError, ValueError, TypeError):
-        return About.from_dict(json.loads((pq.read_schema(opened(path)).metadata or {})[_ABOUT]), str(path))
-    raise StoreError(f"{path}: damaged; remove it, and run its shard again")

@@ -42,14 +42,18 @@ def write_vectors(path: str | Path, images: LabeledSet, embeddings: np.ndarray) 
     """
     if embeddings.ndim != 2 or len(embeddings) != len(images):
         raise DataError(f"embeddings of shape {embeddings.shape} are not one vector for each of {len(images):,} images")
-    paths = _numbered(images.paths, [images])
-    if images.encoded is None and images.root:
-        paths = _under(images.root, paths)
-    columns = {"path": paths}
+    columns = {"path": paths_to_write(images)}
     if images.label_names != ("",):
         columns["label"] = _labels(images)
     blocks = (embeddings[start : start + _ROWS_AT_A_TIME] for start in range(0, len(images), _ROWS_AT_A_TIME))
     _write(path, pa.table(columns), blocks, embeddings.shape[1])
+
+
+def paths_to_write(images: LabeledSet) -> pa.Array:
+    """The paths as a table of their vectors has them: they open from the working directory; encoded images that share
+    one are numbered by their row."""
+    paths = _numbered(images.paths, [images])
+    return _under(images.root, paths) if images.encoded is None and images.root else paths
 
 
 def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Features) -> None:
