@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from divcon.data.tables import VECTOR_COLUMN
 from divcon.errors import ConfigError, DataError, StoreError
-from divcon.runtime.context import Progress
+from divcon.runtime.context import Progress, Stage
 from divcon.runtime.importing import is_named
 from divcon.runtime.places import is_url, url_of
 from divcon.search.about import About
@@ -68,6 +68,11 @@ class Layout:
     columns, embedding."""
     labels: bool = True
     """Of vectors: whether there is a column of labels."""
+
+    @property
+    def stage(self) -> Stage:
+        """What the progress is reported as."""
+        return "index" if self.kind == "items" else "embed"
 
 
 @dataclass(frozen=True)
@@ -237,14 +242,16 @@ def write_shard(
             continue
         before = done
         written = writer.write(
-            number - 1, chunk, lambda step, before=before: embedder.context.progress("index", before + step, share)
+            number - 1,
+            chunk,
+            lambda step, before=before: embedder.context.progress(writer.layout.stage, before + step, share),
         )
         if written.kept:
             kept += written.rows
         else:
             embedded += written.rows
         done += len(chunk)
-        embedder.context.progress("index", done, share)
+        embedder.context.progress(writer.layout.stage, done, share)
     commit_shard(where, number, shard, shards)
     return embedded, kept
 
