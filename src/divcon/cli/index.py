@@ -106,7 +106,8 @@ def index(
         for a model of vectors, or a named data set (its gallery). Labels and all other columns of a table are stored,
         to filter by; an image in a subfolder of a folder has the subfolder's name as its label.
     store
-        Where to store the index: a folder; postgresql://USER@HOST/DATABASE (?table=NAME for another table than divcon);
+        Where to store the index: a folder; s3://BUCKET/PATH (gs://, az://); postgresql://USER@HOST/DATABASE
+        (?table=NAME for another table than divcon); qdrant://HOST:PORT/COLLECTION, or embedded, qdrant:///FOLDER;
         or a store of your own, module:Name or module:Name?OPTION=VALUE. Default: RUN/index; with --backbone,
         photos.divcon beside photos/, a folder that then stands for a run in index, search and serve.
     root
