@@ -20,6 +20,7 @@ from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.runtime.launch import launch
 from divcon.training.gradients import Gradients
 from divcon.training.loop import train
+from divcon.training.setup import on_started_group
 
 pytestmark = pytest.mark.heavy
 
@@ -273,3 +274,24 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     assert (TrainConfig().devices, TrainConfig().learners_per_step) == (4, 4)
     assert ALONE.alone
+
+
+def test_a_run_that_goes_on_keeps_what_is_trained_in_a_group_of_another_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = TrainConfig(devices=2, learners_per_step=2)
+
+    def group_of(size: int) -> None:
+        for name, value in {"RANK": "0", "WORLD_SIZE": str(size), "MASTER_ADDR": "h", "MASTER_PORT": "1"}.items():
+            monkeypatch.setenv(name, value)
+
+    group_of(4)
+    with pytest.raises(ConfigError, match="`devices` 4 share out the batches of a step"):
+        on_started_group(begun)
+    grown = on_started_group(begun, resumed=True)  # more than there are batches in a step
+    assert (grown.devices, grown.across, grown.learners_per_step) == (4, "batch", 2)
+    group_of(3)
+    shrunk = on_started_group(TrainConfig(devices=8, learners_per_step=8), resumed=True)
+    assert (shrunk.devices, shrunk.across, shrunk.learners_per_step) == (3, "learners", 8)
+    group_of(1)
+    assert on_started_group(begun, resumed=True) is begun  # no launcher that would start more: it spawns them
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert on_started_group(begun, resumed=True).devices == 1

@@ -20,7 +20,6 @@ from divcon.data.tables import IMAGE_COLUMN, SourceName, first_line, where_in
 from divcon.data.tar_members import TarMembers
 from divcon.errors import DataError, ImageError
 from divcon.runtime.copies import opened, read_file
-from divcon.runtime.places import url_of
 
 pc: Any = pyarrow.compute
 """Any: pyarrow creates its functions at import, so type checkers do not know them."""
@@ -187,7 +186,7 @@ def _leaf(file: Path, name: str) -> str:
 def _read(file: Path, leaf: str) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(opened(file), page_checksum_verification=True) as parquet:
-            return _bytes_in(parquet.read(columns=[leaf], use_threads=url_of(file) is None))
+            return _bytes_in(parquet.read(columns=[leaf]))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: its images are damaged ({first_line(error)}); make the file again") from None
 
@@ -205,7 +204,7 @@ def _paths(files: Sequence[Path], name: str) -> pa.Array | None:
         with pq.ParquetFile(opened(file)) as parquet:
             if parquet.schema_arrow.field(name).type.get_field_index("path") < 0:
                 return None
-            column = parquet.read(columns=[f"{name}.path"], use_threads=url_of(file) is None).column(0)
+            column = parquet.read(columns=[f"{name}.path"]).column(0)
             parts += [chunk.cast(pa.string()) for chunk in pc.struct_field(column, "path").chunks]
     return pa.chunked_array(parts, pa.string()).combine_chunks()
 

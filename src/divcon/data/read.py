@@ -33,7 +33,7 @@ from divcon.errors import ConfigError, DataError, DivconError, unknown
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.copies import here
 from divcon.runtime.importing import Trust, check_trusted, is_named, load_part, name_of
-from divcon.runtime.places import place, url_of, without_secrets
+from divcon.runtime.places import place, text_of, url_of, without_secrets
 
 Reader = Callable[..., Any]
 """Returns a benchmark. It may take ``root``, ``context`` and options of its own; it is passed what it takes."""
@@ -196,6 +196,8 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
     if root is not None:
         check_name(root)
     if name in NAMED:
+        if root is not None and url_of(root) is not None:
+            raise ConfigError(f"{name}: is read from a folder of this machine, not from {text_of(root)}; copy it first")
         return NAMED[name], name, ()
     if (url := url_of(name)) is not None:
         return _reader_at_address(url, root)

@@ -56,7 +56,7 @@ from divcon.data.table_format import (
 )
 from divcon.errors import DataError
 from divcon.runtime.copies import open_binary, opened, size_of
-from divcon.runtime.places import text_of, url_of
+from divcon.runtime.places import text_of
 
 __all__ = [
     "BOX_COLUMNS",
@@ -420,20 +420,15 @@ def _load_parquet(path: Path, chosen: Columns, constants: Sequence[tuple[str, st
             more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in kinds]
             roles = roles_of(str(path), [*((name, kinds[name]) for name in schema.names), *more], chosen)
             wanted = list(dict.fromkeys(roles.names[role] for role in COLUMNS if role in roles.names))
-            table = _with(_columns_of(parquet, path, [name for name in wanted if name in kinds]), constants)
+            table = _with(parquet.read(columns=[name for name in wanted if name in kinds]), constants)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(_damaged_parquet(path, error)) from None
     return Loaded(path, "parquet", _renamed(table, roles), tuple(schema.names), roles)
 
 
-def _columns_of(parquet: pq.ParquetFile, path: Path, names: Sequence[str]) -> pa.Table:
-    # One thread reads a file at an address: Arrow's threads would each move its position.
-    return parquet.read(columns=list(names), use_threads=url_of(path) is None)
-
-
 def _parquet_column(path: Path, name: str) -> pa.Table:
     with pq.ParquetFile(opened(path)) as parquet:
-        return _columns_of(parquet, path, [name])
+        return parquet.read(columns=[name])
 
 
 def _damaged_parquet(path: Path, error: Exception) -> str:
@@ -1030,7 +1025,7 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
         with pq.ParquetFile(opened(file)) as parquet:
             names = other_columns(parquet.schema_arrow.names)
             _no_twins(file, names)
-            return _columns_of(parquet, file, names)
+            return parquet.read(columns=names)
     header = _header(file)
     _no_twins(file, header)
     table = pyarrow.csv.read_csv(

@@ -19,6 +19,7 @@ from divcon.data.finite import unusable
 from divcon.data.labeled_set import NO_PATH, LabeledSet
 from divcon.data.tables import BOX_COLUMNS, VECTOR_COLUMN, where_in
 from divcon.errors import DataError
+from divcon.runtime.copies import opened
 from divcon.runtime.files import atomic_write
 from divcon.runtime.places import joined
 
@@ -249,7 +250,7 @@ def _stacked(columns: Iterable[pa.Array], source: str, num_rows: int) -> np.ndar
 
 
 def _columns(file: Path, name: str) -> Iterator[pa.Array]:
-    with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
+    with pq.ParquetFile(opened(file), pre_buffer=False, buffer_size=1 << 20) as parquet:
         _check_type(parquet.schema_arrow.field(name).type, file, name)
         for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=[name]):
             column = batch.column(0)
