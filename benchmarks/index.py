@@ -3,12 +3,12 @@
     python benchmarks/index.py
     python benchmarks/index.py --n 10000000 --dim 64 --only load update --turns 1
 
-`load` writes parts of parquet that are embedded already (`divcon index --load`), and `lancedb` the same rows of the same
-files in one `add`. `build` also embeds (a linear layer of --dim) and computes the digests by which an update knows what
-has changed, and `encode` embeds and writes them without any. `update` is a build over a store that has all the rows,
-of which one in a hundred is another. None builds an approximate index, which is LanceDB's own work in both. The seconds of
-the first and the last tenth of the chunks are in the results: were they not alike, the time would not be linear. How
-runs are timed: benchmarks/turns.py.
+`load` writes parts of parquet that are embedded already (`divcon index --load`), and `lancedb` the same rows of the
+same files in one `add`. `build` also embeds (a linear layer of --dim) and computes the digests by which an update knows
+what has changed, and `encode` embeds and writes them without any. `update` is a build over a store that has all the
+rows, of which one in a hundred is another. None builds an approximate index, which is LanceDB's own work in both. The
+seconds of the first and the last tenth of the chunks are in the results: were they not alike, the time would not be
+linear. How runs are timed: benchmarks/turns.py.
 """
 
 from __future__ import annotations

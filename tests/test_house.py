@@ -27,6 +27,7 @@ def test_public_names_are_pinned() -> None:
         "Division",
         "draw_map",
         "EmbeddingModel",
+        "encode",
         "evaluate",
         "export",
         "ImageSet",

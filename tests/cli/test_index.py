@@ -210,6 +210,23 @@ def test_shards_a_listing_and_what_is_loaded(
     assert out.startswith("0 added, 0 changed, 0 removed, 1 kept: 40 items")
 
 
+def test_a_table_that_is_read_as_it_is_indexed(command: Command, run: Path, image_folder: Path, tmp_path: Path) -> None:
+    """The store is the one of the table as a whole."""
+    table, store = tmp_path / "items.csv", tmp_path / "store"
+    images = sorted(image_folder.rglob("*.png"))
+    rows = [f"{image},{image.parent.name},2024-05-{1 + i % 28:02}" for i, image in enumerate(images)]
+    table.write_text("path,label,day\n" + "\n".join(rows) + "\n")
+    options = ("--store", store, "--column-type", "day=date")
+    code, out, err = index(command, run, "--stream", table, *options)
+    assert code == 0, err
+    assert out.startswith("40 added")
+    code, out, err = index(command, run, table, *options)
+    assert out.startswith("0 added, 0 changed, 0 removed, 40 kept")
+    code, out, err = index(command, run, "--stream", table, "--store", store, "--column-type", "price=float")
+    assert (code, out) == (2, "")
+    assert "there are: day" in err or "'price'" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

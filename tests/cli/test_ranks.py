@@ -31,10 +31,12 @@ def test_every_command_has_its_place() -> None:
 
 def test_the_second_process_ends_at_once(as_second: None, command: Any, tmp_path: Path) -> None:
     for name in sorted({*commands()} - {*SHARED, *SEVERAL}):
-        assert command(name, "nothing.csv", "--out", tmp_path / "x") == (0, "", ""), name
+        assert command(name, "nothing.csv", "--out", tmp_path / "x.parquet") == (0, "", ""), name
     assert command("index", "--store", "x") == (0, "", "")
-    code, _, err = command("index", "run", "photos", "--parts", tmp_path / "parts")  # has a shard of its own
-    assert (code, "run" in err) == (2, True)
+    for words in (("index", "run", "photos", "--parts"), ("encode", "run", "photos", "--out")):  # a shard of its own
+        code, _, err = command(*words, tmp_path / "parts")
+        assert (code, "run" in err) == (2, True)
+        assert command(*words, tmp_path / "parts", "--engine", "ray") == (0, "", "")
     assert not list(tmp_path.iterdir())
 
 

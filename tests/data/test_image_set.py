@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from divcon.data.benchmark import Benchmark
-from divcon.data.labeled_set import LabeledSet
+from divcon.data.labeled_set import LabeledSet, file_sizes
 from divcon.data.tables import where_in
 from divcon.errors import DataError, ImageError
 
@@ -137,3 +138,16 @@ class TestBenchmark:
     def test_too_few_classes_to_hold_out(self):
         with pytest.raises(DataError, match="2 train classes of two images and more are too few to hold 2 out"):
             self.benchmark().with_validation()
+
+
+def test_file_sizes_are_of_each_image_in_order(tmp_path: Path) -> None:
+    """Over several blocks, of files that come twice, of one that is missing, of one elsewhere and of an address."""
+    (tmp_path / "a.png").write_bytes(b"12345")
+    (tmp_path / "b.png").write_bytes(b"1")
+    names = ["a.png", "gone.png", str(tmp_path / "b.png"), "s3://bucket/c.png"]
+    count = (1 << 16) + 30
+    paths = pa.array([names[i % 4] for i in range(count)])
+    images = LabeledSet(np.zeros(count, np.int64), ("",), paths, np.arange(count), "", root=str(tmp_path))
+    np.testing.assert_array_equal(file_sizes(images), np.array([5, -1, 1, -1])[np.arange(count) % 4])
+    elsewhere = replace(images, root="s3://bucket")
+    np.testing.assert_array_equal(file_sizes(elsewhere), np.array([-1, -1, 1, -1])[np.arange(count) % 4])

@@ -1,9 +1,11 @@
-"""Three kinds of stores: LanceDB in a folder, a real PostgreSQL with pgvector, and a store of one's own in a dict."""
+"""Four kinds of stores: LanceDB in a folder, a real PostgreSQL with pgvector, Qdrant embedded, and a store of one's own
+in a dict."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,11 +55,22 @@ def dict_store() -> type[DictStore]:
     return DictStore
 
 
-@pytest.fixture(params=["lancedb", "postgres", "own"])
+@pytest.fixture
+def qdrant() -> Iterator[str]:
+    """The address of an embedded Qdrant that is not there yet, in memory where the machine can: it writes each point to
+    the disk for itself."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield f"qdrant://{folder}/qdrant"
+
+
+@pytest.fixture(params=["lancedb", "postgres", "qdrant", "own"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str | DictStore:
     """The address of a store that is not there yet, or a store."""
     if request.param == "lancedb":
         return str(tmp_path / "store")
+    if request.param == "qdrant":
+        return request.getfixturevalue("qdrant")
     if request.param == "own":
         return DictStore()
     address = request.getfixturevalue("postgres")

@@ -538,7 +538,7 @@ def test_a_change_that_is_interrupted_keeps_the_old_values(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(index.store), "_change" if "://" in index.uri else "write_values", killed)
+        patched.setattr(type(index.store), "_change" if index.uri.startswith("postgres") else "write_values", killed)
         with pytest.raises(KeyboardInterrupt):
             index.change_types({"x": "int"})
     again = dc.Index.open(uri, model)
@@ -649,7 +649,7 @@ def test_text_that_postgres_cannot_hold_is_named(
     uri: Any, model: dc.EmbeddingModel, vectors: Vectors, request: pytest.FixtureRequest
 ) -> None:
     columns = {"x": ["a", "b\0c", None]}
-    if isinstance(uri, Store) or "://" not in uri:
+    if isinstance(uri, Store) or not uri.startswith("postgres"):
         assert stored(dc.Index.build(model, vectors(3), uri, columns=columns))[1]["x"] == "b\0c"
         return
     with pytest.raises(StoreError, match=r"'item00001': the column 'meta_x' holds .* with a character NUL"):

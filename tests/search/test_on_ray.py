@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -114,8 +115,9 @@ def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(
 
     def kill(step: Progress) -> None:
         if not killed:
-            killed.append(two_nodes.workers()[0])
-            os.kill(killed[0], signal.SIGKILL)
+            killed.extend(two_nodes.workers())
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
 
     notes: list[str] = []
     context = dc.Context(on_progress=kill, on_warning=notes.append)
@@ -222,6 +224,9 @@ def test_by_ray_client_and_errors_of_images_are_one_line(
     assert encoded.rows == 39
     assert encoded.kept > 0
     assert [note for note in notes if "left out" in note and "class3/3.png" in note]
+    index = dc.Index.build(run, image_folder, tmp_path / "store", engine=engine, on_bad_image="skip")
+    assert len(index) == 39
+    assert index.search(image_folder / "class1" / "0.png", k=1)[0].path == str(image_folder / "class1" / "0.png")
     items = items_to_encode(set_of(image_folder))
     first = image_folder / "class0" / "0.png"
     first.unlink()
@@ -251,6 +256,27 @@ def test_an_image_that_kills_every_worker_ends_the_work(
     (image_folder / "class2" / "0.png").unlink()
     encoded = dc.encode(model, image_folder, tmp_path / "parts", part_rows=5, engine=two_nodes.engine)
     assert encoded.rows == 39
+
+
+@pytest.mark.slow
+def test_a_ray_of_this_machine_alone_from_s3_to_s3(
+    run: Path, image_folder: Path, tmp_path: Path, command: Command, s3: Any
+) -> None:
+    s3.upload(image_folder, "photos/")
+    names = [name for name in s3.names() if name.endswith(".png")]
+    rows = pa.table({"path": [f"{s3.url}/{name}" for name in names], "price": list(range(40))})
+    pq.write_table(rows, tmp_path / "images.parquet")
+    s3.write({"images.parquet": (tmp_path / "images.parquet").read_bytes()})
+    where = ("--stream", f"{s3.url}/images.parquet", "--part-rows", 8, "--engine", "ray")
+    code, out, err = command("encode", run, *where, "--out", f"{s3.url}/vectors")
+    assert (code, err) == (0, "")
+    assert out == f"40 embeddings of 16 dimensions in {s3.url}/vectors\n"
+    code, out, err = command("index", run, *where, "--parts", f"{s3.url}/parts", "--store", tmp_path / "store")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].startswith("40 added")
+    hits = dc.Index.open(tmp_path / "store", run).search(image_folder / names[9].removeprefix("photos/"), k=1)
+    assert (hits[0].path, hits[0].metadata) == (f"{s3.url}/{names[9]}", {"price": 9})
+    assert len([name for name in s3.names() if name.startswith("vectors/part-")]) == 5
 
 
 def test_what_is_wrong_with_the_engine_is_said_before_any_work(

@@ -159,7 +159,7 @@ def test_a_store_of_ones_own_by_name(own: str, model: dc.EmbeddingModel, vectors
         ("store_of_a_user:number", "is no class of stores"),
         ("store_of_a_user:Unfinished", "does not implement delete, read, read_about, write, write_about"),
         ("no_such_module:Store", "the module 'no_such_module' cannot be imported"),
-        ("s3://bucket/store", "write a folder, or postgresql"),
+        ("hf://bucket/store", "write a folder, s3://"),
         ("postgresql://localhost/x?table=a;drop", "a table's name"),
         (3, "pass a folder, an address or a divcon.search.Store"),
         (None, "pass a folder, an address or a divcon.search.Store"),

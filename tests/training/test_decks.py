@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from divcon.config.settings import Rounds, SmallClasses
 from divcon.division import Division
 from divcon.errors import DataError
+from divcon.training.decks import _stable_order
 from divcon.training.sampler import Batch, Batches, plan_epoch
 
 
@@ -190,3 +191,9 @@ def test_batches_are_a_sequence() -> None:
     with pytest.raises(IndexError):
         batches[3]
     assert len(Batches.of([])) == 0
+
+
+@pytest.mark.parametrize("most", [1, 2**16, 2**20, 2**33])
+def test_labels_are_sorted_as_by_numpy(most: int) -> None:
+    labels = np.random.default_rng(0).integers(0, most, 3000)
+    np.testing.assert_array_equal(_stable_order(labels), np.argsort(labels, kind="stable"))

@@ -14,6 +14,7 @@ from divcon.division import Division
 from divcon.division.kmeans import nearest_centroids
 from divcon.errors import ConfigError
 from divcon.runtime import memory
+from divcon.runtime.context import Progress
 from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.training.checkpoint_file import read_checkpoint, write_checkpoint
 from divcon.training.loader import TrainLoader
@@ -147,3 +148,20 @@ def test_a_share_is_of_the_machine_and_divided_among_its_processes(monkeypatch: 
 
 def test_memory_of_this_machine_is_read() -> None:
     assert 10**8 < memory.machine_memory() < 10**15
+
+
+def test_interrupted_while_it_divides_it_resumes_to_the_same(vectors: dc.LabeledSet, tmp_path: Path) -> None:
+    """After the sample was embedded, and k-means fitted, in the second epoch."""
+    config, whole = with_memory("1MB"), model()
+    list(dc.train(whole, vectors, config))
+
+    def interrupt(progress: Progress) -> None:
+        if progress.stage == "divide" and progress.epoch == 1 and progress.done > 650:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(dc.train(model(), vectors, config, checkpoint=tmp_path / "c", context=dc.Context(on_progress=interrupt)))
+    resumed = model()
+    assert [e.number for e in dc.train(resumed, vectors, config, checkpoint=tmp_path / "c")] == [1, 2]
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])

@@ -20,6 +20,7 @@ from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.runtime.launch import launch
 from divcon.training.gradients import Gradients
 from divcon.training.loop import train
+from divcon.training.setup import on_started_group
 
 pytestmark = pytest.mark.heavy
 
@@ -147,6 +148,20 @@ def overlapping(processes: ProcessGroup) -> list[str]:
     return happened
 
 
+def recomputing(processes: ProcessGroup) -> dict[str, torch.Tensor | None]:
+    """The gradients of a step with gradient checkpointing."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"pretrained": False, "image_size": 32, "dropout": 0.0}
+    network = dc.EmbeddingModel("test_vit", 4, **options).train()
+    network.recompute_activations(True)
+    gradients = Gradients(network, processes)
+    for number in processes.batches(range(2)):
+        images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(number))
+        gradients.network(range(2), number)(images)[:, 0].sum().backward()
+    gradients.all_reduce(torch.optim.SGD(network.parameters()))
+    return {key: p.grad for key, p in network.named_parameters()}
+
+
 def follow(processes: ProcessGroup) -> None:
     for name in CASES:
         trained(name, processes)
@@ -154,6 +169,7 @@ def follow(processes: ProcessGroup) -> None:
     for name in BRANCHES:
         branching(name, processes)
     overlapping(processes)
+    recomputing(processes)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +179,7 @@ def by_two() -> dict[str, Any]:
         results: dict[str, Any] = {name: trained(name, processes) for name in CASES}
         processes.across = "learners"
         results |= {name: branching(name, processes) for name in BRANCHES}
-        return results | {"overlapping": overlapping(processes)}
+        return results | {"overlapping": overlapping(processes), "recomputing": recomputing(processes)}
 
 
 @pytest.mark.parametrize("name", BRANCHES)
@@ -176,6 +192,11 @@ def test_a_backbone_that_leaves_layers_out(name: str, by_two: dict[str, Any]) ->
         else:
             torch.testing.assert_close(by_two[name][key], gradient, msg=key)
     assert alone["backbone.unused.weight"] is None and alone["backbone.fixed.weight"] is None
+
+
+def test_gradient_checkpointing(by_two: dict[str, Any]) -> None:
+    for key, gradient in recomputing(ALONE).items():
+        torch.testing.assert_close(by_two["recomputing"][key], gradient, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_gradients_are_reduced_while_the_backward_pass_goes_on(by_two: dict[str, Any]) -> None:
@@ -253,3 +274,24 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     assert (TrainConfig().devices, TrainConfig().learners_per_step) == (4, 4)
     assert ALONE.alone
+
+
+def test_a_run_that_goes_on_keeps_what_is_trained_in_a_group_of_another_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = TrainConfig(devices=2, learners_per_step=2)
+
+    def group_of(size: int) -> None:
+        for name, value in {"RANK": "0", "WORLD_SIZE": str(size), "MASTER_ADDR": "h", "MASTER_PORT": "1"}.items():
+            monkeypatch.setenv(name, value)
+
+    group_of(4)
+    with pytest.raises(ConfigError, match="`devices` 4 share out the batches of a step"):
+        on_started_group(begun)
+    grown = on_started_group(begun, resumed=True)  # more than there are batches in a step
+    assert (grown.devices, grown.across, grown.learners_per_step) == (4, "batch", 2)
+    group_of(3)
+    shrunk = on_started_group(TrainConfig(devices=8, learners_per_step=8), resumed=True)
+    assert (shrunk.devices, shrunk.across, shrunk.learners_per_step) == (3, "learners", 8)
+    group_of(1)
+    assert on_started_group(begun, resumed=True) is begun  # no launcher that would start more: it spawns them
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert on_started_group(begun, resumed=True).devices == 1

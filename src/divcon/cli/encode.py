@@ -82,7 +82,7 @@ def encode(
     chosen, number = engine.chosen(), (1, 1)
     if bool(images) == (stream is not None):
         raise ConfigError("give either IMAGES after RUN, or a listing of their paths with --stream")
-    if chosen is None:
+    if chosen is None and (shard is not None or not out.endswith(".parquet")):
         number = shard_of(shard)
     elif shard is not None:
         raise ConfigError(f"--shard {shard} does not go with --engine ray, which shares the images out itself")

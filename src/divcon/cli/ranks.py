@@ -1,8 +1,8 @@
 """What the processes that a launcher has started do with a command: one rule for all commands.
 
-`train` and `evaluate` share the work, and `encode` and `index --parts` give each process a shard of its own, unless an
-engine (`--engine`) shares it out. Commands that train
-several runs one after the other are refused. Every other command runs in process 0, and the others end at once.
+`train` and `evaluate` share the work. `index --parts` gives each process a shard of its own, and so does `encode` into
+a folder, unless an engine (`--engine`) shares it out. Commands that train several runs one after the other are refused.
+Every other command runs in process 0, and the others end at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from divcon.runtime.launchers import started_group, started_task
 SHARED = ("train", "evaluate")
 """Commands whose work the processes share."""
 SHARDED = {"index": "--parts", "encode": "--out"}
-"""Commands that take a shard of the work each, without a word to the others, with this option."""
+"""Commands that take a shard of the work each, without a word to the others, into the folder of this option."""
 SEVERAL = ("ablate", "demo", "reproduce")
 """Commands that train one run after the other."""
 
@@ -63,8 +63,19 @@ def as_rank(words: Sequence[str], consoles: Sequence[Console]) -> Iterator[bool]
             "devices by itself: `devices=N`",
             field="devices",
         )
-    options = {word.partition("=")[0] for word in words}
-    yield number == 0 or (SHARDED.get(command) in options and "--engine" not in options)
+    folder = _value(words, SHARDED.get(command, ""))
+    is_folder = folder is not None and not folder.endswith(".parquet")
+    yield number == 0 or (is_folder and _value(words, "--engine") is None)
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    """The value of an option as typed; None without it."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == option:
+            return after
+        if option and word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
 
 
 def of_first(work: Callable[[], T]) -> T:

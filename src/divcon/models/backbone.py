@@ -441,3 +441,22 @@ def _converted(backbone: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[st
         return convert(dict(weights), backbone)
     except Exception:  # of any kind, on weights of another architecture; the message names what does not fit
         return weights
+
+
+def recompute(backbone: nn.Module, enable: bool) -> None:
+    """Whether a backbone computes the activations inside of its blocks again in the backward pass (timm's
+    ``set_grad_checkpointing``).
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    set_it: Any = getattr(backbone, "set_grad_checkpointing", None)
+    try:
+        if set_it is None:
+            raise NotImplementedError("it has no method set_grad_checkpointing")
+        set_it(enable)
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        raise ConfigError(
+            f"`grad_checkpointing`: this backbone cannot ({error}); leave it out, or choose another `backbone`",
+            field=("grad_checkpointing", "backbone"),
+        ) from error

@@ -36,6 +36,7 @@ from divcon.models.backbone import (
     load_fitting,
     output_of,
     preprocessing_of,
+    recompute,
     resolve_backbone,
 )
 from divcon.models.batches import input_batches
@@ -178,6 +179,7 @@ class EmbeddingModel(nn.Module):
                 raise ConfigError("`eval_transform`: vectors are not transformed; leave it out", field="eval_transform")
             self._own_transform = create_transform(eval_transform, image_size, "eval_transform", self.pixel_range)
         self.head = create_head(method, self._num_features, embedding_dim, num_learners, dropout, head_options)
+        self._recomputes = False
         self.freeze_batch_norm = weights is not None or (pretrained and vector_dim is None and not own)
         self.start = Start(pretrained, None if weights is None else place(weights))
         self.config = {
@@ -246,7 +248,30 @@ class EmbeddingModel(nn.Module):
             for module in self.backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        if self._recomputes:
+            recompute(self.backbone, mode)
         return self
+
+    def recompute_activations(self, enable: bool) -> None:
+        """Whether training keeps only the activations between the backbone's blocks, and computes the others again in
+        the backward pass (gradient checkpointing). It is no part of what is saved.
+
+        Raises:
+            ConfigError: the backbone cannot; or it trains BatchNorm, whose running statistics would count each batch
+                twice.
+        """
+        if enable:
+            trains_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules())
+            if trains_norm and not self.freeze_batch_norm:
+                raise ConfigError(
+                    "`grad_checkpointing`: the backbone trains BatchNorm, whose running statistics would count each "
+                    "batch twice; start from pretrained weights (`pretrained`, `weights`), which freezes them, or "
+                    "choose a backbone without BatchNorm, such as a vision transformer",
+                    field="grad_checkpointing",
+                )
+        if enable or self._recomputes:
+            recompute(self.backbone, enable and self.training)
+        self._recomputes = enable
 
     def normalize(self, pixels: UInt8[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
         """(B, 3, H, W) uint8 pixels as float32, normalised as the backbone's training images were."""

@@ -94,6 +94,24 @@ def listing(url: str) -> dict[str, Info]:
         return {}
 
 
+def names(url: str) -> set[str]:
+    """The names of what is in a folder, without what is below; empty where there is no such folder.
+
+    Raises:
+        RemoteError: as of `info`.
+    """
+
+    def inside(system: Any, path: str) -> set[str]:
+        return {name.rstrip("/").rpartition("/")[2] for name in system.ls(path, detail=False)}
+
+    try:
+        return _call(url.rstrip("/"), inside)
+    except RemoteMissingError as error:
+        if error.bucket:
+            raise
+        return set()
+
+
 def read(url: str) -> bytes:
     """The content of a file.
 

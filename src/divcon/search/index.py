@@ -35,6 +35,7 @@ from divcon.search.update import Changes, EmbeddedItems, Embedder, Update, check
 
 if TYPE_CHECKING:
     import torch
+    from jaxtyping import Float32
 
     from divcon.models import EmbeddingModel
     from divcon.search.on_ray import Ray
@@ -140,6 +141,13 @@ def _folder(model: object) -> Path:
             field="model",
         )
     return place(model)
+
+
+def _check_k(k: int, min_score: float | None) -> None:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
+        raise ConfigError(f"`k` {k}: a search returns 1 to {MAX_K:,} items", field="k")
+    if min_score is not None:
+        _check_score(min_score)
 
 
 def _check_score(score: object) -> None:
@@ -540,19 +548,42 @@ class Index:
                 message has its row in the batch.
             StoreError: the store no longer exists, or has an index of another model.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
-            raise ConfigError(f"`k` {k}: a search returns 1 to {MAX_K:,} items", field="k")
-        if min_score is not None:
-            _check_score(min_score)
+        _check_k(k, min_score)
         about = self.about
-        conditions = conditions_of(where, about)
+        conditions_of(where, about)  # what is wrong with it, before the model is loaded
+        if learner is not None:
+            subspace_weights(self.model, learner)
         batch = is_batch(query)
         queries = list(query) if batch else [query]
         if not queries:
             return []
-        weights = None if learner is None else subspace_weights(self.model, learner)
         options = {"embedded": embedded, "batch_size": batch_size, "context": context}
         vectors = embeddings_of(queries, self.store, about, self._model, **options)
+        neighbours = self.neighbours(vectors, k, where=where, learner=learner, exact=exact, min_score=min_score)
+        hits = hits_of(self.store, about, neighbours)
+        return hits if batch else hits[0]
+
+    def neighbours(
+        self,
+        embeddings: Float32[np.ndarray, "Q D"],
+        k: int = 10,
+        *,
+        where: Where = None,
+        learner: int | None = None,
+        exact: bool = False,
+        min_score: float | None = None,
+    ) -> list[TopK]:
+        """As `search`, of embeddings of length one: for each, the (n,) int64 ids of the items and their (n,) float32
+        scores, best first, without their paths, labels and columns.
+
+        Raises:
+            ConfigError, StoreError: as `search`.
+        """
+        _check_k(k, min_score)
+        about = self.about
+        conditions = conditions_of(where, about)
+        weights = None if learner is None else subspace_weights(self.model, learner)
+        vectors = embeddings
         exact = exact or bool(conditions) or weights is not None or k > self.store.max_k
         if exact or about.effort is None or len(self) < about.ann_from:
             neighbours = self._neighbours.exact(vectors, int(k), conditions, weights)
@@ -560,8 +591,7 @@ class Index:
             neighbours = self._neighbours.approximate(vectors, int(k), about.effort)
         if min_score is not None:
             neighbours = [at_least(of_query, min_score) for of_query in neighbours]
-        hits = hits_of(self.store, about, neighbours)
-        return hits if batch else hits[0]
+        return neighbours
 
     def item(self, item: int | str | Path) -> Hit:
         """The item of an id, or of a path as it was indexed; its score is 1. No file is opened.

@@ -140,7 +140,7 @@ class Items:
         """
         vectors = self.images.vectors
         if vectors is not None:
-            whole = memoryview(np.ascontiguousarray(vectors).reshape(-1)).cast("B")
+            whole = memoryview(np.ascontiguousarray(vectors).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
             width = len(whole) // max(1, len(self))
             return digests_of(whole[start : start + width] for start in range(0, len(whole), width or 1))
         unread: list[int] = []

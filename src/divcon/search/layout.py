@@ -12,7 +12,8 @@ import numpy as np
 from divcon.errors import OutputError
 from divcon.evaluation.layout import By, Layout, OnStep, check_layout, lay_out
 from divcon.runtime.files import atomic_write
-from divcon.runtime.places import place
+from divcon.runtime.places import cache_folder, place
+from divcon.search.digests import key_of
 from divcon.search.index import Index
 
 MAX_ITEMS = 200_000
@@ -28,8 +29,9 @@ def index_layout(
 
     Args:
         by: as of `divcon.evaluation.layout.lay_out`.
-        folder: where the layout is written, as ``map-tsne.npz`` and so on. Default: the store's folder; a store that is
-            no folder writes nothing. Where it cannot be written, the layout is computed each time.
+        folder: where the layout is written, as ``map-tsne.npz`` and so on. Default: the store's folder; for a store in
+            no folder, one in the cache (`DIVCON_CACHE_DIR`). Where it cannot be written, the layout is computed each
+            time.
 
     Returns:
         (n,) int64 ids, ascending, of all items or of a sample of 200,000; and their layout.
@@ -39,9 +41,8 @@ def index_layout(
     """
     by = check_layout(by)
     version = f"{_FORMAT} {index.store.version()}"
-    folder = folder or getattr(index.store, "folder", None)
-    file = None if folder is None else place(folder) / f"map-{by}.npz"
-    if file is not None and (known := _read(file, version)) is not None:
+    file = place(folder or index.store.folder or cache_folder() / "maps" / key_of(index.store.uri)) / f"map-{by}.npz"
+    if (known := _read(file, version)) is not None:
         return known
     ids = np.sort(index.store.ids())
     if len(ids) > MAX_ITEMS:
@@ -49,7 +50,7 @@ def index_layout(
     stored, vectors = index.store.embeddings(ids)
     order = np.argsort(stored)
     layout = lay_out(vectors[order], by, on_step)
-    if file is not None and f"{_FORMAT} {index.store.version()}" == version:
+    if f"{_FORMAT} {index.store.version()}" == version:
         _write(file, version, stored[order], layout)
     return stored[order], layout
 

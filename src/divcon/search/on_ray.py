@@ -10,7 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,7 +237,7 @@ def write_on_ray(
                 done += result["items"]
                 kept += result["rows"] if result["kept"] else 0
                 embedded += 0 if result["kept"] else result["rows"]
-                context.progress("index", done, total)
+                context.progress(layout.stage, done, total)
         finally:
             results.close()
         if len(parts) != max(parts, default=-1) + 1:
@@ -250,15 +250,11 @@ def write_on_ray(
 def _results(ray: Any, work: _Work, source: Source, rows: int, actors: int, kind: str) -> Generator[dict[str, Any]]:
     """A row about each part, as they come."""
     data = ray.data
-    here = data.DataContext.get_current()
-    quiet = {"enable_progress_bars": False, "print_on_execution_start": False, "target_max_block_size": 1}
-    before = {name: getattr(here, name) for name in quiet if hasattr(here, name)}
-    # A block of Ray Data is split where it is larger than this: each part is a task of its own.
-    for name, value in quiet.items():
-        setattr(here, name, value)
-    try:
+    with _settings(data.DataContext.get_current()):
         references = ray.put(work), ray.put(source)
-        begun = ray.remote(num_cpus=0, max_restarts=-1)(_Begun).remote()
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        here = strategy(ray.get_runtime_context().get_node_id(), soft=True)
+        begun = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Begun).remote()
         # What this program has read may be on the disk of its node alone.
         near = {} if work.anywhere else _this_node(ray)
         blocks = data.from_items([0]).map_batches(
@@ -269,24 +265,35 @@ def _results(ray: Any, work: _Work, source: Source, rows: int, actors: int, kind
         parts = blocks.map_batches(
             _Actor, fn_constructor_args=([references[0], begun],), batch_size=None, compute=pool, **needs
         )
-        found = parts.iter_rows()
+        iterator = iter(parts.iter_rows())
+        try:
+            while True:
+                try:
+                    row = next(iterator)
+                except StopIteration:
+                    return
+                except (ray.exceptions.RayError, RuntimeError) as error:
+                    raise _lost(error) from None
+                yield row
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+            del iterator, parts, references, begun
+
+
+@contextmanager
+def _settings(context: Any) -> Iterator[None]:
+    """Ray Data's settings within the block. A block of its data is split where it is larger than the last one says, so
+    that each part is a task of its own."""
+    ours = {"enable_progress_bars": False, "print_on_execution_start": False, "target_max_block_size": 1}
+    before = {name: getattr(context, name) for name in ours if hasattr(context, name)}
+    for name in before:
+        setattr(context, name, ours[name])
+    try:
+        yield
     finally:
         for name, value in before.items():
-            setattr(here, name, value)
-    iterator = iter(found)
-    try:
-        while True:
-            try:
-                row = next(iterator)
-            except StopIteration:
-                return
-            except (ray.exceptions.RayError, RuntimeError) as error:
-                raise _lost(error) from None
-            yield row
-    finally:
-        if hasattr(iterator, "close"):
-            iterator.close()
-        del iterator, found, parts, references, begun
+            setattr(context, name, value)
 
 
 class _Driver:

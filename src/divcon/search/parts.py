@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from divcon.data.tables import VECTOR_COLUMN
 from divcon.errors import ConfigError, DataError, StoreError
-from divcon.runtime.context import Progress
+from divcon.runtime.context import Progress, Stage
 from divcon.runtime.importing import is_named
 from divcon.runtime.places import is_url, url_of
 from divcon.search.about import About
@@ -68,6 +68,11 @@ class Layout:
     columns, embedding."""
     labels: bool = True
     """Of vectors: whether there is a column of labels."""
+
+    @property
+    def stage(self) -> Stage:
+        """What the progress is reported as."""
+        return "index" if self.kind == "items" else "embed"
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def _vectors_table(items: Items, embeddings: Float32[np.ndarray, "N D"], labels:
     table = pa.table(columns)
     own = items.columns
     for field in () if own is None else own.schema:
-        if field.name not in (*table.column_names, VECTOR_COLUMN):
+        if own is not None and field.name not in (*table.column_names, VECTOR_COLUMN):
             table = table.append_column(field.remove_metadata(), own[field.name])
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
     return table.append_column(VECTOR_COLUMN, pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]))
@@ -237,14 +242,16 @@ def write_shard(
             continue
         before = done
         written = writer.write(
-            number - 1, chunk, lambda step, before=before: embedder.context.progress("index", before + step, share)
+            number - 1,
+            chunk,
+            lambda step, before=before: embedder.context.progress(writer.layout.stage, before + step, share),
         )
         if written.kept:
             kept += written.rows
         else:
             embedded += written.rows
         done += len(chunk)
-        embedder.context.progress("index", done, share)
+        embedder.context.progress(writer.layout.stage, done, share)
     commit_shard(where, number, shard, shards)
     return embedded, kept
 

@@ -160,7 +160,7 @@ def prepare(
     from divcon.config.settings import ModelConfig
     from divcon.models import EmbeddingModel
     from divcon.models.untrained import untrained_model
-    from divcon.search.stores.lance import ABOUT_FILE
+    from divcon.search.stores.places import ABOUT_FILE
 
     if (folder / ABOUT_FILE).exists():
         raise StoreError(f"{folder}: has an index of another model; choose another `store`")

@@ -233,13 +233,17 @@ def search(index: Index, request: SearchRequest, image: bytes | None, learners: 
             raise Refusal(400, f"{name} {getattr(request, name)}: the maximum is {limits.most_k:,}")
     vector = _embedding(index, request, image, limits)
     learner = request.learner if isinstance(request.learner, int) else None
-    options = {"where": _where(request.where), "min_score": request.min_score, "embedded": True}
-    rankings = [index.search(vector, request.k, learner=learner, **options)]
+    options = {"where": _where(request.where), "min_score": request.min_score}
+    rankings = index.neighbours(vector[None], request.k, learner=learner, **options)
     if request.learner == "each":
-        rankings += [index.search(vector, request.each_k, learner=k, **options) for k in range(learners)]
-    found = list({hit.id for hits in rankings for hit in hits})
+        for k in range(learners):
+            rankings += index.neighbours(vector[None], request.each_k, learner=k, **options)
+    found = np.unique(np.concatenate([ids for ids, _ in rankings])).tolist()
     rows = rows_of(index, found)
-    full, *each = [[rows[hit.id].to_dict(hit.score) for hit in hits if hit.id in rows] for hits in rankings]
+    full, *each = [
+        [rows[i].to_dict(score) for i, score in zip(ids.tolist(), scores.tolist(), strict=True) if i in rows]
+        for ids, scores in rankings
+    ]
     by_learner = [{"learner": k, "hits": hits} for k, hits in enumerate(each)]
     agreement = _agreement(index, vector, found, learners) if by_learner else None
     embedding = [round(v, 7) for v in vector.tolist()]

@@ -37,7 +37,7 @@ class Cluster:
         """Of the images at ``indices``, ascending, among (N,) labels."""
         own, size = labels[indices], len(indices)
         if (own[1:] < own[:-1]).any():
-            order = np.argsort(own, kind="stable")
+            order = _stable_order(own)
             indices, own = indices[order], own[order]
         new = np.ones(size, bool)
         np.not_equal(own[1:], own[:-1], out=new[1:])
@@ -264,6 +264,16 @@ class _Filler:
             in_batch[cards[free]] = self._batch
             self._at += int(free[-1]) + 1 if len(free) == missing else len(cards)
             filled += len(free)
+
+
+def _stable_order(labels: np.ndarray) -> np.ndarray:
+    """What a stable argsort of (n,) labels from 0 returns, in half of the time: NumPy has a radix sort of 16 bits."""
+    if not len(labels) or labels.max() >= 1 << 32:
+        return np.argsort(labels, kind="stable")
+    order = np.argsort((labels & 0xFFFF).astype(np.uint16), kind="stable")
+    if labels.max() >= 1 << 16:
+        order = order[np.argsort((labels >> 16).astype(np.uint16)[order], kind="stable")]
+    return order
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:

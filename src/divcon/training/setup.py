@@ -75,6 +75,7 @@ def check(model: EmbeddingModel, images: LabeledSet, config: TrainConfig) -> nn.
         raise ConfigError(
             f"`compile` needs a C++ compiler on the CPU ({', '.join(_COMPILERS)}); leave it out", field="compile"
         )
+    model.recompute_activations(config.grad_checkpointing)
     if config.hierarchy:
         _check_hierarchy(model, config)
     check_schedule(config)

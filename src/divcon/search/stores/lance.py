@@ -1,5 +1,5 @@
-"""`LanceStore`: a store in a folder, of LanceDB's files and ``divcon.json``; and a copy of a small store's rows, so
-that reading it needs no LanceDB, whose import takes a second."""
+"""`LanceStore`: a store in a folder or in object storage, of LanceDB's files and ``divcon.json``; and, in a folder, a
+copy of a small store's rows, so that reading it needs no LanceDB, whose import takes a second."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from divcon.errors import ConfigError, OutputError, StoreError
+from divcon.errors import ConfigError, OutputError, RemoteError, StoreError
 from divcon.runtime.files import atomic_write
-from divcon.runtime.lock import LOCK_FILE, FolderLock
+from divcon.runtime.lock import LOCK_FILE
+from divcon.runtime.places import is_url
 from divcon.search.about import About
 from divcon.search.filters import Condition
 from divcon.search.stores.base import (
@@ -35,9 +37,8 @@ from divcon.search.stores.base import (
     joined,
     schema_of,
 )
+from divcon.search.stores.places import ABOUT_FILE, BucketPlace, FolderPlace, Place
 
-ABOUT_FILE = "divcon.json"
-"""The file that makes a folder a store."""
 _TABLE = "items"
 _ANN = "embedding_idx"
 COPY_FILE = "rows.arrow"
@@ -58,32 +59,38 @@ _KEPT_FOR = timedelta(hours=1)
 
 
 class LanceStore(Store):
-    """LanceDB in a folder. Its approximate index is IVF_FLAT; the effort is the number of partitions searched."""
+    """LanceDB in a folder, or in object storage. Its approximate index is IVF_FLAT; the effort is the number of
+    partitions searched."""
 
     max_k = 10_000
     streams = True
 
-    folder: Path  # pyright: ignore[reportIncompatibleVariableOverride]
+    def __init__(self, place: Path | str) -> None:
+        """
+        Args:
+            place: a folder, or an address such as ``s3://bucket/index``.
 
-    def __init__(self, folder: Path) -> None:
+        Raises:
+            ConfigError: LanceDB is not installed.
+        """
         if importlib.util.find_spec("lancedb") is None:
             raise ConfigError('an index in a folder needs LanceDB: pip install "divcon[search]"')
-        self.folder = folder
-        self.uri = str(folder)
-        self._about_file = folder / ABOUT_FILE
-        self._copy_file = folder / COPY_FILE
+        self._place: Place = BucketPlace(str(place)) if is_url(str(place)) else FolderPlace(Path(place))
+        self.folder = self._place.folder
+        self.uri = self._place.uri
+        self._copy_file = None if self.folder is None else self.folder / COPY_FILE
         self._open_table: Any = None
         self._opening = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------ about the index
 
     def exists(self) -> bool:
-        return self._about_file.is_file()
+        return self._place.exists()
 
     def create(self, about: About) -> None:
         def make() -> None:
             database = self._connect()
-            if (self.folder / f"{_TABLE}.lance").exists():
+            if f"{_TABLE}.lance" in self._place.names():
                 database.drop_table(_TABLE)
             database.create_table(_TABLE, schema=schema_of(about))
 
@@ -92,15 +99,13 @@ class LanceStore(Store):
 
     def read_about(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._about_file.read_text())
-        except FileNotFoundError:
-            return None
+            content = self._place.read_about()
+            return None if content is None else json.loads(content)
         except (OSError, ValueError, RecursionError) as error:
-            raise StoreError(f"{self._about_file}: damaged ({error}); index again into another `store`") from None
+            raise StoreError(f"{self.uri}/{ABOUT_FILE}: damaged ({error}); index again into another `store`") from None
 
     def write_about(self, about: dict[str, Any]) -> None:
-        with atomic_write(self._about_file) as beside:
-            beside.write_text(json.dumps(about, indent=1) + "\n")
+        self._place.write_about(json.dumps(about, indent=1).encode() + b"\n")
 
     def set_about(self, about: About) -> None:
         names = set(self._run(lambda: self._table().schema.names))
@@ -113,21 +118,12 @@ class LanceStore(Store):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        if not self.exists() and (self.folder.is_file() or (self.folder.is_dir() and not self._is_ours())):
+        known = {f"{_TABLE}.lance", LOCK_FILE, COPY_FILE}
+        if not self.exists() and (self._place.is_file() or not self._place.names() <= known):
             raise StoreError(f"{self.uri}: there are other files; pass a `store` that is empty or not there yet")
-        lock = FolderLock(self.folder, "writing to it", StoreError)
-        try:
-            lock.acquire()
-        except OutputError as error:
-            raise StoreError(str(error)) from None
-        try:
+        with self._place.lock():
             yield
             self._write_copy()
-        finally:
-            lock.release()
-
-    def _is_ours(self) -> bool:
-        return {entry.name for entry in self.folder.iterdir()} <= {f"{_TABLE}.lance", LOCK_FILE, COPY_FILE}
 
     def version(self) -> str:
         copied = self._copied()
@@ -138,6 +134,7 @@ class LanceStore(Store):
         return nullcontext()
 
     def append(self, rows: pa.Table) -> None:
+        self._place.check_lock()
         if len(rows):
             self._run(lambda: self._table().add(rows))
 
@@ -146,14 +143,19 @@ class LanceStore(Store):
         first = next(tables, None)
         if first is not None:
             batches = (batch for table in itertools.chain([first], tables) for batch in table.to_batches())
-            reader = pa.RecordBatchReader.from_batches(first.schema, batches)
+            reader = pa.RecordBatchReader.from_batches(first.schema, self._checked(batches))
             self._run(lambda: self._table().add(reader))
+
+    def _checked(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from batches
+        self._place.check_lock()  # an error here, before the commit, leaves the table as it was
 
     def write(self, rows: pa.Table) -> None:
         def merge() -> None:
             how = self._table().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             how.execute(rows)
 
+        self._place.check_lock()
         if len(rows):
             self._run(merge)
 
@@ -166,6 +168,7 @@ class LanceStore(Store):
             self._run(lambda: self._table().drop_columns(there))
 
     def delete(self, ids: np.ndarray) -> None:
+        self._place.check_lock()
         for expression in _any_of("id", ids, _DELETED_AT_ONCE):
             self._run(lambda expression=expression: self._table().delete(expression))
 
@@ -243,7 +246,7 @@ class LanceStore(Store):
     def _copied(self) -> dict[str, Any] | None:
         """``version`` and ``rows`` of the copy; None where there is none of the table as it is now, or where LanceDB is
         open anyway."""
-        return self._current_copy() if self._open_table is None else None
+        return self._current_copy() if self._open_table is None and self._copy_file is not None else None
 
     def _current_copy(self) -> dict[str, Any] | None:
         with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
@@ -254,6 +257,7 @@ class LanceStore(Store):
 
     def _state(self) -> str:
         """A digest that changes with every write to the table: LanceDB keeps a file for each of its versions."""
+        assert self.folder is not None
         names = sorted(entry.name for entry in (self.folder / f"{_TABLE}.lance" / "_versions").iterdir())
         return hashlib.blake2b("\n".join([self.about().created, *names]).encode(), digest_size=16).hexdigest()
 
@@ -266,7 +270,9 @@ class LanceStore(Store):
     def _write_copy(self) -> None:
         """Copy the rows, where the store is small and has changed. Without a copy, everything works, but starts later:
         a disk that is full is no error here."""
-        if self._open_table is None or not self.exists() or self._current_copy() is not None:
+        if self._copy_file is None or self._open_table is None or not self.exists():
+            return
+        if self._current_copy() is not None:
             return  # nothing was written
         about, rows = self.about(), self.count()
         if rows >= about.ann_from or 4 * rows * about.dims > _LARGEST_COPY:
@@ -328,14 +334,16 @@ class LanceStore(Store):
 
         # Processes that decode images are forked from this one, and use nothing of LanceDB's.
         warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
-        # Other processes' writes are visible at the next read.
-        return lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
+        place = self._place
+        return lancedb.connect(
+            place.address, read_consistency_interval=place.consistency, storage_options=place.options
+        )
 
     def _table(self) -> Any:
         with self._opening:
             if self._open_table is None:
-                if not self.folder.is_dir():  # LanceDB would create it
-                    raise FileNotFoundError(self.folder)
+                if not self._place.is_there():  # LanceDB would create it
+                    raise FileNotFoundError(self.uri)
                 self._open_table = self._connect().open_table(_TABLE)
             return self._open_table
 
@@ -345,10 +353,22 @@ class LanceStore(Store):
             return act()
         except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
             self._open_table = None
-            if not self.folder.is_dir():
+            if isinstance(error, RemoteError):
+                raise StoreError(str(error)) from None
+            if not self._place.is_there():
                 raise StoreError(f"{self.uri}: there is no such folder any more; index again") from None
-            reason = (str(error).splitlines() or [repr(error)])[0]
+            reason = _in_short(error)
             raise StoreError(f"{self.uri}: cannot be used ({reason}); index again into another `store`") from None
+
+
+def _in_short(error: BaseException) -> str:
+    """One line of LanceDB's error: of object storage, what the server says."""
+    text = str(error)
+    if (message := re.search(r"<Message>(.*?)</Message>", text)) is not None:
+        return message[1]
+    if "RetryError" in text:
+        return "the storage does not answer"
+    return (text.splitlines() or [repr(error)])[0]
 
 
 def _any_of(column: str, values: np.ndarray | Sequence[str], at_once: int = _AT_ONCE) -> Iterator[Any]:
