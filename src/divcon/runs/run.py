@@ -293,7 +293,8 @@ class _Job:
             config = self.config_for(folder)
             done = folder.check(config, data, self.resume)
             own.append(_Plan(config, done, folder.checkpoint.exists(), self.init_for(folder)))
-            return dataclasses.replace(own[0], config=_with_plain(config, RunConfig()))
+            defaults = RunConfig(**{name: type(getattr(config, name))() for name in SECTIONS})
+            return dataclasses.replace(own[0], config=_with_plain(config, defaults))
 
         sent = from_main(group, made)
         return own[0] if own else dataclasses.replace(sent, config=_with_plain(sent.config, self.config))
