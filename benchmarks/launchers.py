@@ -380,10 +380,7 @@ def by_accelerate(place: Place) -> str | None:
     if importlib.util.find_spec("accelerate") is None:
         return "not run: accelerate is not installed"
     path = script(place, ACCELERATE)
-    command = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    port = f"--main_process_port={free_port()}"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_cpu", *command, port]
-    place.start(0, [*launch, path, *map(str, place.nodes)], ACCELERATE_USE_CPU="true")
+    place.start(0, [*TORCHRUN, "--standalone", "--nproc-per-node=2", path, *map(str, place.nodes)])
     finished(place)
     return None
 
@@ -428,7 +425,7 @@ def main() -> None:
     row("RANK, WORLD_SIZE, MASTER_* (env://)", "rank 1 is killed", killed(1))
     row("RANK, WORLD_SIZE, MASTER_* (env://)", "rank 1 is frozen, as a machine that is gone", frozen)
     row("a process group of your own script", "nothing", initialised)
-    row("Accelerate", "nothing", by_accelerate)
+    row("Accelerate, by torchrun", "nothing", by_accelerate)
     row("Ray Train (`TorchTrainer`)", "nothing", by_ray)
     if options.keep is None:
         shutil.rmtree(folder)

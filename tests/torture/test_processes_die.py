@@ -125,13 +125,13 @@ def test_nodes_share_no_folder_and_any_of_them_is_stopped(
     nodes = [tmp_path / "one", tmp_path / "two"]
     for node in nodes:
         node.mkdir()
-        shutil.copy(vectors, node / "data.parquet")
+        shutil.copy(vectors, node)
 
     def start(*more: str) -> list[subprocess.Popen[str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        command = [*DIVCON, "train", "data.parquet", "--out", "run", *more]
+        command = [*DIVCON, "train", vectors.name, "--out", "run", *more]
         return [started(command, node, RANK=str(rank), **meeting) for rank, node in enumerate(nodes)]
 
     processes, lines = start(*SETTINGS), nodes[0] / "run" / "metrics.jsonl"
@@ -144,7 +144,7 @@ def test_nodes_share_no_folder_and_any_of_them_is_stopped(
     for process in start("--resume"):
         _, text = process.communicate(timeout=300)
         assert process.returncode == 0, text
-    assert [path.name for path in nodes[1].iterdir()] == ["data.parquet"]
+    assert [path.name for path in nodes[1].iterdir()] == [vectors.name]
     run_of.of(whole).check_same(run_of.of(nodes[0] / "run"))
 
 

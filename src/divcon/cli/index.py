@@ -157,7 +157,7 @@ def index(
             info=info,
             change_types=change_types,
         )
-        sources = [*([] if run is None else [str(run)]), *(images or [])]
+        sources = [*([] if run is None else [text_of(run)]), *(images or [])]
         if run is not None and is_model_folder(run):
             raise ConfigError(
                 f"--backbone {backbone} does not go with RUN {run}, which has a model of its own: leave one of them out"
