@@ -49,9 +49,7 @@ def built(place: Path, vectors: np.ndarray) -> Path:
         model.save(place / "run" / "model")
         paths, labels = pa.array([f"photos/{i:09}.jpg" for i in range(n)]), np.arange(n) % 1000
         names = tuple(f"class {i}" for i in range(1000))
-        data = LabeledSet(
-            labels=labels, label_names=names, paths=paths, rows=np.arange(n), source="", vectors=vectors
-        )
+        data = LabeledSet(labels=labels, label_names=names, paths=paths, rows=np.arange(n), source="", vectors=vectors)
         dc.Index.build(place / "run", data, place / "index")
         (place / "done").touch()
     return place / "index"

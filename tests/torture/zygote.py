@@ -32,6 +32,7 @@ import divcon.runs.report.write
 import divcon.runs.run
 import divcon.search.commits
 import divcon.search.items
+import divcon.training.dividing
 import divcon.training.loop
 from divcon.training.feature_bank import FeatureBank
 
@@ -102,7 +103,7 @@ def child(order: dict[str, Any]) -> None:
     events = Events(order["events"], order["kill"], order["victim"])
     for name in ("replace", "rename", "fsync", "unlink", "ftruncate"):
         events.around(os, name, "saving")
-    events.around(divcon.training.loop, "divide", "dividing")
+    events.around(divcon.training.dividing, "divide", "dividing")
     events.around(FeatureBank, "features_to_divide", "dividing")
     events.before(divcon.training.loop, "take_step", "training")
     events.around(divcon.runs.run, "evaluate", "evaluating")
