@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 import divcon as dc
+from divcon.cli.evaluate import evaluate as command
 from divcon.data.benchmark import Benchmark
 from divcon.data.clean import write_table
 from divcon.errors import DataError
 from divcon.evaluation import ReRanking, clustering_metrics, retrieval_metrics
+from divcon.evaluation.clustering import MAX_CLUSTERED
 
 Make = Callable[..., dc.EmbeddingModel]
 
@@ -229,6 +232,7 @@ def test_a_budget_holds_for_all_scores(tiny_model: Make, few: Benchmark) -> None
     # The same queries, so that two models compare.
     other = dc.evaluate(tiny_model(seed=1), few, max_queries=12, seed=3, per_query=True, clustering=False)
     assert dc.compare({"one": some, "other": other})[1].difference is not None
+    assert signature(command).parameters["max_clustered"].default == MAX_CLUSTERED
     for name in ("max_queries", "max_clustered"):
         with pytest.raises(dc.errors.ConfigError, match=f"`{name}` 0: must be at least 1, or None"):
             dc.evaluate(model, few, **{name: 0})

@@ -53,6 +53,10 @@ def test_a_folder_is_brought_and_kept_up_to_date(storage):
     assert (here("memory://shop/run") / "config.json").read_bytes() == b"changed"
     assert not (folder / "model" / "weights").exists()
     assert not here("memory://shop/nothing").exists()
+    (folder / "checkpoint.previous").write_text("of this machine")
+    storage.rm("/shop/run", recursive=True)
+    anew()
+    assert not here("memory://shop/run", without=("checkpoint",)).exists()
 
 
 def test_what_is_written_is_uploaded(storage):

@@ -172,7 +172,8 @@ class EngineChoice:
     engine: Annotated[
         Literal["ray"] | None,
         Parameter(
-            help="Embed on a Ray cluster, or on all cores or GPUs of this machine by Ray. Default: in this process.",
+            help="Embed on a Ray cluster, or on all cores or GPUs of this machine by Ray. A worker on a GPU has "
+            "--workers processes that decode; one on the CPU decodes itself. Default: in this process.",
             group=ENGINE,
         ),
     ] = None

@@ -25,7 +25,9 @@ from divcon.cli.app import (
 )
 from divcon.cli.evaluate import MaxQueries, Metrics, test_data
 from divcon.errors import ConfigError
+from divcon.runtime.copies import here
 from divcon.runtime.files import atomic_write, check_writable
+from divcon.runtime.places import text_of
 
 if TYPE_CHECKING:
     from divcon.evaluation.compare import Compared
@@ -71,7 +73,7 @@ def compare(
     from divcon.models.folder import check_model
     from divcon.runtime.context import Context
 
-    names = [str(run) for run in runs]
+    names = [text_of(run) for run in runs]
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"{twice} is given twice; give each run once")
@@ -81,7 +83,7 @@ def compare(
         check_writable(json_file)
     results: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name, run in zip(names, runs, strict=True):
-        if run.is_file():
+        if here(run, without=("checkpoint", "divisions", "last", "folds", "index")).is_file():
             results[name] = read_scores(run)
         else:
             check_model(run)

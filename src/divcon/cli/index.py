@@ -106,7 +106,8 @@ def index(
         for a model of vectors, or a named data set (its gallery). Labels and all other columns of a table are stored,
         to filter by; an image in a subfolder of a folder has the subfolder's name as its label.
     store
-        Where to store the index: a folder; postgresql://USER@HOST/DATABASE (?table=NAME for another table than divcon);
+        Where to store the index: a folder; s3://BUCKET/PATH (gs://, az://); postgresql://USER@HOST/DATABASE
+        (?table=NAME for another table than divcon); qdrant://HOST:PORT/COLLECTION, or embedded, qdrant:///FOLDER;
         or a store of your own, module:Name or module:Name?OPTION=VALUE. Default: RUN/index; with --backbone,
         photos.divcon beside photos/, a folder that then stands for a run in index, search and serve.
     root
@@ -156,7 +157,7 @@ def index(
             info=info,
             change_types=change_types,
         )
-        sources = [*([] if run is None else [str(run)]), *(images or [])]
+        sources = [*([] if run is None else [text_of(run)]), *(images or [])]
         if run is not None and is_model_folder(run):
             raise ConfigError(
                 f"--backbone {backbone} does not go with RUN {run}, which has a model of its own: leave one of them out"

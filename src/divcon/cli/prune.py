@@ -22,6 +22,7 @@ from divcon.cli.app import (
 )
 from divcon.cli.evaluate import read_own_data
 from divcon.errors import OutputError
+from divcon.runtime.copies import here
 from divcon.runtime.places import absolute
 
 
@@ -75,7 +76,7 @@ def prune(
     from divcon.runs.prune import prune as prune_model
     from divcon.runtime.context import Context
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if here(out).exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out {out}: {'is not empty' if out.is_dir() else 'is a file'}; use another folder")
     check_arguments(dims, by, check_model(run).get("embedding_dim"))
     passed = None if data is None else read_own_data(run, data, root, reading)

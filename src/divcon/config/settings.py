@@ -321,7 +321,7 @@ class TrainConfig:
     rounding. Whether steps then take less time depends on device and backbone."""
     grad_checkpointing: bool = False
     """Keep only the activations between the backbone's blocks, and compute those inside of a block again in the
-    backward pass: a step takes about a third more time and a fraction of the memory, so that larger backbones, images
+    backward pass: a step takes up to a third more time and a fraction of the memory, so that larger backbones, images
     and batches fit. Results are the same. For timm's backbones without BatchNorm, or with pretrained weights."""
     workers: int = 2
     """Number of processes that decode and augment images; results do not depend on it. 0: decode in the main

@@ -415,7 +415,8 @@ def clustered_in_words(result: Mapping[str, Any]) -> str | None:
     clustered = result.get("clustered")
     if clustered is None:
         return None
+    classes = "one class" if clustered["num_classes"] == 1 else f"{clustered['num_classes']:,} classes"
     return (
         f"NMI and AMI are of {clustered['num_items']:,} of {clustered['num_items_total']:,} items, all items of "
-        f"{clustered['num_classes']:,} classes drawn at random"
+        f"{classes} drawn at random"
     )

@@ -148,7 +148,8 @@ def evaluate(
     twice = "pretrained_features" in wanted and (embedder.vector_dim is None or embedder.start.init is not None)
     own_total = search.num_images * (1 + twice)
     total = own_total + (len(ordering[1]) if ordering else 0)
-    of_images = _Embedded(embedder, search, data.name, batch_size, total, keep=parts or bool(wanted), context=context)
+    keep = parts or "pooled_features" in wanted
+    of_images = _Embedded(embedder, search, data.name, batch_size, total, keep=keep, context=context)
     embeddings = of_images.embeddings
     result = search.scores(embeddings, per_query=True, map=map, cmc=cmc, rerank=rerank)
     each = result.pop("per_query")

@@ -224,8 +224,8 @@ def _scores(
         rows: of the table of metrics.
         group: its processes share out the queries, and each gets all values.
     """
-    values = {row.name: np.zeros(len(matches)) for row in rows}
-    first_hit = np.zeros(len(matches), dtype=np.int64)
+    table = np.zeros((len(rows) + 1, len(matches)))
+    values, first_hit = dict(zip((row.name for row in rows), table, strict=False)), table[-1]
     for of_depth, k in _by_depth(matches, queries, rows, cmc or 1, len(task.gallery_labels)):
         # Every R-th, since neighbours in the order of the data may be alike in how long they take.
         own = of_depth[group.rank :: group.world_size]
@@ -240,14 +240,13 @@ def _scores(
             for name, of_block in compute_metrics(rows, ranked).items():
                 values[name][at] = of_block
     # The values of another rank's queries are zero here, so that the sum over ranks is exact.
-    values = {name: group.all_reduce(of_own) for name, of_own in values.items()}
-    if cmc is not None:
-        first_hit = group.all_reduce(first_hit).astype(np.int64)
+    if not group.alone:
+        table[:] = group.all_reduce(table)
     means: dict[str, Any] = {row.name: row.mean(values[row.name][queries]) for row in rows}
     if own := {row.name: row.to_dict() for row in rows if not row.built_in}:
         means["metrics"] = own
     if cmc is not None:
-        means["cmc"] = match_characteristic(first_hit[queries], cmc)
+        means["cmc"] = match_characteristic(first_hit[queries].astype(np.int64), cmc)
     unasked = np.ones(len(matches), dtype=bool)
     unasked[queries] = False
     for of_all in values.values():

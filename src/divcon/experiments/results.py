@@ -43,7 +43,7 @@ class ResultsFile:
         Raises:
             RunError: ``out`` is not empty and holds no ablation, or the file is damaged.
         """
-        self.out = place(out)
+        self.out = here(out)
         self.path = self.out / self.NAME
         self.results: Results = {"settings": {}, "environment": {}, "trials": [], "choices": {}, "runs": []}
         if self.path.exists():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from divcon.errors import ConfigError, OutputError, unknown
 from divcon.evaluation.compare import read_scores
 from divcon.models.names import check_learner
+from divcon.runtime.copies import here
 from divcon.runtime.places import place
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def export(
         DataError: the scores cannot be read.
         RunError: the run's folder is damaged.
     """
-    out = place(out)
+    out = here(out) if format == "hf" else place(out)
     check_export(out, format, scores)  # before PyTorch is imported
     from divcon.exports.hugging_face import write_folder
     from divcon.exports.onnx import write_onnx

@@ -19,9 +19,10 @@ from divcon.maps.picture import write_picture
 from divcon.models.folder import check_model
 from divcon.runs.folder import RunFolder, own_benchmark
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import here
 from divcon.runtime.device import resolve_device
 from divcon.runtime.files import check_writable
-from divcon.runtime.places import place
+from divcon.runtime.places import place, text_of, url_of
 from divcon.search import Index
 from divcon.search.layout import index_layout
 from divcon.search.stores import open_store
@@ -99,14 +100,24 @@ def draw_map(
 def _index_of(run: str | Path | Index) -> Index | None:
     if isinstance(run, Index):
         return run
-    if Path(run).is_dir() and RunFolder(run).origin() is not None and not open_store(run).exists():
-        return None
-    if (Path(run) / "model.safetensors").exists() and not open_store(run).exists():
-        return None
-    index = Index.open(run)
+    store = text_of(run)
+    # An index at an address is not copied here: only of a run's folder are files looked for.
+    is_local_or_run = url_of(run) is None or here(place(run) / "config.json").exists()
+    if is_local_or_run and not _has_index(store):
+        folder = RunFolder(run)
+        if (folder.path.is_dir() and folder.origin() is not None) or (folder.path / "model.safetensors").exists():
+            return None
+    index = Index.open(store)
     if not index.store.exists():
         raise StoreError(f"{run}: there is no index and no run here")
     return index
+
+
+def _has_index(store: str) -> bool:
+    try:
+        return open_store(store).exists()
+    except ConfigError:  # an address of no store
+        return False
 
 
 def _of_index(index: Index, by: By, colour: str, context: Context) -> tuple[MapItems, list[Panel]]:
@@ -142,11 +153,11 @@ def _of_models(
         wanted.append(("before training", features))
         wanted.append(("after training", model.encode(images, batch_size=batch_size, context=context)))
     else:
-        wanted.append((Path(run).resolve().name, model.encode(images, batch_size=batch_size, context=context)))
+        wanted.append((place(run).resolve().name, model.encode(images, batch_size=batch_size, context=context)))
         if compare is not None:
             other = EmbeddingModel.load(compare, device=device)
             vectors = other.encode(images, batch_size=batch_size, context=context)
-            wanted.append((Path(compare).resolve().name, vectors))
+            wanted.append((place(compare).resolve().name, vectors))
     return [Panel(title, lay_out(vectors, by, _reported(context))) for title, vectors in wanted]
 
 

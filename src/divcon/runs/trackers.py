@@ -29,6 +29,7 @@ from divcon.runs.callbacks import TRACKERS_FILE, Callback, read_identities
 from divcon.runs.sheets import Examples, cluster_sheet, flow_sheet, neighbour_sheet
 from divcon.runtime.files import atomic_write
 from divcon.runtime.importing import load_part
+from divcon.runtime.places import text_of
 
 if TYPE_CHECKING:
     from divcon.config.settings import RunConfig
@@ -88,7 +89,7 @@ class Tracker(Callback, ABC):
     def on_start(self, run: Path, config: RunConfig, data: Benchmark, lines: Sequence[dict[str, Any]]) -> None:
         self._run, self._data, self._lines = run, data, list(lines)
         known = read_identities(run)
-        settings = flat(config.to_dict()) | {"data": data.name, "split_hash": data.split_hash, "run": str(run)}
+        settings = flat(config.to_dict()) | {"data": data.name, "split_hash": data.split_hash, "run": text_of(run)}
         done = len(lines)
         try:
             identity = self.open(run, settings, known.get(self.name) if done else None, done)

@@ -28,6 +28,8 @@ except ImportError:  # Windows
 STREAMED = (".parquet", ".pq", ".tar")
 """Endings of files that are read block by block."""
 _UNSAVED = ".unsaved"
+_OF_ANOTHER = ".previous"
+"""The ending of a checkpoint before the last, which is of this machine alone."""
 
 _known: set[Path] = set()
 """What this process has brought already."""
@@ -62,7 +64,7 @@ def here(path: str | os.PathLike[str], *, without: Sequence[str] = ()) -> Path:
         }
         for name, each in kept.items():
             bring(target / name, f"{url}/{name}", each)
-        _settle(target, files, without)
+        _settle(target, files)
     _known.add(target)
     return target
 
@@ -218,22 +220,24 @@ def bring(path: Path, url: str, about: Any) -> None:
         written(0 if streamed else path.stat().st_size)
 
 
-def _settle(folder: Path, there: dict[str, Any], without: Sequence[str]) -> None:
-    """Remove copies of files that are gone from an address, and send those that never came there."""
-    for top, folders, names in os.walk(folder):
-        below = Path(top).relative_to(folder).as_posix()
-        folders[:] = [name for name in folders if below != "." or name not in without]
+def _settle(folder: Path, there: dict[str, Any]) -> None:
+    """Remove copies of files that are gone from an address, and folders that this leaves empty. What was written here
+    and not sent stays: whoever writes the folder goes on with it."""
+    for top, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = Path(top, name)
-            inside = path.relative_to(folder).as_posix()
-            if inside in there or inside.split("/")[0] in without or _is_private(name):
-                continue
             record = _read_record(path)
-            if record is None or _differs(path, record):
-                continue  # written here, and not sent: whoever writes the folder goes on with it
-            with contextlib.suppress(OSError):
-                path.unlink()
-                _record_path(path).unlink()
+            if _is_private(name):
+                gone = not there and name.endswith(_OF_ANOTHER)  # of a run that was removed
+            else:
+                gone = path.relative_to(folder).as_posix() not in there and record is not None
+                gone = gone and not _differs(path, record or {})
+            if gone:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    _record_path(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(top).rmdir()
 
 
 def send_rest(folder: Path) -> None:
@@ -253,7 +257,7 @@ def send_rest(folder: Path) -> None:
 
 def _is_private(name: str) -> bool:
     """Whether a file is of this machine alone: a lock, one that is being written, the checkpoint before the last."""
-    return name.startswith(".") or name.endswith((".new", ".part", ".lock", _UNSAVED, ".previous"))
+    return name.startswith(".") or name.endswith((".new", ".part", ".lock", _UNSAVED, _OF_ANOTHER))
 
 
 def _send(path: Path, url: str) -> None:

@@ -11,7 +11,7 @@ from divcon.errors import ConfigError, DataError
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.files import check_writable
 from divcon.runtime.importing import Trust
-from divcon.runtime.places import absolute, is_url, text_of
+from divcon.runtime.places import absolute, text_of
 from divcon.search.about import about_of
 from divcon.search.items import Data, set_of
 from divcon.search.on_ray import Ray, engine_of, write_on_ray
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from divcon.models import EmbeddingModel
 
 _FILE = ".parquet"
+_OTHERS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".npy", ".npz", ".pt", ".pth", ".h5", ".pq", ".arrow", ".feather")
+"""Endings of names that are meant as a file of another kind, and not as a folder."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def check_output(out: str, shard: tuple[int, int] = (1, 1), on_engine: bool = Fa
             )
         check_writable(out)
         return True
-    if suffix and not out.endswith("/") and not Path(out).is_dir() and not is_url(out):
+    if suffix.lower() in _OTHERS and not out.endswith("/") and not Path(out).is_dir():
         raise ConfigError(
             f"`out` {out}: embeddings are written as parquet; use a name that ends in .parquet, or that of a folder",
             field="out",

@@ -220,6 +220,11 @@ def write_on_ray(
             _absolute(folder),
             is_client(ray),
         )
+        if not int(ray.available_resources().get("GPU" if kind == "cuda" else "CPU", 0)):
+            what = "GPUs" if kind == "cuda" else "CPU cores"
+            context.warn(
+                f"no {what} of the Ray cluster are free; waiting for other work there to end, or for more nodes"
+            )
         begin_shard(folder)
         run = _on_client if is_client(ray) else _results
         parts: set[int] = set()
@@ -283,9 +288,13 @@ def _results(ray: Any, work: _Work, source: Source, rows: int, actors: int, kind
 
 @contextmanager
 def _settings(context: Any) -> Iterator[None]:
-    """Ray Data's settings within the block. A block of its data is split where it is larger than the last one says, so
-    that each part is a task of its own."""
-    ours = {"enable_progress_bars": False, "print_on_execution_start": False, "target_max_block_size": 1}
+    """Ray Data's settings within the block."""
+    ours = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "target_max_block_size": 1,  # a larger block of its data is split: each part is a task of its own
+        "execution_no_progress_timeout_s": -1,  # a part of a large model may take a core hours
+    }
     before = {name: getattr(context, name) for name in ours if hasattr(context, name)}
     for name in before:
         setattr(context, name, ours[name])

@@ -107,7 +107,10 @@ def page_of(
     Args:
         sample: the seed of a mixed order (`Catalogue.mixed`); None: in order of their ids.
     """
-    ids = index.store.ids(conditions) if sample is None else catalogue.mixed(sample, conditions)
+    if sample is not None:
+        ids = catalogue.mixed(sample, conditions)
+    else:
+        ids = index.store.ids(conditions) if conditions else catalogue.labels()[0]
     wanted = ids[offset : offset + limit].tolist()
     rows = rows_of(index, wanted)
     return {"total": len(ids), "offset": offset, "items": [rows[i].to_dict() for i in wanted if i in rows]}

@@ -130,7 +130,7 @@ def _ids(images: LabeledSet, index: Index) -> np.ndarray:
     if not len(images):
         return np.empty(0, np.int64)
     items, _ = items_of(images)
-    keys = items.keys()
+    keys = items.keys().to_pylist()
     known = index.store.lookup(keys)
     by_row = {int(row): known[key].id for row, key in zip(items.images.rows, keys, strict=True) if key in known}
     return np.array([by_row.get(int(row), -1) for row in images.rows], np.int64)
