@@ -25,7 +25,7 @@ from divcon.data.tables import VECTOR_COLUMN
 from divcon.errors import ConfigError, DataError, StoreError
 from divcon.runtime.context import Progress, Stage
 from divcon.runtime.importing import is_named
-from divcon.runtime.places import is_url, url_of
+from divcon.runtime.places import url_of
 from divcon.search.about import About
 from divcon.search.columns import types_in
 from divcon.search.digests import key_of
@@ -154,12 +154,12 @@ def name_of(number: int) -> str:
 
 
 def folder_beside(store: str) -> str:
-    """The folder of the parts of a store on a disk: ``STORE.parts``.
+    """The folder of the parts of a store in a folder, or at an address: ``STORE.parts``.
 
     Raises:
-        ConfigError: the store is elsewhere.
+        ConfigError: the store is a database, or one of the user's own.
     """
-    if (is_url(store) and not store.startswith(("s3://", "gs://"))) or is_named(store):
+    if store.startswith(("postgres", "qdrant")) or is_named(store):
         raise ConfigError(f"`parts`: of the store {store}, say in which folder the parts are to be", field="parts")
     return f"{store.rstrip('/')}.parts"
 
