@@ -121,18 +121,18 @@ def test_it_is_asked_to_stop_and_one_goes_on(disturbed: Any, whole: Path, run_of
 def test_nodes_share_no_folder_and_any_of_them_is_stopped(
     vectors: Path, tmp_path: Path, whole: Path, run_of: Any
 ) -> None:
-    """Two nodes, each with its data and an empty folder; the second gets SIGTERM, both stop, and the run is resumed."""
+    """Two nodes, each with a folder and the data elsewhere; the second gets SIGTERM, both stop, the run is resumed."""
     nodes = [tmp_path / "one", tmp_path / "two"]
     for node in nodes:
         node.mkdir()
-        shutil.copy(vectors, node)
+    data = [vectors, Path(shutil.copy(vectors, nodes[1]))]
 
     def start(*more: str) -> list[subprocess.Popen[str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        command = [*DIVCON, "train", vectors.name, "--out", "run", *more]
-        return [started(command, node, RANK=str(rank), **meeting) for rank, node in enumerate(nodes)]
+        commands = [[*DIVCON, "train", path, "--out", "run", *more] for path in data]
+        return [started(commands[rank], node, RANK=str(rank), **meeting) for rank, node in enumerate(nodes)]
 
     processes, lines = start(*SETTINGS), nodes[0] / "run" / "metrics.jsonl"
     wait_for(lambda: any(p.poll() is not None for p in processes) or (lines.exists() and lines.read_text().count("\n")))
