@@ -58,7 +58,8 @@ def draw(
     Parameters
     ----------
     run
-        A run or model folder, or an index: its folder, or postgresql://USER@HOST/DATABASE.
+        A run or model folder, or an index: its folder or address, postgresql://USER@HOST/DATABASE, or
+        qdrant://HOST:PORT/COLLECTION.
     data
         As in evaluate: draw the images that it tests on, in place of the index's items.
     root

@@ -39,7 +39,8 @@ def search(
     Parameters
     ----------
     store
-        The run that was indexed, a store's folder, postgresql://USER@HOST/DATABASE, or a store of your own
+        The run that was indexed, a store's folder or address (s3://BUCKET/PATH), postgresql://USER@HOST/DATABASE,
+        qdrant://HOST:PORT/COLLECTION, or a store of your own
         (module:Name or module:Name?OPTION=VALUE).
     queries
         Images. The embedding of an indexed image is read from the store. For a model of vectors, paths of indexed

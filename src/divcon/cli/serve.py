@@ -61,7 +61,8 @@ def serve(
     Parameters
     ----------
     store
-        The run that was indexed, a store's folder, postgresql://USER@HOST/DATABASE, or a store of your own
+        The run that was indexed, a store's folder or address (s3://BUCKET/PATH), postgresql://USER@HOST/DATABASE,
+        qdrant://HOST:PORT/COLLECTION, or a store of your own
         (module:Name or module:Name?OPTION=VALUE).
     model
         The run or model folder, if it has moved since the index was built.
