@@ -82,8 +82,8 @@ def similar(
     k
         Number of neighbours of --query. Default: 10.
     store
-        Where the index is stored: a folder or address, postgresql://USER@HOST/DATABASE, qdrant://HOST:PORT/COLLECTION, or
-        a store of your own, module:Name.
+        Where the index is stored: a folder or address, postgresql://USER@HOST/DATABASE, or
+        qdrant://HOST:PORT/COLLECTION, or a store of your own, module:Name.
         Default: photos.divcon beside photos/; nothing is written into photos/ itself. The folder stands for a run in
         divcon search, serve and index.
     root
