@@ -309,7 +309,7 @@ def evaluate(
         result = evaluate_model(
             model,
             benchmark,
-            threshold=(read_threshold(run) or {}).get("min_score") if group.is_main else None,
+            threshold=of_first(lambda: (read_threshold(run) or {}).get("min_score")),
             clustering=clustering,
             parts=parts,
             baselines=baselines,
