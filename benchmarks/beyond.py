@@ -107,7 +107,7 @@ IDEAS = {
 class Overlapping(Division):
     """A division whose images belong to their second cluster too."""
 
-    second: np.ndarray
+    second: np.ndarray = field(kw_only=True)
 
     def indices(self, learner: int) -> np.ndarray:
         return np.flatnonzero((self.learner == learner) | (self.second == learner))
@@ -120,7 +120,7 @@ class Overlapping(Division):
             unit = np.stack([unit[labels == c].mean(0) for c in range(labels.max() + 1)])[labels]
         far = torch.cdist(torch.from_numpy(unit), torch.from_numpy(division.centroids)).numpy()
         first, second = np.argsort(far, axis=1, kind="stable")[:, :2].T
-        return cls(first, division.centroids, second)
+        return cls(first, division.centroids, second=second)
 
 
 def parted(plan: EpochPlan, parts: int) -> tuple[EpochPlan, list[list[tuple[int, slice]]]]:

@@ -104,7 +104,9 @@ def train(
     from divcon.runs.folder import RunFolder
 
     assert out is not None
-    benchmark, source = _read(typed or plan.source, plan.settings)
+    # Each rank has the data where its own command line says; how it is read is as the run has it.
+    own = {} if typed is None else {"data": typed["data"], "root": typed["root"]}
+    benchmark, source = _read({**plan.source, **own}, plan.settings)
     chosen, like = plan.settings, plan.like
     if like is not None:
         from divcon.runs.like import settings_like
