@@ -7,6 +7,7 @@ flags (see ``divcon.cli.messages``).
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterable
 
 
@@ -141,3 +142,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     if len(known) <= 20:
         return f"unknown {kind} {name!r}; known: {', '.join(known)}"
     return f"unknown {kind} {name!r}"
+
+
+def as_text(error: DivconError) -> str:
+    """An error as JSON, for `error_of` in another process."""
+    fields = error.fields if isinstance(error, ConfigError) else None
+    return json.dumps({"kind": type(error).__name__, "message": str(error), "fields": fields})
+
+
+def error_of(text: str | bytes) -> DivconError:
+    """The error that `as_text` has written, of its kind where that takes a message alone."""
+    saved = json.loads(text)
+    if saved["fields"] is not None:
+        return ConfigError(saved["message"], field=saved["fields"])
+    kind = globals().get(saved["kind"])
+    if isinstance(kind, type) and issubclass(kind, DivconError) and kind.__init__ is Exception.__init__:
+        return kind(saved["message"])
+    return DivconError(saved["message"])

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 import divcon as dc
 from divcon.errors import OutputError, RemoteError, RunError
@@ -117,7 +118,11 @@ def test_a_killed_run_goes_on_on_another_machine(s3, photos, here, tmp_path, mon
     done = RunFolder(out).epochs_done()
     assert done < 3
     dc.run(f"{s3.url}/t.csv", out, CONFIG, resume=True, report=False)
-    assert s3.read("runs/x/model/model.safetensors") == weights(here)
+    # Its first epochs were another process's, whose arithmetic may differ in the last bit.
+    trained, expected = load(s3.read("runs/x/model/model.safetensors")), load(weights(here))
+    assert trained.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(trained[name], value, atol=1e-4, err_msg=name)
     assert [line["epoch"] for line in RunFolder(out).lines() if "loss" in line] == [0, 1, 2]
     assert "runs/x/divcon.lock" not in s3.names()
 

@@ -129,16 +129,15 @@ def test_a_script_without_its_guard_gets_the_line_that_it_needs(tmp_path: Path) 
 
 def test_an_error_of_another_rank_keeps_its_kind_and_its_settings() -> None:
     from divcon import errors
-    from divcon.runtime.launch import _as_text, _error_of
 
     for error in (
         errors.ImageError("a.png: no"),
         errors.NonFiniteError("loss"),
         errors.RemoteError("s3://b/x", "gone"),
     ):
-        other = _error_of(_as_text(error).encode())
+        other = errors.error_of(errors.as_text(error).encode())
         assert str(other) == str(error)
         assert type(other) is (errors.DivconError if isinstance(error, errors.RemoteError) else type(error))
     setting = errors.ConfigError("`devices` 9: too many", field=("devices", "across"))
-    other = _error_of(_as_text(setting).encode())
+    other = errors.error_of(errors.as_text(setting).encode())
     assert isinstance(other, errors.ConfigError) and (str(other), other.fields) == (str(setting), setting.fields)

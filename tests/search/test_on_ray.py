@@ -99,7 +99,8 @@ def rows_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
+    """Up to the last bits, in which the arithmetic of two processes may differ."""
+    return one.keys() == other.keys() and all(np.allclose(one[path], other[path], atol=1e-6) for path in one)
 
 
 def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(

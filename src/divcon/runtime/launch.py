@@ -37,8 +37,7 @@ from torch.distributed import FileStore, HashStore, PrefixStore  # type: ignore[
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessException, ProcessRaisedException, start_processes
 
-from divcon import errors
-from divcon.errors import ConfigError, DivconError, RunError, Stopped, WorkerError
+from divcon.errors import ConfigError, DivconError, RunError, Stopped, WorkerError, as_text, error_of
 from divcon.runtime.distributed import ALONE, ProcessGroup
 from divcon.runtime.launchers import StartedGroup, is_initialised, is_restarted_alone, own_group, started_group
 from divcon.runtime.watch import Watch
@@ -314,7 +313,7 @@ class _Workers:
             return None
         with suppress(Exception):
             if self._store.check(["error"]):
-                return _error_of(self._store.get("error"))
+                return error_of(self._store.get("error"))
         rank = failed.error_index + 1
         if isinstance(failed, ProcessRaisedException):
             return WorkerError(f"process {rank}: {failed.msg[failed.msg.index('Traceback') :]}")
@@ -381,23 +380,8 @@ def _run_worker(
         if _says_lost(error):
             sys.exit(0)  # rank 0 reports what has ended
         with suppress(Exception):
-            store.set("error", _as_text(error))
+            store.set("error", as_text(error))
         raise
-
-
-def _as_text(error: DivconError) -> str:
-    fields = error.fields if isinstance(error, ConfigError) else None
-    return json.dumps({"kind": type(error).__name__, "message": str(error), "fields": fields})
-
-
-def _error_of(text: bytes) -> DivconError:
-    """The error of another rank, of its kind where that takes a message alone."""
-    saved = json.loads(text)
-    kind = getattr(errors, saved["kind"], DivconError)
-    if saved["fields"] is not None:
-        return ConfigError(saved["message"], field=saved["fields"])
-    plain = isinstance(kind, type) and issubclass(kind, DivconError) and kind.__init__ is Exception.__init__
-    return (kind if plain else DivconError)(saved["message"])
 
 
 @contextmanager

@@ -7,9 +7,9 @@ nobody hears: without a sign of life from it, the others would wait for hours.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import socket
 import threading
 import time
@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore  # type: ignore[reportPrivateImportUsage]
 
-from divcon.errors import DivconError
+from divcon.errors import DivconError, as_text, error_of
 from divcon.runtime.signals import announced, deliver
 
 POLL_S = 1.0
@@ -76,13 +76,14 @@ class Watch:
     def announce_error(self, error: DivconError) -> None:
         """Let the other ranks report an error of this one."""
         with suppress(Exception):
-            self._store.set("error", pickle.dumps((self._rank, socket.gethostname(), error)))
+            self._store.set("error", json.dumps([self._rank, socket.gethostname(), as_text(error)]))
 
     def error(self) -> tuple[int, str, DivconError] | None:
         """The rank whose error has ended the work, its machine, and the error; None where there was none."""
         with suppress(Exception):
             if self._store.check(["error"]):
-                return pickle.loads(self._store.get("error"))
+                rank, machine, text = json.loads(self._store.get("error"))
+                return rank, machine, error_of(text)
         return None
 
     def wait_for_others(self) -> None:

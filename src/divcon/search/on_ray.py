@@ -5,7 +5,6 @@ nothing is there twice."""
 from __future__ import annotations
 
 import copy
-import pickle
 import re
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from divcon.errors import ConfigError, DivconError, WorkerError
+from divcon.errors import ConfigError, DivconError, WorkerError, as_text, error_of
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.places import url_of
 from divcon.runtime.ray_cluster import check_nodes, connected, is_client
@@ -158,13 +157,7 @@ def _read(_: dict[str, Any], source: Any, rows: int) -> Iterator[dict[str, list[
 
 
 def _sent(error: DivconError) -> bytes:
-    """An error as bytes, without its trace."""
-    content = pickle.dumps(error.with_traceback(None))
-    try:
-        pickle.loads(content)
-    except TypeError:  # it takes more arguments than its message
-        content = pickle.dumps(WorkerError(str(error)))
-    return content
+    return as_text(error).encode()
 
 
 _FAILED = -1
@@ -235,7 +228,7 @@ def write_on_ray(
                 for text in result["warnings"]:
                     context.warn(text)
                 if result["error"]:
-                    raise pickle.loads(result["error"])
+                    raise error_of(result["error"])
                 if result["number"] in parts:
                     continue
                 parts.add(result["number"])
