@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,23 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 3 and "is not there" in errors[0] and "end it in" in errors[1]
+
+
+def test_umap_waits_for_no_lock_that_a_killed_process_may_have_kept() -> None:
+    from umap import layouts
+
+    from divcon.evaluation.layout import _umap
+
+    def keep() -> None:
+        layouts.tqdm.get_lock().acquire()
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    keeper.join()
+    placed: list[np.ndarray] = []
+    vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    drawing = threading.Thread(target=lambda: placed.append(_umap(unit, lambda step, done: None)), daemon=True)
+    drawing.start()
+    drawing.join(120)
+    assert placed and placed[0].shape == (40, 2)

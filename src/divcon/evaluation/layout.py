@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,8 +144,10 @@ def _beside(vectors: np.ndarray, chosen: np.ndarray, points: np.ndarray, on_step
 
 
 def _umap(vectors: np.ndarray, on_step: OnStep) -> np.ndarray:
-    from umap import UMAP  # pyright: ignore[reportMissingImports]
+    from umap import UMAP, layouts  # pyright: ignore[reportMissingImports]
 
+    # tqdm's own lock is shared with processes that were forked: one that is killed with it would stop this one forever.
+    layouts.tqdm.set_lock(threading.RLock())
     count = min(_NEIGHBOURS, len(vectors) - 1)
     from divcon.evaluation.neighbours import nearest
 
