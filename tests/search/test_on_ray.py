@@ -154,8 +154,7 @@ def test_an_index_from_the_command_line_with_a_node_removed(
     finally:
         thread.join()
         two_nodes.second = two_nodes.cluster.add_node(num_cpus=1)
-    assert code == 0, err
-    assert "a worker was lost; part " in err
+    assert code == 0, err  # whether a part was in work on the node when it went, or not
     assert out.splitlines()[0] == f"parts: 40 embedded, 0 already there, in {tmp_path / 'store.parts'}"
     assert out.splitlines()[1].startswith("40 added, 0 changed, 0 removed, 0 kept: 40 items")
     assert command("index", run, image_folder, "--store", tmp_path / "one", "--workers", 0, *trusted)[0] == 0
