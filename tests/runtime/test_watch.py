@@ -64,9 +64,9 @@ def test_an_error_is_known_to_all() -> None:
     mine, other = (Watch(store, rank, 2, beats=False) for rank in range(2))
     assert mine.error() is None
     other.announce_error(DataError("its image is gone"))
-    told = mine.error()
-    assert told is not None
-    assert (told[0], type(told[2]), str(told[2])) == (1, DataError, "its image is gone")
+    announced = mine.error()
+    assert announced is not None
+    assert (announced[0], type(announced[2]), str(announced[2])) == (1, DataError, "its image is gone")
 
 
 def test_rank_0_waits_until_the_others_know(monkeypatch: pytest.MonkeyPatch) -> None:

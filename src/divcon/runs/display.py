@@ -257,7 +257,7 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
     """Print what `divcon.evaluate` returned, as tables.
 
     Args:
-        reword: applied to each line of advice before it is printed.
+        reword: applied to each line that names a setting, such as advice, before it is printed.
     """
     unmatched = result["num_queries_without_match"]
     console.print(
@@ -268,7 +268,7 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
     console.print(_scores_table(result))
     _print_characteristic(result, console)
     if (clustered := clustered_in_words(result)) is not None:
-        console.print(f"{clustered} (--max-clustered 0: of all)" if reword is not str else clustered, markup=False)
+        console.print(reword(f"{clustered} (`max_clustered` sets how many)"), markup=False)
     if "threshold" in result:
         console.print(
             f"{in_words(result['threshold'])}, where half of the classes are not in the gallery", markup=False

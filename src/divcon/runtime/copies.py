@@ -2,7 +2,7 @@
 
 `here` brings what an address holds to its place, if it has changed; `uploaded` sends a file from there. Beside each
 copy a record says which version of the file it is, so that a change here, which an upload that failed has left, is
-told from a change there.
+not taken for a change there.
 
 Parquet files are not copied: their place holds an empty file, and `opened` reads them block by block.
 """

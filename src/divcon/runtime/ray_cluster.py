@@ -128,7 +128,7 @@ def _silent() -> Iterator[None]:
 
 @contextmanager
 def _without_log_line() -> Iterator[None]:
-    """Leave out the lines of Ray's logger that go past Python: that it has been told to say nothing, say."""
+    """Leave out the lines of Ray's logger that go past Python: such as that it will log nothing."""
     sys.stderr.flush()
     try:
         before = os.dup(2)
