@@ -282,6 +282,7 @@ def test_a_run_is_evaluated_on_some_queries_the_same_each_epoch_and_says_so(
     assert f": 7 of {len(data.query)} queries of" in printed and test["num_queries"] == 7
     clustered = test["clustered"]
     assert f"NMI and AMI are of {clustered['num_items']} of {len(data.query)} items, all items of" in printed
+    assert "(--max-clustered sets how many)" in printed
     assert f"7 of {len(data.query)}" in (tmp_path / "run" / "report.html").read_text()
     code, printed, _ = command(
         *("compare", tmp_path / "run", tmp_path / "run" / "last", "--max-queries", 7, "--workers", 0, "--no-baselines"),

@@ -51,7 +51,7 @@ def stream_table(path: Path, root: str, chosen: Columns = GUESS, *, size: int) -
         tables = tables_in_memory(str(path), batch, root, chosen, unknown_is_missing=True)
         if tables.kind == "encoded":
             raise DataError(
-                f"{path}: holds encoded images, which are read as they are needed anyway; pass it as data, not as `stream`"
+                f"{path}: holds encoded images, read as they are needed anyway; pass it as data, not as `stream`"
             )
         others = batch.select(other_columns(batch.column_names))
         yield start, replace(tables, source=SourceName(str(path), in_memory=True, columns=others))

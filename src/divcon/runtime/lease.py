@@ -1,9 +1,9 @@
 """The lock of a folder at an address: a small file that its owner writes again and again.
 
 Object storages have no locks that end with a process. So the owner renews ``divcon.lock`` every few seconds; who finds
-one waits until it has not changed for a while, and takes it over. Two that begin within the same moment exclude each other
-where the storage creates a file only if there is none (S3 does, in memory too); elsewhere the later one finds out when
-it renews, and stops.
+one waits until it has not changed for a while, and takes it over. Two that begin within the same moment exclude each
+other where the storage creates a file only if there is none (S3 does, in memory too); elsewhere the later one finds out
+when it renews, and stops.
 """
 
 from __future__ import annotations
