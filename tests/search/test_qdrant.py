@@ -12,8 +12,8 @@ import pytest
 import divcon as dc
 from divcon.data.labeled_set import LabeledSet
 from divcon.errors import ConfigError, StoreError
+from divcon.runtime.lease import Lease
 from divcon.search import open_store
-from divcon.search.stores.lease import Lease
 from divcon.search.stores.qdrant import QdrantStore, _LockPoint
 
 Vectors = Callable[..., LabeledSet]
@@ -65,7 +65,7 @@ def test_the_lock_of_a_server_is_a_point(qdrant: str, model: dc.EmbeddingModel, 
     leases = []
     for store in stores:
         assert isinstance(store, QdrantStore)
-        leases.append(Lease(store.uri, _LockPoint(store)))
+        leases.append(Lease(store.uri, "writing to it", StoreError, _LockPoint(store)))
     with leases[0].held():
         with pytest.raises(StoreError, match="another process is writing"), leases[1].held():
             pass
@@ -76,7 +76,7 @@ def test_the_lock_of_a_server_is_a_point(qdrant: str, model: dc.EmbeddingModel, 
     _LockPoint(stores[1]).remove()  # type: ignore[arg-type]
     with leases[1].held():
         pass
-    assert _LockPoint(stores[0]).get() == {}  # type: ignore[arg-type]
+    assert _LockPoint(stores[0]).get() is None  # type: ignore[arg-type]
 
 
 def test_the_commands(

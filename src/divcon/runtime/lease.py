@@ -1,9 +1,9 @@
-"""The lock of a folder at an address: a small file that its owner writes again and again.
+"""The lock of what a server keeps, such as a folder at an address: a small note that its owner writes again and again.
 
-Object storages have no locks that end with a process. So the owner renews ``divcon.lock`` every few seconds; who finds
-one waits until it has not changed for a while, and takes it over. Two that begin within the same moment exclude each
-other where the storage creates a file only if there is none (S3 does, in memory too); elsewhere the later one finds out
-when it renews, and stops.
+Object storages and databases have no locks that end with a process. So the owner renews its note every few seconds; who
+finds one waits until it has not changed for a while, and takes it over: clocks of machines need not agree. Two that
+begin within the same moment exclude each other where a note is created only if there is none (S3 does, memory and
+Qdrant too); elsewhere the later one finds out when it renews, and stops.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from divcon.errors import DivconError, RemoteError, RemoteMissingError
 from divcon.runtime import remote
@@ -44,30 +45,101 @@ def check_not_lost(url: str) -> None:
             raise RemoteError(without_secrets(url), f"another process has taken this folder over ({owner})")
 
 
+class Note(Protocol):
+    """A small dictionary that a server keeps."""
+
+    def put(self, content: Mapping[str, Any], *, new: bool = False) -> bool:
+        """Write it; with ``new`` only where there is none. Whether it was written.
+
+        Raises:
+            DivconError: it cannot be written.
+        """
+        ...
+
+    def get(self) -> dict[str, Any] | None:
+        """What was written last; None: there is none.
+
+        Raises:
+            DivconError: it cannot be read.
+        """
+        ...
+
+    def remove(self) -> None:
+        """Remove it; it is no error if there is none.
+
+        Raises:
+            DivconError: it cannot be removed.
+        """
+        ...
+
+
+class FileNote:
+    """The note ``divcon.lock`` of a folder at an address. Its errors are RemoteErrors."""
+
+    def __init__(self, folder: str) -> None:
+        self._url = f"{folder}/{_FILE}"
+
+    def put(self, content: Mapping[str, Any], *, new: bool = False) -> bool:
+        return remote.put_bytes(json.dumps(content).encode() + b"\n", self._url, new=new)
+
+    def get(self) -> dict[str, Any] | None:
+        try:
+            about = json.loads(remote.read(self._url))
+        except RemoteMissingError:
+            return None
+        except ValueError:
+            return {}
+        return about if isinstance(about, dict) else {}
+
+    def remove(self) -> None:
+        remote.remove(self._url)
+
+
 class Lease:
-    """The lock of a folder at an address, held from `acquire` to `release`.
+    """The lock of a folder at an address, or of something else that a server keeps, held from `acquire` to `release`.
 
     Args:
+        name: of what is locked: the address of a folder.
         what, error: as of `divcon.runtime.lock.FolderLock`.
+        note: where the server keeps who holds it; None: the file ``divcon.lock`` in the folder.
     """
 
-    def __init__(self, url: str, what: str, error: type[DivconError]) -> None:
-        self._folder = url
-        self._url = f"{url}/{_FILE}"
+    def __init__(self, name: str, what: str, error: type[DivconError], note: Note | None = None) -> None:
+        self._name = name
+        self._note = FileNote(name) if note is None else note
         self._what = what
         self._error = error
-        self._about: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "machine": _machine(),
-            "pid": os.getpid(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "token": uuid.uuid4().hex,
-            "renewed": 0,
-        }
+        self._about: dict[str, Any] = {}
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self.left_by: str | None = None
         """The process that held the lock before and did not release it."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock inside of the block.
+
+        Raises:
+            DivconError: as `acquire`.
+        """
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def check(self) -> None:
+        """Check, before something is written, that this process still has the lock, if it holds it.
+
+        Raises:
+            DivconError: of the class ``error``: another process has taken it over.
+        """
+        if self._thread is not None and ((now := self._note.get()) or {}).get("token") != self._about["token"]:
+            who = f" ({_named(now)})" if now else ""
+            raise self._error(
+                f"{without_secrets(self._name)}: another process has taken over the lock of this one{who}; run the "
+                "command again"
+            )
 
     def acquire(self) -> None:
         """Acquire the lock; where another process seems to hold it, after watching it for `STALE_SECONDS`.
@@ -76,28 +148,38 @@ class Lease:
             DivconError: of the class ``error``: another process holds it.
             RemoteError: it cannot be written.
         """
-        if not remote.put_bytes(self._content(), self._url, new=True):
-            there = self._read()
+        self._about = {
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "token": uuid.uuid4().hex,
+            "renewed": 0,
+        }
+        if not self._note.put(self._about, new=True):
+            there = self._note.get()
             if there is not None:
                 self._wait_for(there)
                 self.left_by = _named(there)
-            remote.put_bytes(self._content(), self._url)
-            if (now := self._read()) is not None and now.get("token") != self._about["token"]:
+            self._note.put(self._about)
+            if (now := self._note.get()) is not None and now.get("token") != self._about["token"]:
                 raise self._held_by(now)
-        _lost.pop(self._folder, None)
+        _lost.pop(self._name, None)
         _held.add(self._about["token"])
-        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._end.clear()
+        self._thread = threading.Thread(target=self._renew, name="divcon-lock", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
-        """Release the lock: the file is removed, if it is still this process's."""
+        """Release the lock: the note is removed, if it is still this process's."""
         self._end.set()
         if self._thread is not None:
             self._thread.join(2 * RENEW_SECONDS)
-        with suppress(RemoteError):
-            if (now := self._read()) is not None and now.get("token") == self._about["token"]:
-                remote.remove(self._url)
-        _lost.pop(self._folder, None)
+            self._thread = None
+        with suppress(DivconError):
+            if (self._note.get() or {}).get("token") == self._about["token"]:
+                self._note.remove()
+        _lost.pop(self._name, None)
         _held.discard(self._about["token"])
 
     def _wait_for(self, there: dict[str, Any]) -> None:
@@ -114,37 +196,25 @@ class Lease:
         until = time.monotonic() + STALE_SECONDS
         while time.monotonic() < until:
             time.sleep(min(2.0, RENEW_SECONDS / 2))
-            if (now := self._read()) is None:
+            if (now := self._note.get()) is None:
                 return
             if now != there:
                 raise self._held_by(now)
 
     def _renew(self) -> None:
         while not self._end.wait(RENEW_SECONDS):
-            with suppress(RemoteError):  # the network may be away for a while
-                now = self._read()
+            with suppress(DivconError):  # the network may be away for a while
+                now = self._note.get()
                 if now is not None and now.get("token") != self._about["token"]:
-                    _lost[self._folder] = _named(now)
+                    _lost[self._name] = _named(now)
                     return
                 self._about["renewed"] += 1
-                remote.put_bytes(self._content(), self._url)
-
-    def _content(self) -> bytes:
-        return json.dumps(self._about).encode() + b"\n"
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            about = json.loads(remote.read(self._url))
-        except RemoteMissingError:
-            return None
-        except ValueError:
-            return {}
-        return about if isinstance(about, dict) else {}
+                self._note.put(self._about)
 
     def _held_by(self, there: dict[str, Any]) -> DivconError:
         return self._error(
-            f"{without_secrets(self._folder)}: another process is {self._what} ({_named(there)}); wait until it has "
-            f"ended, or stop it (where there is none, delete {_FILE} in it)"
+            f"{without_secrets(self._name)}: another process is {self._what} ({_named(there)}); wait until it has "
+            f"ended, or stop it. If it was killed, its lock ends {STALE_SECONDS:.0f} s later"
         )
 
 

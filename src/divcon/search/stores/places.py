@@ -3,7 +3,6 @@ about the index, and the lock of its only writer."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -14,9 +13,9 @@ from typing import Any
 
 from divcon.errors import OutputError, RemoteError, RemoteMissingError, StoreError
 from divcon.runtime.files import atomic_write
-from divcon.runtime.lock import LOCK_FILE, FolderLock
+from divcon.runtime.lease import FileNote, Lease
+from divcon.runtime.lock import FolderLock
 from divcon.runtime.places import without_secrets
-from divcon.search.stores.lease import Lease
 
 ABOUT_FILE = "divcon.json"
 """The file that makes a place a store."""
@@ -104,7 +103,7 @@ class BucketPlace:
         self.address = url.rstrip("/")
         self.uri = without_secrets(self.address)
         self._about: tuple[float, bytes | None] | None = None
-        self._lease = Lease(self.uri, _LockFile(f"{self.address}/{LOCK_FILE}"))
+        self._lease = Lease(self.uri, "writing to it", StoreError, _StoreNote(FileNote(self.address)))
 
     @property
     def options(self) -> dict[str, str]:
@@ -173,33 +172,23 @@ class BucketPlace:
         self._lease.check()
 
 
-class _LockFile:
-    """The lock of a place in object storage: an object that is created only where there is none (a conditional put)."""
+class _StoreNote:
+    """A note whose errors are those of a store."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, note: FileNote) -> None:
+        self._note = note
 
-    def put(self, owner: Mapping[str, Any], *, new: bool) -> bool:
-        from divcon.runtime import remote
-
+    def put(self, content: Mapping[str, Any], *, new: bool = False) -> bool:
         with _store_errors():
-            return remote.put_bytes(json.dumps(owner).encode() + b"\n", self._url, new=new)
+            return self._note.put(content, new=new)
 
-    def get(self) -> dict[str, Any]:
-        from divcon.runtime import remote
-
-        try:
-            with _store_errors():
-                owner = json.loads(remote.read(self._url))
-        except (RemoteMissingError, ValueError):
-            return {}
-        return owner if isinstance(owner, dict) else {}
+    def get(self) -> dict[str, Any] | None:
+        with _store_errors():
+            return self._note.get()
 
     def remove(self) -> None:
-        from divcon.runtime import remote
-
         with _store_errors():
-            remote.remove(self._url)
+            self._note.remove()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from divcon.errors import ConfigError, StoreError
+from divcon.runtime.lease import Lease
 from divcon.search.about import About
 from divcon.search.filters import Condition, matches
 from divcon.search.stores.base import (
@@ -29,7 +30,6 @@ from divcon.search.stores.base import (
     joined,
     schema_of,
 )
-from divcon.search.stores.lease import Lease
 
 API_KEY = "QDRANT_API_KEY"
 """The variable that has the key of a server."""
@@ -89,7 +89,7 @@ class QdrantStore(Store):
         self._embedded = embedded
         self._opened: Any = None
         self._opening = threading.Lock()
-        self._lease = Lease(self.uri, _LockPoint(self))
+        self._lease = Lease(self.uri, "writing to it", StoreError, _LockPoint(self))
 
     # ------------------------------------------------------------------------------------------------ about the index
 
@@ -310,12 +310,12 @@ class _LockPoint:
     def __init__(self, store: QdrantStore) -> None:
         self._store = store
 
-    def put(self, owner: Mapping[str, Any], *, new: bool) -> bool:
-        self._store.write_note(_LOCK, owner, new=new)
-        return self.get().get("token") == owner["token"]
+    def put(self, content: Mapping[str, Any], *, new: bool = False) -> bool:
+        self._store.write_note(_LOCK, content, new=new)
+        return (self.get() or {}).get("token") == content["token"]
 
-    def get(self) -> dict[str, Any]:
-        return self._store.note(_LOCK)
+    def get(self) -> dict[str, Any] | None:
+        return self._store.note(_LOCK) or None
 
     def remove(self) -> None:
         self._store.remove_note(_LOCK)
