@@ -13,7 +13,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.errors import DataError, ImageError, StoreError
 from divcon.search import Changes
 from divcon.search.about import about_of
-from divcon.search.items import CHUNK, Items, chunks_of, items_of, read_listing
+from divcon.search.items import CHUNK, Items, chunks_of, items_of, listed_sets
 from divcon.search.parts import read_shards, write_shard
 from divcon.search.update import Embedder
 
@@ -98,7 +98,8 @@ def test_a_listing_is_read_lazily(tmp_path: Path, image_folder: Path) -> None:
     images = sorted(image_folder.rglob("*.png"))
     lines = [str(path.relative_to(image_folder)) for path in images]
     listing.write_text("\ufeff" + "\r\n".join([*lines[:20], "", *lines[20:], lines[0]]) + "\n", encoding="utf-8")
-    (chunk,) = read_listing(str(listing), str(image_folder))
+    (images_of_listing,) = listed_sets(str(listing), str(image_folder))
+    chunk = items_of(images_of_listing)[0]
     assert chunk.paths() == [str(path) for path in images]  # the repeated one is left out
     assert chunk.labels == [path.parent.name for path in images]
 
@@ -106,15 +107,15 @@ def test_a_listing_is_read_lazily(tmp_path: Path, image_folder: Path) -> None:
         for number in range(3 * CHUNK):
             file.write(f"none/{number}.png\n")
         file.write("\xff" * 10)
-    reading = read_listing(str(listing))
+    reading = listed_sets(str(listing))
     assert [len(next(reading)) for _ in range(3)] == [CHUNK] * 3
     with pytest.raises(ImageError, match=r"none/0\.png: this image cannot be read \(No such file"):
-        next(read_listing(str(listing))).content(0)
+        items_of(next(listed_sets(str(listing))))[0].content(0)
     listing.write_bytes(b"a.png\n\xff\xfe\n")
     with pytest.raises(DataError, match="not a listing of paths in UTF-8"):
-        list(read_listing(str(listing)))
+        list(listed_sets(str(listing)))
     with pytest.raises(DataError, match=r"gone\.txt: cannot be read"):
-        list(read_listing(str(tmp_path / "gone.txt")))
+        list(listed_sets(str(tmp_path / "gone.txt")))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

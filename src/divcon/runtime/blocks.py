@@ -2,7 +2,8 @@
 
 A file is read in blocks of 1 MiB, each a file of the cache folder, named for the address, the version and the place.
 A block is written beside its place and renamed, and begins with its checksum: half of one is never read, and a damaged
-one is fetched again. Blocks that were used longest ago are removed when the cache grows beyond its limit.
+one is fetched again. Blocks that were used longest ago are removed when the cache grows beyond its limit. (fsspec's own
+cache of blocks has neither checksums nor a limit.)
 """
 
 from __future__ import annotations

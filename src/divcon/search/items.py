@@ -373,9 +373,9 @@ def _rows_at_once(path: Path) -> int:
     return VECTORS if any(map(is_vector, kinds)) else CHUNK
 
 
-def read_listing(listing: str, root: str = "", size: int = CHUNK) -> Iterator[Items]:
-    """The images whose paths are in a text file, one per line (``-``: standard input), ``size`` at a time: the file is
-    never in memory as a whole. Empty lines are skipped.
+def listed_sets(listing: str, root: str = "", size: int = CHUNK) -> Iterator[LabeledSet]:
+    """The images whose paths are in a text file, one per line (``-``: standard input), ``size`` at a time, as sets
+    without labels: the file is never in memory as a whole. Empty lines are skipped.
 
     Args:
         root: the folder that relative paths start from.
@@ -383,11 +383,6 @@ def read_listing(listing: str, root: str = "", size: int = CHUNK) -> Iterator[It
     Raises:
         DataError: there is no such file, or it is not text in UTF-8.
     """
-    return (items_of(images)[0] for images in listed_sets(listing, root, size))
-
-
-def listed_sets(listing: str, root: str = "", size: int = CHUNK) -> Iterator[LabeledSet]:
-    """As `read_listing`, sets without labels."""
     try:
         if listing != "-":
             listing = str(here(listing))
