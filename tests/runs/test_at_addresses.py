@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
 
 import divcon as dc
 from divcon.errors import OutputError, RemoteError, RunError
@@ -22,7 +21,8 @@ from divcon.runtime.context import Context
 
 CONFIG = dc.RunConfig(
     model=dc.ModelConfig(backbone="test_resnet", pretrained=False, image_size=32, embedding_dim=8, num_learners=2),
-    train=dc.TrainConfig(epochs=3, batch_size=8, images_per_class=4, workers=0),
+    # One thread: two processes with different numbers of them differ in the last bits.
+    train=dc.TrainConfig(epochs=3, batch_size=8, images_per_class=4, workers=0, num_threads=1),
     data=dc.DataConfig(validation=False),
 )
 
@@ -118,11 +118,7 @@ def test_a_killed_run_goes_on_on_another_machine(s3, photos, here, tmp_path, mon
     done = RunFolder(out).epochs_done()
     assert done < 3
     dc.run(f"{s3.url}/t.csv", out, CONFIG, resume=True, report=False)
-    # Its first epochs were another process's, whose arithmetic may differ in the last bit.
-    trained, expected = load(s3.read("runs/x/model/model.safetensors")), load(weights(here))
-    assert trained.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(trained[name], value, atol=1e-4, err_msg=name)
+    assert s3.read("runs/x/model/model.safetensors") == weights(here)
     assert [line["epoch"] for line in RunFolder(out).lines() if "loss" in line] == [0, 1, 2]
     assert "runs/x/divcon.lock" not in s3.names()
 
