@@ -17,7 +17,7 @@ RUN mkdir -m 777 /cache /work
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-# uv chooses PyTorch's build for the CPU; without it the one for CUDA comes, which is five times as large.
+# uv chooses PyTorch's build for the CPU; without it the one for CUDA comes, which is several GB larger.
 RUN pip install --no-cache-dir uv \
     && if [ "$TORCH" = cpu ]; then export UV_TORCH_BACKEND=cpu; fi \
     && uv pip install --system --no-cache ".[demo,export,map,postgres,search,serve]" \
