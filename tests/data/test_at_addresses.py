@@ -17,7 +17,6 @@ from divcon.data.check import check
 from divcon.data.loading import evaluation_batches
 from divcon.data.pack import Packing, pack
 from divcon.data.readers.shards import expanded, is_shards
-from divcon.data.remote_folder import _listings
 from divcon.data.tar_members import TarMembers
 from divcon.data.transforms import EvalTransform
 from divcon.errors import ConfigError, DataError, ImageError, RemoteError
@@ -68,6 +67,29 @@ class TestOnS3:
         same(here, there)
         assert there.train.where(0).startswith(f"{bucket.url}/t.csv line ")
         assert str(bucket.url) in repr(there.train)
+
+    def test_what_has_changed_is_read_anew_by_the_same_process(self, s3, photos, tmp_path):
+        s3.upload(photos)
+        lines = (photos / "t.csv").read_text().splitlines()
+        assert len(dc.read(f"{s3.url}/t.csv").train) + len(dc.read(f"{s3.url}/t.csv").query) == len(lines) - 1
+        folder = dc.read(f"{s3.url}/photos")
+        s3.write({"t.csv": "\n".join(lines[:-2]).encode()})
+        image = next((photos / "photos").rglob("*.png"))
+        s3.write({f"photos/{image.parent.name}/new.png": image.read_bytes()})
+        table, more = dc.read(f"{s3.url}/t.csv"), dc.read(f"{s3.url}/photos")
+        assert len(table.train) + len(table.query) == len(lines) - 3
+        assert len(more.train) + len(more.query) == len(folder.train) + len(folder.query) + 1
+
+        first, second = (dc.EmbeddingModel("test_resnet", 8, 1, pretrained=False, image_size=32) for _ in range(2))
+        for model in (first, second):
+            model.save(f"{s3.url}/model")
+            loaded = dc.EmbeddingModel.load(f"{s3.url}/model")
+            assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+            model.save(tmp_path / "elsewhere")
+            for path in (tmp_path / "elsewhere").iterdir():  # as another machine does
+                s3.write({f"other/{path.name}": path.read_bytes()})
+            other = dc.EmbeddingModel.load(f"{s3.url}/other")
+            assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
 
     def test_workers_open_connections_of_their_own(self, bucket, photos):
         there = dc.read(f"{bucket.url}/t.csv").train
@@ -256,7 +278,6 @@ class TestShards:
         same(here, dc.read(f"{s3.url}/w"))
         assert len(list((cache / "shards").glob("*.parquet"))) == 6
         s3.write({"w/photos-001.tar": b"\0" * 10240})
-        _listings.clear()
         assert len(dc.read(url).train) < len(here.train)  # another version is indexed anew
 
     def test_the_split_of_shards(self, tmp_path, cache, photos):

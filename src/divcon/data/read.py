@@ -27,7 +27,7 @@ from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
 from divcon.data.readers.shards import is_folder_of_shards, is_shards, read_shards
 from divcon.data.readers.table import read_columns, read_table, read_table_folder, table_files
-from divcon.data.remote_folder import bring_tables
+from divcon.data.remote_folder import bring_tables, look_again
 from divcon.data.table_format import TABLE_SUFFIXES, content_of, is_table
 from divcon.errors import ConfigError, DataError, DivconError, unknown
 from divcon.runtime.context import DEFAULT, Context
@@ -233,6 +233,7 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
 
 def _reader_at_address(url: str, root: str | os.PathLike[str] | None) -> tuple[Reader, str, tuple[Any, ...]]:
     """As `_reader`, of data at an address: tables are brought here, parquet files and images are read when needed."""
+    look_again(url)
     if is_shards(url):
         return read_shards, url, (url,)
     path = place(url)

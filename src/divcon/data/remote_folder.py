@@ -37,8 +37,15 @@ class RemoteEntry:
 _listings: dict[str, dict[str, Any]] = {}
 
 
+def look_again(url: str) -> None:
+    """Let a new reading see what is at an address now: it may have changed since this process looked."""
+    for known in [each for each in _listings if each == url or each.startswith(f"{url.rstrip('/')}/")]:
+        del _listings[known]
+    copies.forget(url)
+
+
 def files_below(url: str) -> dict[str, Any]:
-    """The files below a folder at an address, by their paths from it; listed once by each process.
+    """The files below a folder at an address, by their paths from it; listed once for each reading.
 
     Raises:
         RemoteError: the storage cannot be reached, or refuses.

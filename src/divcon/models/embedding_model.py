@@ -47,6 +47,7 @@ from divcon.models.inputs import Inputs, as_set, check_input
 from divcon.models.pooling import create_pooling, create_pooling_of
 from divcon.models.start import Start
 from divcon.runtime.context import DEFAULT, Context
+from divcon.runtime.copies import forget
 from divcon.runtime.exchange import from_main
 from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
 from divcon.runtime.importing import Trust, check_trusted, is_named
@@ -412,6 +413,7 @@ class EmbeddingModel(nn.Module):
             WeightsError: there is no model, or it is damaged, or it cannot be created here.
             TrustError: the folder names code of your own that ``trust`` does not allow.
         """
+        forget(folder)  # a model at an address may have been trained on since
         folder = model_folder(folder)
         config = read_config(folder)
         frozen = config.pop("freeze_batch_norm")

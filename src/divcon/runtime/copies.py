@@ -69,6 +69,13 @@ def here(path: str | os.PathLike[str], *, without: Sequence[str] = ()) -> Path:
     return target
 
 
+def forget(path: str | os.PathLike[str]) -> None:
+    """Let `here` look again at what is at an address: it may have changed since this process looked."""
+    target = place(path)
+    for known in [each for each in _known if each == target or each.is_relative_to(target)]:
+        _known.discard(known)
+
+
 def uploaded(path: Path) -> None:
     """Send a file to the address that its path stands for; of other paths, nothing is done.
 
