@@ -10,8 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from divcon.config.augment import read_augment
 from divcon.config.files import as_yaml, read_config_file
 from divcon.config.image_size import height_width
+from divcon.config.memory_size import read_memory_size
 from divcon.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
 from divcon.errors import ConfigError
 
@@ -277,6 +279,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 IMAGE_SIZE = [field.name for field in dataclasses.fields(ModelConfig)].index("image_size")
+PIXEL_RANGE = [field.name for field in dataclasses.fields(ModelConfig)].index("pixel_range")
+AUGMENT, MEMORY = (
+    [field.name for field in dataclasses.fields(TrainConfig)].index(name) for name in ("augment", "division_memory")
+)
+READ_FROM_TEXT = {"augment": read_augment, "division_memory": read_memory_size}
+"""Settings that several forms of a value say, by what reads them."""
 
 
 @given(
@@ -290,6 +298,12 @@ IMAGE_SIZE = [field.name for field in dataclasses.fields(ModelConfig)].index("im
 @example(part="model", place=IMAGE_SIZE, value=[64, 64])
 @example(part="model", place=IMAGE_SIZE, value=[64, 32])
 @example(part="model", place=IMAGE_SIZE, value=[64, 0])
+@example(part="model", place=PIXEL_RANGE, value=[0, 1])
+@example(part="train", place=AUGMENT, value="")  # nothing is none
+@example(part="train", place=AUGMENT, value=[])
+@example(part="train", place=MEMORY, value="0.25")
+@example(part="train", place=MEMORY, value=1e7)
+@example(part="train", place=MEMORY, value=-1)
 @settings(deadline=None, max_examples=100)
 def test_any_value_is_taken_as_it_is_or_refused_by_name(part: str, place: int, value: object) -> None:
     kinds = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
@@ -308,6 +322,10 @@ def test_any_value_is_taken_as_it_is_or_refused_by_name(part: str, place: int, v
     elif name == "image_size" and isinstance(value, list):
         assert height_width(kept) == tuple(value)
         assert min(value) >= 1
+    elif name == "pixel_range" and isinstance(value, list):
+        assert kept == tuple(value) and len(value) == 2
+    elif name in READ_FROM_TEXT:
+        assert kept == READ_FROM_TEXT[name](value)
     elif name != "weights":
         assert kept == value or (name == "num_learners" and kept == 1)
         assert type(kept) is type(value) or (type(kept), type(value)) == (float, int)
