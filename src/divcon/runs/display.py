@@ -267,6 +267,11 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
     )
     console.print(_scores_table(result))
     _print_characteristic(result, console)
+    if "marp" in result:
+        console.print(
+            "marp: mARP as the papers have it, divided by the matches that are found and not by all of them; it is "
+            "never below map_at_r, and does not compare with it"
+        )
     if (clustered := clustered_in_words(result)) is not None:
         console.print(reword(f"{clustered} (`max_clustered` sets how many)"), markup=False)
     if "threshold" in result:
