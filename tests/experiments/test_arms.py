@@ -159,6 +159,10 @@ def test_an_arm_for_each_value_of_a_setting_and_all_combinations_of_several() ->
         ("single+lr-0.001", 1e-3),
         ("masks+lr-0.001", 1e-3),
     ]
+    assert [arm.name for arm in varied([BASE], "augment", ["none", "rotation(degrees=10)"])] == [
+        "augment-none",
+        "augment-rotation-degrees-10",
+    ]
     for setting, values, words in (
         ("learner", [1], "unknown setting 'learner'"),
         ("epochs", [1, 2], "epochs is the same for all arms"),

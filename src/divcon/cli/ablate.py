@@ -206,7 +206,7 @@ def _value(word: str) -> Any:
             return read(word)
         except ValueError:
             continue
-    return {"true": True, "false": False, "none": None}.get(word.lower(), word)
+    return {"true": True, "false": False, "null": None}.get(word, word)
 
 
 def _listed(words: str) -> list[str]:

@@ -188,10 +188,10 @@ def varied(arms: Sequence[Arm], setting: str, values: Sequence[Any]) -> list[Arm
         raise ConfigError(str(error), field="vary") from None
     changed = []
     for arm in arms:
-        for value in typed:
+        for value, of_type in zip(values, typed, strict=True):
             settings = {name: dict(arm.settings.get(name, {})) for name in _SECTIONS}
-            _override(settings, {section: {setting: value}})
-            suffix = re.sub(r"[^\w.+-]", "-", f"{setting}-{saved_value(value)}")
+            _override(settings, {section: {setting: of_type}})
+            suffix = re.sub(r"[^\w.+-]+", "-", f"{setting}-{saved_value(value)}").strip("-")
             name = suffix if arm is BASE else f"{arm.name}+{suffix}"
             changed.append(Arm(name, {name: values for name, values in settings.items() if values}, arm.space))
     return changed
