@@ -295,6 +295,11 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 """By name, beside ``recall_at_k`` and ``precision_at_k`` of every k."""
+MARP = (
+    "mARP, as the papers have it, is divided by the matches that are found and not by all of them: it is never below "
+    "MAP@R, and does not compare with it"
+)
+"""What is said beside the score ``marp``."""
 _AT_K = {"recall_at_": recall_at, "precision_at_": precision_at}
 
 

@@ -19,7 +19,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, DivconError
 from divcon.evaluation.baselines import METRICS
-from divcon.evaluation.metrics import Score, clustered_in_words, queries_in_words, scores_in
+from divcon.evaluation.metrics import MARP, Score, clustered_in_words, queries_in_words, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.subspaces import normalized
@@ -457,7 +457,14 @@ def _points_with_interval(difference: Mapping[str, Any]) -> Child:
     return [_points(difference["value"]), " [", _points(low), ", ", _points(high), "]"]
 
 
-_TITLES = {"nmi": "NMI", "ami": "AMI", "r_precision": "R-precision", "map_at_r": "MAP@R", "map": "mAP"}
+_TITLES = {
+    "nmi": "NMI",
+    "ami": "AMI",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+    "marp": "mARP",
+    "map": "mAP",
+}
 _AT = {"recall_at_": "Recall@", "precision_at_": "Precision@"}
 
 
@@ -536,6 +543,8 @@ def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
         words += [[f"{METRICS[name]} ", _points_with_interval(own[name]), "."] for name in list(METRICS)[-1:]]
     if (clustered := clustered_in_words(result)) is not None:
         words.append(f" {clustered}.")
+    if "marp" in result:
+        words.append(f" {MARP}.")
     advice = [element("p", coded(line), role="note") for line in result.get("advice", [])]
     return joined(of, table(caption, head, rows, class_="scores"), element("p", words, class_="dim small"), advice)
 
