@@ -10,7 +10,7 @@ from divcon.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from divcon.experiments.ablation import ablate
     from divcon.experiments.arms import ARMS, Arm, arms_of, read_space
-    from divcon.experiments.results import picture, read_results, table
+    from divcon.experiments.results import picture, read_results, score_table, table
 
 __all__ = [
     "ARMS",
@@ -20,6 +20,7 @@ __all__ = [
     "picture",
     "read_results",
     "read_space",
+    "score_table",
     "table",
 ]
 
@@ -33,6 +34,7 @@ __getattr__, __dir__ = lazy_names(
         "picture": "results",
         "read_results": "results",
         "read_space": "arms",
+        "score_table": "results",
         "table": "results",
     },
 )
