@@ -87,7 +87,9 @@ def _file(name: str, names: tuple[str, ...]) -> Path:
         cached = try_to_load_from_cache(repository, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    file = check_answers(name, repository, revision, names, "its files could not be downloaded")
+    file = check_answers(
+        repository, revision, names, lambda why: no_weights(name, f"its files could not be downloaded: {why}")
+    )
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:

@@ -67,11 +67,13 @@ def check_download(name: str) -> None:
         raise no_weights(name, f"its pretrained weights could not be downloaded: {_why(server, error)}") from error
 
 
-def check_answers(name: str, repository: str, revision: str | None, files: Sequence[str], what: str) -> str:
+def check_answers(
+    repository: str, revision: str | None, files: Sequence[str], failed: Callable[[str], WeightsError]
+) -> str:
     """The first of these files that a repository of the hub has; the hub has `SECONDS` to answer.
 
     Raises:
-        WeightsError: it has none, or does not answer; ``what`` begins the reason.
+        WeightsError: it has none, or does not answer: what ``failed`` makes of the reason.
     """
     from huggingface_hub import constants, hf_hub_url
 
@@ -81,7 +83,7 @@ def check_answers(name: str, repository: str, revision: str | None, files: Seque
     try:
         _within(_seconds() * len(urls), lambda: there.append(_ask_hub(urls)))
     except Exception as error:
-        raise no_weights(name, f"{what}: {_why(server, error)}") from error
+        raise failed(_why(server, error)) from error
     return files[urls.index(there[0])]
 
 
