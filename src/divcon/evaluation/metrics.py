@@ -154,7 +154,7 @@ _RESERVED = frozenset(
         *("num_queries_total", "position", "clustered", "num_classes", "num_matches", "path", "label", "per_query"),
         *("metrics", "cmc", "random_gallery", "draws"),
         *("reranked", "k1", "k2", "weight", "nmi", "ami", "learners", "features", "without", "by_size", "dims"),
-        *("ordered_on", "similarity_correlations", "reproduced"),
+        *("per_class", "ordered_on", "similarity_correlations", "reproduced"),
     }
 )
 """The other keys of a result."""
@@ -414,6 +414,25 @@ def scores_in(result: Mapping[str, Any]) -> list[Score]:
             )
         )
     return scores
+
+
+_TITLES = {
+    "nmi": "NMI",
+    "ami": "AMI",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+    "marp": "mARP",
+    "map": "mAP",
+}
+_AT = {"recall_at_": "Recall@", "precision_at_": "Precision@"}
+
+
+def score_title(name: str) -> str:
+    """A score's name as papers write it: ``Recall@1`` for ``recall_at_1``; of your own metrics, the name."""
+    for prefix, title in _AT.items():
+        if (k := name.removeprefix(prefix)) != name and k.isdecimal():
+            return f"{title}{k}"
+    return _TITLES.get(name, "mAP (trapezoidal)" if name == "map_trapezoidal" else name)
 
 
 def queries_in_words(result: Mapping[str, Any]) -> str:

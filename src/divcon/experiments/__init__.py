@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from divcon.experiments.ablation import ablate
     from divcon.experiments.arms import ARMS, Arm, arms_of, read_space
     from divcon.experiments.curves import recall_curves
-    from divcon.experiments.results import picture, read_results, table
+    from divcon.experiments.results import picture, read_results, score_table, table
 
 __all__ = [
     "ARMS",
@@ -22,6 +22,7 @@ __all__ = [
     "read_results",
     "read_space",
     "recall_curves",
+    "score_table",
     "table",
 ]
 
@@ -36,6 +37,7 @@ __getattr__, __dir__ = lazy_names(
         "read_results": "results",
         "read_space": "arms",
         "recall_curves": "curves",
+        "score_table": "results",
         "table": "results",
     },
 )

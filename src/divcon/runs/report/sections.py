@@ -19,7 +19,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, DivconError
 from divcon.evaluation.baselines import METRICS
-from divcon.evaluation.metrics import MARP, Score, clustered_in_words, queries_in_words, scores_in
+from divcon.evaluation.metrics import MARP, Score, clustered_in_words, queries_in_words, score_title, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.subspaces import normalized
@@ -455,25 +455,6 @@ def _points(difference: float) -> Child:
 def _points_with_interval(difference: Mapping[str, Any]) -> Child:
     low, high = difference["interval"]
     return [_points(difference["value"]), " [", _points(low), ", ", _points(high), "]"]
-
-
-_TITLES = {
-    "nmi": "NMI",
-    "ami": "AMI",
-    "r_precision": "R-precision",
-    "map_at_r": "MAP@R",
-    "marp": "mARP",
-    "map": "mAP",
-}
-_AT = {"recall_at_": "Recall@", "precision_at_": "Precision@"}
-
-
-def score_title(name: str) -> str:
-    """A score's name as papers write it: ``Recall@1`` for ``recall_at_1``; of your own metrics, the name."""
-    for prefix, title in _AT.items():
-        if (k := name.removeprefix(prefix)) != name and k.isdecimal():
-            return f"{title}{k}"
-    return _TITLES.get(name, "mAP (trapezoidal)" if name == "map_trapezoidal" else name)
 
 
 def check_scores(scores: Mapping[str, Any]) -> None:

@@ -32,6 +32,8 @@ from divcon.training.sheet import augmented_sheet
 
 MAX_SEARCHED = 1000
 """Validation images, or test images, at most, that are searched for the best and worst queries."""
+_OF_EACH = ("per_query", "per_class")
+"""The parts of scores that are of each query and each class: too long to keep with a run."""
 _AUGMENTED = 3
 """Training images that are shown as they are augmented."""
 
@@ -189,7 +191,7 @@ def add_test_scores(run: str | Path, scores: Mapping[str, Any]) -> Path | None:
 
     Args:
         run: the folder of the run.
-        scores: what `divcon.evaluate` returned; ``per_query`` is left out.
+        scores: what `divcon.evaluate` returned; ``per_query`` and ``per_class`` are left out.
 
     Returns:
         The report; None where the scores are of other data, the run has trained on its test classes, ``run`` is no run
@@ -209,7 +211,7 @@ def add_test_scores(run: str | Path, scores: Mapping[str, Any]) -> Path | None:
     record = read_record(folder.model)
     embed = None if record is None else record["chosen"]
     about = {"epoch": kept["epoch"], "embed": embed}
-    folder.write_test_scores({**about, **{name: value for name, value in scores.items() if name != "per_query"}})
+    folder.write_test_scores({**about, **{name: value for name, value in scores.items() if name not in _OF_EACH}})
     text = folder.report.read_text(encoding="utf-8") if folder.report.exists() else ""
     if style() not in text:  # none, or of another version
         return None
