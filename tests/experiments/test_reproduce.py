@@ -137,6 +137,11 @@ def test_learners_before_and_after_they_are_merged(command: Run, cub: Path, tmp_
     cells = [f"{100 * side['alone'][1]:.1f}" for side in (before, after)]
     assert ["learner", "1", *cells] in [line.split() for line in printed.splitlines()]
     assert result["marp"] >= result["map_at_r"]
+    report = (tmp_path / "r" / "report.html").read_text()
+    table = report.partition("Recall@1 before and after merging</caption>")[2].partition("</table>")[0]
+    assert "before, epoch 1" in table
+    assert "learner 1" in table
+    assert table.count("<data ") == 6
 
 
 class Stops(NullDisplay):

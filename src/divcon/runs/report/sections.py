@@ -407,7 +407,7 @@ def _merged(lines: Sequence[Mapping[str, Any]]) -> list[Child]:
     ]
     rows.append(("full embedding", percent(before["recall_at_1"]), percent(after["recall_at_1"])))
     heads = (f"before, epoch {apart[0]['epoch']}", f"after, epoch {apart[-1]['epoch']}")
-    title = "Recall@1 of each learner before and after they are merged"
+    title = "Recall@1 before and after merging"
     return [fold(title, table(title, ("", *heads), rows))]
 
 
