@@ -156,7 +156,9 @@ _COLUMNS = ("Recall@k", "NMI", "mARP")
 def _cells(scores: Mapping[str, Any]) -> list[str]:
     """``65.9 @1, 76.6 @2``, NMI and mARP, as far as there are such scores."""
     recalls = [name for name in scores if re.fullmatch(r"recall_at_\d+", name)]
-    recall = ", ".join(f"{_percent(scores[name])} @{name.removeprefix('recall_at_')}" for name in recalls)
+    recall = ", ".join(
+        f"{_percent(scores[name])}\N{NO-BREAK SPACE}@{name.removeprefix('recall_at_')}" for name in recalls
+    )
     return [recall, *(_percent(scores[name]) if name in scores else "" for name in ("nmi", "marp"))]
 
 

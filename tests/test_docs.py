@@ -167,7 +167,7 @@ def test_the_table_of_published_results_is_of_the_presets_and_of_what_was_sent_i
     (tmp_path / "cub.json").write_text(json.dumps({"benchmark": "cub", "recall_at_1": 0.6123, "reproduced": made}))
     monkeypatch.setattr(generated, "REPRODUCED", tmp_path)
     rows = [line for line in generated.published_results().splitlines() if "(seed 3)" in line]
-    assert rows == ["| cub | `single` |  |  |  | Recall@k 61.23 @1 (seed 3) |"]
+    assert rows == ["| cub | `single` |  |  |  | Recall@k 61.23\N{NO-BREAK SPACE}@1 (seed 3) |"]
     assert generated.published_results().count("| not run |") == rows_of_papers
     walk = {"benchmark": "cub", "recall_at_1": 0.6, "reproduced": made | {"fraction": 0.1}}
     (tmp_path / "walk.json").write_text(json.dumps(walk))
