@@ -170,3 +170,18 @@ def test_the_help_names_every_arm(command: Run) -> None:
     assert code == 0
     words = " ".join(printed.split())
     assert all(name in words for name in ARMS)
+
+
+def test_a_setting_is_varied_by_its_flag_s_name(command: Run, vectors: Path, tmp_path: Path) -> None:
+    asked = ("ablate", vectors, "--vary", "learners=1,2", "--seeds", "0", *SETTINGS, "--out", tmp_path / "out")
+    code, printed, err = command(*asked)
+    assert code == 0, err
+    rows = [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| num_learners")]
+    assert rows == ["| num_learners-1", "| num_learners-2"]
+    assert "difference from num_learners-1" in printed
+    runs = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert [run["method"] for run in runs] == ["num_learners-1", "num_learners-2"]
+    assert command("ablate", "--out", tmp_path / "out") == (0, printed, "")
+    for words, why in (("learners", "as in learners=1,2,4"), ("nothing=1,2", "unknown setting 'nothing'")):
+        code, _, err = command("ablate", vectors, "--vary", words, "--out", tmp_path / "other")
+        assert (code, "--vary" in err, why in err) == (2, True, True), err

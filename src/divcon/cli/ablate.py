@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -24,6 +24,7 @@ from divcon.cli.app import (
 )
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, current_origins, gather, run_config
+from divcon.config.settings import SECTION_OF
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.files import check_folder
 
@@ -47,6 +48,7 @@ def ablate(
     out: Place | None = None,
     methods: str | None = None,
     seeds: str | None = None,
+    vary: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     space: Place | None = None,
     trials: int = 8,
     folds: int = 3,
@@ -65,6 +67,8 @@ def ablate(
     divcon ablate vectors.parquet --methods single,slices,masks --epochs 30 --out ablation
 
     divcon ablate products.csv --methods single,slices,random-images --space space.yaml --trials 8 --out ablation
+
+    divcon ablate products.csv --vary learners=1,2,4,8 --out ablation
 
     divcon ablate cub data/CUB_200_2011 --preset cvpr2019 --methods single,slices --out ablation --table cub.tex
 
@@ -97,6 +101,9 @@ def ablate(
         The arms, in the order of the table. Default: single,slices,masks.
     seeds
         Seeds of the runs to compare. Default: 0,1,2. Trials use the first.
+    vary
+        An arm for each value of a setting, as in --vary learners=1,2,4,8 or --vary loss=MarginLoss,TripletMarginLoss,
+        over the base settings, or over each of --methods. Repeat it for all combinations of several settings.
     space
         A file (.yaml, .toml, .json) with arms of your own (arms) and values to search (space).
     trials
@@ -129,13 +136,16 @@ def ablate(
         _tabulate_again(out, names, numbers, reference, table_files)
         return
 
-    from divcon.experiments.arms import DEFAULT_ARMS, DEFAULT_SEEDS, arms_of, check_numbers, read_space
+    from divcon.experiments.arms import BASE, DEFAULT_ARMS, DEFAULT_SEEDS, arms_of, check_numbers, read_space, varied
     from divcon.experiments.results import score_table, table
     from divcon.runs.display import Bar
     from divcon.training.names import check_names
 
     own, searched = read_space(space) if space is not None else ({}, {})
-    arms = arms_of(DEFAULT_ARMS if names is None else names, own)
+    arms = [BASE] if vary and names is None else arms_of(DEFAULT_ARMS if names is None else names, own)
+    for words in vary:
+        arms = varied(arms, *_setting_and_values(words))
+    arms = arms_of(arms)
     numbers = DEFAULT_SEEDS if numbers is None else numbers
     check_numbers(numbers, trials, folds, reference, arms)
     check_names(base.model, base.train)
@@ -211,6 +221,25 @@ def _tabulate_again(
     draw(out, results, names, seeds, Context(on_warning=note))
     for path in table_files:
         score_table(results, arms=names, seeds=seeds).write(path)
+
+
+def _setting_and_values(words: str) -> tuple[str, list[Any]]:
+    """``num_learners`` and its values, of ``learners=1,4``; by the name of the setting or of its flag."""
+    name, _, values = words.partition("=")
+    name = name.strip().removeprefix("--")
+    flags = {flag(setting).removeprefix("--"): setting for setting in SECTION_OF}
+    if not (listed := _listed(values)):
+        raise ConfigError(f"--vary {words}: expected a setting and its values, as in learners=1,2,4")
+    return flags.get(name, name.replace("-", "_")), [_value(word) for word in listed]
+
+
+def _value(word: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(word)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "null": None}.get(word, word)
 
 
 def _listed(words: str) -> list[str]:

@@ -272,6 +272,12 @@ def _average_precision(ranking: Ranking) -> np.ndarray:
     return ranking.sum_over_hits(ranking.hit_number / ranking.hit_rank) / ranking.num_matches
 
 
+def _average_precision_of_hits(ranking: Ranking) -> np.ndarray:
+    """As both papers' code computes its mARP: divided by the hits within the first R ranks, and 0 where there are none.
+    MAP@R divides by R, so that it is never higher: what is not found counts there."""
+    return ranking.sum_over_hits(ranking.hit_number / ranking.hit_rank) / np.maximum(ranking.num_hits, 1)
+
+
 def _trapezoidal_average_precision(ranking: Ranking) -> np.ndarray:
     number, rank = ranking.hit_number, ranking.hit_rank
     before = np.where(rank > 1, (number - 1) / np.maximum(rank - 1, 1), 1.0)
@@ -283,11 +289,17 @@ METRICS: Mapping[str, Metric] = {
     for row in (
         Metric("r_precision", _share_of_matches, "R"),
         Metric("map_at_r", _average_precision, "R"),
+        Metric("marp", _average_precision_of_hits, "R"),
         Metric("map", _average_precision, "all"),
         Metric("map_trapezoidal", _trapezoidal_average_precision, "all"),
     )
 }
 """By name, beside ``recall_at_k`` and ``precision_at_k`` of every k."""
+MARP = (
+    "mARP, as the papers have it, is divided by the matches that are found and not by all of them: it is never below "
+    "MAP@R, and does not compare with it"
+)
+"""What is said beside the score ``marp``."""
 _AT_K = {"recall_at_": recall_at, "precision_at_": precision_at}
 
 
@@ -404,7 +416,14 @@ def scores_in(result: Mapping[str, Any]) -> list[Score]:
     return scores
 
 
-_TITLES = {"nmi": "NMI", "ami": "AMI", "r_precision": "R-precision", "map_at_r": "MAP@R", "map": "mAP"}
+_TITLES = {
+    "nmi": "NMI",
+    "ami": "AMI",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+    "marp": "mARP",
+    "map": "mAP",
+}
 _AT = {"recall_at_": "Recall@", "precision_at_": "Precision@"}
 
 

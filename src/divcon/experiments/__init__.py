@@ -10,6 +10,7 @@ from divcon.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from divcon.experiments.ablation import ablate
     from divcon.experiments.arms import ARMS, Arm, arms_of, read_space
+    from divcon.experiments.curves import recall_curves
     from divcon.experiments.results import picture, read_results, score_table, table
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "picture",
     "read_results",
     "read_space",
+    "recall_curves",
     "score_table",
     "table",
 ]
@@ -34,6 +36,7 @@ __getattr__, __dir__ = lazy_names(
         "picture": "results",
         "read_results": "results",
         "read_space": "arms",
+        "recall_curves": "curves",
         "score_table": "results",
         "table": "results",
     },
