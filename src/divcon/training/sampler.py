@@ -169,7 +169,8 @@ def plan_epoch(
 class LearnerBatchSampler(Sampler[list[int]]):
     """The batches of `plan_epoch` for a training loop of your own: ``DataLoader(dataset, batch_sampler=sampler)``.
 
-    Each batch is of one learner's cluster, class-balanced, and the learners take turns::
+    Each batch is of one learner's cluster, class-balanced, and the learners take turns; ``learners`` has the learner of
+    each batch of the epoch::
 
         sampler.division = dc.divide(features, labels, num_learners, previous=sampler.division)
         sampler.set_epoch(epoch)
