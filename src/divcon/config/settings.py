@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from divcon.config.augment import Augment, read_augment
+from divcon.config.backbone_names import canonical
 from divcon.config.fields import (
     Part,
     at_least,
@@ -95,7 +96,9 @@ class ModelConfig:
     (plain, or masked: the full embedding is multiplied by the sum of the masks), relu (False: masks may be negative)
     and start (ones, or normal: one draw with mean 0.9 and standard deviation 0.7), as in `head_options.kind=fixed`."""
     backbone: Part = setting("auto", door=True)
-    """The network before the head: any timm model by name; for vectors none (the head alone) or mlp (a small residual
+    """The network before the head: any timm model by name (DINOv2 and DINOv3, SigLIP, CLIP among them), or as others
+    call it (timm/resnet18.a1_in1k, facebook/dinov2-base, open_clip:ViT-B-32/laion2b_s34b_b79k); hf-hub:user/model, a
+    repository of the Hugging Face hub that timm wrote; for vectors none (the head alone) or mlp (a small residual
     network). auto: resnet50.tv_in1k for images, none for vectors."""
     pretrained: bool = True
     """Start from the backbone's pretrained weights."""
@@ -104,8 +107,9 @@ class ModelConfig:
     image_size: ImageSize = setting(0, before=IMAGE_SIZE, read=read_size, write=saved_size)
     """Height and width, in pixels, of the backbone's input: one number for both, or height x width, as in
     `image_size=256x128` for people. For a vision transformer, multiples of its patch size (14 or 16, for example); its
-    position embeddings are resampled to it. 0: 224; or as many pixels in the shape of the training images, where these
-    are tall or wide and the backbone takes any size (see `divcon.config.from_data`). Not used for vectors."""
+    position embeddings are resampled to it. 0: 224, or what the name of a vision transformer says (384 of
+    vit_base_patch16_siglip_384); or as many pixels in the shape of the training images, where these are tall or wide
+    and the backbone takes any size (see `divcon.config.from_data`). Not used for vectors."""
     fit: Fit = setting("auto", before="crop")
     """How an image comes into `image_size`. crop: its middle, after resizing; what is outside is lost. squash: all of
     it, resized to exactly that height and width, whatever its shape. pad: all of it in its own shape, with a border in
@@ -145,6 +149,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if isinstance(self.backbone, str):  # so that two names of one model are the same setting
+            object.__setattr__(self, "backbone", canonical(self.backbone))
         if self.method == "single" and self.num_learners != 1:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too

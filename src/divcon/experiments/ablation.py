@@ -38,7 +38,7 @@ from divcon.experiments.arms import (
 )
 from divcon.experiments.results import Results, ResultsFile, draw, tabulate
 from divcon.models import EmbeddingModel, with_embedding
-from divcon.models.backbone import resolve_backbone, takes_any_size
+from divcon.models.backbone import resolve_backbone, sizes_of
 from divcon.runs.callbacks import Callback, check_callbacks
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder
@@ -178,7 +178,7 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
     backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
     train = data.without_validation().train
-    base, _ = fit(base, train.labels, facts_to_choose_by(base.model, train), any_size=takes_any_size(backbone))
+    base, _ = fit(base, train.labels, facts_to_choose_by(base.model, train), **sizes_of(backbone))
     closed = {name: base.model.network[name] for name in ("image_size", "fit", "pixel_range")}  # of vectors: unused
     base = dataclasses.replace(base, model=dataclasses.replace(base.model, **closed))
     if base.model.num_learners < 2:
