@@ -93,6 +93,13 @@ WRONG = {
         "RUN /nope --metric nope",
         "RUN /nope --json /dev/null/x",
     ],
+    "curves": [
+        "",
+        "/nope --out OUT.png",
+        "RUN --out OUT.txt",
+        "RUN RUN --out OUT.png",
+        "RUN --out /dev/null/curves.png",
+    ],
     "report": [
         "/nope",
         "RUN",
