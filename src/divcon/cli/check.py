@@ -158,7 +158,7 @@ def _show_augmented(
     from divcon.config.from_data import fit_images
     from divcon.data.shapes import facts_to_choose_by
     from divcon.models import EmbeddingModel
-    from divcon.models.backbone import resolve_backbone, takes_any_size
+    from divcon.models.backbone import resolve_backbone, sizes_of
     from divcon.training.sheet import augmented_sheet
 
     images = benchmark.train if len(benchmark.train) else benchmark.query
@@ -166,7 +166,7 @@ def _show_augmented(
         raise ConfigError(f"--show-augmented: {data} holds vectors, which are not augmented")
     backbone = resolve_backbone(model.backbone, None, None)
     if (shapes := facts_to_choose_by(model, images)) is not None:
-        model, _ = fit_images(model, shapes, any_size=takes_any_size(backbone))
+        model, _ = fit_images(model, shapes, **sizes_of(backbone))
     options = {**model.network, "backbone": backbone, "pretrained": False, "weights": None}
     options |= {"method": "single", "num_learners": 1, "head_options": {}}  # not of the picture
     sheet = augmented_sheet(EmbeddingModel(**options), images, train)

@@ -1049,18 +1049,36 @@ def other_columns(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in own]
 
 
-def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
+def whole_table(path: Path) -> pa.Table:
+    """All columns of a table in one file, of a CSV as text.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        columns = _read(path, list)
+        return columns if isinstance(columns, pa.Table) else pa.table(columns)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{path}: its columns cannot be read ({first_line(error)})") from None
+
+
+def is_plain_table(path: str | Path) -> bool:
+    """Whether it is a table in one file."""
+    return is_table(path) and Path(path).is_file()
+
+
+def _read(file: Path, chosen: Callable[[Sequence[str]], list[str]] = other_columns) -> pa.Table | dict[str, list[Any]]:
     kind = format_of(file)
     if kind == "json":
-        return _read_objects(file)
+        return _read_objects(file, chosen)
     if kind == "arrow":
         table = _read_arrow(file)
-        names = other_columns(table.column_names)
+        names = chosen(table.column_names)
         _no_twins(file, names)
         return table.select(names)
     if kind == "parquet":
         with pq.ParquetFile(opened(file)) as parquet:
-            names = other_columns(parquet.schema_arrow.names)
+            names = chosen(parquet.schema_arrow.names)
             _no_twins(file, names)
             return parquet.read(columns=names)
     header = _header(file)
@@ -1082,7 +1100,7 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
     if _is_padded(header):
         table = pa.table({name.strip(): pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
     schema = pa.schema([pa.field(name, pa.string(), metadata=UNTYPED) for name in table.column_names])
-    return table.cast(schema).select(other_columns(table.column_names))
+    return table.cast(schema).select(chosen(table.column_names))
 
 
 def _no_twins(file: Path, names: Sequence[str]) -> None:
@@ -1091,10 +1109,10 @@ def _no_twins(file: Path, names: Sequence[str]) -> None:
         raise DataError(f"{file}: there are two columns {twice!r}; rename one")
 
 
-def _read_objects(file: Path) -> dict[str, list[Any]]:
+def _read_objects(file: Path, chosen: Callable[[Sequence[str]], list[str]]) -> dict[str, list[Any]]:
     """The columns of JSON as Python reads them: Arrow would make dates of text, and floats of large integers."""
     with open_bytes(file) as content:
         text = content.read().decode("utf-8-sig")
     rows = _json_rows(file, text, parse_float=NumberText)
-    names = other_columns(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
+    names = chosen(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
     return {name: [row.get(name) for row in rows] for name in names}

@@ -110,7 +110,8 @@ def plan_epoch(
             each.
         images_per_class: M.
         small_classes: for a class with fewer than M images in its cluster: ``repeat`` them (2019), or ``fill`` its
-            places with other images of the cluster (2021).
+            places with other images of the cluster (2021). Where the cluster has C < B // M classes, ``fill`` takes
+            B // C of each.
         rounds: ``epoch``: N // B batches. ``longest``, ``shortest``: each learner has as many as the largest, or the
             smallest, cluster of n images has, n // B.
 
@@ -178,10 +179,12 @@ class _Stream:
 
 def _take(cluster: Cluster, batch_size: int, images_per_class: int, fill: bool) -> tuple[np.ndarray, int]:
     """(C,) int64, the number of images of each class in a batch: M, or with ``fill`` as many as there are. In a batch
-    with all classes the remaining places go one by one to classes that have more images. And the size of a batch."""
+    with all classes the remaining places go one by one to classes that have more images; with ``fill`` each class has
+    B // C of them, before places go to other images. And the size of a batch."""
     counts, places = cluster.counts, batch_size // images_per_class
     if fill:
-        return np.minimum(images_per_class, counts), min(batch_size, len(cluster.cards))
+        each = images_per_class if len(counts) >= places else batch_size // len(counts)
+        return np.minimum(each, counts), min(batch_size, len(cluster.cards))
     take = np.full(len(counts), images_per_class)
     if len(counts) >= places:
         return take, places * images_per_class
