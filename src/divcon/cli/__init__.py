@@ -68,7 +68,7 @@ def _advice(error: DivconError, arguments: list[str] | None) -> str:
     command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     if not isinstance(error, ImageError) or "`" in str(error) or command not in _SKIP_IMAGES:
         return ""
-    return "; --on-bad-image skip leaves such images out, divcon check names them all, and its --fix writes a table without"
+    return "; --on-bad-image skip leaves such images out, and divcon check --fix writes a table without them"
 
 
 def main(arguments: list[str] | None = None) -> None:
