@@ -79,6 +79,21 @@ def test_blocks_of_a_page_share_names_and_folder(tmp_path: Path) -> None:
     assert run(page, tmp_path).returncode == 0
 
 
+def test_each_tool_of_the_ecosystem_has_a_command_and_a_test_that_exists() -> None:
+    lines = (DOCS / "ecosystem.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
+    rows = [row for row in rows if row[0] != "tool" and not row[0].startswith("---")]
+    assert len(rows) > 25
+    assert len({row[0] for row in rows}) == len(rows)
+    for row in rows:
+        assert len(row) == 4 and all(row), row
+        tests = re.findall(r"`(tests/[^`:]+)(?:::(\w+))?`", row[3])
+        assert tests, row
+        for file, name in tests:
+            assert (ROOT / file).is_file(), row
+            assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), row
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` builds it: a warning is an error."""
