@@ -140,9 +140,10 @@ def baseline_scores(
         wanted: which baselines.
 
     Returns:
-        By baseline its scores with ``recall_at_1_interval`` and ``map_at_r_interval``; ``of``, what the features are of; and ``difference``, by
-        metric (Recall@1, MAP@R) the embedding's mean minus the baseline's as ``value``, with its 95 % ``interval`` (by
-        bootstrap over classes, paired). ``note`` where there are no pretrained features. And a line for each baseline
+        By baseline its scores with ``recall_at_1_interval`` and ``map_at_r_interval``; ``of``, what the features are
+        of; and ``difference``, by metric (Recall@1, MAP@R) the embedding's mean minus the baseline's as ``value``, with
+        its 95 % ``interval`` (by bootstrap over classes, paired). ``note`` where there are no pretrained features. And
+        a line for each baseline
         that the embedding is below by more than the interval.
     """
     of: dict[Baseline, str] = {}
