@@ -72,6 +72,7 @@ WRONG = {
         "RUN",
         "RUN /nope",
         "RUN PHOTOS --json /dev/null/scores.json",
+        "RUN PHOTOS --per-class OUT.txt",
         "RUN PHOTOS --rerank-k1 3",
         "RUN PHOTOS --rerank --rerank-weight 2",
         "RUN PHOTOS --metric nope",
@@ -92,6 +93,7 @@ WRONG = {
         "RUN /nope",
         "RUN /nope --metric nope",
         "RUN /nope --json /dev/null/x",
+        "RUN /nope --table OUT.pdf",
     ],
     "curves": [
         "",
@@ -214,6 +216,8 @@ WRONG = {
         "PHOTOS --out OUT --short-side 0",
     ],
     "ablate": [
+        "PHOTOS --out OUT --table OUT.pdf",
+        "PHOTOS --out OUT --preset nope",
         "PHOTOS",
         "--out OUT",
         "/nope --out OUT",

@@ -333,7 +333,7 @@ class TestErrors:
             ("sub/a1.jpg", "'a1.png' is there: write the name as the file has it"),
             (" sub/a1.png ", "without the spaces around it, 'sub/a1.png' is there"),
             ("C:\\shop\\sub\\a1.png", "sub/a1.png is in {root}: write the paths in the table like this"),
-            ("/home/somebody/sub/a1.png", "sub/a1.png is in {root}: write the paths in the table like this"),
+            ("/mnt/theirs/sub/a1.png", "sub/a1.png is in {root}: write the paths in the table like this"),
             ("photos/sub/a1.png", "sub/a1.png is in {root}: write the paths in the table like this"),
             ("D:/gone.png", "write the paths as they are on this computer"),
             ("~/gone.png", "'~' is not replaced in a table"),

@@ -16,7 +16,7 @@ from torch import nn
 import divcon as dc
 from divcon.data.benchmark import Benchmark
 from divcon.errors import ConfigError
-from divcon.evaluation import bootstrap_difference, learner_similarity, retrieval_metrics
+from divcon.evaluation import bootstrap_difference, clustering_metrics, learner_similarity, retrieval_metrics
 from divcon.evaluation.baselines import untrained_model
 from divcon.models.start import Start
 
@@ -178,3 +178,17 @@ def test_the_command_shows_them_unless_it_should_not(
     assert code == 0
     assert "pooled features" not in printed
     assert "baselines" not in json.loads((tmp_path / "b").read_text())
+
+
+def test_clusters_of_the_baselines_too_where_all_are_asked_for() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(8), 6)
+    vectors = rng.normal(size=(8, 5))[labels] + rng.normal(size=(48, 5))
+    model = dc.EmbeddingModel("none", 4, vector_dim=5).eval()
+    alone, both = (
+        dc.evaluate(model, (vectors, labels), clustering=of, baselines=("pretrained_features",)) for of in (True, "all")
+    )
+    assert alone["nmi"] == both["nmi"]
+    assert "nmi" not in alone["baselines"]["pretrained_features"]
+    expected = clustering_metrics(unit(vectors).astype(np.float32), labels)
+    assert both["baselines"]["pretrained_features"]["nmi"] == pytest.approx(expected["nmi"])

@@ -105,13 +105,15 @@ def test_the_best_is_bold_also_where_it_is_not_ours_and_where_lower_is_better() 
     rows = [
         Row("untrained", {"recall_at_1": Cell(0.5), "rank": Cell(3.0)}),
         Row("a", {"recall_at_1": Cell(0.49999), "rank": Cell(2.5)}),
-        Row("b", {"recall_at_1": Cell(0.4)}),
     ]
     table = ScoreTable(rows, columns)
     lines = table.markdown().splitlines()
     assert lines[0] == "|  | Recall@1 | rank ↓ |"
-    assert lines[2:5] == ["| untrained | **50.0** | 3 |", "| a | **50.0** | **2.5** |", "| b | 40.0 | – |"]
+    assert lines[2:4] == ["| untrained | **50.0** | 3 |", "| a | **50.0** | **2.5** |"]
     assert r"untrained & \textbf{50.0} & 3 \\" in table.latex()
+    # A row without a score might be better.
+    lines = ScoreTable([*rows, Row("b", {"recall_at_1": Cell(0.4)})], columns).markdown().splitlines()
+    assert lines[2:5] == ["| untrained | **50.0** | 3 |", "| a | **50.0** | 2.5 |", "| b | 40.0 | – |"]
     assert "**" not in ScoreTable(rows[:1], columns).markdown()
 
 
@@ -144,7 +146,8 @@ def test_the_latex_compiles(table: ScoreTable, tmp_path: Path) -> None:
 def test_the_caption_says_what_was_evaluated(table: ScoreTable) -> None:
     assert table.caption == (
         "birds_&_50% (leave-one-out, split 0123, 60 queries of 12 classes), in percent, mean ± standard deviation of 2 "
-        "seeds. In brackets, 95 % intervals by bootstrap over test classes and seeds. The best of each column is bold."
+        "seeds. In brackets, 95 % intervals by bootstrap over test classes and seeds. The best of each column is bold, "
+        "where all rows have a score."
     )
 
 

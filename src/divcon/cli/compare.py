@@ -73,7 +73,8 @@ def compare(
         Evaluate what needs no training too, of each run folder (see evaluate); of files, those that they hold are
         shown.
     clustering
-        Evaluate NMI and AMI of each run folder too, which takes longer than all other metrics.
+        Evaluate NMI and AMI of each run folder and of the pretrained features too, which takes longer than all other
+        metrics.
     """
     from divcon.evaluation.compare import check_number, read_scores
     from divcon.evaluation.compare import compare as compare_results
@@ -118,7 +119,8 @@ def compare(
             benchmark = only_decodable(benchmark, ("query", "gallery"), context)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
         options["max_queries"] = max_queries or None
-        return evaluate(model, benchmark, clustering=clustering, per_query=True, baselines=baselines, **options)
+        options["clustering"] = "all" if clustering else False
+        return evaluate(model, benchmark, per_query=True, baselines=baselines, **options)
 
     with progress_bar() as on_progress:
         context = Context(workers, on_progress, note)

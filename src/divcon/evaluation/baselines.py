@@ -140,9 +140,10 @@ def baseline_scores(
         wanted: which baselines.
 
     Returns:
-        By baseline its scores with ``recall_at_1_interval``; ``of``, what the features are of; and ``difference``, by
-        metric (Recall@1, MAP@R) the embedding's mean minus the baseline's as ``value``, with its 95 % ``interval`` (by
-        bootstrap over classes, paired). ``note`` where there are no pretrained features. And a line for each baseline
+        By baseline its scores with ``recall_at_1_interval`` and ``map_at_r_interval``; ``of``, what the features are
+        of; and ``difference``, by metric (Recall@1, MAP@R) the embedding's mean minus the baseline's as ``value``, with
+        its 95 % ``interval`` (by bootstrap over classes, paired). ``note`` where there are no pretrained features. And
+        a line for each baseline
         that the embedding is below by more than the interval.
     """
     of: dict[Baseline, str] = {}
@@ -163,7 +164,8 @@ def baseline_scores(
         own = scores([normalized(side) for side in vectors], per_query=True)
         each_own = own.pop("per_query")
         own["of"] = of[name]
-        own["recall_at_1_interval"] = list(bootstrap_interval(each_own["recall_at_1"], labels))
+        for metric in METRICS:
+            own[f"{metric}_interval"] = list(bootstrap_interval(each_own[metric], labels))
         own["difference"] = {
             metric: {
                 "value": float(np.nanmean(each[metric]) - np.nanmean(each_own[metric])),

@@ -44,7 +44,7 @@ def evaluate(
     model: EmbeddingModel | str | Path,
     data: LabeledData,
     *,
-    clustering: bool = True,
+    clustering: bool | Literal["all"] = True,
     parts: bool = False,
     baselines: bool | Sequence[Baseline] = False,
     similarity: bool = False,
@@ -70,7 +70,8 @@ def evaluate(
         data: a benchmark; a path or name that `divcon.read` takes; or a labelled set, or ``(vectors, labels)``, in
             which each item searches among all others.
         clustering: add NMI and AMI of k-means with as many clusters as classes, on query and gallery together: mean and
-            standard deviation over three seeds. They take most of the time. See ``max_clustered``.
+            standard deviation over three seeds. They take most of the time. See ``max_clustered``. ``all``: of the
+            baselines too.
         parts: add the scores of each learner's subspace alone (``learners``) and of the pooled features before the
             head, L2-normalised (``features``). With several learners, add how similar their subspaces are
             (``similarity_correlations``, see `divcon.evaluation.similarity_correlations`). Where each has dimensions to
@@ -175,14 +176,16 @@ def evaluate(
             context=context,
         )
     if clustering:
-        names = [search.query_labels] + ([] if search.leave_one_out else [search.gallery_labels])
-        result |= clustering_metrics(
-            np.concatenate(embeddings), np.concatenate(names), max_items=max_clustered, context=context
-        )
+        result |= search.clusters(embeddings, max_clustered)
     if wanted:
         within = context.subtask("evaluate", before=search.num_images, total=total)
         options: dict[str, Any] = {"batch_size": batch_size, "context": within}
-        pooled, score = partial(of_images.embedded, normalized), partial(search.scores, map=map)
+        pooled = partial(of_images.embedded, normalized)
+
+        def score(vectors: Sequence[np.ndarray], **more: Any) -> dict[str, Any]:
+            clusters = search.clusters(vectors, max_clustered) if clustering == "all" else {}
+            return search.scores(vectors, map=map, **more) | clusters
+
         result["baselines"], advice = baseline_scores(
             embedder, search.sides, pooled, each, labels, score, wanted, **options
         )
@@ -323,6 +326,13 @@ class _Search:
             metrics=self.rows,
             **self._options,
             **more,
+        )
+
+    def clusters(self, embeddings: Sequence[np.ndarray], max_items: int | None) -> dict[str, Any]:
+        """NMI and AMI of the embeddings of the queries and the gallery together."""
+        names = [self.query_labels] + ([] if self.leave_one_out else [self.gallery_labels])
+        return clustering_metrics(
+            np.concatenate(embeddings), np.concatenate(names), max_items=max_items, context=self.context
         )
 
     def nearest_items(self, embeddings: Sequence[np.ndarray]) -> NearestItems | None:

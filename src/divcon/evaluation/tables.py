@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from divcon.errors import ConfigError, DataError
-from divcon.evaluation.baselines import BASELINES
 from divcon.evaluation.bootstrap import runs_interval
 from divcon.evaluation.metrics import Score, queries_in_words, score_title, scores_in
 from divcon.runtime.files import atomic_write, check_writable
@@ -103,13 +102,14 @@ class ScoreTable:
             over = "test classes and seeds" if several else "test classes"
             parts.append(f"In brackets, 95 % intervals by bootstrap over {over}")
         if len(self.rows) > 1:
-            parts.append("The best of each column is bold")
+            parts.append("The best of each column is bold, where all rows have a score")
         return ". ".join([*parts, *self.notes]) + "."
 
     def _best(self, column: Column) -> set[int]:
-        """The rows whose score is the best as it is shown; none of a table of one row."""
+        """The rows whose score is the best as it is shown; none of a table of one row, or where a row has no score,
+        which might be better."""
         cells = {i: row.cells[column.name].mean for i, row in enumerate(self.rows) if column.name in row.cells}
-        if len(cells) < 2:
+        if len(cells) < max(2, len(self.rows)):
             return set()
         best = (max if column.higher_is_better else min)(cells.values())
         return {i for i, mean in cells.items() if column.text(mean) == column.text(best)}
@@ -311,14 +311,8 @@ def _baseline_rows(results: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         scores = (result.get("baselines") or {}).get("pretrained_features")
         if not isinstance(scores, Mapping):
             continue
-        name = f"{BASELINES['pretrained_features']} ({scores['of']})"
-        interval = scores.get("recall_at_1_interval")
-        cells = {
-            score.name: Cell(
-                score.value, interval=(interval[0], interval[1]) if interval and score.name == "recall_at_1" else None
-            )
-            for score in scores_in(scores)
-        }
+        name = f"{UNTRAINED} ({scores['of']})"
+        cells = {score.name: Cell(score.value, interval=score.interval) for score in scores_in(scores)}
         rows.setdefault(name, Row(name, cells))
     if len(rows) == 1:
         return [Row(UNTRAINED, next(iter(rows.values())).cells)]
