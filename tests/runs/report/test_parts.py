@@ -233,5 +233,5 @@ def test_the_legend_of_many_lines_takes_a_click() -> None:
     for number, folded in ((8, False), (17, True)):
         lines = [Line(f"learner {k}", [(0.0, 1.0), (1.0, 0.5)], *learner_style(k)) for k in range(number)]
         figure = str(line_chart("Loss", "about", lines, y_label="loss"))
-        assert figure.count("<li") == number
+        assert figure.count("<li") == (number if folded else 0)
         assert (f"<summary>The {number} lines</summary>" in figure) == folded
