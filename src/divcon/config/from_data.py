@@ -156,7 +156,9 @@ def fit_images(
         if height != width:
             reasons["fit"] = f"the input is {size_in_words(size)}"
         elif len(shapes):
-            reasons["fit"] = f"the longer side of the median image is {longer:.3g} times the shorter"
+            is_square = f"{longer:.3g}" == "1"
+            shape = "is square" if is_square else f"has a longer side of {longer:.3g} times the shorter"
+            reasons["fit"] = f"the median image {shape}"
     return replace(config, image_size=size, fit=fit), {**reasons, **of_values}
 
 

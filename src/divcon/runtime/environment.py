@@ -24,7 +24,8 @@ def environment() -> dict[str, Any]:
 def machine() -> str:
     """The processor or accelerator and the number of threads, as text; times of two machines do not compare."""
     here = environment()
-    return f"{here['accelerator'] or here['processor']}, {here['threads']} threads"
+    threads = here["threads"]
+    return f"{here['accelerator'] or here['processor']}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def run_versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.runs.folder import RunFolder
 from divcon.runs.report import sections
-from divcon.runs.report.charts import MAX_POINTS, Line, flow_chart, flows, line_chart, thinned
+from divcon.runs.report.charts import MAX_POINTS, Line, flow_chart, flows, learner_style, line_chart, thinned
 from divcon.runs.report.html import Html, element, joined, page
 from divcon.runs.report.sections import Contents, best_and_worst, sheet_indices
 from divcon.runs.report.thumbnails import Thumbnails, sampled
@@ -227,3 +227,11 @@ def test_what_is_no_html_is_escaped() -> None:
     assert joined("a", [["<"]]) == "a&lt;"
     assert isinstance(html, Html)
     assert "<title>&lt;/title&gt;</title>" in page("</title>", [], "")
+
+
+def test_the_legend_of_many_lines_takes_a_click() -> None:
+    for number, folded in ((8, False), (17, True)):
+        lines = [Line(f"learner {k}", [(0.0, 1.0), (1.0, 0.5)], *learner_style(k)) for k in range(number)]
+        figure = str(line_chart("Loss", "about", lines, y_label="loss"))
+        assert figure.count("<li") == (number if folded else 0)
+        assert (f"<summary>The {number} lines</summary>" in figure) == folded

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from divcon.runs.report.html import Child, Html, element
+from divcon.runs.report.html import Child, Html, element, fold
 
 if TYPE_CHECKING:
     from divcon.division import Division
@@ -18,6 +18,8 @@ COLORS = 10
 """Number of colors in the style sheet; further learners reuse them with another dash."""
 MAX_LABELED = 8
 """Lines that are labeled at their ends; of more, there is a legend."""
+_OPEN_LEGEND = 8
+"""Lines whose legend is shown without a click."""
 _DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 2")
 _WIDTH, _HEIGHT = 380.0, 222.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 10.0, 20.0, 38.0
@@ -212,7 +214,10 @@ def _legend(shown: Sequence[Line], lines: Sequence[Line], kept: float | None) ->
         entries.append(element("li", sample(element("rect", width=26, height=10, class_="band")), "95 % interval"))
     if kept is not None:
         entries.append(element("li", sample(element("circle", cx=13, cy=5, r=4, class_="kept")), "epoch that is kept"))
-    return element("ul", entries, class_="legend") if entries else Html()
+    if not entries:
+        return Html()
+    legend = element("ul", entries, class_="legend")
+    return legend if len(shown) <= _OPEN_LEGEND else fold(f"The {len(shown):,} lines", legend)
 
 
 def _line_shapes(line: Line, at: _At) -> list[Html]:

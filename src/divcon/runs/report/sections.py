@@ -40,7 +40,7 @@ _FULL = "var(--ink)"
 """The color of the full embedding."""
 _METRIC_OF = {title: name for name, title in METRICS.items()}
 _MAX_LEARNERS = 40
-_MAX_OPEN = 8
+_MAX_OPEN = 4
 """Learners whose images are shown without a click."""
 _MAX_OF_A_LEARNER, _MIN_OF_A_LEARNER = 20, 6
 _MAX_IN_SHEETS = 40
