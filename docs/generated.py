@@ -28,7 +28,7 @@ from divcon.cli.app import app as command_line
 from divcon.cli.messages import flag, in_flags
 from divcon.config.augment import Augment
 from divcon.config.fields import Part, field_docs
-from divcon.config.presets import PRESETS, PUBLISHED_RESULTS, RE_IDENTIFICATION
+from divcon.config.presets import PRESETS, PUBLISHED_RESULTS
 from divcon.config.settings import AUTO_MINERS, SECTIONS, TrainConfig
 from divcon.errors import ConfigError
 from divcon.models import SubspaceHead, create_head
@@ -140,13 +140,13 @@ def published_results() -> str:
         words = ", ".join(f"{name} {cell}" for name, cell in zip(_COLUMNS, _cells(result), strict=True) if cell)
         words += f" (seed {made['settings']['train']['seed']}{', settings changed' if made['changed'] else ''})"
         ours.setdefault((result["benchmark"], made["preset"]), []).append(words)
-    lines = [f"| data | preset | {' | '.join(_COLUMNS)} | source | ours |", "|---|---|---|---:|---:|---|---|"]
+    lines = [f"| data | preset | {' | '.join(_COLUMNS)} | ours |", "|---|---|---|---:|---:|---|"]
     for data in _BENCHMARKS:
-        for name in (name for name in PRESETS if name not in RE_IDENTIFICATION):
-            known = PUBLISHED_RESULTS.get(name, {}).get(data)
-            cells, source = (_cells(known.scores), known.source) if known else ([""] * len(_COLUMNS), "")
-            runs = ", ".join(ours.get((data, name), ["not run: needs the data and a GPU"]))
-            lines.append(f"| {data} | `{name}` | {' | '.join(cells)} | {source} | {runs} |")
+        for name in PRESETS:
+            known, runs = PUBLISHED_RESULTS.get(name, {}).get(data), ours.get((data, name))
+            if known or runs:
+                cells = _cells(known.scores) if known else [""] * len(_COLUMNS)
+                lines.append(f"| {data} | `{name}` | {' | '.join(cells)} | {', '.join(runs or ['not run'])} |")
     return "\n".join(lines)
 
 

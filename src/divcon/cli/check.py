@@ -189,6 +189,8 @@ def _read(data: str, root: Path | None, reading: Reading, split: Split) -> Bench
 def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
     from rich.table import Table
 
+    from divcon.data.readers.table import advice_on_path
+
     console.print(f"{result.name}: {result.protocol}, split {result.split_hash}")
     table = Table(box=None, pad_edge=False)
     columns = ("", result.things, "classes", "smallest", "median", "largest", f"of one {result.things[:-1]}")
@@ -202,10 +204,11 @@ def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
         note(text)
     for finding in result.findings:
         _print_finding(finding)
-    files = benchmark.query.encoded is None and result.unreadable
-    if files and result.unreadable[0].problem == "there is no such file":
-        start = benchmark.query.root or "."
-        note(f"relative paths start from {start}: give another folder as ROOT")
+    images = benchmark.query
+    if images.encoded is None and images.source != images.root:  # a table of files
+        gone = next((item for item in result.unreadable if item.problem == "there is no such file"), None)
+        if gone is not None:
+            note(f"{gone.path}: {advice_on_path(gone.path, images.root).replace('`root`', 'ROOT')}")
     if result.ok:
         console.print("ok: nothing would break training or make a score dishonest")
     else:

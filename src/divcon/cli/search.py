@@ -86,8 +86,10 @@ def search(
             console.print(query)
         for hit in hits:
             console.print(f"{hit.score:7.4f}  {hit.label or '-'}  {hit.path}")
-        if not hits and min_score is not None:
-            note(f"{query}: no item has a cosine similarity of {min_score:g} or more")
+        if not hits:
+            fits = [f"fits {' and '.join(where)}"] if where else []
+            similar = [f"has a cosine similarity of {min_score:g} or more"] if min_score is not None else []
+            note(f"{query}: no item {' and '.join(fits + similar)}" if fits + similar else "the index has no items")
 
 
 def _vectors_of(texts: list[str], name: str, dim: int | None, device: str) -> Any:

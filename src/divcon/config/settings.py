@@ -28,7 +28,7 @@ from divcon.config.fields import (
     setting,
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
-from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.image_size import MOST_PIXELS, ImageSize, height_width, read_size, saved_size
 from divcon.config.memory_size import MemorySize, read_memory_size
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.errors import ConfigError
@@ -156,9 +156,10 @@ class ModelConfig:
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", place(self.weights).absolute())
         at_least(self, num_learners=0, embedding_dim=1, channels=1)
-        if min(height_width(self.image_size)) < 1 and self.image_size != 0:
+        if self.image_size != 0 and not 1 <= min(sides := height_width(self.image_size)) <= max(sides) <= MOST_PIXELS:
             raise ConfigError(
-                f"`image_size` {saved_size(self.image_size)}: height and width must be at least 1", field="image_size"
+                f"`image_size` {saved_size(self.image_size)}: height and width must be from 1 to {MOST_PIXELS:,}",
+                field="image_size",
             )
         if self.embedding_dim < self.num_learners:
             raise ConfigError(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         wilson_interval,
     )
     from divcon.evaluation.clustering import clustering_metrics
+    from divcon.evaluation.in_loop import RetrievalMetrics
     from divcon.evaluation.metrics import METRICS, Metric, Ranking, metric
     from divcon.evaluation.per_class import class_scores
     from divcon.evaluation.protocol import evaluate
@@ -28,6 +29,7 @@ __all__ = [
     "Metric",
     "Ranking",
     "ReRanking",
+    "RetrievalMetrics",
     "ScoreTable",
     "bootstrap_difference",
     "bootstrap_interval",
@@ -54,6 +56,7 @@ __getattr__, __dir__ = lazy_names(
         "Metric": "metrics",
         "Ranking": "metrics",
         "ReRanking": "reranking",
+        "RetrievalMetrics": "in_loop",
         "ScoreTable": "tables",
         "bootstrap_difference": "bootstrap",
         "bootstrap_interval": "bootstrap",

@@ -119,7 +119,8 @@ def draw_recall(
 
 
 def _figure(runs: Mapping[str, Lines], split: Split, untrained: float | None) -> Figure:
-    labels = drawing.label_inches([*(f"{name} 00.0" for name in runs), "pretrained features 00.0"])
+    named = [*runs, *([] if untrained is None else ["pretrained features"])]
+    labels = drawing.label_inches([f"{name} 00.0" for name in named])
     wide, height = max(7.6, 0.78 + 3.6 + labels), 4.4
     figure = drawing.figure(wide, height)
     from matplotlib.ticker import MaxNLocator

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from divcon.config.fields import saved_value
-from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.image_size import MOST_PIXELS, ImageSize, height_width, read_size, saved_size
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.data.in_memory import arrays_as_files
 from divcon.data.labeled_set import LabeledSet
@@ -536,8 +536,10 @@ def _checked_size(size: ImageSize | str) -> ImageSize:
         read = read_size(size)
     except ValueError as error:
         raise ConfigError(f"`image_size`: {error}", field="image_size") from None
-    if min(height_width(read)) < 1:
-        raise ConfigError(f"`image_size` {saved_size(read)}: height and width must be at least 1", field="image_size")
+    if not 1 <= min(sides := height_width(read)) <= max(sides) <= MOST_PIXELS:
+        raise ConfigError(
+            f"`image_size` {saved_size(read)}: height and width must be from 1 to {MOST_PIXELS:,}", field="image_size"
+        )
     return read
 
 
