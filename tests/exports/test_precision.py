@@ -60,7 +60,8 @@ def test_a_lower_precision_is_compared_with_the_original(
     bytes_of_fp32 = sum(tensor.nbytes for tensor in model.state_dict().values())
     assert out.stat().st_size < (0.7 if precision == "fp16" else 0.5) * bytes_of_fp32
     weights = [tensor for tensor in onnx.load(out).graph.initializer if len(tensor.dims) == 4 and tensor.dims[0] > 1]
-    assert weights and {tensor.data_type for tensor in weights} == {element}
+    # The first convolution of int8 stays in 32 bits.
+    assert weights and [tensor.data_type for tensor in weights].count(element) >= len(weights) - (precision == "int8")
 
     compared = Data.of(photos).compared
     session = onnxruntime.InferenceSession(out)

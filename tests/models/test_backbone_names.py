@@ -26,6 +26,7 @@ from divcon.models import names
 from divcon.models.backbone import create_backbone, sizes_of
 from divcon.models.names import check_backbone_name
 from divcon.models.pooling import create_pooling
+from divcon.search.untrained import is_backbone
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,14 @@ def test_a_repository_of_the_hub_is_a_backbone(
     assert trained.preprocessing.mean == (0.1, 0.2, 0.3)
     done = dc.export(run, tmp_path / "model.pt2", "torch")
     assert done.about["model"]["backbone"] == "hf-hub:user/model"
+    dc.export(run, tmp_path / "hf", "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "base_model: user/model" in card and "`user/model` of the Hugging Face hub" in card
+    broken = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del broken["backbone_config"]["architecture"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(broken))
+    with pytest.raises(WeightsError, match="architecture is missing"):
+        dc.EmbeddingModel.load(tmp_path / "hf")
     with pytest.raises(WeightsError, match="hf-hub:user/model"):
         dc.EmbeddingModel("hf-hub:user/model", 8, image_size=96)
 
@@ -233,6 +242,27 @@ def test_a_folder_that_timm_saved_is_a_backbone(repository: Path) -> None:
     same = dc.EmbeddingModel("hf-hub:user/model@main", 8, image_size=96).eval()
     images = torch.rand(1, 3, 96, 96)
     assert torch.equal(model.backbone(images), same.backbone(images))
+
+
+def test_a_repository_at_another_size_and_number_of_channels(repository: Path) -> None:
+    model = dc.EmbeddingModel("hf-hub:user/model", 8, image_size=64, channels=5, pooling="gem")
+    assert model.features([np.zeros((64, 64, 5), np.uint8)]).shape == (1, model.num_features)
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        dc.EmbeddingModel("hf-hub:user/model", 8, image_size=70)
+
+
+def test_a_config_from_elsewhere_chooses_no_weights(repository: Path, tmp_path: Path) -> None:
+    config = json.loads((repository / "config.json").read_text())
+    known = {name: value for name, value in config["model_args"].items() if name != "num_classes"}
+    config["model_args"] |= {"checkpoint_path": str(tmp_path / "evil.pth"), "pretrained": True}
+    (repository / "config.json").write_text(json.dumps(config))
+    model = dc.EmbeddingModel("hf-hub:user/model", 8, image_size=96)
+    assert model.config["backbone_config"]["model_args"] == known
+
+
+def test_an_index_takes_these_names() -> None:
+    assert is_backbone("facebook/dinov2-base") and is_backbone("timm/resnet18") and is_backbone("hf-hub:user/model")
+    assert not is_backbone("user/model")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from divcon.config.backbone_names import canonical
 from divcon.config.image_size import ImageSize, height_width, saved_size
 from divcon.errors import ConfigError, WeightsError, unknown
 from divcon.models.names import AUTO, VECTOR_BACKBONES, check_backbone_name
-from divcon.models.sources import is_sourced, read_source, weights_file
+from divcon.models.sources import arguments_in, is_sourced, read_source, weights_file
 from divcon.models.weights import bundled_file, check_download, local_file, no_weights
 from divcon.runtime.copies import here
 from divcon.runtime.importing import is_named, load_part, name_of
@@ -274,10 +274,10 @@ def create_backbone(
     architecture = name
     if config is not None and sourced:
         architecture = str(config["architecture"])
-        sized = {**config["model_args"], "pretrained_cfg": {**config["pretrained_cfg"]}, **sized}
-        if from_timm:
-            cached = weights_file(name), config["pretrained_cfg"].get("custom_load") == "hf"
-            sized["pretrained_cfg"] |= {"file": str(cached[0]), "custom_load": cached[1]}
+        sized = {**arguments_in(config), "pretrained_cfg": {**config["pretrained_cfg"]}, **sized}
+        sized["in_chans"] = channels
+        if from_timm:  # by divcon: timm of some versions unpickles what it loads
+            weights, from_timm = weights_file(name), False
     elif from_timm and (cached := local_file(name)) is not None:
         sized["pretrained_cfg_overlay"] = {"file": str(cached[0]), "custom_load": cached[1]}
     elif from_timm:

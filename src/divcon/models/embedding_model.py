@@ -481,8 +481,9 @@ class EmbeddingModel(nn.Module):
             name = "eval_transform" if error.field == "eval_transform" else "backbone" if is_own(named) else ""
             advice = f"; or pass the object itself: EmbeddingModel.load(folder, {name}=...)" if name else ""
             raise WeightsError(f"{where}: {error}{'' if name in objects else advice}") from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise WeightsError(f"{where}: the model cannot be created from this file ({error})") from None
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else error
+            raise WeightsError(f"{where}: the model cannot be created from this file ({reason})") from None
         model.config |= config
         return model
 

@@ -15,7 +15,9 @@ from divcon.models.weights import check_answers, no_weights
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pth", "pytorch_model.pth")
 _OF_IMAGES = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "pool_size", "license")
-_OF_WEIGHTS = ("num_classes", "first_conv", "classifier", "custom_load")
+_NO_ARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
+"""Arguments of timm's that choose weights, which a file from elsewhere does not."""
+_OF_WEIGHTS = ("num_classes", "first_conv", "classifier")
 
 
 def is_sourced(name: object) -> bool:
@@ -55,12 +57,18 @@ def read_source(name: str) -> dict[str, Any]:
         )
     return {
         "architecture": architecture,
-        "model_args": dict(config.get("model_args") or {}),
+        "model_args": arguments_in(config),
         "pretrained_cfg": {
             **{key: of_weights[key] for key in (*_OF_IMAGES, *_OF_WEIGHTS) if of_weights.get(key) is not None},
             **({"num_classes": config["num_classes"]} if isinstance(config.get("num_classes"), int) else {}),
         },
     }
+
+
+def arguments_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the architecture in a ``config.json``, without those that would choose weights."""
+    arguments = config.get("model_args") or {}
+    return {name: value for name, value in dict(arguments).items() if name not in _NO_ARGS}
 
 
 def weights_file(name: str) -> Path:
