@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KILLS ?= 100
 JOBS ?= 2
 
-.PHONY: demo test test-fast test-slow test-lowest torture fuzz fuzz-guided check docs clean chromium
+.PHONY: demo test test-fast test-slow test-lowest test-examples torture fuzz fuzz-guided check docs clean chromium
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,11 @@ test-fast: $(VENV)/.installed  ## for every edit: without what is marked heavy, 
 
 test-slow: $(VENV)/.installed chromium  ## all tests, the long ones too
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'slow or not slow'
+
+ROUNDS ?= 5
+test-examples: $(VENV)/.installed  ## the property tests on examples that no run has tried yet, ROUNDS times
+	for round in $$(seq $(ROUNDS)); do \
+		HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -n $(JOBS) -m 'hypothesis and not slow' || exit 1; done
 
 # With the lower bounds of pyproject.toml, in an environment of its own; uv chooses them.
 test-lowest: chromium  ## the default suite with the oldest dependencies that are allowed

@@ -290,6 +290,18 @@ def goals(runs: dict[tuple[str, str, int], dict[str, Any]], labels: Callable[[st
     )
 
 
+def panel(names: list[str], arms: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
+    """The set, arm and seed of each result: all sets have a seed before any has the next, and the pretrained features,
+    which have no seed, come once."""
+    each = [
+        (name, arm, 0 if arm == "pretrained" else seed)
+        for seed in seeds
+        for name in names
+        for arm in ("pretrained", *arms)
+    ]
+    return list(dict.fromkeys(each))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets; missing ones are built")
@@ -312,34 +324,32 @@ def main() -> None:
             read[name] = SETS[name].read(place)
         return read[name]
 
-    for seed in options.seeds:  # outermost, so that all sets have a seed before any has the next
-        for name, arm in [(name, arm) for name in options.only for arm in ("pretrained", *options.arms)]:
-            seed = 0 if arm == "pretrained" else seed
-            path = options.out / "results" / f"{name}-{arm}-{seed}.json"
-            if path.exists():
-                continue
-            began, folder = time.perf_counter(), options.out / "runs" / f"{name}-{arm}-{seed}"
-            data = benchmark(name)
-            about = {"set": name, "arm": arm, "seed": seed, "split": data.split_hash}
-            of_single = path.with_name(f"{name}-single-{seed}.json")
-            if arm == "pretrained":
-                result = pretrained(SETS[name], data)
+    for name, arm, seed in panel(options.only, options.arms, options.seeds):
+        path = options.out / "results" / f"{name}-{arm}-{seed}.json"
+        if path.exists():
+            continue
+        began, folder = time.perf_counter(), options.out / "runs" / f"{name}-{arm}-{seed}"
+        data = benchmark(name)
+        about = {"set": name, "arm": arm, "seed": seed, "split": data.split_hash}
+        of_single = path.with_name(f"{name}-single-{seed}.json")
+        if arm == "pretrained":
+            result = pretrained(SETS[name], data)
+        else:
+            config = config_of(SETS[name], data, arm, seed)
+            if arm == "default" and of_single.exists() and is_single(config, data):
+                result = json.loads(of_single.read_text()) | about
             else:
-                config = config_of(SETS[name], data, arm, seed)
-                if arm == "default" and of_single.exists() and is_single(config, data):
-                    result = json.loads(of_single.read_text()) | about
-                else:
-                    result = train(data, config, folder)
-            path.write_text(json.dumps(about | result) + "\n")
-            if not options.keep_runs:
-                shutil.rmtree(folder, ignore_errors=True)
-            score = result["pretrained" if arm == "pretrained" else "kept"]
-            score = score if arm == "pretrained" else score["embedding"]
-            print(
-                f"{name}, {arm}, seed {seed}: {100 * score['recall_at_1']:.1f} / {100 * score['map_at_r']:.1f} "
-                f"({time.perf_counter() - began:.0f} s)",
-                flush=True,
-            )
+                result = train(data, config, folder)
+        path.write_text(json.dumps(about | result) + "\n")
+        if not options.keep_runs:
+            shutil.rmtree(folder, ignore_errors=True)
+        score = result["pretrained" if arm == "pretrained" else "kept"]
+        score = score if arm == "pretrained" else score["embedding"]
+        print(
+            f"{name}, {arm}, seed {seed}: {100 * score['recall_at_1']:.1f} / {100 * score['map_at_r']:.1f} "
+            f"({time.perf_counter() - began:.0f} s)",
+            flush=True,
+        )
     runs, labels = results(options.out), lambda name: benchmark(name).query.labels
     print(table(runs, labels), goals(runs, labels), sep="\n\n")
 

@@ -9,7 +9,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if at_once := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they, and what they start, share out the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# The same examples in each run, so that what passes once passes everywhere; `make test-examples` looks for new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("new", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 install_import_hook(
     [f"divcon.{name}" for name in ("division", "models", "training.miners", "training.losses", "training.proxies")],

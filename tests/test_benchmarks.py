@@ -210,3 +210,14 @@ def test_the_tables_of_speed_are_of_what_was_measured(turns: ModuleType, tmp_pat
     told = speed.tables(tmp_path)
     assert told.startswith("    python benchmarks/kmeans.py --clusters 32\n\nk-means; ")
     assert "| p 1 | it | 2.00 | 1.00 – 3.00 | 0.50 | 7 | 3 |" in told
+
+
+def test_the_panel_has_every_seed_of_every_arm() -> None:
+    jobs = script("panel").panel(["demo", "tall"], ["single", "default"], [0, 2])
+    assert jobs == [
+        (name, arm, seed)
+        for seed in (0, 2)
+        for name in ("demo", "tall")
+        for arm in ("pretrained", "single", "default")
+        if seed == 0 or arm != "pretrained"
+    ]

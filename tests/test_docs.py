@@ -79,6 +79,21 @@ def test_blocks_of_a_page_share_names_and_folder(tmp_path: Path) -> None:
     assert run(page, tmp_path).returncode == 0
 
 
+def test_each_tool_of_the_ecosystem_has_a_command_and_a_test_that_exists() -> None:
+    lines = (DOCS / "ecosystem.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
+    rows = [row for row in rows if row[0] != "tool" and not row[0].startswith("---")]
+    assert len(rows) > 25
+    assert len({row[0] for row in rows}) == len(rows)
+    for row in rows:
+        assert len(row) == 4 and all(row), row
+        tests = re.findall(r"`(tests/[^`:]+)(?:::(\w+))?`", row[3])
+        assert tests, row
+        for file, name in tests:
+            assert (ROOT / file).is_file(), row
+            assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), row
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` builds it: a warning is an error."""
@@ -151,14 +166,15 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 def test_the_table_of_published_results_is_of_the_presets_and_of_what_was_sent_in(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from divcon.config.presets import PRESETS, PUBLISHED_RESULTS, RE_IDENTIFICATION
+    from divcon.config.presets import PUBLISHED_RESULTS
 
     page = (site / "reproduce.html").read_text()
-    rows_of_papers = 5 * (len(PRESETS) - len(RE_IDENTIFICATION))
+    rows_of_papers = sum(map(len, PUBLISHED_RESULTS.values()))
     assert page.count("<tr ") >= rows_of_papers
     for scores in PUBLISHED_RESULTS.values():
         for known in scores.values():
-            assert f"<p>{100 * known.recall_at_1:.2f}".removesuffix("0") in page
+            for value in known.scores.values():
+                assert f"{100 * value:.2f}".removesuffix("0") in page
     monkeypatch.syspath_prepend(str(DOCS))
     import generated
 
@@ -166,8 +182,8 @@ def test_the_table_of_published_results_is_of_the_presets_and_of_what_was_sent_i
     (tmp_path / "cub.json").write_text(json.dumps({"benchmark": "cub", "recall_at_1": 0.6123, "reproduced": made}))
     monkeypatch.setattr(generated, "REPRODUCED", tmp_path)
     rows = [line for line in generated.published_results().splitlines() if "(seed 3)" in line]
-    assert rows == ["| cub | `single` |  |  | 61.2 (seed 3) |"]
-    assert generated.published_results().count("not run: needs the data and a GPU") == rows_of_papers - 1
+    assert rows == ["| cub | `single` |  |  |  | Recall@k 61.23 @1 (seed 3) |"]
+    assert generated.published_results().count("| not run |") == rows_of_papers
     walk = {"benchmark": "cub", "recall_at_1": 0.6, "reproduced": made | {"fraction": 0.1}}
     (tmp_path / "walk.json").write_text(json.dumps(walk))
     with pytest.raises(ValueError, match="is no result"):

@@ -24,6 +24,7 @@ def test_public_names_are_pinned() -> None:
         "DataConfig",
         "DivconError",
         "divide",
+        "DivideAndConquer",
         "Division",
         "draw_map",
         "EmbeddingModel",

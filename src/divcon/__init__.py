@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from divcon.runtime.context import Context
     from divcon.search.encode import encode
     from divcon.search.index import Index
+    from divcon.training.estimator import DivideAndConquer
     from divcon.training.loop import train
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "Context",
     "DataConfig",
     "DivconError",
+    "DivideAndConquer",
     "Division",
     "EmbeddingModel",
     "ImageSet",
@@ -81,6 +83,7 @@ __getattr__, __dir__ = lazy_names(
         "DataConfig": "config.settings",
         "Division": "division.division",
         "DivconError": "errors",
+        "DivideAndConquer": "training.estimator",
         "EmbeddingModel": "models.embedding_model",
         "ImageSet": "data.labeled_set:LabeledSet",
         "Index": "search.index",

@@ -64,6 +64,37 @@ def test_from_data_to_table_and_again_without_data(command: Run, vectors: Path, 
     assert "difference from quick" in shown
 
 
+def test_a_preset_is_the_base_and_tables_are_written(command: Run, vectors: Path, tmp_path: Path) -> None:
+    small = ("--backbone", "none", "--dim", 4, "--learners", 2, "--batch-size", 8, "--workers", 0)
+    short = ("--epochs", 4, "--joint-epoch", 3, "--finetune-epoch", 4, "--rounds", "epoch")
+    asked = ("ablate", vectors, "--preset", "tpami2021-fixed", "--methods", "single,masks", "--seeds", "0,1")
+    files = {kind: tmp_path / f"table.{kind}" for kind in ("tex", "csv", "md")}
+    tables = [word for file in files.values() for word in ("--table", file)]
+    out = tmp_path / "out"
+    code, printed, err = command(*asked, *small, *short, "--out", out, *tables)
+    assert code == 0, err
+    settings = json.loads((out / "results.json").read_text())["settings"]
+    assert settings["base"]["train"]["lr"] == 1e-5 and settings["base"]["train"]["small_classes"] == "fill"
+    assert settings["arms"]["masks"]["settings"]["model"]["head_options"] == {"kind": "fixed"}
+    rows = files["csv"].read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [["pretrained features", "1"], ["single", "2"], ["masks", "2"]]
+    for column in ("recall_at_1", "recall_at_8", "r_precision", "map_at_r", "nmi", "map_at_r_std", "map_at_r_low"):
+        assert column in rows[0].split(",")
+    assert files["tex"].read_text().count(r"\textbf") >= 6
+    assert "no equal budget" not in printed
+
+    texts = {kind: file.read_text() for kind, file in files.items()}
+    for file in files.values():
+        file.unlink()
+    code, _, err = command("ablate", "--out", out, *tables)  # again, without the data
+    assert code == 0, err
+    assert {kind: file.read_text() for kind, file in files.items()} == texts
+    code, _, err = command("ablate", "--out", out, "--table", tmp_path / "table.pdf")
+    assert code == 2 and "tables are written as .tex, .csv, .md" in err
+    code, _, err = command("ablate", vectors, "--preset", "cvpr2091", "--out", tmp_path / "other")
+    assert code == 2 and "did you mean 'cvpr2019'" in err
+
+
 def test_the_base_may_be_a_file(command: Run, vectors: Path, tmp_path: Path) -> None:
     file = tmp_path / "base.yaml"
     file.write_text(
@@ -139,3 +170,18 @@ def test_the_help_names_every_arm(command: Run) -> None:
     assert code == 0
     words = " ".join(printed.split())
     assert all(name in words for name in ARMS)
+
+
+def test_a_setting_is_varied_by_its_flag_s_name(command: Run, vectors: Path, tmp_path: Path) -> None:
+    asked = ("ablate", vectors, "--vary", "learners=1,2", "--seeds", "0", *SETTINGS, "--out", tmp_path / "out")
+    code, printed, err = command(*asked)
+    assert code == 0, err
+    rows = [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| num_learners")]
+    assert rows == ["| num_learners-1", "| num_learners-2"]
+    assert "difference from num_learners-1" in printed
+    runs = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert [run["method"] for run in runs] == ["num_learners-1", "num_learners-2"]
+    assert command("ablate", "--out", tmp_path / "out") == (0, printed, "")
+    for words, why in (("learners", "as in learners=1,2,4"), ("nothing=1,2", "unknown setting 'nothing'")):
+        code, _, err = command("ablate", vectors, "--vary", words, "--out", tmp_path / "other")
+        assert (code, "--vary" in err, why in err) == (2, True, True), err

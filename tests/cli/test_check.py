@@ -115,7 +115,7 @@ def test_where_all_files_are_missing_the_root_may_be_wrong(check: Run, table: Pa
     code, printed, err = check(table, tmp_path / "elsewhere")
     assert code == 1
     assert "fails: 40 images do not decode" in printed
-    assert f"relative paths start from {tmp_path / 'elsewhere'}: give another folder as ROOT" in err
+    assert f"relative paths start from {tmp_path / 'elsewhere'}: ROOT sets another folder" in err
     code, _, err = check(table, tmp_path / "elsewhere", "--fix", tmp_path / "clean.csv")
     assert code == 2 and "no class of train would be left" in err
     assert not (tmp_path / "clean.csv").exists()

@@ -202,6 +202,7 @@ def test_a_bad_image_stops_or_is_skipped(
     code, _, err = run("train", image_folder, *options, "--out", tmp_path / "a")
     assert code == 2
     assert "class0/3.png: this image does not decode" in " ".join(err.split())
+    assert "--on-bad-image skip leaves such images out" in " ".join(err.split())
     code, _, err = run("train", image_folder, *options, "--on-bad-image", "skip", "--out", tmp_path / "b")
     assert code == 0, err
     assert "left out" in err

@@ -70,6 +70,21 @@ def test_an_onnx_file_says_what_it_was_trained_on(command: Command, folder: Path
     np.testing.assert_allclose(outputs, dc.EmbeddingModel.load(folder / "run").encode(images), atol=1e-4)
 
 
+def test_int8_has_the_runs_recall_beside_its_own(command: Command, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    code, printed, err = command("export", folder / "run", "--precision", "int8", "--out", out)
+    assert code == 0, err
+    assert "test images: cosine to the original 0.99" in printed.replace("1.00", "0.99"), printed
+    about = json.loads(onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map["divcon"])
+    now, then = (100 * about["compared"][name] for name in ("recall_at_1", "original_recall_at_1"))
+    assert f"Recall@1 {now:.1f}, original {then:.1f}" in printed
+    scores = json.loads((folder / "scores.json").read_text())
+    assert then == pytest.approx(100 * scores["recall_at_1"])
+    assert f"{out}: " in printed and "MB; the model's weights take" in printed
+    code, _, err = command("export", folder / "run", "--precision", "fp16", "--format", "hf", "--out", tmp_path / "hf")
+    assert (code, "--precision fp16: is for onnx and openvino" in err) == (2, True), err
+
+
 def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine"
     code, printed, err = command(

@@ -178,7 +178,9 @@ def test_a_search_shows_what_is_similar_enough(command: Command, run: Path, imag
     assert (code, len(out.splitlines()), err) == (0, 5, "")
     code, out, err = command("search", run, image, "--min-score", "1", "--where", "label=nobody")
     assert (code, out) == (0, "")
-    assert f"{image}: no item has a cosine similarity of 1 or more" in err
+    assert f"{image}: no item fits label=nobody and has a cosine similarity of 1 or more" in err
+    code, out, err = command("search", run, image, "--where", "label=nobody")
+    assert (code, out) == (0, "") and f"{image}: no item fits label=nobody" in err
     code, out, err = command("search", run, image, "--min-score", "80")
     assert (code, out) == (2, "")
     assert "--min-score 80.0: pass a cosine similarity, -1 to 1" in err

@@ -93,6 +93,13 @@ WRONG = {
         "RUN /nope --metric nope",
         "RUN /nope --json /dev/null/x",
     ],
+    "curves": [
+        "",
+        "/nope --out OUT.png",
+        "RUN --out OUT.txt",
+        "RUN RUN --out OUT.png",
+        "RUN --out /dev/null/curves.png",
+    ],
     "report": [
         "/nope",
         "RUN",
@@ -196,6 +203,8 @@ WRONG = {
         "PHOTOS --out OUT.parquet --run RUN --size 32",
         "PHOTOS --out OUT.parquet --weights /nope.pth",
         "PHOTOS --out OUT.parquet --size x",
+        "PHOTOS --out OUT.parquet --text-model all-MiniLM-L6-v2",
+        "PHOTOS --out OUT.parquet --text title --size 32",
     ],
     "pack": [
         "/nope --out OUT",

@@ -46,12 +46,19 @@ def test_what_the_papers_and_their_code_say() -> None:
     assert presets.changed(released, "cvpr2019", "sop") == {
         "joint_epoch": (None, round(190 * 8 / 19)),
         "miner": ("distance-weighted", "nearest-negatives"),
+        "miner_options": ({"replacement": False}, {}),
     }
+    # The code compares the epoch with finetune_epoch * 8 / 19.
+    cub = presets.cvpr2019_released("cub").train
+    assert (cub.finetune_epoch, cub.joint_epoch) == (60, 26)
+    assert [epoch for epoch in (25, 26) if epoch >= 60 * 8 / 19] == [26]
     learned, fixed = presets.tpami2021_learned("sop"), presets.tpami2021_fixed("sop")
     assert (learned.model.num_learners, learned.model.embedding_dim) == (32, 512)
     train = learned.train
     assert (train.epochs, train.images_per_class, train.joint_epoch, train.freeze_backbone_epochs) == (180, 2, 80, 1)
     assert (train.mask_lr, train.mask_penalty, train.hierarchy, train.small_classes) == (1e-3, 0.01, True, "fill")
+    # The 2021 sampler draws without replacement.
+    assert train.miner_options == fixed.train.miner_options == {"replacement": False}
     assert presets.changed(fixed, "tpami2021-learned", "sop") == {
         "head_options": ({"kind": "learned"}, {"kind": "fixed"})
     }
@@ -90,6 +97,24 @@ def test_published_results_are_those_in_the_docstrings() -> None:
         known = {data: 100 * result.recall_at_1 for data, result in PUBLISHED_RESULTS.get(name, {}).items()}
         assert documented == pytest.approx(known), name
         assert set(known) <= set(DATA)
+
+
+def test_every_column_that_is_published_is_a_score_of_the_data_set_s_protocol() -> None:
+    for name, results in PUBLISHED_RESULTS.items():
+        for data, result in results.items():
+            recalls = [key for key in result.scores if key.startswith("recall_at_")]
+            assert set(result.scores) - set(recalls) <= {"nmi", "marp"}
+            assert {int(key.removeprefix("recall_at_")) for key in recalls} <= set(DATA[data].recall_at)
+            values = [result.scores[key] for key in recalls]
+            assert values == sorted(values)
+            assert (set(result.scores) >= {"nmi", "marp"}) == name.startswith("tpami2021")
+    # Rows of the 2021 repository's README, and of issue 6 of the 2019 one.
+    assert dict(PUBLISHED_RESULTS["tpami2021-learned"]["sop"].scores) == pytest.approx(
+        {"nmi": 0.8968, "marp": 0.7960, "recall_at_1": 0.7980, "recall_at_10": 0.9046, "recall_at_100": 0.9526}
+    )
+    assert dict(PUBLISHED_RESULTS["cvpr2019-released"]["cub"].scores) == pytest.approx(
+        {"recall_at_1": 0.6201, "nmi": 0.6691}
+    )
 
 
 def test_a_preset_decides_all_but_what_is_the_user_s() -> None:

@@ -50,8 +50,9 @@ def test_single_has_one_learner() -> None:
             {"embedding_dim": 3, "num_learners": 4},
             "`embedding_dim` 3 cannot be divided among `num_learners` 4",
         ),
-        (ModelConfig, {"image_size": -1}, "`image_size` -1: height and width must be at least 1"),
-        (ModelConfig, {"image_size": (0, 8)}, "`image_size` 0x8: height and width must be at least 1"),
+        (ModelConfig, {"image_size": -1}, "`image_size` -1: height and width must be from 1 to 8,192"),
+        (ModelConfig, {"image_size": (8, 9000)}, "`image_size` 8x9000: height and width must be from 1 to 8,192"),
+        (ModelConfig, {"image_size": (0, 8)}, "`image_size` 0x8: height and width must be from 1 to 8,192"),
         (ModelConfig, {"dropout": 1.0}, "`dropout` 1.0"),
         (
             TrainConfig,

@@ -189,3 +189,8 @@ class TestBadFiles:
         assert "it holds Python objects: save arrays of numbers and of text" in error_of(tmp_path / "v.npy")
         np.save(tmp_path / "v.npy", VECTORS[None])
         assert "there is no (N, F) array of numbers in it (the array (1, 8, 3))" in error_of(tmp_path / "v.npy")
+        (tmp_path / "v.npy").unlink()
+        np.savez(tmp_path / "v.npz", train_images=np.zeros((4, 8, 8, 3), np.uint8), train_labels=np.zeros((4, 1)))
+        assert "train_images holds images, and not vectors" in error_of(tmp_path / "v.npz")
+        np.savez(tmp_path / "v.npz", vectors=VECTORS, labels=np.arange(8)[:, None] // 2)
+        assert len(dc.read(tmp_path / "v.npz").train) == 4

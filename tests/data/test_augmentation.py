@@ -126,6 +126,7 @@ def test_order_is_kept() -> None:
         ("rotation(degrees=5,interpolation=nearest)", {"rotation": {"degrees": 5, "interpolation": "nearest"}}),
         ("jpeg(quality=(20,30)), affine(fill=none)", {"jpeg": {"quality": [20, 30]}, "affine": {"fill": None}}),
         (["color_jitter", "erasing(p=0.1)"], {"color_jitter": {}, "erasing": {"p": 0.1}}),
+        ("RandAugment, TrivialAugmentWide(p=0.5)", {"rand_augment": {}, "trivial_augment": {"p": 0.5}}),
         ({"color_jitter": None, "erasing": {"p": 0.1}}, {"color_jitter": {}, "erasing": {"p": 0.1}}),
     ],
 )
@@ -134,6 +135,13 @@ def test_the_ways_to_say_it(value: Any, expected: dict[str, Any]) -> None:
     config = TrainConfig(augment=value)
     assert config.augment == expected and list(config.augment) == list(expected)
     assert dc.RunConfig.from_dict(dc.RunConfig(train=config).to_dict()).train == config
+
+
+def test_the_names_of_the_classes_are_names_too() -> None:
+    for name, kind in CLASSES.items():
+        assert read_augment(kind.__name__) == {name: {}}
+    with pytest.raises(ConfigError, match="erasing is named twice"):
+        TrainConfig(augment="erasing,RandomErasing")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +174,7 @@ def test_what_is_refused(value: Any, message: str) -> None:
         ("erasing(q=0.5)", r"unknown argument of `augment` erasing 'q'.*it takes p, scale, ratio, value"),
         ("color_jitter(hue=3)", "`augment` color_jitter: .*hue"),
         ("gaussian_blur(kernel_size=4)", "`augment` gaussian_blur: "),
+        ("erasing(p=2)", "`augment` erasing: p should be a floating point"),
         ("rotation(p=2)", "`augment` rotation: p must be from 0 to 1, not 2"),
         ("auto_augment(policy=best)", "`augment` auto_augment: 'best' is not a valid"),
     ],

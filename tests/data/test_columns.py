@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,52 @@ def test_the_usual_names(folder, suffix, image, label):
     path = table(folder, suffix, **{image: NAMES, label: LABELS, "subset": SPLIT})
     assert read(path) == LABELS
     (note,) = [note for note in dc.read(path).notes if note.startswith("columns: ")]
-    assert "split 'subset'" in note and "`split_column` choose others" in note
+    assert "split 'subset'" in note and re.search("`split_column` choose(s another| others)$", note)
     assert (f"image {image!r}" in note) == (image != "file_name")
     assert (f"label {label!r}" in note) == (label != "label")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", "dict"])
+def test_a_column_of_another_name_that_holds_names_of_images(folder, suffix):
+    columns = {"id": NAMES, "number": [str(i) for i in range(8)], "breed": LABELS}
+    if suffix == "dict":
+        data = dc.read(columns, folder)
+    elif suffix == ".jsonl":
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        data = dc.read(folder / "t.jsonl")
+    else:
+        data = dc.read(table(folder, suffix, **columns))
+    assert data.train.open(0).size == (8, 8) and data.train.num_classes + data.query.num_classes == 4
+    assert any("columns: image 'id', label 'breed', by their names" in note for note in data.notes)
+    with pytest.raises(DataError, match="there is no column 'path'"):  # two that may be it
+        dc.read(table(folder, id=NAMES, copy=NAMES, breed=LABELS))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("is_train", [True] * 4 + [False] * 4), ("Is Valid", [0] * 4 + [1] * 4), ("is_test", [0.0] * 4 + [1.0] * 4)],
+)
+def test_truth_values_that_are_a_split(folder, suffix, name, values):
+    path = table(folder, suffix, path=NAMES, label=LABELS, **{name: values})
+    assert read(path) == LABELS
+    assert dc.read(path).notes == (f"columns: split {name!r}, by their names; `split_column` chooses another",)
+    assert read(path, split_column=name) == LABELS
+    assert read(table(folder, suffix, path=NAMES, label=LABELS, split=SPLIT, **{name: values[::-1]})) == LABELS
+
+
+def test_truth_values_that_are_no_split(folder):
+    for values in ([1] * 8, list("xyxyxyxy")):
+        data = dc.read(table(folder, path=NAMES, label=LABELS, is_train=values))
+        assert any(note.startswith("the table has no split") for note in data.notes)
+        assert not any("is_train" in note for note in data.notes)
+
+
+def test_a_column_for_each_number_of_a_vector(tmp_path):
+    columns = {f"f{i}": [0.5] * 8 for i in range(4)}
+    with pytest.raises(DataError, match="if 'f0' to 'f3' are a vector, write it as one column embedding"):
+        dc.read(table(tmp_path, **columns, label=LABELS))
 
 
 def test_divcons_own_names_need_no_note(folder):

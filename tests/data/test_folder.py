@@ -258,8 +258,35 @@ class TestSplitFolders:
 
     def test_splits_below_the_classes_are_none(self, make_images):
         data = read_folder(make_images([f"{c}/{part}/1.png" for c in "abcd" for part in ("train", "test")]))
+        assert not any("are the classes" in note for note in data.notes)
         assert labels_of(data) == set("abcd") and len(everything(data)) == 8
         assert any("the folders 'test' and 'train' below the classes are no splits here" in note for note in data.notes)
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("fr_train", "fr_test", "de_train", "de_test"),
+            ("imagenet-train", "imagenet-val", "a", "b", "c"),
+            ("fooTrain", "fooTest", "barTrain", "barTest"),
+        ],
+    )
+    def test_names_of_splits_among_other_words_are_no_classes(self, make_images, names):
+        message = error_of(make_images([f"{name}/{c}/{i}.png" for name in names for c in "xy" for i in (1, 2)]))
+        assert f"'{names[1]}'" in message and "look like splits, not classes: rename them" in message
+
+    def test_classes_whose_names_have_the_words_of_splits(self, make_images):
+        names = ("bullet train", "test tube", "mug", "valve")
+        data = read_folder(make_images([f"{name}/{i}.png" for name in names for i in (1, 2)]))
+        assert labels_of(data) == set(names)
+
+    def test_folders_below_classes_that_may_be_the_classes(self, make_images):
+        shops = ("amazon", "dslr", "webcam", "caltech")
+        data = read_folder(make_images([f"{shop}/{c}/{i}.png" for shop in shops for c in "xy" for i in (1, 2)]))
+        assert labels_of(data) == set(shops)
+        assert any(
+            note.startswith("the classes are 'amazon', 'caltech', 'dslr' and 'webcam'; if the folders in them ('x' and")
+            for note in data.notes
+        )
 
     def test_too_few_folders_of_folders_may_be_something_else(self, make_images):
         root = split(make_images, entrenamiento="ab", prueba="cd")

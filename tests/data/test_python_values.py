@@ -163,6 +163,34 @@ class TestFrames:
             assert_same(dc.read(module.DataFrame({"image": images, **data}, index=range(3, 11))), colour_of)
 
 
+def test_categories_of_polars(folder, paths, colour_of, tmp_path):
+    polars = pytest.importorskip("polars")
+    for kind in (polars.Categorical, polars.Enum(sorted(set(LABELS)))):
+        frame = polars.DataFrame({"path": paths, "label": polars.Series(LABELS, dtype=kind), "split": SPLIT})
+        assert_same(dc.read(frame), colour_of)
+        frame.write_ipc(tmp_path / "t.arrow")
+        assert_same(dc.read(tmp_path / "t.arrow"), colour_of)
+
+
+def test_what_is_read_row_after_row_is_named():
+    polars = pytest.importorskip("polars")
+
+    class Streamed(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    rows = zip(NAMES, LABELS, strict=True)
+    for value, advice in (
+        (rows, "zip cannot be read: its rows are there one after the other.*pass a list of them"),
+        ((row for row in rows), "generator cannot be read: .*pass a list of them"),
+        (Streamed(), "Streamed cannot be read: .*pass a list of them"),
+        (polars.LazyFrame({"path": NAMES}), r"LazyFrame cannot be read: pass its rows \(`.collect\(\)`\)"),
+        (torch.utils.data.DataLoader(Pairs([], [])), "a DataLoader makes batches of its rows; pass its dataset"),
+    ):
+        with pytest.raises(DataError, match=advice):
+            dc.read(value)
+
+
 class TestHuggingFace:
     @pytest.fixture
     def datasets(self):

@@ -313,7 +313,6 @@ class TestErrors:
         [
             ("path,lable", "label", "rename 'lable', if that is it, or choose it (`label_column=lable`)"),
             ("path,what", "label", "path and label, or choose another (`label_column`)"),
-            ("where,label", "path", "path and label, or choose another (`image_column`)"),
             ("x.jpg,label", "path", "the first line seems to be a row"),
         ],
     )
@@ -321,9 +320,43 @@ class TestErrors:
         message = error_of(make_csv(csv(header, *PAIRS)))
         assert f"there is no column {column!r}" in message and advice in message
 
+    def test_a_missing_column_of_images(self, make_csv):
+        message = error_of(make_csv(csv("where,label", *(row.replace(".png", "") for row in PAIRS))))
+        assert "there is no column 'path'" in message
+        assert "path and label, or choose another (`image_column`)" in message
+
+    @pytest.mark.parametrize(
+        ("written", "advice"),
+        [
+            ("sub/a1", "'a1.png' is there: add the ending to the paths of the table"),
+            ("sub/A1.PNG", "'a1.png' is there: write the name as the file has it"),
+            ("sub/a1.jpg", "'a1.png' is there: write the name as the file has it"),
+            (" sub/a1.png ", "without the spaces around it, 'sub/a1.png' is there"),
+            ("C:\\shop\\sub\\a1.png", "sub/a1.png is in {root}: write the paths in the table like this"),
+            ("/home/somebody/sub/a1.png", "sub/a1.png is in {root}: write the paths in the table like this"),
+            ("photos/sub/a1.png", "sub/a1.png is in {root}: write the paths in the table like this"),
+            ("D:/gone.png", "write the paths as they are on this computer"),
+            ("~/gone.png", "'~' is not replaced in a table"),
+            ("gone.png", "relative paths start from {root}: `root` sets another folder"),
+        ],
+    )
+    def test_the_file_that_a_missing_path_means(self, make_images, make_csv, tmp_path, written, advice):
+        make_images(["sub/a1.png"])
+        rows = [f"{written},a", *(f"gone{i}.png,{c}" for i, c in enumerate("abbccdd"))]
+        message = error_of(make_csv(csv("path,label", *rows)))
+        assert "there is no such file (8 of 8 are missing)" in message
+        assert advice.format(root=tmp_path / "images") in message
+
+    def test_the_first_of_windows_paths_may_be_missing(self, make_csv, make_images):
+        make_images([f"sub/{row[:6]}" for row in PAIRS])
+        rows = ["sub\\gone.png,a", *(f"sub\\{row}" for row in PAIRS)]
+        assert "(1 of 9 are missing)" in error_of(make_csv(csv("path,label", *rows)))
+
     def test_paths_without_an_ending(self, make_csv):
         message = error_of(make_csv(csv("image_id,label", *(row.replace(".png", "") for row in PAIRS))))
-        assert "a1: there is no such file" in message and "the path has no ending such as .jpg" in message
+        assert "a1: there is no such file" in message and "'a1.png' is there: add the ending" in message
+        message = error_of(make_csv(csv("image_id,label", *(row.replace(".png", "x") for row in PAIRS))))
+        assert "a1x: there is no such file" in message and "the path has no ending such as .jpg" in message
 
     def test_paths_of_windows_and_file_addresses(self, make_csv, make_images, colour_of):
         root = make_images([row[:6] for row in PAIRS], folder="sub dir")

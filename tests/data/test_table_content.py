@@ -305,6 +305,17 @@ def test_answers_of_servers(tmp_path):
 def test_columns_separated_by_spaces(tmp_path):
     assert "seem to be separated by spaces" in error_of(written(tmp_path / "t.csv", CSV.replace(",", " ")))
     assert "if it is a table, give it the ending .csv" in error_of(written(tmp_path / "t.txt", CSV))
+    assert "if it is a table, give it the ending .csv" in error_of(written(tmp_path / "t.tab", CSV.replace(",", "\t")))
+    assert "if it is a table, give it the ending .jsonl" in error_of(written(tmp_path / "t.dat", '{"path": "a.png"}\n'))
+    assert "this is text with a character NUL in line 9" in error_of(
+        written(tmp_path / "t.csv", CSV.replace("d2", "\0"))
+    )
+    polars = pytest.importorskip("polars")
+    polars.DataFrame({"path": NAMES}).write_avro(tmp_path / "t.avro")
+    assert "t.avro: this is an Avro file, not a table; write it as parquet" in error_of(tmp_path / "t.avro")
+    with pytest.raises(DataError, match="the name of the data is empty"):
+        dc.read("")
+    assert error_of(tmp_path / "gone").endswith("gone: there is no such file or folder")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl", ".json"])

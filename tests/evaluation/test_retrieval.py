@@ -141,6 +141,21 @@ def test_classes_of_very_unequal_sizes_score_as_in_loops():
     assert expected["num_queries_without_match"] == 1
 
 
+def test_marp_divides_by_the_hits_found_and_map_at_r_by_all_of_them():
+    """The papers' mARP is never lower: over the same R ranks, it forgets the matches that are not among them."""
+    points, labels = clustered(spread=2.0)
+    result = retrieval_metrics(points, labels, metrics=["marp"], per_query=True)
+    for i, ours in enumerate(result["per_query"]["marp"]):
+        distances = sorted((float(((points[i] - points[j]) ** 2).sum()), j) for j in range(len(points)) if j != i)
+        num_matches = int((labels == labels[i]).sum()) - 1
+        hits = [labels[j] == labels[i] for _, j in distances][:num_matches]
+        precisions = [sum(hits[: rank + 1]) / (rank + 1) for rank, hit in enumerate(hits) if hit]
+        assert ours == pytest.approx(sum(precisions) / len(precisions) if precisions else 0.0)
+        assert ours >= result["per_query"]["map_at_r"][i]
+    assert result["marp"] > 1.3 * result["map_at_r"] > 0
+    assert 0 in result["per_query"]["marp"]  # a query that finds none counts
+
+
 @pytest.mark.parametrize("query_and_gallery", [False, True])
 def test_pytorch_metric_learning_agrees(query_and_gallery):
     points, labels = clustered(num_classes=30, per_class=7, spread=1.2, seed=1)

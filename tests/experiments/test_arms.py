@@ -11,7 +11,7 @@ import pytest
 import divcon as dc
 from divcon.errors import ConfigError
 from divcon.experiments import ARMS, Arm, arms_of, read_space
-from divcon.experiments.arms import config_of, known_arms
+from divcon.experiments.arms import BASE, config_of, known_arms, varied
 
 File = Callable[..., Path]
 
@@ -140,3 +140,36 @@ def test_toml_and_json_do_too(file: File) -> None:
 def test_what_is_wrong_in_a_file_is_reported_with_its_line(file: File, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_space(file(text))
+
+
+def test_an_arm_for_each_value_of_a_setting_and_all_combinations_of_several() -> None:
+    over = varied([BASE], "num_learners", [1, 4])
+    assert [arm.name for arm in over] == ["num_learners-1", "num_learners-4"]
+    both = varied(varied(over[1:], "loss", ["MarginLoss", "TripletMarginLoss"]), "redivide_every", [2])
+    assert [arm.name for arm in both] == [
+        "num_learners-4+loss-MarginLoss+redivide_every-2",
+        "num_learners-4+loss-TripletMarginLoss+redivide_every-2",
+    ]
+    base = dc.RunConfig(dc.ModelConfig(embedding_dim=8), dc.TrainConfig(loss_options={"margin": 0.1}))
+    configs = [config_of(base, arm.settings) for arm in both]
+    assert [config.train.loss_options for config in configs] == [{"margin": 0.1}, {}]  # of the other loss, none
+    assert {(config.model.num_learners, config.train.redivide_every) for config in configs} == {(4, 2)}
+    named = varied(arms_of(["single", "masks"]), "lr", [1e-3])
+    assert [(arm.name, arm.settings["train"]["lr"]) for arm in named] == [
+        ("single+lr-0.001", 1e-3),
+        ("masks+lr-0.001", 1e-3),
+    ]
+    assert [arm.name for arm in varied([BASE], "augment", ["none", "rotation(degrees=10)"])] == [
+        "augment-none",
+        "augment-rotation-degrees-10",
+    ]
+    for setting, values, words in (
+        ("learner", [1], "unknown setting 'learner'"),
+        ("epochs", [1, 2], "epochs is the same for all arms"),
+        ("test_fraction", [0.1], "arms differ in model and train"),
+        ("lr", [], "expected a list of values"),
+        ("lr", [1e-3, 1e-3], "a value is listed twice"),
+        ("num_learners", ["many"], "expected a whole number, not the text 'many'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            varied([BASE], setting, values)

@@ -10,32 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from divcon.experiments.demo import (
-    _recall_figure,
-    recall_curve,
-)
-from tests.experiments.conftest import texts_of
-
 pytestmark = pytest.mark.heavy
-
-
-def test_the_curve_is_drawn_for_each_run(tmp_path: Path) -> None:
-    scores = {"num_queries": 1234, "num_classes": 120}
-    lines = [
-        {
-            "epoch": e,
-            "phase": "subspace",
-            "validation": {"recall_at_1": 0.5 + e / 10, "recall_at_1_interval": [0.4, 0.8], **scores},
-        }
-        for e in range(3)
-    ]
-    runs = {"single": lines, "slices": [*lines, {"epoch": 3, "phase": "finetune"}]}
-    recall_curve(tmp_path / "r.png", runs, 0.4)
-    assert Image.open(tmp_path / "r.png").width > 900
-    texts = texts_of(_recall_figure(runs, 0.4))
-    assert {"single 70.0", "slices 70.0", "pretrained features 40.0", "slices conquers", "epoch"} <= set(texts)
-    assert "Recall@1 on validation classes, %" in texts
-    assert any("1,234 queries in 120 classes" in text and "95 % interval" in text for text in texts)
 
 
 @pytest.mark.slow

@@ -37,6 +37,11 @@ def cub(trees: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def row_of(printed: str, score: str) -> list[str]:
+    """The row of a score in the last table that has one."""
+    return [line.split() for line in printed.splitlines() if line.startswith(f"{score} ")][-1]
+
+
 def small(config: dc.RunConfig, **train: Any) -> dc.RunConfig:
     model = replace(config.model, backbone="test_resnet", pretrained=False, image_size=32, num_learners=2)
     return replace(config, model=model, train=replace(config.train, batch_size=16, workers=0, **train))
@@ -59,12 +64,19 @@ def test_the_walk_of_every_preset(command: Run, cub: Path, tmp_path: Path, name:
     assert (result["num_classes"], result["num_queries"], result["protocol"]) == (8, 48, "leave-one-out")
     assert set(reproduced["changed"]) == {"backbone", "image_size", "batch_size"}
     assert reproduced["environment"]["versions"]["divcon"] == dc.__version__
-    assert reproduced["difference"] is None
+    assert reproduced["differences"] is None
     assert f"by the papers' rule (not a result): {100 * max(observed):.1f}" in printed
     assert "changed from the preset: --size is 32, in" in printed
     assert "this used 2 % of the classes and epochs: it is not a result" in printed
     known = reproduced["published"]
-    assert (f"{100 * known['recall_at_1']:.1f}" if known else "-") in printed
+    for score, value in (known["scores"] if known else {"recall_at_1": None}).items():
+        assert row_of(printed, score)[2] == (f"{100 * value:.1f}" if value else "-")
+    assert ("marp" in result) == name.startswith("tpami2021")
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert all(("does not compare with it" in text) == ("marp" in result) for text in (printed, report))
+    # What no validation class can show, the classes that it was tested on do.
+    assert "Recall@1 on test classes" in report
+    assert "Each of 48 test images, searched among the others" in report
     assert json.loads((tmp_path / "run" / "test.json").read_text())["recall_at_1"] == result["recall_at_1"]
     assert "Scores on test classes" in (tmp_path / "run" / "report.html").read_text()
     # Its data cannot be read again, as it is a part.
@@ -88,14 +100,15 @@ def test_a_whole_run_is_compared_with_what_is_published(command: Run, cub: Path,
     code, printed, err = command("reproduce", "cub", cub, *SMALL, *short, "--out", tmp_path / "run")
     assert code == 0, err
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["reproduced"]["difference"] == pytest.approx(result["recall_at_1"] - 0.659)
-    row = next(line for line in printed.splitlines() if line.startswith("recall_at_1") and "65.9" in line)
-    assert row.split() == [
-        "recall_at_1",
-        f"{100 * result['recall_at_1']:.1f}",
-        "65.9",
-        f"{100 * result['recall_at_1'] - 65.9:+.1f}",
-    ]
+    published = {"recall_at_1": 65.9, "recall_at_2": 76.6, "recall_at_4": 84.4, "recall_at_8": 90.6}
+    assert result["reproduced"]["differences"] == pytest.approx(
+        {score: result[score] - value / 100 for score, value in published.items()}
+    )
+    for score, value in published.items():
+        ours = 100 * result[score]
+        expected = [score, f"{ours:.1f}", f"{value}", f"{100 * (result[score] - value / 100):+.1f}"]
+        assert row_of(printed, score) == expected
+    assert row_of(printed, "nmi") == ["nmi", "-", "69.6"]  # without clustering
     assert "changed from the preset: --epochs is 2, in cvpr2019 200" in printed
     assert "of the classes and epochs" not in printed
     # What it wrote compares as what evaluate writes does, and the run is one like any other.
@@ -104,6 +117,26 @@ def test_a_whole_run_is_compared_with_what_is_published(command: Run, cub: Path,
     code, printed, err = command("compare", tmp_path / "r.json", scores)
     assert code == 0, err
     assert "recall_at_1 +0.0 [+0.0, +0.0] points" in printed
+
+
+def test_learners_before_and_after_they_are_merged(command: Run, cub: Path, tmp_path: Path) -> None:
+    arguments = ("reproduce", "cub", cub, *SMALL, "--learners", 2, "--epochs", 4, "--finetune-epoch", 2)
+    arguments += ("--no-clustering", "--by-learner", "--metric", "marp", "--evaluate-every", 4)
+    code, printed, err = command(*arguments, "--fraction", 0.02, "--json", tmp_path / "r.json", "--out", tmp_path / "r")
+    assert code == 0, err
+    result = json.loads((tmp_path / "r.json").read_text())
+    learners, lines = result["reproduced"]["learners"], RunFolder(tmp_path / "r").lines()
+    before, after = learners["before"], learners["after"]
+    assert (before["epoch"], after["epoch"]) == (1, 3)
+    assert [line["epoch"] for line in lines if line["observed"]] == [1, 3]
+    assert before == {"epoch": 1, **lines[1]["observed"]}
+    assert after["recall_at_1"] == result["recall_at_1"]
+    assert after["alone"] == [learner["recall_at_1"] for learner in result["learners"]]
+    assert len(before["alone"]) == 2
+    assert row_of(printed, "learner")[0] == "learner"
+    cells = [f"{100 * side['alone'][1]:.1f}" for side in (before, after)]
+    assert ["learner", "1", *cells] in [line.split() for line in printed.splitlines()]
+    assert result["marp"] >= result["map_at_r"]
 
 
 class Stops(NullDisplay):

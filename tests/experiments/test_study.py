@@ -116,8 +116,13 @@ def test_a_run_is_a_plain_run_on_all_train_classes(
     assert record["recall_at_1"] == record["curve"][chosen["epochs"] - 1]["recall_at_1"]
     assert record["epochs"] == chosen["epochs"]
     assert np.mean(record["hits"]) == pytest.approx(record["recall_at_1"])
+    assert {"recall_at_1", "recall_at_2", "r_precision", "map_at_r", "nmi", "ami"} <= set(record["scores"])
+    num, of_class = np.array(record["per_class"]["num"]), record["per_class"]["map_at_r"]
+    assert num.tolist() == np.unique(record["classes"], return_counts=True)[1].tolist()
+    assert np.sum(num * of_class) / np.sum(num) == pytest.approx(record["scores"]["map_at_r"], rel=1e-5)
     assert len(record["hits"]) == len(record["classes"]) == len(small.query) - 1  # one query has no match
     if chosen["epochs"] == 3:
+        assert record["scores"]["map_at_r"] == scores["map_at_r"]
         assert record["hits"] == [hit for hit in scores["per_query"]["recall_at_1"] if hit is not None]
     assert record["seconds"] >= record["seconds_dividing"] > 0
     assert len(record["kept_pairs"]) == 2
@@ -275,6 +280,26 @@ def test_every_known_arm_trains_on_as_many_images(small: Benchmark, base: dc.Run
     assert runs["random-classes"]["kept_pairs"] == [1.0, 1.0]  # a class stays whole
     assert max(runs["random-images"]["kept_pairs"]) < 0.8
     assert len(runs["clustered"]["kept_pairs"]) == 2  # until the finetune phase
+
+
+def test_a_base_of_masks_keeps_their_kind_and_hierarchy_for_its_own_arms(
+    small: Benchmark, base: dc.RunConfig, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(base.model, method="masks", head_options={"kind": "fixed"})
+    train = dataclasses.replace(base.train, hierarchy=True, joint_epoch=2, finetune_epoch=3)
+    arms = ("single", "masks", "slices", "normalised-slices")
+    results = dc.ablate(
+        small, tmp_path, arms=arms, base=dc.RunConfig(model, train), seeds=(0,), clustering=False, keep_models=True
+    )
+    kept = {arm: dc.EmbeddingModel.load(tmp_path / "runs" / arm / "seed-0") for arm in arms}
+    assert kept["masks"].head.options["kind"] == "fixed"
+    sizes = [line["sizes"] for line in RunFolder(tmp_path / "runs" / "masks" / "seed-0").lines()]
+    assert [len(of_epoch) for of_epoch in sizes] == [1, 2, 2]
+    of = {run["method"]: run["settings"] for run in results["runs"]}
+    assert of["masks"]["model"] == {"method": "masks", "head_options": {"kind": "fixed"}}
+    assert of["single"]["train"] == {"hierarchy": False}
+    assert "train" not in of["masks"]
+    assert "nmi" not in results["runs"][0]["scores"]
 
 
 def test_models_are_kept_with_keep_models(small: Benchmark, base: dc.RunConfig, tmp_path: Path) -> None:

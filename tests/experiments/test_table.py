@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from divcon.errors import ConfigError, RunError
-from divcon.experiments import picture, table
+from divcon.evaluation import bootstrap_runs_difference
+from divcon.experiments import picture, score_table, table
 from divcon.experiments.drawing import style
 from divcon.experiments.results import _figure
 from tests.experiments.conftest import texts_of
@@ -120,6 +122,30 @@ def test_chosen_epochs_are_shown_beside_the_last_one(results: dict[str, Any]) ->
     assert cells["slices"]["last epoch"] == "75.0"
     assert "at the chosen epoch" in text
     assert "up to 3 trials an arm on 2 folds" in text
+
+
+def test_the_table_for_papers_has_all_scores_over_the_seeds(results: dict[str, Any]) -> None:
+    for each in results["runs"]:
+        hits = np.array(each["hits"]).reshape(2, 2).mean(1)
+        each["scores"] = {"recall_at_1": each["recall_at_1"], "map_at_r": each["recall_at_1"] / 2, "nmi": 0.5}
+        each["per_class"] = {"num": [2, 2], "recall_at_1": hits.tolist(), "map_at_r": (hits / 2).tolist()}
+        each["images_seen"] = 200 if each["method"] == "single" else 300
+    del results["runs"][-1]["scores"], results["runs"][-1]["per_class"]  # of an earlier version
+    results["untrained"] = {"of": "x", "recall_at_1": 0.25, "map_at_r": 0.125}
+    shown = score_table(results)
+    assert [row.name for row in shown.rows] == ["pretrained features", "slices", "single", "masks"]
+    assert [column.name for column in shown.columns] == ["recall_at_1", "map_at_r", "nmi"]
+    untrained, slices, _, masks = shown.rows
+    assert {name: cell.mean for name, cell in untrained.cells.items()} == {"recall_at_1": 0.25, "map_at_r": 0.125}
+    assert list(masks.cells) == ["recall_at_1"] and masks.cells["recall_at_1"].mean == 0.25
+    assert slices.cells["nmi"].interval is None and slices.num_runs == 2
+    of_slices = [each["hits"] for each in results["runs"] if each["method"] == "slices"]
+    expected = bootstrap_runs_difference(of_slices, np.zeros((2, 4)), [0, 0, 1, 1])
+    assert slices.cells["recall_at_1"].interval == pytest.approx(expected)
+    assert slices.cells["map_at_r"].interval == pytest.approx(np.array(expected) / 2)
+    assert "The arms trained on 200 to 300 images" in shown.caption
+    assert "4 queries of 2 classes" in shown.caption
+    assert [row.name for row in score_table(results, arms=["masks"], seeds=[0]).rows[1:]] == ["masks"]
 
 
 def test_runs_of_two_machines_are_reported_to_be(results: dict[str, Any]) -> None:

@@ -23,19 +23,19 @@ def masks_of(head: SubspaceHead, masks: torch.Tensor) -> MaskHead:
     return head.eval()
 
 
-@given(st.integers(2, 12), st.integers(1, 4), st.booleans(), st.integers(0, 1000))
+@given(st.integers(2, 12), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_masked_embeddings_equal_loops(dim: int, num_learners: int, masked: bool, seed: int) -> None:
+def test_masked_embeddings_equal_loops(dim: int, num_learners: int, masked: bool, relu: bool, seed: int) -> None:
     num_learners = min(num_learners, dim)
     generator = torch.Generator().manual_seed(seed)
     masks = torch.randn(num_learners, dim, generator=generator)
-    head = create_head("masks", 5, dim, num_learners, options={"full": "masked" if masked else "plain"})
-    head = masks_of(head, masks)
+    options = {"full": "masked" if masked else "plain", "relu": relu}
+    head = masks_of(create_head("masks", 5, dim, num_learners, options=options), masks)
     features = torch.randn(3, 5, generator=generator)
     plain = features.numpy() @ head.linear.weight.detach().numpy().T + head.linear.bias.detach().numpy()
     total = np.zeros(dim)
     for k in range(num_learners):
-        mask = np.array([max(0.0, float(v)) for v in masks[k]])
+        mask = np.array([max(0.0, float(v)) if relu else float(v) for v in masks[k]])
         total += mask
         expected = plain * mask
         expected = expected / np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
@@ -70,6 +70,48 @@ def test_learned_masks_start_at_one_and_the_head_as_pytorch_does() -> None:
     assert [tuple(p.shape) for p in head.subspace_parameters()] == [(3, 6)]
     assert bool((head.subspace_parameters()[0] == 1).all())
     assert float(head.penalty().detach()) == pytest.approx(1.0)
+
+
+def test_masks_without_relu_are_penalised_by_their_positive_part_and_searched_as_they_are() -> None:
+    masks = torch.tensor([[1.0, -2, 3], [-1, 2, 3]])
+    plain = masks_of(create_head("masks", 5, 3, 2, options={"relu": False}), masks)
+    relu = masks_of(create_head("masks", 5, 3, 2), masks)
+    assert torch.equal(plain.penalty(), relu.penalty())  # as in the released code
+    assert torch.equal(plain.subspace_weights(0), masks[0])
+    features = torch.randn(4, 5)
+    weight, bias = plain.as_linear(0) or pytest.fail("it is linear")
+    linear = torch.nn.functional.normalize(features.double() @ weight.T + bias, dim=1)
+    torch.testing.assert_close(linear.float(), plain(features, learner=0))
+    assert plain.dead_learners() == []
+    assert masks_of(create_head("masks", 5, 3, 1), -torch.ones(1, 3)).dead_learners() == [0]
+    # Divided by the sum of the masks where that is what the full embedding is multiplied by.
+    masked = masks_of(create_head("masks", 5, 3, 2, options={"relu": False, "full": "masked"}), masks)
+    again = torch.nn.functional.normalize(masked(features) * masked.subspace_weights(1), dim=1)
+    total = masks.sum(dim=0)
+    assert total.tolist() == [0, 0, 6]  # what is not in the full embedding cannot be searched
+    assert again[:, :2].abs().max() == 0
+
+
+def test_a_normal_start_is_one_draw_that_a_hierarchy_goes_on_from() -> None:
+    torch.manual_seed(0)
+    head = create_head("masks", 5, 4000, 4, options={"start": "normal"})
+    assert isinstance(head, MaskHead)
+    start = head.masks.detach()[0].clone()
+    assert float(start.mean()) == pytest.approx(0.9, abs=0.05)
+    assert float(start.std()) == pytest.approx(0.7, abs=0.05)
+    assert (head.masks == start).all()
+    head.start_with_one()
+    head.double()
+    assert (head.masks == start).all()
+    assert head.num_learners == 2
+    for options, words in (
+        ({"kind": "fixed", "start": "normal"}, "`head_options.start`.*fixed masks are zeros and ones"),
+        ({"kind": "fixed", "relu": False}, "`head_options.relu`.*fixed masks are zeros and ones"),
+        ({"start": "norm"}, "unknown value 'norm'.*normal"),
+        ({"relu": "no"}, "unknown value 'no'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            create_head("masks", 5, 8, 2, options=options)
 
 
 def test_a_learner_s_loss_reaches_its_own_mask_and_its_dimensions_alone() -> None:

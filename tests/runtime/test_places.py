@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from divcon.errors import DataError
@@ -16,6 +16,7 @@ PARTS = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=[
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(parts=st.lists(PARTS, min_size=1, max_size=4))
+@example(parts=["?\r", "?\n", "?\r\n"])
 def test_an_address_is_read_back_from_its_place(cache, parts):
     url = "s3://bucket/" + "/".join(parts).rstrip("/")
     url = url.rstrip("/")

@@ -49,8 +49,9 @@ def stream(
     """The batches of a cluster of at least two classes with pairs."""
     members = [cluster[labels[cluster] == c] for c in np.unique(labels[cluster])]
     members = [images for images in members if len(images) > 1]
-    take = [min(each, len(images)) if fill else each for images in members]
     all_of_them = len(members) < size // each
+    even = size // len(members) if all_of_them else each
+    take = [min(even, len(images)) if fill else each for images in members]
     if all_of_them and not fill:
         while sum(take) < size and any(len(images) > t for images, t in zip(members, take, strict=True)):
             for c, images in enumerate(members):
@@ -123,7 +124,7 @@ DIGESTS: dict[str, tuple[tuple[int, int, int, int, int, SmallClasses, Rounds, in
     "skewed": ((700, 80, 4, 24, 4, "repeat", "epoch", None), "5e2f2485921c3e8b"),
     "skewed, filled": ((700, 80, 4, 24, 4, "fill", "epoch", None), "cfb7d2fe062955d1"),
     "few classes": ((400, 6, 2, 40, 4, "repeat", "longest", None), "14a2d7ca963e9ff7"),
-    "few classes, filled": ((400, 6, 2, 40, 4, "fill", "longest", None), "dafbb2368952f60a"),
+    "few classes, filled": ((400, 6, 2, 40, 4, "fill", "longest", None), "50eda56e5edeeab7"),
     "pairs": ((900, 300, 3, 20, 4, "repeat", "shortest", None), "8e09896a470cc723"),
     "pairs, filled": ((900, 300, 3, 20, 4, "fill", "longest", None), "d1519a158f6b910a"),
     "as many classes as places": ((300, 10, 1, 20, 2, "repeat", "longest", None), "26abff81332682fe"),

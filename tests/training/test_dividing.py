@@ -77,6 +77,26 @@ def test_within_the_memory_nothing_is_different(vectors: dc.LabeledSet) -> None:
             np.testing.assert_array_equal(epoch.division.learner, learner)
 
 
+@pytest.mark.parametrize("memory", [0, "1MB"])
+def test_the_embedding_is_clustered_where_one_asks_for_it(vectors: dc.LabeledSet, memory: float | str) -> None:
+    network = model()
+    embeddings = network.encode(vectors)
+    division = next(iter(dc.train(network, vectors, with_memory(memory, divide_on="embedding")))).division
+    assert division.centroids.shape == (2, 8)
+    # Nearly all images are with the nearest of the centroids, which are of embeddings.
+    near = nearest_centroids(embeddings, division.centroids)
+    kept = division.learner >= 0
+    assert (near[kept] == division.learner[kept]).mean() > 0.95
+
+
+def test_the_last_division_stays(vectors: dc.LabeledSet) -> None:
+    config = with_memory(0, epochs=5, finetune_epoch=4, redivide_every=1, redivide_until=2)
+    reports = list(dc.train(model(), vectors, config))
+    assert [report.redivided for report in reports[:4]] == [True, True, False, False]
+    assert reports[3].division is reports[1].division
+    assert reports[4].division.num_learners == 1  # finetune
+
+
 def test_class_means_that_fit_are_all_clustered(vectors: dc.LabeledSet) -> None:
     whole = [e.division.learner for e in dc.train(model(), vectors, with_memory(0, divide_by="class"))]
     for epoch, learner in zip(dc.train(model(), vectors, with_memory("1MB", divide_by="class")), whole, strict=True):

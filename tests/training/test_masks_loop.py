@@ -183,6 +183,8 @@ def test_a_hierarchy_that_cannot_be_is_refused(few: Benchmark, tiny_model: Make,
     )
     refused(tiny_model(3, method="masks"), GROWING, "`num_learners` must be 2, 4, 8, ..., not 3")
     refused(tiny_model(8, method="masks"), GROWING, "all 8 learners from epoch 6 on, and the subspace .* epoch 5")
+    early = replace(GROWING, redivide_until=4)
+    refused(tiny_model(4, method="masks"), early, "`redivide_until` 4: .* division of epoch 4; use `redivide_until=5`")
     # Three classes cannot be in four clusters with two classes each: what was done until then is kept.
     small = few.train.of_classes(few.train.classes[:3])
     file = tmp_path / "checkpoint"

@@ -3,6 +3,7 @@ nearest negatives; both over a memory."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -87,9 +88,73 @@ def test_draws_follow_the_weights() -> None:
     assert float((counts / counts.sum(dim=1, keepdim=True) - expected).abs().max()) < 0.02
 
 
+def plackett_luce(weights: np.ndarray, draws: int) -> dict[tuple[int, ...], float]:
+    """The probability of each sequence of draws without replacement, by enumeration."""
+    found = {}
+    for sequence in itertools.permutations(np.flatnonzero(weights), draws):
+        left, chance = weights.sum(), 1.0
+        for j in sequence:
+            chance *= weights[j] / left
+            left -= weights[j]
+        found[tuple(int(j) for j in sequence)] = chance
+    return found
+
+
+def test_draws_without_replacement_follow_the_weights() -> None:
+    embeddings, labels = batch(8, classes=3, each=3)
+    miner = DistanceWeightedMiner(nonzero_loss_cutoff=2.1, replacement=False)
+    expected = plackett_luce(miner.weights(embeddings, labels)[0].double().numpy(), 2)
+    torch.manual_seed(0)
+    seen, draws = dict.fromkeys(expected, 0), 6000
+    for _ in range(draws):
+        anchors, _, negatives = miner(embeddings, labels)
+        seen[tuple(negatives[anchors == 0].tolist())] += 1
+    assert max(abs(seen[key] / draws - chance) for key, chance in expected.items()) < 0.02
+    # Unlike with replacement, no anchor has a negative twice.
+    assert all(a != b for a, b in seen)
+
+
+def test_the_nearest_negative_gets_a_third_of_the_draws_without_replacement() -> None:
+    """D 128, batches of 20 classes with 4 images each, as in the papers, whose means vary in 8 directions."""
+    labels, generator = torch.arange(20).repeat_interleave(4), torch.Generator().manual_seed(0)
+    centres = torch.randn(20, 8, generator=generator) @ torch.randn(8, 128, generator=generator) / 8**0.5
+    embeddings = F.normalize(centres[labels] + 0.5 * torch.randn(80, 128, generator=generator), dim=1)
+    distances = torch.cdist(embeddings, embeddings).masked_fill(labels[:, None] == labels[None, :], 9)
+    shares = {}
+    for replacement in (True, False):
+        torch.manual_seed(0)
+        hits = []
+        for _ in range(20):
+            anchors, _, negatives = DistanceWeightedMiner(replacement=replacement)(embeddings, labels)
+            hits.append((negatives == distances.argmin(dim=1)[anchors]).float().mean())
+        shares[replacement] = float(torch.stack(hits).mean())
+    assert 0.3 < shares[False] <= 1 / 3 + 1e-6
+    assert shares[True] > 0.6
+
+
+@pytest.mark.parametrize("dim", [3, 512])
+def test_without_replacement_negatives_without_a_loss_come_last_and_all_before_any_twice(dim: int) -> None:
+    embeddings, labels = batch(dim, classes=2, each=4, spread=0.3)
+    embeddings[4] = embeddings[0]  # one near negative of class 0; at D 512 its weight leaves the others none
+    miner = DistanceWeightedMiner(nonzero_loss_cutoff=0.5, replacement=False)
+    anchors, _, negatives = miner(embeddings, labels)
+    distances = torch.cdist(embeddings, embeddings)
+    for a in range(len(labels)):
+        mine = negatives[anchors == a]
+        near = {j for j in range(len(labels)) if labels[j] != labels[a] and distances[a, j] < 0.5}
+        assert len(set(mine.tolist())) == 3  # of the four that there are
+        assert near <= set(mine.tolist()) or len(near) > 3
+        assert set(mine[: len(near)].tolist()) <= near or not near
+    # More positives than negatives: each negative comes once before any comes twice.
+    few = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
+    anchors, _, negatives = miner(embeddings, few)
+    assert set(negatives[anchors == 0].tolist()) == {5, 6, 7}
+    assert len(negatives[anchors == 0]) == 4
+
+
 def test_a_batch_without_pairs_gives_none() -> None:
     for labels in (torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2])):
-        for miner in (DistanceWeightedMiner(), NearestNegativesMiner()):
+        for miner in (DistanceWeightedMiner(), DistanceWeightedMiner(replacement=False), NearestNegativesMiner()):
             triplets = miner(F.normalize(torch.randn(3, 4), dim=1), labels)
             assert [len(part) for part in triplets] == [0, 0, 0]
 
@@ -121,7 +186,7 @@ def test_with_a_memory_pairs_come_from_it_without_the_image_itself() -> None:
     (embeddings, labels), (memory, others) = batch(16, classes=3, each=2), batch(16, seed=1, classes=4, each=3)
     memory, others = torch.cat([memory, embeddings]), torch.cat([others, labels])
     own = torch.arange(12, 18)
-    for miner in (DistanceWeightedMiner(), NearestNegativesMiner()):
+    for miner in (DistanceWeightedMiner(), DistanceWeightedMiner(replacement=False), NearestNegativesMiner()):
         anchors, positives, negatives = miner(embeddings, labels, memory, others, own)
         expected = [(i, j) for i in range(6) for j in range(18) if labels[i] == others[j] and j != 12 + i]
         assert list(zip(anchors.tolist(), positives.tolist(), strict=True)) == expected
@@ -164,7 +229,9 @@ def test_nearest_negatives_equal_a_loop(seed: int, labels: list[int], cutoff: fl
     assert list(zip(*(part.tolist() for part in triplets), strict=True)) == expected
 
 
-@pytest.mark.parametrize("miner", [DistanceWeightedMiner(), NearestNegativesMiner()])
+@pytest.mark.parametrize(
+    "miner", [DistanceWeightedMiner(), DistanceWeightedMiner(replacement=False), NearestNegativesMiner()]
+)
 def test_embeddings_that_are_zero_or_alike_still_give_every_pair_a_negative(miner: torch.nn.Module) -> None:
     labels = torch.arange(3).repeat_interleave(3)
     for embeddings in (torch.zeros(9, 512), F.normalize(torch.ones(9, 4), dim=1)):

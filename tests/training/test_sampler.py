@@ -100,12 +100,33 @@ def test_places_of_small_classes_go_to_other_images_and_none_is_repeated(case: t
         in_cluster = Counter(labels[cluster].tolist())
         in_batch = Counter(labels[batch.indices].tolist())
         chosen = min(len(in_cluster), batch_size // images_per_class)
-        # Classes with all that M asks for, or all that they have; a class beside them comes in as filling.
-        whole = [label for label, n in in_batch.items() if n >= min(images_per_class, in_cluster[label])]
+        # Classes with all that M asks for, or all that they have; a class beside them comes in as filling. A batch of
+        # all classes is shared out evenly among them (2021's sampler: B // C each).
+        few = len(in_cluster) < batch_size // images_per_class
+        each = batch_size // len(in_cluster) if few else images_per_class
+        whole = [label for label, n in in_batch.items() if n >= min(each, in_cluster[label])]
         assert len(whole) >= chosen >= 2
         shown.update(batch.indices.tolist())
     if len(epoch_plan.batches) * batch_size >= 20 * len(labels):
         assert set(shown) == set(np.flatnonzero(division.learner >= 0))
+
+
+def test_a_batch_of_few_classes_is_shared_out_evenly_when_it_is_filled() -> None:
+    """Three classes in a batch of 12 with 2 of each: 4 of each, though one class has most of the images."""
+    labels = np.repeat(np.arange(3), [40, 4, 6])
+    division = division_of(np.zeros(50, np.int64), labels)
+    for batch in plan(division, labels, 12, 2, small_classes="fill").batches:
+        assert np.bincount(labels[batch.indices]).tolist() == [4, 4, 4]
+    # A class that has fewer leaves its places to other images.
+    labels = np.repeat(np.arange(3), [40, 2, 6])
+    division = division_of(np.zeros(48, np.int64), labels)
+    for batch in plan(division, labels, 12, 2, small_classes="fill").batches:
+        counts = np.bincount(labels[batch.indices])
+        assert counts[1] == 2
+        assert counts.min() >= 2
+        assert counts[0] >= 4
+        assert counts[2] >= 4
+        assert counts.sum() == 12
 
 
 def test_filling_differs_from_repeating_only_where_classes_are_small() -> None:

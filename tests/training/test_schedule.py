@@ -6,7 +6,7 @@ import pytest
 
 from divcon.config.settings import TrainConfig
 from divcon.errors import ConfigError
-from divcon.training.schedule import Phase, learning_rates, lr_factor, phase_at
+from divcon.training.schedule import Phase, divides_at, learning_rates, lr_factor, phase_at
 
 
 def phases(config: TrainConfig, num_learners: int = 4) -> str:
@@ -33,6 +33,16 @@ def test_learning_rates() -> None:
     assert [lr_factor(e, step) for e in (0, 3.99, 4, 8)] == [1, 1, 0.5, 0.25]
     warmup = TrainConfig(epochs=10, warmup_epochs=2)
     assert [lr_factor(e, warmup) for e in (0, 0.5, 1, 2, 3)] == [0, 0.25, 0.5, 1, 1]
+
+
+def test_no_more_divisions_from_an_epoch_on_and_then_the_backbone_trains() -> None:
+    """As the 2021 code does once it has all clusters (--stop-recluster)."""
+    config = TrainConfig(epochs=10, finetune_epoch=9, freeze_backbone_epochs=1, redivide_until=5, lr=0.1)
+    assert [epoch for epoch in range(10) if divides_at(epoch, config)] == [0, 2, 4]
+    rates = [learning_rates(epoch + 0.5, phase_at(epoch, config, 4), config)["backbone"] for epoch in range(10)]
+    assert rates == [0, 0.1, 0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0.1]
+    with pytest.raises(ConfigError, match="`redivide_until` 0: must be at least 1"):
+        TrainConfig(redivide_until=0)
 
 
 def test_the_backbone_rests_after_each_division_and_masks_end_with_the_subspaces() -> None:

@@ -12,6 +12,7 @@ from divcon.cli import (
     check,
     compare,
     completion,
+    curves,
     demo,
     encode,
     evaluate,
@@ -31,13 +32,14 @@ from divcon.cli import (
 from divcon.cli.app import app, notes
 from divcon.cli.messages import in_flags
 from divcon.cli.settings import current_origins
-from divcon.errors import DivconError, Stopped
+from divcon.errors import DivconError, ImageError, Stopped
 
 __all__ = [
     "ablate",
     "check",
     "compare",
     "completion",
+    "curves",
     "demo",
     "encode",
     "evaluate",
@@ -57,6 +59,18 @@ __all__ = [
 ]
 
 
+_SKIP_IMAGES = ("train", "evaluate", "compare", "encode", "index", "features", "pack")
+"""Commands that can leave out images that do not decode."""
+
+
+def _advice(error: DivconError, arguments: list[str] | None) -> str:
+    """What to do about an image that does not decode, unless the error names a setting that would mend it."""
+    command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    if not isinstance(error, ImageError) or "`" in str(error) or command not in _SKIP_IMAGES:
+        return ""
+    return "; --on-bad-image skip leaves such images out, and divcon check --fix writes a table without them"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; errors of the input are one line and exit code 2."""
     # Before PyTorch loads: its threads spin while they wait for each other, and where decoding workers or other
@@ -68,7 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     except DivconError as error:
         if error.elsewhere:
             sys.exit(2)
-        notes.print(Text.assemble(("error: ", "bold red"), in_flags(str(current_origins().placed(error)))))
+        message = in_flags(str(current_origins().placed(error))) + _advice(error, arguments)
+        notes.print(Text.assemble(("error: ", "bold red"), message))
         sys.exit(2)
     except Stopped as stopped:
         notes.print(str(stopped), markup=False)

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from divcon.cli.app import READING, TRAIN, Place, Reading, TrackerOption, app, console, note, notes, read_data, trackers
+from divcon.cli.app import (
+    READING,
+    TRAIN,
+    Place,
+    Reading,
+    TableFiles,
+    TrackerOption,
+    app,
+    check_tables,
+    console,
+    note,
+    notes,
+    read_data,
+    trackers,
+)
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import COMMAND_LINE, DEFAULTS, Settings, current_origins, gather, run_config
+from divcon.config.settings import SECTION_OF
 from divcon.errors import ConfigError, Stopped
 from divcon.runtime.files import check_folder
 
@@ -33,11 +48,15 @@ def ablate(
     out: Place | None = None,
     methods: str | None = None,
     seeds: str | None = None,
+    vary: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     space: Place | None = None,
     trials: int = 8,
     folds: int = 3,
     reference: str | None = None,
+    table_files: TableFiles = (),
+    clustering: bool = True,
     keep_models: Annotated[bool, Parameter(negative=())] = False,
+    preset: str | None = None,
     config: Place | None = None,
     tracker: TrackerOption = None,
     reading: Reading = READING,
@@ -49,7 +68,11 @@ def ablate(
 
     divcon ablate products.csv --methods single,slices,random-images --space space.yaml --trials 8 --out ablation
 
-    divcon ablate --out ablation
+    divcon ablate products.csv --vary learners=1,2,4,8 --out ablation
+
+    divcon ablate cub data/CUB_200_2011 --preset cvpr2019 --methods single,slices --out ablation --table cub.tex
+
+    divcon ablate --out ablation --table table.tex --table table.csv
 
     All arms share the base settings, given by flags and --config; each arm changes only its own. If --space lists
     values to search, each arm gets the same number of trials, evaluated on folds of the train classes; when every arm
@@ -78,6 +101,9 @@ def ablate(
         The arms, in the order of the table. Default: single,slices,masks.
     seeds
         Seeds of the runs to compare. Default: 0,1,2. Trials use the first.
+    vary
+        An arm for each value of a setting, as in --vary learners=1,2,4,8 or --vary loss=MarginLoss,TripletMarginLoss,
+        over the base settings, or over each of --methods. Repeat it for all combinations of several settings.
     space
         A file (.yaml, .toml, .json) with arms of your own (arms) and values to search (space).
     trials
@@ -86,8 +112,14 @@ def ablate(
         Number of folds of the train classes: each trial trains on all but one and is evaluated on that one, in turn.
     reference
         The arm to compare the others with. Default: single, or else the first.
+    clustering
+        Score each run at its chosen epoch by NMI and AMI too, for --table.
     keep_models
         Keep the models and checkpoints of finished runs, which are deleted otherwise.
+    preset
+        Base settings of a paper, as in train. Arms of the preset's own method have its masks and hierarchy. The paper
+        has more batches in an epoch the more learners there are (--rounds longest); add --rounds epoch, so that all
+        arms train on as many images.
     config
         Read the base settings from this file, as in train.
     """
@@ -99,17 +131,21 @@ def ablate(
     base, callbacks = run_config(settings), trackers(tracker)
     names = None if methods is None else _listed(methods)
     numbers = None if seeds is None else _numbers(seeds)
+    check_tables(table_files)
     if data is None:
-        _tabulate_again(out, names, numbers, reference)
+        _tabulate_again(out, names, numbers, reference, table_files)
         return
 
-    from divcon.experiments.arms import DEFAULT_ARMS, DEFAULT_SEEDS, arms_of, check_numbers, read_space
-    from divcon.experiments.results import table
+    from divcon.experiments.arms import BASE, DEFAULT_ARMS, DEFAULT_SEEDS, arms_of, check_numbers, read_space, varied
+    from divcon.experiments.results import score_table, table
     from divcon.runs.display import Bar
     from divcon.training.names import check_names
 
     own, searched = read_space(space) if space is not None else ({}, {})
-    arms = arms_of(DEFAULT_ARMS if names is None else names, own)
+    arms = [BASE] if vary and names is None else arms_of(DEFAULT_ARMS if names is None else names, own)
+    for words in vary:
+        arms = varied(arms, *_setting_and_values(words))
+    arms = arms_of(arms)
     numbers = DEFAULT_SEEDS if numbers is None else numbers
     check_numbers(numbers, trials, folds, reference, arms)
     check_names(base.model, base.train)
@@ -131,6 +167,7 @@ def ablate(
                 folds=folds,
                 reference=reference,
                 keep_models=keep_models,
+                clustering=clustering,
                 display=bar,
                 callbacks=callbacks,
                 tell=lambda line: notes.print(line, markup=False),
@@ -141,6 +178,8 @@ def ablate(
             raise SystemExit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     shown = table(results, arms=[arm.name for arm in arms], seeds=numbers, reference=reference)
     _print(shown)
+    for path in table_files:
+        score_table(results, arms=[arm.name for arm in arms], seeds=numbers).write(path)
 
 
 def _print(markdown: str) -> None:
@@ -156,10 +195,12 @@ def _print(markdown: str) -> None:
     console.print("\n".join(line for line in lines if not line.startswith("|")))
 
 
-def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None, reference: str | None) -> None:
-    """Print the table and draw the pictures of finished runs, without the data."""
+def _tabulate_again(
+    out: Path, names: list[str] | None, seeds: list[int] | None, reference: str | None, table_files: tuple[Path, ...]
+) -> None:
+    """Print and write the tables and draw the pictures of finished runs, without the data."""
     from divcon.experiments.arms import Arm, arms_of
-    from divcon.experiments.results import ResultsFile, draw, read_results, tabulate
+    from divcon.experiments.results import ResultsFile, draw, read_results, score_table, tabulate
     from divcon.runtime.context import Context
 
     results = read_results(out / ResultsFile.NAME)
@@ -178,6 +219,27 @@ def _tabulate_again(out: Path, names: list[str] | None, seeds: list[int] | None,
         )
     _print(tabulate(out, results, names, seeds, reference))
     draw(out, results, names, seeds, Context(on_warning=note))
+    for path in table_files:
+        score_table(results, arms=names, seeds=seeds).write(path)
+
+
+def _setting_and_values(words: str) -> tuple[str, list[Any]]:
+    """``num_learners`` and its values, of ``learners=1,4``; by the name of the setting or of its flag."""
+    name, _, values = words.partition("=")
+    name = name.strip().removeprefix("--")
+    flags = {flag(setting).removeprefix("--"): setting for setting in SECTION_OF}
+    if not (listed := _listed(values)):
+        raise ConfigError(f"--vary {words}: expected a setting and its values, as in learners=1,2,4")
+    return flags.get(name, name.replace("-", "_")), [_value(word) for word in listed]
+
+
+def _value(word: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(word)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "null": None}.get(word, word)
 
 
 def _listed(words: str) -> list[str]:

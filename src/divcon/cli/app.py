@@ -86,6 +86,11 @@ def to_path(kind: Any, tokens: Sequence[Token]) -> Any:
     return paths if get_origin(kind) is list else paths[-1]
 
 
+def to_paths(kind: Any, tokens: Sequence[Token]) -> Any:
+    """As `to_path`, of an option that may be repeated."""
+    return tuple(to_path(list[Path], tokens))
+
+
 Place = Annotated[Path, Parameter(converter=to_path)]
 """A path, or an address such as ``s3://bucket/x``."""
 
@@ -137,6 +142,17 @@ BadImage = Annotated[
 ]
 
 
+TableFiles = Annotated[
+    tuple[Path, ...],
+    Parameter(
+        name="--table",
+        negative=(),
+        converter=to_paths,
+        help="Write a table of all scores for a paper to this file: .tex (LaTeX, booktabs), .csv or .md, with mean and "
+        "standard deviation over seeds, 95 % intervals, the pretrained features, and the best in bold. Repeat it for "
+        "several.",
+    ),
+]
 PartRows = Annotated[
     int | None,
     Parameter(
@@ -298,6 +314,18 @@ def trackers(values: list[str] | None) -> list[str] | None:
     names = [] if names == ["none"] else list(dict.fromkeys(names))
     check_callbacks(names)
     return names
+
+
+def check_tables(files: Sequence[Path]) -> None:
+    """
+    Raises:
+        ConfigError: tables are not written to files of such a name.
+        OutputError: a file cannot be written.
+    """
+    from divcon.evaluation.tables import check_table_file
+
+    for path in files:
+        check_table_file(path)
 
 
 @Parameter(name="*")

@@ -158,7 +158,7 @@ def _show_augmented(
     from divcon.config.from_data import fit_images
     from divcon.data.shapes import facts_to_choose_by
     from divcon.models import EmbeddingModel
-    from divcon.models.backbone import resolve_backbone, takes_any_size
+    from divcon.models.backbone import resolve_backbone, sizes_of
     from divcon.training.sheet import augmented_sheet
 
     images = benchmark.train if len(benchmark.train) else benchmark.query
@@ -166,7 +166,7 @@ def _show_augmented(
         raise ConfigError(f"--show-augmented: {data} holds vectors, which are not augmented")
     backbone = resolve_backbone(model.backbone, None, None)
     if (shapes := facts_to_choose_by(model, images)) is not None:
-        model, _ = fit_images(model, shapes, any_size=takes_any_size(backbone))
+        model, _ = fit_images(model, shapes, **sizes_of(backbone))
     options = {**model.network, "backbone": backbone, "pretrained": False, "weights": None}
     options |= {"method": "single", "num_learners": 1, "head_options": {}}  # not of the picture
     sheet = augmented_sheet(EmbeddingModel(**options), images, train)
@@ -189,6 +189,8 @@ def _read(data: str, root: Path | None, reading: Reading, split: Split) -> Bench
 def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
     from rich.table import Table
 
+    from divcon.data.readers.table import advice_on_path
+
     console.print(f"{result.name}: {result.protocol}, split {result.split_hash}")
     table = Table(box=None, pad_edge=False)
     columns = ("", result.things, "classes", "smallest", "median", "largest", f"of one {result.things[:-1]}")
@@ -202,10 +204,11 @@ def _print(result: CheckResult, benchmark: Benchmark, *, fixed: bool) -> None:
         note(text)
     for finding in result.findings:
         _print_finding(finding)
-    files = benchmark.query.encoded is None and result.unreadable
-    if files and result.unreadable[0].problem == "there is no such file":
-        start = benchmark.query.root or "."
-        note(f"relative paths start from {start}: give another folder as ROOT")
+    images = benchmark.query
+    if images.encoded is None and images.source != images.root:  # a table of files
+        gone = next((item for item in result.unreadable if item.problem == "there is no such file"), None)
+        if gone is not None:
+            note(f"{gone.path}: {advice_on_path(gone.path, images.root).replace('`root`', 'ROOT')}")
     if result.ok:
         console.print("ok: nothing would break training or make a score dishonest")
     else:

@@ -16,18 +16,19 @@ from divcon.cli.app import (
     BatchSize,
     DeviceOption,
     Place,
+    TableFiles,
     Workers,
     app,
+    check_tables,
     console,
     note,
     progress_bar,
-    to_path,
 )
 from divcon.cli.evaluate import MaxQueries, Metrics, test_data
 from divcon.errors import ConfigError
 from divcon.runtime.copies import here
 from divcon.runtime.files import atomic_write, check_writable
-from divcon.runtime.places import text_of
+from divcon.runtime.places import place, text_of
 
 if TYPE_CHECKING:
     from divcon.evaluation.compare import Compared
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
 
 @app.command(group=EVALUATE)
 def compare(
-    runs: Annotated[list[Path], Parameter(consume_multiple=True, converter=to_path)],
+    runs: Annotated[list[str], Parameter(consume_multiple=True)],
     /,
     *,
     json_file: Annotated[Place | None, Parameter(name="--json")] = None,
+    table_files: TableFiles = (),
     baselines: bool = True,
+    clustering: Annotated[bool, Parameter(negative=())] = False,
     on_bad_image: BadImage = "stop",
     batch_size: BatchSize = 128,
     workers: Workers = 2,
@@ -53,6 +56,8 @@ def compare(
 
     divcon compare single.json slices.json --json compared.json
 
+    divcon compare single=runs/a single=runs/b ours=runs/c ours=runs/d --clustering --table table.tex
+
     All scores must be of the same data, split and protocol; others are refused. The intervals are 95 %, by bootstrap
     over the test classes, with the same draws for both models.
 
@@ -61,35 +66,48 @@ def compare(
     runs
         Run folders, or model folders such as RUN/last, which are evaluated on the test classes of their own data; a
         model that does not say what that is, such as one on the Hub (hf://USER/MODEL), on those of the first run that
-        does; or files that evaluate --json wrote.
+        does; or files that evaluate --json wrote. NAME=RUN names one, as in ours=runs/c; in the table, runs of one name
+        are runs of several seeds, with their mean in one row.
     json_file
         Write the comparison to this file.
     baselines
         Evaluate what needs no training too, of each run folder (see evaluate); of files, those that they hold are
         shown.
+    clustering
+        Evaluate NMI and AMI of each run folder too, which takes longer than all other metrics.
     """
     from divcon.evaluation.compare import check_number, read_scores
     from divcon.evaluation.compare import compare as compare_results
     from divcon.evaluation.metrics import metrics_of
+    from divcon.evaluation.tables import score_table
     from divcon.models.folder import check_model
     from divcon.runtime.context import Context
 
-    names = [text_of(run) for run in runs]
-    if len(names) != len(set(names)):
-        twice = next(name for name in names if names.count(name) > 1)
+    pairs = [_named(run) for run in runs]
+    texts = [text_of(path) for _, path in pairs]
+    if len(texts) != len(set(texts)):
+        twice = next(text for text in texts if texts.count(text) > 1)
         raise ConfigError(f"{twice} is given twice; give each run once")
-    check_number(len(names))
+    check_number(len(runs))
     metrics_of(metric)
+    check_tables(table_files)
     if json_file is not None:
         check_writable(json_file)
+    given = [name or text_of(path) for name, path in pairs]
+    # A name that several runs have does not tell them apart.
+    names = [
+        name if given.count(name) == 1 else f"{name} ({text_of(path)})"
+        for name, (_, path) in zip(given, pairs, strict=True)
+    ]
+    rows = dict(zip(names, given, strict=True))
     results: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for name, run in zip(names, runs, strict=True):
+    for name, run in zip(names, (path for _, path in pairs), strict=True):
         if here(run, without=("checkpoint", "divisions", "last", "folds", "index")).is_file():
             results[name] = read_scores(run)
         else:
             check_model(run)
 
-    models = [run for name, run in zip(names, runs, strict=True) if not results[name]]
+    models = [path for name, (_, path) in zip(names, pairs, strict=True) if not results[name]]
 
     def knows_its_data(run: Path) -> bool:
         from divcon.runs.folder import RunFolder
@@ -111,19 +129,29 @@ def compare(
             benchmark = only_decodable(benchmark, ("query", "gallery"), context)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}
         options["max_queries"] = max_queries or None
-        return evaluate(model, benchmark, clustering=False, per_query=True, baselines=baselines, **options)
+        return evaluate(model, benchmark, clustering=clustering, per_query=True, baselines=baselines, **options)
 
     with progress_bar() as on_progress:
         context = Context(workers, on_progress, note)
-        results = {name: results[name] or scores(run, context) for name, run in zip(names, runs, strict=True)}
+        results = {name: results[name] or scores(path, context) for name, (_, path) in zip(names, pairs, strict=True)}
     compared = compare_results(results)
     _print(compared, results[names[0]])
+    for path in table_files:
+        score_table(results, rows, baselines=baselines).write(path)
     if json_file is not None:
         keys = ("benchmark", "protocol", "split_hash", "num_queries", "num_queries_total", "num_gallery", "num_classes")
         of = {key: results[names[0]][key] for key in keys if key in results[names[0]]}
-        rows = [dataclasses.asdict(row) for row in compared]
+        shown = [dataclasses.asdict(row) for row in compared]
         with atomic_write(json_file) as beside:
-            beside.write_text(json.dumps({**of, "compared": rows}, indent=1) + "\n")
+            beside.write_text(json.dumps({**of, "compared": shown}, indent=1) + "\n")
+
+
+def _named(run: str) -> tuple[str | None, Path]:
+    """The name and the path of ``NAME=PATH``, or of a path alone."""
+    name, equals, path = run.partition("=")
+    if equals and name and path and not set(name) & {"/", "\\"} and not place(run).exists():
+        return name, place(path)
+    return None, place(run)
 
 
 def _print(compared: list[Compared], first: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ from divcon.errors import ConfigError, DivconError
 from divcon.runtime.files import atomic_write, check_writable
 from divcon.runtime.importing import check_trusted
 from divcon.runtime.launchers import is_first
-from divcon.runtime.places import absolute, is_url, place
+from divcon.runtime.places import absolute, is_url, place, text_of
 
 if TYPE_CHECKING:
     from divcon.data.benchmark import Benchmark
@@ -188,6 +188,7 @@ def evaluate(
     root: Place | None = None,
     *,
     json_file: Annotated[Place | None, Parameter(name="--json")] = None,
+    per_class: Place | None = None,
     clustering: bool = True,
     baselines: bool = True,
     parts: Annotated[bool, Parameter(negative=())] = False,
@@ -232,7 +233,9 @@ def evaluate(
     root
         As in train.
     json_file
-        Write the scores, and those of every query, to this file.
+        Write the scores, and those of every query and every class, to this file.
+    per_class
+        Write Recall@1 and MAP@R of the queries of each class to this CSV file, the worst class first.
     clustering
         Compute NMI and AMI, which take longer than all other metrics.
     max_clustered
@@ -265,8 +268,11 @@ def evaluate(
 
     reranking = _reranking(rerank, {"k1": rerank_k1, "k2": rerank_k2, "weight": rerank_weight})
     metrics_of(metric)
-    if json_file is not None and is_first():
-        check_writable(json_file)
+    if per_class is not None and per_class.suffix.lower() != ".csv":
+        raise ConfigError(f"--per-class {text_of(per_class)}: the scores of classes are written as .csv")
+    for path in (json_file, per_class):
+        if path is not None and is_first():
+            check_writable(path)
     if is_first():
         check_model(run)
     benchmark = _test_data_for_all(run, data, root, reading, split)
@@ -321,6 +327,7 @@ def evaluate(
             max_queries=max_queries or None,
             max_clustered=max_clustered or None,
             per_query=json_file is not None,
+            per_class=json_file is not None or per_class is not None,
             batch_size=batch_size,
             context=context,
         )
@@ -332,6 +339,11 @@ def evaluate(
     if json_file is not None:
         with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n")
+    if per_class is not None:
+        from divcon.evaluation.per_class import as_csv
+
+        with atomic_write(per_class) as beside:
+            beside.write_text(as_csv(result["per_class"]), encoding="utf-8")
     report = keep_scores(run, result)
     if report is not None:
         notes.print(f"the scores are in {report} too", markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from divcon.cli.app import TRAIN, Place, TrackerOption, app, console, notes, read_data, trackers
+from divcon.cli.evaluate import Metrics
 from divcon.cli.messages import flag, in_flags
 from divcon.cli.settings import DEFAULTS, Settings, gather, run_config
 from divcon.errors import ConfigError, Stopped
@@ -25,10 +26,12 @@ def reproduce(
     fraction: float = 1.0,
     json_file: Annotated[Place | None, Parameter(name="--json")] = None,
     clustering: bool = True,
+    by_learner: Annotated[bool, Parameter(negative=())] = False,
+    metric: Metrics = (),
     tracker: TrackerOption = None,
     settings: Settings = DEFAULTS,
 ) -> None:
-    """Reproduce a published result: train a preset, evaluate it, and print the score beside the paper's.
+    """Reproduce a published result: train a preset, evaluate it, and print its scores beside the paper's.
 
     divcon reproduce cub data/CUB_200_2011 --preset cvpr2019 --out runs/cub --json cub.json
 
@@ -55,8 +58,11 @@ def reproduce(
         Write the scores, settings, environment and per-query scores to this file.
     clustering
         Compute NMI and AMI too.
+    by_learner
+        Evaluate each learner's subspace alone too, before the learners are merged and at the end.
     """
     from divcon.data.published import PUBLISHED_COUNTS
+    from divcon.evaluation.metrics import metrics_of
     from divcon.experiments.reproduce import check_fraction
     from divcon.experiments.reproduce import reproduce as reproduce_preset
     from divcon.runs.display import Bar, print_scores
@@ -71,6 +77,7 @@ def reproduce(
     if json_file is not None:
         check_writable(json_file)
     check_fraction(fraction)
+    metrics_of(metric)
     callbacks = trackers(tracker)
     chosen = run_config(settings)
     check_names(chosen.model, chosen.train)
@@ -86,6 +93,8 @@ def reproduce(
                 config=chosen,
                 fraction=fraction,
                 clustering=clustering,
+                learners=by_learner,
+                metrics=metric,
                 source=source,
                 display=bar,
                 callbacks=callbacks,
@@ -113,10 +122,20 @@ def _print(result: dict[str, Any]) -> None:
     console.print(
         f"{result['benchmark']}, {reproduced['preset']}" + (f"; published: {known['source']}" if known else "")
     )
-    difference = "" if reproduced["difference"] is None else f"{100 * reproduced['difference']:+.1f}"
-    shown = "-" if known is None else f"{100 * known['recall_at_1']:.1f}"
-    row = ["recall_at_1", f"{100 * result['recall_at_1']:.1f}", shown, difference]
-    print_table(console, ["", "ours", "published", "difference"], [row])
+    rows = []
+    for name, theirs in (known["scores"] if known else {"recall_at_1": None}).items():
+        difference = (reproduced["differences"] or {}).get(name)
+        rows.append(
+            [
+                name,
+                f"{100 * result[name]:.1f}" if name in result else "-",
+                "-" if theirs is None else f"{100 * theirs:.1f}",
+                "" if difference is None else f"{100 * difference:+.1f}",
+            ]
+        )
+    print_table(console, ["", "ours", "published", "difference"], rows)
+    if "learners" in reproduced:
+        _print_learners(**reproduced["learners"])
     console.print(
         f"by the papers' rule (not a result): {100 * rule['recall_at_1']:.1f}, at the epoch that is best on the test "
         f"classes, epoch {rule['epoch']}"
@@ -128,3 +147,18 @@ def _print(result: dict[str, Any]) -> None:
             f"this used {100 * reproduced['fraction']:g} % of the classes and epochs: it is not a result, and does not "
             "compare with the published one"
         )
+
+
+def _print_learners(before: dict[str, Any] | None, after: dict[str, Any]) -> None:
+    """Recall@1 of each learner alone and of the full embedding, before the learners are merged and at the end."""
+    from divcon.runs.display import print_table
+
+    sides = [side for side in (before, after) if side is not None]
+    rows = [[f"learner {k}", *(f"{100 * side['alone'][k]:.1f}" for side in sides)] for k in range(len(after["alone"]))]
+    rows.append(["full embedding", *(f"{100 * side['recall_at_1']:.1f}" for side in sides)])
+    heads = [f"{'merged' if side is after else 'before'}, epoch {side['epoch']}" for side in sides]
+    console.print()
+    console.print("recall_at_1 of each learner alone")
+    print_table(console, ["", *heads], rows)
+    if before is None:
+        console.print("before they were merged they were not evaluated")

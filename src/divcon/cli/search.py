@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from divcon.cli.app import SEARCH, BatchSize, DeviceOption, Place, app, console, note
+from divcon.errors import ConfigError
 
 
 @app.command(group=SEARCH)
@@ -22,6 +23,7 @@ def search(
     learner: int | None = None,
     exact: Annotated[bool, Parameter(negative=())] = False,
     model: Place | None = None,
+    text_model: str | None = None,
     json_lines: Annotated[bool, Parameter(name="--json", negative=())] = False,
     batch_size: BatchSize = 128,
     device: DeviceOption = "auto",
@@ -35,6 +37,8 @@ def search(
     divcon search runs/products query.jpg --min-score 0.8
 
     divcon search runs/products query.jpg --learner 2 --json
+
+    divcon search runs/products "red running shoes" --text-model sentence-transformers/all-MiniLM-L6-v2
 
     Parameters
     ----------
@@ -58,14 +62,20 @@ def search(
         Compare with every item, even if the store has an approximate index.
     model
         The run or model folder, if it has moved since the index was built.
+    text_model
+        The queries are texts, of which this model of sentence-transformers makes vectors: that of features --text,
+        which made the vectors of the index. For texts alone; vectors of images and texts together need both.
     json_lines
         Print one line of JSON per neighbour.
     """
     from divcon.search import Index
 
     with Index.open(store, model, device=device) as index:
+        asked: Any = queries
+        if text_model is not None:
+            asked = _vectors_of(queries, text_model, index.about.vector_dim, device)
         neighbours = index.search(
-            queries, k, where=where, learner=learner, exact=exact, min_score=min_score, batch_size=batch_size
+            asked, k, where=where, learner=learner, exact=exact, min_score=min_score, batch_size=batch_size
         )
     for query, hits in zip(queries, neighbours, strict=True):
         if json_lines:
@@ -76,5 +86,26 @@ def search(
             console.print(query)
         for hit in hits:
             console.print(f"{hit.score:7.4f}  {hit.label or '-'}  {hit.path}")
-        if not hits and min_score is not None:
-            note(f"{query}: no item has a cosine similarity of {min_score:g} or more")
+        if not hits:
+            fits = [f"fits {' and '.join(where)}"] if where else []
+            similar = [f"has a cosine similarity of {min_score:g} or more"] if min_score is not None else []
+            note(f"{query}: no item {' and '.join(fits + similar)}" if fits + similar else "the index has no items")
+
+
+def _vectors_of(texts: list[str], name: str, dim: int | None, device: str) -> Any:
+    """The vectors of texts, (Q, F), for an index of vectors of ``dim`` dimensions."""
+    from divcon.models.text import TextModel
+    from divcon.runtime.device import resolve_device
+
+    if dim is None:
+        raise ConfigError("--text-model: the index is of images; divcon features --text makes one of texts")
+    if not all(text.strip() for text in texts):
+        raise ConfigError("a query is empty; write the text to search for")
+    vectors = TextModel(name, device=resolve_device(device)).encode(texts)
+    if vectors.shape[1] != dim:
+        raise ConfigError(
+            f"--text-model {name}: its vectors have {vectors.shape[1]:,} dimensions, and those of the index {dim:,}; "
+            "use the model that made them, of texts alone (vectors of images and texts together are found by an item's "
+            "path)"
+        )
+    return vectors

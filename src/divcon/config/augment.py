@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,9 +41,20 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 EXPECTED = "names such as color_jitter,erasing(p=0.3), or a mapping of names to their arguments"
 
 
+def _plain(name: str) -> str:
+    """A name as it is compared: torchvision's ``RandomAdjustSharpness`` is ``sharpness``, ``RandAugment`` is
+    ``rand_augment``."""
+    return re.sub("random|adjust|transform|wide|_", "", name.lower())
+
+
+_BY_CLASS = {_plain(name): name for name in DEFAULTS}
+
+
 def read_augment(value: Any) -> dict[str, dict[str, Any]]:
     """Augmentations from text (``color_jitter(hue=0.2), erasing``; ``none`` or nothing for none), a list of names, or
     a mapping of names to arguments, None for their defaults.
+
+    The names of torchvision's classes (``RandAugment``, ``ColorJitter``) are taken too.
 
     Raises:
         ValueError: it is none of these, a name is unknown (the message suggests the nearest ones and lists all) or
@@ -60,6 +72,7 @@ def read_augment(value: Any) -> dict[str, dict[str, Any]]:
     for name, arguments in items:
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             raise ValueError(f"expected {EXPECTED}, not {value!r}")
+        name = _BY_CLASS.get(_plain(name), name)
         if name not in DEFAULTS:
             raise ValueError(f"{unknown('augmentation', name, DEFAULTS)} (there are {', '.join(DEFAULTS)})")
         if name in result:

@@ -10,7 +10,8 @@
   `VALIDATION_IMAGES` images: what chooses an epoch among 10,000 images also does among more, and they teach instead.
 - ``image_size``: 224. Where three quarters of the images are more than `LONG` times as tall as wide (or as wide as
   tall), as many pixels in the median image's shape, of at most 1:4, each side a multiple of `STRIDE`: 320 x 160 for
-  images of 2:1. A backbone that is made for one size (a vision transformer, or one of your own) keeps the square.
+  images of 2:1. A backbone that is made for one size (a vision transformer, or one of your own) keeps the square, of
+  the size that its name has, if it has one: 384 for ``vit_base_patch16_siglip_384``.
 - ``fit``: crop, where the input is square and at most half of the images are more than `LONG` times as long as wide:
   a centre crop of the others loses less than half of each image. Else squash: on people of 2:1 and a square input
   pretrained features gave a Recall@1 of 30.2 with squash and 19.7 with crop.
@@ -125,12 +126,13 @@ class ImageFacts:
 
 
 def fit_images(
-    config: ModelConfig, images: ImageFacts, *, any_size: bool = False
+    config: ModelConfig, images: ImageFacts, *, any_size: bool = False, own_size: int | None = None
 ) -> tuple[ModelConfig, Mapping[str, str]]:
     """As `fit_training`, of ``image_size``, ``fit`` and ``pixel_range``.
 
     Args:
         any_size: whether the backbone takes images of any height and width.
+        own_size: height and width that the backbone is made for, by its name.
     """
     shapes, reasons = images.shapes, {}
     config, of_values = fit_pixel_range(config, images.extremes)
@@ -140,8 +142,10 @@ def fit_images(
     if not size:
         low, high = np.quantile(ratios, [0.25, 0.75])
         long = low > LONG or high < 1 / LONG
-        size = _in_shape(median) if long and any_size else IMAGE_SIZE
-        if long:
+        size = _in_shape(median) if long and any_size else own_size or IMAGE_SIZE
+        if own_size not in (None, IMAGE_SIZE):
+            reasons["image_size"] = "the backbone was trained on images of this size"
+        elif long:
             square = "" if any_size else "; the backbone is made for square images"
             reasons["image_size"] = f"{_shape_in_words(median, len(shapes))}{square}"
     fit = config.fit
@@ -222,11 +226,12 @@ def fit(
     images: ImageFacts | None = None,
     *,
     any_size: bool = False,
+    own_size: int | None = None,
 ) -> tuple[RunConfig, dict[str, str]]:
     """As `fit_training`, of all settings of a run; without ``images``, for vectors, those of images stay open."""
     train, reasons = fit_training(config.train, labels)
     model, more = fit_model(config.model, train, labels)
     of_images: Mapping[str, str] = {}
     if images is not None:
-        model, of_images = fit_images(model, images, any_size=any_size)
+        model, of_images = fit_images(model, images, any_size=any_size, own_size=own_size)
     return replace(config, model=model, train=train), {**more, **of_images, **reasons}

@@ -8,6 +8,8 @@ from typing import Any
 ImageSize = int | tuple[int, int]
 """Pixels: of height and width both, or (height, width)."""
 
+MOST_PIXELS = 8192
+"""The most that a side may have: one image of more fills the memory of most machines."""
 EXPECTED = "a whole number of pixels, or a height and a width such as 128x64"
 _TEXT = re.compile(r"\s*(\d+)\s*(?:[x×*,]\s*(\d+)\s*)?", re.IGNORECASE)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from divcon.config.augment import Augment, read_augment
+from divcon.config.backbone_names import canonical
 from divcon.config.fields import (
     Part,
     at_least,
@@ -27,7 +28,7 @@ from divcon.config.fields import (
     setting,
 )
 from divcon.config.files import Where, as_yaml, placed, read_config_file, typed, typed_value, unknown_key
-from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.image_size import MOST_PIXELS, ImageSize, height_width, read_size, saved_size
 from divcon.config.memory_size import MemorySize, read_memory_size
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.errors import ConfigError
@@ -91,10 +92,13 @@ class ModelConfig:
     embedding_dim: int = 512
     """D, the length of the embedding."""
     head_options: dict[str, Any] = setting(default_factory=dict, options_of="method")
-    """Arguments of the method's head. For masks: kind (learned, or fixed: consecutive blocks of dimensions) and full
-    (plain, or masked: the full embedding is multiplied by the sum of the masks), as in `head_options.kind=fixed`."""
+    """Arguments of the method's head. For masks: kind (learned, or fixed: consecutive blocks of dimensions), full
+    (plain, or masked: the full embedding is multiplied by the sum of the masks), relu (False: masks may be negative)
+    and start (ones, or normal: one draw with mean 0.9 and standard deviation 0.7), as in `head_options.kind=fixed`."""
     backbone: Part = setting("auto", door=True)
-    """The network before the head: any timm model by name; for vectors none (the head alone) or mlp (a small residual
+    """The network before the head: any timm model by name (DINOv2 and DINOv3, SigLIP, CLIP among them), or as others
+    call it (timm/resnet18.a1_in1k, facebook/dinov2-base, open_clip:ViT-B-32/laion2b_s34b_b79k); hf-hub:user/model, a
+    repository of the Hugging Face hub that timm wrote; for vectors none (the head alone) or mlp (a small residual
     network). auto: resnet50.tv_in1k for images, none for vectors."""
     pretrained: bool = True
     """Start from the backbone's pretrained weights."""
@@ -103,8 +107,9 @@ class ModelConfig:
     image_size: ImageSize = setting(0, before=IMAGE_SIZE, read=read_size, write=saved_size)
     """Height and width, in pixels, of the backbone's input: one number for both, or height x width, as in
     `image_size=256x128` for people. For a vision transformer, multiples of its patch size (14 or 16, for example); its
-    position embeddings are resampled to it. 0: 224; or as many pixels in the shape of the training images, where these
-    are tall or wide and the backbone takes any size (see `divcon.config.from_data`). Not used for vectors."""
+    position embeddings are resampled to it. 0: 224, or what the name of a vision transformer says (384 of
+    vit_base_patch16_siglip_384); or as many pixels in the shape of the training images, where these are tall or wide
+    and the backbone takes any size (see `divcon.config.from_data`). Not used for vectors."""
     fit: Fit = setting("auto", before="crop")
     """How an image comes into `image_size`. crop: its middle, after resizing; what is outside is lost. squash: all of
     it, resized to exactly that height and width, whatever its shape. pad: all of it in its own shape, with a border in
@@ -144,14 +149,17 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if isinstance(self.backbone, str):  # so that two names of one model are the same setting
+            object.__setattr__(self, "backbone", canonical(self.backbone))
         if self.method == "single" and self.num_learners != 1:
             object.__setattr__(self, "num_learners", 1)
         if self.weights is not None:  # so that another working directory finds it too
             object.__setattr__(self, "weights", place(self.weights).absolute())
         at_least(self, num_learners=0, embedding_dim=1, channels=1)
-        if min(height_width(self.image_size)) < 1 and self.image_size != 0:
+        if self.image_size != 0 and not 1 <= min(sides := height_width(self.image_size)) <= max(sides) <= MOST_PIXELS:
             raise ConfigError(
-                f"`image_size` {saved_size(self.image_size)}: height and width must be at least 1", field="image_size"
+                f"`image_size` {saved_size(self.image_size)}: height and width must be from 1 to {MOST_PIXELS:,}",
+                field="image_size",
             )
         if self.embedding_dim < self.num_learners:
             raise ConfigError(
@@ -173,7 +181,7 @@ class ModelConfig:
 
 
 DivideBy = Literal["image", "class", "random", "random-class", "none"]
-DivideOn = Literal["bank", "fresh"]
+DivideOn = Literal["bank", "fresh", "embedding"]
 Precision = Literal["fp32", "bf16", "fp16"]
 SmallClasses = Literal["repeat", "fill"]
 Rounds = Literal["epoch", "longest", "shortest"]
@@ -202,12 +210,17 @@ class TrainConfig:
     """M, images of each class in a batch; a batch has B // M classes. 0: 4, or 2 where classes have fewer."""
     redivide_every: int = 2
     """T, epochs between divisions of the training images."""
+    redivide_until: int | None = None
+    """Epoch from which on the images are not divided again: the last division stays until the finetune phase, and the
+    backbone trains in every epoch (an option of the 2021 code). None: they are divided again in all phases but
+    finetune."""
     divide_by: DivideBy = "image"
     """What k-means clusters: image (both papers), or class (class means, so that a class stays whole). Or a control:
     random (images at random), random-class (whole classes at random), none (every learner has all images)."""
     divide_on: DivideOn = setting("fresh", old_values={"memory": "bank"})
     """Features that k-means clusters: fresh (embed all training images at each division; both papers), or bank (take
-    the features that training has computed since the last division from a feature bank, and embed only the rest)."""
+    the features that training has computed since the last division from a feature bank, and embed only the rest). Or
+    embedding: the full embedding in place of the features (an option of the 2021 code)."""
     division_tries: int = 30
     """Number of k-means seeds to try until each cluster has two classes with a positive pair (2021)."""
     division_memory: MemorySize = setting(0.25, before=0, read=read_memory_size)
@@ -228,7 +241,8 @@ class TrainConfig:
     two (2021; for masks)."""
     small_classes: SmallClasses = "repeat"
     """For a class with fewer than `images_per_class` images in its cluster: repeat them (2019), or fill its places in
-    the batch with other images of the cluster (2021)."""
+    the batch with other images of the cluster (2021). A cluster with too few classes for a batch has more images of
+    each; fill shares the batch out evenly among them, as far as they have images."""
     full_weight: float = setting(1.0, before=0.0)
     """Weight, until the joint phase, of a loss on the full embedding added to the learner's, on the same batch (ours);
     0: the learner's loss alone, as in both papers."""
@@ -367,6 +381,8 @@ class TrainConfig:
             workers=0,
             seed=0,
         )
+        if self.redivide_until is not None:
+            at_least(self, redivide_until=1)
         if self.num_threads is not None:
             at_least(self, num_threads=1)
         if self.distill_temperature == 0:

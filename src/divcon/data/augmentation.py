@@ -84,7 +84,8 @@ def _create(name: str, arguments: Mapping[str, Any], fill: tuple[int, ...]) -> n
             raise ValueError(f"p must be from 0 to 1, not {share}")
         created = CLASSES[name](**options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"`augment` {name}: {error}", field="augment") from None
+        # Backticks are for settings.
+        raise ConfigError(f"`augment` {name}: {str(error).replace('`', '')}", field="augment") from None
     return created if share is None or share == 1 else v2.RandomApply([created], p=share)
 
 
@@ -108,7 +109,8 @@ class Augmented(nn.Module):
             except (TypeError, ValueError, RuntimeError, IndexError) as error:
                 shape = " x ".join(map(str, pixels.shape))
                 raise ConfigError(
-                    f"`augment` {name}: cannot be applied to {shape} pixels (channels x height x width): {error}",
+                    f"`augment` {name}: cannot be applied to {shape} pixels (channels x height x width): "
+                    + str(error).replace("`", ""),
                     field="augment",
                 ) from error
         return pixels

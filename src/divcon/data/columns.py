@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ _PATHS = (
 )
 _IMAGES = (
     *("img", "images", "picture", "photo", "image_bytes", "img_bytes", "bytes", "content", "jpg", "jpeg", "png"),
-    *("webp", "pixels", "data"),
+    *("webp", "pixels", "pixel_values", "data"),
 )
 _LABELS = (
     *("labels", "class", "class_name", "classname", "class_label", "category", "category_name", "target", "targets"),
@@ -55,10 +55,24 @@ _SPLITS = (
     "train_test",
     "dataset_split",
 )
+_FLAGS = {
+    **dict.fromkeys(("is_train", "is_training", "is_training_image"), ("train", "test")),
+    **dict.fromkeys(("is_valid", "is_val", "is_validation"), ("validation", "train")),
+    **dict.fromkeys(("is_test", "is_testing"), ("test", "train")),
+}
+"""Columns of truth values that stand for a split, and the split where they are true and false."""
 _VECTORS = (
     *("embeddings", "vector", "vectors", "emb", "embs", "embed", "feature", "features", "feat", "feats", "encoding"),
     *("representation", "image_embedding", "image_embeddings", "clip_embedding", "text_embedding", "hidden_state", "x"),
 )
+
+
+_IMAGE_NAME = re.compile(r"(?is)\s*\S.*\.(jpe?g|png|gif|bmp|webp|tiff?|jfif|avif)\s*")
+
+
+def is_image_name(value: Any) -> bool:
+    """Whether a value is a text that ends as the names of images do."""
+    return isinstance(value, str) and _IMAGE_NAME.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
@@ -102,8 +116,9 @@ class Roles:
         for role in guessed:
             more = f" (not {' or '.join(map(repr, self.others[role][:3]))})" if self.others.get(role) else ""
             parts.append(f"{words[role]} {self.names[role]!r}{more}")
-        settings = ", ".join(f"`{word}_column`" for word in dict.fromkeys(words[role] for role in guessed))
-        return [f"columns: {', '.join(parts)}, by their names; {settings} choose others"]
+        settings = [f"`{word}_column`" for word in dict.fromkeys(words[role] for role in guessed)]
+        choose = "chooses another" if len(settings) == 1 else "choose others"
+        return [f"columns: {', '.join(parts)}, by their names; {', '.join(settings)} {choose}"]
 
 
 GUESS = Columns()
@@ -136,16 +151,25 @@ def kind_of(kind: pa.DataType) -> Kind:
     return "other" if pa.types.is_nested(kind) else "plain"
 
 
-def roles_of(where: str, kinds: Sequence[tuple[str, Kind]], chosen: Columns, *, text_alone: bool = False) -> Roles:
+def roles_of(
+    where: str,
+    kinds: Sequence[tuple[str, Kind]],
+    chosen: Columns,
+    *,
+    text_alone: bool = False,
+    first: Callable[[str], Any] = lambda _: None,
+) -> Roles:
     """What each column of a table is.
 
     A column that the user chose comes first, then divcon's own name (``path`` or ``file_name``, ``image``, ``label``,
-    ``split``, ``embedding``, in any case), then the usual names, in their order.
+    ``split``, ``embedding``, in any case), then the usual names, in their order, and for paths the only column of text
+    that begins with the name of an image.
 
     Args:
         where: the table, for messages.
         kinds: the names and kinds of all columns; a name may occur twice.
         text_alone: whether the format has text alone (CSV), so that a column's kind says nothing.
+        first: the first value of a column.
 
     Raises:
         ConfigError: there is no column of a chosen name, or it holds something else.
@@ -211,6 +235,12 @@ def roles_of(where: str, kinds: Sequence[tuple[str, Kind]], chosen: Columns, *, 
                 names["embedding"] = vector  # a CSV may hold lists of numbers as text
             elif "image" not in names and path is None:
                 guess("embedding", _VECTORS, "vector")
+        if not names.keys() & {"path", "image", "embedding"} and not any(map(is_image_name, present)):
+            texts = [name for name, kind in kinds if kind == "text" and name not in names.values()]
+            named = [name for name in texts if is_image_name(first(name))]
+            if len(named) == 1:
+                names["path"] = named[0]
+                guessed.append("path")
     if "label" not in names and chosen.label is None:
         guess("label", _LABELS, "text", "plain", "null")
     if chosen.split is not None:
@@ -219,6 +249,8 @@ def roles_of(where: str, kinds: Sequence[tuple[str, Kind]], chosen: Columns, *, 
         names["split"] = name
     else:
         guess("split", _SPLITS, "text")
+        if "split" not in names:
+            guess("split", tuple(_FLAGS), "text", "plain")
     for role in COLUMNS[3:]:
         if (name := own(role)) is not None:
             names[role] = name
@@ -226,6 +258,11 @@ def roles_of(where: str, kinds: Sequence[tuple[str, Kind]], chosen: Columns, *, 
         if present.count(name) > 1:
             raise DataError(f"{where}: there are two columns {name!r}, and one is to be the {role}; keep one")
     return Roles(names, tuple(guessed), others)
+
+
+def split_flag(name: str) -> tuple[str, str] | None:
+    """The splits of the rows where a column of truth values is true, and where it is false; None: it is no such."""
+    return _FLAGS.get(_folded(name))
 
 
 def _named(name: str, present: Sequence[str], where: str) -> str | None:
@@ -254,15 +291,33 @@ def _no_column(where: str, setting: str, value: str, present: Sequence[str]) -> 
     return ConfigError(f"{where}: `{setting}` {value!r}: there is no such column among {shown}{advice}", field=setting)
 
 
+_NUMBERED = re.compile(r"(.*?)[\W_]*(\d+)")
+
+
+def _numbered(present: Sequence[str]) -> list[str]:
+    """The columns that are one name and a number, as a vector has where each number has a column: f0, f1, f2."""
+    by_stem: dict[str, list[str]] = {}
+    for name in present:
+        if numbered := _NUMBERED.fullmatch(name.strip()):
+            by_stem.setdefault(numbered[1].casefold(), []).append(name)
+    most = max(by_stem.values(), key=len, default=[])
+    return most if len(most) > 2 else []
+
+
 def missing_column(where: Any, role: str, present: Sequence[str], hint: str) -> DataError:
     """The error for a column that is neither there nor guessed, with the nearest names."""
     by_fold = {name.strip().casefold(): name for name in present}
     near = difflib.get_close_matches(role, by_fold, n=1, cutoff=0.5)
     setting = {"path": "image_column", "label": "label_column", "split": "split_column"}.get(role)
-    if any(re.search(r"(?i)\.(jpe?g|png|gif|bmp|webp|tiff?)$", name.strip()) for name in present):
+    if any(map(is_image_name, present)):
         advice = "the first line seems to be a row, not the names of the columns: put the line path,label above it"
     elif len(present) == 1 and len(present[0].split()) > 1:
         advice = "the columns seem to be separated by spaces: separate them by commas or tabs"
+    elif role == "path" and (numbered := _numbered(present)):
+        advice = (
+            f"if {numbered[0]!r} to {numbered[-1]!r} are a vector, write it as one column embedding, a list of numbers "
+            "a row, or as a .npy with a file of labels"
+        )
     elif near:
         advice = f"rename {by_fold[near[0]]!r}, if that is it"
         advice += f", or choose it (`{setting}={by_fold[near[0]]}`)" if setting else ""

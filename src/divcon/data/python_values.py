@@ -73,6 +73,18 @@ def _is_dataset(data: Any) -> bool:
     )
 
 
+def advice_on_value(data: Any) -> str | None:
+    """What to pass in place of a value that `columns_of` does not take; None: nothing is like it."""
+    name = type(data).__name__
+    if hasattr(data, "collect") and hasattr(data, "lazy"):  # polars
+        return "pass its rows (`.collect()`)"
+    if hasattr(data, "dataset") and hasattr(data, "batch_size"):
+        return f"a {name} makes batches of its rows; pass its dataset (`.dataset`), or arrays (images, labels)"
+    if hasattr(data, "__next__") or (hasattr(data, "__iter__") and not isinstance(data, (str, bytes, set, frozenset))):
+        return "its rows are there one after the other, and a data set is read as a whole; pass a list of them (`list`)"
+    return None
+
+
 def _of_hugging_face(data: Any) -> pa.Table:
     if not hasattr(data, "with_format") or not hasattr(data, "__len__"):
         raise DataError(

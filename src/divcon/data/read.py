@@ -17,11 +17,11 @@ import pyarrow.compute
 
 from divcon.config.settings import SPLITTING
 from divcon.data.benchmark import Benchmark
-from divcon.data.image_files import check_name, is_folder
+from divcon.data.image_files import check_name, is_folder, is_image_name
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.published import read_cars, read_cub, read_inshop, read_market1501, read_sop, read_vehicleid
 from divcon.data.published.vehicleid import vehicleid_of
-from divcon.data.python_values import columns_of, is_value
+from divcon.data.python_values import advice_on_value, columns_of, is_value
 from divcon.data.readers.arrays import is_vector_file, read_vector_file
 from divcon.data.readers.folder import read_folder
 from divcon.data.readers.icons import read_icons
@@ -188,11 +188,15 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
             return read_columns, "the table", (columns_of(data), root)
         if callable(data):
             return data, f"reader {name_of(data)}", ()
+        if (advice := advice_on_value(data)) is not None:
+            raise DataError(f"{type(data).__name__} cannot be read: {advice}")
         raise DataError(
             f"{type(data).__name__} cannot be read: pass the name of a data set, a folder, a table, a dict of columns, "
             "a list of rows, a data frame, a Dataset, or a function that returns a Benchmark"
         )
     name = os.fspath(data)
+    if not name:
+        raise DataError("the name of the data is empty: pass a folder, a table or the name of a data set")
     if root is not None:
         check_name(root)
     if name in NAMED:
@@ -216,19 +220,22 @@ def _reader(data: Readable, root: str | os.PathLike[str] | None) -> tuple[Reader
             raise ConfigError(f"{name}: a file of vectors takes no `root`", field="root")
         return read_vector_file, name, (path,)
     if path.is_file():
-        if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".zip", ".pkl", ".pickle", ".html", ".h5", ".hdf5", ".txt"):
-            content_of(path)  # says what it is, if it is no table by its content either
+        is_image = is_image_name(name)
+        ending = "" if is_image else f"; if it is a table, give it the ending {_ENDINGS[content_of(path).format]}"
         raise DataError(
             f"{name}: labelled images come as a folder with one folder per class, or as a table "
-            f"({', '.join(TABLE_SUFFIXES)}) with the columns path and label"
-            f"{'; if it is a table, give it the ending .csv' if path.suffix.lower() == '.txt' else ''}"
+            f"({', '.join(TABLE_SUFFIXES)}) with the columns path and label{ending}"
         )
     if is_named(name):
         reader = load_part(name, "reader")
         if not callable(reader):
             raise ConfigError(f"reader {name!r}: is no function, but {type(reader).__name__}")
         return cast(Reader, reader), f"reader {name}", ()
-    raise DataError(f"{name}: there is no such file or folder; {unknown('data set', name, NAMED)}")
+    known = "" if path.name != name else f"; {unknown('data set', name, NAMED)}"
+    raise DataError(f"{name}: there is no such file or folder{known}")
+
+
+_ENDINGS = {"csv": ".csv", "parquet": ".parquet", "json": ".jsonl", "arrow": ".arrow"}
 
 
 def _reader_at_address(url: str, root: str | os.PathLike[str] | None) -> tuple[Reader, str, tuple[Any, ...]]:

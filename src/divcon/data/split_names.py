@@ -52,6 +52,14 @@ def split_role(name: str, weak: bool = False) -> Role | None:
     return known[word]
 
 
+def split_word(name: str) -> Role | None:
+    """The split that one of the words of a name says: ``fr_train``, ``imagenet-val``, ``test clean``. None: none does,
+    or several do."""
+    words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)
+    roles = {_STRONG[word.casefold()] for word in words if word.casefold() in _STRONG}
+    return roles.pop() if len(roles) == 1 else None
+
+
 def is_fold(name: str) -> bool:
     """Whether it is the name of a fold of a cross-validation: ``fold_3``, ``split2``."""
     return re.fullmatch(r"(fold|split|cv)[\W_]*\d+", name.casefold()) is not None

@@ -113,7 +113,8 @@ def _too_few(sizes: np.ndarray, pairs: np.ndarray, grouped: bool, source: str) -
     number = f"{classes:,} class{'' if classes == 1 else 'es'}"
     need = "without a split, train and test need two classes each of two images or more"
     if with_pairs < 4:
-        return f"{source}: {number}; {need}, and {with_pairs} have them: give at least four, or a split"
+        have = "has" if with_pairs == 1 else "have"
+        return f"{source}: {number}; {need}, and {with_pairs} {have} them: give at least four, or a split"
     assert grouped
     return (
         f"{source}: {number} in {len(pairs):,} group{'' if len(pairs) == 1 else 's'}, the largest of {pairs.max():,} "

@@ -152,6 +152,8 @@ _KINDS = (
     (b"SQLite format 3", "an SQLite database"),
     (b"\x89HDF", "an HDF5 file"),
     (b"\x93NUMPY", "an array of NumPy (.npy)"),
+    (b"Obj\x01", "an Avro file"),
+    (b"ORC", "an ORC file"),
     (b"7z\xbc\xaf", "a 7z archive"),
     (b"Rar!", "a RAR archive"),
     (b"\x80\x02", "a Python pickle"),
@@ -164,6 +166,8 @@ _ADVICE = {
     "an Excel file of the old kind (.xls)": "save it as CSV UTF-8 in the spreadsheet program",
     "an OpenDocument spreadsheet": "save it as CSV UTF-8 in the spreadsheet program",
     "an array of NumPy (.npy)": "give it the ending .npy",
+    "an Avro file": "write it as parquet",
+    "an ORC file": "write it as parquet",
     "a Python pickle": "write it as CSV or parquet: a pickle may run any code when it is read",
 }
 _TABLES = "a table is a CSV in UTF-8, a parquet or Arrow file, or JSON Lines"
@@ -244,6 +248,8 @@ def _of_start(name: str, start: bytes, path: Path) -> Content:
     text = start.decode(encoding, "ignore")
     if "\0" in text:
         what = "no parquet file" if table_suffix(path) in PARQUET_SUFFIXES else "not text in UTF-8"
+        if start[:64].isascii() and start[:64].count(0) == 0:
+            what = f"text with a character NUL in line {text[: text.index(chr(0))].count(chr(10)) + 1}"
         raise DataError(f"{name}: this is {what}; {_TABLES}")
     return Content(_of_text(name, text.lstrip("\ufeff"), path), encoding=encoding)
 

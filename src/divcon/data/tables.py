@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,10 +33,12 @@ from divcon.data.columns import (
     Columns,
     Kind,
     Roles,
+    is_image_name,
     kind_of,
     kinds_of,
     missing_column,
     roles_of,
+    split_flag,
 )
 from divcon.data.labels import label_text, read_labels
 from divcon.data.table_format import (
@@ -201,7 +203,7 @@ def load_file(
         loaded = _load_parquet(path, chosen, constants)
     else:
         whole = _with(_read_json(path) if kind == "json" else _read_arrow(path), constants)
-        roles = roles_of(str(path), list(kinds_of(whole.schema).items()), chosen)
+        roles = roles_of(str(path), list(kinds_of(whole.schema).items()), chosen, first=partial(_first, whole))
         loaded = Loaded(path, kind, _renamed(whole, roles), tuple(whole.column_names), roles, whole)
     rows = loaded.rows
     if not len(rows) and not one_of_several:
@@ -286,10 +288,18 @@ def _check_columns(where: str, rows: pa.Table, roles: Roles) -> None:
 
 
 def _renamed(table: pa.Table, roles: Roles) -> pa.Table:
-    """The columns among COLUMNS, under these names."""
+    """The columns among COLUMNS, under these names; truth values that stand for a split, as its names."""
     names = [role for role in COLUMNS if role in roles.names]
     rows = table.select([table.column_names.index(roles.names[role]) for role in names])
-    return rows.rename_columns(names) if names else table.select([])
+    if not names:
+        return table.select([])
+    rows = rows.rename_columns(names)
+    if (sides := split_flag(roles.names.get("split", ""))) is not None:
+        flags = {"true": sides[0], "1": sides[0], "1.0": sides[0], "false": sides[1], "0": sides[1], "0.0": sides[1]}
+        values = [flags.get(str(value).strip().lower(), value) for value in rows["split"].to_pylist()]
+        texts = pa.array([None if value is None else str(value) for value in values], pa.string())
+        rows = rows.set_column(names.index("split"), "split", texts)
+    return rows
 
 
 def is_parquet(path: Path) -> bool:
@@ -347,7 +357,9 @@ def json_line(source: str | Path, row: int) -> int | None:
 def _load_csv(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | None]]) -> Loaded:
     header = _header(path)
     more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in header]
-    roles = roles_of(str(path), kinds_in_csv(path, header) + more, chosen, text_alone=True)
+    values = dict(zip(header, _first_record(path), strict=False))
+    kinds = kinds_in_csv(path, header) + more
+    roles = roles_of(str(path), kinds, chosen, text_alone=True, first=values.get)
     wanted = [name for name in dict.fromkeys(roles.names.values()) if name in header]
     if not wanted:
         # Arrow reads every column when none is named.
@@ -378,14 +390,23 @@ def _load_csv(path: Path, chosen: Columns, constants: Sequence[tuple[str, str | 
 
 def kinds_in_csv(path: Path, header: Sequence[str]) -> list[tuple[str, Kind]]:
     """The columns; those whose first value is a list of numbers are vectors, all others text."""
+    values = [*_first_record(path), *[""] * len(header)]
+    return [(name, "vector" if _LIST.fullmatch(value) else "text") for name, value in zip(header, values, strict=False)]
+
+
+def _first_record(path: Path) -> list[str]:
+    """The values of a CSV's first row."""
     try:
         with open_text(path, "replace") as file:
             records = (record for record in csv.reader(file, delimiter=delimiter(path)) if record)
-            first = next(itertools.islice(records, 1 + lines_before_header(path), None), [])
+            return next(itertools.islice(records, 1 + lines_before_header(path), None), [])
     except csv.Error:
-        first = []  # the reader says where it is wrong
-    values = [*first, *[""] * len(header)]
-    return [(name, "vector" if _LIST.fullmatch(value) else "text") for name, value in zip(header, values, strict=False)]
+        return []  # the reader says where it is wrong
+
+
+def _first(table: pa.Table, name: str) -> Any:
+    """The first value of a column."""
+    return next(iter(table[name].slice(0, 1).to_pylist()), None)
 
 
 _LIST = re.compile(r"\s*[\[(]\s*[-+0-9.][^\])]*[\])]\s*", re.DOTALL)
@@ -418,12 +439,19 @@ def _load_parquet(path: Path, chosen: Columns, constants: Sequence[tuple[str, st
             schema = parquet.schema_arrow
             kinds = kinds_of(schema)
             more: list[tuple[str, Kind]] = [(name, "text") for name, _ in constants if name not in kinds]
-            roles = roles_of(str(path), [*((name, kinds[name]) for name in schema.names), *more], chosen)
+            columns = [*((name, kinds[name]) for name in schema.names), *more]
+            roles = roles_of(str(path), columns, chosen, first=partial(_first_in_parquet, parquet))
             wanted = list(dict.fromkeys(roles.names[role] for role in COLUMNS if role in roles.names))
             table = _with(parquet.read(columns=[name for name in wanted if name in kinds]), constants)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(_damaged_parquet(path, error)) from None
     return Loaded(path, "parquet", _renamed(table, roles), tuple(schema.names), roles)
+
+
+def _first_in_parquet(parquet: pq.ParquetFile, name: str) -> Any:
+    """The first value of a column."""
+    batch = next(parquet.iter_batches(batch_size=1, columns=[name]), None)
+    return None if batch is None or not len(batch) else batch.column(0)[0].as_py()
 
 
 def _parquet_column(path: Path, name: str) -> pa.Table:
@@ -447,9 +475,24 @@ def _read_arrow(path: Path) -> pa.Table:
             start = file.read(6)
             file.seek(0)
             reader = pa.ipc.open_file(file) if start == b"ARROW1" else pa.ipc.open_stream(file)
-            return reader.read_all()
+            return _with_plain_dictionaries(reader.read_all())
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: this is not an Arrow file that can be read ({first_line(error)})") from None
+
+
+def _with_plain_dictionaries(table: pa.Table) -> pa.Table:
+    """The table with categories as columns of the usual text: polars writes them as views, whose dictionaries Arrow
+    cannot decode."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) and pa.types.is_string_view(field.type.value_type):
+            chunks = [
+                pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.large_string())).cast(
+                    pa.large_string()
+                )
+                for chunk in table.column(place).chunks
+            ]
+            table = table.set_column(place, field.name, pa.chunked_array(chunks, pa.large_string()))
+    return table
 
 
 def _read_json(path: Path) -> pa.Table:
@@ -526,18 +569,11 @@ def _is_answer(value: dict[str, Any]) -> bool:
     return plain and bool({"error", "detail", "message", "Error", "Message"} & value.keys())
 
 
-_IMAGE = re.compile(r"(?i).*\.(jpe?g|png|gif|bmp|webp|tiff?|jfif|avif)")
-
-
-def _is_image_name(value: Any) -> bool:
-    return isinstance(value, str) and _IMAGE.fullmatch(value) is not None
-
-
 def _rows_of_columns(value: dict[str, Any]) -> list[Any]:
     """The rows of an object of columns, as pandas and others write it; or of one row."""
-    if len(value) > 1 and all(map(_is_image_name, value)):  # the label of each file
+    if len(value) > 1 and all(map(is_image_name, value)):  # the label of each file
         return [{"path": name, "label": label} for name, label in value.items()]
-    if len(value) > 1 and all(isinstance(names, list) and all(map(_is_image_name, names)) for names in value.values()):
+    if len(value) > 1 and all(isinstance(names, list) and all(map(is_image_name, names)) for names in value.values()):
         return [{"path": name, "label": label} for label, names in value.items() for name in names]  # files of each
     columns, data = value.get("columns"), value.get("data")
     if isinstance(columns, list) and isinstance(data, list):  # pandas, orient="split"
@@ -866,12 +902,13 @@ def tables_in_memory(
     if isinstance(columns, Mapping):
         columns = {str(key): array_column(name, str(key), values) for key, values in columns.items()}
     try:
-        table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+        table = _with_plain_dictionaries(columns if isinstance(columns, pa.Table) else pa.table(columns))
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(f"{name}: is no table of columns of one length ({first_line(error)})") from None
     if not len(table):
         raise DataError(f"{name}: the table has no rows")
-    roles = roles_of(name, list(zip(table.column_names, _kinds(table), strict=True)), chosen)
+    kinds = list(zip(table.column_names, _kinds(table), strict=True))
+    roles = roles_of(name, kinds, chosen, first=partial(_first, table))
     rows = _renamed(table, roles)
     if "label" in roles.names:
         names = class_names(table.schema, roles.names["label"])
@@ -1012,18 +1049,36 @@ def other_columns(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in own]
 
 
-def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
+def whole_table(path: Path) -> pa.Table:
+    """All columns of a table in one file, of a CSV as text.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        columns = _read(path, list)
+        return columns if isinstance(columns, pa.Table) else pa.table(columns)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{path}: its columns cannot be read ({first_line(error)})") from None
+
+
+def is_plain_table(path: str | Path) -> bool:
+    """Whether it is a table in one file."""
+    return is_table(path) and Path(path).is_file()
+
+
+def _read(file: Path, chosen: Callable[[Sequence[str]], list[str]] = other_columns) -> pa.Table | dict[str, list[Any]]:
     kind = format_of(file)
     if kind == "json":
-        return _read_objects(file)
+        return _read_objects(file, chosen)
     if kind == "arrow":
         table = _read_arrow(file)
-        names = other_columns(table.column_names)
+        names = chosen(table.column_names)
         _no_twins(file, names)
         return table.select(names)
     if kind == "parquet":
         with pq.ParquetFile(opened(file)) as parquet:
-            names = other_columns(parquet.schema_arrow.names)
+            names = chosen(parquet.schema_arrow.names)
             _no_twins(file, names)
             return parquet.read(columns=names)
     header = _header(file)
@@ -1045,7 +1100,7 @@ def _read(file: Path) -> pa.Table | dict[str, list[Any]]:
     if _is_padded(header):
         table = pa.table({name.strip(): pc.utf8_trim_whitespace(table[name]) for name in table.column_names})
     schema = pa.schema([pa.field(name, pa.string(), metadata=UNTYPED) for name in table.column_names])
-    return table.cast(schema).select(other_columns(table.column_names))
+    return table.cast(schema).select(chosen(table.column_names))
 
 
 def _no_twins(file: Path, names: Sequence[str]) -> None:
@@ -1054,10 +1109,10 @@ def _no_twins(file: Path, names: Sequence[str]) -> None:
         raise DataError(f"{file}: there are two columns {twice!r}; rename one")
 
 
-def _read_objects(file: Path) -> dict[str, list[Any]]:
+def _read_objects(file: Path, chosen: Callable[[Sequence[str]], list[str]]) -> dict[str, list[Any]]:
     """The columns of JSON as Python reads them: Arrow would make dates of text, and floats of large integers."""
     with open_bytes(file) as content:
         text = content.read().decode("utf-8-sig")
     rows = _json_rows(file, text, parse_float=NumberText)
-    names = other_columns(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
+    names = chosen(list(dict.fromkeys(itertools.chain.from_iterable(rows))))
     return {name: [row.get(name) for row in rows] for name in names}

@@ -15,20 +15,26 @@ if TYPE_CHECKING:
         wilson_interval,
     )
     from divcon.evaluation.clustering import clustering_metrics
+    from divcon.evaluation.in_loop import RetrievalMetrics
     from divcon.evaluation.metrics import METRICS, Metric, Ranking, metric
+    from divcon.evaluation.per_class import class_scores
     from divcon.evaluation.protocol import evaluate
     from divcon.evaluation.reranking import ReRanking, reranked_distances
     from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
     from divcon.evaluation.subspaces import learner_similarity, similarity_correlations, subspace_order
+    from divcon.evaluation.tables import ScoreTable, score_table
 
 __all__ = [
     "METRICS",
     "Metric",
     "Ranking",
     "ReRanking",
+    "RetrievalMetrics",
+    "ScoreTable",
     "bootstrap_difference",
     "bootstrap_interval",
     "bootstrap_runs_difference",
+    "class_scores",
     "clustering_metrics",
     "evaluate",
     "learner_similarity",
@@ -36,6 +42,7 @@ __all__ = [
     "random_gallery_metrics",
     "reranked_distances",
     "retrieval_metrics",
+    "score_table",
     "share_interval",
     "similarity_correlations",
     "subspace_order",
@@ -49,9 +56,12 @@ __getattr__, __dir__ = lazy_names(
         "Metric": "metrics",
         "Ranking": "metrics",
         "ReRanking": "reranking",
+        "RetrievalMetrics": "in_loop",
+        "ScoreTable": "tables",
         "bootstrap_difference": "bootstrap",
         "bootstrap_interval": "bootstrap",
         "bootstrap_runs_difference": "bootstrap",
+        "class_scores": "per_class",
         "clustering_metrics": "clustering",
         "evaluate": "protocol",
         "learner_similarity": "subspaces",
@@ -59,6 +69,7 @@ __getattr__, __dir__ = lazy_names(
         "random_gallery_metrics": "retrieval",
         "reranked_distances": "reranking",
         "retrieval_metrics": "retrieval",
+        "score_table": "tables",
         "share_interval": "bootstrap",
         "similarity_correlations": "subspaces",
         "subspace_order": "subspaces",

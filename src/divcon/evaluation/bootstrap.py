@@ -147,6 +147,31 @@ def bootstrap_runs_difference(
     return _interval(sums, np.bincount(code), level, draws, seed)
 
 
+def runs_interval(
+    sums: np.ndarray, counts: np.ndarray, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The interval of a mean over queries and runs when seeds and classes are drawn; with one run only classes are.
+
+    Where a bootstrap has no width and the scores are shares, it is Wilson's, as of `share_interval`.
+
+    Args:
+        sums: (S, C), the sum of the values of each run and class.
+        counts: (C,) ints, the queries of each class.
+        level, draws, seed: as of `bootstrap_interval`.
+
+    Returns:
+        The lower and the upper end; (nan, nan) where all queries are of one class and the mean is no share.
+
+    Raises:
+        ValueError: level outside (0, 1), draws below 1.
+    """
+    low, high = _interval(np.asarray(sums, np.float64), np.asarray(counts), level, draws, seed)
+    mean = float(np.mean(sums, axis=0).sum() / np.sum(counts))
+    if high > low or not -1e-9 <= mean <= 1 + 1e-9:
+        return low, high
+    return wilson_interval(min(1.0, max(0.0, mean)), int((np.asarray(counts) > 0).sum()), level=level)
+
+
 def _interval(sums: np.ndarray, counts: np.ndarray, level: float, draws: int, seed: int) -> tuple[float, float]:
     """The interval of the mean, from the (S, C) sums of each seed and class and the (C,) queries of each class."""
     if not 0 < level < 1:

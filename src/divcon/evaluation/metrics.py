@@ -154,7 +154,7 @@ _RESERVED = frozenset(
         *("num_queries_total", "position", "clustered", "num_classes", "num_matches", "path", "label", "per_query"),
         *("metrics", "cmc", "random_gallery", "draws"),
         *("reranked", "k1", "k2", "weight", "nmi", "ami", "learners", "features", "without", "by_size", "dims"),
-        *("ordered_on", "similarity_correlations", "reproduced"),
+        *("per_class", "ordered_on", "similarity_correlations", "reproduced"),
     }
 )
 """The other keys of a result."""
@@ -272,6 +272,12 @@ def _average_precision(ranking: Ranking) -> np.ndarray:
     return ranking.sum_over_hits(ranking.hit_number / ranking.hit_rank) / ranking.num_matches
 
 
+def _average_precision_of_hits(ranking: Ranking) -> np.ndarray:
+    """As both papers' code computes its mARP: divided by the hits within the first R ranks, and 0 where there are none.
+    MAP@R divides by R, so that it is never higher: what is not found counts there."""
+    return ranking.sum_over_hits(ranking.hit_number / ranking.hit_rank) / np.maximum(ranking.num_hits, 1)
+
+
 def _trapezoidal_average_precision(ranking: Ranking) -> np.ndarray:
     number, rank = ranking.hit_number, ranking.hit_rank
     before = np.where(rank > 1, (number - 1) / np.maximum(rank - 1, 1), 1.0)
@@ -283,11 +289,17 @@ METRICS: Mapping[str, Metric] = {
     for row in (
         Metric("r_precision", _share_of_matches, "R"),
         Metric("map_at_r", _average_precision, "R"),
+        Metric("marp", _average_precision_of_hits, "R"),
         Metric("map", _average_precision, "all"),
         Metric("map_trapezoidal", _trapezoidal_average_precision, "all"),
     )
 }
 """By name, beside ``recall_at_k`` and ``precision_at_k`` of every k."""
+MARP = (
+    "mARP, as the papers have it, is divided by the matches that are found and not by all of them: it is never below "
+    "MAP@R, and does not compare with it"
+)
+"""What is said beside the score ``marp``."""
 _AT_K = {"recall_at_": recall_at, "precision_at_": precision_at}
 
 
@@ -402,6 +414,25 @@ def scores_in(result: Mapping[str, Any]) -> list[Score]:
             )
         )
     return scores
+
+
+_TITLES = {
+    "nmi": "NMI",
+    "ami": "AMI",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+    "marp": "mARP",
+    "map": "mAP",
+}
+_AT = {"recall_at_": "Recall@", "precision_at_": "Precision@"}
+
+
+def score_title(name: str) -> str:
+    """A score's name as papers write it: ``Recall@1`` for ``recall_at_1``; of your own metrics, the name."""
+    for prefix, title in _AT.items():
+        if (k := name.removeprefix(prefix)) != name and k.isdecimal():
+            return f"{title}{k}"
+    return _TITLES.get(name, "mAP (trapezoidal)" if name == "map_trapezoidal" else name)
 
 
 def queries_in_words(result: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from divcon.evaluation.baselines import BASELINES, Baseline, baseline_scores
 from divcon.evaluation.bootstrap import share_interval
 from divcon.evaluation.clustering import MAX_CLUSTERED, clustering_metrics
 from divcon.evaluation.metrics import Metric, metrics_of
+from divcon.evaluation.per_class import class_scores
 from divcon.evaluation.reranking import ReRanking
 from divcon.evaluation.retrieval import random_gallery_metrics, retrieval_metrics
 from divcon.evaluation.subspaces import (
@@ -49,6 +50,7 @@ def evaluate(
     similarity: bool = False,
     order_by: Benchmark | None = None,
     per_query: bool = False,
+    per_class: bool = False,
     map: bool = False,
     cmc: int | None = None,
     rerank: ReRanking | None = None,
@@ -89,6 +91,8 @@ def evaluate(
         order_by: the benchmark whose validation classes, or train classes where it has none, choose the best subspaces;
             None: ``data``.
         per_query: add ``per_query``: path, label and scores of each query.
+        per_class: add ``per_class``, the scores of the queries of each class, the worst class first (see
+            `divcon.evaluation.class_scores`).
         map: add mean average precision over the full ranking, ``map`` and ``map_trapezoidal``.
         cmc: add the cumulative match characteristic, ``cmc``: a list of Recall@1, Recall@2 ... up to this rank.
         rerank: add the scores after re-ranking by k-reciprocal encoding, ``reranked``, and ``map`` and
@@ -208,6 +212,9 @@ def evaluate(
         "num_gallery": len(data.gallery),
         "num_classes": search.query.num_classes,
     }
+    if per_class:
+        names = [search.query.label_name(i) for i in asked.tolist()]
+        result["per_class"] = class_scores(names, each["recall_at_1"], each["map_at_r"])
     if per_query:
         query = search.query
         result["per_query"] = {

@@ -10,7 +10,8 @@ from divcon.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from divcon.experiments.ablation import ablate
     from divcon.experiments.arms import ARMS, Arm, arms_of, read_space
-    from divcon.experiments.results import picture, read_results, table
+    from divcon.experiments.curves import recall_curves
+    from divcon.experiments.results import picture, read_results, score_table, table
 
 __all__ = [
     "ARMS",
@@ -20,6 +21,8 @@ __all__ = [
     "picture",
     "read_results",
     "read_space",
+    "recall_curves",
+    "score_table",
     "table",
 ]
 
@@ -33,6 +36,8 @@ __getattr__, __dir__ = lazy_names(
         "picture": "results",
         "read_results": "results",
         "read_space": "arms",
+        "recall_curves": "curves",
+        "score_table": "results",
         "table": "results",
     },
 )

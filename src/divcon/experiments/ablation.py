@@ -19,7 +19,8 @@ from divcon.data.inputs import as_benchmark
 from divcon.data.loading import only_decodable
 from divcon.data.shapes import facts_to_choose_by
 from divcon.errors import ConfigError, DataError, NonFiniteError, RunError, WeightsError
-from divcon.evaluation.baselines import METRICS, starting_weights
+from divcon.evaluation.baselines import starting_weights
+from divcon.evaluation.metrics import scores_in
 from divcon.evaluation.protocol import evaluate
 from divcon.experiments.arms import (
     DEFAULT_ARMS,
@@ -36,8 +37,8 @@ from divcon.experiments.arms import (
     settings_text,
 )
 from divcon.experiments.results import Results, ResultsFile, draw, tabulate
-from divcon.models import EmbeddingModel
-from divcon.models.backbone import resolve_backbone, takes_any_size
+from divcon.models import EmbeddingModel, with_embedding
+from divcon.models.backbone import resolve_backbone, sizes_of
 from divcon.runs.callbacks import Callback, check_callbacks
 from divcon.runs.display import Display, NullDisplay
 from divcon.runs.folder import RunFolder
@@ -64,6 +65,7 @@ def ablate(
     folds: int = 3,
     reference: str | None = None,
     keep_models: bool = False,
+    clustering: bool = True,
     display: Display | None = None,
     tell: Callable[[str], None] = lambda line: None,
     callbacks: Sequence[str | Callback] | None = None,
@@ -80,7 +82,8 @@ def ablate(
             ``recall.svg``, ``recall.png``, and the folders of the runs. Trials and runs that it has are not repeated.
         arms: names of `divcon.experiments.ARMS` or of methods, or arms of your own, in the order of the table.
         base: the settings that all arms share. Its method, seed, validation, validation_folds and patience are not
-            used; an arm that names no method trains slices. By its ``select_by`` the trials are compared: recall_at_1,
+            used; an arm that names no method trains slices. Its ``head_options`` and ``hierarchy`` are those of its
+            method: arms of other methods train without them. By its ``select_by`` the trials are compared: recall_at_1,
             or MAP@R; last takes the last epoch of each.
         seeds: of the runs that are compared; the trials use the first.
         space: values to search for every arm: ``{"train": {"lr": [1e-4, 1e-3]}}``. There are no trials where neither
@@ -90,6 +93,7 @@ def ablate(
             evaluated on that fold.
         reference: the arm that the others are compared with; None: single, or else the first.
         keep_models: keep the models and checkpoints of the runs.
+        clustering: score each run's chosen epoch, and the pretrained features, by NMI and AMI too.
         tell: called with a line of text before and after each run.
         callbacks: of each run that is compared, as of `divcon.run`; trials have none.
 
@@ -111,7 +115,9 @@ def ablate(
     check_numbers(seeds, trials, folds, reference, listed)
     data = as_benchmark(data)
     file = ResultsFile(out)
-    base, data = _prepared(base or RunConfig(), data, display)
+    base = base or RunConfig()
+    listed = [_of_method(arm, base) for arm in listed]
+    base, data = _prepared(base, data, display)
     before = file.results["settings"]
     seed = before.get("trial_seed", seeds[0])
     # Where other arms have trials, an arm that is added has them too, if only to choose the number of epochs.
@@ -137,7 +143,7 @@ def ablate(
         }
     )
     total = sum(map(len, planned.values())) * len(benchmarks) + len(seeds) * len(listed)
-    ablation = _Ablation(data, base, file, keep_models, display, tell, total, callbacks)
+    ablation = _Ablation(data, base, file, keep_models, clustering, display, tell, total, callbacks)
     for arm in listed:
         if searched and len(planned[arm.name]) < trials:
             tell(f"note: {arm.name} has {len(planned[arm.name])} combinations to try, fewer than `trials` {trials}")
@@ -145,7 +151,7 @@ def ablate(
     file.write()
     file.write_choices()
     if "untrained" not in file.results:
-        file.results["untrained"] = _untrained(base, data, display)
+        file.results["untrained"] = _untrained(base, data, clustering, display)
         file.write()
     for run_seed in seeds:
         for arm in listed:
@@ -172,7 +178,7 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
     vector_dim = None if data.train.vectors is None else data.train.vectors.shape[1]
     backbone = resolve_backbone(base.model.backbone, vector_dim, base.model.weights)
     train = data.without_validation().train
-    base, _ = fit(base, train.labels, facts_to_choose_by(base.model, train), any_size=takes_any_size(backbone))
+    base, _ = fit(base, train.labels, facts_to_choose_by(base.model, train), **sizes_of(backbone))
     closed = {name: base.model.network[name] for name in ("image_size", "fit", "pixel_range")}  # of vectors: unused
     base = dataclasses.replace(base, model=dataclasses.replace(base.model, **closed))
     if base.model.num_learners < 2:
@@ -189,8 +195,9 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
         display.warn(note)
     # The last epoch of each arm is compared, as it was trained: there are no validation classes to choose by.
     embed = "head" if base.model.embed == "auto" else base.model.embed
+    options = base.model.head_options if base.model.method == "slices" else {}  # else its arms have them (`_of_method`)
     base = RunConfig(  # older results may have arms without a method, which trained slices
-        dataclasses.replace(base.model, backbone=backbone, method="slices", embed=embed),
+        dataclasses.replace(base.model, backbone=backbone, method="slices", head_options=options, embed=embed),
         base.train,
         # Images are checked above, once for all runs. All runs have the same epochs.
         dataclasses.replace(base.data, on_bad_image="stop", patience=None, validation_folds=None),
@@ -198,9 +205,26 @@ def _prepared(base: RunConfig, data: Benchmark, display: Display) -> tuple[RunCo
     return base, dataclasses.replace(data.without_validation(), notes=())
 
 
-def _untrained(base: RunConfig, data: Benchmark, display: Display) -> dict[str, Any]:
-    """Recall@1 and MAP@R on the test classes of the features that the base's backbone has before training, with
-    ``of``; or ``note``, why there are none."""
+def _of_method(arm: Arm, base: RunConfig) -> Arm:
+    """The arm with what the base's settings mean for it, where they are of another method or other phases: an arm of
+    the base's method has its ``head_options``, and one of another method no hierarchy; one that conquers before the
+    base's joint phase starts has none."""
+    of_base: dict[str, dict[str, Any]] = {}
+    own = arm.settings.get("train", {})
+    if arm.settings.get("model", {}).get("method", "slices") != base.model.method:
+        of_base["train"] = {"hierarchy": False} if base.train.hierarchy else {}
+    elif base.model.head_options and base.model.method != "slices":
+        of_base["model"] = {"head_options": base.model.head_options}
+    if "finetune_epoch" in own and own["finetune_epoch"] < (base.train.joint_epoch or 0):
+        of_base.setdefault("train", {})["joint_epoch"] = own["finetune_epoch"]
+    names = [name for name in {**arm.settings, **of_base} if name in arm.settings or of_base[name]]
+    settings = {name: {**of_base.get(name, {}), **arm.settings.get(name, {})} for name in names}
+    return dataclasses.replace(arm, settings=settings)
+
+
+def _untrained(base: RunConfig, data: Benchmark, clustering: bool, display: Display) -> dict[str, Any]:
+    """The scores on the test classes of the features that the base's backbone has before training, with ``of`` and
+    ``per_class``; or ``note``, why there are none."""
     vectors = data.query.vectors
     context = Context(base.train.workers, display.progress, display.warn)
     if vectors is None and not base.model.pretrained and base.model.weights is None:
@@ -210,10 +234,24 @@ def _untrained(base: RunConfig, data: Benchmark, display: Display) -> dict[str, 
         model = EmbeddingModel(**options).to(resolve_device(base.train.device)).eval()
     except WeightsError as error:
         return {"note": f"no scores of pretrained features: {error}"}
-    # Nothing is trained yet, so that the network's own pooled features are the pretrained ones.
-    result = evaluate(model, data, clustering=False, baselines=("pooled_features",), context=context)
-    scores = result["baselines"]["pooled_features"]
-    return {"of": starting_weights(model), **{name: scores[name] for name in METRICS}}
+    result = evaluate(with_embedding(model, "features"), data, clustering=clustering, per_query=True, context=context)
+    return {"of": starting_weights(model), **_scores_of(result), "per_class": _per_class(result)}
+
+
+def _scores_of(result: dict[str, Any]) -> dict[str, float]:
+    return {score.name: score.value for score in scores_in(result)}
+
+
+def _per_class(result: dict[str, Any]) -> dict[str, list[float]]:
+    """The mean of each score of the queries of each class, in the order of the classes' names, in six digits; ``num``
+    has the numbers of queries."""
+    each = result["per_query"]
+    values = {name: np.array(each[name], np.float64) for name in _scores_of(result) if name in each}
+    kept = ~np.isnan(np.array(each["recall_at_1"], np.float64))
+    code = np.unique(np.asarray(each["label"])[kept], return_inverse=True)[1]
+    num = np.bincount(code)
+    means = {name: np.bincount(code, weights=of[kept]) / num for name, of in values.items()}
+    return {"num": num.tolist()} | {name: [float(f"{v:.6g}") for v in of] for name, of in means.items()}
 
 
 def _check_settings(arms: list[Arm], planned: dict[str, list[Settings]], base: RunConfig, data: Benchmark) -> None:
@@ -264,6 +302,7 @@ class _Ablation:
         base: RunConfig,
         file: ResultsFile,
         keep_models: bool,
+        clustering: bool,
         display: Display,
         tell: Callable[[str], None],
         total: int,
@@ -273,6 +312,7 @@ class _Ablation:
         self.base = base
         self.file = file
         self.keep_models = keep_models
+        self.clustering = clustering
         self.display = _DisplayOfMany(display)
         self.tell = tell
         self.total = total
@@ -339,7 +379,7 @@ class _Ablation:
             self.tell(f"run {self._number} of {self.total}: {arm.name}, seed {seed}")
             settings = {"train": {"seed": seed}, "data": {"validation": False}}
             config = config_of(self.base, arm.settings, choice["settings"], settings)
-            observer = _Observer(self.data, folder, config, choice["epochs"] - 1, self.display)
+            observer = _Observer(self.data, folder, config, choice["epochs"] - 1, self.clustering, self.display)
             options: dict[str, Any] = {"observe": observer.observe, "callbacks": self.callbacks}
             run(self.data, folder, config, resume=True, display=self.display, **options)
             record = {
@@ -401,8 +441,17 @@ class _Observer:
 
     NAME = "observed.npz"
 
-    def __init__(self, data: Benchmark, folder: Path, config: RunConfig, chosen_epoch: int, display: Display) -> None:
+    def __init__(
+        self,
+        data: Benchmark,
+        folder: Path,
+        config: RunConfig,
+        chosen_epoch: int,
+        clustering: bool,
+        display: Display,
+    ) -> None:
         self.chosen_epoch = chosen_epoch
+        self._clustering = clustering
         self._data = data
         self._path = folder / self.NAME
         self._config = config
@@ -419,7 +468,7 @@ class _Observer:
             result = evaluate(
                 model,
                 self._data,
-                clustering=False,
+                clustering=self._clustering and chosen,
                 per_query=True,
                 baselines=("pooled_features",) if chosen else (),
                 context=Context(config.train.workers, self._display.progress).subtask("evaluate", epoch=report.number),
@@ -427,6 +476,8 @@ class _Observer:
             observed["recall_at_1"] = result["recall_at_1"]
             if chosen:
                 observed["pooled_recall_at_1"] = result["baselines"]["pooled_features"]["recall_at_1"]
+                observed |= _scores_of(result)
+                arrays |= {f"class/{name}": np.array(of) for name, of in _per_class(result).items()}
                 hits = result["per_query"]["recall_at_1"]
                 kept = [i for i, hit in enumerate(hits) if hit is not None]
                 arrays["hits"] = np.array([hits[i] for i in kept], np.int64)
@@ -437,7 +488,7 @@ class _Observer:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """``drawn`` (N,) bool, the training images drawn so far; ``hits`` (Q,) int64 0 or 1 and ``classes`` (Q,) int64
-        of the queries that have a match, once the chosen epoch is done."""
+        of the queries that have a match, and ``class/NAME`` (C,) as of `_per_class`, once the chosen epoch is done."""
         with np.load(self._path) as file:
             return {name: file[name] for name in file.files}
 
@@ -468,8 +519,11 @@ def _run_record(folder: Path, observer: _Observer) -> dict[str, Any]:
     arrays = observer.arrays()
     chosen = next(line["observed"] for line in lines if line["epoch"] == observer.chosen_epoch)
     pooled = chosen.get("pooled_recall_at_1")  # a run that was resumed may have passed the epoch before this was kept
+    per_class = {name.removeprefix("class/"): of.tolist() for name, of in arrays.items() if name.startswith("class/")}
+    scores = {name: value for name, value in chosen.items() if name != "pooled_recall_at_1"}
     return {
         **({} if pooled is None else {"pooled_recall_at_1": pooled}),
+        **({"scores": scores, "per_class": per_class} if per_class else {}),
         "batches": sum(line["batches"] for line in lines),
         "images_seen": int(images[-1]),
         "distinct_images_seen": int(arrays["drawn"].sum()),

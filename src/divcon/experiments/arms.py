@@ -134,6 +134,9 @@ ARMS = {
 }
 """The built-in arms, by name."""
 
+BASE = Arm("base")
+"""The base as it is: what `varied` changes where no arm is named."""
+
 
 def arms_of(names: Sequence[str | Arm], own: Mapping[str, Arm] | None = None) -> list[Arm]:
     """Arms by name: of ``own``, the built-in ones, and any method of `divcon.models.heads.methods`.
@@ -160,6 +163,38 @@ def known_arms(own: Mapping[str, Arm] | None = None) -> dict[str, Arm]:
     names."""
     others = {name: _arm(name, "", name) for name in known_methods() if name not in ARMS}
     return {**ARMS, **others, **(own or {})}
+
+
+def varied(arms: Sequence[Arm], setting: str, values: Sequence[Any]) -> list[Arm]:
+    """Each of the arms with each value of a setting: ``single`` and ``slices`` with ``lr`` of 0.1 and 0.01 are
+    ``single+lr-0.1``, ``single+lr-0.01``, ``slices+lr-0.1`` and ``slices+lr-0.01``. An arm without a name takes the
+    rest for its name: ``lr-0.1``.
+
+    Args:
+        values: of the setting's type, or as a settings file has them.
+
+    Raises:
+        ConfigError: there is no such setting, arms cannot differ in it, a value is of another type, or listed twice.
+    """
+    section = SECTION_OF.get(setting)
+    if section is None:
+        raise ConfigError(f"`vary`: {unknown('setting', setting, SECTION_OF)}", field="vary")
+    where: Where = lambda *_: "`vary`"  # noqa: E731
+    try:
+        _check_names(section, {setting: None}, where)
+        _check_list(f"`vary`: {setting}", list(values))
+        typed = [sections_in({section: {setting: value}}, where)[section][setting] for value in values]
+    except ConfigError as error:
+        raise ConfigError(str(error), field="vary") from None
+    changed = []
+    for arm in arms:
+        for value, of_type in zip(values, typed, strict=True):
+            settings = {name: dict(arm.settings.get(name, {})) for name in _SECTIONS}
+            _override(settings, {section: {setting: of_type}})
+            suffix = re.sub(r"[^\w.+-]+", "-", f"{setting}-{saved_value(value)}").strip("-")
+            name = suffix if arm is BASE else f"{arm.name}+{suffix}"
+            changed.append(Arm(name, {name: values for name, values in settings.items() if values}, arm.space))
+    return changed
 
 
 def check_numbers(seeds: Sequence[int], trials: int, folds: int, reference: str | None, arms: list[Arm]) -> None:

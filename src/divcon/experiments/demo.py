@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,80 +15,15 @@ from divcon.data.read import read
 from divcon.division import Division
 from divcon.evaluation.baselines import pretrained_features
 from divcon.evaluation.bootstrap import bootstrap_difference
-from divcon.evaluation.metrics import queries_in_words
 from divcon.evaluation.protocol import evaluate
 from divcon.evaluation.subspaces import normalized
-from divcon.experiments import drawing
+from divcon.experiments.curves import draw_recall
 from divcon.models import EmbeddingModel
 from divcon.runs.display import Bar, print_table
 from divcon.runs.folder import RunFolder, kept_epoch
 from divcon.runs.report import add_test_scores
 from divcon.runs.run import run
 from divcon.runs.sheets import choose_examples, cluster_sheet, neighbour_sheet
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def recall_curve(path: str | Path, runs: dict[str, list[dict[str, Any]]], untrained: float | None) -> None:
-    """Draw Recall@1 on validation classes by epoch, a line a run, as PNG or SVG.
-
-    Args:
-        runs: the lines of ``metrics.jsonl`` by the run's name.
-        untrained: Recall@1 of the backbone's features on the same classes; None draws no line.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
-    """
-    _recall_figure(runs, untrained).savefig(path, dpi=140)
-
-
-def _recall_figure(runs: dict[str, list[dict[str, Any]]], untrained: float | None) -> Figure:
-    wide, height, labels = 7.6, 4.4, drawing.label_inches(["pretrained features 00.0"])
-    figure = drawing.figure(wide, height)
-    from matplotlib.ticker import MaxNLocator
-
-    axes = figure.add_axes((0.78 / wide, 0.55 / height, (wide - 0.78 - labels) / wide, (height - 1.45) / height))
-    drawing.finish(axes, "epoch", "Recall@1 on validation classes, %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ends, counts, conquers, bands = [], {}, {}, False
-    for number, (name, lines) in enumerate(runs.items()):
-        validated = [line for line in lines if "validation" in line]
-        if not validated:
-            continue
-        style = drawing.style(number)
-        epochs = [line["epoch"] for line in validated]
-        scores = [100 * line["validation"]["recall_at_1"] for line in validated]
-        axes.plot(epochs, scores, **style, markevery=max(1, len(epochs) // 12))
-        if all("recall_at_1_interval" in line["validation"] for line in validated):
-            low, high = (100 * np.array([line["validation"]["recall_at_1_interval"] for line in validated])).T
-            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.12, linewidth=0)
-            bands = True
-        ends.append(drawing.End(f"{name} {scores[-1]:.1f}", epochs[-1], scores[-1], style))
-        counts = validated[-1]["validation"]
-        conquered = [line["epoch"] for line in lines if line["phase"] == "finetune"]
-        if conquered and conquered[0] > 0:
-            conquers[name] = conquered[0] - 0.5
-            axes.axvline(conquered[0] - 0.5, color=style["color"], linestyle=(0, (1, 2)), linewidth=1)
-    if untrained is not None:
-        last = max((end.x for end in ends), default=0)
-        style = {"color": drawing.GREY, "linestyle": (0, (1, 2)), "linewidth": 1.4}
-        axes.plot([0, last], [100 * untrained] * 2, **style)
-        ends.append(drawing.End(f"pretrained features {100 * untrained:.1f}", last, 100 * untrained, style))
-    drawing.label_ends(axes, ends)
-    for name, epoch in conquers.items():
-        axes.annotate(
-            f"{name} conquers", (epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8,
-            color=drawing.GREY, xytext=(0, 2), textcoords="offset points",
-        )  # fmt: skip
-    queries = (
-        f"{queries_in_words(counts)} queries in {counts['num_classes']:,} classes" if "num_classes" in counts else ""
-    )
-    about = [f"{queries} that are not trained on." if queries else "", "A band is the 95 % interval." if bands else ""]
-    about.append("The number is the score at the end, in percent.")
-    drawing.title(figure, "Recall@1 on validation classes, as training goes on", " ".join(filter(None, about)))
-    return figure
-
 
 BACKBONE, SIZE = "tf_efficientnet_lite0", 32
 TRAINED, DIVIDED = "trained", "divided"
@@ -143,7 +78,7 @@ def demo(
     lines = {name: RunFolder(out / name).lines() for name in arms}
     validated = RunFolder(out / TRAINED).baselines_of(kept_epoch(lines[TRAINED])) or {}
     pretrained = validated.get("baselines", {}).get("pretrained_features", {})
-    recall_curve(out / "recall_by_epoch.png", lines, pretrained.get("recall_at_1"))
+    draw_recall(lines, out / "recall_by_epoch.png", untrained=pretrained.get("recall_at_1"))
     for name in arms:
         divided = [line["epoch"] for line in lines[name] if line["redivided"] and line["phase"] != "finetune"]
         if divided:

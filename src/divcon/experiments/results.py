@@ -12,6 +12,8 @@ import numpy as np
 from divcon.config.settings import ModelConfig, RunConfig
 from divcon.errors import ConfigError, RunError
 from divcon.evaluation.bootstrap import bootstrap_runs_difference
+from divcon.evaluation.metrics import scores_in
+from divcon.evaluation.tables import UNTRAINED, Cell, Column, Row, ScoreTable, cell_of, columns_of
 from divcon.experiments import drawing
 from divcon.experiments.arms import settings_text
 from divcon.runtime.context import DEFAULT, Context
@@ -142,7 +144,9 @@ def _json(results: Results) -> str:
     """JSON with each record on one line, since a record lists thousands of hits."""
     parts = []
     for name, value in results.items():
-        if isinstance(value, list) and value:
+        if name == "untrained":
+            text = json.dumps(value)
+        elif isinstance(value, list) and value:
             text = "[\n  " + ",\n  ".join(json.dumps(record) for record in value) + "\n ]"
         else:
             text = json.dumps(value, indent=1).replace("\n", "\n ")
@@ -261,7 +265,7 @@ def table(
     if "recall_at_1" in untrained:
         place = 1 + len(columns)
         blank = [_NONE] * (len(head) - 1)
-        rows.append(["pretrained features", *blank[: place - 1], _percent(untrained["recall_at_1"]), *blank[place:]])
+        rows.append([UNTRAINED, *blank[: place - 1], _percent(untrained["recall_at_1"]), *blank[place:]])
     for name, runs in by_arm.items():
         scores = {run["seed"]: run["recall_at_1"] for run in runs}
         seconds = float(np.mean([run["seconds"] for run in runs]))
@@ -283,6 +287,55 @@ def table(
         )
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", *_notes(results, by_arm, reference, fastest, early)]) + "\n"
+
+
+def score_table(
+    results: Results, *, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> ScoreTable:
+    """The table of all scores for a paper: a row the pretrained features, and a row each arm, with means and standard
+    deviations over its seeds, and 95 % intervals over seeds and test classes.
+
+    Runs whose record has no other scores, of before these were kept, have Recall@1 alone.
+
+    Args:
+        arms, seeds: as of `table`.
+
+    Raises:
+        RunError: no run is done.
+    """
+    by_arm = runs_by_arm(results, arms, seeds)
+    untrained = results.get("untrained", {})
+    scores = [{"recall_at_1": run["recall_at_1"], **run.get("scores", {})} for of in by_arm.values() for run in of]
+    columns = columns_of(score for each in scores for score in scores_in(each))
+    rows = []
+    if "recall_at_1" in untrained:
+        rows.append(Row(UNTRAINED, _cells([{"scores": untrained, **untrained}], columns)))
+    rows += [Row(name, _cells(runs, columns), len(runs)) for name, runs in by_arm.items()]
+    one = next(iter(by_arm.values()))[0]
+    about = (
+        f"{one['data']} ({one['protocol']}, split {one['split_hash']}, {len(one['hits']):,} queries of "
+        f"{len(set(one['classes'])):,} classes)"
+    )
+    images = sorted({run["images_seen"] for of in by_arm.values() for run in of if "images_seen" in run})
+    notes = [f"The arms trained on {images[0]:,} to {images[-1]:,} images"] if len(images) > 1 else []
+    return ScoreTable(rows, columns, about, notes)
+
+
+def _cells(runs: Runs, columns: Sequence[Column]) -> dict[str, Cell]:
+    """The cells of the scores that all runs of a row have."""
+    cells = {}
+    for column in columns:
+        name = column.name
+        means = [run.get("scores", {}).get(name, run[name] if name == "recall_at_1" else None) for run in runs]
+        if None in means:
+            continue
+        each = [run.get("per_class", {}).get(name) for run in runs]
+        if None in each:
+            cells[name] = cell_of(means, None, None)
+        else:
+            num = np.array(runs[0]["per_class"]["num"])
+            cells[name] = cell_of(means, np.array(each) * num, num)
+    return cells
 
 
 def _mean_pooled(runs: Runs) -> float | None:
@@ -340,6 +393,11 @@ def _notes(results: Results, by_arm: dict[str, Runs], reference: str, fastest: f
         f"Images to {reference}'s end: images that the arm had trained on when its mean Recall@1 first reached that of "
         f"{reference} after its last epoch, as a share of those that {reference} trained on.",
     ]
+    images = sorted({run.get("images_seen", 0) for run in runs})
+    if len(images) > 1:
+        notes.append(
+            f"The arms trained on {images[0]:,} to {images[-1]:,} images (`rounds`): they had no equal budget."
+        )
     if any("pooled_recall_at_1" in run for run in runs):
         notes.append("Pooled features: Recall@1 of the same networks without their heads (mean of the seeds).")
     untrained = results.get("untrained", {})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from divcon.errors import ConfigError
+from divcon.exports.precision import Data, Precision, as_fp16, as_int8, check, compare, pixel_batches
 from divcon.exports.program import KEY, check_equal, example, first_line, named, trace
 from divcon.models import EmbeddingModel
 from divcon.runtime.files import atomic_write
@@ -23,16 +24,55 @@ LARGEST = 2**31 - 2**20
 """Bytes of weights that one file can hold: protobuf ends at 2 GiB, and the graph needs some of it."""
 
 
-def write_onnx(model: EmbeddingModel, out: Path, about: dict[str, Any], learner: int | None) -> tuple[str, float]:
+def write_onnx(
+    model: EmbeddingModel,
+    out: Path,
+    about: dict[str, Any],
+    learner: int | None,
+    precision: Precision = "fp32",
+    data: Data | None = None,
+) -> tuple[str, float, dict[str, Any] | None]:
     """
+    Args:
+        precision, data: see `divcon.exports.export`; int8 needs data.
+
     Returns:
-        The program that ran the file, and the largest difference from the model's embeddings.
+        The program that ran the file, the largest difference from the model's embeddings, and at a lower precision
+        what `divcon.exports.precision.compare` says of it.
 
     Raises:
         ConfigError, OutputError: as `divcon.exports.export`.
     """
     import onnxruntime
 
+    content = converted(model, learner, about, precision, data)
+    scores = None
+    with atomic_write(out) as beside:
+        beside.write_bytes(content)
+        session = onnxruntime.InferenceSession(str(beside), providers=["CPUExecutionProvider"])
+
+        def embed(images: Tensor) -> Tensor:
+            (embeddings,) = session.run(None, {about["input"]["name"]: images.numpy()})
+            return torch.from_numpy(embeddings)
+
+        if precision == "fp32":
+            difference = check_equal(model, learner, embed, out)
+        else:
+            difference = check_equal(model, learner, embed, out, tolerance=None)
+            scores = compare(model, learner, embed, data)
+            check(scores, precision, out)
+            beside.write_bytes(_with_about(content, {**about, "precision": precision, "compared": scores}))
+    return f"ONNX Runtime {onnxruntime.__version__}", difference, scores
+
+
+def converted(
+    model: EmbeddingModel, learner: int | None, about: dict[str, Any], precision: Precision, data: Data | None
+) -> bytes:
+    """The content of an ONNX file.
+
+    Raises:
+        ConfigError: as `divcon.exports.export`.
+    """
     size = sum(value.nbytes for value in model.state_dict().values())
     if size > LARGEST:
         raise ConfigError(
@@ -40,17 +80,24 @@ def write_onnx(model: EmbeddingModel, out: Path, about: dict[str, Any], learner:
             "`format=torch`",
             field="format",
         )
-    converted = _converted(model, learner, about)
-    with atomic_write(out) as beside:
-        beside.write_bytes(converted)
-        session = onnxruntime.InferenceSession(str(beside), providers=["CPUExecutionProvider"])
+    content = _converted(model, learner, about)
+    if precision == "fp16":
+        import onnx
 
-        def embed(images: Tensor) -> Tensor:
-            (embeddings,) = session.run(None, {about["input"]["name"]: images.numpy()})
-            return torch.from_numpy(embeddings)
+        return as_fp16(onnx.load_from_string(content)).SerializeToString()
+    if precision == "int8":
+        assert data is not None, "checked before"
+        batches = pixel_batches(model, data.calibration)
+        return _with_about(as_int8(content, batches, about["input"]["name"]), about)
+    return content
 
-        difference = check_equal(model, learner, embed, out)
-    return f"ONNX Runtime {onnxruntime.__version__}", difference
+
+def _with_about(content: bytes, about: dict[str, Any]) -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(content)
+    onnx.helper.set_model_props(model, {KEY: json.dumps(about)})
+    return model.SerializeToString()
 
 
 def _converted(model: EmbeddingModel, learner: int | None, about: dict[str, Any]) -> bytes:

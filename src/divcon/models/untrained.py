@@ -12,7 +12,7 @@ from divcon.config.pixel_range import saved_pixel_range
 from divcon.config.settings import ModelConfig
 from divcon.data.labeled_set import LabeledSet
 from divcon.data.shapes import facts_to_choose_by
-from divcon.models.backbone import resolve_backbone, takes_any_size
+from divcon.models.backbone import resolve_backbone, sizes_of
 from divcon.models.embedding_model import EmbeddingModel
 from divcon.models.pruning import with_embedding
 
@@ -38,7 +38,7 @@ def untrained_model(
     backbone = resolve_backbone(settings.backbone, vector_dim, settings.weights)
     facts = facts_to_choose_by(settings, images)
     if facts is not None:
-        settings, reasons = fit_images(settings, facts, any_size=takes_any_size(backbone))
+        settings, reasons = fit_images(settings, facts, **sizes_of(backbone))
         if reasons and on_choice is not None:
             chosen = {**vars(settings), "image_size": saved_size(settings.image_size)}
             chosen["pixel_range"] = saved_pixel_range(settings.pixel_range)

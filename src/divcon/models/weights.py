@@ -8,7 +8,7 @@ import queue
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,6 +67,26 @@ def check_download(name: str) -> None:
         raise no_weights(name, f"its pretrained weights could not be downloaded: {_why(server, error)}") from error
 
 
+def check_answers(
+    repository: str, revision: str | None, files: Sequence[str], failed: Callable[[str], WeightsError]
+) -> str:
+    """The first of these files that a repository of the hub has; the hub has `SECONDS` to answer.
+
+    Raises:
+        WeightsError: it has none, or does not answer: what ``failed`` makes of the reason.
+    """
+    from huggingface_hub import constants, hf_hub_url
+
+    urls = [hf_hub_url(repository, file, revision=revision, endpoint=constants.ENDPOINT) for file in files]
+    server = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+    there: list[str] = []
+    try:
+        _within(_seconds() * len(urls), lambda: there.append(_ask_hub(urls)))
+    except Exception as error:
+        raise failed(_why(server, error)) from error
+    return files[urls.index(there[0])]
+
+
 def no_weights(name: str, why: str) -> WeightsError:
     """The error of a backbone whose weights are not to be had, on one line."""
     here = at_hand()
@@ -117,7 +137,7 @@ def _in_hub_cache(repository: str, file: str, revision: str | None) -> Path | No
     return Path(path) if isinstance(path, str) else None
 
 
-def _question(config: Any) -> tuple[str, Callable[[], None]]:
+def _question(config: Any) -> tuple[str, Callable[[], object]]:
     """The host of a model's weights, and a function that raises an error unless that has them and can be reached."""
     if not config.hf_hub_id:
         host = urlsplit(config.url).hostname or config.url
@@ -134,8 +154,9 @@ def _question(config: Any) -> tuple[str, Callable[[], None]]:
     return urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT, lambda: _ask_hub(urls)
 
 
-def _ask_hub(urls: list[str]) -> None:
-    """Ask the hub for the first of these files that it has, and the server that it names as the file's, if another."""
+def _ask_hub(urls: list[str]) -> str:
+    """Ask the hub for the first of these files that it has, and the server that it names as the file's, if another;
+    returns its URL."""
     from huggingface_hub import constants, get_hf_file_metadata
     from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import get_session
@@ -152,7 +173,8 @@ def _ask_hub(urls: list[str]) -> None:
         if urlsplit(location).hostname != urlsplit(url).hostname:
             # Any answer will do, a refusal too: addresses that are signed for GET refuse HEAD.
             get_session().head(location, timeout=_seconds())
-        return
+        return url
+    raise AssertionError("urls are not empty")
 
 
 def _ask_for_url(url: str) -> None:
@@ -167,7 +189,7 @@ def _seconds() -> float:
         return SECONDS
 
 
-def _within(seconds: float, function: Callable[[], None]) -> None:
+def _within(seconds: float, function: Callable[[], object]) -> None:
     """Call a function in a thread, which is left alone after some seconds: what looks up a host's name has no timeout.
 
     Raises:

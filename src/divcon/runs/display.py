@@ -19,7 +19,7 @@ from divcon.config.settings import RunConfig
 from divcon.data.benchmark import CLOSED_SET, Benchmark
 from divcon.data.labeled_set import LabeledSet
 from divcon.evaluation.baselines import BASELINES, METRICS
-from divcon.evaluation.metrics import Score, clustered_in_words, queries_in_words, scores_in
+from divcon.evaluation.metrics import MARP, Score, clustered_in_words, queries_in_words, scores_in
 from divcon.evaluation.subspaces import mean_over_pairs
 from divcon.evaluation.threshold import in_words
 from divcon.runs.notes import EpochNotes
@@ -267,6 +267,8 @@ def print_scores(result: dict[str, Any], console: Console, reword: Callable[[str
     )
     console.print(_scores_table(result))
     _print_characteristic(result, console)
+    if "marp" in result:
+        console.print(MARP, markup=False)
     if (clustered := clustered_in_words(result)) is not None:
         console.print(reword(f"{clustered} (`max_clustered` sets how many)"), markup=False)
     if "threshold" in result:

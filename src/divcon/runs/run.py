@@ -26,15 +26,17 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.data.loading import only_decodable, worker_death
 from divcon.data.read import is_dataset_name, read, splitting_for
 from divcon.data.shapes import facts_to_choose_by
-from divcon.errors import ConfigError, DataError, RunError, Stopped
+from divcon.errors import ConfigError, DataError, RunError, Stopped, WeightsError
 from divcon.evaluation.protocol import chosen_threshold, evaluate
 from divcon.evaluation.subspaces import MAX_MONITORED, learner_similarity, sample_of
 from divcon.evaluation.threshold import forget_threshold, read_threshold, write_threshold
 from divcon.evaluation.threshold import in_words as in_words_of
 from divcon.models import EmbeddingModel, can_start_as_pca, start_as_pca
-from divcon.models.backbone import resolve_backbone, takes_any_size
+from divcon.models.backbone import resolve_backbone, sizes_of
 from divcon.models.embedding_model import model_of_main, own_backbone, own_transform
+from divcon.models.folder import read_config
 from divcon.models.pruning import embedding_head
+from divcon.models.sources import is_sourced, read_source
 from divcon.runs import selection
 from divcon.runs.callbacks import Callback, Callbacks, check_callbacks, names_kept
 from divcon.runs.display import Display, NullDisplay
@@ -321,7 +323,7 @@ class _Job:
         config = dataclasses.replace(config, data=data)
         train = _split(self.data, config).train
         facts = facts_to_choose_by(config.model, train)
-        config, reasons = fit(config, train.labels, facts, any_size=takes_any_size(backbone))
+        config, reasons = fit(config, train.labels, facts, **sizes_of(backbone))
         if config.data.validation and config.data.validation_folds is None and self.data.validation is None:
             reasons |= held_out
         if reasons and not self.is_fold and self.over_folds is None:
@@ -477,7 +479,9 @@ class _Run:
             advice = "each machine needs the same data: a copy of its own, or a shared folder"
             check_alike(self.group, self.data.name, f"{self.data.train_fingerprint} {self.data.split_hash}", advice)
         torch.manual_seed(config.train.seed)
-        self.model, new_head = _initial_model(config.model, vector_dim, init, job.trust, epochs_done, self.context)
+        self.model, new_head = _initial_model(
+            config.model, vector_dim, init, job.trust, epochs_done, self.context, folder
+        )
         check_embedding(config.model, self.model, self.data.train)
         epochs = train(  # checks its arguments now
             self.model,
@@ -728,11 +732,14 @@ def _initial_model(
     trust: Trust,
     epochs_done: int,
     context: Context,
+    folder: RunFolder,
 ) -> tuple[EmbeddingModel, bool]:
     """The model before training, and whether its head has new weights; a resumed run takes all weights from the
     checkpoint."""
     group = context.group
     options = {**config.network, "vector_dim": vector_dim}
+    if is_sourced(config.backbone):
+        options["backbone_config"] = from_main(group, lambda: _backbone_config(config.backbone, folder))
     if epochs_done or init is not None or not group.is_main:
         options |= {"pretrained": False, "weights": None}
     model = EmbeddingModel(**options)
@@ -744,6 +751,14 @@ def _initial_model(
         model.freeze_batch_norm = frozen
         model.load_state_dict(weights)
     return model, new_head
+
+
+def _backbone_config(name: str, folder: RunFolder) -> dict[str, Any]:
+    """What creates a backbone of the hub: as the run has it already, or as the hub has it now."""
+    with suppress(WeightsError):
+        if (known := read_config(folder.model).get("backbone_config")) is not None:
+            return known
+    return read_source(name)
 
 
 def _start_from(model: EmbeddingModel, config: ModelConfig, init: str | Path, trust: Trust, context: Context) -> bool:

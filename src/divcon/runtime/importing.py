@@ -19,7 +19,7 @@ Trust = bool | Collection[str]
 
 _trusted: set[str] = set()
 
-_NAMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[\w<>]+)*(\(\))?")
+_NAMED = re.compile(r"(?!open_clip:)[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[\w<>]+)*(\(\))?")
 
 
 def trust_module(module: str) -> None:
@@ -33,7 +33,8 @@ def trust_module(module: str) -> None:
 
 
 def is_named(value: object) -> bool:
-    """Whether a setting's value names the user's own code: ``module:Name``."""
+    """Whether a setting's value names the user's own code: ``module:Name``. ``open_clip:RN50`` is a pretrained model
+    (see `divcon.config.backbone_names`)."""
     return isinstance(value, str) and _NAMED.fullmatch(value) is not None
 
 

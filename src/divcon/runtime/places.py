@@ -142,7 +142,7 @@ def _quoted(part: str) -> str:
     if not known.exists():
         known.parent.mkdir(parents=True, exist_ok=True)
         beside = known.with_name(f"{digest}.{os.getpid()}")
-        beside.write_text(part)
+        beside.write_bytes(part.encode())
         beside.replace(known)
     stem = part.partition("?")[0]
     return f"%~{digest}~{quote(stem, safe='-_.')[-60:]}"
@@ -153,7 +153,7 @@ def _unquoted(name: str) -> str:
         return ""
     if name.startswith("%~"):
         try:
-            return (cache_folder() / "names" / name[2:66]).read_text()
+            return (cache_folder() / "names" / name[2:66]).read_bytes().decode()
         except OSError:
             return name
     return unquote(name)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from divcon.config.backbone_names import SOURCES, canonical
 from divcon.data.decode import image_endings
 from divcon.data.image_files import INDEX
 from divcon.errors import ConfigError, StoreError
@@ -88,7 +89,8 @@ def is_backbone(model: object) -> bool:
         return False
     import timm
 
-    return model == "none" or is_named(model) or timm.is_model(model.partition(".")[0])
+    name = canonical(model)
+    return name == "none" or is_named(name) or name.startswith(SOURCES) or timm.is_model(name.partition(".")[0])
 
 
 def default_folder(data: Sequence[str | os.PathLike[str]]) -> Path:
@@ -175,7 +177,8 @@ def prepare(
             f"{folder}: has a trained model, which needs no `backbone`; choose another `store`", field="backbone"
         )
     wanted = Untrained(
-        backbone or (known.backbone if known else BACKBONE if images.vectors is None else "none"),
+        (backbone and canonical(backbone))
+        or (known.backbone if known else BACKBONE if images.vectors is None else "none"),
         None if weights is None else absolute(weights),
         size,
         fit or "auto",

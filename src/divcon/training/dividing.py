@@ -101,6 +101,7 @@ class Divider:
         if self._in_memory:
             with self._precision.autocast():
                 features = self._bank.features_to_divide(self._model, self._loader, epoch, self._context)
+            features = self._clustered(features)
             return divide(features, self._labels, learners, **options)
         done = 0
 
@@ -109,10 +110,14 @@ class Divider:
             batches = self._loader.evaluation_batches(images, epoch, done=done, total=self._in_all)
             for features, rows in self._pooled(batches):
                 check_finite(features, self._loader.images, f"epoch {epoch}, dividing", rows)
-                yield features
+                yield self._clustered(features)
             done += len(images)
 
         return divide_streamed(embed, self._labels, learners, max_points=self._max_points, **options)
+
+    def _clustered(self, features: np.ndarray) -> np.ndarray:
+        """What k-means clusters of pooled features: these, or the full embedding."""
+        return self._model.embed(features) if self._config.divide_on == "embedding" else features
 
     @property
     def _in_all(self) -> int:

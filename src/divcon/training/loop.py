@@ -38,7 +38,7 @@ from divcon.training.optimizer import set_learning_rates, take_step
 from divcon.training.precision import Precision
 from divcon.training.report import EpochReport, LossRecord
 from divcon.training.sampler import plan_epoch
-from divcon.training.schedule import Phase, learning_rates, phase_at
+from divcon.training.schedule import Phase, divides_at, learning_rates, phase_at
 from divcon.training.setup import (
     check,
     double_learners,
@@ -145,7 +145,7 @@ def divide_and_conquer(
             elif phase is Phase.FINETUNE or config.divide_by == "none":
                 bank.disable()
                 division = previous if previous and previous.num_learners == 1 else Division.whole(labels)
-            elif previous is None or epoch % config.redivide_every == 0:
+            elif previous is None or divides_at(epoch, config):
                 # A hierarchy starts with one learner and doubles the learners at each division until there are K.
                 double = config.hierarchy and previous is not None and model.num_learners < model.head.max_learners
                 division = divider.divide(epoch, previous, double=double)

@@ -69,6 +69,44 @@ def create_objectives(config: TrainConfig, head: SubspaceHead, num_classes: int)
     return objectives
 
 
+def create_losses(
+    head: SubspaceHead,
+    num_classes: int,
+    *,
+    loss: Any = "MarginLoss",
+    loss_options: Mapping[str, Any] | None = None,
+    miner: Any = "auto",
+    miner_options: Mapping[str, Any] | None = None,
+    images_per_class: int = 4,
+    seed: int = 0,
+) -> nn.ModuleList:
+    """The losses of a training loop of your own: number k is learner k's, the last is the full embedding's.
+
+    Each is called with (B, d) embeddings and (B,) int64 labels, and computes in float32::
+
+        losses = create_losses(head, num_classes)
+        losses[learner](head(features, learner=learner), labels)  # divide
+        losses[-1](head(features), labels)  # conquer
+
+    Some have parameters of their own, such as proxies: pass ``losses.parameters()`` to the optimiser, and after each
+    division call ``losses[k].set_classes(...)`` with the classes of learner k's cluster.
+
+    Args:
+        head: as `divcon.models.create_head` creates it, or ``model.head`` of a `divcon.EmbeddingModel`.
+        num_classes: C; labels are 0 to C - 1.
+        loss, loss_options, miner, miner_options: as of `divcon.TrainConfig`: names of pytorch-metric-learning, or your
+            own; miner ``auto``: that of the loss, ours for MarginLoss.
+        images_per_class: M, images of a class in a batch.
+        seed: of the losses' own parameters.
+
+    Raises:
+        ConfigError: as `create_objectives`.
+    """
+    options: dict[str, Any] = {"loss_options": dict(loss_options or {}), "miner_options": dict(miner_options or {})}
+    config = TrainConfig(loss=loss, miner=miner, images_per_class=images_per_class, seed=seed, **options)
+    return create_objectives(config, head, num_classes)
+
+
 def similarity_distillation(
     embeddings: Float[Tensor, "B D"], features: Float[Tensor, "B F"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:

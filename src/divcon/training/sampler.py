@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
+from torch.utils.data import Sampler
 
 from divcon.config.settings import Rounds, SmallClasses
 from divcon.division import Division
@@ -110,7 +111,8 @@ def plan_epoch(
             each.
         images_per_class: M.
         small_classes: for a class with fewer than M images in its cluster: ``repeat`` them (2019), or ``fill`` its
-            places with other images of the cluster (2021).
+            places with other images of the cluster (2021). Where the cluster has C < B // M classes, ``fill`` takes
+            B // C of each.
         rounds: ``epoch``: N // B batches. ``longest``, ``shortest``: each learner has as many as the largest, or the
             smallest, cluster of n images has, n // B.
 
@@ -164,6 +166,109 @@ def plan_epoch(
     return EpochPlan(Batches(learners, indices, starts), tuple(warnings), num_learners)
 
 
+class LearnerBatchSampler(Sampler[list[int]]):
+    """The batches of `plan_epoch` for a training loop of your own: ``DataLoader(dataset, batch_sampler=sampler)``.
+
+    Each batch is of one learner's cluster, class-balanced, and the learners take turns; ``learners`` has the learner of
+    each batch of the epoch::
+
+        sampler.division = dc.divide(features, labels, num_learners, previous=sampler.division)
+        sampler.set_epoch(epoch)
+        for learner, (images, targets) in zip(sampler.learners, loader):
+            ...
+
+    Args:
+        labels: (N,) ints or strings, of all items of the data set, in its order.
+        batch_size, images_per_class, small_classes, rounds, seed: as of `plan_epoch`.
+        division: of the N items among the learners; None: all items in one cluster, as to conquer.
+        num_learners: as of `plan_epoch`.
+        rank, world_size: of several processes, each takes every ``world_size``-th batch, so that a step trains as many
+            learners at once; a last step that not every process has a batch for is left out.
+
+    Raises:
+        ValueError: a number out of bounds, or a division of another number of items.
+        DataError: no learner has two classes with a positive pair (when the batches are asked for).
+    """
+
+    def __init__(
+        self,
+        labels: object,
+        batch_size: int,
+        images_per_class: int = 4,
+        *,
+        division: Division | None = None,
+        num_learners: int | None = None,
+        small_classes: SmallClasses = "repeat",
+        rounds: Rounds = "epoch",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        values: Any = labels
+        values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+        self.labels = np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
+        """(N,) int64, from 0 on in the order of the sorted labels: what the losses take."""
+        if not 1 <= images_per_class <= batch_size // 2:
+            raise ValueError(
+                f"images_per_class {images_per_class} in a batch of {batch_size}: a batch needs two classes at least"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size} processes: must be 0 to {world_size - 1}")
+        self._options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "images_per_class": images_per_class,
+            "rounds": rounds,
+            "seed": seed,
+        }
+        self._options |= {"small_classes": small_classes, "num_learners": num_learners}
+        self._rank, self._world_size, self._epoch = rank, world_size, 0
+        self._plan: EpochPlan | None = None
+        self.division = division
+
+    @property
+    def division(self) -> Division | None:
+        """The division of the items among the learners; set another one between epochs. None: one cluster of all."""
+        return self._division
+
+    @division.setter
+    def division(self, division: Division | None) -> None:
+        if division is not None and len(division.learner) != len(self.labels):
+            raise ValueError(
+                f"the division is of {len(division.learner):,} items, and there are {len(self.labels):,} labels"
+            )
+        self._division, self._plan = division, None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, from 0 on, which the batches depend on: call it before each."""
+        if epoch != self._epoch:
+            self._epoch, self._plan = epoch, None
+
+    @property
+    def plan(self) -> EpochPlan:
+        """All batches of this epoch, those of other processes too, with ``warnings``: the learners that sit it out."""
+        if self._plan is None:
+            division = Division.whole(self.labels) if self._division is None else self._division
+            self._plan = plan_epoch(division, self.labels, epoch=self._epoch, **self._options)
+        return self._plan
+
+    @property
+    def _numbers(self) -> range:
+        whole = len(self.plan.batches) // self._world_size * self._world_size
+        return range(self._rank, whole, self._world_size)
+
+    @property
+    def learners(self) -> list[int]:
+        """The learner of each batch of this epoch."""
+        return [int(self.plan.batches.learners[number]) for number in self._numbers]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in self._numbers:
+            yield self.plan.batches[number].indices.tolist()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
 @dataclass(frozen=True, eq=False)
 class _Stream:
     """The batches of a learner."""
@@ -178,10 +283,12 @@ class _Stream:
 
 def _take(cluster: Cluster, batch_size: int, images_per_class: int, fill: bool) -> tuple[np.ndarray, int]:
     """(C,) int64, the number of images of each class in a batch: M, or with ``fill`` as many as there are. In a batch
-    with all classes the remaining places go one by one to classes that have more images. And the size of a batch."""
+    with all classes the remaining places go one by one to classes that have more images; with ``fill`` each class has
+    B // C of them, before places go to other images. And the size of a batch."""
     counts, places = cluster.counts, batch_size // images_per_class
     if fill:
-        return np.minimum(images_per_class, counts), min(batch_size, len(cluster.cards))
+        each = images_per_class if len(counts) >= places else batch_size // len(counts)
+        return np.minimum(each, counts), min(batch_size, len(cluster.cards))
     take = np.full(len(counts), images_per_class)
     if len(counts) >= places:
         return take, places * images_per_class

@@ -36,13 +36,21 @@ def phase_at(epoch: int, config: TrainConfig, num_learners: int) -> Phase:
     return Phase.JOINT if epoch >= joint else Phase.SUBSPACE
 
 
+def divides_at(epoch: int, config: TrainConfig) -> bool:
+    """Whether the images are divided again before an epoch of the subspace or joint phase."""
+    ends = config.redivide_until
+    return epoch % config.redivide_every == 0 and (ends is None or epoch < ends)
+
+
 def learning_rates(epochs_done: float, phase: Phase, config: TrainConfig) -> dict[str, float]:
     """The learning rate of each group of weights, by its name, after ``epochs_done`` epochs, a fraction within one.
 
-    The backbone's is 0 in the first ``freeze_backbone_epochs`` epochs after each division, also in the joint phase;
-    the masks' is 0 from the joint phase on (2021).
+    The backbone's is 0 in the first ``freeze_backbone_epochs`` epochs after each division, also in the joint phase, and
+    before ``redivide_until``; the masks' is 0 from the joint phase on (2021).
     """
-    frozen = phase is not Phase.FINETUNE and int(epochs_done) % config.redivide_every < config.freeze_backbone_epochs
+    epoch, ends = int(epochs_done), config.redivide_until
+    frozen = phase is not Phase.FINETUNE and epoch % config.redivide_every < config.freeze_backbone_epochs
+    frozen = frozen and (ends is None or epoch < ends)
     rates = {
         "backbone": 0.0 if frozen else config.lr,
         "head": config.head_lr,

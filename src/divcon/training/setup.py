@@ -139,6 +139,12 @@ def _check_hierarchy(model: EmbeddingModel, config: TrainConfig) -> None:
             "fewer `num_learners`",
             field=("epochs", "joint_epoch", "finetune_epoch", "redivide_every", "num_learners"),
         )
+    if config.redivide_until is not None and config.redivide_until <= needed:
+        raise ConfigError(
+            f"`redivide_until` {config.redivide_until}: `hierarchy` doubles to {learners} learners at the division of "
+            f"epoch {needed}; use `redivide_until={needed + 1}` or later",
+            field=("redivide_until", "hierarchy", "num_learners"),
+        )
 
 
 def on_started_group(config: TrainConfig, *, resumed: bool = False) -> TrainConfig:

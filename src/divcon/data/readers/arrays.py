@@ -18,6 +18,7 @@ import pyarrow as pa
 from divcon.data.benchmark import Benchmark
 from divcon.data.columns import COLUMNS, GUESS, VECTOR_COLUMN, Columns, roles_of
 from divcon.data.labeled_set import LabeledSet
+from divcon.data.python_values import is_batch
 from divcon.data.readers.table import OnMissingLabel, benchmark_of, images_of_tables
 from divcon.data.remote_folder import files_below
 from divcon.data.table_format import content_of, is_table
@@ -121,6 +122,11 @@ def _loaded(
 def _columns(path: Path, arrays: Mapping[str, Any], chosen: Columns) -> dict[str, Any]:
     """The arrays of one length as columns, the vectors among them."""
     shapes = ", ".join(f"{name or 'the array'} {tuple(np.shape(array))}" for name, array in list(arrays.items())[:8])
+    # Numbers of one column are labels, as MedMNIST and others save them.
+    arrays = {
+        name: np.ravel(array) if np.ndim(array) == 2 and np.shape(array)[1] == 1 else array
+        for name, array in arrays.items()
+    }
     wanted = chosen.vector
     if wanted is not None and wanted not in arrays:
         raise ConfigError(f"{path}: `vector_column` {wanted!r}: there is {shapes or 'no array'}", field="vector_column")
@@ -129,6 +135,12 @@ def _columns(path: Path, arrays: Mapping[str, Any], chosen: Columns) -> dict[str
     guessed = roles_of(str(path), kinds, Columns(vector=wanted)).names.get("embedding")  # type: ignore[arg-type]
     vectors = guessed or (two[0] if len(two) == 1 else None)
     if vectors is None or vectors not in two:
+        pictures = [name for name, array in arrays.items() if is_batch(np.asarray(array))]
+        if pictures and wanted is None:
+            raise DataError(
+                f"{path}: {pictures[0] or 'the array'} holds images, and not vectors ({shapes}); write them as image "
+                'files, or read them in Python: dc.read({"image": images, "label": labels, "split": split})'
+            )
         what = (
             f"which of them holds the vectors? `vector_column` chooses ({shapes})"
             if len(two) > 1

@@ -33,7 +33,7 @@ from divcon.data.readers.shards import images_in_shards, is_folder_of_shards, is
 from divcon.data.readers.splits import drawn_benchmark
 from divcon.data.readers.table import images_in_table, images_in_table_folder, table_files
 from divcon.data.remote_folder import bring_tables
-from divcon.data.split_names import Role, is_fold, split_role
+from divcon.data.split_names import Role, is_fold, split_role, split_word
 from divcon.data.splitting import Splitting
 from divcon.data.tables import is_table
 from divcon.errors import ConfigError, DataError
@@ -415,10 +415,10 @@ def _lacking(where: str, roles: dict[str, Role], files: ImageFiles) -> str:
 
 
 def _check_no_splits(where: str, top: _Folder, notes: list[str]) -> None:
-    """Note what looks like a split below classes.
+    """Note what looks like a split or a class below classes.
 
     Raises:
-        DataError: the folders are folds of a cross-validation.
+        DataError: the folders are folds of a cross-validation, or have a split's name among other words.
     """
     names = sorted(top.folders)
     if len(names) > 1 and all(map(is_fold, names)):
@@ -426,11 +426,24 @@ def _check_no_splits(where: str, top: _Folder, notes: list[str]) -> None:
             f"{where}: {_listed(names)} are folds, not classes; put the images of each class into one folder: "
             "`validation_folds` makes folds by class"
         )
+    like_splits = {name: role for name in names if (role := split_word(name))}
+    hold_classes = all(top.folders[name].folders and not top.folders[name].images for name in like_splits)
+    if len(set(like_splits.values())) > 1 and (len(like_splits) == len(names) or hold_classes):
+        raise DataError(
+            f"{where}: {_listed(like_splits)} look like splits, not classes: rename them ({_SPLITS}), pass one of the "
+            "folders, or write a table, in which labels may have any name"
+        )
     inner = [{name for name in folder.folders if _is_split(name)} for folder in top.folders.values()]
     if inner and all(len(splits) > 1 for splits in inner):
         notes.append(
             f"the folders {_listed(sorted(set.union(*inner)))} below the classes are no splits here: a class is as a "
             "whole for training or for the test"
+        )
+    elif inner and all(len(folder.folders) > 1 and not folder.images for folder in top.folders.values()):
+        below = sorted(set.union(*(set(folder.folders) for folder in top.folders.values())))
+        notes.append(
+            f"the classes are {_listed(names)}; if the folders in them ({_listed(below)}) are the classes, name each "
+            "image's label in a table with the columns path and label"
         )
 
 

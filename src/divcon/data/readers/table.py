@@ -18,7 +18,7 @@ import pyarrow.compute
 
 from divcon.config.settings import TEST_FRACTION, Protocol
 from divcon.data.benchmark import Benchmark, checked_benchmark, counted, labelled
-from divcon.data.columns import GUESS, Columns
+from divcon.data.columns import GUESS, Columns, split_flag
 from divcon.data.encoded import encoded_in, read_encoded
 from divcon.data.image_files import entries_of, is_system_folder
 from divcon.data.labeled_set import NO_PATH, LabeledSet
@@ -604,8 +604,13 @@ def _divided_groups(images: LabeledSet, names: Sequence[str] | None, sides: tupl
 
 
 def _without_odd_split(tables: Tables) -> Tables:
-    """The tables without a column that was taken for the split by its name, and holds other words than splits."""
-    if "split" not in tables.guessed or places_among(tables.rows["split"], SPLITS)[1] is None:
+    """The tables without a column that was taken for the split by its name, and holds other words than splits, or is a
+    truth value that is the same in all rows."""
+    if "split" not in tables.guessed:
+        return tables
+    is_flag = all(split_flag(roles.names.get("split", "")) for roles in tables.roles)
+    is_same = is_flag and pc.count_distinct(tables.rows["split"]).as_py() < 2
+    if not is_same and places_among(tables.rows["split"], SPLITS)[1] is None:
         return tables
     columns = tuple(names - {"split"} for names in tables.columns)
     guessed = tables.guessed - {"split"}
@@ -642,12 +647,48 @@ def check_paths(images: LabeledSet) -> None:
             first = gone[0]
         missing += len(gone)
     if missing:
-        path = images.path(first)
-        ending = "" if Path(path).suffix else "; the path has no ending such as .jpg"
         raise DataError(
             f"{images.where(first)}: there is no such file ({missing:,} of {len(images):,} are "
-            f"missing); relative paths start from {images.root or '.'}: `root` sets another folder{ending}"
+            f"missing); {advice_on_path(images.path(first), images.root)}"
         )
+
+
+def advice_on_path(path: str, root: str) -> str:
+    """What to do about the path of an image that is not there: the file that it may mean, or where paths start from.
+
+    Args:
+        root: the folder that relative paths start from; "": the current one.
+    """
+    there = Path(root or ".")
+    plain = path.strip()
+    if plain != path and (there / plain).exists():
+        return f"without the spaces around it, {plain!r} is there: take them out of the table"
+    parts = [part for part in re.split(r"[/\\]+", plain) if part not in (".", "")]
+    for start in range(len(parts)):
+        below = Path(*parts[start:])
+        if (start or len(parts) > 1) and (there / below).is_file() and below != Path(plain):
+            return f"{below} is in {root or '.'}: write the paths in the table like this"
+    if plain.startswith("~"):
+        return "'~' is not replaced in a table: write whole paths, or paths that start from the table's folder"
+    if re.match(r"[A-Za-z]:[/\\]", plain) or plain.startswith("/"):
+        return (
+            "write the paths as they are on this computer, or from the table's folder; `root` is the folder that "
+            "relative paths start from"
+        )
+    folder = there / Path(*parts[:-1])
+    try:
+        names = {entry.name for entry in os.scandir(folder)} if parts else set()
+    except OSError:
+        names = set()
+    stem = Path(parts[-1]).stem.casefold() if parts else ""
+    like = sorted(name for name in names if Path(name).stem.casefold() == stem)
+    starts = f"relative paths start from {root or '.'}: `root` sets another folder"
+    if like and not Path(parts[-1]).suffix:
+        return f"{like[0]!r} is there: add the ending to the paths of the table"
+    if like:
+        return f"{like[0]!r} is there: write the name as the file has it"
+    ending = "" if not parts or Path(parts[-1]).suffix else "; the path has no ending such as .jpg"
+    return starts + ending
 
 
 _LOOKED_AT = 16
@@ -755,7 +796,8 @@ def _local(paths: pa.Array, root: str) -> pa.Array:
         )
     if os.sep == "/" and "\\" in first and not Path(root, first).exists():
         others = pc.replace_substring(paths, "\\", "/")
-        return others if Path(root, others[0].as_py()).exists() else paths
+        some = others[:_LOOKED_AT].to_pylist()  # the first may be missing
+        return others if any(Path(root, path).exists() for path in some) else paths
     return paths
 
 

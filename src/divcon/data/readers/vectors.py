@@ -56,7 +56,9 @@ def paths_to_write(images: LabeledSet) -> pa.Array:
     return _under(images.root, paths) if images.encoded is None and images.root else paths
 
 
-def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Features) -> None:
+def write_benchmark_vectors(
+    path: str | Path, benchmark: Benchmark, features: Features, columns: Mapping[str, Sequence[Any]] | None = None
+) -> None:
     """Write a benchmark with vectors instead of its images; ``divcon.read`` reads it back.
 
     The columns are ``path,label,split,embedding``, with ``is_query,is_gallery`` if query and gallery differ, and
@@ -68,6 +70,7 @@ def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Fe
         features: a function that returns the (n, F) vectors of a `LabeledSet`, called with some thousand images at a
             time, so that memory stays bounded; or arrays by split: train, validation, query, gallery (the vector of an
             image in both query and gallery is read from query).
+        columns: more columns, with a value for each row of the benchmark's source (`LabeledSet.rows`).
 
     Raises:
         DataError: the features are not one vector per image, or not all of one length.
@@ -77,6 +80,10 @@ def write_benchmark_vectors(path: str | Path, benchmark: Benchmark, features: Fe
     if not parts:
         raise DataError(f"{benchmark.name}: there are no images to write vectors of")
     table = benchmark_table(parts)
+    rows = np.concatenate([part.images.rows for part in parts])
+    for name, values in (columns or {}).items():
+        if name not in (*table.column_names, VECTOR_COLUMN):
+            table = table.append_column(name, pa.array(values).take(pa.array(rows)))
     blocks = _blocks(parts, features)
     first = next(blocks)
     _write(path, table, itertools.chain([first], blocks), first.shape[1])

@@ -19,7 +19,7 @@ from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
 from divcon.errors import DataError, DivconError
 from divcon.evaluation.baselines import METRICS
-from divcon.evaluation.metrics import Score, clustered_in_words, queries_in_words, scores_in
+from divcon.evaluation.metrics import MARP, Score, clustered_in_words, queries_in_words, score_title, scores_in
 from divcon.evaluation.neighbours import nearest
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.subspaces import normalized
@@ -391,7 +391,24 @@ def _on_test(contents: Contents, test: Mapping[str, Any]) -> list[Child]:
         ]
         alone = "Each learner alone, on test classes"
         parts.append(fold(alone, table(alone, ("", *map(score_title, names)), cells)))
+    parts += _merged(contents.lines)
     return parts
+
+
+def _merged(lines: Sequence[Mapping[str, Any]]) -> list[Child]:
+    """Recall@1 of each learner alone before and after the learners were merged, where `divcon.reproduce` scored it."""
+    apart = [line for line in lines if "alone" in (line.get("observed") or {})]
+    if len(apart) < 2:
+        return []
+    before, after = apart[0]["observed"], apart[-1]["observed"]
+    pairs = itertools.zip_longest(before["alone"], after["alone"])
+    rows: list[Sequence[Child]] = [
+        (f"learner {k}", *(None if value is None else percent(value) for value in pair)) for k, pair in enumerate(pairs)
+    ]
+    rows.append(("full embedding", percent(before["recall_at_1"]), percent(after["recall_at_1"])))
+    heads = (f"before, epoch {apart[0]['epoch']}", f"after, epoch {apart[-1]['epoch']}")
+    title = "Recall@1 of each learner before and after they are merged"
+    return [fold(title, table(title, ("", *heads), rows))]
 
 
 def _embedding(contents: Contents) -> Html | None:
@@ -438,18 +455,6 @@ def _points(difference: float) -> Child:
 def _points_with_interval(difference: Mapping[str, Any]) -> Child:
     low, high = difference["interval"]
     return [_points(difference["value"]), " [", _points(low), ", ", _points(high), "]"]
-
-
-_TITLES = {"nmi": "NMI", "ami": "AMI", "r_precision": "R-precision", "map_at_r": "MAP@R", "map": "mAP"}
-_AT = {"recall_at_": "Recall@", "precision_at_": "Precision@"}
-
-
-def score_title(name: str) -> str:
-    """A score's name as papers write it: ``Recall@1`` for ``recall_at_1``; of your own metrics, the name."""
-    for prefix, title in _AT.items():
-        if (k := name.removeprefix(prefix)) != name and k.isdecimal():
-            return f"{title}{k}"
-    return _TITLES.get(name, "mAP (trapezoidal)" if name == "map_trapezoidal" else name)
 
 
 def check_scores(scores: Mapping[str, Any]) -> None:
@@ -519,6 +524,8 @@ def _scored(caption: str, result: Mapping[str, Any], split: str) -> Html:
         words += [[f"{METRICS[name]} ", _points_with_interval(own[name]), "."] for name in list(METRICS)[-1:]]
     if (clustered := clustered_in_words(result)) is not None:
         words.append(f" {clustered}.")
+    if "marp" in result:
+        words.append(f" {MARP}.")
     advice = [element("p", coded(line), role="note") for line in result.get("advice", [])]
     return joined(of, table(caption, head, rows, class_="scores"), element("p", words, class_="dim small"), advice)
 
@@ -552,7 +559,8 @@ def curves(contents: Contents) -> Html:
         for before, line in itertools.pairwise(lines)
         if line["phase"] != before["phase"]
     ]
-    drawn = [_loss_chart(lines, marks), *_recall_chart(contents, marks), *_pairs_chart(lines, marks)]
+    drawn = [_loss_chart(lines, marks), *_recall_chart(contents, marks), *_observed_chart(lines, marks)]
+    drawn += _pairs_chart(lines, marks)
     drawn += _similarity_chart(lines, marks)
     return element("div", drawn, class_="charts")
 
@@ -628,6 +636,27 @@ def _recall_chart(contents: Contents, marks: list[tuple[float, str]]) -> list[Ht
     return [
         line_chart(title, about, drawn, y_label="%", caption=caption, marks=marks, kept=number_of_kept, levels=levels)
     ]
+
+
+def is_observed(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the test classes were scored after epochs, as `divcon.reproduce` does."""
+    return any("recall_at_1" in (line.get("observed") or {}) for line in lines)
+
+
+def _observed_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]) -> list[Html]:
+    """Recall@1 on the test classes after each epoch, of a run that scored them."""
+    if not is_observed(lines):
+        return []
+    scored = [line for line in lines if "recall_at_1" in (line.get("observed") or {})]
+    points = [(float(line["epoch"]), 100 * line["observed"]["recall_at_1"]) for line in thinned(scored)]
+    best = max(points, key=lambda point: point[1])
+    about = (
+        f"{points[0][1]:.1f} % in epoch {points[0][0]:g}, {points[-1][1]:.1f} % in epoch {points[-1][0]:g}; "
+        f"{best[1]:.1f} % in epoch {best[0]:g}, the best."
+    )
+    caption = "After each epoch, as the papers do. Nothing was chosen by it."
+    line = Line("Recall@1", points, "var(--c0)")
+    return [line_chart("Recall@1 on test classes", about, [line], y_label="%", caption=caption, marks=marks)]
 
 
 def _pairs_chart(lines: Sequence[dict[str, Any]], marks: list[tuple[float, str]]) -> list[Html]:

@@ -31,7 +31,9 @@ from divcon.runtime.places import place
 from divcon.training.sheet import augmented_sheet
 
 MAX_SEARCHED = 1000
-"""Validation images, at most, that are searched for the best and worst queries."""
+"""Validation images, or test images, at most, that are searched for the best and worst queries."""
+_OF_EACH = ("per_query", "per_class")
+"""The parts of scores that are of each query and each class: too long to keep with a run."""
 _AUGMENTED = 3
 """Training images that are shown as they are augmented."""
 
@@ -55,7 +57,9 @@ def report(
             read it from where the run read it. Where it cannot be read, the report says so and has no pictures.
         out: the file; None: ``report.html`` in the folder of the run.
         scores: what `divcon.evaluate` returned on the test classes, or the file that ``divcon evaluate --json`` wrote.
-            None: those that `add_test_scores` kept, where there are any. The report itself never uses the test classes.
+            None: those that `add_test_scores` kept, where there are any. The report itself uses the test classes only
+            for the best and worst queries of a run without validation classes that was scored on them after each epoch
+            (`divcon.reproduce`).
         batch_size: validation images that are embedded at once.
         device: where the model embeds them.
         trust: modules of your own that the run's model may import code from (see `divcon.EmbeddingModel.load`).
@@ -96,7 +100,8 @@ def report(
         warn(f"this report has no pictures: {error}")
     if own is not None:
         notes = [*own.notes, *notes]
-        if contents.kept is not None and (own.validation is not None or own.train.vectors is None):
+        shown = own.validation is not None or sections.is_observed(contents.lines) or own.train.vectors is None
+        if contents.kept is not None and shown:
             try:
                 model = EmbeddingModel.load(run, device=device, trust=trust)
             except DivconError as error:
@@ -141,12 +146,15 @@ def _write(
         assert model is not None
         return model.encode(images, batch_size=batch_size, context=context)
 
-    searched = None if data is None or model is None else data.validation
+    searched, split = None if data is None or model is None else data.validation, "validation"
+    if data is not None and model is not None and searched is None and sections.is_observed(contents.lines):
+        # Without validation classes those of the test, on which the run was scored after each epoch anyway.
+        searched, split = data.query, "test"
     pictures: list[tuple[str, str, Child]] = []
     if data is not None:
         for anchor, heading, write in (
             ("learners", "Images of each learner", lambda: _sheets(contents, data.train, context)),
-            ("queries", "Best and worst queries", lambda: _queries(searched, embed, context)),
+            ("queries", "Best and worst queries", lambda: _queries(searched, split, embed, context)),
             ("augmented", "What the network sees", lambda: _augmented(contents, data.train, model, trust)),
         ):
             try:
@@ -183,7 +191,7 @@ def add_test_scores(run: str | Path, scores: Mapping[str, Any]) -> Path | None:
 
     Args:
         run: the folder of the run.
-        scores: what `divcon.evaluate` returned; ``per_query`` is left out.
+        scores: what `divcon.evaluate` returned; ``per_query`` and ``per_class`` are left out.
 
     Returns:
         The report; None where the scores are of other data, the run has trained on its test classes, ``run`` is no run
@@ -203,7 +211,7 @@ def add_test_scores(run: str | Path, scores: Mapping[str, Any]) -> Path | None:
     record = read_record(folder.model)
     embed = None if record is None else record["chosen"]
     about = {"epoch": kept["epoch"], "embed": embed}
-    folder.write_test_scores({**about, **{name: value for name, value in scores.items() if name != "per_query"}})
+    folder.write_test_scores({**about, **{name: value for name, value in scores.items() if name not in _OF_EACH}})
     text = folder.report.read_text(encoding="utf-8") if folder.report.exists() else ""
     if style() not in text:  # none, or of another version
         return None
@@ -245,19 +253,21 @@ def _augmented(contents: Contents, images: LabeledSet, model: EmbeddingModel | N
     return sections.augmented(config, augmented_sheet(model, images, config, rows=_AUGMENTED, gaps=None))
 
 
-def _queries(images: LabeledSet | None, embed: Callable[[LabeledSet], np.ndarray], context: Context) -> Child:
+def _queries(
+    images: LabeledSet | None, split: str, embed: Callable[[LabeledSet], np.ndarray], context: Context
+) -> Child:
     if images is None:
         return None
     searched = images if len(images) <= MAX_SEARCHED else sample_of(images, MAX_SEARCHED)
     if not len(searched):
-        raise DataError("no two of the validation images drawn are of one class")
+        raise DataError(f"no two of the {split} images drawn are of one class")
     best, worst = best_and_worst(searched, embed(searched))
     needed = [index for query in [*best, *worst] for index in (query.index, *(near for near, _ in query.neighbours))]
     thumbnails = Thumbnails(searched, needed, context=context)
     what = "images" if thumbnails.has_pictures else "vectors"
     some = f"drawn from {len(images):,}, " if len(searched) < len(images) else ""
     words = (
-        f"Each of {len(searched):,} validation {what}, {some}searched among the others. The query comes first, then "
+        f"Each of {len(searched):,} {split} {what}, {some}searched among the others. The query comes first, then "
         "its nearest neighbours with their cosine similarities; one query a class, by MAP@R."
     )
     lists = (
