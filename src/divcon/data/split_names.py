@@ -56,7 +56,7 @@ def split_word(name: str) -> Role | None:
     """The split that one of the words of a name says: ``fr_train``, ``imagenet-val``, ``test clean``. None: none does,
     or several do."""
     words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)
-    roles = {_STRONG[word.casefold()] for word in words if word.casefold() in _STRONG}
+    roles: set[Role] = {_STRONG[word.casefold()] for word in words if word.casefold() in _STRONG}
     return roles.pop() if len(roles) == 1 else None
 
 
