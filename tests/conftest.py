@@ -41,6 +41,7 @@ from divcon.cli import main
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
 from tests.fork_server import client, fork_server
+from tests.hub import hub  # noqa: F401 - a fixture
 from tests.remote import cache, s3, s3_server, web  # noqa: F401 - fixtures
 
 MOST_SECONDS = 5

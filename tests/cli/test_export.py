@@ -101,17 +101,19 @@ def test_a_card_is_filled_in_from_the_run(command: Command, folder: Path, tmp_pa
     assert card.data.eval_results is not None
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert metrics["recall_at_1"] == scores["recall_at_1"]
+    low, high = scores["recall_at_1_interval"]
     assert {"map_at_r", "nmi"} < set(metrics)
     for said in (
-        f"| recall_at_1 | {100 * scores['recall_at_1']:.1f} % |",
-        "| recall_at_1 of the pretrained features, the vectors themselves | "
+        "|  | embedding | 95 % interval | pretrained features |",
+        f"| Recall@1 | {100 * scores['recall_at_1']:.1f} % | {100 * low:.1f} to {100 * high:.1f} % | "
         f"{100 * scores['baselines']['pretrained_features']['recall_at_1']:.1f} % |",
+        "Pretrained features: the vectors themselves.",
         f"split `{scores['split_hash']}`, that of its run: {scores['num_queries']} queries of "
         f"{scores['num_classes']} classes",
         f"| trained on | {train} train classes, {validation} validation classes |",
         f"| hash of the test split | `{record['split_hash']}` |",
         "| `num_learners` | `4` |\n| `embedding_dim` | `16` |",
-        f"Epoch {kept_epoch(RunFolder(folder / 'run').lines())} was kept: ",  # as the run numbers them
+        f"Epoch {kept_epoch(RunFolder(folder / 'run').lines())} was kept, of 2 that ran, 0 to 1: ",
         f"torch {record['versions']['torch']}",
         "which model computed the vectors",
     ):
@@ -133,10 +135,10 @@ def test_a_learners_card_has_its_own_scores(command: Command, folder: Path, tmp_
     assert code == 0, err
     card = (tmp_path / "two" / "README.md").read_text()
     scores = json.loads((folder / "scores.json").read_text())
-    assert f"| recall_at_1 | {100 * scores['learners'][2]['recall_at_1']:.1f} % |" in card
+    assert f"| Recall@1 | {100 * scores['learners'][2]['recall_at_1']:.1f} % |" in card
     assert "the subspace of learner 2 alone" in card
     assert "Embeds vectors of 12 dimensions in 4 dimensions" in card
-    assert "was kept: " not in card  # which is a score of the whole embedding
+    assert "was kept" not in card  # which is a score of the whole embedding
 
     del scores["learners"]
     (tmp_path / "whole.json").write_text(json.dumps(scores | {"split_hash": "another"}))
@@ -154,7 +156,7 @@ def test_of_a_pruned_model_and_of_one_without_a_run(command: Command, folder: Pa
     card = (tmp_path / "small" / "README.md").read_text()
     assert "Then pruned to 6 dimensions (pca)." in card
     assert f"`{record_of(folder)['split_hash']}`" in card
-    assert "was kept: " not in card  # of the model before
+    assert "was kept" not in card  # of the model before
     code, _, err = command("export", folder / "run" / "model", "--format", "hf", "--out", tmp_path / "model")
     assert code == 0, err
     card = (tmp_path / "model" / "README.md").read_text()

@@ -64,9 +64,10 @@ def compare(
     Parameters
     ----------
     runs
-        Run folders, or model folders such as RUN/last, which are evaluated on the test classes of their own data; or
-        files that evaluate --json wrote. NAME=RUN names one, as in ours=runs/c; in the table, runs of one name are runs
-        of several seeds, with their mean in one row.
+        Run folders, or model folders such as RUN/last, which are evaluated on the test classes of their own data; a
+        model that does not say what that is, such as one on the Hub (hf://USER/MODEL), on those of the first run that
+        does; or files that evaluate --json wrote. NAME=RUN names one, as in ours=runs/c; in the table, runs of one name
+        are runs of several seeds, with their mean in one row.
     json_file
         Write the comparison to this file.
     baselines
@@ -107,6 +108,13 @@ def compare(
         else:
             check_model(run)
 
+    models = [path for name, (_, path) in zip(names, pairs, strict=True) if not results[name]]
+
+    def knows_its_data(run: Path) -> bool:
+        from divcon.runs.folder import RunFolder
+
+        return RunFolder(run).origin() is not None
+
     def scores(run: Path, context: Context) -> dict[str, Any]:
         from divcon.data.loading import only_decodable
         from divcon.evaluation.protocol import evaluate
@@ -114,7 +122,10 @@ def compare(
         from divcon.runtime.device import resolve_device
 
         model = EmbeddingModel.load(run, device=resolve_device(device))
-        benchmark = test_data(run)
+        of = run if knows_its_data(run) else next(filter(knows_its_data, models), run)
+        if of != run:
+            note(f"{run}: does not say what it was trained on; evaluated on the test classes of {of}")
+        benchmark = test_data(of)
         if on_bad_image == "skip":
             benchmark = only_decodable(benchmark, ("query", "gallery"), context)
         options: dict[str, Any] = {"metrics": metric, "batch_size": batch_size, "context": context}

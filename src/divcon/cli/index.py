@@ -225,7 +225,7 @@ def index(
         raise ConfigError("--parts without --store writes to no store: --delete-missing needs one")
     if part_rows is not None and parts is None and chosen is None:
         raise ConfigError(f"--part-rows {part_rows} is of parts: add --parts or --engine ray")
-    from divcon.models.folder import check_model
+    from divcon.models.folder import check_model, index_beside
 
     check_model(run)
     if parts is not None or chosen is not None:
@@ -233,7 +233,7 @@ def index(
 
         number = shard_of(shard) if chosen is None else (1, 1)
         source = _source(images or [], root, stream, types, columns, on_cluster=chosen is not None)
-        address = store or text_of(run / "index")
+        address = store or index_beside(run)
         folder = text_of(parts) if parts is not None else folder_beside(address)
         how = (device, batch_size, workers, on_bad_image)
         _write_parts(run, source, folder, number, chosen, part_rows, *how)
@@ -241,7 +241,7 @@ def index(
             _load_parts(folder, address, ann_from, delete_missing)
         return
     items, total = _items(images or [], root, stream, types, columns)
-    opened = Index.create(run, store or text_of(run / "index"), ann_from=ann_from, device=device)
+    opened = Index.create(run, store or index_beside(run), ann_from=ann_from, device=device)
     changes = _update(opened, items, total, workers, delete_missing, batch_size, on_bad_image)
     _print_changes(opened, changes)
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import divcon
 from divcon.config.image_size import height_width
-from divcon.data.transforms import resize_sides
 from divcon.errors import ConfigError, OutputError
 from divcon.models import EmbeddingModel
+from divcon.models.preprocessing import about_preprocessing
 from divcon.runs.folder import RunFolder
 from divcon.runtime.files import atomic_write
 
@@ -156,31 +156,8 @@ def about_model(model: EmbeddingModel, learner: int | None, run: str | Path | No
         "learner": learner,
         "input": inputs,
         "output": {"name": "embeddings", "dtype": "float32", "shape": ["batch", width]},
-        "preprocessing": _preprocessing(model),
+        "preprocessing": about_preprocessing(model),
         **{name: record.get(name) for name in ("benchmark", "protocol", "split_hash")},
-    }
-
-
-def _preprocessing(model: EmbeddingModel) -> dict[str, Any] | None:
-    if model.vector_dim is not None:
-        return None
-    preprocessing = model.preprocessing
-    size, resize = (
-        sides if isinstance(model.image_size, tuple) else sides[0]
-        for sides in (list(height_width(model.image_size)), list(resize_sides(model.image_size)))
-    )
-    of_fit: dict[str, Any] = {"crop": {"resize": resize}, "squash": {}, "pad": {"fill": list(preprocessing.fill)}}
-    built_in = {"fit": model.fit, **of_fit[model.fit], "interpolation": preprocessing.interpolation}
-    values = model.pixel_range
-    of_values = {} if values == "full" else {"pixel_range": values if isinstance(values, str) else list(values)}
-    own = model.config.get("eval_transform")
-    return {
-        "size": size,
-        **({} if model.channels == 3 else {"channels": model.channels}),
-        **({"transform": own} if own else built_in),
-        **of_values,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
     }
 
 

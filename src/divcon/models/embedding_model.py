@@ -6,12 +6,14 @@ import copy
 import inspect
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -40,25 +42,29 @@ from divcon.models.backbone import (
     resolve_backbone,
 )
 from divcon.models.batches import input_batches
+from divcon.models.card import model_card
 from divcon.models.folder import FORMAT, WEIGHTS, model_folder, read_config
 from divcon.models.folding import computed
 from divcon.models.heads import SubspaceHead, create_head, head_class, is_imported
 from divcon.models.inputs import Inputs, as_set, check_input
+from divcon.models.names import own_parts
 from divcon.models.pooling import create_pooling, create_pooling_of
+from divcon.models.pretrained import CARD, FILES, extra_config, write_extras
 from divcon.models.sources import is_sourced, read_source
 from divcon.models.start import Start
+from divcon.runtime import hub
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.copies import forget
 from divcon.runtime.exchange import from_main
 from divcon.runtime.files import DamagedTensorsError, atomic_write, checked_tensors, write_tensors
-from divcon.runtime.importing import Trust, check_trusted, is_named
-from divcon.runtime.places import place
+from divcon.runtime.importing import Trust, check_trusted
+from divcon.runtime.places import is_url, place
 
 if TYPE_CHECKING:
     from divcon.runtime.distributed import ProcessGroup
 
 
-class EmbeddingModel(nn.Module):
+class EmbeddingModel(nn.Module, ModelHubMixin, library_name="divcon"):
     """Backbone, pooled features (F), and a head that K learners share (D).
 
     Args:
@@ -448,6 +454,137 @@ class EmbeddingModel(nn.Module):
         return model.to(device).eval()
 
     @classmethod
+    def from_pretrained(  # type: ignore[override] - with the arguments of `load`
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        device: str | torch.device = "cpu",
+        trust: Trust = (),
+        backbone: nn.Module | None = None,
+        eval_transform: Own | None = None,
+    ) -> EmbeddingModel:
+        """A model from the Hugging Face Hub, or from a folder, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: ``USER/MODEL`` on the Hub; or a folder or address, as `load` takes it.
+            revision: a branch, a tag or a commit; None: the main branch.
+            subfolder: of the repository or folder.
+            token: of a Hugging Face account; None: that of HF_TOKEN or of ``hf auth login``; False: none.
+            cache_dir: in place of the Hub's cache.
+            local_files_only: ask nobody; what is in the cache counts.
+            force_download: download again what is in the cache.
+            device, trust, backbone, eval_transform: see `load`.
+
+        Raises:
+            WeightsError, TrustError: as `load`.
+            ConfigError: it is neither a folder nor the name of a repository.
+            RemoteError: the Hub cannot be reached, and the model is not in the cache. RemoteMissingError,
+                RemoteDeniedError: there is no such repository or revision, or the token does not allow it.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        if is_url(name) or place(name).exists():
+            folder = place(name) / subfolder
+        else:
+            folder = hub.download(
+                name,
+                revision=revision,
+                subfolder=subfolder,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
+        return cls.load(folder, device=device, trust=trust, backbone=backbone, eval_transform=eval_transform)
+
+    def save_pretrained(  # type: ignore[override] - no configuration: the model has its own
+        self,
+        save_directory: str | Path,
+        *,
+        card: str | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> str | None:
+        """As `save`, and what lets others load the folder: a model card, and what sentence-transformers and
+        transformers read.
+
+        Args:
+            card: the text of ``README.md``; None: one that says what the model is, unless there is one already. Of a
+                run, `divcon.export` writes one with data, scores and settings.
+            repo_id: of the repository, ``USER/MODEL``, for the card and for ``push_to_hub``; None: the folder's name.
+            push_to_hub: push the model too, with ``options`` of `push_to_hub`.
+
+        Returns:
+            The address of the commit, where it was pushed.
+
+        Raises:
+            OutputError: a file cannot be written.
+            ConfigError, RemoteError: as `push_to_hub`.
+        """
+        folder = place(save_directory)
+        if card is None and not (folder / CARD).exists():
+            card = model_card((repo_id or folder.absolute().name).rpartition("/")[2], self, repo_id=repo_id)
+        write_extras(folder, self, card)
+        config = {**self.config, "freeze_batch_norm": self.freeze_batch_norm, **extra_config(self)}
+        write_model(folder, config, self.state_dict())
+        return self.push_to_hub(repo_id or folder.name, card=card, **options) if push_to_hub else None
+
+    def generate_model_card(self, **options: Any) -> ModelCard:
+        """The card of the model, of which no run is known. ``options`` are those of `divcon.models.card.model_card`."""
+        return ModelCard(model_card(**{"name": "model", "model": self, **options}))
+
+    def push_to_hub(  # type: ignore[override] - no configuration: the model has its own
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        card: str | None = None,
+        keep_card: bool = False,
+    ) -> str:
+        """Push the model to the Hugging Face Hub, in one commit: what `save_pretrained` writes. Of a run,
+        `divcon.export` with ``push`` writes a card with data, scores and settings.
+
+        Args:
+            repo_id: ``USER/MODEL``; the repository is created if it is not there.
+            private: whether a repository that is created is private; None: as the account creates them.
+            revision: the branch, created if it is not there; None: the main branch.
+            commit_message: of the commit.
+            token: see `from_pretrained`.
+            card: the text of ``README.md``; None: one that says what the model is.
+            keep_card: leave the card that the repository has.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: that is no name of a repository; or it is there, and not as ``private`` says.
+            RemoteError: the Hub cannot be reached, or refuses. RemoteDeniedError: there is no token, or it does not
+                allow it. The repository is as it was then, or new and empty.
+        """
+        hub.check_push(repo_id, private=private, token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card, repo_id=repo_id)
+            return hub.push(
+                Path(folder),
+                repo_id,
+                private=private,
+                revision=revision,
+                message=commit_message,
+                token=token,
+                without=[CARD] if keep_card else (),
+                replaced=FILES,
+            )
+
+    @classmethod
     def from_config(
         cls,
         config: Mapping[str, Any],
@@ -574,17 +711,6 @@ def as_model(model: object) -> EmbeddingModel:
             field="model",
         )
     return EmbeddingModel.load(place(model))
-
-
-def own_parts(config: Mapping[str, Any]) -> list[str]:
-    """The code of the user's own that a model's `EmbeddingModel.config` names, each as ``module:Name``."""
-    names = [config.get("backbone"), config.get("eval_transform")]
-    head: Any = config
-    while isinstance(head, Mapping):  # a pruned head names the head that it was cut from
-        names.append(head.get("method"))
-        options = head.get("head_options")
-        head = options.get("of") if isinstance(options, Mapping) else None
-    return [str(name) for name in names if is_named(name) and not str(name).startswith("divcon.")]
 
 
 def own_backbone(model: EmbeddingModel) -> nn.Module | None:

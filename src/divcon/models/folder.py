@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from divcon.errors import WeightsError
+from divcon.errors import ConfigError, WeightsError
 from divcon.models.names import check_learner
+from divcon.runtime import hub
 from divcon.runtime.copies import here
-from divcon.runtime.places import place, url_of
+from divcon.runtime.places import place, text_of, url_of
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
+_OF_OTHERS = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+"""What transformers reads and writes in ``config.json``."""
 
 
 def model_folder(folder: str | Path) -> Path:
@@ -46,6 +49,20 @@ def check_model(folder: str | Path, *, learner: int | None = None) -> dict[str, 
     return config
 
 
+def index_beside(folder: str | Path) -> str:
+    """The address of the index in the folder of a run or model.
+
+    Raises:
+        ConfigError: the model is on the Hugging Face Hub, where no index is kept.
+    """
+    url = url_of(place(folder))
+    if url is not None and hub.address_of(url) is not None:
+        raise ConfigError(
+            f"`store` is missing: {url} is on the Hub, and an index needs a folder of its own", field="store"
+        )
+    return text_of(place(folder) / "index")
+
+
 def check_weights(path: str | Path) -> None:
     """
     Raises:
@@ -66,6 +83,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except FileNotFoundError:
         advice = "; its run has not saved an epoch yet: go on with `resume=True`" if folder.name == "model" else ""
+        if not folder.exists() and url_of(folder) is None and hub.is_name(str(folder)):
+            advice = f"; of the Hugging Face Hub, write hf://{folder}"
         raise WeightsError(f"{folder}: no model there (config.json is missing){advice}") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{file}: damaged ({error})") from None
@@ -75,4 +94,4 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{file}: written by another version of divcon (format {version}, this one reads {FORMAT})")
     if "freeze_batch_norm" not in config:
         raise WeightsError(f"{file}: damaged (freeze_batch_norm is missing)")
-    return config
+    return {name: value for name, value in config.items() if name not in _OF_OTHERS}

@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -190,3 +190,14 @@ def check_learner(learner: int, num_learners: int) -> None:
     """
     if not 0 <= learner < num_learners:
         raise ConfigError(f"`learner` {learner}: the model has learners 0 to {num_learners - 1}", field="learner")
+
+
+def own_parts(config: Mapping[str, Any]) -> list[str]:
+    """The code of the user's own that a model's `EmbeddingModel.config` names, each as ``module:Name``."""
+    names = [config.get("backbone"), config.get("eval_transform")]
+    head: Any = config
+    while isinstance(head, Mapping):  # a pruned head names the head that it was cut from
+        names.append(head.get("method"))
+        options = head.get("head_options")
+        head = options.get("of") if isinstance(options, Mapping) else None
+    return [str(name) for name in names if is_named(name) and not str(name).startswith("divcon.")]

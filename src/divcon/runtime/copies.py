@@ -50,21 +50,22 @@ def here(path: str | os.PathLike[str], *, without: Sequence[str] = ()) -> Path:
     url = url_of(target)
     if url is None or target in _known:
         return target
-    from divcon.runtime import remote
+    from divcon.runtime import hub, remote
 
-    about = remote.info(url)
-    if about is not None and not about.folder:
-        bring(target, url, about)
-    else:
-        files = remote.listing(url) if about is not None else {}
-        kept = {
-            name: each
-            for name, each in files.items()
-            if name.split("/")[0] not in without and not _is_private(name.rsplit("/", 1)[-1])
-        }
-        for name, each in kept.items():
-            bring(target / name, f"{url}/{name}", each)
-        _settle(target, files)
+    with hub.pinned():
+        about = remote.info(url)
+        if about is not None and not about.folder:
+            bring(target, url, about)
+        else:
+            files = remote.listing(url) if about is not None else {}
+            kept = {
+                name: each
+                for name, each in files.items()
+                if name.split("/")[0] not in without and not _is_private(name.rsplit("/", 1)[-1])
+            }
+            for name, each in kept.items():
+                bring(target / name, f"{url}/{name}", each)
+            _settle(target, files)
     _known.add(target)
     return target
 

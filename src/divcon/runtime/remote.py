@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from divcon.errors import RemoteDeniedError, RemoteError, RemoteMissingError
+from divcon.runtime import hub
 from divcon.runtime.places import without_secrets
 
 T = TypeVar("T")
@@ -259,6 +260,8 @@ def _system(url: str) -> tuple[Any, str]:
         system.retries = 1  # `_call` does, within its own limit
     if scheme == "hf":
         system.invalidate_cache()
+        if hub.address_of(url) is not None:
+            return hub.HubSystem(system), url
     return system, url
 
 

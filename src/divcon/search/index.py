@@ -15,11 +15,11 @@ import pyarrow as pa
 from divcon.config.image_size import ImageSize
 from divcon.config.settings import Device
 from divcon.errors import ConfigError, DataError, StoreError
-from divcon.models.folder import check_model
+from divcon.models.folder import check_model, index_beside
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.device import resolve_device
 from divcon.runtime.importing import Trust
-from divcon.runtime.places import absolute, place, text_of
+from divcon.runtime.places import absolute, place
 from divcon.search.about import ANN_FROM, About, about_of
 from divcon.search.columns import json_value, python_value
 from divcon.search.digests import key_of
@@ -359,7 +359,7 @@ class Index:
         if store is None:
             if folder is None:
                 raise ConfigError("pass `store`: the folder or address that the index is to be in", field="store")
-            store = text_of(folder / "index")
+            store = index_beside(folder)
         store = open_store(store)
         loaded = model if _is_model(model) else _loaded(_folder(model), device, trust)
         about = about_of(loaded, None if folder is None else absolute(folder), ann_from or ANN_FROM)

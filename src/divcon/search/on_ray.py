@@ -379,7 +379,7 @@ def _portable(model: EmbeddingModel) -> EmbeddingModel:
     there. (They are trusted: they are imported here.)"""
     from ray import cloudpickle  # not the package of that name, whose register Ray does not read
 
-    from divcon.models.embedding_model import own_parts
+    from divcon.models.names import own_parts
 
     for name in own_parts(model.config):
         module = sys.modules.get(name.partition(":")[0])
