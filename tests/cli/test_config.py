@@ -314,8 +314,8 @@ def test_completion_has_every_command_and_flag(shell: str, run: Run) -> None:
     ("typed", "completed"),
     [
         (["tr"], "train"),
-        (["train", "--redi"], "--redivide-every"),
-        (["train", "demo", "--redi"], "--redivide-every"),  # demo is a command too
+        (["train", "--redivide-e"], "--redivide-every"),
+        (["train", "demo", "--redivide-e"], "--redivide-every"),  # demo is a command too
         (["evaluate", "run", "demo", "--cluste"], "--clustering"),
         (["train", "--lr", "1", "--divide-by", "im"], "image"),
     ],

@@ -330,7 +330,7 @@ def test_a_vector_model_needs_neither_timm_nor_torchvision(tmp_path: Path) -> No
 
 
 def test_the_names_that_are_known_without_an_import_are_those_of_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_source, old = model_names._backbones_in_source()
+    in_source, old, _ = model_names._backbones_in_source()
     assert in_source == set(timm.list_models())
     assert old
     assert all(timm.is_model(name) for name in old)
@@ -341,7 +341,7 @@ def test_the_names_that_are_known_without_an_import_are_those_of_the_packages(mo
     built_in = {name for name, kind in methods().items() if kind.__module__.startswith("divcon.")}
     assert built_in == set(model_names.METHODS)
     # Names that other packages' sources do not show are left to their own registry.
-    monkeypatch.setattr(model_names, "_backbones_in_source", lambda: (frozenset(), frozenset()))
+    monkeypatch.setattr(model_names, "_backbones_in_source", lambda: (frozenset(), frozenset(), ()))
     without = {name: module for name, module in sys.modules.items() if name != "timm"}
     monkeypatch.setattr(model_names.sys, "modules", without)
     model_names.check_backbone_name("of_another_version")

@@ -175,7 +175,10 @@ class TestColumns:
             ({"label": LABELS[1:]}, r"table: is no table of columns of one length"),
             ({"split": [*SPLIT[:-1], "tset"]}, r"table row 7: the split is 'tset'"),
             ({"path": [*FOUR[:-1], "d/gone.png"]}, r"table row 7: d/gone\.png: there is no such file"),
-            ({"path": None, "pths": FOUR}, r"table: there is no column 'path' among .*; rename 'pths'"),
+            (
+                {"path": None, "pths": [*"abcdefgh"]},
+                r"table: there is no column 'path' among .*; rename 'pths'",
+            ),
             ({"image": [7] * 8}, r"table: the column 'image' holds int64, not encoded images"),
             (
                 {"embedding": [[1.0, 2.0]] * 7 + [[1.0]]},

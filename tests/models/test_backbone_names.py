@@ -227,7 +227,7 @@ def test_a_repository_of_the_hub_is_a_backbone(
     assert done.about["model"]["backbone"] == "hf-hub:user/model"
     dc.export(run, tmp_path / "hf", "hf")
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert "base_model: user/model" in card and "`user/model` of the Hugging Face hub" in card
+    assert "base_model: user/model" in card and "`user/model` of the Hugging Face Hub" in card
     broken = json.loads((tmp_path / "hf" / "config.json").read_text())
     del broken["backbone_config"]["architecture"]
     (tmp_path / "hf" / "config.json").write_text(json.dumps(broken))

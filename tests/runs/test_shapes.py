@@ -17,7 +17,7 @@ from divcon.config.settings import RunConfig
 from divcon.data.benchmark import Benchmark
 from divcon.data.loading import Decoded, batches_of, collate
 from divcon.errors import ConfigError, RunError
-from divcon.models.backbone import takes_any_size
+from divcon.models.backbone import sizes_of
 from divcon.training.loader import training_transform
 
 Run = Callable[..., tuple[int, str, str]]
@@ -160,5 +160,5 @@ def test_what_a_backbone_does_not_take() -> None:
         dc.EmbeddingModel("test_vit", 8, 1, pretrained=False, image_size=(64, 40))
     with pytest.raises(ConfigError, match=r"`fit`.*squosh.*squash"):
         dc.EmbeddingModel("test_resnet", 8, 1, pretrained=False, fit="squosh")
-    assert takes_any_size("resnet50.tv_in1k") and takes_any_size("tf_efficientnet_lite0")
-    assert not takes_any_size("vit_small_patch16_224") and not takes_any_size("my_module:Net")
+    assert all(sizes_of(name)["any_size"] for name in ("resnet50.tv_in1k", "tf_efficientnet_lite0"))
+    assert not any(sizes_of(name)["any_size"] for name in ("vit_small_patch16_224", "my_module:Net"))

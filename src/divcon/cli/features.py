@@ -27,7 +27,6 @@ from divcon.cli.app import (
     read_data,
 )
 from divcon.config.settings import Fit, ModelConfig
-from divcon.data.columns import VECTOR_COLUMN
 from divcon.errors import ConfigError, DataError
 from divcon.runtime.files import check_writable
 
@@ -191,6 +190,7 @@ def _texts_alone(
     options: dict[str, Any],
 ) -> None:
     """The vectors of a table's texts, as the benchmark that the table is."""
+    from divcon.data.columns import VECTOR_COLUMN
     from divcon.data.read import read
     from divcon.data.readers.vectors import write_benchmark_vectors
     from divcon.models.text import as_vectors

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import timm
-
 import divcon
 from divcon.config.backbone_names import HUB
 from divcon.config.files import as_yaml
@@ -274,6 +272,8 @@ def backbone_origin(model: EmbeddingModel, trained: tuple[RunConfig, dict[str, A
         return Origin(f"**{TO_FILL_IN}:** weights from a file, `{config.model.weights.name}`")
     if not config.model.pretrained:
         return Origin("none: training started from random weights")
+    import timm  # takes seconds, and models of vectors need none of it
+
     known = None if is_sourced(name) else timm.get_pretrained_cfg(name, allow_unregistered=True)
     return Origin(by_timm, known.hf_hub_id if known else on_hub)
 
@@ -282,6 +282,8 @@ def _by_timm(name: str) -> str:
     if is_sourced(name):
         where = f"`{repository_of(name)[0]}` of the Hugging Face Hub" if name.startswith(HUB) else "a folder"
         return f"the weights of {where}; **{TO_FILL_IN}:** their licence"
+    import timm
+
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if known is None or not known.license:
         return f"timm does not say: **{TO_FILL_IN}**"
