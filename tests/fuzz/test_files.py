@@ -146,10 +146,8 @@ def test_no_pickle_is_ever_loaded() -> None:
     source = Path(__file__).parents[2] / "src"
     for path in source.rglob("*.py"):
         text = path.read_text()
-        if path.parts[-2:] == (
-            "search",
-            "sources.py",
-        ):  # what the processes of one Ray cluster send each other, as Ray itself does
+        # What the processes of one Ray cluster send each other, as Ray itself does.
+        if path.parts[-2:] == ("search", "sources.py"):
             assert text.count("pickle.loads(content)") == 1
             text = text.replace("pickle.loads(content)", "")
         for call in re.finditer(r"torch\.load\((?:[^()]|\([^()]*\))*\)", text):
