@@ -82,7 +82,7 @@ def test_other_kinds_of_faiss_index(indexed: Path, tmp_path: Path) -> None:
     assert (done.index, done.items) == ("IVF4,Flat", N)
     assert done.recall is not None and 0.2 < done.recall < 1  # it looks into one of four lists
     done = export_items(indexed / "store", tmp_path / "b.faiss", "faiss", faiss_index="HNSW16")
-    assert done.recall == 1
+    assert done.recall is not None and done.recall > 0.95  # its graph depends on the order in which threads build it
     with pytest.raises(ConfigError, match="FAISS cannot build it of 55 vectors of 8 dimensions"):
         export_items(indexed / "store", tmp_path / "c.faiss", "faiss", faiss_index="Flt")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
