@@ -159,3 +159,8 @@ def error_of(text: str | bytes) -> DivconError:
     if isinstance(kind, type) and issubclass(kind, DivconError) and kind.__init__ is Exception.__init__:
         return kind(saved["message"])
     return DivconError(saved["message"])
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, without the trace that may follow; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from divcon.data.tables import IMAGE_COLUMN, SourceName, first_line, where_in
+from divcon.data.tables import IMAGE_COLUMN, SourceName, where_in
 from divcon.data.tar_members import TarMembers
-from divcon.errors import DataError, ImageError
+from divcon.errors import DataError, ImageError, first_line
 from divcon.runtime.copies import opened, read_file
 
 pc: Any = pyarrow.compute

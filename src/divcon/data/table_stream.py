@@ -20,13 +20,12 @@ from divcon.data.tables import (
     Tables,
     column_names,
     delimiter,
-    first_line,
     kinds_in_csv,
     lines_before_header,
     other_columns,
     tables_in_memory,
 )
-from divcon.errors import DataError
+from divcon.errors import DataError, first_line
 from divcon.runtime.copies import opened
 
 CSV_BLOCK = 1 << 22

@@ -56,7 +56,7 @@ from divcon.data.table_format import (
     source_for_arrow,
     table_suffix,
 )
-from divcon.errors import DataError
+from divcon.errors import DataError, first_line
 from divcon.runtime.copies import open_binary, opened, size_of
 from divcon.runtime.places import text_of
 
@@ -77,7 +77,6 @@ __all__ = [
     "TableFile",
     "Tables",
     "array_column",
-    "first_line",
     "is_in_memory",
     "is_parquet",
     "is_table",
@@ -673,11 +672,6 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     except csv.Error as bad:
         return f"{path}: this is not a CSV ({bad})"
     return f"{path}: this is not a CSV that can be read ({first_line(error)})"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error of Arrow's, without the stack trace that may follow."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class SourceName(str):

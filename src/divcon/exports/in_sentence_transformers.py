@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from sentence_transformers.base.modules import InputModule
 
 from divcon.data.loading import needed_pixels
 from divcon.models import EmbeddingModel
@@ -17,13 +18,8 @@ from divcon.models.batches import input_batches
 from divcon.models.inputs import as_set
 from divcon.runtime.context import DEFAULT
 
-try:
-    from sentence_transformers.base.modules import InputModule
-except ImportError:  # before version 5.4
-    from sentence_transformers.models import InputModule  # type: ignore[no-redef,import-not-found]
 
-
-class Embedding(InputModule):  # type: ignore[misc]
+class Embedding(InputModule):
     """Images to embeddings, (B, D) float32 of length one: those of `EmbeddingModel.encode`.
 
     Args:
@@ -54,8 +50,6 @@ class Embedding(InputModule):  # type: ignore[misc]
             pixels.update(zip(rows.tolist(), batch, strict=True))
         return {"pixels": torch.stack([pixels[row] for row in range(len(images))])}
 
-    tokenize = preprocess  # its name before version 5.4
-
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         features["sentence_embedding"] = self.model(self.model.normalize(features["pixels"]))
         return features
@@ -63,8 +57,6 @@ class Embedding(InputModule):  # type: ignore[misc]
     def get_embedding_dimension(self) -> int:
         """D."""
         return self.model.embedding_dim
-
-    get_sentence_embedding_dimension = get_embedding_dimension  # its name before version 5.4
 
     def get_config_dict(self) -> dict[str, Any]:
         return self.model.config

@@ -95,14 +95,11 @@ class EmbeddedItems:
         labels = self.labels
         if labels is None:
             return None
+        known = pa.array(labels, pa.string())
         first = self.neighbours[0][:, 0]
-        predicted = [labels[row] for row in first]
-        counts: dict[str | None, int] = {}
-        for label in labels:
-            counts[label] = counts.get(label, 0) + 1
-        judged = np.array([label is not None and counts[label] > 1 for label in labels])
-        right = np.array([label == other for label, other in zip(labels, predicted, strict=True)])
-        return predicted, right & judged, judged
+        code = known.dictionary_encode().indices.fill_null(-1).to_numpy()
+        judged = (code >= 0) & (np.bincount(code + 1)[code + 1] > 1)
+        return known.take(pa.array(first)).to_pylist(), (code == code[first]) & judged, judged
 
     def map(self, by: By | Literal["auto"]) -> np.ndarray:
         """(N, 2) float32 coordinates, -1 to 1; those of the index's own map where it is of all items."""

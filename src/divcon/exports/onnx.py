@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from divcon.errors import ConfigError
-from divcon.exports.precision import Data, Precision, as_fp16, as_int8, check, compare, pixel_batches
-from divcon.exports.program import KEY, check_equal, example, first_line, named, trace
+from divcon.errors import ConfigError, first_line
+from divcon.exports.precision import Data, Precision, as_fp16, as_int8, checked, pixel_batches
+from divcon.exports.program import KEY, example, named, trace
 from divcon.models import EmbeddingModel
 from divcon.runtime.files import atomic_write
 
@@ -46,7 +46,6 @@ def write_onnx(
     import onnxruntime
 
     content = converted(model, learner, about, precision, data)
-    scores = None
     with atomic_write(out) as beside:
         beside.write_bytes(content)
         session = onnxruntime.InferenceSession(str(beside), providers=["CPUExecutionProvider"])
@@ -55,12 +54,8 @@ def write_onnx(
             (embeddings,) = session.run(None, {about["input"]["name"]: images.numpy()})
             return torch.from_numpy(embeddings)
 
-        if precision == "fp32":
-            difference = check_equal(model, learner, embed, out)
-        else:
-            difference = check_equal(model, learner, embed, out, tolerance=None)
-            scores = compare(model, learner, embed, data)
-            check(scores, precision, out)
+        difference, scores = checked(model, learner, embed, out, precision, data)
+        if scores is not None:
             beside.write_bytes(_with_about(content, {**about, "precision": precision, "compared": scores}))
     return f"ONNX Runtime {onnxruntime.__version__}", difference, scores
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from divcon.errors import OutputError
 from divcon.exports.onnx import converted
-from divcon.exports.precision import Data, Precision, check, compare
-from divcon.exports.program import KEY, check_equal
+from divcon.exports.precision import Data, Precision, checked
+from divcon.exports.program import KEY
 from divcon.models import EmbeddingModel
 
 
@@ -53,13 +53,7 @@ def write_openvino(
             def embed(images: Tensor) -> Tensor:
                 return torch.from_numpy(run({about["input"]["name"]: images.numpy()})[0].copy())
 
-            scores = None
-            if precision == "fp32":
-                difference = check_equal(model, learner, embed, out)
-            else:
-                difference = check_equal(model, learner, embed, out, tolerance=None)
-                scores = compare(model, learner, embed, data)
-                check(scores, precision, out)
+            difference, scores = checked(model, learner, embed, out, precision, data)
             for suffix in (".bin", ".xml"):
                 new.with_suffix(suffix).replace(out.with_suffix(suffix))
     except OSError as error:

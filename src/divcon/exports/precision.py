@@ -16,10 +16,10 @@ from torch import Tensor
 
 from divcon.data.benchmark import Benchmark
 from divcon.data.labeled_set import LabeledSet
-from divcon.errors import ConfigError, DataError, OutputError
+from divcon.errors import ConfigError, DataError, OutputError, first_line
 from divcon.evaluation.retrieval import retrieval_metrics
 from divcon.evaluation.subspaces import sample_of
-from divcon.exports.program import Embedder, example, first_line
+from divcon.exports.program import Embedder, check_equal, example
 from divcon.models import EmbeddingModel
 from divcon.models.batches import input_batches
 from divcon.runtime.context import DEFAULT, Context
@@ -157,6 +157,33 @@ def compare(
             scores = retrieval_metrics(embeddings, data.compared.labels, recall_at=(1,))
             result[name] = float(scores["recall_at_1"])
     return result
+
+
+def checked(
+    model: EmbeddingModel,
+    learner: int | None,
+    embed: Callable[[Tensor], Tensor],
+    out: object,
+    precision: Precision,
+    data: Data | None,
+) -> tuple[float, dict[str, Any] | None]:
+    """The largest difference of an exported model's embeddings from the model's, and at a lower precision what
+    `compare` says of it.
+
+    Args:
+        embed: by the exported model.
+        out: the file, for messages.
+        data: see `compare`.
+
+    Raises:
+        OutputError: the embeddings are not those of the model, or, at a lower precision, hardly.
+    """
+    if precision == "fp32":
+        return check_equal(model, learner, embed, out), None
+    difference = check_equal(model, learner, embed, out, tolerance=None)
+    scores = compare(model, learner, embed, data)
+    check(scores, precision, out)
+    return difference, scores
 
 
 def check(scores: Mapping[str, Any], precision: Precision, out: object) -> None:

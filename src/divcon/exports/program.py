@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import divcon
 from divcon.config.image_size import height_width
-from divcon.errors import ConfigError, OutputError
+from divcon.errors import ConfigError, OutputError, first_line
 from divcon.models import EmbeddingModel
 from divcon.models.preprocessing import about_preprocessing
 from divcon.runs.folder import RunFolder
@@ -113,11 +113,6 @@ def check_equal(
 def named(model: EmbeddingModel) -> str:
     """The model, for messages."""
     return f"backbone {model.config['backbone']} with method {model.config['method']}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 KEY = "divcon"

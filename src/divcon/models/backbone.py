@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from divcon.config.backbone_names import canonical
 from divcon.config.image_size import ImageSize, height_width, saved_size
-from divcon.errors import ConfigError, WeightsError, unknown
+from divcon.errors import ConfigError, WeightsError, first_line, unknown
 from divcon.models.names import AUTO, VECTOR_BACKBONES, check_backbone_name
 from divcon.models.sources import arguments_in, is_sourced, read_source, weights_file
 from divcon.models.weights import bundled_file, check_download, local_file, no_weights
@@ -290,9 +290,8 @@ def create_backbone(
                 f"backbone {name!r}: timm cannot create it at {saved_size(image_size)} pixels ({error})",
                 field=("backbone", "image_size"),
             ) from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "" if cached is None else f" from {cached[0]}"
-        raise no_weights(name, f"its pretrained weights could not be loaded{where} ({first})") from error
+        raise no_weights(name, f"its pretrained weights could not be loaded{where} ({first_line(error)})") from error
     _check_patches(name, backbone, image_size)
 
     if weights is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from divcon.config.backbone_names import FOLDER, HUB, SOURCES
-from divcon.errors import WeightsError
+from divcon.errors import WeightsError, first_line
 from divcon.models.weights import check_answers, no_weights
 
 CONFIG = "config.json"
@@ -101,5 +101,4 @@ def _file(name: str, names: tuple[str, ...]) -> Path:
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise no_weights(name, f"{file} could not be downloaded ({first})") from error
+        raise no_weights(name, f"{file} could not be downloaded ({first_line(error)})") from error

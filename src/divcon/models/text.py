@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from divcon.data.columns import VECTOR_COLUMN
 from divcon.data.tables import is_plain_table, whole_table
-from divcon.errors import ConfigError, DataError, WeightsError
+from divcon.errors import ConfigError, DataError, WeightsError, first_line
 from divcon.models.weights import check_answers
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TextModel:
                 self.name, device=str(device), local_files_only=at_hand
             )
         except Exception as error:  # of any kind, by what is wrong with the files or the network
-            raise self._failed((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+            raise self._failed(first_line(error)) from error
 
     @property
     def _repository(self) -> str:
@@ -80,11 +80,6 @@ class TextModel:
             f"text model {self.name!r}: cannot be loaded ({why}); name a model of sentence-transformers on the Hugging "
             "Face hub, or a folder of one (`text_model=FOLDER`); HF_HOME names a cache that has it"
         )
-
-    @property
-    def dim(self) -> int:
-        """F, the length of a vector."""
-        return len(self.encode(["a"])[0])
 
     def encode(self, texts: Sequence[str | None], *, batch_size: int = 128) -> Float32[np.ndarray, "N F"]:
         """The vectors of texts, each of length one; of an empty or missing text, zeros. A text that is longer than the

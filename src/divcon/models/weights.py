@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, getproxies, urlopen
 
-from divcon.errors import WeightsError
+from divcon.errors import WeightsError, first_line
 
 SECONDS = 4.0
 """The time in which a server has to answer before anything is downloaded, unless HF_HUB_ETAG_TIMEOUT says otherwise; a
@@ -231,14 +231,16 @@ def _why(server: str, error: BaseException) -> str:
     if status is not None:
         return f"{server} answers with an error (HTTP {status}); try again later"
     if kinds & {"ProxyError"}:
-        return f"the proxy does not connect to {server} ({_short(error)})"
+        return f"the proxy does not connect to {server} ({first_line(error)})"
     if any(isinstance(each, socket.gaierror) for each in chain):
         return f"{server} cannot be found: no network, or no name server"
     if any(isinstance(each, ssl.SSLError) for each in chain):
-        return f"the connection to {server} is not trusted ({_short(error)}); SSL_CERT_FILE names other certificates"
+        return (
+            f"the connection to {server} is not trusted ({first_line(error)}); SSL_CERT_FILE names other certificates"
+        )
     if any(isinstance(each, TimeoutError) for each in chain) or any("Timeout" in kind for kind in kinds):
         return f"{server} did not answer in {_seconds():g} seconds{_by_proxy()} (HF_HUB_ETAG_TIMEOUT waits longer)"
-    return f"{server} cannot be reached{_by_proxy()} ({_short(chain[-1])})"
+    return f"{server} cannot be reached{_by_proxy()} ({first_line(chain[-1])})"
 
 
 def _by_proxy() -> str:
@@ -252,10 +254,6 @@ def _status(error: BaseException) -> int | None:
     """The status of the answer that an error of an HTTP client is about."""
     code = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
     return code if isinstance(code, int) else None
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _efficientnet_lite0_file() -> str | None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from divcon.data.labeled_set import LabeledSet
 from divcon.division import Division
-from divcon.errors import ConfigError, Stopped
+from divcon.errors import ConfigError, Stopped, first_line
 from divcon.evaluation.metrics import scores_in
 from divcon.runs.callbacks import TRACKERS_FILE, Callback, read_identities
 from divcon.runs.sheets import Examples, cluster_sheet, flow_sheet, neighbour_sheet
@@ -95,7 +95,7 @@ class Tracker(Callback, ABC):
             identity = self.open(run, settings, known.get(self.name) if done else None, done)
         except (Exception, SystemExit) as error:
             raise ConfigError(
-                f"the tracker {self.name} cannot begin: {_first_line(error)}; set it up, or leave it out"
+                f"the tracker {self.name} cannot begin: {first_line(error)}; set it up, or leave it out"
             ) from error
         with atomic_write(run / TRACKERS_FILE) as beside:
             beside.write_text(json.dumps(known | {self.name: identity}, indent=1) + "\n")
@@ -143,12 +143,7 @@ class Tracker(Callback, ABC):
             send()
         except Exception as error:
             self._broken = True
-            self._warn(f"the tracker {self.name} failed ({_first_line(error)}); the run goes on without it")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+            self._warn(f"the tracker {self.name} failed ({first_line(error)}); the run goes on without it")
 
 
 def run_name(run: Path) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from divcon.errors import ConfigError, OutputError, WorkerError
+from divcon.errors import ConfigError, OutputError, WorkerError, first_line
 
 INSTALL = 'install it with: pip install "divcon[ray]"'
 _SECONDS = 10
@@ -208,7 +208,7 @@ def check_nodes(ray: Any, paths: Sequence[str], folder: str | None) -> None:
             except ray.exceptions.RayError as error:
                 if isinstance(error, (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)):
                     continue  # it has left the cluster, which goes on without it
-                raise WorkerError(f"node {name} of the Ray cluster does not answer ({_first_line(error)})") from None
+                raise WorkerError(f"node {name} of the Ray cluster does not answer ({first_line(error)})") from None
             if version != divcon.__version__:
                 has = "no divcon" if version is None else f"divcon {version}"
                 raise ConfigError(
@@ -228,8 +228,3 @@ def check_nodes(ray: Any, paths: Sequence[str], folder: str | None) -> None:
     finally:
         if token is not None:
             token.unlink(missing_ok=True)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -35,14 +35,13 @@ from divcon.data.tables import (
     PARQUET_SUFFIXES,
     TableFile,
     Tables,
-    first_line,
     is_in_memory,
     load_tables,
     metadata_of,
     tables_in_memory,
     where_in,
 )
-from divcon.errors import ConfigError, DataError
+from divcon.errors import ConfigError, DataError, first_line
 from divcon.runtime.context import DEFAULT, Context
 from divcon.runtime.places import is_url, text_of, without_secrets
 

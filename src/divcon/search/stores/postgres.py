@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import numpy as np
 import pyarrow as pa
 
-from divcon.errors import ConfigError, StoreError
+from divcon.errors import ConfigError, StoreError, first_line
 from divcon.search.about import About, Column
 from divcon.search.filters import Condition
 from divcon.search.stores.base import (
@@ -383,7 +383,7 @@ class Connections:
         except self.psycopg.Error as error:
             if isinstance(error, self.psycopg.errors.UndefinedTable):
                 raise MissingTable(f"{self._shown}: {NO_INDEX}") from None
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise StoreError(f"{self._shown}: {reason}") from None
 
     def close(self) -> None:

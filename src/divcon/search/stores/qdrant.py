@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 import pyarrow as pa
 
-from divcon.errors import ConfigError, StoreError
+from divcon.errors import ConfigError, StoreError, first_line
 from divcon.runtime.lease import Lease
 from divcon.search.about import About
 from divcon.search.filters import Condition, matches
@@ -370,4 +370,4 @@ def _in_words(error: Exception) -> str:
         return f"the server cannot be reached ({error})"
     with suppress(ValueError, TypeError, KeyError, AttributeError):
         return str(json.loads(error.content)["status"]["error"])  # type: ignore[attr-defined]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
