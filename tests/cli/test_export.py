@@ -171,6 +171,7 @@ def test_wrong_options_are_reported_before_any_work(command: Command, folder: Pa
         return " ".join(err.split())
 
     assert "no model there (config.json is missing)" in refused(tmp_path, "--out", tmp_path / "a.onnx")
+    assert "no model there (there is no such folder)" in refused(tmp_path / "nothing", "--out", tmp_path / "a.onnx")
     assert "ends in .onnx" in refused(tmp_path / "nothing", "--out", tmp_path / "a")
     assert "format torch is one file" in refused(tmp_path, "--format", "torch", "--out", tmp_path / "a.onnx")
     assert "--scores" in refused(folder / "run", "--out", tmp_path / "a.onnx", "--scores", folder / "scores.json")

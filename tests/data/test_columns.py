@@ -90,6 +90,21 @@ def test_truth_values_that_are_no_split(folder):
         assert not any("is_train" in note for note in data.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "odd"),
+    [
+        ("is_train", [True, True, "", True, False, False, "", False], "line 4: the column 'is_train' is empty here"),
+        ("subset", ["train"] * 3 + ["?"] + ["test"] * 4, "line 5: the column 'subset' is '?'"),
+    ],
+)
+def test_a_split_with_a_gap_is_said(folder, name, values, odd):
+    path = table(folder, path=NAMES, label=LABELS, **{name: values})
+    notes = dc.read(path).notes
+    assert any(odd in note and "not taken for the split" in note and "`split_column`" in note for note in notes)
+    with pytest.raises(DataError, match=r"line [45]"):
+        dc.read(path, split_column=name)
+
+
 def test_a_column_for_each_number_of_a_vector(tmp_path):
     columns = {f"f{i}": [0.5] * 8 for i in range(4)}
     with pytest.raises(DataError, match="if 'f0' to 'f3' are a vector, write it as one column embedding"):

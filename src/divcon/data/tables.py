@@ -774,14 +774,12 @@ class Tables:
     """The columns among COLUMNS that were guessed from a name other than divcon's."""
     roles: tuple[Roles, ...] = ()
     """Of each file, or of the table in memory."""
-    misnamed: tuple[str, ...] = ()
-    """Notes of files that hold another format than their names say."""
+    odd: tuple[str, ...] = ()
+    """Notes of files that hold another format than their names say, and of a column that is no split."""
 
     def notes(self) -> list[str]:
         """What a person should know of how the tables were read, each note once."""
-        return list(
-            dict.fromkeys([*(note for roles in self.roles for note in roles.notes(self.guessed)), *self.misnamed])
-        )
+        return list(dict.fromkeys([*(note for roles in self.roles for note in roles.notes(self.guessed)), *self.odd]))
 
     def require(self, names: Iterable[str], hint: str) -> None:
         """Raise DataError if a table lacks a column, naming those it has."""
@@ -845,7 +843,7 @@ def load_tables(
         value_column=value_column,
         guessed=guessed,
         roles=tuple(one.roles for one in loaded),
-        misnamed=tuple(misnamed),
+        odd=tuple(misnamed),
     )
 
 

@@ -85,7 +85,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         advice = "; its run has not saved an epoch yet: go on with `resume=True`" if folder.name == "model" else ""
         if not folder.exists() and url_of(folder) is None and hub.is_name(str(folder)):
             advice = f"; of the Hugging Face Hub, write hf://{folder}"
-        raise WeightsError(f"{folder}: no model there (config.json is missing){advice}") from None
+        missing = "config.json is missing" if folder.exists() else "there is no such folder"
+        raise WeightsError(f"{folder}: no model there ({missing}){advice}") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{file}: damaged ({error})") from None
     if not isinstance(config, dict) or "format" not in config:

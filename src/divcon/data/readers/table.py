@@ -604,16 +604,26 @@ def _divided_groups(images: LabeledSet, names: Sequence[str] | None, sides: tupl
 
 def _without_odd_split(tables: Tables) -> Tables:
     """The tables without a column that was taken for the split by its name, and holds other words than splits, or is a
-    truth value that is the same in all rows."""
+    truth value that is the same in all rows; with a note where some rows have a split in it."""
     if "split" not in tables.guessed:
         return tables
     is_flag = all(split_flag(roles.names.get("split", "")) for roles in tables.roles)
     is_same = is_flag and pc.count_distinct(tables.rows["split"]).as_py() < 2
-    if not is_same and places_among(tables.rows["split"], SPLITS)[1] is None:
+    places, unknown = places_among(tables.rows["split"], SPLITS)
+    if not is_same and unknown is None:
         return tables
     columns = tuple(names - {"split"} for names in tables.columns)
+    notes, odd = tables.odd, places < 0
+    if odd.any() and not odd.all():
+        column, row = tables.roles[0].names.get("split", "split"), int(np.argmax(odd))
+        value = "is empty" if not unknown else f"is {unknown!r}"
+        notes += (
+            f"{where_in(tables.source, row)}the column {column!r} {value} here, so it is not taken for the split "
+            f"({counted(odd.sum(), 'row')} of {len(odd):,} say no split); fill in all rows, or choose another with "
+            "`split_column`",
+        )
     guessed = tables.guessed - {"split"}
-    return replace(tables, rows=tables.rows.drop_columns(["split"]), columns=columns, guessed=guessed)
+    return replace(tables, rows=tables.rows.drop_columns(["split"]), columns=columns, guessed=guessed, odd=notes)
 
 
 def images_of_tables(
