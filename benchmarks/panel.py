@@ -101,7 +101,7 @@ SETS = {
     "photos": Set("photographs composited on backgrounds", photos("photos"), train={"epochs": 30}),
     "demo": Set("the demo's icons", lambda data, place: None, "demo", train={"epochs": 30}),
     "icons-2000": Set("icons of 2,000 classes", icons("--classes", 2000, "--seed", 0), "icons", 32),
-    "characters": Set("characters of many fonts", characters, size=32, train={"epochs": 20, "flip": False}),
+    "characters": Set("characters of many fonts", characters, size=32, train={"flip": False}),
     "icons": Set("all icons", icons(), "icons", 32, {"epochs": 18}),
 }
 

@@ -90,7 +90,9 @@ def test_a_stop_within_an_epoch_loses_none_of_its_values(few: Benchmark, tiny_mo
     np.testing.assert_array_equal([r.loss for r in resumed], [r.loss for r in straight])
 
 
-def test_by_default_images_of_several_learners_are_distilled(few: Benchmark, tiny_model: Make) -> None:
+def test_a_run_of_an_earlier_version_is_distilled_as_it_was(few: Benchmark, tiny_model: Make) -> None:
+    """It kept null where the weight was chosen: images of several learners were distilled."""
+    assert dc.TrainConfig().distill_weight == 0
     default = replace(CONFIG, epochs=1, finetune_epoch=1, joint_epoch=1, distill_weight=None)
     assert next(dc.train(tiny_model(num_learners=2), few.train, default)).distillation is not None
     assert next(dc.train(tiny_model(num_learners=1), few.train, default)).distillation is None

@@ -246,10 +246,10 @@ class TrainConfig:
     full_weight: float = setting(1.0, before=0.0)
     """Weight, until the joint phase, of a loss on the full embedding added to the learner's, on the same batch (ours);
     0: the learner's loss alone, as in both papers."""
-    distill_weight: float | None = setting(None, before=0.0)
+    distill_weight: float | None = 0.0
     """Weight of similarity distillation (S2SD, Roth et al., ICML 2021): on each batch the full embedding learns the
-    similarities of the pooled features that it is computed from; 0: none. None: 50 for images with several learners,
-    else 0: the features of vectors hardly train, and the embedding would learn to stay as they are."""
+    similarities of the pooled features that it is computed from; 50 is usual, 0: none. null, in runs of earlier
+    versions: 50 for images with several learners, else 0."""
     distill_temperature: float = setting(1.0, before=1.0)
     """Temperature of `distill_weight`: cosines are divided by it before the softmax."""
     joint_epoch: int | None = None
